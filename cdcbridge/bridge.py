@@ -1,0 +1,311 @@
+"""The bridge: from the slot to the store, and back the LSN that PostgreSQL may forget. Read top to bottom.
+
+A session takes the lead, compares histories, and pumps: read, append, confirm. It neither decodes nor routes nor
+filters, and never confirms what the store has not committed. Whatever breaks ends the session; the next one starts
+from what the store holds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+import tenacity
+
+from cdcbridge.appender import Appender
+from cdcbridge.catalog import SourceCatalog
+from cdcbridge.collect import Collector
+from cdcbridge.config import Config
+from cdcbridge.database import connect_source
+from cdcbridge.decoders.pgoutput import PgoutputDecoder
+from cdcbridge.decoders.wal2json import Wal2jsonDecoder
+from cdcbridge.errors import DecodeError, NotLeader, OperatorNeeded, SourceUnavailable, StoreUnavailable
+from cdcbridge.housekeeping import Housekeeper
+from cdcbridge.lsn import format_lsn
+from cdcbridge.pgtypes import Types
+from cdcbridge.position import Progress
+from cdcbridge.replication import ReplicationStream, payload, start_lsn
+from cdcbridge.setup import Ready, prepare
+from cdcbridge.store import Store
+
+BATCH_ROWS: Final = 5_000  # rows of one append: enough that its commit costs little, few enough to stay in cache
+BATCH_BYTES: Final = 4 << 20  # bytes of one append; two batches are in memory at most, beside one message
+_STATUS_SHARE: Final = 4  # status updates in one wal_sender_timeout
+_LONGEST_STATUS_INTERVAL: Final = 5.0
+_STANDBY_INTERVAL: Final = 1.0
+_LOST: Final = re.compile(r'no tuple identifier for (UPDATE|DELETE) in table "(.+)"\."(.+)"')
+log = structlog.get_logger()
+
+
+class Bridge:
+    """run() until stop(); `wait` False gives up at once where another bridge leads."""
+
+    def __init__(self, config: Config, *, wait: bool = True) -> None:
+        self._config = config
+        self._wait = wait
+        self._stopping = threading.Event()
+        self._stop_read, self._stop_write = os.pipe()
+        self._streamed = False
+
+    def stop(self) -> None:
+        """End after the append that is under way. Safe in a signal handler and from another thread."""
+        self._stopping.set()
+        os.write(self._stop_write, b"x")
+
+    def run(self) -> None:
+        """Stream until stopped. Servers that go away are waited for; what needs an operator is raised."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((SourceUnavailable, StoreUnavailable, NotLeader)),
+            wait=self._backoff,
+            sleep=self._stopping.wait,  # type: ignore[arg-type]
+            stop=tenacity.stop_when_event_set(self._stopping),
+            before_sleep=_tell_retry,
+            reraise=True,
+        )
+        while not self._stopping.is_set():
+            self._streamed = False
+            try:
+                retrying(self._session)
+            except (SourceUnavailable, StoreUnavailable, NotLeader):
+                if not self._wait or not self._stopping.is_set():
+                    raise
+        log.info("bridge.stopped")
+
+    def _backoff(self, state: tenacity.RetryCallState) -> float:
+        """Exponential with jitter, from 0.1 s to 10 s; anew after each session that streamed."""
+        if self._streamed:
+            state.attempt_number, self._streamed = 1, False
+        return tenacity.wait_random_exponential(multiplier=0.1, max=10)(state)
+
+    def _session(self) -> None:
+        store = Store(self._config.store_dsn, self._config.store.schema_)
+        try:
+            if self._take_lead(store):
+                self._lead(store)
+        finally:
+            store.close()
+
+    def _take_lead(self, store: Store) -> bool:
+        """Whether this bridge leads now; as stand-by it waits for the lead, False when stopped meanwhile."""
+        told = False
+        store.migrate()
+        while not store.try_lead():
+            if not self._wait:
+                raise NotLeader(f"another bridge leads: {store.leader()}")
+            if not told:
+                log.info("bridge.standby", leader=store.leader())
+                told = True
+            if self._stopping.wait(_STANDBY_INTERVAL):
+                return False
+        return True
+
+    def _lead(self, store: Store) -> None:
+        """Prepare both sides, then stream until stopped, or until a transaction begun under older options is done."""
+        notices: list[str] = []
+        stream = ReplicationStream(self._config.source_dsn, notices.append)
+        try:
+            ready = prepare(self._config, store, stream)
+            epoch = store.begin_epoch()
+            log.info(
+                "bridge.streaming",
+                slot=self._config.source.slot,
+                plugin=ready.plugin,
+                epoch=epoch,
+                start_lsn=format_lsn(ready.tail.end_lsn),
+                position=str(ready.tail.position),
+                consumers=len(ready.subscriptions),
+            )
+            with (
+                connect_source(self._config.source_dsn, "cdcbridge catalog") as catalog_session,
+                Housekeeper(self._config),
+            ):
+                catalog = SourceCatalog(catalog_session, ready.router, store.catalog())
+                ready.start(stream, self._config.source.slot)
+                self._streamed = True
+                _Pump(self._config, store, stream, ready, catalog, notices, self._stop_read).run(self._stopping)
+        finally:
+            stream.close()
+
+
+class _Pump:
+    """One streaming session: the loop, and its state."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        stream: ReplicationStream,
+        ready: Ready,
+        catalog: SourceCatalog,
+        notices: list[str],
+        stop_fd: int,
+    ) -> None:
+        self._stream = stream
+        self._ready = ready
+        self._catalog = catalog
+        self._notices = notices
+        self._decode = _decoder(ready, catalog)
+        self._collector = Collector(ready.router, config.store.partitions, ready.tail.position, ready.tail.end_lsn)
+        self._progress = Progress(ready.tail.end_lsn, ready.tail.end_lsn, ready.tail.end_lsn)
+        self._appender = Appender(store)
+        self._idle_interval = config.source.heartbeat_interval
+        self._status_interval = _status_interval(ready.wal_sender_timeout)
+        self._next_status = self._next_idle_append = 0.0
+        self._drained = False
+        self._appending = selectors.DefaultSelector()
+        self._anything = selectors.DefaultSelector()
+        for selector in (self._appending, self._anything):
+            selector.register(self._appender, selectors.EVENT_READ)
+            selector.register(stop_fd, selectors.EVENT_READ)
+        self._anything.register(stream, selectors.EVENT_READ)
+
+    def run(self, stopping: threading.Event) -> None:
+        try:
+            while not stopping.is_set() and not self._finished_unfinished():
+                self._read()
+                self._append()
+                self._confirm()
+                self._sleep()
+            self._leave()
+        finally:
+            self._appender.close()
+            self._appending.close()
+            self._anything.close()
+
+    # the three steps
+
+    def _read(self) -> None:
+        """Decode and collect what has arrived, up to a full batch."""
+        if self._full():
+            return
+        feed, decode, collector = self._collector.feed, self._decode, self._collector
+        self._stream.receive()
+        message = b""
+        try:
+            for message in self._stream.messages():
+                event = decode(payload(message))
+                if event is not None:
+                    feed(event)
+                    if collector.size >= BATCH_BYTES or collector.rows >= BATCH_ROWS:
+                        self._drained = False
+                        break
+            else:
+                self._drained = True
+        except DecodeError as error:
+            raise DecodeError(error.plugin, error.reason, offset=error.offset, lsn=start_lsn(message)) from error
+        if self._notices:
+            self._heed_notices()
+        if not collector.open and not collector.rows and not self._appender.busy and self._drained:
+            # Nothing is open or unflushed, so what the server says it has sent through is done with.
+            collector.end_lsn = max(collector.end_lsn, self._stream.wal_end)
+        self._progress.receive(collector.end_lsn)
+
+    def _append(self) -> None:
+        """Give the appender a batch when it is idle and there is one worth a commit."""
+        done = self._appender.finished()
+        if done is not None:
+            self._progress.stored(done.end_lsn)
+            self._next_status = 0.0
+        if self._appender.busy:
+            return
+        if self._full() or (self._collector.rows and self._drained and not self._collector.open):
+            self._submit()
+        elif self._idle_append_due():
+            self._submit()
+
+    def _confirm(self) -> None:
+        """Tell PostgreSQL how far the store is: after each append, on its wish, and in time for its timeout."""
+        now = time.monotonic()
+        if now >= self._next_status or self._stream.reply_wanted:
+            self._stream.confirm(self._progress.received, self._progress.confirm())
+            self._next_status = now + self._status_interval
+
+    # helpers
+
+    def _full(self) -> bool:
+        return self._collector.size >= BATCH_BYTES or self._collector.rows >= BATCH_ROWS
+
+    def _submit(self) -> None:
+        self._appender.submit(self._collector.take(), self._ready.resume_options, self._catalog.remember())
+        self._next_idle_append = time.monotonic() + self._idle_interval
+
+    def _idle_append_due(self) -> bool:
+        """Transactions that were nobody's, heartbeats and other databases' WAL move the position too, now and then."""
+        return (
+            not self._collector.open
+            and not self._collector.rows
+            and self._collector.end_lsn > self._progress.durable
+            and time.monotonic() >= self._next_idle_append
+        )
+
+    def _sleep(self) -> None:
+        """Until there is something to do. A full batch waits for the appender alone: that is the back-pressure."""
+        full = self._full()
+        if not self._drained and not full:
+            return
+        timeout = max(0.0, self._next_status - time.monotonic())
+        if not self._appender.busy and not full:
+            timeout = min(timeout, max(0.01, self._next_idle_append - time.monotonic()))
+        (self._appending if full else self._anything).select(timeout)
+
+    def _finished_unfinished(self) -> bool:
+        """A transaction that an earlier bridge appended in part is complete: go on with today's options."""
+        return (
+            self._ready.finishing
+            and not self._collector.open
+            and self._progress.durable > self._ready.tail.end_lsn
+            and not self._appender.busy
+        )
+
+    def _heed_notices(self) -> None:
+        """wal2json tells of changes that it drops for want of a replica identity as a warning, and only so."""
+        for notice in self._notices:
+            match = _LOST.search(notice)
+            if match is None:
+                log.warning("source.notice", message=notice)
+                continue
+            operation, schema, table = match[1].lower(), match[2], match[3]
+            relation = self._catalog.table(schema, table).relation
+            if self._ready.router.plan(relation, operation) is not None:
+                raise OperatorNeeded(
+                    f"an {operation.upper()} of {relation.topic} is not in the WAL's output, because the table has no"
+                    f" usable replica identity; stopped before it was confirmed (position {self._collector.position})",
+                    hint=f"Mend it: ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL (or give it a primary key); then"
+                    " `cdcbridge slot skip --to LSN` goes on behind a gap message.",
+                )
+        self._notices.clear()
+
+    def _leave(self) -> None:
+        """Let the append that is under way end, and tell the server how far things are."""
+        while self._appender.busy:
+            self._appending.select(self._status_interval)
+            done = self._appender.finished()
+            if done is not None:
+                self._progress.stored(done.end_lsn)
+        self._stream.confirm(self._progress.received, self._progress.confirm())
+        self._stream.finish()
+
+
+def _decoder(ready: Ready, catalog: SourceCatalog) -> Callable[[bytes], Any]:
+    types = Types(catalog.lookup_type)
+    if ready.plugin == "pgoutput":
+        return PgoutputDecoder(types, catalog).decode
+    return Wal2jsonDecoder(types, catalog, numbers_as_text="numeric-data-types-as-string" in ready.options).decode
+
+
+def _status_interval(wal_sender_timeout: float) -> float:
+    if wal_sender_timeout <= 0:
+        return _LONGEST_STATUS_INTERVAL
+    return min(_LONGEST_STATUS_INTERVAL, wal_sender_timeout / _STATUS_SHARE)
+
+
+def _tell_retry(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    delay = round(state.next_action.sleep, 2) if state.next_action else 0
+    log.warning("bridge.retry", error=str(error), retry_in_seconds=delay)

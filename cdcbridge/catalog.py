@@ -1,0 +1,197 @@
+"""What the decoders ask of the source's catalogue, as of the change that is being decoded. Part of the rim.
+
+pgoutput decodes with historic catalogues and needs little. wal2json names partitions by themselves and leaves
+unchanged TOAST columns out, so a table's past matters: each table keeps the version that was known before the
+youngest DDL on it, until the stream has passed the transaction of that DDL. Never answers from a look that is older
+than the transaction asking.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cdcbridge.database import Connection, source_errors
+from cdcbridge.decoders.wal2json import Table
+from cdcbridge.lsn import parse_lsn
+from cdcbridge.model import Begin, Relation
+from cdcbridge.pgtypes import PgType
+from cdcbridge.route import Router
+
+_TYPE: Final = """
+    select t.typbasetype, case when t.typcategory = 'A' then t.typelem else 0 end, e.typdelim, t.typname
+    from pg_type t left join pg_type e on e.oid = t.typelem
+    where t.oid = %s
+"""
+_PRIMARY_KEY: Final = """
+    select array_agg(a.attname::text order by k.n)
+    from pg_index i cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, n)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+    where i.indrelid = %s and {which} and i.indisvalid and k.n <= i.indnkeyatts
+"""
+# since: the youngest transaction that changed the table's definition or its place in a partition tree.
+_TABLE: Final = """
+    with t as (
+        select c.oid, c.relispartition, c.relreplident, c.xmin as changed,
+               case when c.relispartition then pg_partition_root(c.oid) else c.oid end as root
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = %s and c.relname = %s
+    ), a as (
+        select a.* from pg_attribute a join t on a.attrelid = t.oid where a.attnum > 0
+    )
+    select t.oid::int8, t.root::int8, t.relispartition, t.relreplident::text, rn.nspname, rc.relname,
+           (select coalesce(array_agg(attname::text), '{}') from a where not attisdropped and attgenerated <> ''),
+           (select coalesce(array_agg(attname::text order by attnum), '{}') from a
+            where not attisdropped and attgenerated = '' and attlen = -1 and attstorage <> 'p'),
+           (select x::text::int8 from (select t.changed as x union all select xmin from a
+                                 union all select i.xmin from pg_inherits i where i.inhrelid = t.oid) y
+            order by age(x) limit 1)
+    from t join pg_class rc on rc.oid = t.root join pg_namespace rn on rn.oid = rc.relnamespace
+"""
+_HALF: Final = 1 << 31
+_NEVER: Final = 1 << 64  # above every LSN
+_REMEMBERED: Final = 100_000  # transactions of the stream that are known to have passed
+
+
+class _Versions:
+    """One table: its versions, oldest first; each with the transaction that made it, and the LSN of the look."""
+
+    __slots__ = ("covered", "known")
+
+    def __init__(self) -> None:
+        self.known: list[tuple[int, int, Table]] = []
+        self.covered = -1
+
+
+class SourceCatalog:
+    """Answers for both decoders. One session, used by the decoding thread alone."""
+
+    def __init__(self, connection: Connection, router: Router, remembered: dict[str, Any]) -> None:
+        self._connection = connection
+        self._router = router
+        self._transaction = Begin(0, 0, 0)
+        self._passed: dict[int, None] = {}
+        self._covered = _NEVER
+        self._tables: dict[tuple[str, str], _Versions] = {}
+        self._saved = remembered
+        for name, entry in remembered.items():
+            schema, _, table = name.partition("/")
+            versions = self._tables.setdefault((schema, table), _Versions())
+            versions.known.append((entry["since"], -1, self._restore(schema, table, entry)))
+
+    def lookup_type(self, oid: int) -> PgType | None:
+        """A type that is not built in, or None if it is gone."""
+        with source_errors():
+            row = self._connection.execute(_TYPE, (oid,)).fetchone()
+        return PgType(row[0], row[1], row[2] or ",", row[3]) if row else None
+
+    # for pgoutput
+
+    def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:
+        return self._index_columns(relation_oid, "i.indisprimary")
+
+    def captures(self, schema: str, table: str) -> bool:
+        return bool(self._router.subscriptions(schema, table))
+
+    # for wal2json
+
+    def advance(self, begin: Begin) -> bool:
+        """See the decoder's protocol. What was looked up before this transaction committed may be out of date."""
+        self._transaction = begin
+        self._passed[begin.xid or 0] = None
+        if len(self._passed) > _REMEMBERED:
+            del self._passed[next(iter(self._passed))]
+        if (begin.commit_lsn or 0) < self._covered:
+            return False
+        self._covered = _NEVER
+        return True
+
+    def table(self, schema: str, table: str) -> Table:
+        """See the decoder's protocol."""
+        versions = self._tables.setdefault((schema, table), _Versions())
+        if versions.covered <= (self._transaction.commit_lsn or 0):
+            self._look(schema, table, versions)
+        self._covered = min(self._covered, versions.covered)
+        return self._current(schema, table, versions)
+
+    def remember(self) -> dict[str, Any] | None:
+        """What a restart must know of captured tables and partitions, if that changed since it was last asked for."""
+        now = {
+            f"{schema}/{table}": _entry(since, found)
+            for (schema, table), versions in self._tables.items()
+            for since, _, found in versions.known[:1]
+            if found.captured
+        }
+        if now == self._saved:
+            return None
+        self._saved = now
+        return now
+
+    def _look(self, schema: str, table: str, versions: _Versions) -> None:
+        with source_errors():
+            # The LSN first, in a statement of its own: the look's snapshot must not be older than it.
+            lsn = self._connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
+            row = self._connection.execute(_TABLE, (schema, table)).fetchone()
+        versions.covered = parse_lsn(lsn[0]) if lsn else 0
+        if row is not None and (not versions.known or versions.known[-1][0] != row[8]):
+            versions.known.append((row[8], versions.covered, self._found(schema, table, row)))
+
+    def _found(self, schema: str, table: str, row: tuple[Any, ...]) -> Table:
+        oid, root, partition, replica_identity, root_schema, root_table, generated, toastable = row[:8]
+        identity = self._identity(oid, replica_identity)
+        key = self._index_columns(root, "i.indisprimary") or (identity or None)
+        relation = Relation(
+            schema, table, f"{root_schema}.{root_table}", key, frozenset(identity), replica_identity == "f"
+        )
+        captured = self.captures(root_schema, root_table)
+        return Table(relation, captured, partition, frozenset(generated), tuple(toastable))
+
+    def _identity(self, oid: int, replica_identity: str) -> tuple[str, ...]:
+        if replica_identity == "d":
+            return self._index_columns(oid, "i.indisprimary") or ()
+        return self._index_columns(oid, "i.indisreplident") or () if replica_identity == "i" else ()
+
+    def _index_columns(self, oid: int, which: str) -> tuple[str, ...] | None:
+        with source_errors():
+            row = self._connection.execute(_PRIMARY_KEY.format(which=which).encode(), (oid,)).fetchone()
+        return tuple(row[0]) if row and row[0] else None
+
+    def _current(self, schema: str, table: str, versions: _Versions) -> Table:
+        known = versions.known
+        while len(known) > 1 and self._has_passed(known[0][2], *known[1]):
+            del known[0]
+        if known:
+            return known[0][2]
+        # No such table any more, and never seen before: its rows are named by what the stream says.
+        relation = Relation(schema, table, f"{schema}.{table}", None, frozenset())
+        return Table(relation, self.captures(schema, table))
+
+    def _has_passed(self, older: Table, since: int, looked_at: int, _newer: Table) -> bool:
+        """Whether the stream is past the DDL that made the newer version."""
+        if since in self._passed or (self._transaction.commit_lsn or 0) >= looked_at:
+            return True
+        # Not seen in the stream, though it began before this transaction did: it committed before the stream's
+        # start, or is yet to come. Leaving a partition tree waits for certainty: else rows would be lost.
+        precedes = 0 <= ((self._transaction.xid or 0) - since) % (1 << 32) < _HALF
+        return precedes and not older.partition
+
+    def _restore(self, schema: str, table: str, entry: dict[str, Any]) -> Table:
+        topic = entry["topic"]
+        relation = Relation(
+            schema, table, topic, tuple(entry["key"]) if entry["key"] else None, frozenset(entry["identity"]), entry["full"]
+        )
+        captured = self.captures(*topic.split(".", 1))
+        return Table(relation, captured, entry["partition"], frozenset(entry["generated"]), tuple(entry["toastable"]))
+
+
+def _entry(since: int, table: Table) -> dict[str, Any]:
+    relation = table.relation
+    return {
+        "since": since,
+        "topic": relation.topic,
+        "key": list(relation.key) if relation.key else None,
+        "identity": sorted(relation.identity),
+        "full": relation.full,
+        "partition": table.partition,
+        "generated": sorted(table.generated),
+        "toastable": list(table.toastable),
+    }

@@ -1,0 +1,247 @@
+"""Events in, batches for the store out: positions, routing, encoding. Pure, and the bridge's hot path.
+
+A batch knows everything that one append commits: log rows, who gets them, dead letters, and the position. What
+stands at or before the position that the store already has is recognised here and left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from cdcbridge.encode import NULL, encode_data, key_text, partition_of, sized, transaction_part
+from cdcbridge.errors import DecodeError, OperatorNeeded
+from cdcbridge.filters import FilterError
+from cdcbridge.lsn import format_lsn
+from cdcbridge.model import Begin, Change, Commit, Event, LogicalMessage, Relation, Truncate
+from cdcbridge.position import Position
+from cdcbridge.route import Plan, Router
+
+_ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the batch's bound
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one append commits.
+
+    `rows`: (ordinal, partition, COPY tail). `groups`: consumers that get the same rows → indexes into `rows`.
+    `keyed`: consumer with a key of its own → indexes and keys. `dead`: (consumer, index, reason). `position` is of
+    the last change read; `end_lsn` of the last transaction that is complete; `open` tells that the position
+    stands inside a transaction whose rest is still to come.
+    """
+
+    rows: list[tuple[int, int, bytes]] = field(default_factory=list)
+    groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+    keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
+    dead: list[tuple[int, int, str]] = field(default_factory=list)
+    size: int = 0
+    position: Position = Position(0, -1)
+    end_lsn: int = 0
+    open: bool = False
+
+
+class Collector:
+    """Feed events, take batches. `done` is the position that the store has; `end_lsn` where its last one ended."""
+
+    def __init__(self, router: Router, partitions: int, done: Position, end_lsn: int) -> None:
+        self._router = router
+        self._partitions = partitions
+        self._done = done
+        self._topics: dict[Relation, bytes] = {}
+        self._begin: Begin | None = None
+        self._transaction = b""
+        self._ordinal = -1
+        self._skip_through = -1
+        self._position = done
+        self.end_lsn = end_lsn
+        self._batch = Batch()
+        self.outside = 0
+
+    @property
+    def open(self) -> bool:
+        """A transaction has begun and not ended."""
+        return self._begin is not None
+
+    @property
+    def position(self) -> Position:
+        """Of the last change read, or of the last one that the store has."""
+        begin = self._begin
+        if begin is None or begin.commit_lsn is None:
+            return self._position
+        return max(self._position, Position(begin.commit_lsn, self._ordinal))
+
+    @property
+    def rows(self) -> int:
+        return len(self._batch.rows)
+
+    @property
+    def size(self) -> int:
+        return self._batch.size
+
+    def take(self) -> Batch:
+        """Everything collected since the last take, with the position up to which it is complete."""
+        batch, self._batch = self._batch, Batch()
+        batch.position, batch.end_lsn, batch.open = self.position, self.end_lsn, self.open
+        return batch
+
+    def feed(self, event: Event) -> None:
+        """Take one event. Raises DecodeError where the order of events makes no sense."""
+        if type(event) is Change:
+            self._ordinal += 1
+            if self._ordinal > self._skip_through:
+                self._change(event)
+        elif type(event) is Begin:
+            self._begin_transaction(event)
+        elif type(event) is Commit:
+            self._end_transaction(event)
+        elif type(event) is Truncate:
+            self._truncate(event)
+        elif type(event) is Relation:
+            self._require_identity(event)
+        elif type(event) is LogicalMessage and not event.transactional:
+            self.outside += 1  # in no transaction: nobody's message, and no position
+        else:
+            self._ordinal += 1
+
+    def _require_identity(self, relation: Relation) -> None:
+        """Stop before an UPDATE or DELETE can go missing, as it would once the table identifies no rows."""
+        if relation.identity:
+            return
+        for operation in ("update", "delete"):
+            if self._router.plan(relation, operation) is not None:
+                raise OperatorNeeded(
+                    f"{relation.topic} has no usable replica identity any more, and a consumer takes its {operation}s;"
+                    f" stopped at position {self.position}, nothing behind it is confirmed",
+                    hint=f"Give it one: ALTER TABLE {relation.topic} ADD PRIMARY KEY (…), or REPLICA IDENTITY FULL.",
+                )
+
+    # transactions
+
+    def _begin_transaction(self, event: Begin) -> None:
+        if self._begin is not None or event.commit_lsn is None or event.xid is None or event.commit_time is None:
+            raise DecodeError("stream", f"unexpected {event!r}", lsn=event.commit_lsn)
+        self._begin = event
+        self._ordinal = -1
+        self._transaction = transaction_part(event.commit_lsn, event.xid, event.commit_time)
+        if event.commit_lsn < self._done.commit_lsn:
+            self._skip_through = 1 << 62
+        else:
+            self._skip_through = self._done.ordinal if event.commit_lsn == self._done.commit_lsn else -1
+
+    def _end_transaction(self, event: Commit) -> None:
+        if self._begin is None or event.end_lsn is None:
+            raise DecodeError("stream", f"unexpected {event!r}", lsn=event.commit_lsn)
+        self._position = self.position
+        self.end_lsn = max(self.end_lsn, event.end_lsn)
+        self._begin = None
+
+    # messages
+
+    def _change(self, change: Change) -> None:
+        if self._begin is None:
+            raise DecodeError("stream", f"a change of {change.relation.topic} outside a transaction")
+        plan = self._router.plan(change.relation, change.op)
+        if plan is not None:
+            self._message(plan, change)
+
+    def _truncate(self, event: Truncate) -> None:
+        for index in range(event.named):
+            self._ordinal += 1
+            if index < len(event.relations) and self._ordinal > self._skip_through:
+                self._change(Change("truncate", event.relations[index], None))
+
+    def _message(self, plan: Plan, change: Change) -> None:
+        relation = change.relation
+        key = key_text(change.record, relation.key)
+        key_bytes = None if key is None else key.encode()
+        wanted = self._wanted(plan, change, key) if plan.special else None
+        if wanted is not None and not wanted and not plan.plain:
+            return
+        data = encode_data(change.op, change.record, change.old, change.unchanged)
+        topic = self._topics.get(relation)
+        if topic is None:
+            topic = self._topics[relation] = sized(relation.topic.encode())
+        batch = self._batch
+        index = len(batch.rows)
+        tail = topic + (NULL if key_bytes is None else sized(key_bytes)) + sized(data) + self._transaction
+        batch.rows.append((self._ordinal, partition_of(key_bytes, self._partitions), tail))
+        batch.size += len(tail) + _ROW_OVERHEAD
+        plain = plan.plain
+        if len(data) > plan.smallest_limit:
+            oversized = self._bury_oversized(plan, wanted, index, len(data))
+            plain = tuple(consumer for consumer in plain if consumer not in oversized)
+            wanted = {c: entry for c, entry in wanted.items() if c not in oversized} if wanted else None
+        if plain:
+            group = batch.groups.get(plain)
+            if group is None:
+                group = batch.groups[plain] = []
+            group.append(index)
+        if wanted:
+            self._fan_out(wanted, index)
+
+    def _wanted(self, plan: Plan, change: Change, key: str | None) -> dict[int, tuple[str | None, bool] | str]:
+        """By consumer that looks closer: (its key, whether that is its own), or the reason for a dead letter."""
+        wanted: dict[int, tuple[str | None, bool] | str] = {}
+        environment: dict[str, Any] | None = None
+        for subscription in plan.special:
+            if subscription.filter is not None:
+                if environment is None:
+                    environment = self._environment(change, key)
+                try:
+                    if not subscription.filter.wants(environment, change.unchanged):
+                        continue
+                except FilterError as error:
+                    wanted[subscription.consumer_id] = f"filter_error: {error}"
+                    continue
+            if subscription.key is None:
+                wanted[subscription.consumer_id] = (key, False)
+            else:
+                wanted[subscription.consumer_id] = (key_text(change.record, subscription.key), True)
+        return wanted
+
+    def _environment(self, change: Change, key: str | None) -> dict[str, Any]:
+        begin = self._begin
+        commit_lsn = begin.commit_lsn if begin is not None else None
+        return {
+            "op": change.op,
+            "topic": change.relation.topic,
+            "key": key,
+            # Through JSON text, so that CEL sees the numbers inside numeric and json values.
+            "record": orjson.loads(orjson.dumps(change.record)),
+            "old": orjson.loads(orjson.dumps(change.old)),
+            "meta": {
+                "schema": change.relation.schema,
+                "table": change.relation.table,
+                "commit_lsn": format_lsn(commit_lsn or 0),
+                "ordinal": self._ordinal,
+                "xid": begin.xid if begin is not None else None,
+            },
+        }
+
+    def _bury_oversized(
+        self, plan: Plan, wanted: dict[int, tuple[str | None, bool] | str] | None, index: int, size: int
+    ) -> set[int]:
+        oversized = {
+            consumer
+            for consumer, limit in plan.limits
+            if size > limit and (consumer in plan.plain or (wanted is not None and consumer in wanted))
+        }
+        limits = dict(plan.limits)
+        for consumer in sorted(oversized):
+            reason = f"oversized: data has {size} bytes, max_message_bytes is {limits[consumer]}"
+            self._batch.dead.append((consumer, index, reason))
+        return oversized
+
+    def _fan_out(self, wanted: dict[int, tuple[str | None, bool] | str], index: int) -> None:
+        batch = self._batch
+        for consumer, entry in wanted.items():
+            if isinstance(entry, str):
+                batch.dead.append((consumer, index, entry))
+            elif entry[1]:
+                indexes, keys = batch.keyed.setdefault(consumer, ([], []))
+                indexes.append(index)
+                keys.append(entry[0])
+            else:
+                batch.groups.setdefault((consumer,), []).append(index)

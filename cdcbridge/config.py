@@ -1,0 +1,283 @@
+"""The configuration: one YAML file, environment variables over it. Every error names the file and the path in it.
+
+Reads the file and the environment, nothing else. A key whose feature is not built yet is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cdcbridge.errors import ConfigError
+from cdcbridge.filters import Filter
+from cdcbridge.route import OPERATIONS
+from cdcbridge.units import Duration, Size
+
+Operation = Literal["insert", "update", "delete", "truncate"]
+_IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
+_VARIABLE: Final = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_NOT_BUILT: Final = "is not built yet in this version"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _refuse(*names: str) -> Any:
+    """A validator for keys whose feature is not built yet: only "off" is accepted."""
+
+    def refuse(_cls: type, value: Any) -> Any:
+        if value is None or value is False or value == []:
+            return value
+        raise ValueError(_NOT_BUILT)
+
+    return field_validator(*names, mode="before")(refuse)
+
+
+class Source(_Model):
+    """The database whose changes are read."""
+
+    dsn: SecretStr
+    slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] = "cdcbridge"
+    plugin: Literal["auto", "pgoutput", "wal2json"] = "auto"
+    publication: Annotated[str, Field(pattern=_IDENTIFIER)] = "cdcbridge"
+    heartbeat_interval: Duration = 10.0
+    max_retained_wal: Size = 10 << 30
+    max_slot_inactive: Duration = 300.0
+    failover: Literal["auto"] = "auto"
+
+    _unbuilt = _refuse("failover")
+
+
+class Store(_Model):
+    """Where the log and the consumers' rows are kept; `dsn` None: the source."""
+
+    dsn: SecretStr | None = None
+    schema_: Annotated[str, Field(pattern=_IDENTIFIER, alias="schema")] = "cdcbridge"
+    partitions: Annotated[int, Field(ge=1, le=4096)] = 16
+    retention: None = None
+    retention_bytes: None = None
+    max_retention: None = None
+
+    _unbuilt = _refuse("retention", "retention_bytes", "max_retention")
+
+
+class Log(_Model):
+    """The program's own log, on stderr."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class RetryDelay(_Model):
+    """The delay of a nack that names none: min(max, initial × factor^(deliver_count − 1))."""
+
+    initial: Duration = 1.0
+    factor: Annotated[float, Field(ge=1, le=100)] = 2.0
+    max: Duration = 600.0
+
+
+class Columns(_Model):
+    """Which columns receivers get: one of the two."""
+
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.include is None) == (self.exclude is None):
+            raise ValueError("give either include or exclude")
+        return self
+
+
+class Consumer(_Model):
+    """One consumer: what it wants, and how it is delivered."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
+    mode: Literal["queue", "fifo", "stream"] = "queue"
+    tables: tuple[str, ...] = ()
+    topics: tuple[str, ...] = ()
+    operations: tuple[Operation, ...] = OPERATIONS
+    filter: str | None = None
+    columns: Columns | None = None
+    key: tuple[str, ...] | None = None
+    start: Literal["now", "earliest", "snapshot"] = "now"
+    visibility_timeout: Duration = 30.0
+    max_deliveries: Annotated[int, Field(ge=1, le=10_000)] = 5
+    retry_delay: RetryDelay = RetryDelay()
+    max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    max_message_bytes: Size = 1 << 20
+    role: None = None
+    compact: Literal[False] = False
+
+    _unbuilt = _refuse("topics", "role", "compact")
+
+    @field_validator("mode", "start")
+    @classmethod
+    def _built(cls, value: str) -> str:
+        if value in ("fifo", "stream", "snapshot"):
+            raise ValueError(f"{value} {_NOT_BUILT}")
+        return value
+
+    @field_validator("tables")
+    @classmethod
+    def _table_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            schema, dot, table = pattern.partition(".")
+            if not (schema and dot and table) or ("*" in schema and pattern != "*.*") or ("*" in table and table != "*"):
+                raise ValueError(f"{pattern!r} is not a table; write schema.table, schema.* or *.*")
+        return value
+
+    @field_validator("operations", "key")
+    @classmethod
+    def _not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and not value:
+            raise ValueError("must not be empty")
+        return value
+
+    @field_validator("filter")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                Filter(value)
+            except ValueError as error:
+                raise ValueError(f"not a CEL expression: {str(error).splitlines()[0]}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _wants_something(self) -> Self:
+        if not self.tables:
+            raise ValueError("a consumer needs tables")
+        return self
+
+
+class Config(BaseSettings):
+    """The whole file. `path` is where it was read from."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CDCBRIDGE_", env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True, validate_default=False
+    )
+
+    source: Source
+    store: Store = Store()
+    log: Log = Log()
+    http: None = None
+    consumers: tuple[Consumer, ...] = ()
+    _path: Path = PrivateAttr(default=Path("cdcbridge.yaml"))
+
+    _unbuilt = _refuse("http")
+
+    @property
+    def source_dsn(self) -> str:
+        return self.source.dsn.get_secret_value()
+
+    @property
+    def store_dsn(self) -> str:
+        return self.source_dsn if self.store.dsn is None else self.store.dsn.get_secret_value()
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @field_validator("consumers")
+    @classmethod
+    def _unique_names(cls, value: tuple[Consumer, ...]) -> tuple[Consumer, ...]:
+        seen: set[str] = set()
+        for consumer in value:
+            if consumer.name in seen:
+                raise ValueError(f"two consumers are named {consumer.name!r}")
+            seen.add(consumer.name)
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over the file, which comes as init arguments."""
+        return (env_settings, init_settings)
+
+
+def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the file, substitute `${VAR}` and `${VAR:-default}`, lay CDCBRIDGE_… variables over it, validate.
+
+    Raises ConfigError with one line per problem: file, path, what was given, what is allowed.
+    """
+    try:
+        parsed = yaml.load(path.read_text(), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file", hint="Name it with -c FILE or CDCBRIDGE_CONFIG; config/ has an example."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{path}: expected a mapping with source, store and consumers, found {type(parsed).__name__}")
+    values = _substitute(parsed, environment, f"{path}: ")
+    try:
+        config = Config(**values)
+    except ValidationError as error:
+        lines = [_describe(str(path), problem) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from None
+    config._path = path  # noqa: SLF001 - where the file's values came from is not one of them
+    return config
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets a later key replace an earlier one without a word; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _substitute(value: Any, environment: Mapping[str, str], where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(item, environment, f"{where}{key}.") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, environment, f"{where}{index}.") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = environment.get(name) or default
+        if found is None:
+            raise ConfigError(
+                f"{where.rstrip('.')}: the environment variable {name} is not set",
+                hint=f"Set it, or give a default: ${{{name}:-…}}",
+            )
+        return found
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _describe(path: str, problem: Any) -> str:
+    """One pydantic error → `file: path.in.it: what is wrong (given …)`."""
+    location = ".".join("schema" if part == "schema_" else str(part) for part in problem["loc"]) or "(top)"
+    kind, given = problem["type"], problem.get("input")
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f"{path}: {location}: unknown key"
+    if kind == "missing":
+        return f"{path}: {location}: missing"
+    message = message[0].lower() + message[1:] if message.startswith(("Input", "String")) else message
+    shown = "" if isinstance(given, dict | list | tuple) or location.endswith("dsn") else f" (given {given!r})"
+    return f"{path}: {location}: {message}{shown}"

@@ -1,0 +1,182 @@
+"""The consumers of the file, brought into the store. Part of the rim.
+
+Adds and changes; never removes by itself: a consumer that left the file keeps what waits for it and gets nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from psycopg.types.json import Jsonb
+
+from cdcbridge.config import Consumer
+from cdcbridge.database import Connection, store_errors
+from cdcbridge.encode import CHUNK_COLUMNS, COPY_HEADER, COPY_TRAILER, chunk_rows
+from cdcbridge.errors import UsageError
+from cdcbridge.filters import Filter, FilterError
+from cdcbridge.route import Subscription
+
+_PAGE: Final = 5000  # messages of the log that a new consumer with start: earliest is given at a time
+
+
+@dataclass(slots=True, frozen=True)
+class Applied:
+    """What apply() did, by consumer name."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def stored_config(consumer: Consumer) -> dict[str, Any]:
+    """The consumer as the store keeps it: durations in seconds, sizes in bytes."""
+    dumped = consumer.model_dump(mode="python", exclude={"name", "mode"}, exclude_none=True)
+    return orjson.loads(orjson.dumps(dumped))  # type: ignore[no-any-return]
+
+
+def subscription(consumer_id: int, name: str, config: dict[str, Any]) -> Subscription:
+    """What routing needs of a consumer as the store keeps it."""
+    source = config.get("filter")
+    return Subscription(
+        consumer_id,
+        name,
+        tuple(config["tables"]),
+        frozenset(config["operations"]),
+        Filter(source) if source is not None else None,
+        tuple(config["key"]) if config.get("key") else None,
+        config["max_message_bytes"],
+    )
+
+
+def apply(connection: Connection, consumers: Sequence[Consumer]) -> Applied:
+    """Make the store's consumers those of the file, in one transaction.
+
+    A new one with start: earliest gets what the log holds; with start: now what the bridge reads from here on. A
+    changed one is routed anew from the next change; what it has queued already stays as it is.
+    """
+    with store_errors(), connection.transaction():
+        rows = connection.execute("select id, name, mode, config from consumers order by name for update").fetchall()
+        known = {name: (consumer_id, mode, config) for consumer_id, name, mode, config in rows}
+        added, changed = [], []
+        for consumer in consumers:
+            config = stored_config(consumer)
+            if consumer.name not in known:
+                _add(connection, consumer, config)
+                added.append(consumer.name)
+                continue
+            consumer_id, mode, had = known[consumer.name]
+            if mode != consumer.mode:
+                raise UsageError(
+                    f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
+                    hint=f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
+                )
+            if had != config:
+                connection.execute(
+                    "update consumers set config = %s, updated_at = now() where id = %s", (Jsonb(config), consumer_id)
+                )
+                changed.append(consumer.name)
+    left = sorted(known.keys() - {consumer.name for consumer in consumers})
+    return Applied(tuple(added), tuple(changed), tuple(left))
+
+
+def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list[Subscription]:
+    """The applied consumers of the file, for routing."""
+    with store_errors():
+        rows = connection.execute(
+            "select id, name, config from consumers where name = any (%s) order by id",
+            ([consumer.name for consumer in consumers],),
+        ).fetchall()
+    return [subscription(*row) for row in rows]
+
+
+def all_subscriptions(connection: Connection) -> list[Subscription]:
+    """Every consumer of the store, in the file or not."""
+    with store_errors():
+        rows = connection.execute("select id, name, config from consumers order by id").fetchall()
+    return [subscription(*row) for row in rows]
+
+
+def _add(connection: Connection, consumer: Consumer, config: dict[str, Any]) -> None:
+    row = connection.execute(
+        "select add_consumer(%s, %s, %s)", (consumer.name, consumer.mode, Jsonb(config))
+    ).fetchone()
+    if row and consumer.start == "earliest":
+        fill(connection, subscription(row[0], consumer.name, config))
+
+
+# what the log holds, for a consumer with start: earliest
+
+_LOG: Final = """
+    select seq, topic, key, data::text, commit_lsn::text, ordinal, xid, octet_length(data::text),
+           array(select data -> 'record' ->> c from unnest(%(key)s::text[]) with ordinality as k (c, n) order by n)
+    from messages
+    where (topic = any (%(topics)s) or split_part(topic, '.', 1) = any (%(schemas)s) or %(all)s)
+      and data ->> 'op' = any (%(operations)s)
+    order by seq
+"""
+
+
+def fill(connection: Connection, wanted: Subscription) -> None:
+    """Fan what the log holds into one consumer. Call in the transaction that makes it."""
+    schemas = [pattern[:-2] for pattern in wanted.tables if pattern.endswith(".*")]
+    given = {
+        "key": list(wanted.key or ()),
+        "topics": list(wanted.tables),
+        "schemas": [schema for schema in schemas if schema != "*"],
+        "all": "*" in schemas,
+        "operations": sorted(wanted.operations),
+    }
+    with connection.cursor(name="cdcbridge_fill") as log:
+        log.execute(_LOG.encode(), given)
+        while rows := log.fetchmany(_PAGE):
+            matched, dead = _sort(rows, wanted)
+            seqs = [seq for seq, _ in matched]
+            keys = [key for _, key in matched] if wanted.key else None
+            if seqs:
+                with connection.cursor() as cursor, cursor.copy(f"copy waiting ({CHUNK_COLUMNS}) from stdin binary") as copy:
+                    copy.write(COPY_HEADER + chunk_rows((wanted.consumer_id,), seqs, keys) + COPY_TRAILER)
+            if dead:
+                connection.execute(
+                    "select bury_appended(%s, %s, %s)",
+                    ([wanted.consumer_id] * len(dead), [seq for seq, _ in dead], [reason for _, reason in dead]),
+                )
+
+
+def _sort(
+    rows: Sequence[tuple[Any, ...]], wanted: Subscription
+) -> tuple[list[tuple[int, str | None]], list[tuple[int, str]]]:
+    """Rows of the log → (seq, own key) of those that match, and (seq, reason) of those that die at once."""
+    matched: list[tuple[int, str | None]] = []
+    dead: list[tuple[int, str]] = []
+    for row in rows:
+        seq, size, own = row[0], row[7], row[8]
+        try:
+            if wanted.filter is not None and not _matches(wanted.filter, row):
+                continue
+        except FilterError as error:
+            dead.append((seq, f"filter_error: {error}"))
+            continue
+        if size > wanted.max_bytes:
+            dead.append((seq, f"oversized: data has {size} bytes, max_message_bytes is {wanted.max_bytes}"))
+        else:
+            matched.append((seq, _own_key(own)))
+    return matched, dead
+
+
+def _matches(condition: Filter, row: tuple[Any, ...]) -> bool:
+    _seq, topic, key, text, commit_lsn, ordinal, xid, *_ = row
+    data = orjson.loads(text)
+    schema, _, table = topic.partition(".")
+    meta = {"schema": schema, "table": table, "commit_lsn": commit_lsn, "ordinal": ordinal, "xid": xid}
+    environment = {**data, "topic": topic, "key": key, "meta": meta}
+    return condition.wants(environment, environment.pop("unchanged"))
+
+
+def _own_key(texts: Sequence[str | None]) -> str | None:
+    if len(texts) == 1:
+        return texts[0]
+    return orjson.dumps(list(texts)).decode() if any(text is not None for text in texts) else None
+

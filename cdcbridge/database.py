@@ -1,0 +1,106 @@
+"""Connections to either database, and what every session of ours sets. Part of the rim.
+
+Turns psycopg's exceptions into ours; holds no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from cdcbridge.errors import CdcbridgeError, OperatorNeeded, SourceUnavailable, StoreUnavailable, UsageError
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# A peer that vanished without a word holds locks and the slot until TCP gives up: notice within half a minute.
+_KEEPALIVE: Final = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+def conninfo(dsn: str, application_name: str, settings: Mapping[str, str] | None = None, **extra: Any) -> str:
+    """The DSN with our keepalives under it and our session settings over it. Raises UsageError for a bad DSN."""
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise UsageError(f"the DSN cannot be parsed: {str(error).strip()}") from None
+    options = " ".join(f"-c {name}={value}" for name, value in (settings or {}).items())
+    merged: dict[str, Any] = {**_KEEPALIVE, "application_name": application_name, **given, **extra}
+    if options:
+        merged["options"] = f"{given.get('options', '')} {options}".strip()
+    return make_conninfo(**merged)
+
+
+def describe_dsn(dsn: str) -> str:
+    """Host, port and database for people; never the password."""
+    given = conninfo_to_dict(dsn)
+    host = given.get("host") or given.get("hostaddr") or "local socket"
+    return f"{host}:{given.get('port') or 5432}/{given.get('dbname') or given.get('user') or ''}"
+
+
+def connect_source(dsn: str, application_name: str = "cdcbridge", *, autocommit: bool = True) -> Connection:
+    """A plain session on the source. Raises SourceUnavailable."""
+    with source_errors():
+        return psycopg.connect(conninfo(dsn, application_name), autocommit=autocommit)
+
+
+def connect_store(dsn: str, schema: str, application_name: str = "cdcbridge") -> Connection:
+    """A session on the store with the schema as its search_path. Raises StoreUnavailable.
+
+    synchronous_commit is switched on where a role or database setting has it off: a position that a crash may
+    forget must never be confirmed.
+    """
+    with store_errors():
+        connection = psycopg.connect(conninfo(dsn, application_name, {"jit": "off"}), autocommit=True)
+        connection.execute(sql.SQL("set search_path = {}, pg_temp").format(sql.Identifier(schema)))
+        if connection.execute("show synchronous_commit").fetchone() == ("off",):
+            connection.execute("set synchronous_commit = on")
+        return connection
+
+
+@contextmanager
+def source_errors() -> Iterator[None]:
+    """psycopg's errors as ours, for work on the source."""
+    with _errors(SourceUnavailable, "source"):
+        yield
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """psycopg's errors as ours, for work on the store."""
+    with _errors(StoreUnavailable, "store"):
+        yield
+
+
+_RETRY_CLASSES: Final = ("08", "40", "53", "55", "57")  # connection, rollback, resources, state, intervention
+
+
+@contextmanager
+def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        message = f"{what}: {' '.join(str(error).split())}"
+        hint = error.diag.message_hint
+        state = error.sqlstate or ""
+        if state.startswith("CB"):
+            raise UsageError(str(error.diag.message_primary), hint=hint) from error
+        if state.startswith(_RETRY_CLASSES) or (not state and isinstance(error, psycopg.OperationalError)):
+            raise unavailable(message, hint=hint) from error
+        if state.startswith("28") or state == "3D000":
+            raise unavailable(message, hint="Check the DSN, the password and pg_hba.conf.") from error
+        if isinstance(error, psycopg.InterfaceError):
+            raise unavailable(message) from error
+        if state == "42501":
+            raise OperatorNeeded(message, hint="`cdcbridge check` prints the grants that are missing.") from error
+        raise CdcbridgeError(message, hint=hint) from error

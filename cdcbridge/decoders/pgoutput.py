@@ -1,0 +1,229 @@
+"""pgoutput, protocol version 1, in text format, with publish_via_partition_root.
+
+Source: PostgreSQL manual, "Logical Replication Message Formats". Pure; what the protocol does not carry
+(primary keys, types that are not built in) is asked of the `Catalog` that the caller brings.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from cdcbridge.errors import DecodeError
+from cdcbridge.model import Begin, Change, Commit, Converter, Event, Ignored, LogicalMessage, Relation, Row, Truncate
+from cdcbridge.pgtypes import Types
+
+_U16 = struct.Struct("!H").unpack_from
+_U32 = struct.Struct("!I").unpack_from
+_BEGIN = struct.Struct("!QqI")
+_COMMIT = struct.Struct("!BQQq")
+_MESSAGE = struct.Struct("!BQ")
+_TEXT, _NULL, _UNCHANGED, _BINARY = b"t"[0], b"n"[0], b"u"[0], b"b"[0]
+_NEW, _OLD_KEY, _OLD_ROW = b"N"[0], b"K"[0], b"O"[0]
+_FULL: Final = b"f"[0]
+
+
+class Catalog(Protocol):
+    """What pgoutput does not say. Called once per Relation message."""
+
+    def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:
+        """Columns of the primary key in key order, or None."""
+
+    def captures(self, schema: str, table: str) -> bool:
+        """Whether any consumer may want this table."""
+
+
+@dataclass(slots=True, frozen=True)
+class _Known:
+    """A Relation message and what follows from it: a (name, converter) pair per column, in the order sent."""
+
+    relation: Relation
+    columns: tuple[tuple[str, Converter], ...]
+    captured: bool
+
+
+class PgoutputDecoder:
+    """`decode(message)` gives one event, or None for what is no event (Type, Origin)."""
+
+    plugin: Final = "pgoutput"
+
+    def __init__(self, types: Types, catalog: Catalog) -> None:
+        self._types = types
+        self._catalog = catalog
+        self._relations: dict[int, _Known] = {}
+        self._readers: dict[int, Callable[[bytes], Event | None]] = {
+            b"I"[0]: self._insert,
+            b"U"[0]: self._update,
+            b"D"[0]: self._delete,
+            b"B"[0]: self._begin,
+            b"C"[0]: self._commit,
+            b"R"[0]: self._relation,
+            b"T"[0]: self._truncate,
+            b"M"[0]: self._message,
+            b"Y"[0]: self._type,
+            b"O"[0]: self._origin,
+        }
+
+    def decode(self, message: bytes, lsn: int | None = None) -> Event | None:
+        """One message → its event. Raises DecodeError on anything that is not exactly one message."""
+        try:
+            return self._readers[message[0]](message)
+        except DecodeError as error:
+            raise DecodeError(self.plugin, error.reason, offset=error.offset, lsn=lsn) from None
+        except KeyError:
+            raise DecodeError(self.plugin, f"unknown message type {message[:1]!r}", lsn=lsn) from None
+        except (struct.error, IndexError, ValueError) as error:
+            reason = f"malformed or truncated {message[:1]!r} message: {error}" if message else "empty message"
+            raise DecodeError(self.plugin, reason, offset=len(message), lsn=lsn) from error
+
+    # rows: the hot path
+
+    def _insert(self, message: bytes) -> Event:
+        known = self._known(message)
+        if message[5] != _NEW:
+            raise DecodeError(self.plugin, f"INSERT without a new row: {message[5:6]!r}", offset=5)
+        record, end, _ = self._row(message, 6, known)
+        _expect_end(message, end)
+        return Change("insert", known.relation, record) if known.captured else Ignored()
+
+    def _update(self, message: bytes) -> Event:
+        known = self._known(message)
+        position, old = 5, None
+        if message[5] in (_OLD_KEY, _OLD_ROW):
+            old, position, _ = self._row(message, 6, known)
+            if message[5] == _OLD_KEY:
+                old = {name: old[name] for name in old if name in known.relation.identity}
+        if message[position] != _NEW:
+            raise DecodeError(
+                self.plugin, f"UPDATE without a new row: {message[position : position + 1]!r}", offset=position
+            )
+        record, end, unchanged = self._row(message, position + 1, known)
+        _expect_end(message, end)
+        if unchanged and old is not None and known.relation.full:
+            # Under REPLICA IDENTITY FULL the old row carries what the new one left out as unchanged.
+            record = {name: record[name] if name in record else old[name] for name, _ in known.columns}
+            unchanged = ()
+        return Change("update", known.relation, record, old, unchanged) if known.captured else Ignored()
+
+    def _delete(self, message: bytes) -> Event:
+        known = self._known(message)
+        if message[5] not in (_OLD_KEY, _OLD_ROW):
+            raise DecodeError(self.plugin, f"DELETE without an old row: {message[5:6]!r}", offset=5)
+        record, end, _ = self._row(message, 6, known)
+        _expect_end(message, end)
+        if message[5] == _OLD_KEY:
+            record = {name: record[name] for name in record if name in known.relation.identity}
+        return Change("delete", known.relation, record) if known.captured else Ignored()
+
+    def _row(self, message: bytes, position: int, known: _Known) -> tuple[Row, int, tuple[str, ...]]:
+        """TupleData at `position` → (values by column, position after it, columns not carried)."""
+        record: Row = {}
+        unchanged: tuple[str, ...] = ()
+        (count,) = _U16(message, position)
+        if count != len(known.columns):
+            reason = f"{known.relation.topic}: {count} values for {len(known.columns)} columns"
+            raise DecodeError(self.plugin, reason, offset=position)
+        position += 2
+        for name, convert in known.columns:
+            kind = message[position]
+            if kind == _TEXT:
+                start = position + 5
+                position = start + _U32(message, position + 1)[0]
+                if position > len(message):
+                    raise DecodeError(self.plugin, f"column {name} is cut off", offset=start)
+                record[name] = convert(message[start:position])
+            elif kind == _NULL:
+                record[name] = None
+                position += 1
+            elif kind == _UNCHANGED:
+                unchanged = (*unchanged, name)
+                position += 1
+            else:
+                raise DecodeError(
+                    self.plugin, f"column {name}: unknown kind {message[position : position + 1]!r}", offset=position
+                )
+        return record, position, unchanged
+
+    def _known(self, message: bytes) -> _Known:
+        (oid,) = _U32(message, 1)
+        known = self._relations.get(oid)
+        if known is None:
+            raise DecodeError(self.plugin, f"a change of relation {oid}, which no Relation message named", offset=1)
+        return known
+
+    # everything else
+
+    def _begin(self, message: bytes) -> Event:
+        commit_lsn, commit_time, xid = _BEGIN.unpack(message[1:])
+        return Begin(commit_lsn, xid, commit_time)
+
+    def _commit(self, message: bytes) -> Event:
+        _flags, commit_lsn, end_lsn, _time = _COMMIT.unpack(message[1:])
+        return Commit(end_lsn, commit_lsn)
+
+    def _relation(self, message: bytes) -> Event | None:
+        (oid,) = _U32(message, 1)
+        schema, position = _string(message, 5)
+        table, position = _string(message, position)
+        replica_identity = message[position]
+        (count,) = _U16(message, position + 1)
+        position += 3
+        columns: list[tuple[str, Converter]] = []
+        identity: list[str] = []
+        for _ in range(count):
+            flags = message[position]
+            name, position = _string(message, position + 1)
+            (type_oid,) = _U32(message, position)
+            position += 8  # the type's OID and its modifier
+            columns.append((name, self._types.converter(type_oid)))
+            if flags & 1:
+                identity.append(name)
+        _expect_end(message, position)
+        schema = schema or "pg_catalog"
+        captured = self._catalog.captures(schema, table)
+        full = replica_identity == _FULL
+        key = self._catalog.primary_key(oid) if captured else None
+        if key is None or not set(key) <= {name for name, _ in columns}:
+            key = tuple(identity) if identity and not full else None
+        relation = Relation(schema, table, f"{schema}.{table}", key, frozenset(identity), full)
+        self._relations[oid] = _Known(relation, tuple(columns), captured)
+        return relation if captured else None
+
+    def _truncate(self, message: bytes) -> Event:
+        (count,) = _U32(message, 1)
+        oids = struct.unpack(f"!{count}I", message[6:])
+        missing = [oid for oid in oids if oid not in self._relations]
+        if missing:
+            raise DecodeError(self.plugin, f"TRUNCATE of relation {missing[0]}, which no Relation message named")
+        known = [self._relations[oid] for oid in oids]
+        return Truncate(tuple(k.relation for k in known if k.captured), count)
+
+    def _message(self, message: bytes) -> Event:
+        flags, lsn = _MESSAGE.unpack_from(message, 1)
+        prefix, position = _string(message, 10)
+        (size,) = _U32(message, position)
+        _expect_end(message, position + 4 + size)
+        return LogicalMessage(bool(flags & 1), prefix, message[position + 4 :], lsn)
+
+    def _type(self, message: bytes) -> None:
+        """A type that is not built in, by name only: its definition comes from the catalogue when a column asks."""
+        _schema, position = _string(message, 5)
+        _name, position = _string(message, position)
+        _expect_end(message, position)
+
+    def _origin(self, message: bytes) -> None:
+        _name, position = _string(message, 9)
+        _expect_end(message, position)
+
+
+def _string(message: bytes, position: int) -> tuple[str, int]:
+    end = message.index(b"\0", position)
+    return message[position:end].decode(), end + 1
+
+
+def _expect_end(message: bytes, position: int) -> None:
+    if position != len(message):
+        reason = "cut off" if position > len(message) else "followed by rubbish"
+        raise DecodeError("pgoutput", f"message {message[:1]!r} is {reason}", offset=min(position, len(message)))

@@ -1,0 +1,95 @@
+"""Messages and fan-out rows → bytes: keys, partitions, `data`, and COPY's binary format. Pure.
+
+Source: PostgreSQL manual, "COPY", Binary Format. Binary, because it needs no escaping, and because the server
+parses neither timestamps nor LSNs.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Final
+
+import orjson
+
+from cdcbridge.model import JsonValue, Row
+
+COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + b"\0" * 8
+COPY_TRAILER: Final = b"\xff\xff"
+NULL: Final = b"\xff\xff\xff\xff"
+_MESSAGE_HEAD = struct.Struct("!HIqIiIi")
+_TRANSACTION = struct.Struct("!IqIqIq")
+_CHUNK_HEAD = struct.Struct("!HIiIq")
+_ARRAY_HEAD = struct.Struct("!iiIii")
+_LENGTH = struct.Struct("!I")
+_INT8_OID, _TEXT_OID = 20, 25
+
+MESSAGE_COLUMNS: Final = "seq, ordinal, partition, topic, key, data, commit_lsn, xid, commit_time"
+CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
+CHUNK_SIZE: Final = 64  # messages per fan-out row of a large append: 1 KB of seqs, below TOAST's 2 KB
+SMALL_APPEND: Final = 128  # up to here each message has a row of its own, so that concurrent receivers share them
+
+
+def sized(value: bytes) -> bytes:
+    return _LENGTH.pack(len(value)) + value
+
+
+def key_text(record: Row | None, columns: Sequence[str] | None) -> str | None:
+    """The key: the text of one column as `record ->> column`, or a compact JSON array of several such texts."""
+    if not columns or record is None:
+        return None
+    if len(columns) == 1:
+        return _as_text(record.get(columns[0]))
+    texts = [_as_text(record.get(column)) for column in columns]
+    return orjson.dumps(texts).decode() if any(text is not None for text in texts) else None
+
+
+def _as_text(value: JsonValue) -> str | None:
+    if value is None or type(value) is str:
+        return value
+    return orjson.dumps(value).decode()
+
+
+def partition_of(key: bytes | None, partitions: int) -> int:
+    """CRC-32 (ISO 3309, as zlib has it) of the key's UTF-8 bytes, modulo the number of partitions; 0 without a key."""
+    return zlib.crc32(key) % partitions if key is not None else 0
+
+
+def encode_data(op: str, record: Row | None, old: Row | None, unchanged: Sequence[str]) -> bytes:
+    """The message's `data`, as JSON text."""
+    return orjson.dumps({"op": op, "record": record, "old": old, "unchanged": unchanged})
+
+
+def transaction_part(commit_lsn: int, xid: int, commit_time: int) -> bytes:
+    """The columns that all messages of a transaction share."""
+    return _TRANSACTION.pack(8, commit_lsn, 8, xid, 8, commit_time)
+
+
+def message_row(seq: int, ordinal: int, partition: int, tail: bytes) -> bytes:
+    """One row for COPY messages (MESSAGE_COLUMNS); `tail` holds everything from the topic on."""
+    return _MESSAGE_HEAD.pack(9, 8, seq, 4, ordinal, 4, partition) + tail
+
+
+def chunk_rows(consumer_ids: Sequence[int], seqs: Sequence[int], keys: Sequence[str | None] | None) -> bytes:
+    """Rows for COPY waiting (CHUNK_COLUMNS): the messages `seqs`, rising, for each of the consumers."""
+    size = 1 if len(seqs) <= SMALL_APPEND else CHUNK_SIZE
+    tails = []
+    for start in range(0, len(seqs), size):
+        chunk = seqs[start : start + size]
+        chunk_keys = NULL if keys is None else _text_array(keys[start : start + size])
+        tails.append((chunk[0], _int8_array(chunk) + chunk_keys))
+    head = _CHUNK_HEAD.pack
+    return b"".join([head(4, 4, consumer, 8, ord_) + tail for consumer in consumer_ids for ord_, tail in tails])
+
+
+def _int8_array(values: Sequence[int]) -> bytes:
+    interleaved = [8] * (2 * len(values))
+    interleaved[1::2] = values
+    body = struct.pack("!" + "Iq" * len(values), *interleaved)
+    return _LENGTH.pack(20 + len(body)) + _ARRAY_HEAD.pack(1, 0, _INT8_OID, len(values), 1) + body
+
+
+def _text_array(values: Sequence[str | None]) -> bytes:
+    body = b"".join([NULL if value is None else sized(value.encode()) for value in values])
+    return _LENGTH.pack(20 + len(body)) + _ARRAY_HEAD.pack(1, 1, _TEXT_OID, len(values), 1) + body

@@ -1,0 +1,69 @@
+"""Every error that cdcbridge raises on purpose, and the exit code that each one means.
+
+An error says what happened, on what value, and what to do next. This module knows nothing of sockets,
+databases or terminals; the command line turns these into a message on stderr and an exit code.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from cdcbridge.lsn import format_lsn
+
+
+class CdcbridgeError(Exception):
+    """Something failed and a retry may help. `hint` says what to do next."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(CdcbridgeError):
+    """Bad input: a wrong option, an unknown name, an unreadable file."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """The configuration cannot be used. The message names the file and the path in it."""
+
+
+class CheckFailed(UsageError):
+    """`check` found errors; `run` refuses to start for the same ones."""
+
+
+class SourceUnavailable(CdcbridgeError):
+    """The source database cannot be reached or went away: try again."""
+
+
+class StoreUnavailable(CdcbridgeError):
+    """The store's database cannot be reached or went away: try again."""
+
+
+class NotLeader(CdcbridgeError):
+    """Another bridge leads, or took over: this one must not write."""
+
+
+class OperatorNeeded(CdcbridgeError):
+    """Nothing that the program may do by itself helps: slot lost, other history, newer schema."""
+
+    exit_code = 3
+
+
+class DecodeError(OperatorNeeded):
+    """The plugin's output is malformed, truncated or unknown.
+
+    `plugin` names the output plugin, `offset` is the byte in the message where reading stopped, `lsn` is where
+    the message stands in the WAL (None when it came from a file).
+    """
+
+    def __init__(self, plugin: str, reason: str, *, offset: int = 0, lsn: int | None = None) -> None:
+        where = f"at byte {offset}" if lsn is None else f"at LSN {format_lsn(lsn)}, byte {offset}"
+        super().__init__(f"{plugin}: {reason} ({where})")
+        self.plugin = plugin
+        self.reason = reason
+        self.offset = offset
+        self.lsn = lsn

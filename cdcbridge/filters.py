@@ -1,0 +1,125 @@
+"""Consumers' filters: CEL over `op`, `topic`, `key`, `record`, `old` and `meta`, with three answers.
+
+A filter that reads a column which the WAL did not carry cannot be decided, and an undecided message is delivered.
+Pure. CEL itself is the library's; what is ours is knowing which columns an expression reads, and whether the WAL
+had them. Source: the CEL language definition, "Syntax" and "Evaluation".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+VARIABLES: Final = frozenset({"op", "topic", "key", "record", "old", "meta"})
+_FUNCTIONS: Final = frozenset(
+    "size contains startsWith endsWith matches int uint double string bytes timestamp duration type dyn "
+    "getFullYear getMonth getDate getDayOfMonth getDayOfWeek getDayOfYear getHours getMinutes getSeconds "
+    "getMilliseconds".split()
+)
+_TOKEN: Final = re.compile(
+    r"""(?P<string>[rRbB]{0,2}(?:'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"))"""
+    r"""|(?P<name>[A-Za-z_]\w*)|(?P<number>\d[\w.]*)|(?P<mark>==|!=|&&|\|\||<=|>=|[^\s])""",
+    re.DOTALL,
+)
+_MACROS: Final = frozenset({"all", "exists", "exists_one", "map", "filter"})
+_NULL_TESTS: Final = frozenset({("==", "null"), ("!=", "null")})
+
+
+class FilterError(Exception):
+    """The expression failed on values that are there: the message becomes a dead letter."""
+
+
+@dataclass(slots=True)
+class _Reads:
+    """What an expression reads of one map: columns by name, columns only tested with has(), the map as a whole."""
+
+    columns: set[str] = field(default_factory=set)
+    tested: set[str] = field(default_factory=set)
+    whole: bool = False
+
+
+class Filter:
+    """One compiled expression. Raises ValueError for what is no usable CEL."""
+
+    def __init__(self, source: str) -> None:
+        # Here and not at the top: the library imports its own command line too (0.3 s), which only a
+        # configuration with a filter should pay for.
+        import cel
+
+        self.source = source
+        self._program = cel.compile(source)
+        tokens = [match[0] for match in _TOKEN.finditer(source)]
+        unknown = set(self._program.variables()) - VARIABLES - _macro_variables(tokens)
+        if unknown:
+            known = ", ".join(sorted(VARIABLES))
+            raise ValueError(f"unknown variable {sorted(unknown)[0]!r}; a filter knows {known}")
+        functions = {name for name in self._program.functions() if name[0] not in "_@!-?"} - _FUNCTIONS
+        functions -= {"!_", "-_"}
+        if functions:
+            raise ValueError(f"unknown function {sorted(functions)[0]!r}")
+        self._reads = {name: _reads(tokens, name) for name in ("record", "old")}
+
+    def wants(self, environment: Mapping[str, Any], unchanged: Sequence[str] = ()) -> bool:
+        """Whether the message is to be delivered; `unchanged` names columns that the WAL did not carry.
+
+        `environment` has a value for each of VARIABLES. Raises FilterError.
+        """
+        missing = self._missing(environment, unchanged)
+        try:
+            result = self._program.execute(environment)
+        except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            if any(missing.values()):
+                return True
+            message = f"no such field: {error.args[0]}" if isinstance(error, KeyError) else str(error).split(". ")[0]
+            raise FilterError(message) from error
+        if not isinstance(result, bool):
+            raise FilterError(f"the filter gave {type(result).__name__} {result!r}, not true or false")
+        return result or any(
+            self._reads[name].whole or absent & self._reads[name].tested for name, absent in missing.items() if absent
+        )
+
+    def _missing(self, environment: Mapping[str, Any], unchanged: Sequence[str]) -> dict[str, set[str]]:
+        """By map: the columns that the expression reads and the WAL did not carry ('*' where the map is read whole)."""
+        record, old, op = environment["record"], environment["old"], environment["op"]
+        missing: dict[str, set[str]] = {"record": set(), "old": set()}
+        reads = self._reads["record"]
+        if record is None or op == "delete":
+            carried = record or {}
+            missing["record"] = {name for name in reads.columns | reads.tested if name not in carried}
+        elif unchanged:
+            missing["record"] = (reads.columns | reads.tested) & set(unchanged)
+        if reads.whole and (unchanged or op == "delete"):
+            missing["record"].add("*")
+        reads = self._reads["old"]
+        missing["old"] = {name for name in reads.columns | reads.tested if name not in (old or {})}
+        if reads.whole and old is not None:
+            missing["old"].add("*")
+        return missing
+
+
+def _macro_variables(tokens: list[str]) -> set[str]:
+    """The names that `list.exists(name, …)` and its like introduce."""
+    return {
+        tokens[i + 2] for i, token in enumerate(tokens[:-2]) if token in _MACROS and i and tokens[i - 1 : i] == ["."]
+    }
+
+
+def _reads(tokens: list[str], name: str) -> _Reads:
+    reads = _Reads()
+    for i, token in enumerate(tokens):
+        if token != name or (i and tokens[i - 1] == "."):
+            continue
+        following = tokens[i + 1 : i + 4]
+        if following[:1] == ["."] and len(following) > 1:
+            column = following[1]
+            if column in _MACROS:
+                reads.whole = True
+            else:
+                (reads.tested if tokens[max(0, i - 2) : i] == ["has", "("] else reads.columns).add(column)
+        elif following[:1] == ["["] and following[2:3] == ["]"] and following[1][:1] in "'\"":
+            reads.columns.add(following[1][1:-1])
+        elif tuple(following[:2]) not in _NULL_TESTS:
+            reads.whole = True
+    return reads

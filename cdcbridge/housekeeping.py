@@ -1,0 +1,80 @@
+"""What the bridge does beside the stream, now and then, in a thread with sessions of its own. Part of the rim.
+
+Heartbeats on the source, so that the slot moves on while only other databases write; messages whose last delivery
+expired become dead letters; alarms about the slot. Never touches the stream or the log; what fails here is told and
+tried again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final, Self
+
+import psycopg
+import structlog
+
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, connect_source, connect_store
+from cdcbridge.errors import CdcbridgeError
+from cdcbridge.source import current_lsn, slots
+from cdcbridge.units import format_size
+
+HEARTBEAT_PREFIX: Final = "cdcbridge.heartbeat"
+_BURY_INTERVAL: Final = 2.0  # an expired last delivery dies within 5 s
+log = structlog.get_logger()
+
+
+class Housekeeper:
+    """Works from entry to exit of its `with` block."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="housekeeper", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._sessions()
+            except (CdcbridgeError, psycopg.Error) as error:
+                log.warning("housekeeping.failed", error=" ".join(str(error).split()))
+                self._stop.wait(_BURY_INTERVAL)
+
+    def _sessions(self) -> None:
+        interval = self._config.source.heartbeat_interval
+        with (
+            connect_source(self._config.source_dsn, "cdcbridge heartbeat") as source,
+            connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge housekeeping") as store,
+        ):
+            next_heartbeat = 0.0
+            while not self._stop.is_set():
+                if time.monotonic() >= next_heartbeat:
+                    source.execute("select pg_logical_emit_message(true, %s, '')", (HEARTBEAT_PREFIX,))
+                    self._watch_slot(source)
+                    next_heartbeat = time.monotonic() + interval
+                buried = store.execute("select bury_expired()").fetchone()
+                if buried and buried[0]:
+                    log.info("messages.died", reason="max_deliveries", messages=buried[0])
+                self._stop.wait(min(_BURY_INTERVAL, interval))
+
+    def _watch_slot(self, source: Connection) -> None:
+        limit = self._config.source.max_retained_wal
+        for slot in slots(source, self._config.source.slot):
+            retained = current_lsn(source) - (slot.restart_lsn or 0)
+            if slot.restart_lsn is not None and retained > limit:
+                log.warning(
+                    "slot.retains_too_much",
+                    slot=slot.name,
+                    retained_bytes=retained,
+                    max_retained_wal=format_size(limit),
+                    wal_status=slot.wal_status,
+                )

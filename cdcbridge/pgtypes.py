@@ -1,0 +1,165 @@
+"""PostgreSQL's text output of a value → the JSON value that `to_jsonb` gives for it.
+
+Pure: types outside the built-in ones are looked up through a function that the caller brings. The text must come
+from a session with DateStyle ISO, IntervalStyle postgres, TimeZone UTC and bytea_output hex. Composite types stay
+text. Source: PostgreSQL manual, "JSON Functions and Operators" (to_jsonb), and the output of a server.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from cdcbridge.model import Converter, JsonValue
+
+BOOL, BYTEA, INT8, INT2, INT4, OID = 16, 17, 20, 21, 23, 26
+JSON, FLOAT4, FLOAT8, NUMERIC, JSONB = 114, 700, 701, 1700, 3802
+DATE, TIMESTAMP, TIMESTAMPTZ = 1082, 1114, 1184
+INT2VECTOR, OIDVECTOR = 22, 30
+INTEGERS: Final = frozenset({INT2, INT4, INT8})
+FLOATING: Final = frozenset({FLOAT4, FLOAT8, NUMERIC})
+
+# Built-in array type → its element type, for input that comes without a catalogue. Arrays whose elements are plain
+# text to to_jsonb need no entry of their own converter but must still be taken apart.
+_ARRAYS: Final = {
+    1000: 16, 1001: 17, 1002: 18, 1003: 19, 1016: 20, 1005: 21, 1006: 22, 1007: 23, 1008: 24, 1009: 25, 1028: 26,
+    1010: 27, 1011: 28, 1012: 29, 1013: 30, 199: 114, 143: 142, 1017: 600, 1018: 601, 1019: 602, 1020: 603,
+    1027: 604, 629: 628, 1021: 700, 1022: 701, 719: 718, 791: 790, 1040: 829, 1041: 869, 651: 650, 775: 774,
+    1014: 1042, 1015: 1043, 1182: 1082, 1183: 1083, 1115: 1114, 1185: 1184, 1187: 1186, 1270: 1266, 1561: 1560,
+    1563: 1562, 1231: 1700, 2201: 1790, 2951: 2950, 3221: 3220, 3643: 3614, 3645: 3615, 3807: 3802, 4073: 4072,
+    3905: 3904, 3907: 3906, 3909: 3908, 3911: 3910, 3913: 3912, 3927: 3926, 6150: 4451, 6151: 4532, 6152: 4533,
+    6153: 4534, 6155: 4535, 6157: 4536, 271: 5069, 2949: 2970,
+    2207: 2202, 2208: 2203, 2209: 2204, 2210: 2205, 2211: 2206, 3735: 3734, 3770: 3769, 4090: 4089, 4097: 4096,
+}  # fmt: skip
+_BOX: Final = 603
+_BUILT_IN_LIMIT: Final = 10_000  # smaller OIDs are PostgreSQL's own, assigned by hand ("System Catalog Initial Data")
+
+
+@dataclass(slots=True, frozen=True)
+class PgType:
+    """A row of pg_type, as much as counts here: base type of a domain, element type and delimiter of an array."""
+
+    base: int = 0
+    element: int = 0
+    delimiter: str = ","
+    name: str = ""
+
+
+def text(value: bytes) -> JsonValue:
+    return value.decode()
+
+
+def boolean(value: bytes) -> JsonValue:
+    return value == b"t"
+
+
+def number(value: bytes) -> JsonValue:
+    """Numeric and floats keep their own digits; NaN and ±Infinity are strings, as in to_jsonb."""
+    return orjson.Fragment(value) if value[-1] <= 57 else value.decode()  # 57 is "9"; N and y are above it
+
+
+def raw_json(value: bytes) -> JsonValue:
+    return orjson.Fragment(value)
+
+
+def timestamp(value: bytes) -> JsonValue:
+    """`2024-02-29 12:00:00 BC` → `2024-02-29T12:00:00 BC`; infinity stays."""
+    return value.decode().replace(" ", "T", 1)
+
+
+def timestamptz(value: bytes) -> JsonValue:
+    """As timestamp; the zone is always written `+00:00`, as XML Schema has it."""
+    stamp = value.decode().replace(" ", "T", 1)
+    if stamp.endswith("+00"):
+        return stamp + ":00"
+    return stamp[:-3] + ":00 BC" if stamp.endswith("+00 BC") else stamp
+
+
+def _vector(element: Converter) -> Converter:
+    def convert(value: bytes) -> JsonValue:
+        return [element(item) for item in value.split()]
+
+    return convert
+
+
+_SCALARS: Final[dict[int, Converter]] = {
+    BOOL: boolean, INT2: int, INT4: int, INT8: int, FLOAT4: number, FLOAT8: number, NUMERIC: number,
+    JSON: raw_json, JSONB: raw_json, TIMESTAMP: timestamp, TIMESTAMPTZ: timestamptz,
+    INT2VECTOR: _vector(int), OIDVECTOR: _vector(text),
+}  # fmt: skip
+
+_TOKENS = {
+    delimiter: re.compile(rb'"((?:[^"\\]|\\.)*)"|([{}' + delimiter + rb"])|([^{}\"" + delimiter + rb"]+)", re.DOTALL)
+    for delimiter in (b",", b";")
+}
+_UNESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+
+
+def parse_array(value: bytes, element: Converter, delimiter: bytes = b",") -> list[JsonValue]:
+    """`{1,NULL,"a b"}` → a list, nested as the array is; bounds such as `[0:1]=` are dropped, as to_jsonb does.
+
+    Raises ValueError where the text is no array. Source: PostgreSQL manual, "Array Input and Output Syntax".
+    """
+    body = value[value.index(b"=") + 1 :] if value[:1] == b"[" else value
+    stack: list[list[JsonValue]] = []
+    position = 0
+    for token in _TOKENS[delimiter].finditer(body):
+        if token.start() != position or (not stack and token[2] != b"{"):
+            break
+        position = token.end()
+        quoted, mark, bare = token.groups()
+        if quoted is not None:
+            stack[-1].append(element(_UNESCAPE.sub(rb"\1", quoted)))
+        elif bare is not None:
+            stack[-1].append(None if bare == b"NULL" else element(bare))
+        elif mark == b"{":
+            stack.append([])
+        elif mark == b"}":
+            done = stack.pop()
+            if not stack:
+                if position == len(body):
+                    return done
+                break
+            stack[-1].append(done)
+    raise ValueError(f"not an array: {value[:80]!r}")
+
+
+def _array(element: Converter, delimiter: str) -> Converter:
+    mark = delimiter.encode()
+
+    def convert(value: bytes) -> JsonValue:
+        return parse_array(value, element, mark)
+
+    return convert
+
+
+class Types:
+    """Converters by type OID. `lookup` tells what an OID is, or None for one that no longer exists."""
+
+    def __init__(self, lookup: Callable[[int], PgType | None] = lambda _oid: None) -> None:
+        self._lookup = lookup
+        self._converters: dict[int, Converter] = dict(_SCALARS)
+
+    def converter(self, oid: int) -> Converter:
+        """The function from text output to JSON value for this type; plain text for a type nobody knows."""
+        found = self._converters.get(oid)
+        if found is None:
+            found = self._converters[oid] = self._resolve(oid)
+        return found
+
+    def _resolve(self, oid: int) -> Converter:
+        if oid in _ARRAYS:
+            element = _ARRAYS[oid]
+            return _array(self.converter(element), ";" if element == _BOX else ",")
+        if oid < _BUILT_IN_LIMIT:
+            return text
+        found = self._lookup(oid)
+        if found is None:
+            return text
+        if found.base:
+            return self.converter(found.base)
+        return _array(self.converter(found.element), found.delimiter) if found.element else text

@@ -1,0 +1,48 @@
+"""Where the bridge is: the identity of a change, and how far things have come. Pure.
+
+A position is (commit LSN, ordinal); it counts within one history (system identifier, timeline) of one source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cdcbridge.lsn import format_lsn
+
+
+class Position(NamedTuple):
+    """A change's identity. The ordinal counts, from 0, all that the plugin sent for the transaction."""
+
+    commit_lsn: int
+    ordinal: int
+
+    def __str__(self) -> str:
+        return f"{format_lsn(self.commit_lsn)}#{self.ordinal}"
+
+
+@dataclass(slots=True)
+class Progress:
+    """confirmed ≤ durable ≤ received, each only rising.
+
+    `received`: end of the last transaction read whole. `durable`: everything up to here is committed in the
+    store, or is nobody's. `confirmed`: what PostgreSQL was told it may forget.
+    """
+
+    received: int
+    durable: int
+    confirmed: int
+
+    def receive(self, lsn: int) -> None:
+        self.received = max(self.received, lsn)
+
+    def stored(self, lsn: int) -> None:
+        """The store has committed everything up to `lsn`. Raises ValueError if that was never received."""
+        if lsn > self.received:
+            raise ValueError(f"stored up to {format_lsn(lsn)}, but received only up to {format_lsn(self.received)}")
+        self.durable = max(self.durable, lsn)
+
+    def confirm(self) -> int:
+        """The LSN to report to PostgreSQL as flushed."""
+        self.confirmed = max(self.confirmed, self.durable)
+        return self.confirmed

@@ -1,0 +1,180 @@
+"""A walsender's other end: streaming replication over psycopg's libpq layer. Part of the rim.
+
+Source: PostgreSQL manual, "Streaming Replication Protocol" and "Logical Streaming Replication Parameters"; psycopg's
+documentation of `psycopg.pq`. Hands out payloads as they are, and confirms exactly what it is told to.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from psycopg import pq, sql
+
+from cdcbridge.database import conninfo
+from cdcbridge.errors import OperatorNeeded, SourceUnavailable
+from cdcbridge.lsn import format_lsn, parse_lsn
+
+_KEEPALIVE = struct.Struct("!cQqB")
+_STATUS = struct.Struct("!cQQQqB")
+_XLOG_DATA: Final = b"w"[0]
+_HEADER: Final = 25  # of XLogData: type, start, end, clock
+_UNKNOWN_OPTION: Final = "is unknown"
+_POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
+
+# What either plugin prints depends on these. client_min_messages lets wal2json's warnings through.
+SESSION: Final = {
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "client_min_messages": "warning",
+    "client_encoding": "UTF8",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+
+
+class UnknownOption(Exception):
+    """The plugin does not know one of the options; the session can start again without it."""
+
+
+class ReplicationStream:
+    """One replication session. Raises SourceUnavailable when it breaks, OperatorNeeded when the slot is unusable."""
+
+    def __init__(self, dsn: str, on_notice: Callable[[str], None]) -> None:
+        text = conninfo(dsn, "cdcbridge replication", SESSION, replication="database")
+        self._pgconn = pq.PGconn.connect(text.encode())
+        if self._pgconn.status != pq.ConnStatus.OK:
+            raise SourceUnavailable(f"source: {self._error()}")
+        self._pgconn.notice_handler = lambda result: on_notice(_notice(result))
+        self.wal_end = 0
+        self.reply_wanted = False
+
+    def fileno(self) -> int:
+        return self._pgconn.socket
+
+    def close(self) -> None:
+        """End the session; the server frees the slot at once."""
+        self._pgconn.finish()
+
+    def identify(self) -> tuple[str, int, int, str]:
+        """(system identifier, timeline, current WAL position, database)."""
+        row = self.query(b"IDENTIFY_SYSTEM")
+        return row[0], int(row[1]), parse_lsn(row[2]), row[3]
+
+    def query(self, command: bytes) -> list[str]:
+        """The first row of a replication command's or SHOW's result, as texts."""
+        result = self._pgconn.exec_(command)
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            raise SourceUnavailable(f"source: {_message(result)}")
+        return [(result.get_value(0, column) or b"").decode() for column in range(result.nfields)]
+
+    def start(self, slot: str, lsn: int, options: Mapping[str, str]) -> None:
+        """START_REPLICATION from `lsn`, or from what the slot has confirmed if that is later."""
+        given = sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in options.items()
+        )
+        command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
+            sql.Identifier(slot), sql.SQL(format_lsn(lsn)), given  # type: ignore[arg-type]
+        )
+        result = self._pgconn.exec_(command.as_bytes(None))
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            if _UNKNOWN_OPTION in _message(result):
+                raise UnknownOption(_message(result))
+            self._refused(slot, result)
+
+    def _refused(self, slot: str, result: pq.abc.PGresult) -> None:
+        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        message = _message(result)
+        if state == "55006":
+            raise SourceUnavailable(f"source: {message}", hint="Another session streams from this slot; waiting for it.")
+        if state in ("42704", "55000", "58P01"):
+            raise OperatorNeeded(
+                f"the replication slot {slot!r} cannot be used: {message}",
+                hint="`cdcbridge slot list` shows its state; `cdcbridge slot recreate` goes on behind a gap message.",
+            )
+        raise SourceUnavailable(f"source: {message}")
+
+    def messages(self) -> Iterator[bytes]:
+        """The plugin's messages that have arrived, in order; ends when there is nothing more to read just now.
+
+        Keepalives are taken out: `wal_end` is where the server says it is, `reply_wanted` that it wants a status.
+        """
+        get = self._pgconn.get_copy_data
+        while True:
+            size, data = get(1)
+            if size > 0:
+                if data[0] == _XLOG_DATA:
+                    yield bytes(data)
+                else:
+                    self._keepalive(bytes(data))
+            elif size == 0:
+                return
+            else:
+                self._ended()
+
+    def receive(self) -> None:
+        """Read what the socket has, after it became readable."""
+        try:
+            self._pgconn.consume_input()
+        except Exception as error:
+            raise SourceUnavailable(f"source: {self._error() or error}") from error
+
+    def confirm(self, received: int, durable: int) -> None:
+        """A status update: `durable` may go from the server's WAL. Never more than what the store has."""
+        clock = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
+        status = _STATUS.pack(b"r", max(received, durable), durable, durable, clock, 0)
+        try:
+            self._pgconn.put_copy_data(status)
+            self._pgconn.flush()
+        except Exception as error:
+            raise SourceUnavailable(f"source: {self._error() or error}") from error
+        self.reply_wanted = False
+
+    def finish(self) -> None:
+        """Leave the stream in good order, so that the server takes the last status."""
+        self._pgconn.put_copy_end()
+        self._pgconn.flush()
+
+    def _keepalive(self, data: bytes) -> None:
+        kind, wal_end, _clock, reply = _KEEPALIVE.unpack(data)
+        if kind != b"k":
+            raise SourceUnavailable(f"source: unknown replication message {kind!r}")
+        self.wal_end = wal_end
+        self.reply_wanted = self.reply_wanted or bool(reply)
+
+    def _ended(self) -> None:
+        result = self._pgconn.get_result()
+        message = _message(result) if result is not None else self._error()
+        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode() if result is not None else ""
+        if "publication" in message and state == "42704":
+            raise OperatorNeeded(
+                f"source: {message}",
+                hint="The slot is older than the publication, or the publication was dropped; see `cdcbridge check`.",
+            )
+        raise SourceUnavailable(f"source: the stream ended: {message or 'connection closed'}")
+
+    def _error(self) -> str:
+        return " ".join(self._pgconn.error_message.decode(errors="replace").split())
+
+
+def payload(message: bytes) -> bytes:
+    """The plugin's bytes in an XLogData message."""
+    return message[_HEADER:]
+
+
+def start_lsn(message: bytes) -> int:
+    """Where in the WAL an XLogData message stands."""
+    return int.from_bytes(message[1:9])
+
+
+def _message(result: pq.abc.PGresult) -> str:
+    return " ".join(result.error_message.decode(errors="replace").split())
+
+
+def _notice(result: pq.abc.PGresult) -> str:
+    return (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")

@@ -1,0 +1,73 @@
+"""Which consumers want which change. Pure; costs by the consumers that match a table, not by those declared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from cdcbridge.filters import Filter
+from cdcbridge.model import Relation
+
+OPERATIONS: Final = ("insert", "update", "delete", "truncate")
+
+
+@dataclass(slots=True, frozen=True)
+class Subscription:
+    """What a consumer declared, as much as routing needs. `key` None: the log's key. `max_bytes` is of `data`."""
+
+    consumer_id: int
+    name: str
+    tables: tuple[str, ...]
+    operations: frozenset[str]
+    filter: Filter | None = None
+    key: tuple[str, ...] | None = None
+    max_bytes: int = 1024 * 1024
+
+    @property
+    def plain(self) -> bool:
+        """Takes every message of its tables and operations as it is."""
+        return self.filter is None and self.key is None
+
+
+@dataclass(slots=True, frozen=True)
+class Plan:
+    """Who gets one operation of one table: `plain` consumers all alike, `special` ones after a closer look."""
+
+    plain: tuple[int, ...]
+    special: tuple[Subscription, ...]
+    limits: tuple[tuple[int, int], ...]
+    smallest_limit: int
+
+
+class Router:
+    """Plans by relation and operation. A table pattern is `schema.table`, `schema.*` or `*.*`."""
+
+    def __init__(self, subscriptions: Iterable[Subscription]) -> None:
+        self._by_pattern: dict[str, list[Subscription]] = {}
+        for subscription in subscriptions:
+            for pattern in dict.fromkeys(subscription.tables):
+                self._by_pattern.setdefault(pattern, []).append(subscription)
+        self._plans: dict[tuple[Relation, str], Plan | None] = {}
+
+    def subscriptions(self, schema: str, table: str) -> list[Subscription]:
+        """All consumers of a table, each once, whatever the operation."""
+        found = [s for p in (f"{schema}.{table}", f"{schema}.*", "*.*") for s in self._by_pattern.get(p, ())]
+        return sorted(dict.fromkeys(found), key=lambda s: s.consumer_id)
+
+    def plan(self, relation: Relation, operation: str) -> Plan | None:
+        """The plan, or None where nobody wants this operation of this relation."""
+        key = (relation, operation)
+        if key not in self._plans:
+            schema, _, table = relation.topic.partition(".")
+            self._plans[key] = _plan([s for s in self.subscriptions(schema, table) if operation in s.operations])
+        return self._plans[key]
+
+
+def _plan(subscriptions: list[Subscription]) -> Plan | None:
+    if not subscriptions:
+        return None
+    plain = tuple(s.consumer_id for s in subscriptions if s.plain)
+    special = tuple(s for s in subscriptions if not s.plain)
+    limits = tuple((s.consumer_id, s.max_bytes) for s in subscriptions)
+    return Plan(plain, special, limits, min(limit for _, limit in limits))

@@ -1,0 +1,230 @@
+"""Before a session streams: everything compared, checked and made, in the right order. Part of the rim.
+
+Histories first, then the same checks as `cdcbridge check`, the consumers, the publication, the slot. Makes no choice
+that could lose a change: where store and slot do not fit together it says from where to where, and stops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from cdcbridge import consumers, source
+from cdcbridge.check import problems, refuse, supports_numbers_as_text
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, connect_source
+from cdcbridge.errors import OperatorNeeded
+from cdcbridge.filters import Filter
+from cdcbridge.lsn import format_lsn, parse_lsn
+from cdcbridge.replication import ReplicationStream, UnknownOption
+from cdcbridge.route import Router, Subscription
+from cdcbridge.store import History, Store, Tail
+
+_NUMBERS_AS_TEXT: Final = "numeric-data-types-as-string"
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Ready:
+    """What a streaming session goes by. `finishing`: only until the transaction that was begun is complete."""
+
+    plugin: str
+    tail: Tail
+    options: dict[str, str]
+    subscriptions: list[Subscription]
+    finishing: bool
+    wal_sender_timeout: float
+    router: Router = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.router = Router(self.subscriptions)
+
+    @property
+    def resume_options(self) -> dict[str, Any]:
+        """What an open transaction must be finished with, if this session ends in its middle."""
+        return {"options": self.options, "subscriptions": [_dump(s) for s in self.subscriptions]}
+
+    def start(self, stream: ReplicationStream, slot: str) -> None:
+        """START_REPLICATION; without numeric-data-types-as-string where wal2json is too old for it."""
+        try:
+            stream.start(slot, self.tail.end_lsn, self.options)
+        except UnknownOption as error:
+            if self.options.pop(_NUMBERS_AS_TEXT, None) is None:
+                raise OperatorNeeded(f"source: {error}") from error
+            stream.start(slot, self.tail.end_lsn, self.options)
+
+
+def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
+    """Compare, check and make. Raises OperatorNeeded, CheckFailed, or what a lost connection raises."""
+    identity = stream.identify()
+    with connect_source(config.source_dsn, "cdcbridge setup") as connection:
+        history = store.history()
+        if history is not None:
+            compare_history(history, identity, config.source.slot)
+        plugin = _plugin(config, connection, history)
+        refuse(problems(config, connection, store.connection, plugin=plugin))
+        applied = consumers.apply(store.connection, config.consumers)
+        if applied.added or applied.changed or applied.left:
+            log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
+        publications = source.wanted_publications(config.source.publication, config.consumers)
+        if plugin == "pgoutput":
+            for statement in source.ensure_publications(connection, publications):
+                log.info("publication.changed", sql=statement)
+        slot_lsn = _slot(config, connection, history, plugin)
+    if history is None:
+        system_identifier, timeline, _, database = identity
+        store.begin_history(History(system_identifier, timeline, database, config.source.slot, plugin), slot_lsn)
+    elif history.timeline != identity[1]:
+        _follow_timeline(store, stream, history, identity[1])
+    tail = store.tail()
+    if slot_lsn > tail.end_lsn:
+        raise OperatorNeeded(
+            f"the slot {config.source.slot!r} has confirmed {format_lsn(slot_lsn)}, but the store ends at"
+            f" {format_lsn(tail.end_lsn)}: what lies between is gone (the slot was recreated or advanced, or the store"
+            " was restored)",
+            hint=f"`cdcbridge slot skip --to {format_lsn(slot_lsn)}` goes on behind a gap message.",
+        )
+    return _ready(config, store, tail, plugin, [p.name for p in publications], _timeout(stream))
+
+
+def compare_history(history: History, identity: tuple[str, int, int, str], slot: str) -> None:
+    """Raises OperatorNeeded where the store holds another source's changes."""
+    system_identifier, _, _, database = identity
+    for what, stored, found in (
+        ("system identifier", history.system_identifier, system_identifier),
+        ("database", history.database, database),
+        ("slot", history.slot, slot),
+    ):
+        if stored != found:
+            raise OperatorNeeded(
+                f"this store holds the changes of another source: its {what} is {stored!r}, the source's is {found!r}",
+                hint="One store schema serves one source: set store.schema to another name, or mend source.dsn.",
+            )
+
+
+def _plugin(config: Config, connection: Connection, history: History | None) -> str:
+    chosen = source.choose_plugin(
+        connection,
+        config.source.plugin,
+        config.source.slot,
+        probe=lambda: bool(supports_numbers_as_text(config.source_dsn)),
+    )
+    if history is not None and chosen != history.plugin:
+        raise OperatorNeeded(
+            f"the store's changes were decoded by {history.plugin}, and source.plugin is {chosen}: positions of one are"
+            " not those of the other",
+            hint=f"Set source.plugin back to {history.plugin}.",
+        )
+    return chosen
+
+
+def _slot(config: Config, connection: Connection, history: History | None, plugin: str) -> int:
+    """The slot's confirmed position; created where this is the first start."""
+    name = config.source.slot
+    found = source.slots(connection, name)
+    if found and found[0].wal_status == "lost":
+        raise OperatorNeeded(
+            f"the slot {name!r} is lost ({found[0].invalidation or 'its WAL was removed'}): changes after"
+            f" {format_lsn(found[0].confirmed_flush_lsn or 0)} are gone",
+            hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
+        )
+    if found:
+        return found[0].confirmed_flush_lsn or 0
+    if history is not None:
+        raise OperatorNeeded(
+            f"the slot {name!r} does not exist any more, and the store knows of it: changes after the store's end are"
+            " lost to it",
+            hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
+        )
+    log.info("slot.creating", slot=name, plugin=plugin)
+    lsn = source.create_slot(
+        config.source_dsn, name, plugin, waiting=lambda pids: log.info("slot.waiting", slot=name, waits_for=pids)
+    )
+    log.info("slot.created", slot=name, plugin=plugin, lsn=format_lsn(lsn))
+    return lsn
+
+
+def _follow_timeline(store: Store, stream: ReplicationStream, history: History, timeline: int) -> None:
+    """The source was promoted: all is well where it branched off behind what the store holds."""
+    end = store.tail().end_lsn
+    branch = None
+    if timeline > history.timeline:
+        _file, content = stream.query(b"TIMELINE_HISTORY %d" % timeline)
+        for line in content.splitlines():
+            fields = line.split()
+            if len(fields) >= 2 and fields[0] == str(history.timeline):
+                branch = parse_lsn(fields[1])
+    if branch is None or branch < end:
+        where = "nobody knows where" if branch is None else f"at {format_lsn(branch)}"
+        raise OperatorNeeded(
+            f"the source is on timeline {timeline}, which left timeline {history.timeline} {where}; the store holds"
+            f" changes up to {format_lsn(end)} of the old one",
+            hint="Those above the branch belong to a history that was lost. Use a new store.schema for the new one.",
+        )
+    store.set_timeline(timeline)
+    log.info("source.timeline", old=history.timeline, new=timeline, branch=format_lsn(branch))
+
+
+def _ready(
+    config: Config, store: Store, tail: Tail, plugin: str, publications: list[str], wal_sender_timeout: float
+) -> Ready:
+    if tail.unfinished is not None:
+        # Ordinals count what the plugin sent, so the rest must be sent, and routed, as the beginning was.
+        begun = [_load(entry) for entry in tail.unfinished["subscriptions"]]
+        existing = {s.consumer_id for s in consumers.all_subscriptions(store.connection)}
+        kept = [s for s in begun if s.consumer_id in existing]
+        log.info("bridge.finishing", position=str(tail.position))
+        return Ready(plugin, tail, tail.unfinished["options"], kept, True, wal_sender_timeout)
+    wanted = consumers.subscriptions(store.connection, config.consumers)
+    options = _options(plugin, publications, config.store.schema_)
+    return Ready(plugin, tail, options, wanted, False, wal_sender_timeout)
+
+
+def _options(plugin: str, publications: list[str], own_schema: str) -> dict[str, str]:
+    if plugin == "pgoutput":
+        names = ",".join(f'"{name}"' for name in publications)
+        return {"proto_version": "1", "publication_names": names, "messages": "true"}
+    return {
+        "format-version": "2",
+        "include-xids": "1",
+        "include-timestamp": "1",
+        "include-lsn": "1",
+        "include-types": "0",
+        "include-type-oids": "1",
+        "filter-tables": f"{own_schema}.*",
+        _NUMBERS_AS_TEXT: "1",
+    }
+
+
+def _timeout(stream: ReplicationStream) -> float:
+    """wal_sender_timeout in seconds; 0 where it is off."""
+    value = stream.query(b"SHOW wal_sender_timeout")[0]
+    units = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+    number = value.rstrip("abcdefghijklmnopqrstuvwxyz")
+    return float(number) * units.get(value[len(number) :], 0.001)
+
+
+def _dump(subscription: Subscription) -> dict[str, Any]:
+    return {
+        "consumer_id": subscription.consumer_id,
+        "name": subscription.name,
+        "tables": list(subscription.tables),
+        "operations": sorted(subscription.operations),
+        "filter": subscription.filter.source if subscription.filter else None,
+        "key": list(subscription.key) if subscription.key else None,
+        "max_bytes": subscription.max_bytes,
+    }
+
+
+def _load(entry: dict[str, Any]) -> Subscription:
+    return Subscription(
+        entry["consumer_id"],
+        entry["name"],
+        tuple(entry["tables"]),
+        frozenset(entry["operations"]),
+        Filter(entry["filter"]) if entry["filter"] else None,
+        tuple(entry["key"]) if entry["key"] else None,
+        entry["max_bytes"],
+    )

@@ -1,0 +1,238 @@
+"""The store, as the bridge uses it: who leads, where the log ends, append. Part of the rim.
+
+Log rows, fan-out, dead letters and position go in one transaction, under the fence of the leader's epoch. Never
+confirms anything to the source, and never decides who gets what.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from cdcbridge.collect import Batch
+from cdcbridge.database import Connection, connect_store, store_errors
+from cdcbridge.encode import (
+    CHUNK_COLUMNS,
+    COPY_HEADER,
+    COPY_TRAILER,
+    MESSAGE_COLUMNS,
+    chunk_rows,
+    message_row,
+)
+from cdcbridge.errors import NotLeader
+from cdcbridge.migrate import migrate
+from cdcbridge.lsn import format_lsn, parse_lsn
+from cdcbridge.position import Position
+
+_COPY_MESSAGES: Final = f"copy messages ({MESSAGE_COLUMNS}) from stdin (format binary)"
+_COPY_WAITING: Final = f"copy waiting ({CHUNK_COLUMNS}) from stdin (format binary)"
+_SEGMENT: Final = 1_000_000  # seqs in a segment, as create_segments() has it
+_IDLE_IN_TRANSACTION: Final = "30s"  # a bridge that was stopped in mid-append gives the fence up after this
+
+
+@dataclass(slots=True, frozen=True)
+class History:
+    """Whose changes the store holds."""
+
+    system_identifier: str
+    timeline: int
+    database: str
+    slot: str
+    plugin: str
+
+
+@dataclass(slots=True, frozen=True)
+class Tail:
+    """Where the log ends: the last change's position, the end of the last complete transaction, and, where the
+    position stands inside a transaction, the options that it was begun with."""
+
+    position: Position
+    end_lsn: int
+    unfinished: dict[str, Any] | None
+
+
+class Store:
+    """One session on the store. Every method raises StoreUnavailable where the session is lost."""
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        self._schema = schema
+        self._connection = connect_store(dsn, schema, "cdcbridge bridge")
+        self._epoch = 0
+        self._next_segment = 0
+        with store_errors():
+            self._connection.execute(f"set idle_in_transaction_session_timeout = '{_IDLE_IN_TRANSACTION}'")
+
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def migrate(self) -> None:
+        """Bring the schema to this version. Raises OperatorNeeded where it is newer."""
+        migrate(self._connection, self._schema)
+
+    # leadership
+
+    def try_lead(self) -> bool:
+        """Take the lead if nobody has it: a session lock, so that a dead leader's goes with its connection."""
+        with store_errors():
+            got = self._connection.execute(
+                "select pg_try_advisory_lock('leaders'::regclass::oid::int, 0)"
+            ).fetchone()
+            return got == (True,)
+
+    def leader(self) -> str:
+        """Who leads, for people."""
+        with store_errors():
+            row = self._connection.execute(
+                "select holder || ' since ' || date_trunc('second', started_at) from leaders order by epoch desc limit 1"
+            ).fetchone()
+            return row[0] if row else "a bridge that is starting"
+
+    def begin_epoch(self) -> int:
+        """From here on no older bridge can append, wherever it hangs. Call with the lead taken."""
+        with store_errors():
+            holder = f"{socket.gethostname()} pid {os.getpid()}"
+            row = self._connection.execute("select take_lead(%s)", (holder,)).fetchone()
+            self._epoch = row[0] if row else 0
+            return self._epoch
+
+    # history and position
+
+    def history(self) -> History | None:
+        """The source that feeds this store, or None before the first start."""
+        with store_errors():
+            row = self._connection.execute(
+                "select system_identifier, timeline, database, slot, plugin from source"
+            ).fetchone()
+            return History(*row) if row else None
+
+    def begin_history(self, history: History, lsn: int) -> None:
+        """The first start: whose changes these will be, and from where."""
+        with store_errors(), self._connection.transaction():
+            self._connection.execute(
+                "insert into source (system_identifier, timeline, database, slot, plugin) values (%s, %s, %s, %s, %s)",
+                (history.system_identifier, history.timeline, history.database, history.slot, history.plugin),
+            )
+            self._finish(self._connection, Position(0, -1), lsn, None, None)
+
+    def set_timeline(self, timeline: int) -> None:
+        """The source was promoted, and everything stored is on the new timeline's history too."""
+        with store_errors():
+            self._connection.execute("update source set timeline = %s, recorded_at = now()", (timeline,))
+
+    def catalog(self) -> dict[str, Any]:
+        """What was last known of the source's partitions."""
+        with store_errors():
+            row = self._connection.execute("select catalog from source").fetchone()
+            return row[0] if row else {}
+
+    def tail(self) -> Tail:
+        """Where the log ends. (0/0, -1) before the first change."""
+        with store_errors():
+            row = self._connection.execute(
+                "select commit_lsn::text, ordinal, end_lsn::text, unfinished from positions order by id desc limit 1"
+            ).fetchone()
+        if row is None:
+            return Tail(Position(0, -1), 0, None)
+        return Tail(Position(parse_lsn(row[0]), row[1]), parse_lsn(row[2]), row[3])
+
+    # append
+
+    def append(self, batch: Batch, unfinished: dict[str, Any] | None, catalog: dict[str, Any] | None = None) -> None:
+        """Commit a batch: rows, fan-out, dead letters and position, all or nothing.
+
+        `unfinished`: the options to finish an open transaction with. `catalog`: what to remember of the source's
+        tables, where that changed.
+
+        Raises NotLeader where a newer epoch leads: then nothing was written.
+        """
+        connection = self._connection
+        with store_errors(), connection.transaction():
+            first = self._begin(connection, len(batch.rows))
+            if batch.rows:
+                self._write(connection, batch, first)
+            woken = {consumer for group in batch.groups for consumer in group} | batch.keyed.keys()
+            names = ",".join(map(str, sorted(woken))) or None
+            if catalog is not None:
+                connection.execute("update source set catalog = %s, recorded_at = now()", (Jsonb(catalog),))
+            self._finish(connection, batch.position, batch.end_lsn, unfinished if batch.open else None, names)
+        self._make_segments(first + len(batch.rows))
+
+    def _begin(self, connection: Connection, rows: int) -> int:
+        try:
+            row = connection.execute("select begin_append(%s, %s)", (self._epoch, rows), prepare=True).fetchone()
+        except psycopg.Error as error:
+            if error.sqlstate == "CB010":
+                raise NotLeader(str(error.diag.message_primary)) from error
+            raise
+        return row[0] if row else 0
+
+    def _write(self, connection: Connection, batch: Batch, first: int) -> None:
+        with connection.cursor() as cursor:
+            with cursor.copy(_COPY_MESSAGES) as copy:
+                rows = [message_row(seq, *row) for seq, row in enumerate(batch.rows, first)]
+                copy.write(b"".join([COPY_HEADER, *rows, COPY_TRAILER]))
+            if batch.groups or batch.keyed:
+                with cursor.copy(_COPY_WAITING) as copy:
+                    copy.write(b"".join([COPY_HEADER, *_fan_out(batch, first), COPY_TRAILER]))
+            if batch.dead:
+                consumers, indexes, reasons = zip(*batch.dead, strict=True)
+                seqs = [first + index for index in indexes]
+                cursor.execute("select bury_appended(%s, %s, %s)", (list(consumers), seqs, list(reasons)))
+
+    def _finish(
+        self, connection: Connection, position: Position, end: int, unfinished: dict[str, Any] | None, woken: str | None
+    ) -> None:
+        connection.execute(
+            "select finish_append(%s::pg_lsn, %s, %s::pg_lsn, %s, %s)",
+            (
+                format_lsn(position.commit_lsn),
+                position.ordinal,
+                format_lsn(end),
+                None if unfinished is None else Jsonb(unfinished),
+                woken,
+            ),
+            prepare=True,
+        )
+
+    def _make_segments(self, seq: int) -> None:
+        """Keep a whole segment ahead of the log's end; asked once per segment."""
+        if seq >= self._next_segment:
+            self._connection.execute(sql.SQL("select create_segments()"))
+            self._next_segment = (seq // _SEGMENT + 1) * _SEGMENT
+
+    def bury_expired(self) -> int:
+        """Messages whose last delivery expired become dead letters; how many."""
+        with store_errors():
+            row = self._connection.execute("select bury_expired()").fetchone()
+            return row[0] if row else 0
+
+
+def _fan_out(batch: Batch, first: int) -> list[bytes]:
+    """COPY rows for `waiting`. A consumer that stands in several groups gets its messages once, in order."""
+    shared: dict[tuple[int, ...], list[int]] = {}
+    merged: dict[int, list[int]] = {}
+    seen: set[int] = set()
+    repeated = {c for group in batch.groups for c in group if c in seen or seen.add(c)}  # type: ignore[func-returns-value]
+    for group, indexes in batch.groups.items():
+        alone = tuple(consumer for consumer in group if consumer not in repeated)
+        if alone:
+            shared[alone] = indexes
+        for consumer in group:
+            if consumer in repeated:
+                merged.setdefault(consumer, []).extend(indexes)
+    rows = [chunk_rows(group, [first + i for i in indexes], None) for group, indexes in shared.items()]
+    rows += [chunk_rows((consumer,), [first + i for i in sorted(indexes)], None) for consumer, indexes in merged.items()]
+    rows += [
+        chunk_rows((consumer,), [first + i for i in indexes], keys) for consumer, (indexes, keys) in batch.keyed.items()
+    ]
+    return rows

@@ -1,0 +1,72 @@
+"""Durations and sizes as people write them: `30s`, `10GB`. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, PlainSerializer
+
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES: Final = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+_NUMBER_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+
+
+def parse_duration(value: Any) -> float:
+    """`'500ms'` → 0.5 (seconds). Raises ValueError, naming the value and the units."""
+    match = _NUMBER_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or match[2] not in _SECONDS:
+        raise ValueError(f"{value!r} is not a duration; write a number and one of ms, s, m, h, d, as in 30s")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_size(value: Any) -> int:
+    """`'1kB'` → 1024 (bytes), as PostgreSQL counts. A bare number is bytes. Raises ValueError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _NUMBER_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or match[2] not in _BYTES:
+        raise ValueError(f"{value!r} is not a size; write a number and one of B, kB, MB, GB, TB, as in 10GB")
+    return int(float(match[1]) * _BYTES[match[2]])
+
+
+def format_duration(seconds: float) -> str:
+    """0.5 → `'500ms'`, 5400 → `'90m'`: the largest unit that divides it."""
+    for unit in ("d", "h", "m", "s"):
+        if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
+            return f"{int(seconds / _SECONDS[unit])}{unit}"
+    return f"{round(seconds * 1000)}ms"
+
+
+def format_size(size: int) -> str:
+    """1536 → `'1536B'`, 2097152 → `'2MB'`: the largest unit that divides it."""
+    for unit in ("TB", "GB", "MB", "kB"):
+        if size >= _BYTES[unit] and size % _BYTES[unit] == 0:
+            return f"{size // _BYTES[unit]}{unit}"
+    return f"{size}B"
+
+
+def human_size(size: float) -> str:
+    """For people: 1536 → `'1.5 kB'`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"
+
+
+def human_duration(seconds: float) -> str:
+    """For people: 0.25 → `'250 ms'`, 93784 → `'1d 2h'`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    for unit, lower in (("d", "h"), ("h", "m"), ("m", "s")):
+        if seconds >= _SECONDS[unit]:
+            whole, rest = divmod(int(seconds), int(_SECONDS[unit]))
+            return f"{whole}{unit} {rest // int(_SECONDS[lower])}{lower}"
+    return f"{seconds:.0f} s"
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration, when_used="json")]
+Size = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]

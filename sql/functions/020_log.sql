@@ -1,0 +1,132 @@
+-- The bridge's side of the store: segments, leadership, append. Called by the bridge alone.
+
+-- create_segments() → how many segments were made. Keeps one whole segment ahead of the log's end.
+-- Locks: SHARE UPDATE EXCLUSIVE on messages for each new segment; readers and the bridge go on.
+create or replace function create_segments() returns int
+language plpgsql set search_path from current as $$
+declare
+    size constant bigint := 1000000;
+    tail bigint := (select last_value from messages_seq);
+    first bigint := tail / size;
+    made int := 0;
+    name text;
+begin
+    for number in first .. first + 1 loop
+        name := format('messages_%s', lpad(number::text, 6, '0'));
+        continue when to_regclass(quote_ident(name)) is not null;
+        execute format('create table %I (like messages including defaults including constraints)
+                        with (autovacuum_vacuum_insert_scale_factor = 0.5)', name);
+        execute format('alter table %I add check (seq >= %s and seq < %s)', name, number * size, (number + 1) * size);
+        execute format('alter table messages attach partition %I for values from (%s) to (%s)',
+                       name, number * size, (number + 1) * size);
+        execute format('alter table %I drop constraint %I', name, name || '_seq_check');
+        made := made + 1;
+    end loop;
+    return made;
+end $$;
+
+-- fence_key() → the advisory lock that an append and a change of leader exclude each other by.
+create or replace function fence_key() returns bigint
+language sql stable set search_path from current as $$
+    select ('leaders'::regclass::oid::bigint << 32) | 1
+$$;
+
+-- take_lead(holder) → the new epoch. From the moment it commits no older bridge can append.
+-- Locks: the fence, to the end of the transaction: waits for an append that is under way.
+create or replace function take_lead(holder text) returns bigint
+language plpgsql set search_path from current as $$
+declare
+    new_epoch bigint;
+begin
+    perform pg_advisory_xact_lock(fence_key());
+    insert into leaders (holder, pid) values (holder, pg_backend_pid()) returning epoch into new_epoch;
+    delete from leaders where epoch < new_epoch - 20;
+    return new_epoch;
+end $$;
+
+-- begin_append(epoch, messages) → the first of `messages` consecutive seqs.
+-- Raises CB010 where a newer epoch leads.
+-- Locks: the fence, to the end of the transaction.
+create or replace function begin_append(epoch bigint, messages int) returns bigint
+language plpgsql set search_path from current as $$
+declare
+    newest leaders;
+    low bigint;
+    high bigint;
+begin
+    perform pg_advisory_xact_lock(fence_key());
+    -- A statement of its own: its snapshot is younger than the lock.
+    select * into newest from leaders l order by l.epoch desc limit 1;
+    if newest.epoch is distinct from begin_append.epoch then
+        raise exception 'epoch % is over: % leads with epoch %', begin_append.epoch, newest.holder, newest.epoch
+            using errcode = 'CB010';
+    end if;
+    if messages = 0 then
+        return 0;
+    end if;
+    loop
+        -- Others may draw numbers meanwhile; then the block has a hole, and is drawn again.
+        select min(n), max(n) into low, high
+        from (select nextval('messages_seq') as n from generate_series(1, messages)) drawn;
+        exit when high - low = messages - 1;
+    end loop;
+    return low;
+end $$;
+
+-- finish_append(commit_lsn, ordinal, end_lsn, unfinished, consumers): the position of what was appended.
+-- consumers: ids that got rows, for one notification on the channel named like the schema.
+create or replace function finish_append(commit_lsn pg_lsn, ordinal int, end_lsn pg_lsn, unfinished jsonb,
+                                         consumers text) returns void
+language plpgsql set search_path from current as $$
+declare
+    -- From the right end of the index: dead versions that an old snapshot keeps are all to its left.
+    previous constant bigint := (select p.id from positions p order by p.id desc limit 1);
+begin
+    insert into positions (commit_lsn, ordinal, end_lsn, unfinished)
+    values (commit_lsn, ordinal, end_lsn, unfinished);
+    delete from positions where id = previous;
+    if consumers is not null then
+        perform pg_notify(current_schema(), case when length(consumers) < 7900 then consumers else '' end);
+    end if;
+end $$;
+
+-- bury_appended(consumer_ids, seqs, reasons): dead letters of messages that this transaction appended.
+create or replace function bury_appended(consumer_ids int[], seqs bigint[], reasons text[]) returns void
+language sql set search_path from current as $$
+    insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history, commit_lsn, ordinal,
+                               commit_time, inserted_at)
+    select d.consumer_id, m.seq, m.topic, m.key, m.data, 0, d.reason, '[]', m.commit_lsn, m.ordinal,
+           m.commit_time, m.inserted_at
+    from unnest(consumer_ids, seqs, reasons) as d (consumer_id, seq, reason)
+    join messages m on m.seq = d.seq
+    order by m.seq, d.consumer_id
+$$;
+
+-- add_consumer(name, mode, config) → its id. Makes its partitions.
+create or replace function add_consumer(name text, mode text, config jsonb) returns int
+language plpgsql set search_path from current as $$
+declare
+    new_id int;
+begin
+    insert into consumers (name, mode, config) values (name, mode, config) returning id into new_id;
+    execute format('create table %I partition of waiting for values in (%s)
+                    with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+                          autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off)', 'waiting_' || new_id, new_id);
+    execute format('create table %I partition of dead_messages for values in (%s)', 'dead_messages_' || new_id, new_id);
+    return new_id;
+end $$;
+
+-- remove_consumer(name): the consumer, what waits for it, what it has in flight and its dead letters are gone at once.
+-- Raises CB001.
+create or replace function remove_consumer(name text) returns void
+language plpgsql set search_path from current as $$
+declare
+    consumer consumers := consumer_named(name);
+begin
+    execute format('drop table %I', 'waiting_' || consumer.id);
+    execute format('drop table %I', 'dead_messages_' || consumer.id);
+    delete from leases where consumer_id = consumer.id;
+    delete from delayed where consumer_id = consumer.id;
+    delete from redriven where consumer_id = consumer.id;
+    delete from consumers where id = consumer.id;
+end $$;

@@ -1,0 +1,70 @@
+-- Dead letters: back to the queue, or away for good.
+
+-- redrive(consumer, ids) → how many dead letters (dead_messages.id; null = all) went back to the end of the queue.
+-- They keep seq, position and data, start with a fresh count, come after everything that waits now, and keep their order.
+-- One whose message waits or is in flight already is left where it is; a NOTICE counts those.
+-- Raises CB001, CB002, CB007 (an id that is no dead letter of this consumer). Locks: the dead letters.
+create or replace function redrive(consumer text, ids bigint[] default null) returns int
+language plpgsql volatile set search_path from current set jit = off as $$
+declare
+    c consumers := queue_named(consumer);
+    chosen bigint[];
+    revived int;
+begin
+    if ids is not null then
+        perform refuse_unknown_dead(c, ids);
+    end if;
+    select coalesce(array_agg(d.id order by d.seq, d.id), '{}') into chosen
+    from (select d.id, d.seq from dead_messages d
+          where d.consumer_id = c.id and (ids is null or d.id = any (ids)) for update skip locked) d;
+    with back as (
+        insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at)
+        select d.consumer_id, d.seq, d.topic, d.key, d.data, d.commit_lsn, d.ordinal, d.commit_time, d.inserted_at
+        from dead_messages d
+        where d.consumer_id = c.id and d.id = any (chosen)
+          and not exists (select from leases l where l.consumer_id = c.id and l.seq = d.seq)
+          and not exists (select from delayed l where l.consumer_id = c.id and l.seq = d.seq)
+        on conflict do nothing
+        returning seq, key
+    ), tail as (
+        insert into waiting (consumer_id, ord, tie, seqs, keys)
+        select c.id, (select last_value from messages_seq), nextval('redrives_seq'), array[b.seq], array[b.key]
+        from (select * from back order by seq) b
+        returning seqs[1] as seq)
+    delete from dead_messages d using tail t where d.consumer_id = c.id and d.seq = t.seq and d.id = any (chosen);
+    get diagnostics revived = row_count;
+    if revived < cardinality(chosen) then
+        raise notice '% of % not redriven: their messages wait or are in flight already',
+            cardinality(chosen) - revived, cardinality(chosen);
+    end if;
+    perform pg_notify(current_schema(), c.id::text);
+    return revived;
+end $$;
+
+-- purge(consumer, ids) → how many dead letters (null = all) were deleted for good.
+-- Raises CB001, CB002, CB007.
+create or replace function purge(consumer text, ids bigint[] default null) returns int
+language plpgsql volatile set search_path from current as $$
+declare
+    c consumers := queue_named(consumer);
+    purged int;
+begin
+    if ids is not null then
+        perform refuse_unknown_dead(c, ids);
+    end if;
+    delete from dead_messages d where d.consumer_id = c.id and (ids is null or d.id = any (ids));
+    get diagnostics purged = row_count;
+    return purged;
+end $$;
+
+-- refuse_unknown_dead(consumer, ids): raises CB007 for an id that is no dead letter of this consumer.
+create or replace function refuse_unknown_dead(consumer consumers, ids bigint[]) returns void
+language plpgsql stable set search_path from current as $$
+declare
+    unknown text := (select string_agg(i::text, ', ' order by i) from unnest(ids) i
+                     where not exists (select from dead_messages d where d.consumer_id = consumer.id and d.id = i));
+begin
+    if unknown is not null then
+        raise exception 'consumer % has no dead letter %', quote_literal(consumer.name), unknown using errcode = 'CB007';
+    end if;
+end $$;

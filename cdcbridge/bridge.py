@@ -30,12 +30,14 @@ from cdcbridge.housekeeping import Housekeeper
 from cdcbridge.lsn import format_lsn
 from cdcbridge.pgtypes import Types
 from cdcbridge.position import Progress
-from cdcbridge.replication import ReplicationStream, payload, start_lsn
+from cdcbridge.replication import ReplicationStream
 from cdcbridge.setup import Ready, prepare
 from cdcbridge.store import Store
 
-BATCH_ROWS: Final = 5_000  # rows of one append: enough that its commit costs little, few enough to stay in cache
-BATCH_BYTES: Final = 4 << 20  # bytes of one append; two batches are in memory at most, beside one message
+BATCH_ROWS: Final = 5_000  # rows worth an append of their own: enough that its commit costs little
+BATCH_BYTES: Final = 4 << 20  # and bytes
+WAITING_BATCHES: Final = 2  # what may be collected while an append is under way, in such batches; then reading stops
+READ_ROWS: Final = 1_000  # rows read before looking whether the append is done
 _STATUS_SHARE: Final = 4  # status updates in one wal_sender_timeout
 _LONGEST_STATUS_INTERVAL: Final = 5.0
 _STANDBY_INTERVAL: Final = 1.0
@@ -181,29 +183,29 @@ class _Pump:
     # the three steps
 
     def _read(self) -> None:
-        """Decode and collect what has arrived, up to a full batch."""
-        if self._full():
+        """Decode and collect what has arrived: some rows, up to what may wait."""
+        if self._collected(WAITING_BATCHES):
             return
         feed, decode, collector = self._collector.feed, self._decode, self._collector
+        rows, size = collector.rows + READ_ROWS, collector.size + BATCH_BYTES
+        self._drained = False
         self._stream.receive()
-        message = b""
         try:
             for message in self._stream.messages():
-                event = decode(payload(message))
+                event = decode(message)
                 if event is not None:
                     feed(event)
-                    if collector.size >= BATCH_BYTES or collector.rows >= BATCH_ROWS:
-                        self._drained = False
+                    if collector.rows >= rows or collector.size >= size:
                         break
             else:
                 self._drained = True
         except DecodeError as error:
-            raise DecodeError(error.plugin, error.reason, offset=error.offset, lsn=start_lsn(message)) from error
+            raise DecodeError(error.plugin, error.reason, offset=error.offset, lsn=self._stream.last_lsn()) from error
         if self._notices:
             self._heed_notices()
         if not collector.open and not collector.rows and not self._appender.busy and self._drained:
             # Nothing is open or unflushed, so what the server says it has sent through is done with.
-            collector.end_lsn = max(collector.end_lsn, self._stream.wal_end)
+            collector.idle(self._stream.wal_end)
         self._progress.receive(collector.end_lsn)
 
     def _append(self) -> None:
@@ -214,7 +216,7 @@ class _Pump:
             self._next_status = 0.0
         if self._appender.busy:
             return
-        if self._full() or (self._collector.rows and self._drained and not self._collector.open):
+        if self._collected(1) or (self._collector.rows and self._drained and not self._collector.open):
             self._submit()
         elif self._idle_append_due():
             self._submit()
@@ -223,13 +225,18 @@ class _Pump:
         """Tell PostgreSQL how far the store is: after each append, on its wish, and in time for its timeout."""
         now = time.monotonic()
         if now >= self._next_status or self._stream.reply_wanted:
-            self._stream.confirm(self._progress.received, self._progress.confirm())
+            self._stream.confirm(self._nothing_pending_before(), self._progress.confirm())
             self._next_status = now + self._status_interval
 
     # helpers
 
-    def _full(self) -> bool:
-        return self._collector.size >= BATCH_BYTES or self._collector.rows >= BATCH_ROWS
+    def _nothing_pending_before(self) -> int:
+        """Reported as written: up to here nothing waits to be appended. `lag` tells idle from busy by it."""
+        idle = not (self._collector.open or self._collector.rows or self._appender.busy)
+        return self._progress.received if idle else self._progress.durable
+
+    def _collected(self, batches: int) -> bool:
+        return self._collector.size >= batches * BATCH_BYTES or self._collector.rows >= batches * BATCH_ROWS
 
     def _submit(self) -> None:
         self._appender.submit(self._collector.take(), self._ready.resume_options, self._catalog.remember())
@@ -246,7 +253,7 @@ class _Pump:
 
     def _sleep(self) -> None:
         """Until there is something to do. A full batch waits for the appender alone: that is the back-pressure."""
-        full = self._full()
+        full = self._collected(WAITING_BATCHES)
         if not self._drained and not full:
             return
         timeout = max(0.0, self._next_status - time.monotonic())
@@ -288,7 +295,8 @@ class _Pump:
             done = self._appender.finished()
             if done is not None:
                 self._progress.stored(done.end_lsn)
-        self._stream.confirm(self._progress.received, self._progress.confirm())
+        durable = self._progress.confirm()
+        self._stream.confirm(durable, durable)
         self._stream.finish()
 
 

@@ -36,13 +36,13 @@ _TABLE: Final = """
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where n.nspname = %s and c.relname = %s
     ), a as (
-        select a.* from pg_attribute a join t on a.attrelid = t.oid where a.attnum > 0
+        select a.*, a.xmin as changed from pg_attribute a join t on a.attrelid = t.oid where a.attnum > 0
     )
     select t.oid::int8, t.root::int8, t.relispartition, t.relreplident::text, rn.nspname, rc.relname,
            (select coalesce(array_agg(attname::text), '{}') from a where not attisdropped and attgenerated <> ''),
            (select coalesce(array_agg(attname::text order by attnum), '{}') from a
             where not attisdropped and attgenerated = '' and attlen = -1 and attstorage <> 'p'),
-           (select x::text::int8 from (select t.changed as x union all select xmin from a
+           (select x::text::int8 from (select t.changed as x union all select a.changed from a
                                  union all select i.xmin from pg_inherits i where i.inhrelid = t.oid) y
             order by age(x) limit 1)
     from t join pg_class rc on rc.oid = t.root join pg_namespace rn on rn.oid = rc.relnamespace

@@ -29,7 +29,8 @@ class Batch:
     `rows`: (ordinal, partition, COPY tail). `groups`: consumers that get the same rows → indexes into `rows`.
     `keyed`: consumer with a key of its own → indexes and keys. `dead`: (consumer, index, reason). `position` is of
     the last change read; `end_lsn` of the last transaction that is complete; `open` tells that the position
-    stands inside a transaction whose rest is still to come.
+    stands inside a transaction whose rest is still to come. `commit_time` is of the last transaction, None where the
+    source had nothing more.
     """
 
     rows: list[tuple[int, int, bytes]] = field(default_factory=list)
@@ -40,6 +41,7 @@ class Batch:
     position: Position = Position(0, -1)
     end_lsn: int = 0
     open: bool = False
+    commit_time: int | None = None
 
 
 class Collector:
@@ -57,6 +59,7 @@ class Collector:
         self._position = done
         self.end_lsn = end_lsn
         self._batch = Batch()
+        self._commit_time: int | None = None
         self.outside = 0
 
     @property
@@ -84,7 +87,13 @@ class Collector:
         """Everything collected since the last take, with the position up to which it is complete."""
         batch, self._batch = self._batch, Batch()
         batch.position, batch.end_lsn, batch.open = self.position, self.end_lsn, self.open
+        batch.commit_time = self._commit_time
         return batch
+
+    def idle(self, wal_end: int) -> None:
+        """The source has sent everything up to `wal_end`, and none of it is open or waits here."""
+        self.end_lsn = max(self.end_lsn, wal_end)
+        self._commit_time = None
 
     def feed(self, event: Event) -> None:
         """Take one event. Raises DecodeError where the order of events makes no sense."""
@@ -123,6 +132,7 @@ class Collector:
         if self._begin is not None or event.commit_lsn is None or event.xid is None or event.commit_time is None:
             raise DecodeError("stream", f"unexpected {event!r}", lsn=event.commit_lsn)
         self._begin = event
+        self._commit_time = event.commit_time
         self._ordinal = -1
         self._transaction = transaction_part(event.commit_lsn, event.xid, event.commit_time)
         if event.commit_lsn < self._done.commit_lsn:

@@ -53,6 +53,7 @@ class ReplicationStream:
         self._pgconn.notice_handler = lambda result: on_notice(_notice(result))
         self.wal_end = 0
         self.reply_wanted = False
+        self._last: bytes | memoryview = bytes(_HEADER)
 
     def fileno(self) -> int:
         return self._pgconn.socket
@@ -100,7 +101,7 @@ class ReplicationStream:
         raise SourceUnavailable(f"source: {message}")
 
     def messages(self) -> Iterator[bytes]:
-        """The plugin's messages that have arrived, in order; ends when there is nothing more to read just now.
+        """What the plugin sent and has arrived, in order, message by message; ends when there is nothing more to read just now.
 
         Keepalives are taken out: `wal_end` is where the server says it is, `reply_wanted` that it wants a status.
         """
@@ -109,13 +110,18 @@ class ReplicationStream:
             size, data = get(1)
             if size > 0:
                 if data[0] == _XLOG_DATA:
-                    yield bytes(data)
+                    self._last = data
+                    yield bytes(data[_HEADER:])
                 else:
                     self._keepalive(bytes(data))
             elif size == 0:
                 return
             else:
                 self._ended()
+
+    def last_lsn(self) -> int:
+        """Where in the WAL the last message stands."""
+        return int.from_bytes(self._last[1:9])
 
     def receive(self) -> None:
         """Read what the socket has, after it became readable."""
@@ -124,10 +130,10 @@ class ReplicationStream:
         except Exception as error:
             raise SourceUnavailable(f"source: {self._error() or error}") from error
 
-    def confirm(self, received: int, durable: int) -> None:
+    def confirm(self, written: int, durable: int) -> None:
         """A status update: `durable` may go from the server's WAL. Never more than what the store has."""
         clock = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
-        status = _STATUS.pack(b"r", max(received, durable), durable, durable, clock, 0)
+        status = _STATUS.pack(b"r", max(written, durable), durable, durable, clock, 0)
         try:
             self._pgconn.put_copy_data(status)
             self._pgconn.flush()
@@ -160,16 +166,6 @@ class ReplicationStream:
 
     def _error(self) -> str:
         return " ".join(self._pgconn.error_message.decode(errors="replace").split())
-
-
-def payload(message: bytes) -> bytes:
-    """The plugin's bytes in an XLogData message."""
-    return message[_HEADER:]
-
-
-def start_lsn(message: bytes) -> int:
-    """Where in the WAL an XLogData message stands."""
-    return int.from_bytes(message[1:9])
 
 
 def _message(result: pq.abc.PGresult) -> str:

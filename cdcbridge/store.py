@@ -122,7 +122,7 @@ class Store:
                 "insert into source (system_identifier, timeline, database, slot, plugin) values (%s, %s, %s, %s, %s)",
                 (history.system_identifier, history.timeline, history.database, history.slot, history.plugin),
             )
-            self._finish(self._connection, Position(0, -1), lsn, None, None)
+            self._finish(self._connection, Batch(end_lsn=lsn), None, None)
 
     def set_timeline(self, timeline: int) -> None:
         """The source was promoted, and everything stored is on the new timeline's history too."""
@@ -164,7 +164,7 @@ class Store:
             names = ",".join(map(str, sorted(woken))) or None
             if catalog is not None:
                 connection.execute("update source set catalog = %s, recorded_at = now()", (Jsonb(catalog),))
-            self._finish(connection, batch.position, batch.end_lsn, unfinished if batch.open else None, names)
+            self._finish(connection, batch, unfinished if batch.open else None, names)
         self._make_segments(first + len(batch.rows))
 
     def _begin(self, connection: Connection, rows: int) -> int:
@@ -190,15 +190,16 @@ class Store:
                 cursor.execute("select bury_appended(%s, %s, %s)", (list(consumers), seqs, list(reasons)))
 
     def _finish(
-        self, connection: Connection, position: Position, end: int, unfinished: dict[str, Any] | None, woken: str | None
+        self, connection: Connection, batch: Batch, unfinished: dict[str, Any] | None, woken: str | None
     ) -> None:
         connection.execute(
-            "select finish_append(%s::pg_lsn, %s, %s::pg_lsn, %s, %s)",
+            "select finish_append(%s::pg_lsn, %s, %s::pg_lsn, %s, %s, %s)",
             (
-                format_lsn(position.commit_lsn),
-                position.ordinal,
-                format_lsn(end),
+                format_lsn(batch.position.commit_lsn),
+                batch.position.ordinal,
+                format_lsn(batch.end_lsn),
                 None if unfinished is None else Jsonb(unfinished),
+                batch.commit_time,
                 woken,
             ),
             prepare=True,

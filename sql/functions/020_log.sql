@@ -52,7 +52,6 @@ language plpgsql set search_path from current as $$
 declare
     newest leaders;
     low bigint;
-    high bigint;
 begin
     perform pg_advisory_xact_lock(fence_key());
     -- A statement of its own: its snapshot is younger than the lock.
@@ -64,26 +63,25 @@ begin
     if messages = 0 then
         return 0;
     end if;
-    loop
-        -- Others may draw numbers meanwhile; then the block has a hole, and is drawn again.
-        select min(n), max(n) into low, high
-        from (select nextval('messages_seq') as n from generate_series(1, messages)) drawn;
-        exit when high - low = messages - 1;
-    end loop;
+    -- Only the leader draws from this sequence, and it holds the fence: one setval is a whole block.
+    select last_value + is_called::int into low from messages_seq;
+    perform setval('messages_seq', low + messages - 1);
     return low;
 end $$;
 
--- finish_append(commit_lsn, ordinal, end_lsn, unfinished, consumers): the position of what was appended.
+-- finish_append(commit_lsn, ordinal, end_lsn, unfinished, commit_time, consumers): the position of what was appended.
+-- commit_time: of the last transaction, in microseconds since 2000-01-01 UTC; null = the source had nothing more.
 -- consumers: ids that got rows, for one notification on the channel named like the schema.
 create or replace function finish_append(commit_lsn pg_lsn, ordinal int, end_lsn pg_lsn, unfinished jsonb,
-                                         consumers text) returns void
+                                         commit_time bigint, consumers text) returns void
 language plpgsql set search_path from current as $$
 declare
     -- From the right end of the index: dead versions that an old snapshot keeps are all to its left.
     previous constant bigint := (select p.id from positions p order by p.id desc limit 1);
 begin
-    insert into positions (commit_lsn, ordinal, end_lsn, unfinished)
-    values (commit_lsn, ordinal, end_lsn, unfinished);
+    insert into positions (commit_lsn, ordinal, end_lsn, unfinished, commit_time)
+    values (commit_lsn, ordinal, end_lsn, unfinished,
+            coalesce(timestamptz '2000-01-01 00:00:00+00' + commit_time * interval '1 microsecond', clock_timestamp()));
     delete from positions where id = previous;
     if consumers is not null then
         perform pg_notify(current_schema(), case when length(consumers) < 7900 then consumers else '' end);

@@ -45,12 +45,14 @@ create table leaders (
 -- How far the log goes. Each append inserts a row and deletes the one before: the newest is found at the right end
 -- of the index, however many dead versions some old snapshot keeps alive to its left.
 -- unfinished: the position stands inside a transaction; holds the options that it was begun with.
+-- commit_time: all that was committed on the source before this moment is in the log, or is nobody's.
 create table positions (
     id          bigint      generated always as identity primary key,
     commit_lsn  pg_lsn      not null,
     ordinal     int         not null,
     end_lsn     pg_lsn      not null,
     unfinished  jsonb,
+    commit_time timestamptz not null,
     recorded_at timestamptz not null default now()
 );
 

@@ -1,0 +1,5 @@
+"""python -m cdcbridge"""
+
+from cdcbridge.cli import main
+
+main()

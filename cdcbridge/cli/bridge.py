@@ -1,0 +1,146 @@
+"""Commands about the bridge itself: demo, check, migrate, run, decode, config."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any, BinaryIO
+
+import click
+import orjson
+import yaml
+
+from cdcbridge.bridge import Bridge
+from cdcbridge.check import Problem, check
+from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line
+from cdcbridge.config import Config
+from cdcbridge.database import connect_store
+from cdcbridge.decoders.wal2json_file import decode_file
+from cdcbridge.demo import demo as run_demo
+from cdcbridge.encode import encode_data
+from cdcbridge.errors import DecodeError, UsageError
+from cdcbridge.logs import configure
+from cdcbridge.migrate import migrate as migrate_store
+
+
+@click.command()
+def demo() -> None:
+    """See it work: an embedded PostgreSQL, changes, the bridge, messages received and acked, and the lag.
+
+    Needs no database and leaves nothing behind. Everything it shows was read back from the server.
+    """
+    run_demo()
+
+
+@click.command("check")
+@as_json
+@pass_app
+def check_command(app: App, as_json: bool) -> int:
+    """Find every reason why `run` would not work, each with its fix. Exit code 2 if any is an error."""
+    problems = check(app.config)
+    ok = not any(problem.severity == "error" for problem in problems)
+    if as_json:
+        print_json({"ok": ok, "problems": [_problem(problem) for problem in problems]})
+    else:
+        for problem in problems:
+            colour = "red" if problem.severity == "error" else "yellow"
+            click.echo(f"{click.style(problem.severity, fg=colour)}: {problem.object}: {problem.message}")
+            click.echo(f"    fix: {problem.fix}")
+        click.echo("ok" if ok else "not ok")
+    return 0 if ok else 2
+
+
+def _problem(problem: Problem) -> dict[str, str]:
+    fields = ("code", "severity", "object", "message", "fix")
+    return {field: getattr(problem, field) for field in fields}
+
+
+@click.command()
+@as_json
+@pass_app
+def migrate(app: App, as_json: bool) -> None:
+    """Bring the store's schema to this version. `run` does it too."""
+    schema = app.config.store.schema_
+    with connect_store(app.config.store_dsn, schema, "cdcbridge migrate") as connection:
+        done = migrate_store(connection, schema)
+    if as_json:
+        print_json({"schema": schema, "before": done.before, "after": done.after, "code_replaced": done.code_replaced})
+    elif done.before == done.after and not done.code_replaced:
+        click.echo(f"schema {schema} is at version {done.after} already")
+    else:
+        click.echo(f"schema {schema}: version {done.before} → {done.after}")
+
+
+@click.command()
+@click.option("--no-wait", is_flag=True, help="Exit with 1 where another bridge leads, instead of standing by.")
+@pass_app
+def run(app: App, no_wait: bool) -> None:
+    """The bridge: migrate, apply the file's consumers, stream until SIGTERM or SIGINT.
+
+    Where another bridge leads it waits as stand-by. While a server is away it keeps trying.
+    """
+    config = app.config
+    configure(config.log.format, config.log.level)
+    bridge = Bridge(config, wait=not no_wait)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: bridge.stop())
+    bridge.run()
+
+
+@click.command()
+@click.option("--plugin", type=click.Choice(["wal2json"]), required=True, help="What made the input.")
+@click.argument("file", type=click.File("rb"), default="-")
+def decode(plugin: str, file: BinaryIO) -> None:
+    """Turn wal2json's output (format 1 or 2) on stdin or in FILE into cdcbridge's messages, a JSON line each.
+
+    \b
+    Example:
+      pg_recvlogical -d app --slot=s --start -o format-version=2 -o include-lsn=1 -f - | cdcbridge decode --plugin wal2json
+    """
+    try:
+        for row in decode_file(file):
+            data = orjson.Fragment(encode_data(row.op, row.record, row.old, ()))
+            print_line(
+                {"topic": row.topic, "key": row.key, "data": data, "commit_lsn": row.commit_lsn, "ordinal": row.ordinal}
+            )
+    except DecodeError as error:
+        raise UsageError(f"{file.name}: {error}") from None
+
+
+@click.group()
+def config() -> None:
+    """Look at the configuration."""
+
+
+@config.command("check")
+@pass_app
+def config_check(app: App) -> None:
+    """Read the file and say what is wrong with it; connects to nothing."""
+    count = len(app.config.consumers)
+    click.echo(f"{app.path}: ok, {count} consumer{'' if count == 1 else 's'}")
+
+
+@config.command("show")
+@as_json
+@pass_app
+def config_show(app: App, as_json: bool) -> None:
+    """The configuration in force, with defaults and environment; secrets masked."""
+    shown = _masked(app.config.model_dump(mode="json", by_alias=True))
+    if as_json:
+        print_json(shown)
+    else:
+        click.echo(yaml.safe_dump(shown, sort_keys=False).rstrip())
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """The file's JSON schema, for editors."""
+    print_json(Config.model_json_schema(by_alias=True))
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: "**********" if key == "dsn" and item else _masked(item) for key, item in value.items()}
+    return [_masked(item) for item in value] if isinstance(value, list) else value
+
+
+COMMANDS = (demo, check_command, migrate, run, decode, config)

@@ -1,0 +1,144 @@
+"""`cdcbridge consumers …`: what is declared, and what the store has of it."""
+
+from __future__ import annotations
+
+import click
+
+from cdcbridge import consumers as applying
+from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_table, say
+from cdcbridge.database import Connection
+from cdcbridge.lag import ConsumerLag
+from cdcbridge.units import human_duration
+
+
+@click.group()
+def consumers() -> None:
+    """Apply, list, pause and remove consumers."""
+
+
+@consumers.command()
+@as_json
+@pass_app
+def apply(app: App, as_json: bool) -> None:
+    """Make the store's consumers those of the file, as `run` does when it starts.
+
+    A running bridge goes on with what it has read; restart it to route by the new file.
+    """
+    with app.store() as store:
+        done = applying.apply(store, app.config.consumers)
+    if as_json:
+        print_json({"added": done.added, "changed": done.changed, "not_in_file": done.left})
+        return
+    for verb, names in (("added", done.added), ("changed", done.changed), ("not in the file", done.left)):
+        for name in names:
+            click.echo(f"{verb}: {name}")
+    if not (done.added or done.changed):
+        click.echo("in step already")
+
+
+@consumers.command("list")
+@as_json
+@pass_app
+def list_command(app: App, as_json: bool) -> None:
+    """The store's consumers and what is left for them."""
+    with app.store() as store:
+        rows = [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()").fetchall()]
+        paused = dict(store.execute("select name, paused from consumers").fetchall())
+    if as_json:
+        print_json(
+            [
+                {"name": r.name, "mode": r.mode, "paused": paused[r.name], "pending": r.pending, "in_flight": r.in_flight,
+                 "dead": r.dead, "oldest_age_seconds": r.oldest_age_seconds}
+                for r in rows
+            ]
+        )  # fmt: skip
+        return
+    print_consumers(rows, paused)
+
+
+def print_consumers(rows: list[ConsumerLag], paused: dict[str, bool] | None = None) -> None:
+    """The consumers' table, as `consumers list` and `lag` show it."""
+    print_table(
+        ("CONSUMER", "MODE", "PENDING", "IN FLIGHT", "DEAD", "OLDEST"),
+        [
+            (
+                r.name + (" (paused)" if paused and paused.get(r.name) else ""),
+                r.mode,
+                r.pending,
+                r.in_flight,
+                r.dead,
+                None if r.oldest_age_seconds is None else human_duration(r.oldest_age_seconds),
+            )
+            for r in rows
+        ],
+        empty="no consumers yet: `cdcbridge consumers apply` or `cdcbridge run` brings them from the file",
+    )
+
+
+@consumers.command()
+@name_argument
+@as_json
+@pass_app
+def show(app: App, name: str, as_json: bool) -> None:
+    """One consumer: its configuration as the store keeps it (seconds and bytes)."""
+    with app.store() as store:
+        row = store.execute(
+            "select id, name, mode, paused, created_at, updated_at, config from consumer_named(%s)", (name,)
+        ).fetchone()
+    if row is None:
+        return
+    shown = dict(zip(("id", "name", "mode", "paused", "created_at", "updated_at", "config"), row, strict=True))
+    if as_json:
+        print_json(shown)
+        return
+    settings = shown.pop("config")
+    print_table(("", ""), [*shown.items(), *settings.items()])
+
+
+@consumers.command()
+@name_argument
+@pass_app
+def pause(app: App, name: str) -> None:
+    """Stop `receive`; messages go on being queued."""
+    with app.store() as store:
+        _set_paused(store, name, paused=True)
+    click.echo(f"paused: {name}")
+
+
+@consumers.command()
+@name_argument
+@pass_app
+def resume(app: App, name: str) -> None:
+    """Let `receive` go on."""
+    with app.store() as store:
+        _set_paused(store, name, paused=False)
+    click.echo(f"resumed: {name}")
+
+
+def _set_paused(store: Connection, name: str, *, paused: bool) -> None:
+    store.execute(
+        "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id", (paused, name)
+    )
+
+
+@consumers.command()
+@name_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_app
+def remove(app: App, name: str, yes: bool) -> None:
+    """Remove a consumer with all that waits for it, is in flight, or is dead."""
+    with app.store() as store:
+        row = store.execute(
+            "select l.* from consumer_lag() l where l.name = (consumer_named(%s)).name", (name,)
+        ).fetchone()
+        found = ConsumerLag(*row) if row else None
+        if found and not yes:
+            say(f"{name}: {found.pending} pending, {found.in_flight} in flight, {found.dead} dead: all will be gone.")
+            click.confirm(f"Remove {name}?", abort=True, err=True)
+        store.execute("select remove_consumer(%s)", (name,))
+    click.echo(f"removed: {name}")
+    if name in {consumer.name for consumer in app.config.consumers}:
+        say(f"{name} is still in {app.path}: the next `run` adds it again.")
+
+
+COMMANDS = (consumers,)

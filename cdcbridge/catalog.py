@@ -8,6 +8,7 @@ than the transaction asking.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cdcbridge.database import Connection, source_errors
@@ -40,11 +41,12 @@ _TABLE: Final = """
     )
     select t.oid::int8, t.root::int8, t.relispartition, t.relreplident::text, rn.nspname, rc.relname,
            (select coalesce(array_agg(attname::text), '{}') from a where not attisdropped and attgenerated <> ''),
-           (select coalesce(array_agg(attname::text order by attnum), '{}') from a
+           (select coalesce(json_object_agg(attname, changed::text::int8 order by attnum), '{}') from a
             where not attisdropped and attgenerated = '' and attlen = -1 and attstorage <> 'p'),
            (select x::text::int8 from (select t.changed as x union all select a.changed from a
                                  union all select i.xmin from pg_inherits i where i.inhrelid = t.oid) y
-            order by age(x) limit 1)
+            order by age(x) limit 1),
+           (select i.xmin::text::int8 from pg_inherits i where i.inhrelid = t.oid)
     from t join pg_class rc on rc.oid = t.root join pg_namespace rn on rn.oid = rc.relnamespace
 """
 _HALF: Final = 1 << 31
@@ -52,14 +54,24 @@ _NEVER: Final = 1 << 64  # above every LSN
 _REMEMBERED: Final = 100_000  # transactions of the stream that are known to have passed
 
 
+@dataclass(slots=True)
+class _Version:
+    """A table's definition since a transaction's commit (`since`), as a look found it; `looked_at` is an LSN that all
+    transactions which came before the look lie below. `changed`: the youngest DDL in it."""
+
+    since: int
+    looked_at: int
+    changed: int
+    table: Table
+    columns: dict[str, int] = field(default_factory=dict)  # toastable ones → the DDL that last changed each
+
+
+@dataclass(slots=True)
 class _Versions:
-    """One table: its versions, oldest first; each with the transaction that made it, and the LSN of the look."""
+    """One table: its versions, oldest first. Up to the LSN `covered` no other is to be expected."""
 
-    __slots__ = ("covered", "known")
-
-    def __init__(self) -> None:
-        self.known: list[tuple[int, int, Table]] = []
-        self.covered = -1
+    known: list[_Version] = field(default_factory=list)
+    covered: int = -1
 
 
 class SourceCatalog:
@@ -71,12 +83,13 @@ class SourceCatalog:
         self._transaction = Begin(0, 0, 0)
         self._passed: dict[int, None] = {}
         self._covered = _NEVER
+        self._unsettled = False
         self._tables: dict[tuple[str, str], _Versions] = {}
         self._saved = remembered
         for name, entry in remembered.items():
             schema, _, table = name.partition("/")
             versions = self._tables.setdefault((schema, table), _Versions())
-            versions.known.append((entry["since"], -1, self._restore(schema, table, entry)))
+            versions.known.append(_Version(0, -1, entry["changed"], self._restore(schema, table, entry)))
 
     def lookup_type(self, oid: int) -> PgType | None:
         """A type that is not built in, or None if it is gone."""
@@ -100,9 +113,9 @@ class SourceCatalog:
         self._passed[begin.xid or 0] = None
         if len(self._passed) > _REMEMBERED:
             del self._passed[next(iter(self._passed))]
-        if (begin.commit_lsn or 0) < self._covered:
+        if (begin.commit_lsn or 0) < self._covered and not self._unsettled:
             return False
-        self._covered = _NEVER
+        self._covered, self._unsettled = _NEVER, False
         return True
 
     def table(self, schema: str, table: str) -> Table:
@@ -116,10 +129,10 @@ class SourceCatalog:
     def remember(self) -> dict[str, Any] | None:
         """What a restart must know of captured tables and partitions, if that changed since it was last asked for."""
         now = {
-            f"{schema}/{table}": _entry(since, found)
+            f"{schema}/{table}": _entry(version)
             for (schema, table), versions in self._tables.items()
-            for since, _, found in versions.known[:1]
-            if found.captured
+            for version in versions.known[:1]
+            if version.table.captured
         }
         if now == self._saved:
             return None
@@ -132,8 +145,14 @@ class SourceCatalog:
             lsn = self._connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
             row = self._connection.execute(_TABLE, (schema, table)).fetchone()
         versions.covered = parse_lsn(lsn[0]) if lsn else 0
-        if row is not None and (not versions.known or versions.known[-1][0] != row[8]):
-            versions.known.append((row[8], versions.covered, self._found(schema, table, row)))
+        if row is None or (versions.known and versions.known[-1].changed == row[8]):
+            return
+        found, since = self._found(schema, table, row), row[8]
+        if not versions.known and found.partition:
+            # Seen for the first time, as a partition: before it was attached it was a table of its own.
+            versions.known.append(_Version(0, -1, 0, self._unknown(schema, table)))
+            since = row[9]
+        versions.known.append(_Version(since, versions.covered, row[8], found, row[7]))
 
     def _found(self, schema: str, table: str, row: tuple[Any, ...]) -> Table:
         oid, root, partition, replica_identity, root_schema, root_table, generated, toastable = row[:8]
@@ -157,22 +176,36 @@ class SourceCatalog:
 
     def _current(self, schema: str, table: str, versions: _Versions) -> Table:
         known = versions.known
-        while len(known) > 1 and self._has_passed(known[0][2], *known[1]):
+        while len(known) > 1 and self._has_passed(known[1], known[0].table):
             del known[0]
-        if known:
-            return known[0][2]
-        # No such table any more, and never seen before: its rows are named by what the stream says.
+        if not known:
+            # No such table any more, and never seen before: its rows are named by what the stream says.
+            return self._unknown(schema, table)
+        if len(known) > 1:
+            self._unsettled = True  # the next transaction may be past the DDL between the two
+        elif not self._has_passed(known[0], known[0].table):
+            # Known only as it is after a DDL that is yet to come: a column that it changed may not be there yet.
+            self._unsettled = True
+            there = tuple(c for c, since in known[0].columns.items() if self._passed_by(since, known[0].looked_at))
+            return replace(known[0].table, toastable=there)
+        return known[0].table
+
+    def _unknown(self, schema: str, table: str) -> Table:
         relation = Relation(schema, table, f"{schema}.{table}", None, frozenset())
         return Table(relation, self.captures(schema, table))
 
-    def _has_passed(self, older: Table, since: int, looked_at: int, _newer: Table) -> bool:
+    def _has_passed(self, newer: _Version, older: Table) -> bool:
         """Whether the stream is past the DDL that made the newer version."""
-        if since in self._passed or (self._transaction.commit_lsn or 0) >= looked_at:
+        # Leaving a partition tree waits for certainty: else rows would be lost.
+        return self._passed_by(newer.since, newer.looked_at, certainly=older.partition and not newer.table.partition)
+
+    def _passed_by(self, xid: int, looked_at: int, *, certainly: bool = False) -> bool:
+        """Whether the stream is past the commit of `xid`, which a look at `looked_at` saw."""
+        if xid in self._passed or (self._transaction.commit_lsn or 0) >= looked_at:
             return True
-        # Not seen in the stream, though it began before this transaction did: it committed before the stream's
-        # start, or is yet to come. Leaving a partition tree waits for certainty: else rows would be lost.
-        precedes = 0 <= ((self._transaction.xid or 0) - since) % (1 << 32) < _HALF
-        return precedes and not older.partition
+        # Not seen in the stream: it committed before the stream's start, or is yet to come. Its age tells which,
+        # unless it was open for long.
+        return not certainly and 0 <= ((self._transaction.xid or 0) - xid) % (1 << 32) < _HALF
 
     def _restore(self, schema: str, table: str, entry: dict[str, Any]) -> Table:
         topic = entry["topic"]
@@ -183,10 +216,10 @@ class SourceCatalog:
         return Table(relation, captured, entry["partition"], frozenset(entry["generated"]), tuple(entry["toastable"]))
 
 
-def _entry(since: int, table: Table) -> dict[str, Any]:
-    relation = table.relation
+def _entry(version: _Version) -> dict[str, Any]:
+    table, relation = version.table, version.table.relation
     return {
-        "since": since,
+        "changed": version.changed,
         "topic": relation.topic,
         "key": list(relation.key) if relation.key else None,
         "identity": sorted(relation.identity),

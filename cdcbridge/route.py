@@ -41,9 +41,10 @@ class Plan:
 
 
 class Router:
-    """Plans by relation and operation. A table pattern is `schema.table`, `schema.*` or `*.*`."""
+    """Plans by relation and operation. A table pattern is `schema.table`, `schema.*` or `*.*`; never of `own_schema`."""
 
-    def __init__(self, subscriptions: Iterable[Subscription]) -> None:
+    def __init__(self, subscriptions: Iterable[Subscription], own_schema: str = "cdcbridge") -> None:
+        self._own_schema = own_schema
         self._by_pattern: dict[str, list[Subscription]] = {}
         for subscription in subscriptions:
             for pattern in dict.fromkeys(subscription.tables):
@@ -52,6 +53,8 @@ class Router:
 
     def subscriptions(self, schema: str, table: str) -> list[Subscription]:
         """All consumers of a table, each once, whatever the operation."""
+        if schema == self._own_schema:
+            return []
         found = [s for p in (f"{schema}.{table}", f"{schema}.*", "*.*") for s in self._by_pattern.get(p, ())]
         return sorted(dict.fromkeys(found), key=lambda s: s.consumer_id)
 

@@ -34,12 +34,13 @@ class Ready:
     tail: Tail
     options: dict[str, str]
     subscriptions: list[Subscription]
+    own_schema: str
     finishing: bool
     wal_sender_timeout: float
     router: Router = field(init=False)
 
     def __post_init__(self) -> None:
-        self.router = Router(self.subscriptions)
+        self.router = Router(self.subscriptions, self.own_schema)
 
     @property
     def resume_options(self) -> dict[str, Any]:
@@ -170,16 +171,17 @@ def _follow_timeline(store: Store, stream: ReplicationStream, history: History, 
 def _ready(
     config: Config, store: Store, tail: Tail, plugin: str, publications: list[str], wal_sender_timeout: float
 ) -> Ready:
+    own_schema = config.store.schema_
     if tail.unfinished is not None:
         # Ordinals count what the plugin sent, so the rest must be sent, and routed, as the beginning was.
         begun = [_load(entry) for entry in tail.unfinished["subscriptions"]]
         existing = {s.consumer_id for s in consumers.all_subscriptions(store.connection)}
         kept = [s for s in begun if s.consumer_id in existing]
         log.info("bridge.finishing", position=str(tail.position))
-        return Ready(plugin, tail, tail.unfinished["options"], kept, True, wal_sender_timeout)
+        return Ready(plugin, tail, tail.unfinished["options"], kept, own_schema, True, wal_sender_timeout)
     wanted = consumers.subscriptions(store.connection, config.consumers)
-    options = _options(plugin, publications, config.store.schema_)
-    return Ready(plugin, tail, options, wanted, False, wal_sender_timeout)
+    options = _options(plugin, publications, own_schema)
+    return Ready(plugin, tail, options, wanted, own_schema, False, wal_sender_timeout)
 
 
 def _options(plugin: str, publications: list[str], own_schema: str) -> dict[str, str]:

@@ -67,8 +67,9 @@ class Bridge:
     def run(self) -> None:
         """Stream until stopped. Servers that go away are waited for; what needs an operator is raised."""
         sys.setswitchinterval(SWITCH_INTERVAL)
+        again = (SourceUnavailable, StoreUnavailable, NotLeader) if self._wait else (SourceUnavailable, StoreUnavailable)
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((SourceUnavailable, StoreUnavailable, NotLeader)),
+            retry=tenacity.retry_if_exception_type(again),
             wait=self._backoff,
             sleep=self._stopping.wait,  # type: ignore[arg-type]
             stop=tenacity.stop_when_event_set(self._stopping),
@@ -79,8 +80,8 @@ class Bridge:
             self._streamed = False
             try:
                 retrying(self._session)
-            except (SourceUnavailable, StoreUnavailable, NotLeader):
-                if not self._wait or not self._stopping.is_set():
+            except again:
+                if not self._stopping.is_set():
                     raise
         log.info("bridge.stopped")
 
@@ -205,7 +206,12 @@ class _Pump:
             else:
                 self._drained = True
         except DecodeError as error:
-            raise DecodeError(error.plugin, error.reason, offset=error.offset, lsn=self._stream.last_lsn()) from error
+            located = DecodeError(error.plugin, error.reason, offset=error.offset, lsn=self._stream.last_lsn())
+            located.hint = self._way_on()
+            raise located from error
+        except OperatorNeeded as error:
+            error.hint = error.hint or self._way_on()
+            raise
         if self._notices:
             self._heed_notices()
         if not collector.open and not collector.rows and not self._appender.busy and self._drained:
@@ -275,6 +281,12 @@ class _Pump:
             and not self._appender.busy
         )
 
+    def _way_on(self) -> str:
+        """How to leave behind the transaction that cannot be read."""
+        begun = self._collector.position.commit_lsn if self._collector.open else None
+        target = "LSN" if begun is None else format_lsn(begun + 1)
+        return f"`cdcbridge slot skip --to {target}` leaves this transaction behind, and a gap message in its place."
+
     def _heed_notices(self) -> None:
         """wal2json tells of changes that it drops for want of a replica identity as a warning, and only so."""
         for notice in self._notices:
@@ -288,8 +300,8 @@ class _Pump:
                 raise OperatorNeeded(
                     f"an {operation.upper()} of {relation.topic} is not in the WAL's output, because the table has no"
                     f" usable replica identity; stopped before it was confirmed (position {self._collector.position})",
-                    hint=f"Mend it: ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL (or give it a primary key); then"
-                    " `cdcbridge slot skip --to LSN` goes on behind a gap message.",
+                    hint=f"Mend it: ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL (or give it a primary key). "
+                    + self._way_on(),
                 )
         self._notices.clear()
 

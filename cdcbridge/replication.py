@@ -22,6 +22,7 @@ _STATUS = struct.Struct("!cQQQqB")
 _XLOG_DATA: Final = b"w"[0]
 _HEADER: Final = 25  # of XLogData: type, start, end, clock
 _UNKNOWN_OPTION: Final = "is unknown"
+_PASSING: Final = ("08", "53", "55", "57")  # connection, resources, state, intervention: a retry may help
 _POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
 
 # What either plugin prints depends on these. client_min_messages lets wal2json's warnings through.
@@ -162,6 +163,8 @@ class ReplicationStream:
                 f"source: {message}",
                 hint="The slot is older than the publication, or the publication was dropped; see `cdcbridge check`.",
             )
+        if state and not state.startswith(_PASSING):
+            raise OperatorNeeded(f"source: the server cannot decode what comes next: {message}")
         raise SourceUnavailable(f"source: the stream ended: {message or 'connection closed'}")
 
     def _error(self) -> str:

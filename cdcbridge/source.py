@@ -309,7 +309,7 @@ def create_slot(dsn: str, name: str, plugin: str, *, waiting: Callable[[str], No
 
 
 _BLOCKERS: Final = """
-    select string_agg(format('pid %s (%s, %s, open for %s)', a.pid, a.usename, a.state,
+    select string_agg(format('pid %%s (%%s, %%s, open for %%s)', a.pid, a.usename, a.state,
                              date_trunc('second', clock_timestamp() - a.xact_start)), '; ' order by a.pid)
     from unnest(pg_blocking_pids(%s)) b (pid) join pg_stat_activity a using (pid)
 """

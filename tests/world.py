@@ -143,6 +143,7 @@ class World:
             bridge.stop()
             thread.join(PATIENCE)
             assert not thread.is_alive(), "the bridge did not stop"
+            eventually(lambda: not self.active(), "the server freed the slot")
 
     def bridge_error(self) -> BaseException:
         """Run a bridge that must end by itself; what it raised."""
@@ -186,14 +187,14 @@ class World:
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)
 
-    def start_process(self, **environment: str) -> subprocess.Popen[str]:
-        """`cdcbridge run` as a process, streaming."""
+    def start_process(self, *options: str, crash: tuple[str, int] | None = None) -> subprocess.Popen[str]:
+        """`cdcbridge run` as a process; `crash`: an instant of tests.crash, and the how manieth time."""
         self.write_config()
         log = (self.folder / "bridge.log").open("a")
+        program = ["cdcbridge"] if crash is None else ["tests.crash", crash[0], str(crash[1]), "--"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "cdcbridge", "-c", str(self.folder / "cdcbridge.yaml"), "run"],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, text=True,
-            env={**clean_environment(), **environment},
+            [sys.executable, "-m", *program, "-c", str(self.folder / "cdcbridge.yaml"), "run", *options],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, text=True, env=clean_environment(),
         )  # fmt: skip
         log.close()
         self._processes.append(process)

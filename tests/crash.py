@@ -1,0 +1,60 @@
+"""`cdcbridge`, but killed with SIGKILL at a named instant: python -m tests.crash INSTANT COUNT -- ARGUMENTS.
+
+The instants are steps of a change's path; the process dies the COUNT-th time it comes there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from cdcbridge import cli
+from cdcbridge.bridge import _Pump
+from cdcbridge.collect import Collector
+from cdcbridge.decoders.pgoutput import PgoutputDecoder
+from cdcbridge.decoders.wal2json import Wal2jsonDecoder
+from cdcbridge.replication import ReplicationStream
+from cdcbridge.store import Store
+
+# instant → (class, method, whether to die before or after it)
+INSTANTS: dict[str, tuple[tuple[type, ...], str, str]] = {
+    "received": ((PgoutputDecoder, Wal2jsonDecoder), "decode", "before"),
+    "decoded": ((PgoutputDecoder, Wal2jsonDecoder), "decode", "after"),
+    "collected": ((Collector,), "feed", "after"),
+    "submitted": ((_Pump,), "_submit", "after"),
+    "append begun": ((Store,), "_begin", "after"),
+    "rows copied": ((Store,), "_write", "after"),
+    "position written": ((Store,), "_finish", "after"),
+    "committed": ((Store,), "append", "after"),
+    "about to confirm": ((ReplicationStream,), "confirm", "before"),
+    "confirmed": ((ReplicationStream,), "confirm", "after"),
+}
+
+
+def die_at(owner: type, name: str, when: str, count: int) -> None:
+    original: Callable[..., Any] = getattr(owner, name)
+    left = count
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0 and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, dying)
+
+
+if __name__ == "__main__":
+    instant, times, _, *arguments = sys.argv[1:]
+    owners, method, moment = INSTANTS[instant]
+    for one in owners:
+        die_at(one, method, moment, int(times))
+    sys.argv = ["cdcbridge", *arguments]
+    cli.main()

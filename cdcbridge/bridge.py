@@ -67,7 +67,9 @@ class Bridge:
     def run(self) -> None:
         """Stream until stopped. Servers that go away are waited for; what needs an operator is raised."""
         sys.setswitchinterval(SWITCH_INTERVAL)
-        again = (SourceUnavailable, StoreUnavailable, NotLeader) if self._wait else (SourceUnavailable, StoreUnavailable)
+        again = (
+            (SourceUnavailable, StoreUnavailable, NotLeader) if self._wait else (SourceUnavailable, StoreUnavailable)
+        )
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(again),
             wait=self._backoff,
@@ -227,9 +229,8 @@ class _Pump:
             self._next_status = 0.0
         if self._appender.busy:
             return
-        if self._collected(1) or (self._collector.rows and self._drained and not self._collector.open):
-            self._submit()
-        elif self._idle_append_due():
+        worth_it = self._collected(1) or (self._collector.rows and self._drained and not self._collector.open)
+        if worth_it or self._idle_append_due():
             self._submit()
 
     def _confirm(self) -> None:

@@ -57,7 +57,8 @@ _REMEMBERED: Final = 100_000  # transactions of the stream that are known to hav
 @dataclass(slots=True)
 class _Version:
     """A table's definition since a transaction's commit (`since`), as a look found it; `looked_at` is an LSN that all
-    transactions which came before the look lie below. `changed`: the youngest DDL in it."""
+    transactions which came before the look lie below. `changed`: the youngest DDL in it.
+    """
 
     since: int
     looked_at: int
@@ -210,7 +211,12 @@ class SourceCatalog:
     def _restore(self, schema: str, table: str, entry: dict[str, Any]) -> Table:
         topic = entry["topic"]
         relation = Relation(
-            schema, table, topic, tuple(entry["key"]) if entry["key"] else None, frozenset(entry["identity"]), entry["full"]
+            schema,
+            table,
+            topic,
+            tuple(entry["key"]) if entry["key"] else None,
+            frozenset(entry["identity"]),
+            entry["full"],
         )
         captured = self.captures(*topic.split(".", 1))
         return Table(relation, captured, entry["partition"], frozenset(entry["generated"]), tuple(entry["toastable"]))

@@ -87,7 +87,9 @@ def _show(connection: Connection, name: str) -> str:
 def _server(connection: Connection) -> Iterator[Problem]:
     version = connection.info.server_version
     if version < _OLDEST:
-        yield Problem("server_version", "error", "source", f"PostgreSQL {version // 10000} is too old", "Use 15 or newer.")
+        yield Problem(
+            "server_version", "error", "source", f"PostgreSQL {version // 10000} is too old", "Use 15 or newer."
+        )
     if _show(connection, "wal_level") != "logical":
         yield Problem(
             "wal_level",
@@ -209,7 +211,7 @@ def _pattern(
             f"create schema {schema};",
         )
     for table in tables:
-        yield from _table(connection, consumer, table, plugin)
+        yield from _table(connection, consumer, table)
     if name == "*" and plugin == "pgoutput" and {"update", "delete"} & set(consumer.operations):
         yield Problem(
             "wildcard_identity",
@@ -221,7 +223,7 @@ def _pattern(
         )
 
 
-def _table(connection: Connection, consumer: Consumer, table: Table, plugin: str) -> Iterator[Problem]:
+def _table(connection: Connection, consumer: Consumer, table: Table) -> Iterator[Problem]:
     name = table.identifier.as_string(connection)
     if table.kind not in ("r", "p"):
         kinds = {"f": "a foreign table", "v": "a view", "m": "a materialized view"}
@@ -245,9 +247,9 @@ def _table(connection: Connection, consumer: Consumer, table: Table, plugin: str
             "key_not_covered",
             "error",
             table.topic,
-            f"consumer {consumer.name} has the key ({', '.join(consumer.key)}), and a delete of {table.topic} carries no"
-            f" {missing}: its replica identity does not cover it",
-            f"alter table {name} replica identity full; -- or an index with these columns: replica identity using index",
+            f"consumer {consumer.name} has the key ({', '.join(consumer.key)}), and a delete of {table.topic} carries"
+            f" no {missing}: its replica identity does not cover it",
+            f"alter table {name} replica identity full; -- or replica identity using an index of these columns",
         )
     if table.generated:
         yield Problem(
@@ -261,20 +263,19 @@ def _table(connection: Connection, consumer: Consumer, table: Table, plugin: str
 
 def special_floats(config: Config, connection: Connection) -> list[Problem]:
     """Columns whose NaN and ±Infinity an old wal2json sends as null."""
-    found = []
-    for pattern in dict.fromkeys(pattern for consumer in config.consumers for pattern in consumer.tables):
-        for table in source.find_tables(connection, pattern, config.store.schema_):
-            if table.floats:
-                found.append(
-                    Problem(
-                        "wal2json_special_numbers",
-                        "warning",
-                        table.topic,
-                        f"this wal2json sends NaN and ±Infinity of {', '.join(table.floats)} as null",
-                        "Install wal2json 2.6 or newer, or set source.plugin to pgoutput.",
-                    )
-                )
-    return found
+    patterns = dict.fromkeys(pattern for consumer in config.consumers for pattern in consumer.tables)
+    tables = [t for pattern in patterns for t in source.find_tables(connection, pattern, config.store.schema_)]
+    return [
+        Problem(
+            "wal2json_special_numbers",
+            "warning",
+            table.topic,
+            f"this wal2json sends NaN and ±Infinity of {', '.join(table.floats)} as null",
+            "Install wal2json 2.6 or newer, or set source.plugin to pgoutput.",
+        )
+        for table in tables
+        if table.floats
+    ]
 
 
 def _publications(config: Config, connection: Connection, *, refused: bool) -> Iterator[Problem]:
@@ -342,8 +343,8 @@ def check(config: Config) -> list[Problem]:
 
     with connect_source(config.source_dsn, "cdcbridge check") as connection:
         supported: bool | None = None
-        plugin = config.source.plugin
-        if plugin == "auto" or plugin == "wal2json":
+        plugin: str = config.source.plugin
+        if plugin != "pgoutput":
             supported = supports_numbers_as_text(config.source_dsn)
         plugin = source.choose_plugin(connection, plugin, config.source.slot, probe=lambda: bool(supported))
         try:

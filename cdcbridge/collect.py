@@ -16,7 +16,7 @@ from cdcbridge.errors import DecodeError, OperatorNeeded
 from cdcbridge.filters import FilterError
 from cdcbridge.lsn import format_lsn
 from cdcbridge.model import Begin, Change, Commit, Event, LogicalMessage, Relation, Truncate
-from cdcbridge.position import Position
+from cdcbridge.position import START, Position
 from cdcbridge.route import Plan, Router
 
 _ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the batch's bound
@@ -38,7 +38,7 @@ class Batch:
     keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
     dead: list[tuple[int, int, str]] = field(default_factory=list)
     size: int = 0
-    position: Position = Position(0, -1)
+    position: Position = START
     end_lsn: int = 0
     open: bool = False
     commit_time: int | None = None

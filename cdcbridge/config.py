@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cdcbridge.errors import ConfigError
@@ -131,7 +140,11 @@ class Consumer(_Model):
     def _table_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in value:
             schema, dot, table = pattern.partition(".")
-            if not (schema and dot and table) or ("*" in schema and pattern != "*.*") or ("*" in table and table != "*"):
+            if (
+                not (schema and dot and table)
+                or ("*" in schema and pattern != "*.*")
+                or ("*" in table and table != "*")
+            ):
                 raise ValueError(f"{pattern!r} is not a table; write schema.table, schema.* or *.*")
         return value
 
@@ -163,7 +176,12 @@ class Config(BaseSettings):
     """The whole file. `path` is where it was read from."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CDCBRIDGE_", env_nested_delimiter="__", extra="forbid", frozen=True, env_ignore_empty=True, validate_default=False
+        env_prefix="CDCBRIDGE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        validate_default=False,
     )
 
     source: Source
@@ -241,7 +259,7 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML lets a later key replace an earlier one without a word; here that is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)

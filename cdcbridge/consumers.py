@@ -136,7 +136,10 @@ def fill(connection: Connection, wanted: Subscription) -> None:
             seqs = [seq for seq, _ in matched]
             keys = [key for _, key in matched] if wanted.key else None
             if seqs:
-                with connection.cursor() as cursor, cursor.copy(f"copy waiting ({CHUNK_COLUMNS}) from stdin binary") as copy:
+                with (
+                    connection.cursor() as cursor,
+                    cursor.copy(f"copy waiting ({CHUNK_COLUMNS}) from stdin binary") as copy,
+                ):
                     copy.write(COPY_HEADER + chunk_rows((wanted.consumer_id,), seqs, keys) + COPY_TRAILER)
             if dead:
                 connection.execute(
@@ -179,4 +182,3 @@ def _own_key(texts: Sequence[str | None]) -> str | None:
     if len(texts) == 1:
         return texts[0]
     return orjson.dumps(list(texts)).decode() if any(text is not None for text in texts) else None
-

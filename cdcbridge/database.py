@@ -70,14 +70,14 @@ def connect_store(dsn: str, schema: str, application_name: str = "cdcbridge") ->
 
 @contextmanager
 def source_errors() -> Iterator[None]:
-    """psycopg's errors as ours, for work on the source."""
+    """Psycopg's errors as ours, for work on the source."""
     with _errors(SourceUnavailable, "source"):
         yield
 
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """psycopg's errors as ours, for work on the store."""
+    """Psycopg's errors as ours, for work on the store."""
     with _errors(StoreUnavailable, "store"):
         yield
 

@@ -94,12 +94,17 @@ def _wait_for_slot(connection: psycopg.Connection[Any], bridge: subprocess.Popen
 
 
 def _program(config: Path, *arguments: str, background: bool = False, stdin: str | None = None) -> Any:
-    """This program as a process of its own, with the demo's configuration."""
+    """The program as a process of its own, with the demo's configuration."""
     command = [sys.executable, "-m", "cdcbridge", "-c", str(config), *arguments]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CDCBRIDGE_")}
     if background:
         return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     result = subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, check=False)
     if result.returncode != 0:

@@ -43,7 +43,9 @@ def wheel_binaries() -> Path:
 class EmbeddedServer:
     """A server from start() to stop(); as a context manager it is started and removed."""
 
-    def __init__(self, binaries: Path, *, settings: Mapping[str, str] | None = None, initdb: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, binaries: Path, *, settings: Mapping[str, str] | None = None, initdb: tuple[str, ...] = ()
+    ) -> None:
         self._home = Path(tempfile.mkdtemp(prefix="cdcbridge-pg-"))
         self._user: str | None = None
         if os.geteuid() == 0:

@@ -32,6 +32,7 @@ SMALL_APPEND: Final = 128  # up to here each message has a row of its own, so th
 
 
 def sized(value: bytes) -> bytes:
+    """A field of a row: its length, its bytes."""
     return _LENGTH.pack(len(value)) + value
 
 

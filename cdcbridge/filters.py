@@ -8,15 +8,15 @@ had them. Source: the CEL language definition, "Syntax" and "Evaluation".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 VARIABLES: Final = frozenset({"op", "topic", "key", "record", "old", "meta"})
 _FUNCTIONS: Final = frozenset(
-    "size contains startsWith endsWith matches int uint double string bytes timestamp duration type dyn "
-    "getFullYear getMonth getDate getDayOfMonth getDayOfWeek getDayOfYear getHours getMinutes getSeconds "
-    "getMilliseconds".split()
+    {"size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bytes", "timestamp"}
+    | {"duration", "type", "dyn", "getFullYear", "getMonth", "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear"}
+    | {"getHours", "getMinutes", "getSeconds", "getMilliseconds"}
 )
 _TOKEN: Final = re.compile(
     r"""(?P<string>[rRbB]{0,2}(?:'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"))"""
@@ -54,14 +54,14 @@ class Filter:
         unknown = set(self._program.variables()) - VARIABLES - _macro_variables(tokens)
         if unknown:
             known = ", ".join(sorted(VARIABLES))
-            raise ValueError(f"unknown variable {sorted(unknown)[0]!r}; a filter knows {known}")
+            raise ValueError(f"unknown variable {min(unknown)!r}; a filter knows {known}")
         functions = {name for name in self._program.functions() if name[0] not in "_@!-?"} - _FUNCTIONS
         functions -= {"!_", "-_"}
         if functions:
-            raise ValueError(f"unknown function {sorted(functions)[0]!r}")
+            raise ValueError(f"unknown function {min(functions)!r}")
         self._reads = {name: _reads(tokens, name) for name in ("record", "old")}
 
-    def wants(self, environment: Mapping[str, Any], unchanged: Sequence[str] = ()) -> bool:
+    def wants(self, environment: dict[str, Any], unchanged: Sequence[str] = ()) -> bool:
         """Whether the message is to be delivered; `unchanged` names columns that the WAL did not carry.
 
         `environment` has a value for each of VARIABLES. Raises FilterError.
@@ -80,7 +80,7 @@ class Filter:
             self._reads[name].whole or absent & self._reads[name].tested for name, absent in missing.items() if absent
         )
 
-    def _missing(self, environment: Mapping[str, Any], unchanged: Sequence[str]) -> dict[str, set[str]]:
+    def _missing(self, environment: dict[str, Any], unchanged: Sequence[str]) -> dict[str, set[str]]:
         """By map: the columns that the expression reads and the WAL did not carry ('*' where the map is read whole)."""
         record, old, op = environment["record"], environment["old"], environment["op"]
         missing: dict[str, set[str]] = {"record": set(), "old": set()}

@@ -93,5 +93,3 @@ def _state(connection: Connection) -> tuple[int, str | None]:
 def _files(folder: str) -> list[Traversable]:
     root = resources.files("cdcbridge") / "sql" / folder
     return sorted((f for f in root.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
-
-

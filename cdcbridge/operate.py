@@ -58,7 +58,9 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
     with _alone(config) as store:
         history = store.history()
         if history is None:
-            raise UsageError("the store has no history yet: there is nothing to go on from", hint="`cdcbridge run` starts it.")
+            raise UsageError(
+                "the store has no history yet: there is nothing to go on from", hint="`cdcbridge run` starts it."
+            )
         with connect_source(config.source_dsn, "cdcbridge cli") as connection:
             exists = bool(source.slots(connection, config.source.slot))
         if exists:
@@ -71,7 +73,8 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
 
 def skip(config: Config, target: int) -> tuple[int, int]:
     """Go on from `target`; the gap (from, to). Raises UsageError where that lies behind the store's end, or ahead of
-    the server's WAL."""
+    the server's WAL.
+    """
     with _alone(config) as store:
         end = store.tail().end_lsn
         if target <= end:
@@ -100,7 +103,12 @@ def _alone(config: Config) -> Iterator[Store]:
 def _leave_gap(store: Store, target: int) -> tuple[int, int]:
     """One message to every consumer, and the position behind the gap, in one commit."""
     start = store.tail().end_lsn
-    gap = {"op": "gap", "record": {"from": format_lsn(start), "to": format_lsn(target)}, "old": None, "unchanged": []}
+    gap: dict[str, object] = {
+        "op": "gap",
+        "record": {"from": format_lsn(start), "to": format_lsn(target)},
+        "old": None,
+        "unchanged": [],
+    }
     # It stands where the gap ends, before whatever commits there: ordinal -1 is nobody else's.
     tail = sized(GAP_TOPIC.encode()) + NULL + sized(orjson.dumps(gap)) + transaction_part(target, 0, 0)
     everyone = tuple(s.consumer_id for s in consumers.all_subscriptions(store.connection))

@@ -50,10 +50,12 @@ class PgType:
 
 
 def text(value: bytes) -> JsonValue:
+    """Most types: a string of their text."""
     return value.decode()
 
 
 def boolean(value: bytes) -> JsonValue:
+    """`t` or `f`."""
     return value == b"t"
 
 
@@ -63,6 +65,7 @@ def number(value: bytes) -> JsonValue:
 
 
 def raw_json(value: bytes) -> JsonValue:
+    """JSON and jsonb as they stand."""
     return orjson.Fragment(value)
 
 

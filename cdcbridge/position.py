@@ -21,6 +21,9 @@ class Position(NamedTuple):
         return f"{format_lsn(self.commit_lsn)}#{self.ordinal}"
 
 
+START = Position(0, -1)  # before the first change
+
+
 @dataclass(slots=True)
 class Progress:
     """confirmed ≤ durable ≤ received, each only rising.

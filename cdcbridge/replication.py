@@ -81,7 +81,9 @@ class ReplicationStream:
             sql.SQL("{} {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in options.items()
         )
         command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
-            sql.Identifier(slot), sql.SQL(format_lsn(lsn)), given  # type: ignore[arg-type]
+            sql.Identifier(slot),
+            sql.SQL(format_lsn(lsn)),
+            given,
         )
         result = self._pgconn.exec_(command.as_bytes(None))
         if result.status != pq.ExecStatus.COPY_BOTH:
@@ -93,7 +95,9 @@ class ReplicationStream:
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         message = _message(result)
         if state == "55006":
-            raise SourceUnavailable(f"source: {message}", hint="Another session streams from this slot; waiting for it.")
+            raise SourceUnavailable(
+                f"source: {message}", hint="Another session streams from this slot; waiting for it."
+            )
         if state in ("42704", "55000", "58P01"):
             raise OperatorNeeded(
                 f"the replication slot {slot!r} cannot be used: {message}",
@@ -102,7 +106,7 @@ class ReplicationStream:
         raise SourceUnavailable(f"source: {message}")
 
     def messages(self) -> Iterator[bytes]:
-        """What the plugin sent and has arrived, in order, message by message; ends when there is nothing more to read just now.
+        """What the plugin sent and has arrived, in order; ends when there is nothing more to read just now.
 
         Keepalives are taken out: `wal_end` is where the server says it is, `reply_wanted` that it wants a status.
         """

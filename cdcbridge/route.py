@@ -41,7 +41,7 @@ class Plan:
 
 
 class Router:
-    """Plans by relation and operation. A table pattern is `schema.table`, `schema.*` or `*.*`; never of `own_schema`."""
+    """Plans by relation and operation. Patterns: `schema.table`, `schema.*`, `*.*`; `own_schema` is never taken."""
 
     def __init__(self, subscriptions: Iterable[Subscription], own_schema: str = "cdcbridge") -> None:
         self._own_schema = own_schema

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from psycopg import sql
 
@@ -70,7 +70,11 @@ def slots(connection: Connection, name: str | None = None) -> list[Slot]:
             " where slot_type = 'logical' and (%s::text is null or slot_name = %s) order by slot_name",
             (name, name),
         ).fetchall()
-    return [Slot(*row[:5], *(parse_lsn(x) if x else None for x in row[5:7]), row[7]) for row in rows]
+    return [Slot(r[0], r[1], r[2], r[3], r[4], _lsn(r[5]), _lsn(r[6]), r[7]) for r in rows]
+
+
+def _lsn(text: str | None) -> int | None:
+    return None if text is None else parse_lsn(text)
 
 
 def choose_plugin(connection: Connection, configured: str, slot: str, *, probe: Callable[[], bool]) -> str:
@@ -132,7 +136,7 @@ def find_tables(connection: Connection, pattern: str, own_schema: str) -> list[T
         given = (schema, schema, own_schema)  # type: ignore[assignment]
     with source_errors():
         rows = connection.execute(_TABLES.format(condition=condition).encode(), given).fetchall()
-    return [Table(*row[:4], frozenset(row[4] or ()), row[5], tuple(row[6]), tuple(row[7]), row[8]) for row in rows]
+    return [Table(r[0], r[1], r[2], r[3], frozenset(r[4] or ()), r[5], tuple(r[6]), tuple(r[7]), r[8]) for r in rows]
 
 
 # publications
@@ -169,7 +173,8 @@ class Publication:
 def wanted_publications(name: str, consumers: Iterable[Consumer]) -> list[Publication]:
     """What the consumers need. Tables of which nobody takes updates or deletes stand in a publication of their own,
     so that PostgreSQL asks no replica identity of them: publishing updates of a table without one makes the
-    application's UPDATE fail."""
+    application's UPDATE fail.
+    """
     wanted: dict[str, set[str]] = {}
     for consumer in consumers:
         for pattern in consumer.tables:
@@ -288,12 +293,12 @@ def create_slot(dsn: str, name: str, plugin: str, *, waiting: Callable[[str], No
         pid = creator.info.backend_pid
 
         def watch() -> None:
-            told: tuple[Any, ...] | None = None
+            told: list[int] = []
             while not done.wait(1.0):
                 row = watcher.execute(_BLOCKERS, (pid,)).fetchone()
-                if row and row[0] and row != told:
-                    told = row
-                    waiting(row[0])
+                if row and row[0] and row[0] != told:
+                    told = row[0]
+                    waiting(row[1])
 
         thread = threading.Thread(target=watch, name="slot-watch", daemon=True)
         thread.start()
@@ -309,7 +314,8 @@ def create_slot(dsn: str, name: str, plugin: str, *, waiting: Callable[[str], No
 
 
 _BLOCKERS: Final = """
-    select string_agg(format('pid %%s (%%s, %%s, open for %%s)', a.pid, a.usename, a.state,
+    select array_agg(a.pid order by a.pid),
+           string_agg(format('pid %%s (%%s, %%s, open for %%s)', a.pid, a.usename, a.state,
                              date_trunc('second', clock_timestamp() - a.xact_start)), '; ' order by a.pid)
     from unnest(pg_blocking_pids(%s)) b (pid) join pg_stat_activity a using (pid)
 """

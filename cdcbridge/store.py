@@ -26,9 +26,9 @@ from cdcbridge.encode import (
     message_row,
 )
 from cdcbridge.errors import NotLeader
-from cdcbridge.migrate import migrate
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.position import Position
+from cdcbridge.migrate import migrate
+from cdcbridge.position import START, Position
 
 _COPY_MESSAGES: Final = f"copy messages ({MESSAGE_COLUMNS}) from stdin (format binary)"
 _COPY_WAITING: Final = f"copy waiting ({CHUNK_COLUMNS}) from stdin (format binary)"
@@ -50,7 +50,8 @@ class History:
 @dataclass(slots=True, frozen=True)
 class Tail:
     """Where the log ends: the last change's position, the end of the last complete transaction, and, where the
-    position stands inside a transaction, the options that it was begun with."""
+    position stands inside a transaction, the options that it was begun with.
+    """
 
     position: Position
     end_lsn: int
@@ -84,16 +85,15 @@ class Store:
     def try_lead(self) -> bool:
         """Take the lead if nobody has it: a session lock, so that a dead leader's goes with its connection."""
         with store_errors():
-            got = self._connection.execute(
-                "select pg_try_advisory_lock('leaders'::regclass::oid::int, 0)"
-            ).fetchone()
+            got = self._connection.execute("select pg_try_advisory_lock('leaders'::regclass::oid::int, 0)").fetchone()
             return got == (True,)
 
     def leader(self) -> str:
         """Who leads, for people."""
         with store_errors():
             row = self._connection.execute(
-                "select holder || ' since ' || date_trunc('second', started_at) from leaders order by epoch desc limit 1"
+                "select holder || ' since ' || date_trunc('second', started_at) from leaders"
+                " order by epoch desc limit 1"
             ).fetchone()
             return row[0] if row else "a bridge that is starting"
 
@@ -142,7 +142,7 @@ class Store:
                 "select commit_lsn::text, ordinal, end_lsn::text, unfinished from positions order by id desc limit 1"
             ).fetchone()
         if row is None:
-            return Tail(Position(0, -1), 0, None)
+            return Tail(START, 0, None)
         return Tail(Position(parse_lsn(row[0]), row[1]), parse_lsn(row[2]), row[3])
 
     # append
@@ -232,7 +232,9 @@ def _fan_out(batch: Batch, first: int) -> list[bytes]:
             if consumer in repeated:
                 merged.setdefault(consumer, []).extend(indexes)
     rows = [chunk_rows(group, [first + i for i in indexes], None) for group, indexes in shared.items()]
-    rows += [chunk_rows((consumer,), [first + i for i in sorted(indexes)], None) for consumer, indexes in merged.items()]
+    rows += [
+        chunk_rows((consumer,), [first + i for i in sorted(indexes)], None) for consumer, indexes in merged.items()
+    ]
     rows += [
         chunk_rows((consumer,), [first + i for i in indexes], keys) for consumer, (indexes, keys) in batch.keyed.items()
     ]

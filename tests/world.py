@@ -43,7 +43,9 @@ def fresh_database(server: EmbeddedServer, options: str = "") -> Iterator[str]:
 
 def _drop_slots(admin: psycopg.Connection[Any], name: str) -> bool:
     with contextlib.suppress(psycopg.errors.ObjectInUse):
-        admin.execute("select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s", (name,))
+        admin.execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s", (name,)
+        )
         return True
     return False
 
@@ -127,7 +129,7 @@ class World:
         def run() -> None:
             try:
                 bridge.run()
-            except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
+            except BaseException as error:
                 raised.append(error)
 
         thread = threading.Thread(target=run, daemon=True)
@@ -152,7 +154,7 @@ class World:
         timer.start()
         try:
             bridge.run()
-        except BaseException as error:  # noqa: BLE001 - it is the result
+        except BaseException as error:
             return error
         finally:
             timer.cancel()

@@ -87,14 +87,17 @@ def run(app: App, no_wait: bool) -> None:
 
 
 @click.command()
-@click.option("--plugin", type=click.Choice(["wal2json"]), required=True, help="What made the input.")
+@click.option(
+    "--plugin", type=click.Choice(["wal2json"]), required=True, expose_value=False, help="What made the input."
+)
 @click.argument("file", type=click.File("rb"), default="-")
-def decode(plugin: str, file: BinaryIO) -> None:
+def decode(file: BinaryIO) -> None:
     """Turn wal2json's output (format 1 or 2) on stdin or in FILE into cdcbridge's messages, a JSON line each.
 
     \b
     Example:
-      pg_recvlogical -d app --slot=s --start -o format-version=2 -o include-lsn=1 -f - | cdcbridge decode --plugin wal2json
+      pg_recvlogical -d app --slot=s --start -o format-version=2 -o include-lsn=1 -f - |
+        cdcbridge decode --plugin wal2json
     """
     try:
         for row in decode_file(file):

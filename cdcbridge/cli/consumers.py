@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from cdcbridge import consumers as applying
@@ -45,13 +47,7 @@ def list_command(app: App, as_json: bool) -> None:
         rows = [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()").fetchall()]
         paused = dict(store.execute("select name, paused from consumers").fetchall())
     if as_json:
-        print_json(
-            [
-                {"name": r.name, "mode": r.mode, "paused": paused[r.name], "pending": r.pending, "in_flight": r.in_flight,
-                 "dead": r.dead, "oldest_age_seconds": r.oldest_age_seconds}
-                for r in rows
-            ]
-        )  # fmt: skip
+        print_json([{**asdict(row), "paused": paused[row.name]} for row in rows])
         return
     print_consumers(rows, paused)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ _PEEK = "select to_json(r)::text from peek(%s, %s) r"
 _LONGEST_SLEEP = 5.0  # seconds between looks of a waiting reader whom no notification reached
 
 
-class DurationType(click.ParamType):
+class DurationType(click.ParamType[float]):
     """A duration such as 30s."""
 
     name = "duration"
@@ -43,7 +44,7 @@ receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar=
 @click.option("--ack", is_flag=True, help="Ack what was printed.")
 @pass_app
 def receive(app: App, name: str, count: int, wait: float, ack: bool) -> None:
-    """Take messages from a consumer's queue: a JSON line each, with the columns of the SQL function receive().
+    """Take messages from a consumer's queue: a JSON line each, with the columns of the SQL function.
 
     An empty queue prints nothing. What is not acked becomes visible again after its visibility timeout.
 
@@ -57,7 +58,7 @@ def receive(app: App, name: str, count: int, wait: float, ack: bool) -> None:
         for line, _ in rows:
             click.echo(line)
         if ack and rows:
-            click.get_text_stream("stdout").flush()
+            sys.stdout.flush()
             store.execute("select ack(%s, %s, true)", (name, [receipt for _, receipt in rows]))
 
 
@@ -141,7 +142,7 @@ def _receipts(given: Sequence[str]) -> list[str]:
         if receipt != "-":
             found.append(receipt)
             continue
-        for line in click.get_text_stream("stdin"):
+        for line in sys.stdin:
             text = line.strip()
             if text.startswith("{"):
                 try:
@@ -179,7 +180,9 @@ def dead_list(app: App, name: str, count: int, as_json: bool) -> None:
         print_json([dict(zip(headings, row, strict=True)) for row in rows])
     else:
         shown = [(*row[:6], f"{row[6]:%Y-%m-%d %H:%M:%S}") for row in rows]
-        print_table([heading.upper().replace("_", " ") for heading in headings], shown, empty=f"{name}: no dead letters")
+        print_table(
+            [heading.upper().replace("_", " ") for heading in headings], shown, empty=f"{name}: no dead letters"
+        )
 
 
 @dead.command("show")

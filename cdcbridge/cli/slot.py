@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 import click
 
@@ -73,14 +74,14 @@ def slot_list(app: App, as_json: bool) -> None:
         rows = slots(connection)
     ours = app.config.source.slot
     if as_json:
+        lsns = ("restart_lsn", "confirmed_flush_lsn")
         print_json(
             [
-                {"name": s.name, "plugin": s.plugin, "database": s.database, "active_pid": s.active_pid,
-                 "wal_status": s.wal_status, "restart_lsn": s.restart_lsn and format_lsn(s.restart_lsn),
-                 "confirmed_flush_lsn": s.confirmed_flush_lsn and format_lsn(s.confirmed_flush_lsn), "ours": s.name == ours}
+                {k: format_lsn(v) if k in lsns and v is not None else v for k, v in asdict(s).items()}
+                | {"ours": s.name == ours}
                 for s in rows
             ]
-        )  # fmt: skip
+        )
         return
     print_table(
         ("SLOT", "PLUGIN", "DATABASE", "ACTIVE PID", "WAL STATUS", "RESTART", "CONFIRMED"),

@@ -7,7 +7,7 @@ Source: wal2json's README; its edge cases as measured on 2.5 and 2.6.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from cdcbridge.model import Begin, Change, Commit, Event, Ignored, JsonValue, Lo
 from cdcbridge.pgtypes import BOOL, BYTEA, FLOATING, INTEGERS, NUMERIC, OID, Types, number, text
 
 Parsed = dict[str, Any]
-_POSTGRES_EPOCH = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
-_MICROSECOND = datetime.timedelta(microseconds=1)
+_POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
 # wal2json writes numeric bare, and orjson would read it as a double. Inside a JSON string every quote is escaped,
 # so these bytes stand only where a numeric column's value does.
 _NUMERIC_MARK: Final = b'"typeoid":%d,"value":' % NUMERIC
@@ -202,4 +202,4 @@ class Wal2jsonDecoder:
 
 def postgres_microseconds(stamp: str) -> int:
     """`2024-02-29 12:00:00.5+00` → microseconds since 2000-01-01 UTC, as PostgreSQL stores them."""
-    return (datetime.datetime.fromisoformat(stamp) - _POSTGRES_EPOCH) // _MICROSECOND
+    return (dt.datetime.fromisoformat(stamp) - _POSTGRES_EPOCH) // _MICROSECOND

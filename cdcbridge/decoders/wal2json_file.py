@@ -56,7 +56,7 @@ def decode_file(lines: Iterable[bytes]) -> Iterator[Decoded]:
         try:
             parsed = orjson.loads(_NUMBERS.sub(_marked, document))
             if not isinstance(parsed, dict):
-                raise ValueError("a document that is no object")
+                raise TypeError("a document that is no object")
             if "change" in parsed:
                 yield from _format_1(parsed)
             elif "action" in parsed:

@@ -101,7 +101,9 @@ def test_killed_inside_a_large_transaction_and_restarted_with_other_tables(world
     part = world.value("select count(*) from messages")
     assert 0 < part < 30010
     assert world.value("select unfinished is not null from positions")
-    before = world.sql.execute("select confirmed_flush_lsn from pg_replication_slots where slot_name = %s", (world.slot,))
+    before = world.sql.execute(
+        "select confirmed_flush_lsn from pg_replication_slots where slot_name = %s", (world.slot,)
+    )
     confirmed = before.fetchone()
     assert confirmed is not None
     assert world.value("select %s::pg_lsn < (select min(commit_lsn) from messages)", confirmed[0])

@@ -10,8 +10,8 @@ import pytest
 from cdcbridge.bridge import Bridge
 from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed, NotLeader, OperatorNeeded, UsageError
-from cdcbridge.operate import recreate_slot, skip
 from cdcbridge.lsn import parse_lsn
+from cdcbridge.operate import recreate_slot, skip
 from cdcbridge.store import Store
 from tests.world import World, eventually, fresh_database
 
@@ -103,7 +103,7 @@ def test_a_slot_advanced_beyond_the_store_is_refused_from_where_to_where(world: 
         assert [key for _, key, _ in world.messages(3)] == ["1", None, "3"]
 
 
-def test_a_store_of_another_source_is_refused(pg18: EmbeddedServer, world15: World) -> None:
+def test_a_store_of_another_source_is_refused(world15: World) -> None:
     world15.execute("create table t (id int primary key)")
     world15.consumer()
     with world15.bridge():
@@ -190,9 +190,9 @@ def test_an_oversized_message_is_a_dead_letter_with_reason_and_position(world: W
     with world.bridge():
         world.execute("insert into t values (1, repeat('x', 5000)), (2, 'y')")
         world.messages(2)
-    assert world.rows("select seq, key, left(reason, 10), commit_lsn is not null, ordinal, deliver_count from dead_messages") == [
-        (1, "1", "oversized:", True, 0, 0)
-    ]
+    assert world.rows(
+        "select seq, key, left(reason, 10), commit_lsn is not null, ordinal, deliver_count from dead_messages"
+    ) == [(1, "1", "oversized:", True, 0, 0)]
     assert world.rows(
         "select c.name, array_agg(m.seq order by m.seq) from consumer_messages m join consumers c on c.id = m.consumer_id"
         " group by 1 order by 1"
@@ -226,7 +226,11 @@ def test_a_row_that_wal2json_cannot_print_stops_the_bridge_and_skip_goes_on(worl
     with world15.bridge():
         world15.execute("insert into t values (3, 'c')")
         messages = world15.messages(3)
-    assert [(topic, key) for topic, key, _ in messages] == [("public.t", "1"), ("cdcbridge.gap", None), ("public.t", "3")]
+    assert [(topic, key) for topic, key, _ in messages] == [
+        ("public.t", "1"),
+        ("cdcbridge.gap", None),
+        ("public.t", "3"),
+    ]
 
 
 def test_skip_refuses_what_lies_behind_or_beyond(world15: World) -> None:
@@ -277,7 +281,9 @@ def test_retained_wal_stays_flat_while_only_another_database_writes(world: World
             other.execute("insert into elsewhere select repeat('x', 1000) from generate_series(1, 5000)")
             other.execute("select pg_log_standby_snapshot()" if other.info.server_version >= 160000 else "checkpoint")
             eventually(lambda: world.sql.execute(lag, (world.slot,)).fetchone()[0] < 1_000_000, "WAL is confirmed")  # type: ignore[index]
-        restart = "select pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) from pg_replication_slots where slot_name = %s"
+        restart = (
+            "select pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) from pg_replication_slots where slot_name = %s"
+        )
         other.execute("checkpoint")
         eventually(lambda: world.sql.execute(restart, (world.slot,)).fetchone()[0] < 2_000_000, "WAL may go")  # type: ignore[index]
         other.execute("drop table elsewhere")

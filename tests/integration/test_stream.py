@@ -87,7 +87,9 @@ def test_the_application_never_fails_for_want_of_an_identity(world: World) -> No
     world.consumer("inserts", ("public.bare",), operations=["insert"])
     world.consumer("all", ("public.t",))
     with world.bridge():
-        world.execute("insert into bare values (1)", "update bare set v = 2", "delete from bare", "insert into t values (1)")
+        world.execute(
+            "insert into bare values (1)", "update bare set v = 2", "delete from bare", "insert into t values (1)"
+        )
         topics = [topic for topic, _, _ in world.messages(2)]
     assert topics == ["public.bare", "public.t"]
 
@@ -211,8 +213,10 @@ def test_positions_are_unique_and_in_log_order(world: World) -> None:
         world.messages(52)
     rows = world.rows("select commit_lsn, ordinal from messages order by seq")
     assert len(set(rows)) == 52
-    assert world.value("select bool_and(ordered) from (select (commit_lsn, ordinal) > lag((commit_lsn, ordinal))"
-                       " over (order by seq) is not false as ordered from messages) x")
+    assert world.value(
+        "select bool_and(ordered) from (select (commit_lsn, ordinal) > lag((commit_lsn, ordinal))"
+        " over (order by seq) is not false as ordered from messages) x"
+    )
     assert [ordinal for _, ordinal in rows[:50]] == list(range(50))
 
 

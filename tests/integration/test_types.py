@@ -38,7 +38,16 @@ CASES: Cases = (
     ("numeric", ("0", "1.50", "1e-20", f"{'9' * 60}.{'8' * 40}", "-0.000000000000000000000000000001", "1e100")),
     ("numeric(12, 2)", ("12.50", "0.00")),
     ("money", ("'-12.34'",)),
-    ("text", ("''", "'quo\"te \\ back / slash'", r"E'\n\r\t\b\f\x01\x1f\x7f'", "'ünïcödé 漢字 🐘'", "'{\"typeoid\":1700,\"value\":12.5}'")),
+    (
+        "text",
+        (
+            "''",
+            "'quo\"te \\ back / slash'",
+            r"E'\n\r\t\b\f\x01\x1f\x7f'",
+            "'ünïcödé 漢字 🐘'",
+            '\'{"typeoid":1700,"value":12.5}\'',
+        ),
+    ),
     ("varchar(20)", ("'x'",)),
     ("char(5)", ("'ab'",)),
     ('"char"', ("'a'",)),
@@ -48,10 +57,30 @@ CASES: Cases = (
     ("date", ("'2024-02-29'", "'infinity'", "'-infinity'", "'0044-03-15 BC'", "'20000-01-01'")),
     ("time", ("'23:59:59.999999'", "'24:00'")),
     ("timetz", ("'12:00:00.5+05:45'",)),
-    ("timestamp", ("'2024-02-29 12:34:56.789'", "'infinity'", "'-infinity'", "'0044-03-15 01:02:03 BC'", "'99999-12-31'")),
-    ("timestamptz", ("'2024-02-29 12:34:56.789+01'", "'infinity'", "'-infinity'", "'0044-03-15 01:02:03+00 BC'", "'1900-01-01 00:00:00+00'")),
+    (
+        "timestamp",
+        ("'2024-02-29 12:34:56.789'", "'infinity'", "'-infinity'", "'0044-03-15 01:02:03 BC'", "'99999-12-31'"),
+    ),
+    (
+        "timestamptz",
+        (
+            "'2024-02-29 12:34:56.789+01'",
+            "'infinity'",
+            "'-infinity'",
+            "'0044-03-15 01:02:03+00 BC'",
+            "'1900-01-01 00:00:00+00'",
+        ),
+    ),
     ("interval", ("'1 year 2 mons -3 days 04:05:06.789'", "'-1 day'", "'0'")),
-    ("json", ("""'{"a": 1, "a": 2, "big": 123456789012345678901234567890.5, "e": 1e400, "s": "\\u00e9\\n"}'""", "'null'", "'[1, {}]'", "'\"x\"'")),
+    (
+        "json",
+        (
+            """'{"a": 1, "a": 2, "big": 123456789012345678901234567890.5, "e": 1e400, "s": "\\u00e9\\n"}'""",
+            "'null'",
+            "'[1, {}]'",
+            "'\"x\"'",
+        ),
+    ),
     ("jsonb", ("""'{"b": [1, 2.50, null], "a": {"x": "y"}}'""", "'null'", "'1.10'")),
     ("inet", ("'10.0.0.1/8'",)),
     ("cidr", ("'10.0.0.0/8'",)),
@@ -173,9 +202,10 @@ def test_record_equals_to_jsonb_for_every_type_under_hostile_settings(world: Wor
         _insert(world, cases)
         world.messages(count)
     assert _differences(world, cases) == []
-    assert world.rows(
-        "select t.id from public.t left join cdcbridge.messages m on m.key = t.id::text where m.seq is null"
-    ) == []
+    assert (
+        world.rows("select t.id from public.t left join cdcbridge.messages m on m.key = t.id::text where m.seq is null")
+        == []
+    )
 
 
 def test_an_old_wal2json_sends_special_numbers_as_null_and_check_names_the_columns(world15: World) -> None:

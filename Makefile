@@ -1,0 +1,64 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PG15 ?= /usr/lib/postgresql/15
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help
+help: ## list the tasks
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/.installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: install
+install: $(BIN)/.installed ## a virtual environment with everything, pinned
+
+.PHONY: demo
+demo: $(BIN)/.installed ## see it work: an embedded PostgreSQL, nothing else needed
+	@$(BIN)/cdcbridge demo
+
+.PHONY: servers
+servers: ## PostgreSQL 15 with wal2json for the tests, where it is missing (Debian)
+	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ]; then ./docker/install-servers; fi
+
+.PHONY: test
+test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, Dockerfile
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_tidy.py
+	$(BIN)/hadolint docker/Dockerfile
+
+.PHONY: format
+format: $(BIN)/.installed ## let ruff format everything
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: docs
+docs: $(BIN)/.installed ## write docs/CLI.md anew from the program
+	$(BIN)/python -m tests.cli_reference > docs/CLI.md
+
+.PHONY: bench
+bench: $(BIN)/.installed servers ## measure fan-out, latency, memory and decoding; prints a table (about 10 minutes)
+	$(BIN)/python -m benchmarks
+
+.PHONY: lock
+lock: ## pin the dependencies anew, with hashes
+	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet uv
+	$(VENV)-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
+		--no-header --python-version 3.11 --extra demo --group dev pyproject.toml -o requirements.lock
+	rm -rf $(VENV)-lock
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

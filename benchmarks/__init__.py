@@ -1,0 +1,1 @@
+"""How fast, beside what the parts alone can do: python -m benchmarks."""

@@ -7,11 +7,12 @@
 -- where the claim would work on a snapshot older than its locks). A paused consumer gives a NOTICE and nothing else.
 -- Locks: the rows it takes, by SKIP LOCKED, and a share of max_in_flight, to the end of the caller's transaction. So
 -- receivers do not wait for each other, and one that stays in its transaction only keeps its own share from others.
+-- Planner settings are pinned: missing or stale statistics must never turn a claim into a scan of everything.
 create or replace function receive(consumer text, max_messages int default 10, visibility_timeout interval default null)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
                not_visible_until timestamptz, commit_lsn pg_lsn, ordinal int, commit_time timestamptz,
                inserted_at timestamptz)
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     c consumers := queue_named(consumer);
@@ -69,7 +70,7 @@ end $$;
 -- Locks: an advisory transaction lock per slot, never waited for.
 create or replace function take_slots(consumer_id int, max_in_flight int, wanted int, moment timestamptz)
 returns table (slot smallint, room int)
-language plpgsql volatile set search_path from current as $$
+language plpgsql volatile set search_path from current set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     slots constant int := least(16, max_in_flight);
@@ -94,7 +95,7 @@ end $$;
 -- claim(consumer, slot, room, moment, until) → the seqs of up to `room` messages that now have a lease in `slot`.
 create or replace function claim(consumer consumers, slot smallint, room int, moment timestamptz, until timestamptz)
 returns bigint[]
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     taken bigint[];
 begin
@@ -111,7 +112,7 @@ end $$;
 -- claim_expired(…) → seqs whose timeout passed, delivered anew. Those that had their last delivery die.
 create or replace function claim_expired(consumer consumers, slot smallint, room int, moment timestamptz,
                                          until timestamptz) returns bigint[]
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     expired bigint[];
     taken bigint[];
@@ -143,7 +144,7 @@ end $$;
 -- claim_delayed(…) → seqs given back by nack whose delay is over.
 create or replace function claim_delayed(consumer_id int, slot smallint, room int, moment timestamptz,
                                          until timestamptz) returns bigint[]
-language sql volatile set search_path from current as $$
+language sql volatile set search_path from current set jit = off set enable_seqscan = off as $$
     with due as materialized (
         select d.seq from delayed d
         where d.consumer_id = claim_delayed.consumer_id and d.visible_at <= moment
@@ -165,7 +166,7 @@ $$;
 -- Takes whole rows of `waiting`, and the front of the last one.
 create or replace function claim_waiting(consumer_id int, slot smallint, room int, moment timestamptz,
                                          until timestamptz) returns bigint[]
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     waiting_table constant text := 'waiting_' || consumer_id;
     taken bigint[] := '{}';
@@ -179,18 +180,18 @@ begin
         execute format($query$
             with picked as materialized (
                 select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from %I w
-                order by w.ord, w.tie limit $2 for update skip locked
+                where w.consumer_id = $1 order by w.ord, w.tie limit $2 for update skip locked
             ), spread as materialized (
                 select p.*, cardinality(p.seqs) as size,
                        coalesce(sum(cardinality(p.seqs)) over (order by p.ord, p.tie
                                 rows between unbounded preceding and 1 preceding), 0)::int as before
                 from picked p
             ), emptied as (
-                delete from %1$I w using spread s where w.ord = s.ord and w.tie = s.tie and s.before + s.size <= $3
+                delete from %1$I w using spread s where w.consumer_id = $1 and w.ord = s.ord and w.tie = s.tie and s.before + s.size <= $3
             ), trimmed as (
                 update %1$I w set seqs = s.seqs[$3 - s.before + 1:], keys = s.keys[$3 - s.before + 1:]
                 from spread s
-                where w.ord = s.ord and w.tie = s.tie and s.before < $3 and s.before + s.size > $3
+                where w.consumer_id = $1 and w.ord = s.ord and w.tie = s.tie and s.before < $3 and s.before + s.size > $3
             ), leased as (
                 insert into leases (consumer_id, seq, key, token, slot, deliver_count, last_delivered_at,
                                     not_visible_until, inserted_at)

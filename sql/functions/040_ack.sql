@@ -5,7 +5,7 @@
 -- the transaction which holds the message's effect rolls back with it.
 -- Raises CB001, CB002, CB003 (no receipt), CB006. Locks: the leases it removes.
 create or replace function ack(consumer text, receipts text[], strict boolean default false) returns int
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     c consumers := queue_named(consumer);
     moment timestamptz := clock_timestamp();
@@ -42,7 +42,7 @@ end $$;
 -- Raises CB001, CB002, CB003, CB004 (negative delay). Locks: the leases it removes.
 create or replace function nack(consumer text, receipts text[], delay interval default null, reason text default null,
                                 dead boolean default false) returns int
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     c consumers := queue_named(consumer);
     moment timestamptz := clock_timestamp();
@@ -93,7 +93,7 @@ $$;
 -- extend(consumer, receipts, visibility_timeout) → how many deliveries were prolonged, counted from now.
 -- Zero makes them visible at once. Raises CB001, CB002, CB003, CB004. Locks: the leases.
 create or replace function extend(consumer text, receipts text[], visibility_timeout interval) returns int
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     c consumers := queue_named(consumer);
     moment timestamptz := clock_timestamp();
@@ -112,7 +112,7 @@ end $$;
 
 -- bury(consumer_id, seqs, reason) → how many leases became dead letters.
 create or replace function bury(consumer_id int, seqs bigint[], reason text) returns int
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     buried int;
 begin
@@ -134,7 +134,7 @@ end $$;
 -- bury_expired() → how many messages died: those whose last delivery expired. The running bridge calls it.
 -- Locks: the leases it removes, by SKIP LOCKED.
 create or replace function bury_expired() returns int
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     total int := 0;
     found_one record;

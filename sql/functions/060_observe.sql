@@ -22,7 +22,7 @@ begin
              order by d.visible_at, d.seq limit $2)
             union all
             (select u.seq, u.key, 0, null, w.keys is null, 2
-             from (select * from %I order by ord, tie limit $2) w cross join lateral unnest(w.seqs, w.keys) as u (seq, key)
+             from (select * from %I where consumer_id = $1 order by ord, tie limit $2) w cross join lateral unnest(w.seqs, w.keys) as u (seq, key)
              order by w.ord, w.tie, u.seq limit $2))
         select null::text, v.seq, coalesce(m.topic, r.topic), case when v.log_key then m.key else v.key end,
                project(coalesce(m.data, r.data), $3), v.deliver_count, v.not_visible_until,

@@ -1,0 +1,20 @@
+"""A migrated store without a bridge, and messages put into it as an append does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cdcbridge.embedded import EmbeddedServer
+from tests.sql.queue import Queue
+from tests.world import fresh_database
+
+
+@pytest.fixture(params=["pg18", "pg15"])
+def queue(request: pytest.FixtureRequest) -> Iterator[Queue]:
+    server: EmbeddedServer = request.getfixturevalue(request.param)
+    with fresh_database(server) as database:
+        made = Queue(server.dsn(database))
+        yield made
+        made.close()

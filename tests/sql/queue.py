@@ -1,0 +1,95 @@
+"""The SQL surface, called as any language would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from cdcbridge.collect import Batch
+from cdcbridge.config import Consumer
+from cdcbridge.consumers import apply
+from cdcbridge.encode import encode_data, sized, transaction_part
+from cdcbridge.position import Position
+from cdcbridge.store import Store
+
+Row = dict[str, Any]
+
+
+class Queue:
+    """A store with one consumer `c`, and a session for each of those who ask for one."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._store = Store(dsn, "cdcbridge")
+        self._store.migrate()
+        self._store.begin_epoch()
+        self._lsn = 100
+        self.session = self.open()
+        self.sessions = [self.session]
+
+    def close(self) -> None:
+        for session in self.sessions:
+            session.close()
+        self._store.close()
+
+    def open(self, *, autocommit: bool = True) -> psycopg.Connection[Row]:
+        session: psycopg.Connection[Row] = psycopg.connect(self.dsn, autocommit=autocommit, row_factory=dict_row)
+        session.execute("set search_path = public")
+        if not autocommit:
+            session.commit()
+        if hasattr(self, "sessions"):
+            self.sessions.append(session)
+        return session
+
+    def declare(self, name: str = "c", **settings: Any) -> int:
+        apply(self._store.connection, [Consumer(name=name, tables=("public.t",), **settings)])
+        return int(self.value("select id from cdcbridge.consumers where name = %s", name))
+
+    def append(self, count: int, *consumers: int) -> list[int]:
+        """`count` messages in one append, to these consumers (default: the first); their seqs."""
+        self._lsn += 10
+        rows = []
+        for n in range(count):
+            data = encode_data("insert", {"id": n, "secret": "s"}, None, ())
+            tail = sized(b"public.t") + sized(str(n).encode()) + sized(data) + transaction_part(self._lsn, 7, 0)
+            rows.append((n, 0, tail))
+        before = self.value("select coalesce(max(seq), 0) from cdcbridge.messages")
+        position = Position(self._lsn, count)
+        self._store.append(
+            Batch(rows, {consumers or (1,): list(range(count))}, position=position, end_lsn=self._lsn + 1), None
+        )
+        return [r["seq"] for r in self.all("select seq from cdcbridge.messages where seq > %s order by seq", before)]
+
+    def all(self, query: str, *args: Any, session: psycopg.Connection[Row] | None = None) -> list[Row]:
+        return (session or self.session).execute(query.encode(), args or None).fetchall()
+
+    def value(self, query: str, *args: Any, session: psycopg.Connection[Row] | None = None) -> Any:
+        return next(iter(self.all(query, *args, session=session)[0].values()))
+
+    def receive(self, count: int = 10, timeout: str | None = None, *, name: str = "c",
+                session: psycopg.Connection[Row] | None = None) -> list[Row]:  # fmt: skip
+        return self.all("select * from cdcbridge.receive(%s, %s, %s::interval)", name, count, timeout, session=session)
+
+    def ack(self, *receipts: str, strict: bool = False, session: psycopg.Connection[Row] | None = None) -> int:
+        return int(self.value("select cdcbridge.ack('c', %s, %s)", list(receipts), strict, session=session))
+
+    def nack(self, *receipts: str, delay: str | None = None, reason: str | None = None, dead: bool = False) -> int:
+        query = "select cdcbridge.nack('c', %s, %s::interval, %s, %s)"
+        return int(self.value(query, list(receipts), delay, reason, dead))
+
+    def extend(self, timeout: str, *receipts: str) -> int:
+        return int(self.value("select cdcbridge.extend('c', %s, %s::interval)", list(receipts), timeout))
+
+    def states(self) -> Row:
+        """How many messages are where."""
+        return self.all("select pending, in_flight, dead from cdcbridge.consumer_lag() where name = 'c'")[0]
+
+    def expire(self) -> None:
+        """Time passes: every delivery's visibility timeout is over."""
+        self.session.execute("update cdcbridge.leases set not_visible_until = now() - interval '1 s'")
+
+    def due(self) -> None:
+        """Time passes: every delay is over."""
+        self.session.execute("update cdcbridge.delayed set visible_at = now() - interval '1 s'")

@@ -1,0 +1,373 @@
+"""receive, ack, nack, extend, redrive: what each promises, and what each refuses."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.sql.queue import Queue
+
+
+def receipts(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["receipt"] for row in rows]
+
+
+def seqs(rows: list[dict[str, Any]]) -> list[int]:
+    return [row["seq"] for row in rows]
+
+
+@pytest.mark.parametrize("size", [10, 500])
+def test_messages_come_once_in_log_order_and_in_full_batches(queue: Queue, size: int) -> None:
+    queue.declare()
+    put = queue.append(size)
+    got: list[int] = []
+    while batch := queue.receive(7):
+        got += seqs(batch)
+        assert len(batch) == 7 or len(got) == size
+        assert queue.ack(*receipts(batch)) == len(batch)
+    assert got == put
+    assert queue.states() == {"pending": 0, "in_flight": 0, "dead": 0}
+    assert queue.value("select count(*) from cdcbridge.consumer_messages") == 0
+
+
+def test_receive_has_the_columns_that_it_promises(queue: Queue) -> None:
+    queue.declare(columns={"exclude": ["secret"]})
+    queue.append(1)
+    (row,) = queue.receive()
+    assert list(row) == [
+        "receipt", "seq", "topic", "key", "data", "deliver_count", "not_visible_until", "commit_lsn", "ordinal",
+        "commit_time", "inserted_at",
+    ]  # fmt: skip
+    assert row["data"] == {"op": "insert", "record": {"id": 0}, "old": None, "unchanged": []}
+    assert (row["topic"], row["key"], row["deliver_count"], row["ordinal"]) == ("public.t", "0", 1, 0)
+
+
+def test_consumer_messages_tells_the_truth_at_each_step(queue: Queue) -> None:
+    consumer = queue.declare()
+    queue.append(200)
+    view = "select count(*) n, count(distinct seq) seqs, min(key::int) k, max(deliver_count) d"
+    rows = f"{view} from cdcbridge.consumer_messages where consumer_id = {consumer}"
+    assert list(queue.all(rows)[0].values()) == [200, 200, 0, 0]
+    first = queue.receive(10)
+    assert list(queue.all(rows)[0].values()) == [200, 200, 0, 1]
+    queue.nack(first[0]["receipt"])
+    queue.ack(*receipts(first[1:]))
+    assert list(queue.all(rows)[0].values()) == [191, 191, 0, 1]
+    assert queue.value("select not_visible_until > now() from cdcbridge.consumer_messages where seq = 1") is True
+
+
+def test_a_receiver_that_stays_in_its_transaction_does_not_stop_others(queue: Queue) -> None:
+    queue.declare()
+    queue.append(10)
+    one, two = queue.open(autocommit=False), queue.open()
+    first = queue.receive(5, session=one)
+    second = queue.receive(5, session=two)
+    assert len(first) == len(second) == 5
+    assert not set(seqs(first)) & set(seqs(second))
+    one.rollback()
+    assert seqs(queue.receive(10)) == seqs(first)
+
+
+def test_many_receivers_get_each_message_once_and_never_more_than_max_in_flight(queue: Queue) -> None:
+    queue.declare(max_in_flight=40)
+    put = queue.append(800)
+    got: list[int] = []
+    worst: list[int] = []
+    lock = threading.Lock()
+
+    def work() -> None:
+        session = queue.open()
+        idle = 0
+        while idle < 50:
+            batch = queue.receive(7, session=session)
+            idle = 0 if batch else idle + 1
+            count = queue.value("select in_flight from cdcbridge.consumer_lag()", session=session)
+            with lock:
+                got.extend(seqs(batch))
+                worst.append(count)
+            if batch:
+                queue.ack(*receipts(batch), session=session)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == put
+    assert max(worst) <= 40
+
+
+def test_max_in_flight_holds_for_one_receiver_and_frees_with_each_ack(queue: Queue) -> None:
+    queue.declare(max_in_flight=3)
+    queue.append(10)
+    batch = queue.receive(10)
+    assert len(batch) == 3
+    assert queue.receive(10) == []
+    queue.ack(batch[0]["receipt"])
+    assert len(queue.receive(10)) == 1
+
+
+def test_a_receipt_is_good_for_one_delivery(queue: Queue) -> None:
+    queue.declare()
+    queue.append(1)
+    (old,) = queue.receive()
+    queue.expire()
+    assert queue.ack(old["receipt"]) == 0, "expired"
+    assert queue.extend("1 min", old["receipt"]) == 0
+    assert queue.nack(old["receipt"]) == 0
+    (new,) = queue.receive()
+    assert new["deliver_count"] == 2
+    assert new["receipt"] != old["receipt"]
+    assert queue.ack(old["receipt"]) == 0, "redelivered"
+    assert queue.ack(new["receipt"], new["receipt"]) == 1, "the same receipt twice counts once"
+    assert queue.ack(new["receipt"]) == 0, "acked before"
+
+
+def test_a_strict_ack_rolls_the_effect_back_with_it(queue: Queue) -> None:
+    queue.declare()
+    queue.append(2)
+    batch = queue.receive()
+    queue.session.execute("create table effect (v int)")
+    queue.session.execute("update cdcbridge.leases set not_visible_until = now() where seq = 2")
+    session = queue.open(autocommit=False)
+    session.execute("insert into effect values (1)")
+    with pytest.raises(psycopg.errors.DatabaseError, match="stale receipt for consumer 'c': 2-") as raised:
+        queue.ack(*receipts(batch), strict=True, session=session)
+    assert raised.value.sqlstate == "CB006"
+    session.rollback()
+    assert queue.value("select count(*) from effect") == 0
+    assert queue.states()["in_flight"] == 1, "the valid one is in flight as before"
+
+
+def test_extend_counts_from_now_and_zero_gives_back(queue: Queue) -> None:
+    queue.declare()
+    queue.append(1)
+    (row,) = queue.receive(1, "1 s")
+    assert queue.extend("1 hour", row["receipt"]) == 1
+    assert queue.value("select not_visible_until > now() + interval '59 min' from cdcbridge.leases") is True
+    assert queue.extend("0", row["receipt"]) == 1
+    assert queue.receive()[0]["deliver_count"] == 2
+
+
+def test_a_zero_visibility_timeout_makes_it_visible_at_once(queue: Queue) -> None:
+    queue.declare()
+    queue.append(1)
+    queue.receive(1, "0")
+    assert queue.receive()[0]["deliver_count"] == 2
+
+
+def test_nack_delays_by_the_consumers_back_off(queue: Queue) -> None:
+    queue.declare(retry_delay={"initial": "2s", "factor": 3, "max": "10s"}, max_deliveries=9)
+    queue.append(1)
+    delays = []
+    for _ in range(4):
+        (row,) = queue.receive()
+        assert queue.nack(row["receipt"], reason="later") == 1
+        assert queue.receive() == []
+        seconds = "select extract(epoch from visible_at - clock_timestamp())::float8 from cdcbridge.delayed"
+        delays.append(round(queue.value(seconds)))
+        queue.due()
+    assert delays == [2, 6, 10, 10]
+
+
+def test_a_back_off_never_overflows(queue: Queue) -> None:
+    config = '{"retry_delay": {"initial": 1e6, "factor": 100, "max": 600}}'
+    assert queue.value("select extract(epoch from cdcbridge.retry_delay(%s, 10000))::int", config) == 600
+    config = '{"retry_delay": {"initial": 0, "factor": 1, "max": 0}}'
+    assert queue.value("select extract(epoch from cdcbridge.retry_delay(%s, 10000))::int", config) == 0
+
+
+def test_nack_with_a_delay_of_zero_comes_first_again(queue: Queue) -> None:
+    queue.declare()
+    put = queue.append(3)
+    (row,) = queue.receive(1)
+    queue.nack(row["receipt"], delay="0")
+    assert seqs(queue.receive()) == put
+
+
+def test_the_nack_of_the_last_delivery_kills_at_once_with_history(queue: Queue) -> None:
+    queue.declare(max_deliveries=2)
+    queue.append(1)
+    queue.nack(queue.receive()[0]["receipt"], delay="0", reason="first")
+    assert queue.nack(queue.receive()[0]["receipt"], delay="0", reason="second") == 1
+    (dead,) = queue.all("select * from cdcbridge.dead_messages")
+    assert dead["reason"] == "max_deliveries: nacked after delivery 2 of 2: second"
+    assert [(h["deliver_count"], h["reason"]) for h in dead["history"]] == [(1, "first"), (2, "second")]
+    assert (dead["seq"], dead["deliver_count"], dead["data"]["op"], dead["ordinal"]) == (1, 2, "insert", 0)
+    assert queue.states() == {"pending": 0, "in_flight": 0, "dead": 1}
+
+
+def test_an_expired_last_delivery_dies_at_the_next_receive_or_by_the_bridge(queue: Queue) -> None:
+    queue.declare(max_deliveries=1)
+    queue.append(2)
+    queue.receive(1)
+    queue.expire()
+    assert seqs(queue.receive(1)) == [2]
+    queue.expire()
+    assert queue.value("select cdcbridge.bury_expired()") == 1
+    assert [r["reason"][:15] for r in queue.all("select reason from cdcbridge.dead_messages")] == ["max_deliveries:"] * 2
+
+
+def test_nack_dead_kills_at_once(queue: Queue) -> None:
+    queue.declare()
+    queue.append(1)
+    assert queue.nack(queue.receive()[0]["receipt"], dead=True, reason="poison") == 1
+    assert queue.value("select reason from cdcbridge.dead_messages") == "nacked: poison"
+
+
+def test_redriven_messages_come_after_what_waits_with_a_fresh_count_and_their_origin(queue: Queue) -> None:
+    queue.declare()
+    queue.append(3)
+    for row in queue.receive(2):
+        queue.nack(row["receipt"], dead=True)
+    late = queue.append(1)
+    assert queue.value("select cdcbridge.redrive('c')") == 2
+    latest = queue.append(1)
+    got = queue.receive()
+    assert seqs(got) == [3, *late, 1, 2, *latest]
+    assert {row["deliver_count"] for row in got} == {1}
+    assert [row["key"] for row in got] == ["2", "0", "0", "1", "0"]
+    assert queue.value("select count(*) from cdcbridge.messages") == 5, "not logged again"
+    assert queue.ack(*receipts(got)) == 5
+    assert queue.value("select count(*) from cdcbridge.redriven") == 0
+
+
+def test_a_redriven_message_works_after_its_segment_is_gone(queue: Queue) -> None:
+    queue.declare(max_deliveries=1)
+    queue.append(1)
+    queue.nack(queue.receive()[0]["receipt"])
+    queue.session.execute("truncate cdcbridge.messages")
+    assert queue.value("select cdcbridge.redrive('c')") == 1
+    (row,) = queue.receive()
+    assert (row["topic"], row["data"]["op"], row["ordinal"]) == ("public.t", "insert", 0)
+    queue.nack(row["receipt"])
+    assert queue.value("select data ->> 'op' from cdcbridge.dead_messages") == "insert"
+
+
+def test_redrive_and_purge_take_some_or_all_and_know_a_wrong_id(queue: Queue) -> None:
+    queue.declare()
+    queue.append(3)
+    for row in queue.receive():
+        queue.nack(row["receipt"], dead=True)
+    ids = [row["id"] for row in queue.all("select id from cdcbridge.dead_messages order by id")]
+    assert queue.value("select cdcbridge.redrive('c', %s)", ids[:1]) == 1
+    assert queue.value("select cdcbridge.purge('c', %s)", ids[1:2]) == 1
+    for function in ("redrive", "purge"):
+        with pytest.raises(psycopg.errors.DatabaseError, match="no dead letter 99999") as raised:
+            queue.value(f"select cdcbridge.{function}('c', %s)", [99999])
+        assert raised.value.sqlstate == "CB007"
+    assert queue.value("select cdcbridge.purge('c')") == 1
+
+
+def test_pause_stops_receive_with_a_notice_and_not_the_fan_out(queue: Queue) -> None:
+    queue.declare()
+    queue.session.execute("update cdcbridge.consumers set paused = true")
+    notices: list[str] = []
+    queue.session.add_notice_handler(lambda notice: notices.append(str(notice.message_primary)))
+    queue.append(2)
+    assert queue.receive() == []
+    assert notices == ["consumer 'c' is paused"]
+    assert queue.states()["pending"] == 2
+
+
+def test_consumers_are_independent_and_one_is_dropped_at_once(queue: Queue) -> None:
+    one, two = queue.declare(), queue.declare("other")
+    queue.append(5, one, two)
+    queue.ack(*receipts(queue.receive(3)))
+    assert len(queue.receive(10, name="other")) == 5
+    queue.session.execute("select cdcbridge.remove_consumer('other')")
+    assert queue.value("select count(*) from cdcbridge.consumer_messages") == 2
+    assert queue.value("select to_regclass('cdcbridge.waiting_2') is null") is True
+
+
+def test_peek_takes_nothing(queue: Queue) -> None:
+    queue.declare()
+    put = queue.append(100)
+    (row,) = queue.receive(1)
+    queue.nack(row["receipt"], delay="0")
+    seen = queue.all("select * from cdcbridge.peek('c', 5)")
+    assert seqs(seen) == put[:5]
+    assert {row["receipt"] for row in seen} == {None}
+    assert queue.states() == {"pending": 100, "in_flight": 0, "dead": 0}
+
+
+CALLS: tuple[tuple[str, str, str], ...] = (
+    ("select cdcbridge.receive('nobody')", "CB001", "no consumer named 'nobody'"),
+    ("select cdcbridge.ack('nobody', '{}')", "CB001", "no consumer named 'nobody'"),
+    ("select cdcbridge.nack('nobody', '{}')", "CB001", "no consumer named 'nobody'"),
+    ("select cdcbridge.extend('nobody', '{}', '1 s')", "CB001", "no consumer named 'nobody'"),
+    ("select cdcbridge.redrive('nobody')", "CB001", "no consumer named 'nobody'"),
+    ("select cdcbridge.peek('nobody')", "CB001", "no consumer named 'nobody'"),
+    ("select cdcbridge.receive(null)", "CB001", "no consumer named NULL"),
+    ("select cdcbridge.ack('c', '{rubbish}')", "CB003", "'rubbish' is not a receipt"),
+    ("select cdcbridge.nack('c', array[null])", "CB003", "NULL is not a receipt"),
+    ("select cdcbridge.receive('c', 0)", "CB004", "max_messages is 0"),
+    ("select cdcbridge.receive('c', 1, '-1 s')", "CB004", "visibility_timeout is -00:00:01"),
+    ("select cdcbridge.nack('c', '{}', '-1 s')", "CB004", "delay is -00:00:01"),
+    ("select cdcbridge.extend('c', '{}', null)", "CB004", "visibility_timeout is null"),
+)
+
+
+@pytest.mark.parametrize(("call", "state", "message"), CALLS)
+def test_bad_input_has_a_sqlstate_and_names_the_value(queue: Queue, call: str, state: str, message: str) -> None:
+    queue.declare()
+    with pytest.raises(psycopg.errors.DatabaseError, match=message) as raised:
+        queue.all(call)
+    assert raised.value.sqlstate == state
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_receive_refuses_an_isolation_level_where_it_cannot_be_safe(queue: Queue, level: str) -> None:
+    queue.declare()
+    session = queue.open()
+    session.execute(f"set default_transaction_isolation = '{level}'")
+    with pytest.raises(psycopg.errors.DatabaseError, match=level.upper()) as raised:
+        queue.receive(session=session)
+    assert raised.value.sqlstate == "CB005"
+
+
+RACES: dict[str, Callable[[Queue, str, psycopg.Connection[Any]], int]] = {
+    "ack": lambda queue, receipt, session: queue.ack(receipt, session=session),
+    "nack": lambda queue, receipt, session: queue.value(
+        "select cdcbridge.nack('c', %s, '1 hour')", [receipt], session=session
+    ),
+    "extend": lambda queue, receipt, session: queue.value(
+        "select cdcbridge.extend('c', %s, '1 hour')", [receipt], session=session
+    ),
+}
+
+
+@pytest.mark.parametrize("first", RACES)
+@pytest.mark.parametrize("second", RACES)
+def test_two_sessions_settle_one_delivery(queue: Queue, first: str, second: str) -> None:
+    """The second waits for the first; a message is never in two states, nor gone twice."""
+    queue.declare()
+    queue.append(1)
+    (row,) = queue.receive()
+    one, two = queue.open(autocommit=False), queue.open()
+    assert RACES[first](queue, row["receipt"], one) == 1
+    result: list[int] = []
+    thread = threading.Thread(target=lambda: result.append(RACES[second](queue, row["receipt"], two)))
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive(), "it waits for the first"
+    one.commit()
+    thread.join()
+    assert result == [1 if first == "extend" else 0]
+    assert sum(queue.states().values()) == (0 if "ack" in (first, second) and not (first == "nack") else 1)
+
+
+def test_a_claim_is_never_a_sequential_scan_of_the_log(queue: Queue) -> None:
+    queue.declare()
+    for _ in range(4):
+        queue.append(5000)
+    batch = queue.receive(10)
+    session = queue.open(autocommit=False)
+    queue.receive(100, session=session)
+    queue.ack(*receipts(batch), session=session)
+    scans = "select relname, seq_tup_read from pg_stat_xact_user_tables where seq_tup_read > 0"
+    assert queue.all(scans, session=session) == [{"relname": "consumers", "seq_tup_read": 2}]

@@ -21,6 +21,7 @@ import tenacity
 
 from cdcbridge.appender import Appender
 from cdcbridge.catalog import SourceCatalog
+from cdcbridge.check import refuse_unwritable
 from cdcbridge.collect import Collector
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
@@ -43,7 +44,7 @@ WAITING_BATCHES: Final = 2  # what may be collected while an append is under way
 SWITCH_INTERVAL: Final = 0.0001
 READ_ROWS: Final = 1_000  # rows read before looking whether the append is done
 _STATUS_SHARE: Final = 4  # status updates in one wal_sender_timeout
-_LONGEST_STATUS_INTERVAL: Final = 5.0
+_LONGEST_STATUS_INTERVAL: Final = 1.0
 _STANDBY_INTERVAL: Final = 1.0
 _LOST: Final = re.compile(r'no tuple identifier for (UPDATE|DELETE) in table "(.+)"\."(.+)"')
 log = structlog.get_logger()
@@ -104,6 +105,7 @@ class Bridge:
     def _take_lead(self, store: Store) -> bool:
         """Whether this bridge leads now; as stand-by it waits for the lead, False when stopped meanwhile."""
         told = False
+        refuse_unwritable(self._config, store.connection)
         store.migrate()
         while not store.try_lead():
             if not self._wait:
@@ -216,9 +218,6 @@ class _Pump:
             raise
         if self._notices:
             self._heed_notices()
-        if not collector.open and not collector.rows and not self._appender.busy and self._drained:
-            # Nothing is open or unflushed, so what the server says it has sent through is done with.
-            collector.idle(self._stream.wal_end)
         self._progress.receive(collector.end_lsn)
 
     def _append(self) -> None:
@@ -235,17 +234,19 @@ class _Pump:
 
     def _confirm(self) -> None:
         """Tell PostgreSQL how far the store is: after each append, on its wish, and in time for its timeout."""
+        written = self._progress.durable
+        if self._drained and not (self._collector.open or self._collector.rows or self._appender.busy):
+            # Nothing is open or unflushed, so what the server says it has sent through is done with.
+            self._collector.idle(self._stream.wal_end)
+            self._progress.receive(self._collector.end_lsn)
+            written = self._progress.received
         now = time.monotonic()
         if now >= self._next_status or self._stream.reply_wanted:
-            self._stream.confirm(self._nothing_pending_before(), self._progress.confirm())
+            # Reported as written: up to here nothing waits to be appended. `lag` tells idle from busy by it.
+            self._stream.confirm(written, self._progress.confirm())
             self._next_status = now + self._status_interval
 
     # helpers
-
-    def _nothing_pending_before(self) -> int:
-        """Reported as written: up to here nothing waits to be appended. `lag` tells idle from busy by it."""
-        idle = not (self._collector.open or self._collector.rows or self._appender.busy)
-        return self._progress.received if idle else self._progress.durable
 
     def _collected(self, batches: int) -> bool:
         return self._collector.size >= batches * BATCH_BYTES or self._collector.rows >= batches * BATCH_ROWS

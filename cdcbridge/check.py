@@ -191,6 +191,9 @@ def _pattern(
 ) -> Iterator[Problem]:
     tables = source.find_tables(connection, pattern, config.store.schema_)
     schema, _, name = pattern.partition(".")
+    if schema == config.store.schema_:
+        yield Problem("own_schema", "error", pattern, "the bridge's own schema is never captured", "Leave it out.")
+        return
     if name != "*":
         if not tables:
             yield Problem(
@@ -200,8 +203,6 @@ def _pattern(
                 f"consumer {consumer.name}: there is no table {pattern}",
                 "Create it, or mend the consumer's tables. Names are as in pg_class, without quotes.",
             )
-        if schema == config.store.schema_:
-            yield Problem("own_schema", "error", pattern, "the bridge's own schema is never captured", "Leave it out.")
     elif schema != "*" and not connection.execute("select to_regnamespace(quote_ident(%s))", (schema,)).fetchone()[0]:  # type: ignore[index]
         yield Problem(
             "schema_missing",
@@ -335,6 +336,12 @@ def _store(config: Config, store: Connection) -> Iterator[Problem]:
                 f"the role {row[2]} may not create the schema {schema} in {row[1]}",
                 f"grant create on database {row[1]} to {row[2]};",
             )
+
+
+def refuse_unwritable(config: Config, store: Connection) -> None:
+    """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written."""
+    if any(problem.severity == "error" for problem in _store(config, store)):
+        refuse(check(config))
 
 
 def check(config: Config) -> list[Problem]:

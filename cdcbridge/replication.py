@@ -136,9 +136,12 @@ class ReplicationStream:
             raise SourceUnavailable(f"source: {self._error() or error}") from error
 
     def confirm(self, written: int, durable: int) -> None:
-        """A status update: `durable` may go from the server's WAL. Never more than what the store has."""
+        """A status update: `durable` may go from the server's WAL. Never more than what the store has.
+
+        Asks for a keepalive in return, which tells how far the server has come when it has nothing to send.
+        """
         clock = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
-        status = _STATUS.pack(b"r", max(written, durable), durable, durable, clock, 0)
+        status = _STATUS.pack(b"r", max(written, durable), durable, durable, clock, 1)
         try:
             self._pgconn.put_copy_data(status)
             self._pgconn.flush()

@@ -64,6 +64,7 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
         history = store.history()
         if history is not None:
             compare_history(history, identity, config.source.slot)
+        _refuse_lost(source.slots(connection, config.source.slot))
         plugin = _plugin(config, connection, history)
         refuse(problems(config, connection, store.connection, plugin=plugin))
         applied = consumers.apply(store.connection, config.consumers)
@@ -121,16 +122,20 @@ def _plugin(config: Config, connection: Connection, history: History | None) -> 
     return chosen
 
 
+def _refuse_lost(found: list[source.Slot]) -> None:
+    for slot in found:
+        if slot.wal_status == "lost":
+            raise OperatorNeeded(
+                f"the slot {slot.name!r} is lost ({slot.invalidation or 'its WAL was removed'}): changes after"
+                f" {format_lsn(slot.confirmed_flush_lsn or 0)} are gone",
+                hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
+            )
+
+
 def _slot(config: Config, connection: Connection, history: History | None, plugin: str) -> int:
     """The slot's confirmed position; created where this is the first start."""
     name = config.source.slot
     found = source.slots(connection, name)
-    if found and found[0].wal_status == "lost":
-        raise OperatorNeeded(
-            f"the slot {name!r} is lost ({found[0].invalidation or 'its WAL was removed'}): changes after"
-            f" {format_lsn(found[0].confirmed_flush_lsn or 0)} are gone",
-            hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
-        )
     if found:
         return found[0].confirmed_flush_lsn or 0
     if history is not None:

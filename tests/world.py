@@ -161,8 +161,11 @@ class World:
         raise AssertionError("the bridge raised nothing")
 
     def active(self) -> bool:
-        query = "select active from pg_replication_slots where slot_name = %s"
-        return self.sql.execute(query, (self.slot,)).fetchone() == (True,)
+        """A bridge streams from the slot (it is active, too, while it is created)."""
+        query = (
+            "select from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid where slot_name = %s"
+        )
+        return self.sql.execute(query, (self.slot,)).fetchone() is not None
 
     def messages(self, count: int, query: str = "select topic, key, data from messages order by seq") -> list[Any]:
         """The log, once it has `count` messages."""

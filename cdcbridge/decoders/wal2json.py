@@ -92,6 +92,14 @@ def _quoted(match: re.Match[bytes]) -> bytes:
     return _NUMERIC_MARK + b'"' + match[1] + b'"'
 
 
+def _offset(message: bytes, position: int) -> int:
+    """A position in the text with quotes put in → the same one in the message."""
+    added = 0
+    for match in _NUMERIC_VALUE.finditer(message):
+        added += 2 * (match.end() + added + 2 <= position)
+    return position - added
+
+
 def _bytea(value: str) -> JsonValue:
     return "\\x" + value
 
@@ -122,7 +130,9 @@ class Wal2jsonDecoder:
             parsed = orjson.loads(_NUMERIC_VALUE.sub(_quoted, message))
             return self._readers[parsed["action"]](parsed)
         except orjson.JSONDecodeError as error:
-            raise DecodeError(self.plugin, f"not JSON: {error.msg}", offset=error.pos, lsn=lsn) from None
+            raise DecodeError(
+                self.plugin, f"not JSON: {error.msg}", offset=_offset(message, error.pos), lsn=lsn
+            ) from None
         except DecodeError as error:
             raise DecodeError(self.plugin, error.reason, lsn=lsn) from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:

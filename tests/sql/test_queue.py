@@ -209,7 +209,9 @@ def test_an_expired_last_delivery_dies_at_the_next_receive_or_by_the_bridge(queu
     assert seqs(queue.receive(1)) == [2]
     queue.expire()
     assert queue.value("select cdcbridge.bury_expired()") == 1
-    assert [r["reason"][:15] for r in queue.all("select reason from cdcbridge.dead_messages")] == ["max_deliveries:"] * 2
+    assert [r["reason"][:15] for r in queue.all("select reason from cdcbridge.dead_messages")] == [
+        "max_deliveries:"
+    ] * 2
 
 
 def test_nack_dead_kills_at_once(queue: Queue) -> None:
@@ -370,4 +372,4 @@ def test_a_claim_is_never_a_sequential_scan_of_the_log(queue: Queue) -> None:
     queue.receive(100, session=session)
     queue.ack(*receipts(batch), session=session)
     scans = "select relname, seq_tup_read from pg_stat_xact_user_tables where seq_tup_read > 0"
-    assert queue.all(scans, session=session) == [{"relname": "consumers", "seq_tup_read": 2}]
+    assert queue.all(scans, session=session) == []

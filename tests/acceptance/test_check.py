@@ -1,0 +1,175 @@
+"""`check` names each thing that is missing with its mend, and `run` refuses in the same words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from cdcbridge.embedded import EmbeddedServer
+from tests.world import World, fresh_database
+
+
+def problems(world: World) -> dict[str, dict[str, Any]]:
+    """By code; the exit code agrees with `ok`, and errors are what `run` says too."""
+    import json
+
+    result = world.run_program("check", "--json")
+    found = json.loads(result.stdout)
+    errors = [p for p in found["problems"] if p["severity"] == "error"]
+    assert found["ok"] == (not errors)
+    assert result.returncode == (2 if errors else 0)
+    for problem in found["problems"]:
+        assert set(problem) == {"code", "severity", "object", "message", "fix"} and all(problem.values())
+    if errors:
+        run = world.run_program("run", "--no-wait")
+        assert run.returncode == 2, run.stderr
+        assert all(p["message"] in run.stderr for p in errors), run.stderr
+    return {p["code"]: p for p in found["problems"]}
+
+
+def test_all_is_well(world: World) -> None:
+    world.execute("create table t (id int primary key)")
+    world.consumer()
+    assert problems(world) == {}
+
+
+def test_tables(world: World) -> None:
+    world.execute(
+        "create table bare (v int)",
+        "create table part (a int primary key, b int not null)",
+        "create view v as select 1 as x",
+        "create table gen (id int primary key, g int generated always as (id) stored)",
+    )
+    world.consumer("a", ("public.absent",))
+    world.consumer("b", ("public.bare",))
+    world.consumer("c", ("public.part",), key=["b"])
+    world.consumer("d", ("public.v",))
+    world.consumer("e", ("public.gen",))
+    world.consumer("f", ("nowhere.*",))
+    world.consumer("g", ("cdcbridge.messages",))
+    found = problems(world)
+    assert found.keys() >= {"table_missing", "replica_identity", "key_not_covered", "not_a_table", "generated_columns",
+                            "schema_missing", "own_schema"}  # fmt: skip
+    assert found["replica_identity"]["object"] == "public.bare"
+    assert found["replica_identity"]["fix"].startswith('alter table "public"."bare" replica identity full;')
+    assert "b" in found["key_not_covered"]["message"]
+    assert found["generated_columns"]["severity"] == "warning" and "g" in found["generated_columns"]["message"]
+    world.execute(found["replica_identity"]["fix"], found["key_not_covered"]["fix"])
+    found = problems(world)
+    assert "replica_identity" not in found and "key_not_covered" not in found
+
+
+@pytest.mark.settings(wal_level="replica")
+def test_wal_level(own15: EmbeddedServer, tmp_path: object) -> None:
+    with fresh_database(own15) as database:
+        world = World(own15, database, "pgoutput", tmp_path)  # type: ignore[arg-type]
+        world.execute("create table t (id int primary key)")
+        world.consumer()
+        assert "wal_level = 'logical'" in problems(world)["wal_level"]["fix"]
+        world.close()
+
+
+@pytest.mark.settings(max_replication_slots="1")
+def test_no_free_slot(own15: EmbeddedServer, tmp_path: object) -> None:
+    with fresh_database(own15) as database:
+        world = World(own15, database, "pgoutput", tmp_path)  # type: ignore[arg-type]
+        world.execute(
+            "create table t (id int primary key)", "select pg_create_logical_replication_slot('x', 'pgoutput')"
+        )
+        world.consumer()
+        assert "max_replication_slots" in problems(world)["no_free_slot"]["fix"]
+        world.close()
+
+
+def test_a_missing_plugin(world18: World) -> None:
+    world18.plugin = "wal2json"
+    world18.execute("create table t (id int primary key)")
+    world18.consumer()
+    assert "apt-get install postgresql-18-wal2json" in problems(world18)["plugin_missing"]["fix"]
+
+
+def test_auto_takes_the_slots_plugin_or_one_that_works(world15: World, world18: World) -> None:
+    for world, existing in ((world15, "wal2json"), (world15, None), (world18, None)):
+        world.plugin = "auto"
+        world.slot = f"{world.database}_{existing or 'none'}"
+        world.execute("create table if not exists t (id int primary key)")
+        world.consumer()
+        if existing:
+            world.execute(f"select pg_create_logical_replication_slot('{world.slot}', '{existing}')")
+        world.execute("drop schema if exists cdcbridge cascade")
+        with world.bridge():
+            # Debian's wal2json 2.5 does not know numeric-data-types-as-string.
+            assert world.value("select plugin from source") == (existing or "pgoutput")
+
+
+def test_the_encoding_of_a_database_for_wal2json(pg15: EmbeddedServer, tmp_path: object) -> None:
+    with fresh_database(pg15, "encoding 'LATIN1' template template0 locale 'C'") as database:
+        world = World(pg15, database, "wal2json", tmp_path)  # type: ignore[arg-type]
+        world.execute("create table t (id int primary key)")
+        world.consumer()
+        assert "LATIN1" in problems(world)["encoding"]["message"]
+        world.close()
+
+
+def test_a_slot_of_another_plugin_or_database(world15: World) -> None:
+    world15.execute(
+        "create table t (id int primary key)",
+        f"select pg_create_logical_replication_slot('{world15.slot}', 'test_decoding')",
+    )
+    world15.consumer()
+    assert "test_decoding" in problems(world15)["slot_plugin"]["message"]
+    with fresh_database(world15.server) as other:
+        elsewhere = World(world15.server, other, "wal2json", world15.folder)
+        elsewhere.slot = world15.slot
+        elsewhere.execute("create table t (id int primary key)")
+        elsewhere.consumer()
+        assert world15.database in problems(elsewhere)["slot_database"]["message"]
+        elsewhere.close()
+
+
+def test_a_role_without_rights_gets_the_sql_for_the_owner_and_run_works_with_it(world: World) -> None:
+    role = f"r_{world.database}"
+    with psycopg.connect(world.dsn, autocommit=True) as owner:
+        owner.execute(f"create role {role} login".encode())
+        try:
+            owner.execute(b"create table t (id int primary key)")
+            admin_dsn = world.dsn
+            world.server.dsn = lambda database="postgres", user=role, **_: admin_dsn.replace(
+                "user=postgres", f"user={user}"
+            )  # type: ignore[method-assign]
+            world.consumer()
+            found = problems(world)
+            assert found["privilege_replication"]["fix"] == f"alter role {role} replication;"
+            assert found["privilege_store"]["fix"] == f"grant create on database {world.database} to {role};"
+            for code in ("privilege_replication", "privilege_store"):
+                owner.execute(found[code]["fix"].encode())
+            if world.plugin == "pgoutput":
+                fix = found["publication"]["fix"] if "publication" in found else problems(world)["publication"]["fix"]
+                assert fix.startswith('create publication "cdcbridge" for table "public"."t"')
+                owner.execute(fix.encode())
+            assert problems(world) == {}
+            with world.bridge():
+                owner.execute(b"insert into t values (1)")
+                assert world.messages(1)[0][1] == "1"
+        finally:
+            del world.server.dsn
+            if world._sql is not None:
+                world._sql.close()
+            owner.execute(b"drop publication if exists cdcbridge")
+            owner.execute(f"drop owned by {role} cascade".encode())
+            owner.execute(f"drop role {role}".encode())
+
+
+def test_a_publication_missing_a_table_is_brought_into_step(world18: World) -> None:
+    world18.execute("create table t (id int primary key)", "create table u (id int primary key)")
+    world18.execute("create publication cdcbridge for table t")
+    world18.consumer(tables=("public.t", "public.u"))
+    with world18.bridge():
+        world18.execute("insert into u values (1)")
+        assert world18.messages(1)[0][0] == "public.u"
+    world18.consumer(tables=("public.u",))
+    with world18.bridge():
+        rows = world18.sql.execute("select tablename from pg_publication_tables where pubname = 'cdcbridge'").fetchall()
+        assert rows == [("u",)]

@@ -1,0 +1,230 @@
+"""The program as people and scripts use it: output, exit codes, and messages for what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+from tests.world import PATIENCE, World, clean_environment, eventually
+
+
+def lines(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def ready(world: World) -> subprocess.Popen[str]:
+    world.execute("create table t (id int primary key, amount numeric)")
+    world.consumer("billing", visibility_timeout="60s")
+    process = world.start_process()
+    eventually(world.active, "the bridge streams")
+    return process
+
+
+def test_from_run_to_ack(world: World) -> None:
+    process = ready(world)
+    world.execute("insert into t values (1, 12.50), (2, 'NaN'), (3, null)")
+    got = lines(world.run_program("receive", "billing", "-n", "2", "--wait", "20"))
+    assert list(got[0]) == [
+        "receipt", "seq", "topic", "key", "data", "deliver_count", "not_visible_until", "commit_lsn", "ordinal",
+        "commit_time", "inserted_at",
+    ]  # fmt: skip
+    assert [row["seq"] for row in lines(world.run_program("peek", "billing"))] == [3]
+    lag = world.json("lag", "--json")
+    (slot,) = lag["slots"]
+    assert list(slot) == [
+        "name", "plugin", "active", "wal_status", "restart_lsn", "confirmed_flush_lsn", "current_lsn",
+        "retained_bytes", "lag_bytes", "lag_seconds",
+    ]  # fmt: skip
+    assert (
+        slot["active"] is True and slot["plugin"] == world.plugin and slot["retained_bytes"] >= slot["lag_bytes"] >= 0
+    )
+    (consumer,) = lag["consumers"]
+    assert consumer.pop("oldest_age_seconds") > 0
+    assert consumer == {"name": "billing", "mode": "queue", "pending": 1, "in_flight": 2, "dead": 0}
+    receipts = [str(row["receipt"]) for row in got]
+    assert lines(world.run_program("extend", "billing", receipts[0], "--by", "5m")) == [{"extended": 1}]
+    assert lines(world.run_program("nack", "billing", receipts[1], "--dead", "--reason", "poison")) == [{"nacked": 1}]
+    both = world.run_program("ack", "billing", "-", stdin="\n".join(json.dumps(row) for row in got))
+    assert (both.returncode, json.loads(both.stdout)) == (1, {"acked": 1})
+    assert "1 of 2 receipts are stale" in both.stderr
+    (dead,) = world.json("dead", "list", "billing", "--json")
+    assert dead["reason"] == "nacked: poison"
+    (whole,) = lines(world.run_program("dead", "show", "billing", str(dead["id"])))
+    assert whole["history"] and whole["data"]
+    assert lines(world.run_program("dead", "redrive", "billing")) == [{"redriven": 1}]
+    rest = lines(world.run_program("receive", "billing", "--ack"))
+    assert [row["seq"] for row in rest] == [3, 2]
+    empty = world.run_program("receive", "billing")
+    assert (empty.returncode, empty.stdout, empty.stderr) == (0, "", "")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    assert world.json("lag", "--json")["slots"][0]["active"] is False, "works with the bridge stopped"
+
+
+def test_lag_seconds_is_zero_when_idle(world: World) -> None:
+    ready(world)
+    world.execute("insert into t values (1, 1)")
+    world.messages(1)
+    eventually(lambda: world.json("lag", "--json")["slots"][0]["lag_seconds"] == 0, "idle")
+
+
+def test_a_waiting_reader_is_woken(world18: World) -> None:
+    ready(world18)
+    reader = subprocess.Popen(
+        [sys.executable, "-m", "cdcbridge", "-c", str(world18.folder / "cdcbridge.yaml"), "receive", "billing",
+         "--wait", "30"], stdout=subprocess.PIPE, text=True, env=clean_environment(),
+    )  # fmt: skip
+    listening = "select count(*) from pg_stat_activity where application_name = 'cdcbridge cli' and query ~ 'receive'"
+    eventually(lambda: world18.sql.execute(listening.encode()).fetchone() == (1,), "the reader waits")
+    started = time.monotonic()
+    world18.execute("insert into t values (1, 1)")
+    output, _ = reader.communicate(timeout=PATIENCE)
+    assert json.loads(output)["key"] == "1"
+    assert time.monotonic() - started < 3, "woken, not by its timer"
+
+
+def test_names_and_files_that_are_wrong_exit_with_2_and_say_so(world18: World) -> None:
+    ready(world18).terminate()
+    for arguments, message in (
+        (("receive", "nobody"), "no consumer named 'nobody'"),
+        (("ack", "billing", "rubbish"), "'rubbish' is not a receipt"),
+        (("dead", "list", "nobody"), "no consumer named 'nobody'"),
+        (("dead", "show", "billing", "77"), "has no dead letter 77"),
+        (("consumers", "show", "nobody"), "no consumer named 'nobody'"),
+        (("slot", "skip", "--to", "xyz", "--yes"), "not an LSN: 'xyz'"),
+        (("frobnicate",), "No such command"),
+        (("-c", "absent.yaml", "lag"), "absent.yaml: no such file"),
+    ):
+        result = world18.run_program(*arguments)
+        assert result.returncode == 2, (arguments, result)
+        assert message in result.stderr and "Traceback" not in result.stderr
+        assert result.stdout == ""
+    assert "Known: billing" in world18.run_program("receive", "nobody").stderr
+
+
+def test_an_unmigrated_store_exits_with_3_and_migrate_makes_it(world18: World) -> None:
+    world18.execute("create table t (id int primary key)")
+    world18.consumer()
+    result = world18.run_program("receive", "c")
+    assert result.returncode == 3 and "cdcbridge migrate" in result.stderr
+    assert "version 0 → 1" in world18.run_program("migrate").stdout
+    assert world18.json("migrate", "--json") == {"schema": "cdcbridge", "before": 1, "after": 1, "code_replaced": False}
+    assert "added: c" in world18.run_program("consumers", "apply").stdout
+    assert world18.run_program("receive", "c").returncode == 0
+
+
+def test_consumers_are_listed_paused_and_removed(world18: World) -> None:
+    ready(world18).terminate()
+    world18.run_program("consumers", "pause", "billing")
+    (row,) = world18.json("consumers", "list", "--json")
+    assert row["paused"] is True
+    result = world18.run_program("receive", "billing")
+    assert result.returncode == 0 and "paused" in result.stderr
+    world18.run_program("consumers", "resume", "billing")
+    assert world18.json("consumers", "show", "billing", "--json")["config"]["visibility_timeout"] == 60
+    refused = world18.run_program("consumers", "remove", "billing", stdin="n\n")
+    assert refused.returncode == 1
+    assert world18.run_program("consumers", "remove", "billing", "--yes").returncode == 0
+    assert world18.json("consumers", "list", "--json") == []
+
+
+def test_a_lost_slot_is_told_by_lag_with_exit_code_3(world15: World) -> None:
+    process = ready(world15)
+    process.terminate()
+    assert process.wait(PATIENCE) == 0
+    world15.execute("alter system set max_slot_wal_keep_size = '1MB'", "select pg_reload_conf()")
+    try:
+        for _ in range(3):
+            world15.execute("create table filler as select repeat('x', 500) from generate_series(1, 40000)")
+            world15.execute("drop table filler", "select pg_switch_wal()", "checkpoint")
+        result = world15.run_program("lag", "--json")
+        assert result.returncode == 3, result
+        assert json.loads(result.stdout)["slots"][0]["wal_status"] == "lost"
+        assert "slot recreate" in result.stderr
+        run = world15.run_program("run")
+        assert run.returncode == 3 and "is lost" in run.stderr + world15.log()
+    finally:
+        world15.execute("alter system reset max_slot_wal_keep_size", "select pg_reload_conf()")
+
+
+def test_decode_reads_both_formats_plain_and_pretty(world15: World) -> None:
+    world15.execute(
+        "create table t (id int primary key, n numeric, j json, a int[], b bytea, at timestamp)",
+        "select pg_create_logical_replication_slot('d', 'wal2json')",
+        "insert into t values (1, 123456789012345678901234567890.12, '{\"a\": [1, 2.50]}', '{1,NULL}', '\\x00ff',"
+        " '2024-02-29 12:00')",
+        "update t set n = 'NaN'",
+        "delete from t",
+    )
+    first = {
+        "id": 1, "n": 123456789012345678901234567890.12, "j": {"a": [1, 2.5]}, "a": [1, None], "b": "\\x00ff",
+        "at": "2024-02-29T12:00:00",
+    }  # fmt: skip
+    for options in (
+        "'format-version', '2', 'include-lsn', '1', 'include-pk', '1'",
+        "'format-version', '2', 'include-type-oids', '1', 'include-types', '0', 'include-pk', '1'",
+        "'format-version', '1', 'include-pk', '1'",
+        "'format-version', '1', 'include-pk', '1', 'pretty-print', '1', 'include-type-oids', '1', 'include-lsn', '1'",
+    ):
+        rows = world15.sql.execute(
+            f"select data from pg_logical_slot_peek_changes('d', null, null, {options})".encode()
+        )
+        text = "\n".join(row[0] for row in rows)
+        result = world15.run_program("decode", "--plugin", "wal2json", stdin=text + "\n")
+        got = lines(result)
+        assert [row["key"] for row in got] == ["1", "1", "1"], options
+        assert [row["topic"] for row in got] == ["public.t"] * 3
+        assert [row["ordinal"] for row in got] == [0, 0, 0]
+        assert got[0]["data"] == {"op": "insert", "record": first, "old": None, "unchanged": []}, options
+        assert "123456789012345678901234567890.12" in result.stdout
+        assert got[2]["data"] == {"op": "delete", "record": {"id": 1}, "old": None, "unchanged": []}
+        assert (got[0]["commit_lsn"] is not None) == ("include-lsn" in options and "'2'" in options)
+    world15.execute("select pg_drop_replication_slot('d')")
+
+
+def test_decode_refuses_what_is_malformed_and_names_the_place(world18: World) -> None:
+    for text, message in (
+        ('{"action":"I","schema":"public"', "the input ends inside a document"),
+        ('{"action":"X","table":"t"}', "unknown action 'X'"),
+        ('{"action":"B"}\n{"action":"I","schema":"s"}', "byte 15"),
+        ('{"action":"I","table":"t","columns":[{"name":"a","type":"S"."T","value":1}]}', "include-types=0"),
+        ("nonsense\n", "not JSON"),
+        ('{"change":[{"kind":"insert","table":"t","columnnames":["a"],"columnvalues":[]}]}', "1 columnnames and 0"),
+    ):
+        result = world18.run_program("decode", "--plugin", "wal2json", stdin=text)
+        assert result.returncode == 2 and message in result.stderr, (text, result.stderr)
+        assert "Traceback" not in result.stderr
+
+
+def test_config_is_shown_without_secrets(world18: World) -> None:
+    world18.consumer()
+    path = world18.write_config()
+    path.write_text(path.read_text().replace(world18.dsn, world18.dsn + " password=hush"))
+    for arguments in (("show",), ("show", "--json")):
+        result = subprocess.run(
+            [sys.executable, "-m", "cdcbridge", "-c", str(path), "config", *arguments],
+            capture_output=True, text=True, check=True, env=clean_environment(),
+        )  # fmt: skip
+        assert "hush" not in result.stdout and "****" in result.stdout and "visibility_timeout" in result.stdout
+    schema = json.loads(world18.run_program("config", "schema").stdout)
+    assert "consumers" in schema["properties"]
+    assert "ok, 1 consumer" in world18.run_program("config", "check").stdout
+
+
+def test_the_demo_shows_messages_acked_and_the_lag() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "cdcbridge", "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment(),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert 'insert  {"id":1,"customer":"Ada","status":"paid","amount":120.00}' in result.stdout
+    assert 'ack → {"acked":3}' in result.stdout and 'ack → {"acked":4}' in result.stdout
+    assert "RETAINED" in result.stdout and "nothing is left behind" in result.stdout

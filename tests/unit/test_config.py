@@ -1,0 +1,114 @@
+"""The configuration file: what it accepts, and how it names what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cdcbridge.config import load
+from cdcbridge.errors import ConfigError
+
+GOOD = "source: {dsn: host=db}\nconsumers:\n  - {name: a, tables: [public.t]}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "bridge.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(folder: Path, text: str, **environment: str) -> str:
+    path = write(folder, text)
+    with pytest.raises(ConfigError) as raised:
+        load(path, environment)
+    assert str(raised.value).startswith(f"{path}: ")
+    return str(raised.value)
+
+
+def test_defaults_file_and_environment_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, GOOD + "store: {schema: mine}\n")
+    monkeypatch.setenv("CDCBRIDGE_SOURCE__SLOT", "from_env")
+    monkeypatch.setenv("CDCBRIDGE_STORE__SCHEMA", "over")
+    config = load(path)
+    assert (config.source.slot, config.store.schema_, config.source.publication) == ("from_env", "over", "cdcbridge")
+    assert config.store_dsn == config.source_dsn == "host=db"
+    assert config.consumers[0].visibility_timeout == 30
+
+
+def test_variables_are_substituted_after_parsing(tmp_path: Path) -> None:
+    path = write(tmp_path, 'source: {dsn: "${URL}", slot: "${SLOT:-fallback}"}\n')
+    config = load(path, {"URL": "host=x password=': {[ #'"})
+    assert config.source_dsn == "host=x password=': {[ #'"
+    assert config.source.slot == "fallback"
+
+
+def test_an_unset_variable_is_an_error_with_its_path(tmp_path: Path) -> None:
+    assert "source.dsn: the environment variable URL is not set" in refused(tmp_path, 'source: {dsn: "${URL}"}')
+
+
+CONSUMER = "source: {dsn: host=db}\nconsumers:\n  - "
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "nonsense: 1\n", "nonsense: unknown key"),
+        ("source: {dsn: x=y, slott: a}\n", "source.slott: unknown key"),
+        ("consumers: []\n", "source: missing"),
+        ("- 1\n", "expected a mapping"),
+        ("a: [\n", "not YAML"),
+        ("source: {dsn: a=b}\nsource: {dsn: c=d}\n", "the key 'source' stands twice"),
+        ("source: {dsn: x=y, heartbeat_interval: 10}\n", "source.heartbeat_interval: 10 is not a duration"),
+        ("source: {dsn: x=y, max_retained_wal: 10gb}\n", "source.max_retained_wal: '10gb' is not a size"),
+        ("source: {dsn: x=y, plugin: test_decoding}\n", "source.plugin: input should be 'auto', 'pgoutput' or 'wal2json'"),
+        ("source: {dsn: x=y, slot: 'Bad Slot'}\n", "source.slot: "),
+        (CONSUMER + "{name: a, tables: [t]}", "consumers.0.tables: 't' is not a table"),
+        (CONSUMER + "{name: a, tables: ['s*.t']}", "consumers.0.tables: 's*.t' is not a table"),
+        (CONSUMER + "{name: a}", "consumers.0: a consumer needs tables"),
+        (CONSUMER + "{name: a, tables: [s.t], filter: 'record.x =='}", "consumers.0.filter: not a CEL expression"),
+        (CONSUMER + "{name: a, tables: [s.t], filter: 'recrod.x == 1'}", "unknown variable 'recrod'"),
+        (CONSUMER + "{name: a, tables: [s.t], operations: [upsert]}", "consumers.0.operations.0: input should be"),
+        (CONSUMER + "{name: a, tables: [s.t], columns: {include: [a], exclude: [b]}}", "either include or exclude"),
+        (CONSUMER + "{name: a, tables: [s.t], max_in_flight: 0}", "consumers.0.max_in_flight: input should be greater"),
+        (CONSUMER + "{name: a, tables: [s.t], visibility_timeout: soon}", "'soon' is not a duration"),
+        (CONSUMER + "{name: 'A b', tables: [s.t]}", "consumers.0.name: "),
+        (GOOD + "  - {name: a, tables: [public.u]}\n", "consumers: two consumers are named 'a'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_file_and_path(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (CONSUMER + "{name: a, tables: [s.t], mode: fifo}", "consumers.0.mode: fifo"),
+        (CONSUMER + "{name: a, tables: [s.t], mode: stream}", "consumers.0.mode: stream"),
+        (CONSUMER + "{name: a, tables: [s.t], start: snapshot}", "consumers.0.start: snapshot"),
+        (CONSUMER + "{name: a, tables: [s.t], topics: [invoices]}", "consumers.0.topics:"),
+        (CONSUMER + "{name: a, tables: [s.t], role: reader}", "consumers.0.role:"),
+        (GOOD + "store: {retention: 7d}\n", "store.retention:"),
+        (GOOD + "http: {listen: 127.0.0.1:9187}\n", "http:"),
+    ],
+)
+def test_what_is_not_built_yet_is_refused_never_ignored(tmp_path: Path, text: str, path: str) -> None:
+    message = refused(tmp_path, text)
+    assert path in message and "is not built yet" in message
+
+
+def test_all_problems_are_told_at_once_and_no_secret(tmp_path: Path) -> None:
+    message = refused(tmp_path, "source: {dsn: [password=hush], slot: 'A B', nope: 1}\n")
+    assert len(message.splitlines()) == 3
+    assert "hush" not in message
+
+
+def test_a_missing_file_says_how_to_name_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file") as raised:
+        load(tmp_path / "absent.yaml")
+    assert raised.value.hint is not None and "-c FILE" in raised.value.hint
+
+
+def test_the_example_in_config_is_valid() -> None:
+    example = Path(__file__).parents[2] / "config" / "cdcbridge.example.yaml"
+    assert load(example, {"DATABASE_URL": "host=db"}).consumers

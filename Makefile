@@ -37,7 +37,7 @@ lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, Dockerfile
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_tidy.py
-	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/hadolint docker/Dockerfile docker/postgres.Dockerfile
 
 .PHONY: format
 format: $(BIN)/.installed ## let ruff format everything

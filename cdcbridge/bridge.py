@@ -169,6 +169,7 @@ class _Pump:
         self._idle_interval = config.source.heartbeat_interval
         self._status_interval = _status_interval(ready.wal_sender_timeout)
         self._next_status = self._next_idle_append = 0.0
+        self._told = 0
         self._drained = False
         self._appending = selectors.DefaultSelector()
         self._anything = selectors.DefaultSelector()
@@ -241,10 +242,10 @@ class _Pump:
             self._progress.receive(self._collector.end_lsn)
             written = self._progress.received
         now = time.monotonic()
-        if now >= self._next_status or self._stream.reply_wanted:
+        if now >= self._next_status or self._stream.reply_wanted or written > self._told:
             # Reported as written: up to here nothing waits to be appended. `lag` tells idle from busy by it.
             self._stream.confirm(written, self._progress.confirm())
-            self._next_status = now + self._status_interval
+            self._next_status, self._told = now + self._status_interval, written
 
     # helpers
 

@@ -71,6 +71,7 @@ class World:
         self.plugin = plugin
         self.folder = folder
         self.slot = database
+        self.user = "postgres"
         self.store_dsn: str | None = None
         self.settings: dict[str, Any] = {"heartbeat_interval": "1s"}
         self.consumers: list[dict[str, Any]] = []
@@ -79,7 +80,7 @@ class World:
 
     @property
     def dsn(self) -> str:
-        return self.server.dsn(self.database)
+        return self.server.dsn(self.database, self.user)
 
     @property
     def sql(self) -> psycopg.Connection[Any]:

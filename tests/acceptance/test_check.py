@@ -135,10 +135,7 @@ def test_a_role_without_rights_gets_the_sql_for_the_owner_and_run_works_with_it(
         owner.execute(f"create role {role} login".encode())
         try:
             owner.execute(b"create table t (id int primary key)")
-            admin_dsn = world.dsn
-            world.server.dsn = lambda database="postgres", user=role, **_: admin_dsn.replace(
-                "user=postgres", f"user={user}"
-            )  # type: ignore[method-assign]
+            world.user = role
             world.consumer()
             found = problems(world)
             assert found["privilege_replication"]["fix"] == f"alter role {role} replication;"
@@ -154,7 +151,7 @@ def test_a_role_without_rights_gets_the_sql_for_the_owner_and_run_works_with_it(
                 owner.execute(b"insert into t values (1)")
                 assert world.messages(1)[0][1] == "1"
         finally:
-            del world.server.dsn
+            world.user = "postgres"
             if world._sql is not None:
                 world._sql.close()
             owner.execute(b"drop publication if exists cdcbridge")

@@ -1,0 +1,32 @@
+"""docs/CLI.md, from the program itself: python -m tests.cli_reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from cdcbridge.cli import cli
+
+
+def commands(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
+    """(path, help) of a command and of all below it."""
+    yield context.command_path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from commands(child, click.Context(child, info_name=name, parent=context, **child.context_settings))
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = ["# Command line\n\nMade by `make docs` from the program's own help; a test keeps it true.\n"]
+    context = click.Context(cli, info_name="cdcbridge", terminal_width=100, max_content_width=100)
+    for path, text in commands(cli, context):
+        parts.append(f"## {path}\n\n```text\n{text.rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,71 @@
+"""The style that no linter knows: sizes, first lines, words, links between files."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = sorted(path for path in (ROOT / "cdcbridge").rglob("*.py"))
+SQL = sorted((ROOT / "sql").rglob("*.sql"))
+TEXTS = [*PROGRAM, *SQL, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "config").iterdir()]
+short = pytest.mark.parametrize("path", PROGRAM, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@short
+def test_a_file_has_less_than_400_lines_and_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") < 400
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
+
+
+@short
+def test_a_function_fits_a_screen(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+@short
+def test_nothing_that_protects_data_is_an_assert(path: Path) -> None:
+    """An assert vanishes under -O."""
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize("path", SQL, ids=lambda path: path.name)
+def test_each_sql_function_has_its_header(path: Path) -> None:
+    text = path.read_text()
+    for match in re.finditer(r"create or replace (?:function|view) (\w+)", text):
+        before = text[: match.start()].rstrip().splitlines()
+        assert before and before[-1].startswith("--"), match[1]
+        if "function" in match[0]:
+            body = text[match.start() : text.index("$$", match.start())]
+            assert "set search_path from current" in body, f"{match[1]} trusts its caller's search_path"
+
+
+def test_confirm_is_for_lsns_and_ack_for_deliveries() -> None:
+    for path in [*PROGRAM, *SQL]:
+        text = path.read_text().lower()
+        assert not re.search(r"\back(ed|s|ing)? (the |an? )?(lsn|wal|position)", text), path
+        assert not re.search(r"confirm(ed|s|ing)? (the |an? )?(message|deliver|receipt)", text), path
+
+
+def test_nothing_is_left_to_be_done_and_no_path_of_one_machine() -> None:
+    for path in TEXTS:
+        text = path.read_text()
+        assert not re.search(r"\b(TODO|FIXME|XXX)\b", text), path
+        assert not re.search(r"(?<![\w.])/(root|work|home/\w+)/", text), path
+
+
+def test_the_lock_names_no_index() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert "--hash=sha256:" in text
+    assert "://" not in text and "index-url" not in text
+
+
+def test_sql_reaches_the_package_as_a_link() -> None:
+    link = ROOT / "cdcbridge" / "sql"
+    assert link.is_symlink() and link.readlink() == Path("../sql")

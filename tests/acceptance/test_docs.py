@@ -39,12 +39,20 @@ def test_the_blocks_of_the_readme_run_in_order(world18: World) -> None:
                 for line in text.splitlines():
                     if line == "cdcbridge run":
                         bridges.append(
-                            subprocess.Popen(line.split(), cwd=world18.folder, env=environment, stderr=subprocess.DEVNULL)
+                            subprocess.Popen(
+                                line.split(), cwd=world18.folder, env=environment, stderr=subprocess.DEVNULL
+                            )
                         )
                         eventually(world18.active, "the bridge streams")
                         continue
                     result = subprocess.run(
-                        line, shell=True, cwd=world18.folder, env=environment, capture_output=True, text=True, check=False
+                        line,
+                        shell=True,
+                        cwd=world18.folder,
+                        env=environment,
+                        capture_output=True,
+                        text=True,
+                        check=False,
                     )
                     assert result.returncode == 0, (line, result.stderr)
                     output += result.stdout

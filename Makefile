@@ -30,6 +30,10 @@ servers: ## PostgreSQL 15 with wal2json for the tests, where it is missing (Debi
 test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
 	$(BIN)/pytest
 
+.PHONY: mutants
+mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red (about 5 minutes)
+	$(BIN)/python -m tests.mutants
+
 .PHONY: lint
 lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, Dockerfile
 	$(BIN)/ruff check

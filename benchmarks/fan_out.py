@@ -1,0 +1,92 @@
+"""`cdcbridge run` from the slot's start until all is durable and confirmed, beside pg_recvlogical to /dev/null.
+
+Both with the same plugin and the same options, on copies of one slot, alternating. The bridge's time includes the start
+of its process.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from benchmarks.common import bridge, configuration, database, fill, median, wait_until, workspace
+from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.setup import _options as plugin_options
+
+AIMS = {"wal2json": {1: 0.5, 5: 0.3, 20: 0.12}, "pgoutput": {1: 0.4, 5: 0.25}}
+CONFIRMED = "select confirmed_flush_lsn >= %s::pg_lsn from pg_replication_slots where slot_name = %s"
+
+
+def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
+    """A row per plugin and number of consumers."""
+    rows, runs = (50_000, 1) if quick else (500_000, 3)
+    results = []
+    print(f"{rows} rows in {rows // 50} transactions, medians of {runs}; rows/s")
+    print("\n| plugin | consumers | pg_recvlogical | cdcbridge | ratio | aim |\n|---|---|---|---|---|---|", flush=True)
+    for plugin, aims in AIMS.items():
+        with workspace() as folder, database(server, f"bench_{plugin}") as session:
+            session.execute("create publication cdcbridge for table t with (publish_via_partition_root = true)")
+            session.execute("select pg_create_logical_replication_slot('origin', %s)", (plugin,))
+            target = fill(session, rows, 50)
+            for consumers, aim in aims.items():
+                pairs = [
+                    (
+                        _ceiling(server, session, plugin, target),
+                        _bridge(server, session, plugin, consumers, target, Path(folder)),
+                    )
+                    for _ in range(runs)
+                ]
+                ceiling, ours = (rows / median(seconds) for seconds in zip(*pairs, strict=True))
+                results.append({"plugin": plugin, "consumers": consumers, "ceiling": ceiling, "rows_per_s": ours,
+                                "ratio": ours / ceiling, "aim": aim, "seconds": pairs})  # fmt: skip
+                print(
+                    f"| {plugin} | {consumers} | {ceiling:,.0f} | {ours:,.0f} | {ours / ceiling:.2f} | {aim} |",
+                    flush=True,
+                )
+    return results
+
+
+def _slot(session: psycopg.Connection[Any], name: str) -> None:
+    session.execute("select pg_copy_logical_replication_slot('origin', %s)", (name,))
+
+
+def _drop(session: psycopg.Connection[Any], name: str) -> None:
+    wait_until(session, "select not active from pg_replication_slots where slot_name = %s", name)
+    session.execute("select pg_drop_replication_slot(%s)", (name,))
+
+
+def _ceiling(server: EmbeddedServer, session: psycopg.Connection[Any], plugin: str, target: str) -> float:
+    _slot(session, "ceiling")
+    options = plugin_options(plugin, ["cdcbridge"], "cdcbridge")
+    options.pop("numeric-data-types-as-string", None)
+    flags = [flag for name, value in options.items() for flag in ("-o", f"{name}={value}")]
+    started = time.perf_counter()
+    subprocess.run(
+        [server.binaries / "pg_recvlogical", "-d", server.dsn(session.info.dbname), "--slot=ceiling", "--start",
+         "-f", "/dev/null", f"--endpos={target}", "--no-loop", *flags],
+        check=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    _drop(session, "ceiling")
+    return seconds
+
+
+def _bridge(
+    server: EmbeddedServer, session: psycopg.Connection[Any], plugin: str, consumers: int, target: str, folder: Path
+) -> float:
+    _slot(session, "ours")
+    config = configuration(server, session.info.dbname, plugin, consumers, folder, "ours")
+    started = time.perf_counter()
+    with bridge(config):
+        wait_until(session, CONFIRMED, target, "ours")
+        seconds = time.perf_counter() - started
+    expected = session.execute("select count(*) = (select count(*) from cdcbridge.messages) from t").fetchone()
+    assert expected == (True,), "every row is in the log once"
+    session.execute("drop schema cdcbridge cascade")
+    _drop(session, "ours")
+    session.execute("checkpoint")
+    return seconds

@@ -1,0 +1,105 @@
+"""Commit → received and acked by a waiting reader at 1,000 changes/s, beside a bare INSERT + NOTIFY → SELECT.
+
+Time is taken from just before the commit is sent to just after the ack is committed, by one clock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from benchmarks.common import bridge, configuration, database, wait_until, workspace
+from cdcbridge.embedded import EmbeddedServer
+
+RATE = 1000
+AIM = {"p50": 0.010, "p99": 0.050}
+
+
+def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
+    """A row for the bare pair, and one per plugin."""
+    seconds = 3 if quick else 20
+    results = []
+    print(
+        f"{RATE} changes/s for {seconds} s; milliseconds (aim: p50 {AIM['p50'] * 1000:.0f}, p99 {AIM['p99'] * 1000:.0f})"
+    )
+    print("\n| path | p50 | p99 | max |\n|---|---|---|---|", flush=True)
+    for path in ("bare", "pgoutput", "wal2json"):
+        with workspace() as folder, database(server, f"latency_{path}") as session:
+            if path == "bare":
+                found = _bare(server, session, seconds)
+            else:
+                config = configuration(server, session.info.dbname, path, 1, Path(folder), f"latency_{path}")
+                with bridge(config):
+                    wait_until(session, "select count(*) > 0 from pg_stat_replication where state = 'streaming'")
+                    found = _queue(server, session, seconds)
+        found.sort()
+        row = {"path": path, "p50": found[len(found) // 2], "p99": found[len(found) * 99 // 100], "max": found[-1]}
+        results.append(row | {"messages": len(found)})
+        print(f"| {path} | {row['p50'] * 1000:.1f} | {row['p99'] * 1000:.1f} | {row['max'] * 1000:.1f} |", flush=True)
+    return results
+
+
+def _write(server: EmbeddedServer, name: str, seconds: int, sent: dict[int, float], notify: str) -> None:
+    with psycopg.connect(server.dsn(name), autocommit=True) as session:
+        started = time.perf_counter()
+        for number in range(seconds * RATE):
+            delay = started + number / RATE - time.perf_counter()
+            if delay > 0:
+                time.sleep(delay)
+            sent[number] = time.perf_counter()
+            session.execute(f"insert into t values (%s, 1, 'paid', 1, 'x', now()){notify}".encode(), (number,))
+
+
+def _bare(server: EmbeddedServer, session: psycopg.Connection[Any], seconds: int) -> list[float]:
+    name = session.info.dbname
+    sent: dict[int, float] = {}
+    took: list[float] = []
+    statement = "with i as (insert into t values (%s, 1, 'paid', 1, 'x', now()) returning id) select pg_notify('n', id::text) from i"
+    session.execute("listen n")
+
+    def write() -> None:
+        with psycopg.connect(server.dsn(name), autocommit=True) as writer:
+            started = time.perf_counter()
+            for number in range(seconds * RATE):
+                delay = started + number / RATE - time.perf_counter()
+                if delay > 0:
+                    time.sleep(delay)
+                sent[number] = time.perf_counter()
+                writer.execute(statement.encode(), (number,))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with psycopg.connect(server.dsn(name), autocommit=True) as reader:
+        for notification in session.notifies(timeout=30):
+            number = int(notification.payload)
+            reader.execute("select * from t where id = %s", (number,)).fetchall()
+            took.append(time.perf_counter() - sent[number])
+            if len(took) == seconds * RATE:
+                break
+    writer.join()
+    return took
+
+
+def _queue(server: EmbeddedServer, session: psycopg.Connection[Any], seconds: int) -> list[float]:
+    name = session.info.dbname
+    sent: dict[int, float] = {}
+    took: list[float] = []
+    writer = threading.Thread(target=_write, args=(server, name, seconds, sent, ""))
+    with psycopg.connect(server.dsn(name), autocommit=True) as reader:
+        reader.execute("listen cdcbridge")
+        writer.start()
+        while len(took) < seconds * RATE:
+            rows = reader.execute("select receipt, key from cdcbridge.receive('c0', 100)").fetchall()
+            if not rows:
+                for _ in reader.notifies(timeout=1, stop_after=1):
+                    pass
+                continue
+            reader.execute("select cdcbridge.ack('c0', %s)", ([receipt for receipt, _ in rows],))
+            now = time.perf_counter()
+            took += [now - sent[int(key)] for _, key in rows]
+    writer.join()
+    return took

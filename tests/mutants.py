@@ -1,0 +1,93 @@
+"""Break each invariant of docs/ARCHITECTURE.md on purpose and see the test named there turn red: python -m tests.mutants.
+
+Works on a copy of the tree. A mutant that survives, or that no longer applies, fails.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """In `file`, `old` becomes `new`; then `test` must fail."""
+
+    invariant: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+KILL = "tests/acceptance/test_kill.py::"
+FAULTS = "tests/integration/test_faults.py::"
+QUEUE = "tests/sql/test_queue.py::"
+LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
+MUTANTS = (
+    Mutant("I1", "cdcbridge/bridge.py", "self._stream.confirm(written, self._progress.confirm())",
+           "self._stream.confirm(self._progress.received, self._progress.received)",
+           f"{KILL}test_killed_at_each_step[pg15-pgoutput-rows copied]"),
+    Mutant("I2", "cdcbridge/store.py", "            first = self._begin(connection, len(batch.rows))\n",
+           "            self._finish(connection, batch, None, None)\n            connection.execute('commit')\n"
+           "            connection.execute('begin')\n            first = self._begin(connection, len(batch.rows))\n",
+           f"{KILL}test_killed_at_each_step[pg15-pgoutput-rows copied]"),
+    Mutant("I3", "cdcbridge/collect.py", "self._skip_through = self._done.ordinal if event.commit_lsn == self._done.commit_lsn else -1",
+           "self._skip_through = -1", LARGE),
+    Mutant("I4", "cdcbridge/collect.py", "        self._begin = event\n",
+           "        self._begin = event\n        self.end_lsn = max(self.end_lsn, event.commit_lsn)\n",
+           "tests/unit/test_pure.py::test_an_open_transaction_is_never_reported_as_ended"),
+    Mutant("I5", "sql/functions/020_log.sql", "if newest.epoch is distinct from begin_append.epoch then", "if false then",
+           f"{FAULTS}test_an_append_of_an_older_epoch_writes_nothing"),
+    Mutant("I6", "cdcbridge/setup.py", "if slot_lsn > tail.end_lsn:", "if False:",
+           f"{FAULTS}test_a_slot_advanced_beyond_the_store_is_refused_from_where_to_where[pg15-wal2json]"),
+    Mutant("I7", "cdcbridge/setup.py", "if tail.unfinished is not None:", "if False:", LARGE),
+    Mutant("I8", "cdcbridge/route.py", "if schema == self._own_schema:", "if False:",
+           "tests/integration/test_stream.py::test_everything_but_the_bridges_own_schema[pg15-pgoutput]"),
+    Mutant("I9", "sql/functions/040_ack.sql", "and l.seq = r.seq and l.token = r.token and l.not_visible_until > moment\n        returning l.seq)\n    select coalesce(array_agg(seq), '{}') into acked",
+           "and l.seq = r.seq\n        returning l.seq)\n    select coalesce(array_agg(seq), '{}') into acked",
+           f"{QUEUE}test_a_receipt_is_good_for_one_delivery"),
+    Mutant("I10", "sql/functions/030_receive.sql",
+           "continue when not pg_try_advisory_xact_lock('leases'::regclass::oid::int, take_slots.consumer_id * 16 + slot);", "",
+           f"{QUEUE}test_many_receivers_get_each_message_once_and_never_more_than_max_in_flight"),
+)  # fmt: skip
+
+
+def survives(mutant: Mutant, folder: Path) -> str | None:
+    """None if the test turned red; else what is wrong."""
+    path = folder / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        return f"applies {text.count(mutant.old)} times"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout", "100", mutant.test]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    finally:
+        path.write_text(text)
+    return None if result.returncode == 1 else f"pytest exited with {result.returncode}: {result.stdout[-300:]}"
+
+
+def main() -> int:
+    """Every mutant in turn, in a copy."""
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="cdcbridge-mutants-") as temporary:
+        folder = Path(temporary) / "tree"
+        shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", ".*_cache", "out"))
+        for mutant in MUTANTS:
+            problem = survives(mutant, folder)
+            wrong += problem is not None
+            print(
+                f"{mutant.invariant:<4} {'red, as it should be' if problem is None else problem}: {mutant.test}",
+                flush=True,
+            )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

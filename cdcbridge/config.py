@@ -59,10 +59,10 @@ class Source(_Model):
     publication: Annotated[str, Field(pattern=_IDENTIFIER)] = "cdcbridge"
     heartbeat_interval: Duration = 10.0
     max_retained_wal: Size = 10 << 30
-    max_slot_inactive: Duration = 300.0
-    failover: Literal["auto"] = "auto"
+    max_slot_inactive: None = None
+    failover: None = None
 
-    _unbuilt = _refuse("failover")
+    _unbuilt = _refuse("max_slot_inactive", "failover")
 
 
 class Store(_Model):

@@ -72,6 +72,7 @@ class World:
         self.folder = folder
         self.slot = database
         self.user = "postgres"
+        self.schema = "cdcbridge"
         self.store_dsn: str | None = None
         self.settings: dict[str, Any] = {"heartbeat_interval": "1s"}
         self.consumers: list[dict[str, Any]] = []
@@ -96,7 +97,7 @@ class World:
     def rows(self, query: str, *args: Any) -> list[tuple[Any, ...]]:
         """Rows from the store."""
         with psycopg.connect(self.store_dsn or self.dsn, autocommit=True) as store:
-            store.execute("set search_path = cdcbridge, public")
+            store.execute(f"set search_path = {self.schema}, public".encode())
             return store.execute(query.encode(), args or None).fetchall()
 
     def value(self, query: str, *args: Any) -> Any:
@@ -113,8 +114,7 @@ class World:
             "source": {"dsn": self.dsn, "plugin": self.plugin, "slot": self.slot, **self.settings},
             "consumers": self.consumers,
         }
-        if self.store_dsn:
-            document["store"] = {"dsn": self.store_dsn}
+        document["store"] = {"schema": self.schema, **({"dsn": self.store_dsn} if self.store_dsn else {})}
         path.write_text(yaml.safe_dump(document))
         return path
 

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import click
 import orjson
 import yaml
+from click.shell_completion import get_completion_class
 
 from cdcbridge.bridge import Bridge
 from cdcbridge.check import Problem, check
@@ -140,10 +141,26 @@ def config_schema() -> None:
     print_json(Config.model_json_schema(by_alias=True))
 
 
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    Example:
+      cdcbridge completion bash > ~/.local/share/bash-completion/completions/cdcbridge
+    """
+    root = context.find_root()
+    made = get_completion_class(shell)
+    if made is not None:
+        click.echo(made(root.command, {}, "cdcbridge", "_CDCBRIDGE_COMPLETE").source())
+
+
 def _masked(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: "**********" if key == "dsn" and item else _masked(item) for key, item in value.items()}
     return [_masked(item) for item in value] if isinstance(value, list) else value
 
 
-COMMANDS = (demo, check_command, migrate, run, decode, config)
+COMMANDS = (demo, check_command, migrate, run, decode, config, completion)

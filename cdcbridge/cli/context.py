@@ -14,11 +14,23 @@ import orjson
 
 from cdcbridge.config import Config, load
 from cdcbridge.database import Connection, connect_store, store_errors
-from cdcbridge.errors import OperatorNeeded
+from cdcbridge.errors import CdcbridgeError, OperatorNeeded
 from cdcbridge.migrate import schema_version
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
-name_argument = click.argument("name")
+
+
+def _complete_name(context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Consumers of the configuration file, for the shell; nothing where it cannot be read."""
+    path = context.find_root().params.get("path")
+    try:
+        consumers = load(Path(path or "cdcbridge.yaml")).consumers
+    except CdcbridgeError:
+        return []
+    return [consumer.name for consumer in consumers if consumer.name.startswith(incomplete)]
+
+
+name_argument = click.argument("name", shell_complete=_complete_name)
 
 
 class App:

@@ -215,6 +215,21 @@ def test_config_is_shown_without_secrets(world18: World) -> None:
     assert "ok, 1 consumer" in world18.run_program("config", "check").stdout
 
 
+def test_the_shell_completes_commands_and_consumers(world18: World) -> None:
+    world18.consumer("billing")
+    assert "_CDCBRIDGE_COMPLETE" in world18.run_program("completion", "bash").stdout
+    words = f"cdcbridge -c {world18.folder}/cdcbridge.yaml receive bil"
+    environment = {
+        **clean_environment(),
+        "_CDCBRIDGE_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": "4",
+    }
+    program = [sys.executable, "-c", "import sys; sys.argv[0] = 'cdcbridge'; from cdcbridge.cli import main; main()"]
+    result = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+    assert result.stdout == "plain,billing\n", result
+
+
 def test_the_demo_shows_messages_acked_and_the_lag() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "cdcbridge", "demo"],

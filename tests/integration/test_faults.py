@@ -180,6 +180,24 @@ def test_a_schema_newer_than_the_program_is_refused(world15: World) -> None:
     assert isinstance(error, OperatorNeeded) and "9999" in str(error)
 
 
+def test_a_publication_made_by_hand_that_is_enough_stays_as_it_is(world18: World) -> None:
+    role = f"r_{world18.database}"
+    world18.execute("create table t (id int primary key)", "create publication cdcbridge for all tables")
+    world18.execute("alter publication cdcbridge set (publish_via_partition_root = true)")
+    world18.execute(f"create role {role} login replication", f"grant create on database {world18.database} to {role}")
+    try:
+        world18.consumer()
+        world18.user = role
+        with world18.bridge():
+            with psycopg.connect(world18.server.dsn(world18.database), autocommit=True) as owner:
+                owner.execute("insert into t values (1)")
+            assert world18.messages(1)[0][1] == "1"
+    finally:
+        world18.user = "postgres"
+        world18.sql.close()
+        world18.execute("drop publication cdcbridge", f"drop owned by {role} cascade", f"drop role {role}")
+
+
 # what a message may do
 
 

@@ -89,6 +89,7 @@ def test_what_is_wrong_is_named_with_file_and_path(tmp_path: Path, text: str, me
         (CONSUMER + "{name: a, tables: [s.t], topics: [invoices]}", "consumers.0.topics:"),
         (CONSUMER + "{name: a, tables: [s.t], role: reader}", "consumers.0.role:"),
         (GOOD + "store: {retention: 7d}\n", "store.retention:"),
+        ("source: {dsn: a=b, failover: auto}\n", "source.failover:"),
         (GOOD + "http: {listen: 127.0.0.1:9187}\n", "http:"),
     ],
 )

@@ -1,0 +1,124 @@
+"""What the file says of consumers, and what the two plugins make of the same WAL."""
+
+from __future__ import annotations
+
+from cdcbridge.config import load
+from tests.world import World, eventually
+
+
+def queued(world: World, name: str = "c") -> list[str]:
+    return [
+        key
+        for (key,) in world.rows(
+            "select m.key from consumer_messages m join consumers c on c.id = m.consumer_id where c.name = %s order by m.seq",
+            name,
+        )
+    ]
+
+
+def test_both_plugins_make_the_same_messages_of_the_same_wal(world15: World, tmp_path_factory: object) -> None:
+    other = World(world15.server, world15.database, "pgoutput", world15.folder / "other")
+    other.folder.mkdir()
+    other.slot, other.schema = f"{world15.slot}_b", "cdcbridge_b"
+    other.settings["publication"] = "both"
+    world15.execute(
+        "create table t (id int primary key, v text, big text, n numeric, a text[], at timestamptz)",
+        "alter table t alter big set storage external",
+        "create table f (id int, v text)",
+        "alter table f replica identity full",
+        "create table p (id int primary key, v text) partition by range (id)",
+        "create table p1 partition of p for values from (0) to (10)",
+        "create table p2 partition of p for values from (10) to (20)",
+    )
+    for one in (world15, other):
+        one.consumer(tables=("public.t", "public.f", "public.p"))
+    with world15.bridge(), other.bridge():
+        world15.execute(
+            "insert into t select g, 'v', repeat('x', 9000), g * 1.10, array['a', null], now() from generate_series(1, 20) g",
+            "update t set v = 'w' where id < 5",
+            "update t set id = id + 100 where id < 3",
+            "update t set big = 'short' where id = 7",
+            "delete from t where id > 10 and id < 15",
+            "insert into f values (1, 'a'), (1, null)",
+            "update f set v = 'b' where v is null",
+            "delete from f",
+            "insert into p values (1, 'a'), (11, 'b')",
+            "update p set id = 12 where id = 1",
+            "truncate p",
+            "begin; insert into t (id) values (500); savepoint s; insert into t (id) values (501); rollback to s;"
+            " insert into t (id) values (502); commit",
+            "truncate t, f",
+        )
+        query = "select topic, key, partition, data::text, commit_lsn, xid, commit_time from messages order by seq"
+        count = 20 + 4 + 2 + 1 + 104 + 2 + 1 + 2 + 2 + 2 + 1 + 2 + 2 - 100
+        ours, theirs = world15.messages(count, query), other.messages(count, query)
+    assert [row[:2] for row in ours] == [row[:2] for row in theirs]
+    assert ours == theirs
+    other.close()
+
+
+def test_earliest_gets_what_the_log_holds_filtered_and_then_the_rest(world: World) -> None:
+    world.execute("create table t (id int primary key, v text)", "create table u (id int primary key)")
+    world.consumer("first", ("public.t", "public.u"))
+    with world.bridge():
+        world.execute(
+            "insert into t select g, case when g % 2 = 0 then 'even' else 'odd' end from generate_series(1, 300) g",
+            "insert into t values (301, 'nine'), (302, null)",
+            "insert into u values (7)",
+            "delete from t where id = 1",
+        )
+        world.messages(304)
+    world.consumer("late", filter="record.v == 'even' || int(record.v) > 0", key=["id"], start="earliest")
+    world.consumer("now")
+    with world.bridge():
+        world.execute("insert into t values (400, 'even')")
+        eventually(lambda: "400" in queued(world, "late"), "the live change")
+    assert queued(world, "late") == [str(n) for n in range(2, 301, 2)] + ["1", "400"]
+    assert queued(world, "now") == ["400"]
+    reasons = world.rows("select key, left(reason, 13) from dead_messages order by id")
+    assert reasons == [(str(n), "filter_error:") for n in range(1, 301, 2)] + [
+        ("301", "filter_error:"),
+        ("302", "filter_error:"),
+    ]
+
+
+def test_a_changed_filter_and_key_count_from_the_next_change(world: World) -> None:
+    world.execute("create table t (id int primary key, v int)", "alter table t replica identity full")
+    world.consumer(filter="record.v == 1")
+    with world.bridge():
+        world.execute("insert into t values (1, 1), (2, 2)")
+        world.messages(1)
+    world.consumer(filter="record.v == 2", key=["v"])
+    with world.bridge():
+        world.execute("insert into t values (3, 1), (4, 2)")
+        world.messages(2)
+    assert queued(world) == ["1", "2"], "the first one's key is the log's, the other's is v"
+
+
+def test_operations_columns_and_a_consumer_that_left_the_file(world: World) -> None:
+    world.execute("create table t (id int primary key, card text)")
+    world.consumer("c", operations=["delete"])
+    world.consumer("hidden", columns={"exclude": ["card"]})
+    with world.bridge():
+        world.execute("insert into t values (1, '4242')", "update t set card = '1'", "delete from t")
+        world.messages(3)
+    assert queued(world) == ["1"]
+    assert world.rows("select data::text from receive('hidden', 1)")[0][0].count("card") == 0
+    world.consumers = [c for c in world.consumers if c["name"] == "c"]
+    with world.bridge():
+        world.execute("insert into t values (2, '4242')", "delete from t where id = 2")
+        world.messages(4)
+    assert queued(world) == ["1", "2"]
+    assert len(queued(world, "hidden")) == 3, "keeps what it has, gets nothing new"
+
+
+def test_many_consumers_of_many_tables(world18: World) -> None:
+    for number in range(40):
+        world18.execute(f"create table t{number} (id int primary key)")
+        world18.consumer(f"c{number}", (f"public.t{number}",))
+    with world18.bridge():
+        for number in range(40):
+            world18.execute(f"insert into t{number} values (1), (2)")
+        world18.messages(80)
+    assert world18.rows("select count(*), count(distinct consumer_id) from consumer_messages") == [(80, 40)]
+    assert load(world18.write_config()).consumers[39].name == "c39"

@@ -340,7 +340,7 @@ def _store(config: Config, store: Connection) -> Iterator[Problem]:
 
 def refuse_unwritable(config: Config, store: Connection) -> None:
     """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written."""
-    if any(problem.severity == "error" for problem in _store(config, store)):
+    if any(problem.code == "privilege_store" for problem in _store(config, store)):
         refuse(check(config))
 
 

@@ -165,7 +165,6 @@ class Collector:
     def _message(self, plan: Plan, change: Change) -> None:
         relation = change.relation
         key = key_text(change.record, relation.key)
-        key_bytes = None if key is None else key.encode()
         wanted = self._wanted(plan, change, key) if plan.special else None
         if wanted is not None and not wanted and not plan.plain:
             return
@@ -175,7 +174,8 @@ class Collector:
             topic = self._topics[relation] = sized(relation.topic.encode())
         batch = self._batch
         index = len(batch.rows)
-        tail = topic + (NULL if key_bytes is None else sized(key_bytes)) + sized(data) + self._transaction
+        key_bytes = None if key is None else key.encode()
+        tail = b"%b%b%b%b" % (topic, NULL if key_bytes is None else sized(key_bytes), sized(data), self._transaction)
         batch.rows.append((self._ordinal, partition_of(key_bytes, self._partitions), tail))
         batch.size += len(tail) + _ROW_OVERHEAD
         plain = plan.plain

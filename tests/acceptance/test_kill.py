@@ -58,6 +58,10 @@ def test_killed_at_random_moments_under_load(world: World) -> None:
     world.execute("create table t (id bigint generated always as identity primary key, v text)")
     world.consumer("one")
     world.consumer("two")
+    first = world.start_process()
+    eventually(world.active, "the slot is there before the first row")
+    first.kill()
+    first.wait()
     stop = threading.Event()
 
     def write() -> None:

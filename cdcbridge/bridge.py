@@ -22,12 +22,21 @@ import tenacity
 from cdcbridge.appender import Appender
 from cdcbridge.catalog import SourceCatalog
 from cdcbridge.check import refuse_unwritable
-from cdcbridge.collect import Collector
+from cdcbridge.collect import Batch, Collector
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
 from cdcbridge.decoders.pgoutput import PgoutputDecoder
 from cdcbridge.decoders.wal2json import Wal2jsonDecoder
-from cdcbridge.errors import DecodeError, NotLeader, OperatorNeeded, SourceUnavailable, StoreUnavailable
+from cdcbridge.errors import (
+    CdcbridgeError,
+    ConfigError,
+    DecodeError,
+    Fenced,
+    NotLeader,
+    OperatorNeeded,
+    SourceUnavailable,
+    StoreUnavailable,
+)
 from cdcbridge.housekeeping import Housekeeper
 from cdcbridge.lsn import format_lsn
 from cdcbridge.pgtypes import Types
@@ -51,10 +60,14 @@ log = structlog.get_logger()
 
 
 class Bridge:
-    """run() until stop(); `wait` False gives up at once where another bridge leads."""
+    """run() until stop(); `wait` False gives up at once where another bridge leads.
 
-    def __init__(self, config: Config, *, wait: bool = True) -> None:
+    `reload` gives the configuration anew before each session.
+    """
+
+    def __init__(self, config: Config, *, wait: bool = True, reload: Callable[[], Config] | None = None) -> None:
         self._config = config
+        self._reload = reload
         self._wait = wait
         self._stopping = threading.Event()
         self._stop_read, self._stop_write = os.pipe()
@@ -68,9 +81,7 @@ class Bridge:
     def run(self) -> None:
         """Stream until stopped. Servers that go away are waited for; what needs an operator is raised."""
         sys.setswitchinterval(SWITCH_INTERVAL)
-        again = (
-            (SourceUnavailable, StoreUnavailable, NotLeader) if self._wait else (SourceUnavailable, StoreUnavailable)
-        )
+        again = (SourceUnavailable, StoreUnavailable, NotLeader if self._wait else Fenced)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(again),
             wait=self._backoff,
@@ -95,6 +106,11 @@ class Bridge:
         return tenacity.wait_random_exponential(multiplier=0.1, max=10)(state)
 
     def _session(self) -> None:
+        if self._reload is not None:
+            try:
+                self._config = self._reload()
+            except ConfigError as error:
+                log.warning("config.kept", error=str(error))
         store = Store(self._config.store_dsn, self._config.store.schema_)
         try:
             if self._take_lead(store):
@@ -122,8 +138,9 @@ class Bridge:
         notices: list[str] = []
         stream = ReplicationStream(self._config.source_dsn, notices.append)
         try:
-            ready = prepare(self._config, store, stream)
+            # The epoch before anything is read: an older bridge that still hangs can append nothing after that.
             epoch = store.begin_epoch()
+            ready = prepare(self._config, store, stream)
             log.info(
                 "bridge.streaming",
                 slot=self._config.source.slot,
@@ -215,7 +232,7 @@ class _Pump:
             located.hint = self._way_on()
             raise located from error
         except OperatorNeeded as error:
-            error.hint = error.hint or self._way_on()
+            error.hint = f"{error.hint or ''} {self._way_on()}".strip()
             raise
         if self._notices:
             self._heed_notices()
@@ -223,7 +240,7 @@ class _Pump:
 
     def _append(self) -> None:
         """Give the appender a batch when it is idle and there is one worth a commit."""
-        done = self._appender.finished()
+        done = self._finished()
         if done is not None:
             self._progress.stored(done.end_lsn)
             self._next_status = 0.0
@@ -236,7 +253,8 @@ class _Pump:
     def _confirm(self) -> None:
         """Tell PostgreSQL how far the store is: after each append, on its wish, and in time for its timeout."""
         written = self._progress.durable
-        if self._drained and not (self._collector.open or self._collector.rows or self._appender.busy):
+        idle = self._drained and not (self._collector.open or self._collector.rows or self._appender.busy)
+        if idle and not self._ready.finishing:
             # Nothing is open or unflushed, so what the server says it has sent through is done with.
             self._collector.idle(self._stream.wal_end)
             self._progress.receive(self._collector.end_lsn)
@@ -283,6 +301,15 @@ class _Pump:
             and self._progress.durable > self._ready.tail.end_lsn
             and not self._appender.busy
         )
+
+    def _finished(self) -> Batch | None:
+        """The batch that became durable. What the store refuses for good needs an operator."""
+        try:
+            return self._appender.finished()
+        except CdcbridgeError as error:
+            if type(error) is CdcbridgeError:
+                raise OperatorNeeded(f"the store refuses an append: {error}", hint=self._way_on()) from error
+            raise
 
     def _way_on(self) -> str:
         """How to leave behind the transaction that cannot be read."""

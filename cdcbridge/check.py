@@ -232,6 +232,11 @@ def _table(connection: Connection, consumer: Consumer, table: Table) -> Iterator
         message = f"consumer {consumer.name}: {table.topic} is {what}; its changes are not in the WAL"
         yield Problem("not_a_table", "error", table.topic, message, "Leave it out of the consumer's tables.")
         return
+    if table.partition or table.persistence != "p":
+        what = "a partition: name its root" if table.partition else "unlogged: its changes are not in the WAL"
+        message = f"consumer {consumer.name}: {table.topic} is {what}"
+        yield Problem("not_a_table", "error", table.topic, message, "Mend the consumer's tables.")
+        return
     writes = [operation for operation in ("update", "delete") if operation in consumer.operations]
     if writes and not table.identity:
         yield Problem(
@@ -241,6 +246,16 @@ def _table(connection: Connection, consumer: Consumer, table: Table) -> Iterator
             f"consumer {consumer.name} takes {' and '.join(w + 's' for w in writes)} of {table.topic}, which has no"
             " usable replica identity: they could not be told apart",
             f"alter table {name} replica identity full; -- or give it a primary key",
+        )
+    elif writes and table.leaves_without_identity:
+        leaves = table.leaves_without_identity
+        yield Problem(
+            "replica_identity",
+            "error",
+            table.topic,
+            f"consumer {consumer.name} takes {' and '.join(w + 's' for w in writes)} of {table.topic}, and partitions"
+            f" of it have no usable replica identity: {', '.join(leaves)}",
+            " ".join(f"alter table {leaf} replica identity full;" for leaf in leaves),
         )
     elif writes and consumer.key and not set(consumer.key) <= table.identity:
         missing = ", ".join(sorted(set(consumer.key) - table.identity))

@@ -7,7 +7,7 @@ stands at or before the position that the store already has is recognised here a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -15,7 +15,7 @@ from cdcbridge.encode import NULL, encode_data, key_text, partition_of, sized, t
 from cdcbridge.errors import DecodeError, OperatorNeeded
 from cdcbridge.filters import FilterError
 from cdcbridge.lsn import format_lsn
-from cdcbridge.model import Begin, Change, Commit, Event, LogicalMessage, Relation, Truncate
+from cdcbridge.model import Begin, Change, Commit, Event, LogicalMessage, Relation, Row, Truncate
 from cdcbridge.position import START, Position
 from cdcbridge.route import Plan, Router
 
@@ -27,7 +27,7 @@ class Batch:
     """What one append commits.
 
     `rows`: (ordinal, partition, COPY tail). `groups`: consumers that get the same rows → indexes into `rows`.
-    `keyed`: consumer with a key of its own → indexes and keys. `dead`: (consumer, index, reason). `position` is of
+    `keyed`: consumer with a key of its own → indexes and keys. `dead`: (consumer, index, reason, key). `position` is of
     the last change read; `end_lsn` of the last transaction that is complete; `open` tells that the position
     stands inside a transaction whose rest is still to come. `commit_time` is of the last transaction, None where the
     source had nothing more.
@@ -36,12 +36,20 @@ class Batch:
     rows: list[tuple[int, int, bytes]] = field(default_factory=list)
     groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
     keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
-    dead: list[tuple[int, int, str]] = field(default_factory=list)
+    dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
     size: int = 0
     position: Position = START
     end_lsn: int = 0
     open: bool = False
     commit_time: int | None = None
+
+
+class _Wish(NamedTuple):
+    """One consumer's copy of a message: its key, whether that is its own, and why it dies at once, if it does."""
+
+    key: str | None
+    own: bool
+    reason: str | None
 
 
 class Collector:
@@ -115,15 +123,23 @@ class Collector:
             self._ordinal += 1
 
     def _require_identity(self, relation: Relation) -> None:
-        """Stop before an UPDATE or DELETE can go missing, as it would once the table identifies no rows."""
+        """Stop where a table that a consumer names lost its identity, before an UPDATE or DELETE can go missing.
+
+        A table that only a wildcard covers never had to have one: PostgreSQL refuses its UPDATEs and DELETEs, and
+        its INSERTs are whole.
+        """
         if relation.identity:
             return
-        for operation in ("update", "delete"):
-            if self._router.plan(relation, operation) is not None:
+        schema, _, table = relation.topic.partition(".")
+        for subscription in self._router.subscriptions(schema, table):
+            taken = subscription.operations & {"update", "delete"}
+            if taken and relation.topic in subscription.tables:
                 raise OperatorNeeded(
-                    f"{relation.topic} has no usable replica identity any more, and a consumer takes its {operation}s;"
-                    f" stopped at position {self.position}, nothing behind it is confirmed",
-                    hint=f"Give it one: ALTER TABLE {relation.topic} ADD PRIMARY KEY (…), or REPLICA IDENTITY FULL.",
+                    f"{relation.topic} has no usable replica identity any more, and a consumer takes its"
+                    f" {' and '.join(sorted(taken))}s; stopped at position {self.position}, nothing behind it is"
+                    " confirmed",
+                    hint=f"Give it one: ALTER TABLE {relation.topic} ADD PRIMARY KEY (…), or REPLICA IDENTITY FULL."
+                    " What the WAL holds already stays as it is.",
                 )
 
     # transactions
@@ -180,7 +196,7 @@ class Collector:
         batch.size += len(tail) + _ROW_OVERHEAD
         plain = plan.plain
         if len(data) > plan.smallest_limit:
-            oversized = self._bury_oversized(plan, wanted, index, len(data))
+            oversized = self._bury_oversized(plan, wanted, key, index, len(data))
             plain = tuple(consumer for consumer in plain if consumer not in oversized)
             wanted = {c: entry for c, entry in wanted.items() if c not in oversized} if wanted else None
         if plain:
@@ -191,24 +207,23 @@ class Collector:
         if wanted:
             self._fan_out(wanted, index)
 
-    def _wanted(self, plan: Plan, change: Change, key: str | None) -> dict[int, tuple[str | None, bool] | str]:
-        """By consumer that looks closer: (its key, whether that is its own), or the reason for a dead letter."""
-        wanted: dict[int, tuple[str | None, bool] | str] = {}
+    def _wanted(self, plan: Plan, change: Change, key: str | None) -> dict[int, _Wish]:
+        """What each consumer that looks closer wants of this change."""
+        wanted: dict[int, _Wish] = {}
         environment: dict[str, Any] | None = None
         for subscription in plan.special:
+            own = subscription.key is not None
+            its_key = key_text(change.record, subscription.key) if own else key
+            reason = None
             if subscription.filter is not None:
-                if environment is None:
-                    environment = self._environment(change, key)
                 try:
+                    if environment is None:
+                        environment = self._environment(change, key)
                     if not subscription.filter.wants(environment, change.unchanged):
                         continue
                 except FilterError as error:
-                    wanted[subscription.consumer_id] = f"filter_error: {error}"
-                    continue
-            if subscription.key is None:
-                wanted[subscription.consumer_id] = (key, False)
-            else:
-                wanted[subscription.consumer_id] = (key_text(change.record, subscription.key), True)
+                    reason = f"filter_error: {error}"
+            wanted[subscription.consumer_id] = _Wish(its_key, own, reason)
         return wanted
 
     def _environment(self, change: Change, key: str | None) -> dict[str, Any]:
@@ -218,9 +233,8 @@ class Collector:
             "op": change.op,
             "topic": change.relation.topic,
             "key": key,
-            # Through JSON text, so that CEL sees the numbers inside numeric and json values.
-            "record": orjson.loads(orjson.dumps(change.record)),
-            "old": orjson.loads(orjson.dumps(change.old)),
+            "record": _natives(change.record),
+            "old": _natives(change.old),
             "meta": {
                 "schema": change.relation.schema,
                 "table": change.relation.table,
@@ -231,27 +245,34 @@ class Collector:
         }
 
     def _bury_oversized(
-        self, plan: Plan, wanted: dict[int, tuple[str | None, bool] | str] | None, index: int, size: int
+        self, plan: Plan, wanted: dict[int, _Wish] | None, key: str | None, index: int, size: int
     ) -> set[int]:
-        oversized = {
-            consumer
-            for consumer, limit in plan.limits
-            if size > limit and (consumer in plan.plain or (wanted is not None and consumer in wanted))
-        }
-        limits = dict(plan.limits)
-        for consumer in sorted(oversized):
-            reason = f"oversized: data has {size} bytes, max_message_bytes is {limits[consumer]}"
-            self._batch.dead.append((consumer, index, reason))
+        """Dead letters of those for whom the message is too large; who they are."""
+        oversized: set[int] = set()
+        for consumer, limit in plan.limits:
+            wish = wanted.get(consumer) if wanted else None
+            if size > limit and (wish is not None or consumer in plan.plain):
+                reason = f"oversized: data has {size} bytes, max_message_bytes is {limit}"
+                self._batch.dead.append((consumer, index, reason, wish.key if wish else key))
+                oversized.add(consumer)
         return oversized
 
-    def _fan_out(self, wanted: dict[int, tuple[str | None, bool] | str], index: int) -> None:
+    def _fan_out(self, wanted: dict[int, _Wish], index: int) -> None:
         batch = self._batch
-        for consumer, entry in wanted.items():
-            if isinstance(entry, str):
-                batch.dead.append((consumer, index, entry))
-            elif entry[1]:
+        for consumer, wish in wanted.items():
+            if wish.reason is not None:
+                batch.dead.append((consumer, index, wish.reason, wish.key))
+            elif wish.own:
                 indexes, keys = batch.keyed.setdefault(consumer, ([], []))
                 indexes.append(index)
-                keys.append(entry[0])
+                keys.append(wish.key)
             else:
                 batch.groups.setdefault((consumer,), []).append(index)
+
+
+def _natives(row: Row | None) -> Any:
+    """Through JSON text, so that CEL sees what is inside numeric and json values. Raises FilterError."""
+    try:
+        return orjson.loads(orjson.dumps(row))
+    except orjson.JSONDecodeError as error:
+        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
-from cdcbridge.encode import CHUNK_COLUMNS, COPY_HEADER, COPY_TRAILER, chunk_rows
+from cdcbridge.encode import CHUNK_COLUMNS, COPY_HEADER, COPY_TRAILER, GAP_TOPIC, chunk_rows, key_text
 from cdcbridge.errors import UsageError
 from cdcbridge.filters import Filter, FilterError
 from cdcbridge.route import Subscription
@@ -51,11 +51,12 @@ def subscription(consumer_id: int, name: str, config: dict[str, Any]) -> Subscri
     )
 
 
-def apply(connection: Connection, consumers: Sequence[Consumer]) -> Applied:
+def apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool = False) -> Applied:
     """Make the store's consumers those of the file, in one transaction.
 
     A new one with start: earliest gets what the log holds; with start: now what the bridge reads from here on. A
-    changed one is routed anew from the next change; what it has queued already stays as it is.
+    changed one is routed anew from the next change; what it has queued already stays as it is. `fence`: a bridge that
+    runs with the old ones can append nothing more, and starts again with these.
     """
     with store_errors(), connection.transaction():
         rows = connection.execute("select id, name, mode, config from consumers order by name for update").fetchall()
@@ -78,6 +79,8 @@ def apply(connection: Connection, consumers: Sequence[Consumer]) -> Applied:
                     "update consumers set config = %s, updated_at = now() where id = %s", (Jsonb(config), consumer_id)
                 )
                 changed.append(consumer.name)
+        if fence and (added or changed):
+            connection.execute("select take_lead('cdcbridge consumers apply')")
     left = sorted(known.keys() - {consumer.name for consumer in consumers})
     return Applied(tuple(added), tuple(changed), tuple(left))
 
@@ -111,10 +114,11 @@ def _add(connection: Connection, consumer: Consumer, config: dict[str, Any]) -> 
 
 _LOG: Final = """
     select seq, topic, key, data::text, commit_lsn::text, ordinal, xid, octet_length(data::text),
-           array(select data -> 'record' ->> c from unnest(%(key)s::text[]) with ordinality as k (c, n) order by n)
+           array(select (data -> 'record' -> c)::text
+                 from unnest(%(key)s::text[]) with ordinality as k (c, n) order by n)
     from messages
     where (topic = any (%(topics)s) or split_part(topic, '.', 1) = any (%(schemas)s) or %(all)s)
-      and data ->> 'op' = any (%(operations)s)
+      and (data -> 'op')::text = any (%(operations)s) or topic = 'cdcbridge.gap'
     order by seq
 """
 
@@ -127,7 +131,7 @@ def fill(connection: Connection, wanted: Subscription) -> None:
         "topics": list(wanted.tables),
         "schemas": [schema for schema in schemas if schema != "*"],
         "all": "*" in schemas,
-        "operations": sorted(wanted.operations),
+        "operations": [f'"{operation}"' for operation in sorted(wanted.operations)],
     }
     with connection.cursor(name="cdcbridge_fill") as log:
         log.execute(_LOG.encode(), given)
@@ -143,42 +147,49 @@ def fill(connection: Connection, wanted: Subscription) -> None:
                     copy.write(COPY_HEADER + chunk_rows((wanted.consumer_id,), seqs, keys) + COPY_TRAILER)
             if dead:
                 connection.execute(
-                    "select bury_appended(%s, %s, %s)",
-                    ([wanted.consumer_id] * len(dead), [seq for seq, _ in dead], [reason for _, reason in dead]),
+                    "select bury_appended(%s, %s, %s, %s)",
+                    ([wanted.consumer_id] * len(dead), *(list(column) for column in zip(*dead, strict=True))),
                 )
 
 
 def _sort(
     rows: Sequence[tuple[Any, ...]], wanted: Subscription
-) -> tuple[list[tuple[int, str | None]], list[tuple[int, str]]]:
-    """Rows of the log → (seq, own key) of those that match, and (seq, reason) of those that die at once."""
+) -> tuple[list[tuple[int, str | None]], list[tuple[int, str, str | None]]]:
+    """Rows of the log → (seq, key) of those that match, and (seq, reason, key) of those that die at once."""
     matched: list[tuple[int, str | None]] = []
-    dead: list[tuple[int, str]] = []
+    dead: list[tuple[int, str, str | None]] = []
     for row in rows:
-        seq, size, own = row[0], row[7], row[8]
+        seq, size = row[0], row[7]
+        key = _own_key(row[8]) if wanted.key else row[2]
         try:
-            if wanted.filter is not None and not _matches(wanted.filter, row):
+            if wanted.filter is not None and row[1] != GAP_TOPIC and not _matches(wanted.filter, row):
                 continue
         except FilterError as error:
-            dead.append((seq, f"filter_error: {error}"))
+            dead.append((seq, f"filter_error: {error}", key))
             continue
         if size > wanted.max_bytes:
-            dead.append((seq, f"oversized: data has {size} bytes, max_message_bytes is {wanted.max_bytes}"))
+            dead.append((seq, f"oversized: data has {size} bytes, max_message_bytes is {wanted.max_bytes}", key))
         else:
-            matched.append((seq, _own_key(own)))
+            matched.append((seq, key))
     return matched, dead
 
 
 def _matches(condition: Filter, row: tuple[Any, ...]) -> bool:
     _seq, topic, key, text, commit_lsn, ordinal, xid, *_ = row
-    data = orjson.loads(text)
+    try:
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
     schema, _, table = topic.partition(".")
     meta = {"schema": schema, "table": table, "commit_lsn": commit_lsn, "ordinal": ordinal, "xid": xid}
     environment = {**data, "topic": topic, "key": key, "meta": meta}
     return condition.wants(environment, environment.pop("unchanged"))
 
 
-def _own_key(texts: Sequence[str | None]) -> str | None:
-    if len(texts) == 1:
-        return texts[0]
-    return orjson.dumps(list(texts)).decode() if any(text is not None for text in texts) else None
+def _own_key(values: Sequence[str | None]) -> str | None:
+    """JSON texts of the key's columns → the key."""
+    fragments = {
+        str(n): orjson.loads(value) if value and value[0] in '"n' else value and orjson.Fragment(value)
+        for n, value in enumerate(values)
+    }
+    return key_text(fragments, list(fragments))

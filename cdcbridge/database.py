@@ -93,6 +93,8 @@ def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
         message = f"{what}: {' '.join(str(error).split())}"
         hint = error.diag.message_hint
         state = error.sqlstate or ""
+        if state == "CB006":
+            raise CdcbridgeError(str(error.diag.message_primary), hint=hint) from error
         if state.startswith("CB"):
             raise UsageError(str(error.diag.message_primary), hint=hint) from error
         if state.startswith(_RETRY_CLASSES) or (not state and isinstance(error, psycopg.OperationalError)):

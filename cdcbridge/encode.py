@@ -27,6 +27,7 @@ _INT8_OID, _TEXT_OID = 20, 25
 
 MESSAGE_COLUMNS: Final = "seq, ordinal, partition, topic, key, data, commit_lsn, xid, commit_time"
 CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
+GAP_TOPIC: Final = "cdcbridge.gap"  # of the messages that tell of changes left behind
 CHUNK_SIZE: Final = 64  # messages per fan-out row of a large append: 1 KB of seqs, below TOAST's 2 KB
 SMALL_APPEND: Final = 128  # up to here each message has a row of its own, so that concurrent receivers share them
 

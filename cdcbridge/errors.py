@@ -47,6 +47,10 @@ class NotLeader(CdcbridgeError):
     """Another bridge leads, or took over: this one must not write."""
 
 
+class Fenced(NotLeader):
+    """The epoch is over: another bridge leads, or the consumers changed. Start again from what the store holds."""
+
+
 class OperatorNeeded(CdcbridgeError):
     """Nothing that the program may do by itself helps: slot lost, other history, newer schema."""
 

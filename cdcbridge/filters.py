@@ -90,7 +90,7 @@ class Filter:
             missing["record"] = {name for name in reads.columns | reads.tested if name not in carried}
         elif unchanged:
             missing["record"] = (reads.columns | reads.tested) & set(unchanged)
-        if reads.whole and (unchanged or op == "delete"):
+        if reads.whole and (unchanged or op in ("delete", "truncate")):
             missing["record"].add("*")
         reads = self._reads["old"]
         missing["old"] = {name for name in reads.columns | reads.tested if name not in (old or {})}

@@ -17,13 +17,14 @@ from cdcbridge.check import problems, refuse, supports_numbers_as_text
 from cdcbridge.collect import Batch
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source, source_errors
-from cdcbridge.encode import NULL, sized, transaction_part
+from cdcbridge.encode import GAP_TOPIC, NULL, sized, transaction_part
 from cdcbridge.errors import NotLeader, UsageError
 from cdcbridge.lsn import format_lsn
 from cdcbridge.position import Position
-from cdcbridge.store import Store
+from cdcbridge.replication import ReplicationStream
+from cdcbridge.setup import compare_history
+from cdcbridge.store import History, Store
 
-GAP_TOPIC = "cdcbridge.gap"
 log = structlog.get_logger()
 
 
@@ -38,6 +39,7 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
         )
         refuse(problems(config, connection, None, plugin=plugin))
         if plugin == "pgoutput":
+            source.create_spare_publication(connection, config.source.publication)
             wanted = source.wanted_publications(config.source.publication, config.consumers)
             source.ensure_publications(connection, wanted)
     return source.create_slot(config.source_dsn, name, plugin, waiting=lambda pids: say(f"waiting for {pids}")), plugin
@@ -61,6 +63,7 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
             raise UsageError(
                 "the store has no history yet: there is nothing to go on from", hint="`cdcbridge run` starts it."
             )
+        timeline = _same_source(config, history)
         with connect_source(config.source_dsn, "cdcbridge cli") as connection:
             exists = bool(source.slots(connection, config.source.slot))
         if exists:
@@ -68,7 +71,9 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
         lsn = source.create_slot(
             config.source_dsn, config.source.slot, history.plugin, waiting=lambda pids: say(f"waiting for {pids}")
         )
-        return _leave_gap(store, lsn)
+        gap = _leave_gap(store, lsn)
+        store.set_timeline(timeline)  # what lies before the gap may be of an older one
+        return gap
 
 
 def skip(config: Config, target: int) -> tuple[int, int]:
@@ -76,6 +81,9 @@ def skip(config: Config, target: int) -> tuple[int, int]:
     the server's WAL.
     """
     with _alone(config) as store:
+        history = store.history()
+        if history is not None:
+            _same_source(config, history)
         end = store.tail().end_lsn
         if target <= end:
             raise UsageError(f"the store ends at {format_lsn(end)}: {format_lsn(target)} is not ahead of it")
@@ -84,6 +92,17 @@ def skip(config: Config, target: int) -> tuple[int, int]:
         if target > current:
             raise UsageError(f"the source's WAL ends at {format_lsn(current)}: {format_lsn(target)} is beyond it")
         return _leave_gap(store, target)
+
+
+def _same_source(config: Config, history: History) -> int:
+    """The source's timeline. Raises OperatorNeeded where it is not the one that the store holds the changes of."""
+    stream = ReplicationStream(config.source_dsn, lambda _notice: None)
+    try:
+        identity = stream.identify()
+    finally:
+        stream.close()
+    compare_history(history, identity, config.source.slot)
+    return identity[1]
 
 
 @contextmanager

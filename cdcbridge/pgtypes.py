@@ -65,7 +65,9 @@ def number(value: bytes) -> JsonValue:
 
 
 def raw_json(value: bytes) -> JsonValue:
-    """JSON and jsonb as they stand."""
+    """JSON and jsonb as they stand, on one line: a newline is legal between tokens only."""
+    if b"\n" in value or b"\r" in value:
+        value = value.replace(b"\n", b" ").replace(b"\r", b" ")
     return orjson.Fragment(value)
 
 

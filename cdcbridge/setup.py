@@ -67,28 +67,53 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
         _refuse_lost(source.slots(connection, config.source.slot))
         plugin = _plugin(config, connection, history)
         refuse(problems(config, connection, store.connection, plugin=plugin))
-        applied = consumers.apply(store.connection, config.consumers)
-        if applied.added or applied.changed or applied.left:
-            log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
-        publications = source.wanted_publications(config.source.publication, config.consumers)
-        if plugin == "pgoutput":
-            for statement in source.ensure_publications(connection, publications):
-                log.info("publication.changed", sql=statement)
+        if store.tail().unfinished is None:
+            # Else a new consumer would get the first part of the open transaction, and not the rest of it.
+            applied = consumers.apply(store.connection, config.consumers)
+            if applied.added or applied.changed or applied.left:
+                log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
+        names = _publish(config, connection, first=history is None) if plugin == "pgoutput" else []
         slot_lsn = _slot(config, connection, history, plugin)
+        wal_end = source.current_lsn(connection)
     if history is None:
         system_identifier, timeline, _, database = identity
         store.begin_history(History(system_identifier, timeline, database, config.source.slot, plugin), slot_lsn)
     elif history.timeline != identity[1]:
         _follow_timeline(store, stream, history, identity[1])
     tail = store.tail()
-    if slot_lsn > tail.end_lsn:
+    _compare_ends(config.source.slot, tail.end_lsn, slot_lsn, wal_end)
+    return _ready(config, store, tail, plugin, names, _timeout(stream))
+
+
+def _publish(config: Config, connection: Connection, *, first: bool) -> list[str]:
+    """Publications in step with the consumers; the names to stream."""
+    wanted = source.wanted_publications(config.source.publication, config.consumers)
+    if first:
+        source.create_spare_publication(connection, config.source.publication)
+    for statement in source.ensure_publications(connection, wanted):
+        log.info("publication.changed", sql=statement)
+    names = [publication.name for publication in wanted]
+    spare = f"{config.source.publication}_inserts"
+    if spare not in names and source.publication(connection, spare) is not None:
+        names.append(spare)
+    return names
+
+
+def _compare_ends(slot: str, stored: int, slot_lsn: int, wal_end: int) -> None:
+    """Raises OperatorNeeded where the slot begins behind the store's end, or the source's WAL ends before it."""
+    if stored > wal_end:
         raise OperatorNeeded(
-            f"the slot {config.source.slot!r} has confirmed {format_lsn(slot_lsn)}, but the store ends at"
-            f" {format_lsn(tail.end_lsn)}: what lies between is gone (the slot was recreated or advanced, or the store"
+            f"the store ends at {format_lsn(stored)}, but the source's WAL at {format_lsn(wal_end)}: the source"
+            " was set back (restored), and new commits would be taken for ones that are known",
+            hint="Use a new store.schema for the source's new history.",
+        )
+    if slot_lsn > stored:
+        raise OperatorNeeded(
+            f"the slot {slot!r} has confirmed {format_lsn(slot_lsn)}, but the store ends at"
+            f" {format_lsn(stored)}: what lies between is gone (the slot was recreated or advanced, or the store"
             " was restored)",
             hint=f"`cdcbridge slot skip --to {format_lsn(slot_lsn)}` goes on behind a gap message.",
         )
-    return _ready(config, store, tail, plugin, [p.name for p in publications], _timeout(stream))
 
 
 def compare_history(history: History, identity: tuple[str, int, int, str], slot: str) -> None:
@@ -107,6 +132,8 @@ def compare_history(history: History, identity: tuple[str, int, int, str], slot:
 
 
 def _plugin(config: Config, connection: Connection, history: History | None) -> str:
+    if history is not None and config.source.plugin == "auto":
+        return history.plugin
     chosen = source.choose_plugin(
         connection,
         config.source.plugin,

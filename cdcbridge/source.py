@@ -7,11 +7,13 @@ statement fail.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+import psycopg
 from psycopg import sql
 
 from cdcbridge.config import Consumer
@@ -49,6 +51,9 @@ class Table:
     generated: tuple[str, ...]
     floats: tuple[str, ...]
     owner: str
+    partition: bool
+    persistence: str
+    leaves_without_identity: tuple[str, ...]
 
     @property
     def topic(self) -> str:
@@ -117,7 +122,12 @@ _TABLES: Final = """
             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> ''),
            (select coalesce(array_agg(a.attname::text order by a.attnum), '{{}}') from pg_attribute a
             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.atttypid in (700, 701, 1700)),
-           pg_get_userbyid(c.relowner)
+           pg_get_userbyid(c.relowner), c.relispartition, c.relpersistence,
+           (select coalesce(array_agg(l.relid::regclass::text order by 1), '{{}}')
+            from pg_partition_tree(c.oid) l join pg_class p on p.oid = l.relid
+            where c.relkind = 'p' and l.isleaf and p.relreplident <> 'f' and not exists (
+                select from pg_index i where i.indrelid = p.oid and i.indisvalid
+                  and case p.relreplident when 'd' then i.indisprimary else i.indisreplident end))
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind in ('r', 'p', 'f', 'v', 'm') and c.relpersistence <> 't'
       and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' and {condition}
@@ -136,7 +146,23 @@ def find_tables(connection: Connection, pattern: str, own_schema: str) -> list[T
         given = (schema, schema, own_schema)  # type: ignore[assignment]
     with source_errors():
         rows = connection.execute(_TABLES.format(condition=condition).encode(), given).fetchall()
-    return [Table(r[0], r[1], r[2], r[3], frozenset(r[4] or ()), r[5], tuple(r[6]), tuple(r[7]), r[8]) for r in rows]
+    return [
+        Table(
+            r[0],
+            r[1],
+            r[2],
+            r[3],
+            frozenset(r[4] or ()),
+            r[5],
+            tuple(r[6]),
+            tuple(r[7]),
+            r[8],
+            r[9],
+            r[10],
+            tuple(r[11]),
+        )
+        for r in rows
+    ]
 
 
 # publications
@@ -278,6 +304,17 @@ def ensure_publications(connection: Connection, wanted: list[Publication]) -> li
             continue
         ran += [statement.as_string(connection) for statement in statements]
     return ran
+
+
+def create_spare_publication(connection: Connection, name: str) -> None:
+    """The publication for tables of which only inserts are taken, empty, so that it is older than the slot.
+
+    Decoding looks publications up as of each change: one that is made when the first such table is declared would
+    be unknown to all WAL before. Where the role may not, it is made when it is needed.
+    """
+    options = sql.SQL("(publish = 'insert, truncate', publish_via_partition_root = true)")
+    with contextlib.suppress(psycopg.Error):
+        connection.execute(sql.SQL("create publication {} with {}").format(sql.Identifier(f"{name}_inserts"), options))
 
 
 # slots

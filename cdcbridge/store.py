@@ -25,7 +25,7 @@ from cdcbridge.encode import (
     chunk_rows,
     message_row,
 )
-from cdcbridge.errors import NotLeader
+from cdcbridge.errors import Fenced
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import migrate
 from cdcbridge.position import START, Position
@@ -153,7 +153,7 @@ class Store:
         `unfinished`: the options to finish an open transaction with. `catalog`: what to remember of the source's
         tables, where that changed.
 
-        Raises NotLeader where a newer epoch leads: then nothing was written.
+        Raises Fenced where a newer epoch leads: then nothing was written.
         """
         connection = self._connection
         with store_errors(), connection.transaction():
@@ -172,7 +172,7 @@ class Store:
             row = connection.execute("select begin_append(%s, %s)", (self._epoch, rows), prepare=True).fetchone()
         except psycopg.Error as error:
             if error.sqlstate == "CB010":
-                raise NotLeader(str(error.diag.message_primary)) from error
+                raise Fenced(str(error.diag.message_primary)) from error
             raise
         return row[0] if row else 0
 
@@ -185,9 +185,10 @@ class Store:
                 with cursor.copy(_COPY_WAITING) as copy:
                     copy.write(b"".join([COPY_HEADER, *_fan_out(batch, first), COPY_TRAILER]))
             if batch.dead:
-                consumers, indexes, reasons = zip(*batch.dead, strict=True)
+                consumers, indexes, reasons, keys = zip(*batch.dead, strict=True)
                 seqs = [first + index for index in indexes]
-                cursor.execute("select bury_appended(%s, %s, %s)", (list(consumers), seqs, list(reasons)))
+                query = "select bury_appended(%s, %s, %s, %s)"
+                cursor.execute(query, (list(consumers), seqs, list(reasons), list(keys)))
 
     def _finish(
         self, connection: Connection, batch: Batch, unfinished: dict[str, Any] | None, woken: str | None

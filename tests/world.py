@@ -124,7 +124,7 @@ class World:
     @contextlib.contextmanager
     def bridge(self) -> Iterator[Bridge]:
         """A bridge in a thread, streaming; what it raises is raised here."""
-        bridge = Bridge(self.config())
+        bridge = Bridge(self.config(), reload=lambda: load(self.folder / "cdcbridge.yaml"))
         raised: list[BaseException] = []
 
         def run() -> None:

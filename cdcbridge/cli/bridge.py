@@ -13,7 +13,7 @@ from click.shell_completion import get_completion_class
 from cdcbridge.bridge import Bridge
 from cdcbridge.check import Problem, check
 from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line
-from cdcbridge.config import Config
+from cdcbridge.config import Config, load
 from cdcbridge.database import connect_store
 from cdcbridge.decoders.wal2json_file import decode_file
 from cdcbridge.demo import demo as run_demo
@@ -81,7 +81,7 @@ def run(app: App, no_wait: bool) -> None:
     """
     config = app.config
     configure(config.log.format, config.log.level)
-    bridge = Bridge(config, wait=not no_wait)
+    bridge = Bridge(config, wait=not no_wait, reload=lambda: load(app.path))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: bridge.stop())
     bridge.run()

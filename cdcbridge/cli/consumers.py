@@ -24,10 +24,10 @@ def consumers() -> None:
 def apply(app: App, as_json: bool) -> None:
     """Make the store's consumers those of the file, as `run` does when it starts.
 
-    A running bridge goes on with what it has read; restart it to route by the new file.
+    A running bridge reads its file anew, and routes by it from its next append on.
     """
     with app.store() as store:
-        done = applying.apply(store, app.config.consumers)
+        done = applying.apply(store, app.config.consumers, fence=True)
     if as_json:
         print_json({"added": done.added, "changed": done.changed, "not_in_file": done.left})
         return
@@ -131,7 +131,10 @@ def remove(app: App, name: str, yes: bool) -> None:
         if found and not yes:
             say(f"{name}: {found.pending} pending, {found.in_flight} in flight, {found.dead} dead: all will be gone.")
             click.confirm(f"Remove {name}?", abort=True, err=True)
-        store.execute("select remove_consumer(%s)", (name,))
+        with store.transaction():
+            # A running bridge must not append for it any more: it starts again, with its file read anew.
+            store.execute("select take_lead('cdcbridge consumers remove')")
+            store.execute("select remove_consumer(%s)", (name,))
     click.echo(f"removed: {name}")
     if name in {consumer.name for consumer in app.config.consumers}:
         say(f"{name} is still in {app.path}: the next `run` adds it again.")

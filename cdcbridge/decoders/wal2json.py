@@ -92,6 +92,14 @@ def _quoted(match: re.Match[bytes]) -> bytes:
     return _NUMERIC_MARK + b'"' + match[1] + b'"'
 
 
+def _is_utf8(message: bytes) -> bool:
+    try:
+        message.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _offset(message: bytes, position: int) -> int:
     """A position in the text with quotes put in → the same one in the message."""
     added = 0
@@ -130,6 +138,9 @@ class Wal2jsonDecoder:
             parsed = orjson.loads(_NUMERIC_VALUE.sub(_quoted, message))
             return self._readers[parsed["action"]](parsed)
         except orjson.JSONDecodeError as error:
+            if message.startswith(b'{"action":"M"') and not _is_utf8(message):
+                # Anybody may emit any bytes as a message's content; that must not stop the changes.
+                return self.decode(message.decode(errors="replace").encode(), lsn)
             raise DecodeError(
                 self.plugin, f"not JSON: {error.msg}", offset=_offset(message, error.pos), lsn=lsn
             ) from None

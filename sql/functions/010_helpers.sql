@@ -61,14 +61,21 @@ language sql immutable set search_path from current as $$
     ) end
 $$;
 
--- project(data, columns) → data with the columns that the consumer's configuration lets through.
+-- project(data, columns) → data with the columns that the consumer's configuration lets through; null where that
+-- cannot be told. Gap messages have no columns and stay whole.
 create or replace function project(data json, columns jsonb) returns json
-language sql immutable set search_path from current as $$
-    select case when columns is null then data else json_build_object(
+language plpgsql immutable set search_path from current as $$
+begin
+    if columns is null or (data -> 'op')::text = '"gap"' then
+        return data;
+    end if;
+    return json_build_object(
         'op', data -> 'op',
         'record', project_row(data -> 'record', columns),
         'old', project_row(data -> 'old', columns),
         'unchanged', (select coalesce(json_agg(c), '[]') from json_array_elements_text(data -> 'unchanged') c
-                      where coalesce(columns -> 'include' ? c, true) and not coalesce(columns -> 'exclude' ? c, false))
-    ) end
-$$;
+                      where coalesce(columns -> 'include' ? c, true) and not coalesce(columns -> 'exclude' ? c, false)));
+exception
+    when data_exception then
+        return null;
+end $$;

@@ -88,14 +88,14 @@ begin
     end if;
 end $$;
 
--- bury_appended(consumer_ids, seqs, reasons): dead letters of messages that this transaction appended.
-create or replace function bury_appended(consumer_ids int[], seqs bigint[], reasons text[]) returns void
+-- bury_appended(consumer_ids, seqs, reasons, keys): dead letters of messages that are in the log; keys are the consumers'.
+create or replace function bury_appended(consumer_ids int[], seqs bigint[], reasons text[], keys text[]) returns void
 language sql set search_path from current as $$
     insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history, commit_lsn, ordinal,
                                commit_time, inserted_at)
-    select d.consumer_id, m.seq, m.topic, m.key, m.data, 0, d.reason, '[]', m.commit_lsn, m.ordinal,
+    select d.consumer_id, m.seq, m.topic, d.key, m.data, 0, d.reason, '[]', m.commit_lsn, m.ordinal,
            m.commit_time, m.inserted_at
-    from unnest(consumer_ids, seqs, reasons) as d (consumer_id, seq, reason)
+    from unnest(consumer_ids, seqs, reasons, keys) as d (consumer_id, seq, reason, key)
     join messages m on m.seq = d.seq
     order by m.seq, d.consumer_id
 $$;

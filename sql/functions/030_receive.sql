@@ -34,6 +34,9 @@ begin
         continue when room <= 0;
         taken := taken || claim(c, slot, room, moment, until);
     end loop;
+    if c.config ? 'columns' then
+        perform bury_unprojectable(c, taken);
+    end if;
     return query
         select l.seq || '-' || l.token, l.seq, coalesce(m.topic, r.topic), l.key,
                project(coalesce(m.data, r.data), c.config -> 'columns'), l.deliver_count, l.not_visible_until,
@@ -65,7 +68,7 @@ end $$;
 
 -- take_slots(consumer_id, max_in_flight, wanted, moment) → shares of max_in_flight that are ours until the transaction
 -- ends, with the room left in each; as many as hold `wanted` messages together.
--- The limit is cut into up to 16 slots. A slot's leases are counted after its lock is held, so that no two receivers
+-- The limit is cut into up to 64 slots: so many receivers can hold their transactions open at once. A slot's leases are counted after its lock is held, so that no two receivers
 -- ever fill the same room; the sum of all slots is the limit.
 -- Locks: an advisory transaction lock per slot, never waited for.
 create or replace function take_slots(consumer_id int, max_in_flight int, wanted int, moment timestamptz)
@@ -73,17 +76,19 @@ returns table (slot smallint, room int)
 language plpgsql volatile set search_path from current set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
-    slots constant int := least(16, max_in_flight);
+    slots constant int := least(64, max_in_flight);
     start constant int := floor(random() * slots);
     space int := 0;
 begin
     for i in 0 .. slots - 1 loop
         slot := (start + i) % slots;
-        continue when not pg_try_advisory_xact_lock('leases'::regclass::oid::int, take_slots.consumer_id * 16 + slot);
+        continue when not pg_try_advisory_xact_lock('leases'::regclass::oid::int, take_slots.consumer_id * 64 + slot);
         room := max_in_flight / slots + (take_slots.slot < max_in_flight % slots)::int - (
             select count(*)
             from leases l
-            where l.consumer_id = take_slots.consumer_id and l.slot = take_slots.slot and l.not_visible_until > moment);
+            -- Modulo: the limit may have been lowered since.
+            where l.consumer_id = take_slots.consumer_id and l.slot % slots = take_slots.slot
+              and l.not_visible_until > moment);
         if room > 0 then
             space := space + room;
             return next;
@@ -118,7 +123,9 @@ declare
     taken bigint[];
 begin
     select coalesce(array_agg(picked.seq), '{}') into expired
+    -- Not what this very call has claimed with a timeout of zero.
     from (select l.seq from leases l where l.consumer_id = consumer.id and l.not_visible_until <= moment
+            and l.last_delivered_at < moment
           order by l.seq limit room for update skip locked) picked;
     if expired = '{}' then
         return expired;

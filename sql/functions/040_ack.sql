@@ -131,6 +131,23 @@ begin
     return buried;
 end $$;
 
+-- bury_unprojectable(consumer, taken): leases whose data cannot be cut down to the consumer's columns (a json value with
+-- \u0000, say) become dead letters: columns that are kept from it must not reach it.
+create or replace function bury_unprojectable(consumer consumers, taken bigint[]) returns void
+language plpgsql volatile set search_path from current set jit = off as $$
+declare
+    found_seqs bigint[];
+begin
+    select array_agg(t.seq) into found_seqs
+    from unnest(taken) as t (seq)
+    left join messages m on m.seq = t.seq
+    left join redriven r on r.consumer_id = consumer.id and r.seq = t.seq
+    where project(coalesce(m.data, r.data), consumer.config -> 'columns') is null;
+    if found_seqs is not null then
+        perform bury(consumer.id, found_seqs, 'undecodable: its columns cannot be separated');
+    end if;
+end $$;
+
 -- bury_expired() → how many messages died: those whose last delivery expired. The running bridge calls it.
 -- Locks: the leases it removes, by SKIP LOCKED.
 create or replace function bury_expired() returns int

@@ -122,3 +122,53 @@ def test_many_consumers_of_many_tables(world18: World) -> None:
         world18.messages(80)
     assert world18.rows("select count(*), count(distinct consumer_id) from consumer_messages") == [(80, 40)]
     assert load(world18.write_config()).consumers[39].name == "c39"
+
+
+def test_consumers_are_applied_and_removed_while_the_bridge_runs(world: World) -> None:
+    world.execute("create table t (id int primary key)")
+    world.consumer("first")
+    with world.bridge():
+        world.execute("insert into t values (1), (2)")
+        world.messages(2)
+        world.consumer("late", start="earliest")
+        assert "added: late" in world.run_program("consumers", "apply").stdout
+        world.execute("insert into t values (3)")
+        eventually(lambda: "3" in queued(world, "late"), "the live change")
+        assert queued(world, "late") == queued(world, "first") == ["1", "2", "3"]
+        world.consumers = [c for c in world.consumers if c["name"] == "late"]
+        assert world.run_program("consumers", "remove", "first", "--yes").returncode == 0
+        world.execute("insert into t values (4)")
+        eventually(lambda: "4" in queued(world, "late"), "the next change")
+    assert world.rows("select topic, key from messages order by seq") == [("public.t", str(n)) for n in range(1, 5)]
+
+
+def test_a_table_without_identity_is_declared_later_with_traffic_between(world: World) -> None:
+    world.execute("create table t (id int primary key)", "create table bare (v int)")
+    world.consumer("all")
+    with world.bridge():
+        world.execute("insert into t values (1)")
+        world.messages(1)
+    world.execute("insert into t values (2)")
+    world.consumer("inserts", ("public.bare",), operations=["insert"])
+    with world.bridge():
+        world.execute("insert into bare values (7)", "update bare set v = 8", "insert into t values (3)")
+        topics = [topic for topic, _, _ in world.messages(4)]
+    assert topics == ["public.t", "public.t", "public.bare", "public.t"]
+
+
+def test_a_json_value_that_cannot_be_cut_to_columns_is_a_dead_letter_and_stops_nobody(world: World) -> None:
+    world.execute("create table t (id int primary key, j json, secret text)")
+    world.consumer("c", columns={"exclude": ["secret"]})
+    world.consumer("f", filter="record.id > 0")
+    with world.bridge():
+        world.execute(
+            """insert into t values (1, '"\\u0000"', 's'), (2, '"\\ud800"', 's'), (3, '{"a":\n 1}', 's')""",
+            "select pg_logical_emit_message(true, 'x', '\\xff'::bytea)",
+        )
+        world.messages(3)
+    got = world.rows("select key, data::text from receive('c', 10)")
+    assert [key for key, _ in got] == ["3"] and "secret" not in got[0][1] and "\n" not in got[0][1]
+    reasons = world.rows(
+        "select c.name, d.key, left(d.reason, 12) from dead_messages d join consumers c on c.id = d.consumer_id order by 1, 2"
+    )
+    assert reasons == [("c", "1", "undecodable:"), ("c", "2", "undecodable:"), ("f", "2", "filter_error")]

@@ -160,6 +160,22 @@ def test_a_zero_visibility_timeout_makes_it_visible_at_once(queue: Queue) -> Non
     assert queue.receive()[0]["deliver_count"] == 2
 
 
+def test_a_zero_visibility_timeout_delivers_once_a_call(queue: Queue) -> None:
+    queue.declare(max_in_flight=10)
+    queue.append(1)
+    assert [row["deliver_count"] for row in queue.receive(10, "0")] == [1]
+    assert [row["deliver_count"] for row in queue.receive(10, "0")] == [2]
+
+
+def test_many_receivers_may_stay_in_their_transactions(queue: Queue) -> None:
+    queue.declare()
+    queue.append(40)
+    sessions = [queue.open(autocommit=False) for _ in range(40)]
+    assert [len(queue.receive(1, session=session)) for session in sessions] == [1] * 40
+    for session in sessions:
+        session.rollback()
+
+
 def test_nack_delays_by_the_consumers_back_off(queue: Queue) -> None:
     queue.declare(retry_delay={"initial": "2s", "factor": 3, "max": "10s"}, max_deliveries=9)
     queue.append(1)

@@ -261,5 +261,5 @@ def test_an_oversized_message_dies_for_one_consumer_and_reaches_the_other() -> N
     feed(one, transaction(10, 1))
     batch = one.take()
     size = len(orjson.dumps({"op": "insert", "record": {"id": 0}, "old": None, "unchanged": []}))
-    assert batch.dead == [(1, 0, f"oversized: data has {size} bytes, max_message_bytes is 30")]
+    assert batch.dead == [(1, 0, f"oversized: data has {size} bytes, max_message_bytes is 30", "0")]
     assert batch.groups == {(2,): [0]}

@@ -32,7 +32,7 @@ LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_
 MUTANTS = (
     Mutant("I1", "cdcbridge/bridge.py", "self._stream.confirm(written, self._progress.confirm())",
            "self._stream.confirm(self._progress.received, self._progress.received)",
-           f"{KILL}test_killed_at_each_step[pg15-pgoutput-rows copied]"),
+           f"{FAULTS}test_nothing_is_confirmed_while_its_append_hangs[pg15-pgoutput]"),
     Mutant("I2", "cdcbridge/store.py", "            first = self._begin(connection, len(batch.rows))\n",
            "            self._finish(connection, batch, None, None)\n            connection.execute('commit')\n"
            "            connection.execute('begin')\n            first = self._begin(connection, len(batch.rows))\n",
@@ -44,7 +44,7 @@ MUTANTS = (
            "tests/unit/test_pure.py::test_an_open_transaction_is_never_reported_as_ended"),
     Mutant("I5", "sql/functions/020_log.sql", "if newest.epoch is distinct from begin_append.epoch then", "if false then",
            f"{FAULTS}test_an_append_of_an_older_epoch_writes_nothing"),
-    Mutant("I6", "cdcbridge/setup.py", "if slot_lsn > tail.end_lsn:", "if False:",
+    Mutant("I6", "cdcbridge/setup.py", "if slot_lsn > stored:", "if False:",
            f"{FAULTS}test_a_slot_advanced_beyond_the_store_is_refused_from_where_to_where[pg15-wal2json]"),
     Mutant("I7", "cdcbridge/setup.py", "if tail.unfinished is not None:", "if False:", LARGE),
     Mutant("I8", "cdcbridge/route.py", "if schema == self._own_schema:", "if False:",
@@ -53,7 +53,7 @@ MUTANTS = (
            "and l.seq = r.seq\n        returning l.seq)\n    select coalesce(array_agg(seq), '{}') into acked",
            f"{QUEUE}test_a_receipt_is_good_for_one_delivery"),
     Mutant("I10", "sql/functions/030_receive.sql",
-           "continue when not pg_try_advisory_xact_lock('leases'::regclass::oid::int, take_slots.consumer_id * 16 + slot);", "",
+           "continue when not pg_try_advisory_xact_lock('leases'::regclass::oid::int, take_slots.consumer_id * 64 + slot);", "",
            f"{QUEUE}test_many_receivers_get_each_message_once_and_never_more_than_max_in_flight"),
 )  # fmt: skip
 

@@ -287,6 +287,25 @@ def test_status_updates_are_on_time_in_a_backlog_with_slow_appends(
         world.close()
 
 
+def test_nothing_is_confirmed_while_its_append_hangs(world: World) -> None:
+    world.execute("create table t (id int primary key)")
+    world.consumer()
+    replies = "select reply_time from pg_stat_replication r join pg_replication_slots s on s.active_pid = r.pid where slot_name = %s"
+    ends = "select confirmed_flush_lsn from pg_replication_slots where slot_name = %s"
+    with world.bridge():
+        with psycopg.connect(world.dsn) as blocker:
+            blocker.execute("lock table cdcbridge.messages in access exclusive mode")
+            world.execute("insert into t values (1)")
+            for _ in range(3):
+                last = world.sql.execute(replies, (world.slot,)).fetchone()
+                eventually(lambda: world.sql.execute(replies, (world.slot,)).fetchone() != last, "a status update")  # noqa: B023
+            confirmed = world.sql.execute(ends, (world.slot,)).fetchone()
+        world.messages(1)
+    first = world.value("select min(commit_lsn) from messages")
+    assert confirmed is not None
+    assert world.value("select %s::pg_lsn <= %s::pg_lsn", confirmed[0], first), (confirmed, first)
+
+
 def test_retained_wal_stays_flat_while_only_another_database_writes(world: World) -> None:
     world.settings["heartbeat_interval"] = "500ms"
     world.execute("create table t (id int primary key)")

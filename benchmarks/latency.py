@@ -43,7 +43,12 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
     return results
 
 
-def _write(server: EmbeddedServer, name: str, seconds: int, sent: dict[int, float], notify: str) -> None:
+INSERT = "insert into t values (%s, 1, 'paid', 1, 'x', now())"
+INSERT_AND_NOTIFY = f"with i as ({INSERT} returning id) select pg_notify('n', id::text) from i"
+
+
+def _write(server: EmbeddedServer, name: str, seconds: int, sent: dict[int, float], statement: str) -> None:
+    """RATE statements a second, each with its number; `sent` gets the moment just before each."""
     with psycopg.connect(server.dsn(name), autocommit=True) as session:
         started = time.perf_counter()
         for number in range(seconds * RATE):
@@ -51,27 +56,15 @@ def _write(server: EmbeddedServer, name: str, seconds: int, sent: dict[int, floa
             if delay > 0:
                 time.sleep(delay)
             sent[number] = time.perf_counter()
-            session.execute(f"insert into t values (%s, 1, 'paid', 1, 'x', now()){notify}".encode(), (number,))
+            session.execute(statement.encode(), (number,))
 
 
 def _bare(server: EmbeddedServer, session: psycopg.Connection[Any], seconds: int) -> list[float]:
     name = session.info.dbname
     sent: dict[int, float] = {}
     took: list[float] = []
-    statement = "with i as (insert into t values (%s, 1, 'paid', 1, 'x', now()) returning id) select pg_notify('n', id::text) from i"
     session.execute("listen n")
-
-    def write() -> None:
-        with psycopg.connect(server.dsn(name), autocommit=True) as writer:
-            started = time.perf_counter()
-            for number in range(seconds * RATE):
-                delay = started + number / RATE - time.perf_counter()
-                if delay > 0:
-                    time.sleep(delay)
-                sent[number] = time.perf_counter()
-                writer.execute(statement.encode(), (number,))
-
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=_write, args=(server, name, seconds, sent, INSERT_AND_NOTIFY))
     writer.start()
     with psycopg.connect(server.dsn(name), autocommit=True) as reader:
         for notification in session.notifies(timeout=30):
@@ -88,7 +81,7 @@ def _queue(server: EmbeddedServer, session: psycopg.Connection[Any], seconds: in
     name = session.info.dbname
     sent: dict[int, float] = {}
     took: list[float] = []
-    writer = threading.Thread(target=_write, args=(server, name, seconds, sent, ""))
+    writer = threading.Thread(target=_write, args=(server, name, seconds, sent, INSERT))
     with psycopg.connect(server.dsn(name), autocommit=True) as reader:
         reader.execute("listen cdcbridge")
         writer.start()

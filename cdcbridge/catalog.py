@@ -41,14 +41,16 @@ _TABLE: Final = """
     )
     select t.oid::int8, t.root::int8, t.relispartition, t.relreplident::text, rn.nspname, rc.relname,
            (select coalesce(array_agg(attname::text), '{}') from a where not attisdropped and attgenerated <> ''),
-           (select coalesce(json_object_agg(attname, changed::text::int8 order by attnum), '{}') from a
+           (select coalesce(json_object_agg(attname, array[attnum, changed::text::int8] order by attnum), '{}') from a
             where not attisdropped and attgenerated = '' and attlen = -1 and attstorage <> 'p'),
            (select x::text::int8 from (select t.changed as x union all select a.changed from a
                                  union all select i.xmin from pg_inherits i where i.inhrelid = t.oid) y
             order by age(x) limit 1),
-           (select i.xmin::text::int8 from pg_inherits i where i.inhrelid = t.oid)
+           (select i.xmin::text::int8 from pg_inherits i where i.inhrelid = t.oid),
+           (select coalesce(json_object_agg(attnum, changed::text::int8), '{}') from a)
     from t join pg_class rc on rc.oid = t.root join pg_namespace rn on rn.oid = rc.relnamespace
 """
+_WAL_END: Final = "select pg_current_wal_insert_lsn()::text"
 _HALF: Final = 1 << 31
 _NEVER: Final = 1 << 64  # above every LSN
 _REMEMBERED: Final = 100_000  # transactions of the stream that are known to have passed
@@ -64,7 +66,8 @@ class _Version:
     looked_at: int
     changed: int
     table: Table
-    columns: dict[str, int] = field(default_factory=dict)  # toastable ones → the DDL that last changed each
+    columns: dict[str, list[int]] = field(default_factory=dict)  # toastable ones → number, DDL that last changed it
+    attributes: dict[str, int] = field(default_factory=dict)  # all, dropped ones too: number → that DDL
 
 
 @dataclass(slots=True)
@@ -142,10 +145,13 @@ class SourceCatalog:
 
     def _look(self, schema: str, table: str, versions: _Versions) -> None:
         with source_errors():
-            # The LSN first, in a statement of its own: the look's snapshot must not be older than it.
-            lsn = self._connection.execute("select pg_current_wal_insert_lsn()::text").fetchone()
+            # An LSN on each side of the look, in statements of their own: what committed below the first it has
+            # seen for sure, and nothing that it has seen committed above the second.
+            before = self._connection.execute(_WAL_END).fetchone()
             row = self._connection.execute(_TABLE, (schema, table)).fetchone()
-        versions.covered = parse_lsn(lsn[0]) if lsn else 0
+            after = self._connection.execute(_WAL_END).fetchone()
+        versions.covered = parse_lsn(before[0]) if before else 0
+        looked_at = parse_lsn(after[0]) if after else _NEVER
         if row is None or (versions.known and versions.known[-1].changed == row[8]):
             return
         found, since = self._found(schema, table, row), row[8]
@@ -153,7 +159,7 @@ class SourceCatalog:
             # Seen for the first time, as a partition: before it was attached it was a table of its own.
             versions.known.append(_Version(0, -1, 0, self._unknown(schema, table)))
             since = row[9]
-        versions.known.append(_Version(since, versions.covered, row[8], found, row[7]))
+        versions.known.append(_Version(since, looked_at, row[8], found, row[7], row[10]))
 
     def _found(self, schema: str, table: str, row: tuple[Any, ...]) -> Table:
         oid, root, partition, replica_identity, root_schema, root_table, generated, toastable = row[:8]
@@ -184,12 +190,23 @@ class SourceCatalog:
             return self._unknown(schema, table)
         if len(known) > 1:
             self._unsettled = True  # the next transaction may be past the DDL between the two
-        elif not self._has_passed(known[0], known[0].table):
+            return self._between(known[0], known[1])
+        if not self._has_passed(known[0], known[0].table):
             # Known only as it is after a DDL that is yet to come: a column that it changed may not be there yet.
             self._unsettled = True
-            there = tuple(c for c, since in known[0].columns.items() if self._passed_by(since, known[0].looked_at))
+            there = tuple(c for c, (_, since) in known[0].columns.items() if self._passed_by(since, known[0].looked_at))
             return replace(known[0].table, toastable=there)
         return known[0].table
+
+    def _between(self, older: _Version, newer: _Version) -> Table:
+        """The older version, less the columns that one of several DDLs up to the newer one has changed by now."""
+        gone = {
+            name
+            for name, (number, since) in older.columns.items()
+            if (changed := newer.attributes.get(str(number), since)) != since
+            and self._passed_by(changed, newer.looked_at)
+        }
+        return replace(older.table, toastable=tuple(c for c in older.table.toastable if c not in gone))
 
     def _unknown(self, schema: str, table: str) -> Table:
         relation = Relation(schema, table, f"{schema}.{table}", None, frozenset())

@@ -128,6 +128,9 @@ def test_partitions_attached_and_detached_in_mid_stream(world: World) -> None:
             "alter table t attach partition p2 for values from (10) to (20)",
             "insert into t values (11, 'in p2')",
             "insert into p2 values (12, 'into the leaf')",
+        )
+        world.messages(3)  # wal2json's catalogue must have seen p2 as a partition while it was one (ARCHITECTURE)
+        world.execute(
             "alter table t detach partition p1",
             "insert into p1 values (2, 'after detach: not of t')",
             "begin; create table p3 partition of t for values from (20) to (30); insert into t values (21, 'in p3'); commit",

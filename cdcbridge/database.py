@@ -41,13 +41,6 @@ def conninfo(dsn: str, application_name: str, settings: Mapping[str, str] | None
     return make_conninfo(**merged)
 
 
-def describe_dsn(dsn: str) -> str:
-    """Host, port and database for people; never the password."""
-    given = conninfo_to_dict(dsn)
-    host = given.get("host") or given.get("hostaddr") or "local socket"
-    return f"{host}:{given.get('port') or 5432}/{given.get('dbname') or given.get('user') or ''}"
-
-
 def connect_source(dsn: str, application_name: str = "cdcbridge", *, autocommit: bool = True) -> Connection:
     """A plain session on the source. Raises SourceUnavailable."""
     with source_errors():

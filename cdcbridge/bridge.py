@@ -51,7 +51,7 @@ WAITING_BATCHES: Final = 2  # what may be collected while an append is under way
 # The appender mostly waits for the server, and after each wait it needs the interpreter lock, which the decoding thread
 # gives up only this often. At Python's 5 ms every round trip of an append would cost 5 ms.
 SWITCH_INTERVAL: Final = 0.0001
-READ_ROWS: Final = 1_000  # rows read before looking whether the append is done
+READ_BYTES: Final = 512 << 10  # read before looking whether the append is done
 _STATUS_SHARE: Final = 4  # status updates in one wal_sender_timeout
 _LONGEST_STATUS_INTERVAL: Final = 1.0
 _STANDBY_INTERVAL: Final = 1.0
@@ -187,7 +187,6 @@ class _Pump:
         self._status_interval = _status_interval(ready.wal_sender_timeout)
         self._next_status = self._next_idle_append = 0.0
         self._told = 0
-        self._drained = False
         self._appending = selectors.DefaultSelector()
         self._anything = selectors.DefaultSelector()
         for selector in (self._appending, self._anything):
@@ -214,19 +213,13 @@ class _Pump:
         """Decode and collect what has arrived: some rows, up to what may wait."""
         if self._collected(WAITING_BATCHES):
             return
-        feed, decode, collector = self._collector.feed, self._decode, self._collector
-        rows, size = collector.rows + READ_ROWS, collector.size + BATCH_BYTES
-        self._drained = False
+        feed, decode = self._collector.feed, self._decode
         self._stream.receive()
         try:
-            for message in self._stream.messages():
+            for message in self._stream.messages(READ_BYTES):
                 event = decode(message)
                 if event is not None:
                     feed(event)
-                    if collector.rows >= rows or collector.size >= size:
-                        break
-            else:
-                self._drained = True
         except DecodeError as error:
             located = DecodeError(error.plugin, error.reason, offset=error.offset, lsn=self._stream.last_lsn())
             located.hint = self._way_on()
@@ -236,7 +229,7 @@ class _Pump:
             raise
         if self._notices:
             self._heed_notices()
-        self._progress.receive(collector.end_lsn)
+        self._progress.receive(self._collector.end_lsn)
 
     def _append(self) -> None:
         """Give the appender a batch when it is idle and there is one worth a commit."""
@@ -246,14 +239,14 @@ class _Pump:
             self._next_status = 0.0
         if self._appender.busy:
             return
-        worth_it = self._collected(1) or (self._collector.rows and self._drained and not self._collector.open)
+        worth_it = self._collected(1) or (self._collector.rows and self._stream.drained and not self._collector.open)
         if worth_it or self._idle_append_due():
             self._submit()
 
     def _confirm(self) -> None:
         """Tell PostgreSQL how far the store is: after each append, on its wish, and in time for its timeout."""
         written = self._progress.durable
-        idle = self._drained and not (self._collector.open or self._collector.rows or self._appender.busy)
+        idle = self._stream.drained and not (self._collector.open or self._collector.rows or self._appender.busy)
         if idle and not self._ready.finishing:
             # Nothing is open or unflushed, so what the server says it has sent through is done with.
             self._collector.idle(self._stream.wal_end)
@@ -286,7 +279,7 @@ class _Pump:
     def _sleep(self) -> None:
         """Until there is something to do. A full batch waits for the appender alone: that is the back-pressure."""
         full = self._collected(WAITING_BATCHES)
-        if not self._drained and not full:
+        if not self._stream.drained and not full:
             return
         timeout = max(0.0, self._next_status - time.monotonic())
         if not self._appender.busy and not full:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from cdcbridge.encode import NULL, encode_data, key_text, partition_of, sized, transaction_part
+from cdcbridge.encode import encode_data, key_text, message_row, shared_part
 from cdcbridge.errors import DecodeError, OperatorNeeded
 from cdcbridge.filters import FilterError
 from cdcbridge.lsn import format_lsn
@@ -26,14 +26,14 @@ _ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the
 class Batch:
     """What one append commits.
 
-    `rows`: (ordinal, partition, COPY tail). `groups`: consumers that get the same rows → indexes into `rows`.
+    `rows`: for COPY, less their seqs. `groups`: consumers that get the same rows → indexes into `rows`.
     `keyed`: consumer with a key of its own → indexes and keys. `dead`: (consumer, index, reason, key). `position` is of
     the last change read; `end_lsn` of the last transaction that is complete; `open` tells that the position
     stands inside a transaction whose rest is still to come. `commit_time` is of the last transaction, None where the
     source had nothing more.
     """
 
-    rows: list[tuple[int, int, bytes]] = field(default_factory=list)
+    rows: list[bytes] = field(default_factory=list)
     groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
     keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
     dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
@@ -59,9 +59,8 @@ class Collector:
         self._router = router
         self._partitions = partitions
         self._done = done
-        self._topics: dict[Relation, bytes] = {}
         self._begin: Begin | None = None
-        self._transaction = b""
+        self._shared: dict[str, bytes] = {}  # of the open transaction, by topic
         self._ordinal = -1
         self._skip_through = -1
         self._position = done
@@ -150,7 +149,7 @@ class Collector:
         self._begin = event
         self._commit_time = event.commit_time
         self._ordinal = -1
-        self._transaction = transaction_part(event.commit_lsn, event.xid, event.commit_time)
+        self._shared = {}
         if event.commit_lsn < self._done.commit_lsn:
             self._skip_through = 1 << 62
         else:
@@ -162,12 +161,11 @@ class Collector:
         self._position = self.position
         self.end_lsn = max(self.end_lsn, event.end_lsn)
         self._begin = None
+        self._shared = {}
 
     # messages
 
     def _change(self, change: Change) -> None:
-        if self._begin is None:
-            raise DecodeError("stream", f"a change of {change.relation.topic} outside a transaction")
         plan = self._router.plan(change.relation, change.op)
         if plan is not None:
             self._message(plan, change)
@@ -185,15 +183,12 @@ class Collector:
         if wanted is not None and not wanted and not plan.plain:
             return
         data = encode_data(change.op, change.record, change.old, change.unchanged)
-        topic = self._topics.get(relation)
-        if topic is None:
-            topic = self._topics[relation] = sized(relation.topic.encode())
+        shared = self._shared.get(relation.topic) or self._share(relation.topic)
         batch = self._batch
         index = len(batch.rows)
-        key_bytes = None if key is None else key.encode()
-        tail = b"%b%b%b%b" % (topic, NULL if key_bytes is None else sized(key_bytes), sized(data), self._transaction)
-        batch.rows.append((self._ordinal, partition_of(key_bytes, self._partitions), tail))
-        batch.size += len(tail) + _ROW_OVERHEAD
+        row = message_row(self._ordinal, key, self._partitions, data, shared)
+        batch.rows.append(row)
+        batch.size += len(row) + _ROW_OVERHEAD
         plain = plan.plain
         if len(data) > plan.smallest_limit:
             oversized = self._bury_oversized(plan, wanted, key, index, len(data))
@@ -206,6 +201,13 @@ class Collector:
             group.append(index)
         if wanted:
             self._fan_out(wanted, index)
+
+    def _share(self, topic: str) -> bytes:
+        begin = self._begin
+        if begin is None or begin.commit_lsn is None or begin.xid is None or begin.commit_time is None:
+            raise DecodeError("stream", f"a change of {topic} outside a transaction")
+        shared = self._shared[topic] = shared_part(topic, begin.commit_lsn, begin.xid, begin.commit_time)
+        return shared
 
     def _wanted(self, plan: Plan, change: Change, key: str | None) -> dict[int, _Wish]:
         """What each consumer that looks closer wants of this change."""

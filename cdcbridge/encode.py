@@ -17,24 +17,21 @@ from cdcbridge.model import JsonValue, Row
 
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + b"\0" * 8
 COPY_TRAILER: Final = b"\xff\xff"
-NULL: Final = b"\xff\xff\xff\xff"
-_MESSAGE_HEAD = struct.Struct("!HIqIiIi")
+_NULL: Final = -1  # as the length of a field
+_NULL_FIELD: Final = b"\xff\xff\xff\xff"
+_SEQ = struct.Struct("!HIq")
+_MESSAGE = struct.Struct("!IiIii")
 _TRANSACTION = struct.Struct("!IqIqIq")
 _CHUNK_HEAD = struct.Struct("!HIiIq")
 _ARRAY_HEAD = struct.Struct("!iiIii")
 _LENGTH = struct.Struct("!I")
 _INT8_OID, _TEXT_OID = 20, 25
 
-MESSAGE_COLUMNS: Final = "seq, ordinal, partition, topic, key, data, commit_lsn, xid, commit_time"
+MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn, xid, commit_time"
 CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
 GAP_TOPIC: Final = "cdcbridge.gap"  # of the messages that tell of changes left behind
 CHUNK_SIZE: Final = 64  # messages per fan-out row of a large append: 1 KB of seqs, below TOAST's 2 KB
 SMALL_APPEND: Final = 128  # up to here each message has a row of its own, so that concurrent receivers share them
-
-
-def sized(value: bytes) -> bytes:
-    """A field of a row: its length, its bytes."""
-    return _LENGTH.pack(len(value)) + value
 
 
 def key_text(record: Row | None, columns: Sequence[str] | None) -> str | None:
@@ -50,6 +47,8 @@ def key_text(record: Row | None, columns: Sequence[str] | None) -> str | None:
 def _as_text(value: JsonValue) -> str | None:
     if value is None or type(value) is str:
         return value
+    if type(value) is int:
+        return str(value)
     return orjson.dumps(value).decode()
 
 
@@ -63,14 +62,27 @@ def encode_data(op: str, record: Row | None, old: Row | None, unchanged: Sequenc
     return orjson.dumps({"op": op, "record": record, "old": old, "unchanged": unchanged})
 
 
-def transaction_part(commit_lsn: int, xid: int, commit_time: int) -> bytes:
-    """The columns that all messages of a transaction share."""
-    return _TRANSACTION.pack(8, commit_lsn, 8, xid, 8, commit_time)
+def shared_part(topic: str, commit_lsn: int, xid: int, commit_time: int) -> bytes:
+    """The columns that all messages of a topic share within a transaction."""
+    return _sized(topic.encode()) + _TRANSACTION.pack(8, commit_lsn, 8, xid, 8, commit_time)
 
 
-def message_row(seq: int, ordinal: int, partition: int, tail: bytes) -> bytes:
-    """One row for COPY messages (MESSAGE_COLUMNS); `tail` holds everything from the topic on."""
-    return _MESSAGE_HEAD.pack(9, 8, seq, 4, ordinal, 4, partition) + tail
+def message_row(ordinal: int, key: str | None, partitions: int, data: bytes, shared: bytes) -> bytes:
+    """One row for COPY messages (MESSAGE_COLUMNS), from the ordinal on; `shared` is its shared_part."""
+    if key is None:
+        return b"%b%b%b%b" % (_MESSAGE.pack(4, ordinal, 4, 0, _NULL), _LENGTH.pack(len(data)), data, shared)
+    text = key.encode()
+    head = _MESSAGE.pack(4, ordinal, 4, partition_of(text, partitions), len(text))
+    return b"%b%b%b%b%b" % (head, text, _LENGTH.pack(len(data)), data, shared)
+
+
+def message_rows(rows: Sequence[bytes], first: int) -> bytes:
+    """The same rows, whole: with consecutive seqs from `first` on."""
+    pieces = [b""] * (2 * len(rows))
+    pack = _SEQ.pack
+    pieces[::2] = [pack(9, 8, seq) for seq in range(first, first + len(rows))]
+    pieces[1::2] = rows
+    return b"".join(pieces)
 
 
 def chunk_rows(consumer_ids: Sequence[int], seqs: Sequence[int], keys: Sequence[str | None] | None) -> bytes:
@@ -79,10 +91,15 @@ def chunk_rows(consumer_ids: Sequence[int], seqs: Sequence[int], keys: Sequence[
     tails = []
     for start in range(0, len(seqs), size):
         chunk = seqs[start : start + size]
-        chunk_keys = NULL if keys is None else _text_array(keys[start : start + size])
+        chunk_keys = _NULL_FIELD if keys is None else _text_array(keys[start : start + size])
         tails.append((chunk[0], _int8_array(chunk) + chunk_keys))
     head = _CHUNK_HEAD.pack
     return b"".join([head(4, 4, consumer, 8, ord_) + tail for consumer in consumer_ids for ord_, tail in tails])
+
+
+def _sized(value: bytes) -> bytes:
+    """A field of a row: its length, its bytes."""
+    return _LENGTH.pack(len(value)) + value
 
 
 def _int8_array(values: Sequence[int]) -> bytes:
@@ -93,5 +110,5 @@ def _int8_array(values: Sequence[int]) -> bytes:
 
 
 def _text_array(values: Sequence[str | None]) -> bytes:
-    body = b"".join([NULL if value is None else sized(value.encode()) for value in values])
+    body = b"".join([_NULL_FIELD if value is None else _sized(value.encode()) for value in values])
     return _LENGTH.pack(20 + len(body)) + _ARRAY_HEAD.pack(1, 1, _TEXT_OID, len(values), 1) + body

@@ -17,7 +17,7 @@ from cdcbridge.check import problems, refuse, supports_numbers_as_text
 from cdcbridge.collect import Batch
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source, source_errors
-from cdcbridge.encode import GAP_TOPIC, NULL, sized, transaction_part
+from cdcbridge.encode import GAP_TOPIC, message_row, shared_part
 from cdcbridge.errors import NotLeader, UsageError
 from cdcbridge.lsn import format_lsn
 from cdcbridge.position import Position
@@ -129,11 +129,11 @@ def _leave_gap(store: Store, target: int) -> tuple[int, int]:
         "unchanged": [],
     }
     # It stands where the gap ends, before whatever commits there: ordinal -1 is nobody else's.
-    tail = sized(GAP_TOPIC.encode()) + NULL + sized(orjson.dumps(gap)) + transaction_part(target, 0, 0)
+    row = message_row(-1, None, 1, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, 0))
     everyone = tuple(s.consumer_id for s in consumers.all_subscriptions(store.connection))
     store.append(
         Batch(
-            rows=[(-1, 0, tail)],
+            rows=[row],
             groups={everyone: [0]} if everyone else {},
             position=Position(target, -1),
             end_lsn=target,

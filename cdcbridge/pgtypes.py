@@ -49,9 +49,7 @@ class PgType:
     name: str = ""
 
 
-def text(value: bytes) -> JsonValue:
-    """Most types: a string of their text."""
-    return value.decode()
+text: Final[Converter] = bytes.decode  # most types: a string of their text
 
 
 def boolean(value: bytes) -> JsonValue:
@@ -71,17 +69,21 @@ def raw_json(value: bytes) -> JsonValue:
     return orjson.Fragment(value)
 
 
-def timestamp(value: bytes) -> JsonValue:
+def timestamp(stamp: str) -> JsonValue:
     """`2024-02-29 12:00:00 BC` → `2024-02-29T12:00:00 BC`; infinity stays."""
-    return value.decode().replace(" ", "T", 1)
+    return stamp.replace(" ", "T", 1)
 
 
-def timestamptz(value: bytes) -> JsonValue:
+def timestamptz(stamp: str) -> JsonValue:
     """As timestamp; the zone is always written `+00:00`, as XML Schema has it."""
-    stamp = value.decode().replace(" ", "T", 1)
-    if stamp.endswith("+00"):
+    stamp = stamp.replace(" ", "T", 1)
+    if stamp[-3:] == "+00":
         return stamp + ":00"
     return stamp[:-3] + ":00 BC" if stamp.endswith("+00 BC") else stamp
+
+
+def _decoded(convert: Callable[[str], JsonValue]) -> Converter:
+    return lambda value: convert(value.decode())
 
 
 def _vector(element: Converter) -> Converter:
@@ -93,7 +95,7 @@ def _vector(element: Converter) -> Converter:
 
 _SCALARS: Final[dict[int, Converter]] = {
     BOOL: boolean, INT2: int, INT4: int, INT8: int, FLOAT4: number, FLOAT8: number, NUMERIC: number,
-    JSON: raw_json, JSONB: raw_json, TIMESTAMP: timestamp, TIMESTAMPTZ: timestamptz,
+    JSON: raw_json, JSONB: raw_json, TIMESTAMP: _decoded(timestamp), TIMESTAMPTZ: _decoded(timestamptz),
     INT2VECTOR: _vector(int), OIDVECTOR: _vector(text),
 }  # fmt: skip
 

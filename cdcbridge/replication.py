@@ -54,6 +54,7 @@ class ReplicationStream:
         self._pgconn.notice_handler = lambda result: on_notice(_notice(result))
         self.wal_end = 0
         self.reply_wanted = False
+        self.drained = False
         self._last: bytes | memoryview = bytes(_HEADER)
 
     def fileno(self) -> int:
@@ -105,21 +106,25 @@ class ReplicationStream:
             )
         raise SourceUnavailable(f"source: {message}")
 
-    def messages(self) -> Iterator[bytes]:
-        """What the plugin sent and has arrived, in order; ends when there is nothing more to read just now.
+    def messages(self, size: int) -> Iterator[bytes]:
+        """What the plugin sent and has arrived, in order, until so many bytes are reached.
 
-        Keepalives are taken out: `wal_end` is where the server says it is, `reply_wanted` that it wants a status.
+        `drained` tells afterwards whether there is nothing more to read just now. Keepalives are taken out:
+        `wal_end` is where the server says it is, `reply_wanted` that it wants a status.
         """
         get = self._pgconn.get_copy_data
-        while True:
-            size, data = get(1)
-            if size > 0:
+        self.drained = False
+        while size > 0:
+            length, data = get(1)
+            if length > 0:
                 if data[0] == _XLOG_DATA:
                     self._last = data
                     yield bytes(data[_HEADER:])
+                    size -= length
                 else:
                     self._keepalive(bytes(data))
-            elif size == 0:
+            elif length == 0:
+                self.drained = True
                 return
             else:
                 self._ended()

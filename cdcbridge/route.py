@@ -60,11 +60,13 @@ class Router:
 
     def plan(self, relation: Relation, operation: str) -> Plan | None:
         """The plan, or None where nobody wants this operation of this relation."""
-        key = (relation, operation)
-        if key not in self._plans:
+        try:
+            return self._plans[relation, operation]
+        except KeyError:
             schema, _, table = relation.topic.partition(".")
-            self._plans[key] = _plan([s for s in self.subscriptions(schema, table) if operation in s.operations])
-        return self._plans[key]
+            plan = _plan([s for s in self.subscriptions(schema, table) if operation in s.operations])
+            self._plans[relation, operation] = plan
+            return plan
 
 
 def _plan(subscriptions: list[Subscription]) -> Plan | None:

@@ -72,7 +72,7 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
             applied = consumers.apply(store.connection, config.consumers)
             if applied.added or applied.changed or applied.left:
                 log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
-        names = _publish(config, connection, first=history is None) if plugin == "pgoutput" else []
+        names = _publish(config, connection) if plugin == "pgoutput" else []
         slot_lsn = _slot(config, connection, history, plugin)
         wal_end = source.current_lsn(connection)
     if history is None:
@@ -85,10 +85,10 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
     return _ready(config, store, tail, plugin, names, _timeout(stream))
 
 
-def _publish(config: Config, connection: Connection, *, first: bool) -> list[str]:
+def _publish(config: Config, connection: Connection) -> list[str]:
     """Publications in step with the consumers; the names to stream."""
     wanted = source.wanted_publications(config.source.publication, config.consumers)
-    if first:
+    if not source.slots(connection, config.source.slot):
         source.create_spare_publication(connection, config.source.publication)
     for statement in source.ensure_publications(connection, wanted):
         log.info("publication.changed", sql=statement)

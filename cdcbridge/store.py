@@ -23,7 +23,7 @@ from cdcbridge.encode import (
     COPY_TRAILER,
     MESSAGE_COLUMNS,
     chunk_rows,
-    message_row,
+    message_rows,
 )
 from cdcbridge.errors import Fenced
 from cdcbridge.lsn import format_lsn, parse_lsn
@@ -179,8 +179,7 @@ class Store:
     def _write(self, connection: Connection, batch: Batch, first: int) -> None:
         with connection.cursor() as cursor:
             with cursor.copy(_COPY_MESSAGES) as copy:
-                rows = [message_row(seq, *row) for seq, row in enumerate(batch.rows, first)]
-                copy.write(b"".join([COPY_HEADER, *rows, COPY_TRAILER]))
+                copy.write(COPY_HEADER + message_rows(batch.rows, first) + COPY_TRAILER)
             if batch.groups or batch.keyed:
                 with cursor.copy(_COPY_WAITING) as copy:
                     copy.write(b"".join([COPY_HEADER, *_fan_out(batch, first), COPY_TRAILER]))

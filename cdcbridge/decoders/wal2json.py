@@ -18,7 +18,20 @@ import orjson
 from cdcbridge.errors import DecodeError
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.model import Begin, Change, Commit, Event, Ignored, JsonValue, LogicalMessage, Relation, Row, Truncate
-from cdcbridge.pgtypes import BOOL, BYTEA, FLOATING, INTEGERS, NUMERIC, OID, Types, number, text
+from cdcbridge.pgtypes import (
+    BOOL,
+    BYTEA,
+    FLOATING,
+    INTEGERS,
+    NUMERIC,
+    OID,
+    TIMESTAMP,
+    TIMESTAMPTZ,
+    Types,
+    text,
+    timestamp,
+    timestamptz,
+)
 
 Parsed = dict[str, Any]
 _POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
@@ -26,6 +39,7 @@ _MICROSECOND = dt.timedelta(microseconds=1)
 # wal2json writes numeric bare, and orjson would read it as a double. Inside a JSON string every quote is escaped,
 # so these bytes stand only where a numeric column's value does.
 _NUMERIC_MARK: Final = b'"typeoid":%d,"value":' % NUMERIC
+_STAMPS: Final[dict[int, Callable[[str], JsonValue]]] = {TIMESTAMP: timestamp, TIMESTAMPTZ: timestamptz}
 _NUMERIC_VALUE = re.compile(re.escape(_NUMERIC_MARK) + rb"(-?[0-9][^,}]*)")
 
 
@@ -77,6 +91,8 @@ class _Specials(dict[tuple[int, ...], tuple[tuple[int, Callable[[Any], JsonValue
             return _bytea
         if oid == BOOL:
             return None
+        if oid in _STAMPS:
+            return _STAMPS[oid]
         from_text = self._types.converter(oid)
         if from_text is text:
             return None
@@ -84,7 +100,8 @@ class _Specials(dict[tuple[int, ...], tuple[tuple[int, Callable[[Any], JsonValue
 
 
 def _number(value: Any) -> JsonValue:
-    return number(value.encode()) if isinstance(value, str) else value
+    # As pgtypes.number: digits stay as they are, NaN and Infinity are strings.
+    return orjson.Fragment(value) if isinstance(value, str) and "0" <= value[-1:] <= "9" else value
 
 
 def _quoted(match: re.Match[bytes]) -> bytes:
@@ -183,11 +200,15 @@ class Wal2jsonDecoder:
         return Change("delete", table.relation, self._row(parsed["identity"], table))
 
     def _row(self, columns: list[Parsed], table: Table) -> Row:
-        record: Row = {column["name"]: column["value"] for column in columns}
-        for index, convert in self._specials[tuple([column["typeoid"] for column in columns])]:
-            column = columns[index]
-            if column["value"] is not None:
-                record[column["name"]] = convert(column["value"])
+        record: Row = {}
+        oids = []
+        for column in columns:
+            record[column["name"]] = column["value"]
+            oids.append(column["typeoid"])
+        for index, convert in self._specials[tuple(oids)]:
+            name = columns[index]["name"]
+            if (value := record[name]) is not None:
+                record[name] = convert(value)
         for name in table.generated:
             record.pop(name, None)
         return record

@@ -10,7 +10,7 @@ from psycopg.rows import dict_row
 from cdcbridge.collect import Batch
 from cdcbridge.config import Consumer
 from cdcbridge.consumers import apply
-from cdcbridge.encode import encode_data, sized, transaction_part
+from cdcbridge.encode import encode_data, message_row, shared_part
 from cdcbridge.position import Position
 from cdcbridge.store import Store
 
@@ -53,8 +53,7 @@ class Queue:
         rows = []
         for n in range(count):
             data = encode_data("insert", {"id": n, "secret": "s"}, None, ())
-            tail = sized(b"public.t") + sized(str(n).encode()) + sized(data) + transaction_part(self._lsn, 7, 0)
-            rows.append((n, 0, tail))
+            rows.append(message_row(n, str(n), 1, data, shared_part("public.t", self._lsn, 7, 0)))
         before = self.value("select coalesce(max(seq), 0) from cdcbridge.messages")
         position = Position(self._lsn, count)
         self._store.append(

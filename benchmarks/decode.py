@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks.common import median
 from cdcbridge.decoders.pgoutput import PgoutputDecoder
 from cdcbridge.decoders.wal2json import Table, Wal2jsonDecoder
 from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.model import Begin, Relation
+from cdcbridge.model import Begin, Event, Relation
 from cdcbridge.pgtypes import Types
 
 COLUMNS = (("id", 20), ("customer", 23), ("status", 25), ("amount", 1700), ("note", 25), ("at", 1184))
@@ -39,12 +40,12 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:  # 
     count = 20_000 if quick else 300_000
     results = []
     print("| decoder | bytes/event | events/s | MB/s |\n|---|---|---|---|")
-    for name, (decode, message) in {"wal2json": _wal2json(), "pgoutput": _pgoutput()}.items():
+    for name, (events, message) in {"wal2json": _wal2json(), "pgoutput": _pgoutput()}.items():
         rates = []
         for _ in range(3):
             started = time.perf_counter()
-            for _ in range(count):
-                decode(message)
+            for _ in events(itertools.repeat(message, count)):
+                pass
             rates.append(count / (time.perf_counter() - started))
         rate = median(rates)
         results.append({"decoder": name, "bytes": len(message), "events_per_s": rate})
@@ -52,21 +53,21 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:  # 
     return results
 
 
-def _wal2json() -> tuple[Callable[[bytes], object], bytes]:
+def _wal2json() -> tuple[Callable[[Iterable[bytes]], Iterator[Event]], bytes]:
     quoted = {25, 1184}
     columns = ",".join(
         f'{{"name":"{name}","typeoid":{oid},"value":{f"{chr(34)}{v.decode()}{chr(34)}" if oid in quoted else v.decode()}}}'
         for (name, oid), v in zip(COLUMNS, VALUES, strict=True)
     )
     head = '"xid":1234,"timestamp":"2024-02-29 12:34:56.789012+00","lsn":"0/12345678","schema":"public","table":"t"'
-    return Wal2jsonDecoder(Types(), _Catalog()).decode, f'{{"action":"I",{head},"columns":[{columns}]}}'.encode()
+    return Wal2jsonDecoder(Types(), _Catalog()).events, f'{{"action":"I",{head},"columns":[{columns}]}}'.encode()
 
 
-def _pgoutput() -> tuple[Callable[[bytes], object], bytes]:
+def _pgoutput() -> tuple[Callable[[Iterable[bytes]], Iterator[Event]], bytes]:
     decoder = PgoutputDecoder(Types(), _Catalog())
     relation = b"R" + struct.pack("!I", 5) + b"public\0t\0d" + struct.pack("!H", len(COLUMNS))
     for name, oid in COLUMNS:
         relation += bytes([name == "id"]) + name.encode() + b"\0" + struct.pack("!Ii", oid, -1)
-    decoder.decode(relation)
+    list(decoder.events([relation]))
     fields = b"".join(b"t" + struct.pack("!I", len(value)) + value for value in VALUES)
-    return decoder.decode, b"I" + struct.pack("!I", 5) + b"N" + struct.pack("!H", len(VALUES)) + fields
+    return decoder.events, b"I" + struct.pack("!I", 5) + b"N" + struct.pack("!H", len(VALUES)) + fields

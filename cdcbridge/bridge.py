@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import tenacity
@@ -30,7 +30,6 @@ from cdcbridge.decoders.wal2json import Wal2jsonDecoder
 from cdcbridge.errors import (
     CdcbridgeError,
     ConfigError,
-    DecodeError,
     Fenced,
     NotLeader,
     OperatorNeeded,
@@ -179,7 +178,7 @@ class _Pump:
         self._ready = ready
         self._catalog = catalog
         self._notices = notices
-        self._decode = _decoder(ready, catalog)
+        self._decoder = _decoder(ready, catalog, stream.last_lsn)
         self._collector = Collector(ready.router, config.store.partitions, ready.tail.position, ready.tail.end_lsn)
         self._progress = Progress(ready.tail.end_lsn, ready.tail.end_lsn, ready.tail.end_lsn)
         self._appender = Appender(store)
@@ -213,17 +212,8 @@ class _Pump:
         """Decode and collect what has arrived: some rows, up to what may wait."""
         if self._collected(WAITING_BATCHES):
             return
-        feed, decode = self._collector.feed, self._decode
-        self._stream.receive()
         try:
-            for message in self._stream.messages(READ_BYTES):
-                event = decode(message)
-                if event is not None:
-                    feed(event)
-        except DecodeError as error:
-            located = DecodeError(error.plugin, error.reason, offset=error.offset, lsn=self._stream.last_lsn())
-            located.hint = self._way_on()
-            raise located from error
+            self._collector.feed(self._decoder.events(self._stream.messages(READ_BYTES)))
         except OperatorNeeded as error:
             error.hint = f"{error.hint or ''} {self._way_on()}".strip()
             raise
@@ -340,11 +330,12 @@ class _Pump:
         self._stream.finish()
 
 
-def _decoder(ready: Ready, catalog: SourceCatalog) -> Callable[[bytes], Any]:
+def _decoder(ready: Ready, catalog: SourceCatalog, where: Callable[[], int]) -> PgoutputDecoder | Wal2jsonDecoder:
     types = Types(catalog.lookup_type)
     if ready.plugin == "pgoutput":
-        return PgoutputDecoder(types, catalog).decode
-    return Wal2jsonDecoder(types, catalog, numbers_as_text="numeric-data-types-as-string" in ready.options).decode
+        return PgoutputDecoder(types, catalog, where)
+    as_text = "numeric-data-types-as-string" in ready.options
+    return Wal2jsonDecoder(types, catalog, where, numbers_as_text=as_text)
 
 
 def _status_interval(wal_sender_timeout: float) -> float:

@@ -6,6 +6,7 @@ stands at or before the position that the store already has is recognised here a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -102,13 +103,18 @@ class Collector:
         self.end_lsn = max(self.end_lsn, wal_end)
         self._commit_time = None
 
-    def feed(self, event: Event) -> None:
-        """Take one event. Raises DecodeError where the order of events makes no sense."""
-        if type(event) is Change:
-            self._ordinal += 1
-            if self._ordinal > self._skip_through:
-                self._change(event)
-        elif type(event) is Begin:
+    def feed(self, events: Iterable[Event]) -> None:
+        """Take events in their order. Raises DecodeError where that makes no sense."""
+        for event in events:
+            if type(event) is Change:
+                self._ordinal += 1
+                if self._ordinal > self._skip_through:
+                    self._change(event)
+            else:
+                self._feed_other(event)
+
+    def _feed_other(self, event: Event) -> None:
+        if type(event) is Begin:
             self._begin_transaction(event)
         elif type(event) is Commit:
             self._end_transaction(event)
@@ -166,27 +172,19 @@ class Collector:
     # messages
 
     def _change(self, change: Change) -> None:
-        plan = self._router.plan(change.relation, change.op)
-        if plan is not None:
-            self._message(plan, change)
-
-    def _truncate(self, event: Truncate) -> None:
-        for index in range(event.named):
-            self._ordinal += 1
-            if index < len(event.relations) and self._ordinal > self._skip_through:
-                self._change(Change("truncate", event.relations[index], None))
-
-    def _message(self, plan: Plan, change: Change) -> None:
         relation = change.relation
+        plan = self._router.plan(relation, change.op)
+        if plan is None:
+            return
         key = key_text(change.record, relation.key)
         wanted = self._wanted(plan, change, key) if plan.special else None
         if wanted is not None and not wanted and not plan.plain:
             return
         data = encode_data(change.op, change.record, change.old, change.unchanged)
         shared = self._shared.get(relation.topic) or self._share(relation.topic)
+        row = message_row(self._ordinal, key, self._partitions, data, shared)
         batch = self._batch
         index = len(batch.rows)
-        row = message_row(self._ordinal, key, self._partitions, data, shared)
         batch.rows.append(row)
         batch.size += len(row) + _ROW_OVERHEAD
         plain = plan.plain
@@ -201,6 +199,12 @@ class Collector:
             group.append(index)
         if wanted:
             self._fan_out(wanted, index)
+
+    def _truncate(self, event: Truncate) -> None:
+        for index in range(event.named):
+            self._ordinal += 1
+            if index < len(event.relations) and self._ordinal > self._skip_through:
+                self._change(Change("truncate", event.relations[index], None))
 
     def _share(self, topic: str) -> bytes:
         begin = self._begin

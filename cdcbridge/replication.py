@@ -114,31 +114,36 @@ class ReplicationStream:
         """
         get = self._pgconn.get_copy_data
         self.drained = False
+        just_read = False
         while size > 0:
             length, data = get(1)
             if length > 0:
+                just_read = False
                 if data[0] == _XLOG_DATA:
                     self._last = data
                     yield bytes(data[_HEADER:])
                     size -= length
                 else:
                     self._keepalive(bytes(data))
-            elif length == 0:
+            elif length < 0:
+                self._ended()
+            elif just_read:
                 self.drained = True
                 return
             else:
-                self._ended()
+                # libpq reads a few kilobytes at a time; the socket may have more.
+                self._read_socket()
+                just_read = True
 
-    def last_lsn(self) -> int:
-        """Where in the WAL the last message stands."""
-        return int.from_bytes(self._last[1:9])
-
-    def receive(self) -> None:
-        """Read what the socket has, after it became readable."""
+    def _read_socket(self) -> None:
         try:
             self._pgconn.consume_input()
         except Exception as error:
             raise SourceUnavailable(f"source: {self._error() or error}") from error
+
+    def last_lsn(self) -> int:
+        """Where in the WAL the last message stands."""
+        return int.from_bytes(self._last[1:9])
 
     def confirm(self, written: int, durable: int) -> None:
         """A status update: `durable` may go from the server's WAL. Never more than what the store has.

@@ -21,9 +21,9 @@ from cdcbridge.store import Store
 
 # instant → (class, method, whether to die before or after it)
 INSTANTS: dict[str, tuple[tuple[type, ...], str, str]] = {
-    "received": ((PgoutputDecoder, Wal2jsonDecoder), "decode", "before"),
-    "decoded": ((PgoutputDecoder, Wal2jsonDecoder), "decode", "after"),
-    "collected": ((Collector,), "feed", "after"),
+    "received": ((PgoutputDecoder, Wal2jsonDecoder), "_row", "before"),
+    "decoded": ((Collector,), "_change", "before"),
+    "collected": ((Collector,), "_change", "after"),
     "submitted": ((_Pump,), "_submit", "after"),
     "append begun": ((Store,), "_begin", "after"),
     "rows copied": ((Store,), "_write", "after"),

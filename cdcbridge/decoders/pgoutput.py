@@ -7,12 +7,24 @@ Source: PostgreSQL manual, "Logical Replication Message Formats". Pure; what the
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from cdcbridge.errors import DecodeError
-from cdcbridge.model import Begin, Change, Commit, Converter, Event, Ignored, LogicalMessage, Relation, Row, Truncate
+from cdcbridge.model import (
+    Begin,
+    Change,
+    Commit,
+    Converter,
+    Event,
+    Ignored,
+    LogicalMessage,
+    Relation,
+    Row,
+    Truncate,
+    nowhere,
+)
 from cdcbridge.pgtypes import Types
 
 _U16 = struct.Struct("!H").unpack_from
@@ -45,11 +57,13 @@ class _Known:
 
 
 class PgoutputDecoder:
-    """`decode(message)` gives one event, or None for what is no event (Type, Origin)."""
+    """`events(messages)` gives one event for each message, and none for Type and Origin."""
 
     plugin: Final = "pgoutput"
 
-    def __init__(self, types: Types, catalog: Catalog) -> None:
+    def __init__(self, types: Types, catalog: Catalog, where: Callable[[], int | None] = nowhere) -> None:
+        """`where`: the LSN of the message at hand, for errors."""
+        self._where = where
         self._types = types
         self._catalog = catalog
         self._relations: dict[int, _Known] = {}
@@ -66,17 +80,24 @@ class PgoutputDecoder:
             b"O"[0]: self._origin,
         }
 
-    def decode(self, message: bytes, lsn: int | None = None) -> Event | None:
-        """One message → its event. Raises DecodeError on anything that is not exactly one message."""
-        try:
-            return self._readers[message[0]](message)
-        except DecodeError as error:
-            raise DecodeError(self.plugin, error.reason, offset=error.offset, lsn=lsn) from None
-        except KeyError:
-            raise DecodeError(self.plugin, f"unknown message type {message[:1]!r}", lsn=lsn) from None
-        except (struct.error, IndexError, ValueError) as error:
-            reason = f"malformed or truncated {message[:1]!r} message: {error}" if message else "empty message"
-            raise DecodeError(self.plugin, reason, offset=len(message), lsn=lsn) from error
+    def events(self, messages: Iterable[bytes]) -> Iterator[Event]:
+        """Messages → events. Raises DecodeError on anything that is not exactly one message.
+
+        A generator, because it runs for every row: what a call costs counts here.
+        """
+        readers = self._readers
+        for message in messages:
+            try:
+                event = readers[message[0]](message)
+            except DecodeError as error:
+                raise DecodeError(self.plugin, error.reason, offset=error.offset, lsn=self._where()) from None
+            except KeyError:
+                raise DecodeError(self.plugin, f"unknown message type {message[:1]!r}", lsn=self._where()) from None
+            except (struct.error, IndexError, ValueError) as error:
+                reason = f"malformed or truncated {message[:1]!r} message: {error}" if message else "empty message"
+                raise DecodeError(self.plugin, reason, offset=len(message), lsn=self._where()) from error
+            if event is not None:
+                yield event
 
     # rows: the hot path
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -17,7 +17,19 @@ import orjson
 
 from cdcbridge.errors import DecodeError
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.model import Begin, Change, Commit, Event, Ignored, JsonValue, LogicalMessage, Relation, Row, Truncate
+from cdcbridge.model import (
+    Begin,
+    Change,
+    Commit,
+    Event,
+    Ignored,
+    JsonValue,
+    LogicalMessage,
+    Relation,
+    Row,
+    Truncate,
+    nowhere,
+)
 from cdcbridge.pgtypes import (
     BOOL,
     BYTEA,
@@ -130,12 +142,22 @@ def _bytea(value: str) -> JsonValue:
 
 
 class Wal2jsonDecoder:
-    """`decode(message)` gives exactly one event for each message."""
+    """`events(messages)` gives exactly one event for each message."""
 
     plugin: Final = "wal2json"
 
-    def __init__(self, types: Types, catalog: Catalog, *, numbers_as_text: bool = False) -> None:
-        """`numbers_as_text`: the option numeric-data-types-as-string is on (wal2json 2.6 and newer)."""
+    def __init__(
+        self,
+        types: Types,
+        catalog: Catalog,
+        where: Callable[[], int | None] = nowhere,
+        *,
+        numbers_as_text: bool = False,
+    ) -> None:
+        """`where`: the LSN of the message at hand, for errors. `numbers_as_text`: the option
+        numeric-data-types-as-string is on (wal2json 2.6 and newer).
+        """
+        self._where = where
         self._catalog = catalog
         self._specials = _Specials(types, numbers_as_text)
         self._tables: dict[tuple[str, str], Table] = {}
@@ -149,23 +171,31 @@ class Wal2jsonDecoder:
             "M": self._message,
         }
 
-    def decode(self, message: bytes, lsn: int | None = None) -> Event:
-        """One line of format 2 → its event. Raises DecodeError on anything else."""
-        try:
-            parsed = orjson.loads(_NUMERIC_VALUE.sub(_quoted, message))
-            return self._readers[parsed["action"]](parsed)
-        except orjson.JSONDecodeError as error:
-            if message.startswith(b'{"action":"M"') and not _is_utf8(message):
-                # Anybody may emit any bytes as a message's content; that must not stop the changes.
-                return self.decode(message.decode(errors="replace").encode(), lsn)
-            raise DecodeError(
-                self.plugin, f"not JSON: {error.msg}", offset=_offset(message, error.pos), lsn=lsn
-            ) from None
-        except DecodeError as error:
-            raise DecodeError(self.plugin, error.reason, lsn=lsn) from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"not a message of format 2: {type(error).__name__}: {error}: {message[:120]!r}"
-            raise DecodeError(self.plugin, reason, lsn=lsn) from error
+    def events(self, messages: Iterable[bytes]) -> Iterator[Event]:
+        """Lines of format 2 → their events, one each. Raises DecodeError on anything else.
+
+        A generator, because it runs for every row: what a call costs counts here.
+        """
+        loads, quote, readers = orjson.loads, _NUMERIC_VALUE.sub, self._readers
+        for message in messages:
+            try:
+                parsed = loads(quote(_quoted, message))
+                event = readers[parsed["action"]](parsed)
+            except orjson.JSONDecodeError as error:
+                event = self._unparsed(message, error)
+            except DecodeError as error:
+                raise DecodeError(self.plugin, error.reason, lsn=self._where()) from None
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                reason = f"not a message of format 2: {type(error).__name__}: {error}: {message[:120]!r}"
+                raise DecodeError(self.plugin, reason, lsn=self._where()) from error
+            yield event
+
+    def _unparsed(self, message: bytes, error: orjson.JSONDecodeError) -> Event:
+        if message.startswith(b'{"action":"M"') and not _is_utf8(message):
+            # Anybody may emit any bytes as a message's content; that must not stop the changes.
+            return next(self.events([message.decode(errors="replace").encode()]))
+        offset = _offset(message, error.pos)
+        raise DecodeError(self.plugin, f"not JSON: {error.msg}", offset=offset, lsn=self._where()) from None
 
     # rows: the hot path
 

@@ -172,8 +172,7 @@ def transaction(lsn: int, count: int) -> list[object]:
 
 
 def feed(into: Collector, events: list[object]) -> None:
-    for event in events:
-        into.feed(event)  # type: ignore[arg-type]
+    into.feed(events)  # type: ignore[arg-type]
 
 
 @given(st.integers(0, 7), st.integers(0, 7))

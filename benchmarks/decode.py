@@ -31,7 +31,7 @@ class _Catalog:
     def advance(self, begin: Begin) -> bool:  # noqa: ARG002 - no DDL
         return False
 
-    def table(self, schema: str, table: str) -> Table:  # noqa: ARG002 - one table
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:  # noqa: ARG002 - one table
         return Table(self.relation, captured=True)
 
 

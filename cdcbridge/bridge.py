@@ -308,7 +308,7 @@ class _Pump:
                 log.warning("source.notice", message=notice)
                 continue
             operation, schema, table = match[1].lower(), match[2], match[3]
-            relation = self._catalog.table(schema, table).relation
+            relation = self._catalog.table(schema, table, match[1][0], {}).relation
             if self._ready.router.plan(relation, operation) is not None:
                 raise OperatorNeeded(
                     f"an {operation.upper()} of {relation.topic} is not in the WAL's output, because the table has no"

@@ -9,7 +9,9 @@ than the transaction asking.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import structlog
 
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.decoders.wal2json import Table
@@ -50,10 +52,16 @@ _TABLE: Final = """
            (select coalesce(json_object_agg(attnum, changed::text::int8), '{}') from a)
     from t join pg_class rc on rc.oid = t.root join pg_namespace rn on rn.oid = rc.relnamespace
 """
+_ROOTS: Final = """
+    select n.nspname, c.relname, a.attname, a.atttypid::int8, a.attlen = -1, a.xmin::text::int8
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_attribute a on a.attrelid = c.oid
+    where c.relkind = 'p' and not c.relispartition and a.attnum > 0
+"""
 _WAL_END: Final = "select pg_current_wal_insert_lsn()::text"
 _HALF: Final = 1 << 31
 _NEVER: Final = 1 << 64  # above every LSN
 _REMEMBERED: Final = 100_000  # transactions of the stream that are known to have passed
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -76,6 +84,24 @@ class _Versions:
 
     known: list[_Version] = field(default_factory=list)
     covered: int = -1
+    unknown: Table | None = None  # what it is where no version tells
+
+
+class _Column(NamedTuple):
+    """Of a partitioned table: its type's OID (0 once dropped), whether an UPDATE may leave it out, its last DDL."""
+
+    type_oid: int
+    toastable: bool
+    changed: int
+
+
+@dataclass(slots=True)
+class _Roots:
+    """The columns of all partitioned tables, as a look found them."""
+
+    covered: int = -1
+    looked_at: int = -1
+    columns: dict[tuple[str, str], dict[str, _Column]] = field(default_factory=dict)
 
 
 class SourceCatalog:
@@ -89,6 +115,7 @@ class SourceCatalog:
         self._covered = _NEVER
         self._unsettled = False
         self._tables: dict[tuple[str, str], _Versions] = {}
+        self._roots = _Roots()
         self._saved = remembered
         for name, entry in remembered.items():
             schema, _, table = name.partition("/")
@@ -122,13 +149,18 @@ class SourceCatalog:
         self._covered, self._unsettled = _NEVER, False
         return True
 
-    def table(self, schema: str, table: str) -> Table:
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
         """See the decoder's protocol."""
         versions = self._tables.setdefault((schema, table), _Versions())
         if versions.covered <= (self._transaction.commit_lsn or 0):
             self._look(schema, table, versions)
         self._covered = min(self._covered, versions.covered)
-        return self._current(schema, table, versions)
+        doubtful = not self.captures(schema, table) and self._in_doubt(versions)
+        if doubtful and (root := self._assumed_root(schema, table, action, columns)):
+            doubtful = False
+            versions.known.insert(0, _Version(0, -1, 0, self._as_partition(schema, table, root)))
+        found = self._current(schema, table, versions)
+        return replace(found, doubtful=True) if doubtful else found
 
     def remember(self) -> dict[str, Any] | None:
         """What a restart must know of captured tables and partitions, if that changed since it was last asked for."""
@@ -144,22 +176,24 @@ class SourceCatalog:
         return now
 
     def _look(self, schema: str, table: str, versions: _Versions) -> None:
-        with source_errors():
-            # An LSN on each side of the look, in statements of their own: what committed below the first it has
-            # seen for sure, and nothing that it has seen committed above the second.
-            before = self._connection.execute(_WAL_END).fetchone()
-            row = self._connection.execute(_TABLE, (schema, table)).fetchone()
-            after = self._connection.execute(_WAL_END).fetchone()
-        versions.covered = parse_lsn(before[0]) if before else 0
-        looked_at = parse_lsn(after[0]) if after else _NEVER
-        if row is None or (versions.known and versions.known[-1].changed == row[8]):
+        versions.covered, rows, looked_at = self._ask(_TABLE, (schema, table))
+        if not rows or (versions.known and versions.known[-1].changed == rows[0][8]):
             return
+        row = rows[0]
         found, since = self._found(schema, table, row), row[8]
         if not versions.known and found.partition:
             # Seen for the first time, as a partition: before it was attached it was a table of its own.
             versions.known.append(_Version(0, -1, 0, self._unknown(schema, table)))
             since = row[9]
         versions.known.append(_Version(since, looked_at, row[8], found, row[7], row[10]))
+
+    def _ask(self, query: str, parameters: tuple[str, ...] = ()) -> tuple[int, list[tuple[Any, ...]], int]:
+        """(LSN below which the look has seen every commit, rows, LSN above which it has seen none)."""
+        with source_errors():
+            before = self._connection.execute(_WAL_END).fetchone()
+            rows = self._connection.execute(query.encode(), parameters or None).fetchall()
+            after = self._connection.execute(_WAL_END).fetchone()
+        return parse_lsn(before[0]) if before else 0, rows, parse_lsn(after[0]) if after else _NEVER
 
     def _found(self, schema: str, table: str, row: tuple[Any, ...]) -> Table:
         oid, root, partition, replica_identity, root_schema, root_table, generated, toastable = row[:8]
@@ -187,7 +221,8 @@ class SourceCatalog:
             del known[0]
         if not known:
             # No such table any more, and never seen before: its rows are named by what the stream says.
-            return self._unknown(schema, table)
+            versions.unknown = versions.unknown or self._unknown(schema, table)
+            return versions.unknown
         if len(known) > 1:
             self._unsettled = True  # the next transaction may be past the DDL between the two
             return self._between(known[0], known[1])
@@ -212,6 +247,66 @@ class SourceCatalog:
         relation = Relation(schema, table, f"{schema}.{table}", None, frozenset())
         return Table(relation, self.captures(schema, table))
 
+    # tables that were gone, or no partition any more, when they were first looked at
+
+    def _in_doubt(self, versions: _Versions) -> bool:
+        """Whether it may have been a partition at this point of the stream, with nothing in the catalogue to tell: it
+        is gone, or all of it was rewritten by what is yet to come, as detaching does.
+        """
+        if len(versions.known) != 1:
+            return not versions.known
+        only = versions.known[0]
+        return (
+            not only.table.partition
+            and bool(only.attributes)
+            and not any(self._passed_by(changed, only.looked_at) for changed in only.attributes.values())
+        )
+
+    def _assumed_root(self, schema: str, table: str, action: str, columns: dict[str, int]) -> tuple[str, str] | None:
+        """The captured table whose partition it is taken for, going by the columns of one of its rows.
+
+        Rather a row too many than one lost: a table of its own that has the same columns is taken for a partition,
+        too. An identity alone is little to go by: there the name must begin with the root's.
+        """
+        if self._roots.covered <= (self._transaction.commit_lsn or 0):
+            covered, rows, looked_at = self._ask(_ROOTS)
+            self._roots = _Roots(covered, looked_at)
+            for root_schema, root_table, name, *column in rows:
+                self._roots.columns.setdefault((root_schema, root_table), {})[name] = _Column(*column)
+        fitting = [
+            root
+            for root in self._roots.columns
+            if self._fits(root, action, columns) and (action != "D" or table.startswith(root[1]))
+        ]
+        if not fitting:
+            return None
+        root = max(fitting, key=lambda root: (root[0] == schema, len(root[1]) * table.startswith(root[1]), root))
+        return root if self.captures(*root) else None
+
+    def _fits(self, root: tuple[str, str], action: str, columns: dict[str, int]) -> bool:
+        """Whether a row with these columns can be of one of the root's partitions, DDL that is yet to come aside."""
+        settled: dict[str, _Column] = {}
+        coming = 0
+        for name, column in self._roots.columns[root].items():
+            if not self._passed_by(column.changed, self._roots.looked_at):
+                coming += 1  # of another type or name before, or not there
+            elif column.type_oid:
+                settled[name] = column
+        missing = [column for name, column in settled.items() if name not in columns]
+        if action == "U":
+            missing = [column for column in missing if not column.toastable]
+        return (
+            bool(columns)
+            and all(settled[name].type_oid == oid for name, oid in columns.items() if name in settled)
+            and len(columns.keys() - settled.keys()) <= coming
+            and (action == "D" or not missing)
+        )
+
+    def _as_partition(self, schema: str, table: str, root: tuple[str, str]) -> Table:
+        log.warning("catalog.partition_assumed", table=f"{schema}.{table}", root=".".join(root))
+        found = self.table(*root, "I", {})
+        return replace(found, relation=replace(found.relation, schema=schema, table=table), partition=True)
+
     def _has_passed(self, newer: _Version, older: Table) -> bool:
         """Whether the stream is past the DDL that made the newer version."""
         # Leaving a partition tree waits for certainty: else rows would be lost.
@@ -219,6 +314,8 @@ class SourceCatalog:
 
     def _passed_by(self, xid: int, looked_at: int, *, certainly: bool = False) -> bool:
         """Whether the stream is past the commit of `xid`, which a look at `looked_at` saw."""
+        if certainly and xid == self._transaction.xid:
+            return False  # somewhere in this very transaction
         if xid in self._passed or (self._transaction.commit_lsn or 0) >= looked_at:
             return True
         # Not seen in the stream: it committed before the stream's start, or is yet to come. Its age tells which,

@@ -59,7 +59,8 @@ _NUMERIC_VALUE = re.compile(re.escape(_NUMERIC_MARK) + rb"(-?[0-9][^,}]*)")
 class Table:
     """What the catalogue knows of one table, as of some moment.
 
-    `toastable`: columns that an UPDATE may leave out. `partition`: rows go under the root's topic.
+    `toastable`: columns that an UPDATE may leave out. `partition`: rows go under the root's topic. `doubtful`: ask
+    again for the next row, which may tell more.
     """
 
     relation: Relation
@@ -67,6 +68,7 @@ class Table:
     partition: bool = False
     generated: frozenset[str] = frozenset()
     toastable: tuple[str, ...] = ()
+    doubtful: bool = False
 
 
 class Catalog(Protocol):
@@ -75,8 +77,8 @@ class Catalog(Protocol):
     def advance(self, begin: Begin) -> bool:
         """The stream has come to this transaction. True if what `table` answers may have changed."""
 
-    def table(self, schema: str, table: str) -> Table:
-        """The table as the current transaction saw it."""
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
+        """The table as the current transaction saw it. `columns`: those that the message has, with their type OIDs."""
 
 
 class _Specials(dict[tuple[int, ...], tuple[tuple[int, Callable[[Any], JsonValue]], ...]]):
@@ -247,7 +249,11 @@ class Wal2jsonDecoder:
         name = (parsed["schema"], parsed["table"])
         found = self._tables.get(name)
         if found is None:
-            found = self._tables[name] = self._catalog.table(*name)
+            row = parsed.get("columns") or parsed.get("identity") or []
+            columns = {column["name"]: column["typeoid"] & 0xFFFFFFFF for column in row}  # printed as signed
+            found = self._catalog.table(*name, parsed["action"], columns)
+            if not found.doubtful:
+                self._tables[name] = found
         return found
 
     # everything else

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import psycopg
+import pytest
 
 from cdcbridge.errors import OperatorNeeded
 from tests.world import World, eventually
@@ -129,7 +130,7 @@ def test_partitions_attached_and_detached_in_mid_stream(world: World) -> None:
             "insert into t values (11, 'in p2')",
             "insert into p2 values (12, 'into the leaf')",
         )
-        world.messages(3)  # wal2json's catalogue must have seen p2 as a partition while it was one (ARCHITECTURE)
+        world.messages(3)  # else wal2json's catalogue may take the row before for one of t's: see the next test
         world.execute(
             "alter table t detach partition p1",
             "insert into p1 values (2, 'after detach: not of t')",
@@ -139,6 +140,39 @@ def test_partitions_attached_and_detached_in_mid_stream(world: World) -> None:
         )
         data = world.data(4)
     assert [d["record"]["id"] for d in data] == [1, 11, 12, 21]
+
+
+SHORT_LIVED = (
+    "create table p1 (like t including all); alter table t attach partition p1 for values from (0) to (10)",
+    "insert into t values (1, 'in one that is detached'); update t set v = 'changed'",
+    "alter table t detach partition p1",
+    "insert into p1 values (2, 'after detach: not of t')",
+    "create table t_2 partition of t for values from (10) to (20)",
+    "insert into t values (11, 'in one that is dropped')",
+    "delete from t where id = 11",
+    "drop table t_2",
+    "create table p3 partition of t for values from (20) to (30)",
+    "insert into t values (21, 'detached by the transaction that wrote to it')",
+    "begin; update t set v = 'last' where id = 21; alter table t detach partition p3; commit",
+    "create table other (id int primary key, v text); insert into other values (1); drop table other",
+    "create table another (id int, v text, w int); insert into another values (1); drop table another",
+)
+
+
+@pytest.mark.parametrize("down", [True, False], ids=["down", "live"])
+def test_partitions_that_are_gone_before_the_bridge_can_look_at_them(world: World, down: bool) -> None:
+    world.execute("create table t (id int primary key, v text, w text) partition by range (id)")
+    world.consumer()
+    with world.bridge():
+        if not down:
+            world.execute(*SHORT_LIVED)
+    if down:
+        world.execute(*SHORT_LIVED)
+    with world.bridge():
+        data = world.data(6)
+    assert [(d["op"], d["record"]["id"]) for d in data] == [
+        ("insert", 1), ("update", 1), ("insert", 11), ("delete", 11), ("insert", 21), ("update", 21),
+    ]  # fmt: skip
 
 
 def test_partitions_moved_while_the_bridge_was_down(world: World) -> None:

@@ -31,7 +31,7 @@ class Everything:
     def advance(self, begin: Begin) -> bool:
         return False
 
-    def table(self, schema: str, table: str) -> Table:
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
         return Table(T, captured=True)
 
 

@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import decode, fan_out, latency, memory
+from benchmarks import decode, fan_out, latency, memory, routing
 from cdcbridge.embedded import EmbeddedServer
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
+PARTS = {"decode": decode, "fan-out": fan_out, "routing": routing, "latency": latency, "memory": memory}
 # Durable as in production; WAL recycled, so that its files are not made anew while the clock runs.
 SETTINGS = {"shared_buffers": "1GB", "min_wal_size": "4GB", "max_wal_size": "16GB", "checkpoint_timeout": "30min"}
 
@@ -26,11 +27,11 @@ def main() -> None:
     """Run the parts that are asked for, and keep the record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="small sizes and one run each: to see that it works")
-    parser.add_argument("--only", choices=["fan-out", "latency", "memory", "decode"])
+    parser.add_argument("--only", choices=list(PARTS))
     options = parser.parse_args()
     record: dict[str, Any] = {"machine": machine(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     with EmbeddedServer(DEBIAN_15, settings=SETTINGS) as server:
-        for name, part in (("decode", decode), ("fan-out", fan_out), ("latency", latency), ("memory", memory)):
+        for name, part in PARTS.items():
             if options.only in (None, name):
                 print(f"\n## {name}\n", flush=True)
                 record[name] = part.measure(server, quick=options.quick)

@@ -21,6 +21,7 @@ _KEEPALIVE = struct.Struct("!cQqB")
 _STATUS = struct.Struct("!cQQQqB")
 _XLOG_DATA: Final = b"w"[0]
 _HEADER: Final = 25  # of XLogData: type, start, end, clock
+_READ_AHEAD: Final = 500_000
 _UNKNOWN_OPTION: Final = "is unknown"
 _PASSING: Final = ("08", "53", "55", "57")  # connection, resources, state, intervention: a retry may help
 _POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
@@ -51,6 +52,9 @@ class ReplicationStream:
         self._pgconn = pq.PGconn.connect(text.encode())
         if self._pgconn.status != pq.ConnStatus.OK:
             raise SourceUnavailable(f"source: {self._error()}")
+        # libpq's buffer grows to the largest message it ever held, and stays: one long row makes it take in hundreds of
+        # messages per read instead of a few.
+        self._pgconn.exec_(b"select repeat(' ', %d)" % _READ_AHEAD)
         self._pgconn.notice_handler = lambda result: on_notice(_notice(result))
         self.wal_end = 0
         self.reply_wanted = False
@@ -131,7 +135,7 @@ class ReplicationStream:
                 self.drained = True
                 return
             else:
-                # libpq reads a few kilobytes at a time; the socket may have more.
+                # The last read may have filled libpq's buffer; the socket may have more.
                 self._read_socket()
                 just_read = True
 

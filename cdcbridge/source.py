@@ -50,7 +50,6 @@ class Table:
     full: bool
     generated: tuple[str, ...]
     floats: tuple[str, ...]
-    owner: str
     partition: bool
     persistence: str
     leaves_without_identity: tuple[str, ...]
@@ -122,7 +121,7 @@ _TABLES: Final = """
             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> ''),
            (select coalesce(array_agg(a.attname::text order by a.attnum), '{{}}') from pg_attribute a
             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.atttypid in (700, 701, 1700)),
-           pg_get_userbyid(c.relowner), c.relispartition, c.relpersistence,
+           c.relispartition, c.relpersistence,
            (select coalesce(array_agg(l.relid::regclass::text order by 1), '{{}}')
             from pg_partition_tree(c.oid) l join pg_class p on p.oid = l.relid
             where c.relkind = 'p' and l.isleaf and p.relreplident <> 'f' and not exists (
@@ -158,8 +157,7 @@ def find_tables(connection: Connection, pattern: str, own_schema: str) -> list[T
             tuple(r[7]),
             r[8],
             r[9],
-            r[10],
-            tuple(r[11]),
+            tuple(r[10]),
         )
         for r in rows
     ]

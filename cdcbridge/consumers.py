@@ -5,11 +5,13 @@ Adds and changes; never removes by itself: a consumer that left the file keeps w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
+import structlog
 from psycopg.types.json import Jsonb
 
 from cdcbridge.config import Consumer
@@ -20,6 +22,8 @@ from cdcbridge.filters import Filter, FilterError
 from cdcbridge.route import Subscription
 
 _PAGE: Final = 5000  # messages of the log that a new consumer with start: earliest is given at a time
+_TELL_EVERY: Final = 2.0  # seconds between two lines about a long filling
+log = structlog.get_logger()
 
 
 @dataclass(slots=True, frozen=True)
@@ -124,7 +128,9 @@ _LOG: Final = """
 
 
 def fill(connection: Connection, wanted: Subscription) -> None:
-    """Fan what the log holds into one consumer. Call in the transaction that makes it."""
+    """Fan what the log holds into one consumer, and tell how far it is. Call in the transaction that makes it."""
+    last = connection.execute("select last_value from messages_seq").fetchone()
+    next_told = time.monotonic() + _TELL_EVERY
     schemas = [pattern[:-2] for pattern in wanted.tables if pattern.endswith(".*")]
     given = {
         "key": list(wanted.key or ()),
@@ -133,9 +139,9 @@ def fill(connection: Connection, wanted: Subscription) -> None:
         "all": "*" in schemas,
         "operations": [f'"{operation}"' for operation in sorted(wanted.operations)],
     }
-    with connection.cursor(name="cdcbridge_fill") as log:
-        log.execute(_LOG.encode(), given)
-        while rows := log.fetchmany(_PAGE):
+    with connection.cursor(name="cdcbridge_fill") as reader:
+        reader.execute(_LOG.encode(), given)
+        while rows := reader.fetchmany(_PAGE):
             matched, dead = _sort(rows, wanted)
             seqs = [seq for seq, _ in matched]
             keys = [key for _, key in matched] if wanted.key else None
@@ -150,6 +156,9 @@ def fill(connection: Connection, wanted: Subscription) -> None:
                     "select bury_appended(%s, %s, %s, %s)",
                     ([wanted.consumer_id] * len(dead), *(list(column) for column in zip(*dead, strict=True))),
                 )
+            if time.monotonic() >= next_told:
+                log.info("consumer.filling", consumer=wanted.name, seq=rows[-1][0], of=last[0] if last else None)
+                next_told += _TELL_EVERY
 
 
 def _sort(

@@ -212,11 +212,12 @@ def _ready(
         log.info("bridge.finishing", position=str(tail.position))
         return Ready(plugin, tail, tail.unfinished["options"], kept, own_schema, True, wal_sender_timeout)
     wanted = consumers.subscriptions(store.connection, config.consumers)
-    options = _options(plugin, publications, own_schema)
+    options = plugin_options(plugin, publications, own_schema)
     return Ready(plugin, tail, options, wanted, own_schema, False, wal_sender_timeout)
 
 
-def _options(plugin: str, publications: list[str], own_schema: str) -> dict[str, str]:
+def plugin_options(plugin: str, publications: list[str], own_schema: str) -> dict[str, str]:
+    """The options that the bridge gives the plugin at START_REPLICATION."""
     if plugin == "pgoutput":
         names = ",".join(f'"{name}"' for name in publications)
         return {"proto_version": "1", "publication_names": names, "messages": "true"}

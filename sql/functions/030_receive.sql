@@ -18,9 +18,7 @@ declare
     c consumers := queue_named(consumer);
     moment timestamptz := clock_timestamp();
     until timestamptz;
-    room int;
-    slot smallint;
-    taken bigint[] := '{}';
+    taken bigint[];
 begin
     perform check_receive(max_messages, visibility_timeout);
     if c.paused then
@@ -28,12 +26,7 @@ begin
         return;
     end if;
     until := moment + coalesce(visibility_timeout, config_interval(c.config, 'visibility_timeout'));
-    for slot, room in select s.slot, s.room from take_slots(c.id, (c.config ->> 'max_in_flight')::int, max_messages, moment) s
-    loop
-        room := least(room, max_messages - cardinality(taken));
-        continue when room <= 0;
-        taken := taken || claim(c, slot, room, moment, until);
-    end loop;
+    taken := claim(c, take_places(c.id, (c.config ->> 'max_in_flight')::int, max_messages, moment), moment, until);
     if c.config ? 'columns' then
         perform bury_unprojectable(c, taken);
     end if;
@@ -66,57 +59,81 @@ begin
     end if;
 end $$;
 
--- take_slots(consumer_id, max_in_flight, wanted, moment) → shares of max_in_flight that are ours until the transaction
--- ends, with the room left in each; as many as hold `wanted` messages together.
--- The limit is cut into up to 64 slots: so many receivers can hold their transactions open at once. A slot's leases are counted after its lock is held, so that no two receivers
--- ever fill the same room; the sum of all slots is the limit.
+-- take_places(consumer_id, max_in_flight, wanted, moment) → up to `wanted` places among the messages in flight that are
+-- ours until the transaction ends: for each the slot that it counts against.
+-- The limit is cut into up to 64 slots: so many receivers can hold their transactions open at once. A slot's leases are
+-- counted after its lock is held, so that no two receivers ever fill the same room; the sum of all slots is the limit.
 -- Locks: an advisory transaction lock per slot, never waited for.
-create or replace function take_slots(consumer_id int, max_in_flight int, wanted int, moment timestamptz)
-returns table (slot smallint, room int)
-language plpgsql volatile set search_path from current set enable_seqscan = off as $$
-#variable_conflict use_column
+create or replace function take_places(consumer_id int, max_in_flight int, wanted int, moment timestamptz)
+returns smallint[]
+language plpgsql volatile set search_path from current as $$
 declare
     slots constant int := least(64, max_in_flight);
     start constant int := floor(random() * slots);
-    space int := 0;
+    slot int;
+    locked smallint[] := '{}';
+    places smallint[] := '{}';
 begin
     for i in 0 .. slots - 1 loop
         slot := (start + i) % slots;
-        continue when not pg_try_advisory_xact_lock('leases'::regclass::oid::int, take_slots.consumer_id * 64 + slot);
-        room := max_in_flight / slots + (take_slots.slot < max_in_flight % slots)::int - (
-            select count(*)
-            from leases l
-            -- Modulo: the limit may have been lowered since.
-            where l.consumer_id = take_slots.consumer_id and l.slot % slots = take_slots.slot
-              and l.not_visible_until > moment);
-        if room > 0 then
-            space := space + room;
-            return next;
-            exit when space >= wanted;
+        if pg_try_advisory_xact_lock('leases'::regclass::oid::int, take_places.consumer_id * 64 + slot) then
+            locked := locked || slot::smallint;
+        end if;
+        -- Counted when there are as many as would do if nothing were in flight: in one statement for all of them.
+        if cardinality(places) + cardinality(locked) * (max_in_flight / slots) >= wanted or i = slots - 1 then
+            places := places || free_places(consumer_id, max_in_flight, locked, moment);
+            exit when cardinality(places) >= wanted;
+            locked := '{}';
         end if;
     end loop;
+    return places[:wanted];
 end $$;
 
--- claim(consumer, slot, room, moment, until) → the seqs of up to `room` messages that now have a lease in `slot`.
-create or replace function claim(consumer consumers, slot smallint, room int, moment timestamptz, until timestamptz)
+-- free_places(consumer_id, max_in_flight, slots, moment) → the slot of each place that is free in these slots. A function of
+-- its own, called when their locks are held: its snapshot is younger than the locks.
+create or replace function free_places(consumer_id int, max_in_flight int, slots smallint[], moment timestamptz)
+returns smallint[]
+language plpgsql volatile set search_path from current set enable_seqscan = off as $$
+declare
+    number constant int := least(64, max_in_flight);
+begin
+    return (
+        with in_flight as (
+            -- Modulo: the limit may have been lowered since.
+            select l.slot % number as slot, count(*) as leases
+            from leases l
+            where l.consumer_id = free_places.consumer_id and l.not_visible_until > moment
+            group by 1)
+        select coalesce(array_agg(s.slot), '{}')
+        from unnest(slots) as s (slot)
+        left join in_flight f using (slot)
+        cross join generate_series(1, max_in_flight / number + (s.slot < max_in_flight % number)::int
+                                      - coalesce(f.leases, 0)));
+end $$;
+
+-- claim(consumer, places, moment, until) → the seqs of messages that now have a lease, at most one for each place.
+create or replace function claim(consumer consumers, places smallint[], moment timestamptz, until timestamptz)
 returns bigint[]
 language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
-    taken bigint[];
+    room constant int := cardinality(places);
+    taken bigint[] := '{}';
 begin
-    taken := claim_expired(consumer, slot, room, moment, until);
-    if cardinality(taken) < room then
-        taken := taken || claim_delayed(consumer.id, slot, room - cardinality(taken), moment, until);
+    if room > 0 then
+        taken := claim_expired(consumer, places, moment, until);
     end if;
     if cardinality(taken) < room then
-        taken := taken || claim_waiting(consumer.id, slot, room - cardinality(taken), moment, until);
+        taken := taken || claim_delayed(consumer.id, places[cardinality(taken) + 1:], moment, until);
+    end if;
+    if cardinality(taken) < room then
+        taken := taken || claim_waiting(consumer.id, places[cardinality(taken) + 1:], moment, until);
     end if;
     return taken;
 end $$;
 
 -- claim_expired(…) → seqs whose timeout passed, delivered anew. Those that had their last delivery die.
-create or replace function claim_expired(consumer consumers, slot smallint, room int, moment timestamptz,
-                                         until timestamptz) returns bigint[]
+create or replace function claim_expired(consumer consumers, places smallint[], moment timestamptz, until timestamptz)
+returns bigint[]
 language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     expired bigint[];
@@ -126,7 +143,7 @@ begin
     -- Not what this very call has claimed with a timeout of zero.
     from (select l.seq from leases l where l.consumer_id = consumer.id and l.not_visible_until <= moment
             and l.last_delivered_at < moment
-          order by l.seq limit room for update skip locked) picked;
+          order by l.seq limit cardinality(places) for update skip locked) picked;
     if expired = '{}' then
         return expired;
     end if;
@@ -138,32 +155,33 @@ begin
     having count(*) > 0;
     with renewed as (
         update leases l
-        set token = nextval('tokens_seq'), slot = claim_expired.slot, deliver_count = l.deliver_count + 1,
+        set token = nextval('tokens_seq'), slot = places[e.n], deliver_count = l.deliver_count + 1,
             last_delivered_at = moment, not_visible_until = until,
             history = l.history || jsonb_build_object('at', moment, 'deliver_count', l.deliver_count,
                                                       'reason', 'visibility timeout passed')
-        where l.consumer_id = consumer.id and l.seq = any (expired)
+        from unnest(expired) with ordinality as e (seq, n)
+        where l.consumer_id = consumer.id and l.seq = e.seq
         returning l.seq)
     select coalesce(array_agg(seq order by seq), '{}') into taken from renewed;
     return taken;
 end $$;
 
 -- claim_delayed(…) → seqs given back by nack whose delay is over.
-create or replace function claim_delayed(consumer_id int, slot smallint, room int, moment timestamptz,
-                                         until timestamptz) returns bigint[]
+create or replace function claim_delayed(consumer_id int, places smallint[], moment timestamptz, until timestamptz)
+returns bigint[]
 language sql volatile set search_path from current set jit = off set enable_seqscan = off as $$
     with due as materialized (
         select d.seq from delayed d
         where d.consumer_id = claim_delayed.consumer_id and d.visible_at <= moment
-        order by d.visible_at, d.seq limit room for update skip locked
+        order by d.visible_at, d.seq limit cardinality(places) for update skip locked
     ), gone as (
         delete from delayed d using due
         where d.consumer_id = claim_delayed.consumer_id and d.seq = due.seq returning d.*
     ), leased as (
         insert into leases (consumer_id, seq, key, token, slot, deliver_count, last_delivered_at, not_visible_until,
                             history, inserted_at)
-        select g.consumer_id, g.seq, g.key, nextval('tokens_seq'), claim_delayed.slot, g.deliver_count + 1, moment,
-               until, g.history, g.inserted_at
+        select g.consumer_id, g.seq, g.key, nextval('tokens_seq'), places[row_number() over ()], g.deliver_count + 1,
+               moment, until, g.history, g.inserted_at
         from gone g
         returning seq)
     select coalesce(array_agg(seq order by seq), '{}') from leased
@@ -171,53 +189,56 @@ $$;
 
 -- claim_waiting(…) → seqs of messages that are delivered for the first time (or anew after a redrive).
 -- Takes whole rows of `waiting`, and the front of the last one.
-create or replace function claim_waiting(consumer_id int, slot smallint, room int, moment timestamptz,
-                                         until timestamptz) returns bigint[]
+create or replace function claim_waiting(consumer_id int, places smallint[], moment timestamptz, until timestamptz)
+returns bigint[]
 language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
 declare
     waiting_table constant text := 'waiting_' || consumer_id;
     taken bigint[] := '{}';
     part bigint[];
-    per_row int := 64;
-    rows_wanted int;
+    exhausted boolean;
 begin
     loop
-        -- As many rows as should do: a row that is locked and not needed is kept from other receivers.
-        rows_wanted := greatest(1, (room - cardinality(taken)) / per_row);
+        -- As many rows as should do, going by the first one's size: a row that is locked and not needed is kept from
+        -- other receivers. Planned anew each time, so one statement for all.
         execute format($query$
-            with picked as materialized (
-                select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from %I w
-                where w.consumer_id = $1 order by w.ord, w.tie limit $2 for update skip locked
+            with wanted as materialized (
+                select greatest(1, $2 / (select cardinality(w.seqs) from %1$I w where w.consumer_id = $1
+                                         order by w.ord, w.tie limit 1)) as rows
+            ), picked as materialized (
+                select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from %1$I w
+                where w.consumer_id = $1 order by w.ord, w.tie limit (select rows from wanted)
+                for update skip locked
             ), spread as materialized (
                 select p.*, cardinality(p.seqs) as size,
                        coalesce(sum(cardinality(p.seqs)) over (order by p.ord, p.tie
                                 rows between unbounded preceding and 1 preceding), 0)::int as before
                 from picked p
             ), emptied as (
-                delete from %1$I w using spread s where w.consumer_id = $1 and w.ord = s.ord and w.tie = s.tie and s.before + s.size <= $3
+                delete from %1$I w using spread s where w.consumer_id = $1 and w.ord = s.ord and w.tie = s.tie and s.before + s.size <= $2
             ), trimmed as (
-                update %1$I w set seqs = s.seqs[$3 - s.before + 1:], keys = s.keys[$3 - s.before + 1:]
+                update %1$I w set seqs = s.seqs[$2 - s.before + 1:], keys = s.keys[$2 - s.before + 1:]
                 from spread s
-                where w.consumer_id = $1 and w.ord = s.ord and w.tie = s.tie and s.before < $3 and s.before + s.size > $3
+                where w.consumer_id = $1 and w.ord = s.ord and w.tie = s.tie and s.before < $2 and s.before + s.size > $2
             ), leased as (
                 insert into leases (consumer_id, seq, key, token, slot, deliver_count, last_delivered_at,
                                     not_visible_until, inserted_at)
-                select $1, u.seq, case when s.keys is null then m.key else u.key end, nextval('tokens_seq'), $4, 1, $5,
-                       $6, s.inserted_at
+                select $1, u.seq, case when s.keys is null then m.key else u.key end, nextval('tokens_seq'),
+                       $3[s.before + u.n], 1, $4, $5, s.inserted_at
                 from spread s
                 cross join lateral unnest(s.seqs, s.keys) with ordinality as u (seq, key, n)
                 left join messages m on s.keys is null and m.seq = u.seq
-                where s.before + u.n <= $3
+                where s.before + u.n <= $2
                 order by s.before + u.n
                 returning seq)
-            select array_agg(seq) from leased
+            select coalesce(array_agg(seq), '{}'), (select count(*) from picked) < coalesce((select rows from wanted), 1)
+            from leased
             $query$, waiting_table)
-        into part
-        using consumer_id, rows_wanted, room - cardinality(taken), slot, moment, until;
-        exit when part is null;
+        into part, exhausted
+        using consumer_id, cardinality(places), places, moment, until;
         taken := taken || part;
-        exit when cardinality(taken) >= room;
-        per_row := greatest(1, cardinality(part) / rows_wanted);
+        places := places[cardinality(part) + 1:];
+        exit when exhausted or cardinality(places) = 0;
     end loop;
     return taken;
 end $$;

@@ -1,0 +1,31 @@
+-- What both plugins' captures are of. One statement or transaction per line; the first part is before the slots.
+create table plain (id int primary key, v text, n numeric, at timestamptz, b bytea, a text[], j jsonb, ok bool);
+create table big (id int primary key, v text, body text); alter table big alter body set storage external;
+create table whole (id int, v text, body text); alter table whole alter body set storage external; alter table whole replica identity full;
+create table "Odd Name" ("Key" bigint, "a ""b""" text, primary key ("Key", "a ""b"""));
+create table parts (id int primary key, v text) partition by range (id); create table parts_1 partition of parts for values from (0) to (10); create table parts_2 partition of parts for values from (10) to (20);
+create table made (id int primary key, twice int generated always as (id * 2) stored);
+create publication golden for all tables with (publish_via_partition_root = true);
+-- slots
+insert into plain values (1, 'tab	newline \n "quote" ünï 漢', 1.50, '2024-02-29 12:00:00.5+00', '\x00ff', '{a,NULL,"NULL","b c"}', '{"a": 1.0, "b": [1, null]}', true);
+insert into plain values (2, null, 0, 'infinity', '', '{}', 'null', false), (3, '', 123456789012345678901234567890.123456789, '0044-03-15 00:00+00 BC', null, '[0:1][0:1]={{1,2},{3,4}}', null, null);
+update plain set v = 'changed' where id = 1;
+update plain set id = 30 where id = 3;
+delete from plain where id = 2;
+insert into big values (1, 'v', repeat('x', 3000));
+update big set v = 'body is not sent' where id = 1;
+update big set body = 'short' where id = 1;
+insert into whole values (1, 'v', repeat('y', 3000)), (1, 'v', null);
+update whole set v = 'w' where body is null;
+update whole set v = 'carried' where body is not null;
+delete from whole;
+insert into "Odd Name" values (9007199254740993, 'x');
+update "Odd Name" set "a ""b""" = 'y';
+delete from "Odd Name";
+insert into parts values (1, 'one'), (11, 'two');
+update parts set id = 12 where id = 1;
+truncate parts;
+insert into made (id) values (21);
+begin; insert into plain (id) values (100); savepoint s; insert into plain (id) values (101); rollback to s; select pg_logical_emit_message(true, 'prefix', 'in the transaction'); insert into plain (id) values (102); commit;
+begin; insert into plain (id) values (200); rollback;
+truncate plain, big;

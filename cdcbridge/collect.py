@@ -61,6 +61,9 @@ class Collector:
         self._partitions = partitions
         self._done = done
         self._begin: Begin | None = None
+        self._relation: Relation | None = None  # of the last change, with its operation and its plan
+        self._op = ""
+        self._plan: Plan | None = None
         self._shared: dict[str, bytes] = {}  # of the open transaction, by topic
         self._ordinal = -1
         self._skip_through = -1
@@ -173,7 +176,10 @@ class Collector:
 
     def _change(self, change: Change) -> None:
         relation = change.relation
-        plan = self._router.plan(relation, change.op)
+        if relation is not self._relation or change.op != self._op:
+            self._relation, self._op = relation, change.op
+            self._plan = self._router.plan(relation, change.op)
+        plan = self._plan
         if plan is None:
             return
         key = key_text(change.record, relation.key)

@@ -39,7 +39,8 @@ def key_text(record: Row | None, columns: Sequence[str] | None) -> str | None:
     if not columns or record is None:
         return None
     if len(columns) == 1:
-        return _as_text(record.get(columns[0]))
+        value = record.get(columns[0])
+        return str(value) if type(value) is int else _as_text(value)
     texts = [_as_text(record.get(column)) for column in columns]
     return orjson.dumps(texts).decode() if any(text is not None for text in texts) else None
 
@@ -47,8 +48,6 @@ def key_text(record: Row | None, columns: Sequence[str] | None) -> str | None:
 def _as_text(value: JsonValue) -> str | None:
     if value is None or type(value) is str:
         return value
-    if type(value) is int:
-        return str(value)
     return orjson.dumps(value).decode()
 
 

@@ -11,7 +11,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import orjson
 
@@ -81,7 +81,10 @@ class Catalog(Protocol):
         """The table as the current transaction saw it. `columns`: those that the message has, with their type OIDs."""
 
 
-class _Specials(dict[tuple[int, ...], tuple[tuple[int, Callable[[Any], JsonValue]], ...]]):
+_Special: TypeAlias = tuple[tuple[int, Callable[[Any], JsonValue]], ...]
+
+
+class _Specials(dict[tuple[int, ...], _Special]):
     """The type OIDs of a row → (index, converter) of the columns whose JSON value in wal2json is not yet ours."""
 
     def __init__(self, types: Types, numbers_as_text: bool) -> None:
@@ -89,7 +92,7 @@ class _Specials(dict[tuple[int, ...], tuple[tuple[int, Callable[[Any], JsonValue
         self._types = types
         self.numbers_as_text = numbers_as_text
 
-    def __missing__(self, oids: tuple[int, ...]) -> tuple[tuple[int, Callable[[Any], JsonValue]], ...]:
+    def __missing__(self, oids: tuple[int, ...]) -> _Special:
         found = [(index, self._converter(oid & 0xFFFFFFFF)) for index, oid in enumerate(oids)]  # printed as signed
         self[oids] = special = tuple((index, convert) for index, convert in found if convert is not None)
         return special
@@ -163,6 +166,8 @@ class Wal2jsonDecoder:
         self._catalog = catalog
         self._specials = _Specials(types, numbers_as_text)
         self._tables: dict[tuple[str, str], Table] = {}
+        self._oids: list[int] = []  # of the last row, with what they call for
+        self._special: _Special = ()
         self._readers: dict[str, Callable[[Parsed], Event]] = {
             "I": self._insert,
             "U": self._update,
@@ -237,7 +242,9 @@ class Wal2jsonDecoder:
         for column in columns:
             record[column["name"]] = column["value"]
             oids.append(column["typeoid"])
-        for index, convert in self._specials[tuple(oids)]:
+        if oids != self._oids:
+            self._oids, self._special = oids, self._specials[tuple(oids)]
+        for index, convert in self._special:
             name = columns[index]["name"]
             if (value := record[name]) is not None:
                 record[name] = convert(value)

@@ -92,7 +92,7 @@ def wait_until(session: psycopg.Connection[Any], query: str, *args: Any, patienc
             return
         if time.monotonic() > deadline:
             raise TimeoutError(query)
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def workspace() -> tempfile.TemporaryDirectory[str]:

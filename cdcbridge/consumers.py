@@ -150,7 +150,7 @@ def fill(connection: Connection, wanted: Subscription) -> None:
                     connection.cursor() as cursor,
                     cursor.copy(f"copy waiting ({CHUNK_COLUMNS}) from stdin binary") as copy,
                 ):
-                    copy.write(COPY_HEADER + chunk_rows((wanted.consumer_id,), seqs, keys) + COPY_TRAILER)
+                    copy.write(COPY_HEADER + chunk_rows((wanted.consumer_id,), seqs, keys, len(seqs)) + COPY_TRAILER)
             if dead:
                 connection.execute(
                     "select bury_appended(%s, %s, %s, %s)",

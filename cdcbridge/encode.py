@@ -84,9 +84,14 @@ def message_rows(rows: Sequence[bytes], first: int) -> bytes:
     return b"".join(pieces)
 
 
-def chunk_rows(consumer_ids: Sequence[int], seqs: Sequence[int], keys: Sequence[str | None] | None) -> bytes:
-    """Rows for COPY waiting (CHUNK_COLUMNS): the messages `seqs`, rising, for each of the consumers."""
-    size = 1 if len(seqs) <= SMALL_APPEND else CHUNK_SIZE
+def chunk_rows(
+    consumer_ids: Sequence[int], seqs: Sequence[int], keys: Sequence[str | None] | None, appended: int
+) -> bytes:
+    """Rows for COPY waiting (CHUNK_COLUMNS): the messages `seqs`, rising, for each of the consumers.
+
+    `appended`: how many messages the whole append has.
+    """
+    size = 1 if appended <= SMALL_APPEND else CHUNK_SIZE
     tails = []
     for start in range(0, len(seqs), size):
         chunk = seqs[start : start + size]

@@ -231,11 +231,9 @@ def _fan_out(batch: Batch, first: int) -> list[bytes]:
         for consumer in group:
             if consumer in repeated:
                 merged.setdefault(consumer, []).extend(indexes)
-    rows = [chunk_rows(group, [first + i for i in indexes], None) for group, indexes in shared.items()]
-    rows += [
-        chunk_rows((consumer,), [first + i for i in sorted(indexes)], None) for consumer, indexes in merged.items()
+    parts: list[tuple[tuple[int, ...], list[int], list[str | None] | None]] = [
+        *((group, indexes, None) for group, indexes in shared.items()),
+        *(((consumer,), sorted(indexes), None) for consumer, indexes in merged.items()),
+        *(((consumer,), indexes, keys) for consumer, (indexes, keys) in batch.keyed.items()),
     ]
-    rows += [
-        chunk_rows((consumer,), [first + i for i in indexes], keys) for consumer, (indexes, keys) in batch.keyed.items()
-    ]
-    return rows
+    return [chunk_rows(group, [first + i for i in indexes], keys, len(batch.rows)) for group, indexes, keys in parts]

@@ -233,7 +233,7 @@ def test_progress_only_rises_and_never_stores_what_was_not_received() -> None:
 
 def test_fan_out_rows_are_small_for_small_appends_and_shared_for_large_ones() -> None:
     def rows(count: int) -> int:
-        data, position, found = chunk_rows((1,), range(1, count + 1), None), 0, 0
+        data, position, found = chunk_rows((1,), range(1, count + 1), None, count), 0, 0
         while position < len(data):
             position += 2 + 4 + 4 + 4 + 8
             for _ in range(2):

@@ -21,7 +21,6 @@ from cdcbridge.migrate import migrations, schema_version
 from cdcbridge.source import Table
 
 Severity = Literal["error", "warning"]
-_PROBE_TIMEOUT: Final = "3s"
 _OLDEST: Final = 150000
 
 
@@ -53,30 +52,8 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
         found += _publications(config, connection, refused=any(p.severity == "error" for p in found))
     if store is not None:
         found += _store(config, store)
+        found += _history(config, connection, store)
     return list(dict.fromkeys(found))
-
-
-def supports_numbers_as_text(dsn: str) -> bool | None:
-    """Whether wal2json knows numeric-data-types-as-string; None where there is no usable wal2json.
-
-    Makes a temporary slot, which goes with the session.
-    """
-    name = f"cdcbridge_probe_{os.getpid()}"
-    try:
-        with connect_source(dsn, "cdcbridge probe") as connection:
-            connection.execute(f"set statement_timeout = '{_PROBE_TIMEOUT}'")
-            connection.execute("select pg_create_logical_replication_slot(%s, 'wal2json', true)", (name,))
-            try:
-                connection.execute(
-                    "select count(*) from pg_logical_slot_peek_changes(%s, null, 1, 'format-version', '2',"
-                    " 'numeric-data-types-as-string', '1')",
-                    (name,),
-                )
-            except psycopg.Error:
-                return False
-            return True
-    except psycopg.Error:
-        return None
 
 
 def _show(connection: Connection, name: str) -> str:
@@ -162,7 +139,7 @@ def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Pro
         )
     if source.slots(connection, config.source.slot) or _show(connection, "wal_level") != "logical":
         return
-    if supports_numbers_as_text(config.source_dsn) is None and not _loads(config.source_dsn, "wal2json"):
+    if source.supports_numbers_as_text(config.source_dsn) is None and not _loads(config.source_dsn, "wal2json"):
         major = connection.info.server_version // 10000
         yield Problem(
             "plugin_missing",
@@ -353,6 +330,29 @@ def _store(config: Config, store: Connection) -> Iterator[Problem]:
             )
 
 
+def _history(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:
+    """What the store goes by, beside what is there. `run` compares more, with a replication session."""
+    row = store.execute("select slot, plugin from source").fetchone() if schema_version(store) else None
+    if row is None:
+        return
+    if row[0] != config.source.slot:
+        yield Problem(
+            "other_source",
+            "error",
+            config.source.slot,
+            f"the store holds the changes of the slot {row[0]}: one store serves one source",
+            f"Set source.slot back to {row[0]}, or store.schema to another name.",
+        )
+    elif not source.slots(connection, row[0]):
+        yield Problem(
+            "slot_gone",
+            "error",
+            row[0],
+            "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it",
+            "cdcbridge slot recreate -- goes on behind a gap message",
+        )
+
+
 def refuse_unwritable(config: Config, store: Connection) -> None:
     """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written."""
     if any(problem.code == "privilege_store" for problem in _store(config, store)):
@@ -367,12 +367,13 @@ def check(config: Config) -> list[Problem]:
         supported: bool | None = None
         plugin: str = config.source.plugin
         if plugin != "pgoutput":
-            supported = supports_numbers_as_text(config.source_dsn)
+            supported = source.supports_numbers_as_text(config.source_dsn)
         plugin = source.choose_plugin(connection, plugin, config.source.slot, probe=lambda: bool(supported))
         try:
             store: Connection | None = connect_store(config.store_dsn, config.store.schema_, "cdcbridge check")
         except CdcbridgeError as error:
-            unreachable = Problem("store_unreachable", "error", "store", str(error), "Check store.dsn and the server.")
+            fix = error.hint or "Check store.dsn and the server."
+            unreachable = Problem("store_unreachable", "error", "store", str(error), fix)
             return [*problems(config, connection, None, plugin=plugin), unreachable]
         try:
             found = problems(config, connection, store, plugin=plugin)

@@ -56,9 +56,26 @@ def connect_store(dsn: str, schema: str, application_name: str = "cdcbridge") ->
     with store_errors():
         connection = psycopg.connect(conninfo(dsn, application_name, {"jit": "off"}), autocommit=True)
         connection.execute(sql.SQL("set search_path = {}, pg_temp").format(sql.Identifier(schema)))
+        _refuse_without_usage(connection, schema)
         if connection.execute("show synchronous_commit").fetchone() == ("off",):
             connection.execute("set synchronous_commit = on")
         return connection
+
+
+def _refuse_without_usage(connection: Connection, schema: str) -> None:
+    """To a role without rights on the schema its tables look as if they were not there."""
+    row = connection.execute(
+        "select quote_ident(nspname), quote_ident(current_user) from pg_namespace"
+        " where nspname = %s and not has_schema_privilege(oid, 'usage')",
+        (schema,),
+    ).fetchone()
+    if row:
+        connection.close()
+        raise OperatorNeeded(
+            f"the role {row[1]} may not use the store's schema {row[0]}",
+            hint=f"As its owner: grant usage on schema {row[0]} to {row[1]}; and there select, insert, update and"
+            " delete on all tables, and usage on all sequences. `run` and `migrate` need the owner itself.",
+        )
 
 
 @contextmanager

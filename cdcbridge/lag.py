@@ -46,13 +46,14 @@ class Lag:
 
     slots: list[SlotLag]
     consumers: list[ConsumerLag]
+    gone: tuple[str, ...] = ()  # slots that the store goes by and the source has not
 
     @property
     def lost(self) -> list[str]:
-        return [slot.name for slot in self.slots if slot.wal_status == "lost"]
+        return [*self.gone, *(slot.name for slot in self.slots if slot.wal_status == "lost")]
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"slots": [asdict(slot) for slot in self.slots], "consumers": [asdict(c) for c in self.consumers]}
 
 
 _STREAM: Final = """
@@ -76,11 +77,23 @@ def measure(config: Config) -> Lag:
                 " order by id desc limit 1"
             ).fetchone()
             rows = store.execute("select * from consumer_lag()").fetchall()
+            known = [name for (name,) in store.execute("select slot from source").fetchall()]
     behind = age[0] if age else None
     return Lag(
         [_slot(slot, current, 0.0 if idle[slot.name] else behind) for slot in found],
         [ConsumerLag(*row) for row in rows],
+        tuple(name for name in known if not found and name == config.source.slot),
     )
+
+
+def stored_slot(config: Config) -> str | None:
+    """The slot that the store's position is of, or None before the first start."""
+    with connect_store(config.store_dsn, config.store.schema_, "cdcbridge cli") as store:
+        if schema_version(store) == 0:
+            return None
+        with store_errors():
+            row = store.execute("select slot from source").fetchone()
+    return row[0] if row else None
 
 
 def _caught_up(connection: Connection, slot: Slot, current: int) -> bool:

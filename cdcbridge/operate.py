@@ -6,25 +6,29 @@ the position. Refuses while a bridge leads.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import orjson
 import structlog
 
 from cdcbridge import consumers, source
-from cdcbridge.check import problems, refuse, supports_numbers_as_text
+from cdcbridge.check import problems, refuse
 from cdcbridge.collect import Batch
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source, source_errors
 from cdcbridge.encode import GAP_TOPIC, message_row, shared_part
-from cdcbridge.errors import NotLeader, UsageError
+from cdcbridge.errors import NotLeader, OperatorNeeded, UsageError
+from cdcbridge.lag import stored_slot
 from cdcbridge.lsn import format_lsn
 from cdcbridge.position import Position
 from cdcbridge.replication import ReplicationStream
 from cdcbridge.setup import compare_history
 from cdcbridge.store import History, Store
 
+_POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
 log = structlog.get_logger()
 
 
@@ -34,8 +38,16 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
         if source.slots(connection, name):
             raise UsageError(f"the slot {name!r} exists already", hint="`cdcbridge slot list` shows it.")
+        if stored_slot(config) is not None:
+            raise OperatorNeeded(
+                "the store knows a slot already, and a new one would not have what was committed since",
+                hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
+            )
         plugin = source.choose_plugin(
-            connection, config.source.plugin, name, probe=lambda: bool(supports_numbers_as_text(config.source_dsn))
+            connection,
+            config.source.plugin,
+            name,
+            probe=lambda: bool(source.supports_numbers_as_text(config.source_dsn)),
         )
         refuse(problems(config, connection, None, plugin=plugin))
         if plugin == "pgoutput":
@@ -129,7 +141,8 @@ def _leave_gap(store: Store, target: int) -> tuple[int, int]:
         "unchanged": [],
     }
     # It stands where the gap ends, before whatever commits there: ordinal -1 is nobody else's.
-    row = message_row(-1, None, 1, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, 0))
+    now = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
+    row = message_row(-1, None, 1, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, now))
     everyone = tuple(s.consumer_id for s in consumers.all_subscriptions(store.connection))
     store.append(
         Batch(

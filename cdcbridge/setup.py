@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 
 from cdcbridge import consumers, source
-from cdcbridge.check import problems, refuse, supports_numbers_as_text
+from cdcbridge.check import problems, refuse
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import OperatorNeeded
@@ -64,7 +64,7 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
         history = store.history()
         if history is not None:
             compare_history(history, identity, config.source.slot)
-        _refuse_lost(source.slots(connection, config.source.slot))
+        _refuse_lost(config.source.slot, source.slots(connection, config.source.slot), history)
         plugin = _plugin(config, connection, history)
         refuse(problems(config, connection, store.connection, plugin=plugin))
         if store.tail().unfinished is None:
@@ -73,7 +73,7 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
             if applied.added or applied.changed or applied.left:
                 log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
         names = _publish(config, connection) if plugin == "pgoutput" else []
-        slot_lsn = _slot(config, connection, history, plugin)
+        slot_lsn = _slot(config, connection, plugin)
         wal_end = source.current_lsn(connection)
     if history is None:
         system_identifier, timeline, _, database = identity
@@ -138,7 +138,7 @@ def _plugin(config: Config, connection: Connection, history: History | None) -> 
         connection,
         config.source.plugin,
         config.source.slot,
-        probe=lambda: bool(supports_numbers_as_text(config.source_dsn)),
+        probe=lambda: bool(source.supports_numbers_as_text(config.source_dsn)),
     )
     if history is not None and chosen != history.plugin:
         raise OperatorNeeded(
@@ -149,7 +149,13 @@ def _plugin(config: Config, connection: Connection, history: History | None) -> 
     return chosen
 
 
-def _refuse_lost(found: list[source.Slot]) -> None:
+def _refuse_lost(name: str, found: list[source.Slot], history: History | None) -> None:
+    if history is not None and not found:
+        raise OperatorNeeded(
+            f"the slot {name!r} does not exist any more, and the store knows of it: changes after the store's end are"
+            " lost to it",
+            hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
+        )
     for slot in found:
         if slot.wal_status == "lost":
             raise OperatorNeeded(
@@ -159,18 +165,12 @@ def _refuse_lost(found: list[source.Slot]) -> None:
             )
 
 
-def _slot(config: Config, connection: Connection, history: History | None, plugin: str) -> int:
+def _slot(config: Config, connection: Connection, plugin: str) -> int:
     """The slot's confirmed position; created where this is the first start."""
     name = config.source.slot
     found = source.slots(connection, name)
     if found:
         return found[0].confirmed_flush_lsn or 0
-    if history is not None:
-        raise OperatorNeeded(
-            f"the slot {name!r} does not exist any more, and the store knows of it: changes after the store's end are"
-            " lost to it",
-            hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
-        )
     log.info("slot.creating", slot=name, plugin=plugin)
     lsn = source.create_slot(
         config.source_dsn, name, plugin, waiting=lambda pids: log.info("slot.waiting", slot=name, waits_for=pids)

@@ -8,6 +8,7 @@ statement fail.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cdcbridge.database import Connection, connect_source, source_errors
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.lsn import parse_lsn
 
+_PROBE_TIMEOUT: Final = "3s"
 _WRITES: Final = frozenset({"update", "delete"})
 
 
@@ -94,6 +96,29 @@ def choose_plugin(connection: Connection, configured: str, slot: str, *, probe: 
     with source_errors():
         utf8 = connection.execute("show server_encoding").fetchone() == ("UTF8",)
     return "wal2json" if utf8 and probe() else "pgoutput"
+
+
+def supports_numbers_as_text(dsn: str) -> bool | None:
+    """Whether wal2json knows numeric-data-types-as-string; None where there is no usable wal2json.
+
+    Makes a temporary slot, which goes with the session.
+    """
+    name = f"cdcbridge_probe_{os.getpid()}"
+    try:
+        with connect_source(dsn, "cdcbridge probe") as connection:
+            connection.execute(f"set statement_timeout = '{_PROBE_TIMEOUT}'")
+            connection.execute("select pg_create_logical_replication_slot(%s, 'wal2json', true)", (name,))
+            try:
+                connection.execute(
+                    "select count(*) from pg_logical_slot_peek_changes(%s, null, 1, 'format-version', '2',"
+                    " 'numeric-data-types-as-string', '1')",
+                    (name,),
+                )
+            except psycopg.Error:
+                return False
+            return True
+    except psycopg.Error:
+        return None
 
 
 def current_lsn(connection: Connection) -> int:

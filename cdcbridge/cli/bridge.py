@@ -19,7 +19,6 @@ from cdcbridge.decoders.wal2json_file import decode_file
 from cdcbridge.demo import demo as run_demo
 from cdcbridge.encode import encode_data
 from cdcbridge.errors import DecodeError, UsageError
-from cdcbridge.logs import configure
 from cdcbridge.migrate import migrate as migrate_store
 
 
@@ -80,7 +79,6 @@ def run(app: App, no_wait: bool) -> None:
     Where another bridge leads it waits as stand-by. While a server is away it keeps trying.
     """
     config = app.config
-    configure(config.log.format, config.log.level)
     bridge = Bridge(config, wait=not no_wait, reload=lambda: load(app.path))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: bridge.stop())

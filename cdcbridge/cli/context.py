@@ -15,6 +15,7 @@ import orjson
 from cdcbridge.config import Config, load
 from cdcbridge.database import Connection, connect_store, store_errors
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded
+from cdcbridge.logs import configure
 from cdcbridge.migrate import schema_version
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
@@ -41,7 +42,9 @@ class App:
 
     @cached_property
     def config(self) -> Config:
-        return load(self.path)
+        config = load(self.path)
+        configure(config.log.format, config.log.level)
+        return config
 
     @contextmanager
     def store(self) -> Iterator[Connection]:

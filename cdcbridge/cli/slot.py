@@ -52,12 +52,13 @@ def _print(found: Lag, slot: str, as_json: bool) -> None:
                 )
                 for s in found.slots
             ],
-            empty=f"there is no slot {slot} yet: `cdcbridge run` makes it",
+            empty=f"there is no slot {slot}" + ("" if found.gone else " yet: `cdcbridge run` makes it"),
         )
         click.echo()
         print_consumers(found.consumers)
     for name in found.lost:
-        say(f"the slot {name} is lost: changes that it had yet to send are gone; `cdcbridge slot recreate` goes on")
+        what = "does not exist any more" if name in found.gone else "is lost"
+        say(f"the slot {name} {what}: changes that it had yet to send are gone; `cdcbridge slot recreate` goes on")
 
 
 @click.group("slot")

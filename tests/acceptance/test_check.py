@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import psycopg
@@ -13,8 +14,6 @@ from tests.world import World, fresh_database
 
 def problems(world: World) -> dict[str, dict[str, Any]]:
     """By code; the exit code agrees with `ok`, and errors are what `run` says too."""
-    import json
-
     result = world.run_program("check", "--json")
     found = json.loads(result.stdout)
     errors = [p for p in found["problems"] if p["severity"] == "error"]
@@ -170,3 +169,38 @@ def test_a_publication_missing_a_table_is_brought_into_step(world18: World) -> N
     with world18.bridge():
         rows = world18.sql.execute("select tablename from pg_publication_tables where pubname = 'cdcbridge'").fetchall()
         assert rows == [("u",)]
+
+
+def test_a_slot_that_is_gone_is_told_by_check_lag_and_create_as_by_run(world18: World) -> None:
+    world18.execute("create table t (id int primary key)")
+    world18.consumer()
+    with world18.bridge():
+        pass
+    assert world18.run_program("slot", "drop", "--yes").returncode == 0
+    checked = world18.run_program("check", "--json")
+    assert [p["code"] for p in json.loads(checked.stdout)["problems"]] == ["slot_gone"]
+    for command in (("lag",), ("slot", "create"), ("run",)):
+        result = world18.run_program(*command)
+        assert (result.returncode, "slot recreate" in result.stderr) == (3, True), (command, result.stderr)
+    assert world18.run_program("slot", "recreate", "--yes").returncode == 0
+    (gap,) = world18.rows(
+        "select commit_time > now() - interval '1 minute' from messages where topic = 'cdcbridge.gap'"
+    )
+    assert gap == (True,)
+    assert world18.run_program("check").returncode == 0
+    world18.slot = "another"
+    assert "source.slot back to" in world18.run_program("check").stdout
+
+
+def test_a_role_without_rights_on_the_store_is_told_so(world18: World) -> None:
+    world18.execute("create table t (id int primary key)")
+    world18.consumer()
+    with world18.bridge():
+        pass
+    world18.execute("drop role if exists stranger", "create role stranger login replication")
+    world18.user = "stranger"
+    for command in (("lag",), ("receive", "c"), ("check",), ("migrate",)):
+        result = world18.run_program(*command)
+        said = result.stderr + result.stdout
+        assert result.returncode != 0 and "may not use the store's schema" in said and "grant usage" in said, said
+    world18.execute("drop role stranger")

@@ -20,6 +20,9 @@ from cdcbridge.errors import CdcbridgeError, CheckFailed
 from cdcbridge.migrate import migrations, schema_version
 from cdcbridge.source import Table
 
+SLOT_GONE: Final = (
+    "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it"
+)
 Severity = Literal["error", "warning"]
 _OLDEST: Final = 150000
 
@@ -348,7 +351,7 @@ def _history(config: Config, connection: Connection, store: Connection) -> Itera
             "slot_gone",
             "error",
             row[0],
-            "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it",
+            SLOT_GONE,
             "cdcbridge slot recreate -- goes on behind a gap message",
         )
 

@@ -84,9 +84,5 @@ class Ignored:
     """Something the plugin sent that is nobody's message but has its ordinal: a change of a table not captured."""
 
 
-def nowhere() -> None:
-    """Where a message stands that did not come from a slot."""
-
-
 Event: TypeAlias = Begin | Commit | Change | Truncate | LogicalMessage | Ignored | Relation
 Converter: TypeAlias = Callable[[bytes], JsonValue]

@@ -6,10 +6,8 @@ the position. Refuses while a bridge leads.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
 import orjson
 import structlog
@@ -24,11 +22,10 @@ from cdcbridge.errors import NotLeader, OperatorNeeded, UsageError
 from cdcbridge.lag import stored_slot
 from cdcbridge.lsn import format_lsn
 from cdcbridge.position import Position
-from cdcbridge.replication import ReplicationStream
+from cdcbridge.replication import ReplicationStream, postgres_now
 from cdcbridge.setup import compare_history
 from cdcbridge.store import History, Store
 
-_POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
 log = structlog.get_logger()
 
 
@@ -141,8 +138,7 @@ def _leave_gap(store: Store, target: int) -> tuple[int, int]:
         "unchanged": [],
     }
     # It stands where the gap ends, before whatever commits there: ordinal -1 is nobody else's.
-    now = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
-    row = message_row(-1, None, 1, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, now))
+    row = message_row(-1, None, 1, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, postgres_now()))
     everyone = tuple(s.consumer_id for s in consumers.all_subscriptions(store.connection))
     store.append(
         Batch(

@@ -154,8 +154,7 @@ class ReplicationStream:
 
         Asks for a keepalive in return, which tells how far the server has come when it has nothing to send.
         """
-        clock = int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
-        status = _STATUS.pack(b"r", max(written, durable), durable, durable, clock, 1)
+        status = _STATUS.pack(b"r", max(written, durable), durable, durable, postgres_now(), 1)
         try:
             self._pgconn.put_copy_data(status)
             self._pgconn.flush()
@@ -190,6 +189,11 @@ class ReplicationStream:
 
     def _error(self) -> str:
         return " ".join(self._pgconn.error_message.decode(errors="replace").split())
+
+
+def postgres_now() -> int:
+    """The clock here, as PostgreSQL stores time: microseconds since 2000-01-01 UTC."""
+    return int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
 
 
 def _message(result: pq.abc.PGresult) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 
 from cdcbridge import consumers, source
-from cdcbridge.check import problems, refuse
+from cdcbridge.check import SLOT_GONE, problems, refuse
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import OperatorNeeded
@@ -152,8 +152,7 @@ def _plugin(config: Config, connection: Connection, history: History | None) -> 
 def _refuse_lost(name: str, found: list[source.Slot], history: History | None) -> None:
     if history is not None and not found:
         raise OperatorNeeded(
-            f"the slot {name!r} does not exist any more, and the store knows of it: changes after the store's end are"
-            " lost to it",
+            f"{name}: {SLOT_GONE}",
             hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
         )
     for slot in found:

@@ -23,7 +23,6 @@ from cdcbridge.model import (
     Relation,
     Row,
     Truncate,
-    nowhere,
 )
 from cdcbridge.pgtypes import Types
 
@@ -61,7 +60,7 @@ class PgoutputDecoder:
 
     plugin: Final = "pgoutput"
 
-    def __init__(self, types: Types, catalog: Catalog, where: Callable[[], int | None] = nowhere) -> None:
+    def __init__(self, types: Types, catalog: Catalog, where: Callable[[], int | None] = lambda: None) -> None:
         """`where`: the LSN of the message at hand, for errors."""
         self._where = where
         self._types = types

@@ -28,7 +28,6 @@ from cdcbridge.model import (
     Relation,
     Row,
     Truncate,
-    nowhere,
 )
 from cdcbridge.pgtypes import (
     BOOL,
@@ -155,7 +154,7 @@ class Wal2jsonDecoder:
         self,
         types: Types,
         catalog: Catalog,
-        where: Callable[[], int | None] = nowhere,
+        where: Callable[[], int | None] = lambda: None,
         *,
         numbers_as_text: bool = False,
     ) -> None:

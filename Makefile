@@ -52,8 +52,12 @@ format: $(BIN)/.installed ## let ruff format everything
 docs: $(BIN)/.installed ## write docs/CLI.md anew from the program
 	$(BIN)/python -m tests.cli_reference > docs/CLI.md
 
+.PHONY: client
+client: $(BIN)/.installed ## write the synchronous client anew from the asynchronous one
+	$(BIN)/python -m tests.sync_client
+
 .PHONY: bench
-bench: $(BIN)/.installed servers ## measure fan-out, latency, memory and decoding; prints a table (about 10 minutes)
+bench: $(BIN)/.installed servers ## measure all parts and print their tables (long: python -m benchmarks --only PART)
 	$(BIN)/python -m benchmarks
 
 .PHONY: lock

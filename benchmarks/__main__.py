@@ -14,11 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import decode, fan_out, latency, memory, routing
+from benchmarks import claims, decode, fan_out, latency, memory, routing
 from cdcbridge.embedded import EmbeddedServer
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
-PARTS = {"decode": decode, "fan-out": fan_out, "routing": routing, "latency": latency, "memory": memory}
+PARTS = {
+    "decode": decode,
+    "fan-out": fan_out,
+    "routing": routing,
+    "latency": latency,
+    "memory": memory,
+    "claims": claims,
+}
 # Durable as in production; WAL recycled, so that its files are not made anew while the clock runs.
 SETTINGS = {"shared_buffers": "1GB", "min_wal_size": "4GB", "max_wal_size": "16GB", "checkpoint_timeout": "30min"}
 

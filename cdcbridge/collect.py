@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from cdcbridge.encode import encode_data, key_text, message_row, shared_part
+from cdcbridge.encode import encode_data, key_text, message_row, published_row, shared_part
 from cdcbridge.errors import DecodeError, OperatorNeeded
 from cdcbridge.filters import FilterError
 from cdcbridge.lsn import format_lsn
 from cdcbridge.model import Begin, Change, Commit, Event, LogicalMessage, Relation, Row, Truncate
 from cdcbridge.position import START, Position
+from cdcbridge.published import TOPIC_PREFIX, read_published
 from cdcbridge.route import Plan, Router
 
 _ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the batch's bound
@@ -27,7 +28,8 @@ _ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the
 class Batch:
     """What one append commits.
 
-    `rows`: for COPY, less their seqs. `groups`: consumers that get the same rows → indexes into `rows`.
+    `rows`: for COPY, less their seqs; `keys`: theirs; `barriers`: the indexes of truncates. `in_order`: which consumers
+    want order by key. `groups`: consumers that get the same rows → indexes into `rows`.
     `keyed`: consumer with a key of its own → indexes and keys. `dead`: (consumer, index, reason, key). `position` is of
     the last change read; `end_lsn` of the last transaction that is complete; `open` tells that the position
     stands inside a transaction whose rest is still to come. `commit_time` is of the last transaction, None where the
@@ -35,6 +37,9 @@ class Batch:
     """
 
     rows: list[bytes] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    barriers: list[int] = field(default_factory=list)
+    in_order: frozenset[int] = frozenset()
     groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
     keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
     dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
@@ -98,6 +103,7 @@ class Collector:
         """Everything collected since the last take, with the position up to which it is complete."""
         batch, self._batch = self._batch, Batch()
         batch.position, batch.end_lsn, batch.open = self.position, self.end_lsn, self.open
+        batch.in_order = self._router.in_order
         batch.commit_time = self._commit_time
         return batch
 
@@ -126,9 +132,11 @@ class Collector:
         elif type(event) is Relation:
             self._require_identity(event)
         elif type(event) is LogicalMessage and not event.transactional:
-            self.outside += 1  # in no transaction: nobody's message, and no position
+            self.outside += event.prefix.startswith(TOPIC_PREFIX)  # in no transaction: no message, and no position
         else:
             self._ordinal += 1
+            if type(event) is LogicalMessage and self._ordinal > self._skip_through:
+                self._published(event)
 
     def _require_identity(self, relation: Relation) -> None:
         """Stop where a table that a consumer names lost its identity, before an UPDATE or DELETE can go missing.
@@ -192,6 +200,9 @@ class Collector:
         batch = self._batch
         index = len(batch.rows)
         batch.rows.append(row)
+        batch.keys.append(key)
+        if change.op == "truncate":
+            batch.barriers.append(index)
         batch.size += len(row) + _ROW_OVERHEAD
         plain = plan.plain
         if len(data) > plan.smallest_limit:
@@ -211,6 +222,31 @@ class Collector:
             self._ordinal += 1
             if index < len(event.relations) and self._ordinal > self._skip_through:
                 self._change(Change("truncate", event.relations[index], None))
+
+    def _published(self, event: LogicalMessage) -> None:
+        """A message that an application wrote into the WAL, if it is for a topic that anybody reads."""
+        if not event.prefix.startswith(TOPIC_PREFIX):
+            return
+        topic = event.prefix.removeprefix(TOPIC_PREFIX)
+        readers = self._router.readers(topic)
+        if not readers:
+            return
+        message = read_published(event.content)
+        data = b'{"op":"message","record":%b,"old":null,"unchanged":[]}' % message.record
+        batch = self._batch
+        index = len(batch.rows)
+        batch.rows.append(published_row(topic, message.key, self._partitions, data))
+        batch.keys.append(message.key)
+        batch.size += len(data) + _ROW_OVERHEAD
+        for reader in readers:
+            key = message.key if reader.key is None else message.own_key(reader.key)
+            if message.malformed is not None:
+                batch.dead.append((reader.consumer_id, index, f"undecodable: {message.malformed}", key))
+            elif len(data) > reader.max_bytes:
+                reason = f"oversized: data has {len(data)} bytes, max_message_bytes is {reader.max_bytes}"
+                batch.dead.append((reader.consumer_id, index, reason, key))
+            else:
+                self._fan_out({reader.consumer_id: _Wish(key, reader.key is not None, None)}, index)
 
     def _share(self, topic: str) -> bytes:
         begin = self._begin

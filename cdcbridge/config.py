@@ -71,11 +71,11 @@ class Store(_Model):
     dsn: SecretStr | None = None
     schema_: Annotated[str, Field(pattern=_IDENTIFIER, alias="schema")] = "cdcbridge"
     partitions: Annotated[int, Field(ge=1, le=4096)] = 16
-    retention: None = None
+    retention: Annotated[Duration, Field(gt=0)] = 7 * 86400.0
     retention_bytes: None = None
     max_retention: None = None
 
-    _unbuilt = _refuse("retention", "retention_bytes", "max_retention")
+    _unbuilt = _refuse("retention_bytes", "max_retention")
 
 
 class Log(_Model):
@@ -123,15 +123,15 @@ class Consumer(_Model):
     retry_delay: RetryDelay = RetryDelay()
     max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     max_message_bytes: Size = 1 << 20
-    role: None = None
+    role: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     compact: Literal[False] = False
 
-    _unbuilt = _refuse("topics", "role", "compact")
+    _unbuilt = _refuse("compact")
 
     @field_validator("mode", "start")
     @classmethod
     def _built(cls, value: str) -> str:
-        if value in ("fifo", "stream", "snapshot"):
+        if value in ("stream", "snapshot"):
             raise ValueError(f"{value} {_NOT_BUILT}")
         return value
 
@@ -146,6 +146,14 @@ class Consumer(_Model):
                 or ("*" in table and table != "*")
             ):
                 raise ValueError(f"{pattern!r} is not a table; write schema.table, schema.* or *.*")
+        return value
+
+    @field_validator("topics")
+    @classmethod
+    def _published_topics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for topic in value:
+            if not topic or "." in topic:
+                raise ValueError(f"{topic!r} is not a topic; a published topic has a name without a dot")
         return value
 
     @field_validator("operations", "key")
@@ -167,8 +175,8 @@ class Consumer(_Model):
 
     @model_validator(mode="after")
     def _wants_something(self) -> Self:
-        if not self.tables:
-            raise ValueError("a consumer needs tables")
+        if not (self.tables or self.topics):
+            raise ValueError("a consumer needs tables or topics")
         return self
 
 

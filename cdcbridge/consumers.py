@@ -14,10 +14,12 @@ import orjson
 import structlog
 from psycopg.types.json import Jsonb
 
+from cdcbridge.collect import Batch
 from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
-from cdcbridge.encode import CHUNK_COLUMNS, COPY_HEADER, COPY_TRAILER, GAP_TOPIC, chunk_rows, key_text
+from cdcbridge.encode import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC, key_text
 from cdcbridge.errors import UsageError
+from cdcbridge.fan_out import barrier_rows, waiting_rows
 from cdcbridge.filters import Filter, FilterError
 from cdcbridge.route import Subscription
 
@@ -41,7 +43,7 @@ def stored_config(consumer: Consumer) -> dict[str, Any]:
     return orjson.loads(orjson.dumps(dumped))  # type: ignore[no-any-return]
 
 
-def subscription(consumer_id: int, name: str, config: dict[str, Any]) -> Subscription:
+def subscription(consumer_id: int, name: str, mode: str, config: dict[str, Any]) -> Subscription:
     """What routing needs of a consumer as the store keeps it."""
     source = config.get("filter")
     return Subscription(
@@ -52,6 +54,8 @@ def subscription(consumer_id: int, name: str, config: dict[str, Any]) -> Subscri
         Filter(source) if source is not None else None,
         tuple(config["key"]) if config.get("key") else None,
         config["max_message_bytes"],
+        mode == "fifo",
+        tuple(config.get("topics", ())),
     )
 
 
@@ -68,6 +72,8 @@ def apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool 
         added, changed = [], []
         for consumer in consumers:
             config = stored_config(consumer)
+            if consumer.role is not None:
+                connection.execute("select use_role(%s)", (consumer.role,))
             if consumer.name not in known:
                 _add(connection, consumer, config)
                 added.append(consumer.name)
@@ -93,7 +99,7 @@ def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list
     """The applied consumers of the file, for routing."""
     with store_errors():
         rows = connection.execute(
-            "select id, name, config from consumers where name = any (%s) order by id",
+            "select id, name, mode, config from consumers where name = any (%s) order by id",
             ([consumer.name for consumer in consumers],),
         ).fetchall()
     return [subscription(*row) for row in rows]
@@ -102,7 +108,7 @@ def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list
 def all_subscriptions(connection: Connection) -> list[Subscription]:
     """Every consumer of the store, in the file or not."""
     with store_errors():
-        rows = connection.execute("select id, name, config from consumers order by id").fetchall()
+        rows = connection.execute("select id, name, mode, config from consumers order by id").fetchall()
     return [subscription(*row) for row in rows]
 
 
@@ -111,7 +117,7 @@ def _add(connection: Connection, consumer: Consumer, config: dict[str, Any]) -> 
         "select add_consumer(%s, %s, %s)", (consumer.name, consumer.mode, Jsonb(config))
     ).fetchone()
     if row and consumer.start == "earliest":
-        fill(connection, subscription(row[0], consumer.name, config))
+        fill(connection, subscription(row[0], consumer.name, consumer.mode, config))
 
 
 # what the log holds, for a consumer with start: earliest
@@ -119,10 +125,13 @@ def _add(connection: Connection, consumer: Consumer, config: dict[str, Any]) -> 
 _LOG: Final = """
     select seq, topic, key, data::text, commit_lsn::text, ordinal, xid, octet_length(data::text),
            array(select (data -> 'record' -> c)::text
-                 from unnest(%(key)s::text[]) with ordinality as k (c, n) order by n)
+                 from unnest(%(key)s::text[]) with ordinality as k (c, n) order by n),
+           (data -> 'op')::text = '"truncate"'
     from messages
-    where (topic = any (%(topics)s) or split_part(topic, '.', 1) = any (%(schemas)s) or %(all)s)
-      and (data -> 'op')::text = any (%(operations)s) or topic = 'cdcbridge.gap'
+    where strpos(topic, '.') > 0
+      and (topic = any (%(tables)s) or split_part(topic, '.', 1) = any (%(schemas)s) or %(all)s)
+      and (data -> 'op')::text = any (%(operations)s)
+       or topic = any (%(topics)s) or topic = 'cdcbridge.gap'
     order by seq
 """
 
@@ -134,7 +143,8 @@ def fill(connection: Connection, wanted: Subscription) -> None:
     schemas = [pattern[:-2] for pattern in wanted.tables if pattern.endswith(".*")]
     given = {
         "key": list(wanted.key or ()),
-        "topics": list(wanted.tables),
+        "tables": list(wanted.tables),
+        "topics": list(wanted.topics),
         "schemas": [schema for schema in schemas if schema != "*"],
         "all": "*" in schemas,
         "operations": [f'"{operation}"' for operation in sorted(wanted.operations)],
@@ -142,15 +152,11 @@ def fill(connection: Connection, wanted: Subscription) -> None:
     with connection.cursor(name="cdcbridge_fill") as reader:
         reader.execute(_LOG.encode(), given)
         while rows := reader.fetchmany(_PAGE):
-            matched, dead = _sort(rows, wanted)
-            seqs = [seq for seq, _ in matched]
-            keys = [key for _, key in matched] if wanted.key else None
-            if seqs:
-                with (
-                    connection.cursor() as cursor,
-                    cursor.copy(f"copy waiting ({CHUNK_COLUMNS}) from stdin binary") as copy,
-                ):
-                    copy.write(COPY_HEADER + chunk_rows((wanted.consumer_id,), seqs, keys, len(seqs)) + COPY_TRAILER)
+            batch, dead = _sort(rows, wanted)
+            with connection.cursor() as cursor, cursor.copy(COPY_WAITING) as copy:
+                copy.write(COPY_HEADER + waiting_rows(batch, 0) + COPY_TRAILER)
+            if barriers := barrier_rows(batch, 0):
+                connection.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
             if dead:
                 connection.execute(
                     "select bury_appended(%s, %s, %s, %s)",
@@ -161,26 +167,38 @@ def fill(connection: Connection, wanted: Subscription) -> None:
                 next_told += _TELL_EVERY
 
 
-def _sort(
-    rows: Sequence[tuple[Any, ...]], wanted: Subscription
-) -> tuple[list[tuple[int, str | None]], list[tuple[int, str, str | None]]]:
-    """Rows of the log → (seq, key) of those that match, and (seq, reason, key) of those that die at once."""
-    matched: list[tuple[int, str | None]] = []
+def _sort(rows: Sequence[tuple[Any, ...]], wanted: Subscription) -> tuple[Batch, list[tuple[int, str, str | None]]]:
+    """Rows of the log → those that match, as a batch whose indexes are seqs; (seq, reason, key) of those that die."""
+    seqs: list[int] = []
+    keys: list[str | None] = []
+    barriers: list[int] = []
     dead: list[tuple[int, str, str | None]] = []
     for row in rows:
         seq, size = row[0], row[7]
         key = _own_key(row[8]) if wanted.key else row[2]
         try:
-            if wanted.filter is not None and row[1] != GAP_TOPIC and not _matches(wanted.filter, row):
+            published = row[1] in wanted.topics or row[1] == GAP_TOPIC
+            if wanted.filter is not None and not published and not _matches(wanted.filter, row):
                 continue
         except FilterError as error:
             dead.append((seq, f"filter_error: {error}", key))
             continue
         if size > wanted.max_bytes:
             dead.append((seq, f"oversized: data has {size} bytes, max_message_bytes is {wanted.max_bytes}", key))
-        else:
-            matched.append((seq, key))
-    return matched, dead
+            continue
+        seqs.append(seq)
+        keys.append(key)
+        if row[9]:
+            barriers.append(seq)
+    consumer = wanted.consumer_id
+    batch = Batch(rows=[b""] * len(seqs), barriers=barriers)
+    if wanted.in_order:
+        batch.in_order = frozenset({consumer})
+    if wanted.in_order or wanted.key:
+        batch.keyed = {consumer: (seqs, keys)}
+    else:
+        batch.groups = {(consumer,): seqs}
+    return batch, dead
 
 
 def _matches(condition: Filter, row: tuple[Any, ...]) -> bool:

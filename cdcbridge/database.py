@@ -13,7 +13,14 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from cdcbridge.errors import CdcbridgeError, OperatorNeeded, SourceUnavailable, StoreUnavailable, UsageError
+from cdcbridge.errors import (
+    CdcbridgeError,
+    OperatorNeeded,
+    SourceUnavailable,
+    StaleReceipt,
+    StoreUnavailable,
+    UsageError,
+)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -104,7 +111,7 @@ def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
         hint = error.diag.message_hint
         state = error.sqlstate or ""
         if state == "CB006":
-            raise CdcbridgeError(str(error.diag.message_primary), hint=hint) from error
+            raise StaleReceipt(str(error.diag.message_primary), hint=hint) from error
         if state.startswith("CB"):
             raise UsageError(str(error.diag.message_primary), hint=hint) from error
         if state.startswith(_RETRY_CLASSES) or (not state and isinstance(error, psycopg.OperationalError)):

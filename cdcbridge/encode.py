@@ -29,6 +29,8 @@ _INT8_OID, _TEXT_OID = 20, 25
 
 MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn, xid, commit_time"
 CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
+COPY_MESSAGES: Final = f"copy messages ({MESSAGE_COLUMNS}) from stdin (format binary)"
+COPY_WAITING: Final = f"copy waiting ({CHUNK_COLUMNS}) from stdin (format binary)"
 GAP_TOPIC: Final = "cdcbridge.gap"  # of the messages that tell of changes left behind
 CHUNK_SIZE: Final = 64  # messages per fan-out row of a large append: 1 KB of seqs, below TOAST's 2 KB
 SMALL_APPEND: Final = 128  # up to here each message has a row of its own, so that concurrent receivers share them
@@ -73,6 +75,13 @@ def message_row(ordinal: int, key: str | None, partitions: int, data: bytes, sha
     text = key.encode()
     head = _MESSAGE.pack(4, ordinal, 4, partition_of(text, partitions), len(text))
     return b"%b%b%b%b%b" % (head, text, _LENGTH.pack(len(data)), data, shared)
+
+
+def published_row(topic: str, key: str | None, partitions: int, data: bytes) -> bytes:
+    """The row of a published message, which has no position."""
+    text = None if key is None else key.encode()
+    fields = (None, struct.pack("!i", partition_of(text, partitions)), text, data, topic.encode(), None, None, None)
+    return b"".join([_NULL_FIELD if field is None else _sized(field) for field in fields])
 
 
 def message_rows(rows: Sequence[bytes], first: int) -> bytes:

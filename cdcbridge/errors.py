@@ -43,6 +43,10 @@ class StoreUnavailable(CdcbridgeError):
     """The store's database cannot be reached or went away: try again."""
 
 
+class StaleReceipt(CdcbridgeError):
+    """The delivery is not ours any more: its visibility timeout passed, or it was acked or given back before."""
+
+
 class NotLeader(CdcbridgeError):
     """Another bridge leads, or took over: this one must not write."""
 

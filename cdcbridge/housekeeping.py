@@ -1,8 +1,8 @@
 """What the bridge does beside the stream, now and then, in a thread with sessions of its own. Part of the rim.
 
 Heartbeats on the source, so that the slot moves on while only other databases write; messages whose last delivery
-expired become dead letters; alarms about the slot. Never touches the stream or the log; what fails here is told and
-tried again.
+expired become dead letters; segments of the log that nobody needs are dropped; alarms about the slot. Never touches the
+stream; what fails here is told and tried again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cdcbridge.units import format_size
 
 HEARTBEAT_PREFIX: Final = "cdcbridge.heartbeat"
 _BURY_INTERVAL: Final = 2.0  # an expired last delivery dies within 5 s
+_RETENTION_INTERVAL: Final = 10.0
 log = structlog.get_logger()
 
 
@@ -31,6 +32,7 @@ class Housekeeper:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._stop = threading.Event()
+        self._held_by: str | None = None  # the consumer that keeps an old segment
         self._thread = threading.Thread(target=self._work, name="housekeeper", daemon=True)
 
     def __enter__(self) -> Self:
@@ -55,16 +57,33 @@ class Housekeeper:
             connect_source(self._config.source_dsn, "cdcbridge heartbeat") as source,
             connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge housekeeping") as store,
         ):
-            next_heartbeat = 0.0
+            next_heartbeat = next_retention = 0.0
             while not self._stop.is_set():
                 if time.monotonic() >= next_heartbeat:
                     source.execute("select pg_logical_emit_message(true, %s, '')", (HEARTBEAT_PREFIX,))
                     self._watch_slot(source)
                     next_heartbeat = time.monotonic() + interval
-                buried = store.execute("select bury_expired()").fetchone()
+                buried = store.execute("select bury_expired(), forget_published()").fetchone()
                 if buried and buried[0]:
                     log.info("messages.died", reason="max_deliveries", messages=buried[0])
+                if time.monotonic() >= next_retention:
+                    self._drop_segments(store)
+                    next_retention = time.monotonic() + _RETENTION_INTERVAL
                 self._stop.wait(min(_BURY_INTERVAL, interval))
+
+    def _drop_segments(self, store: Connection) -> None:
+        retention = self._config.store.retention
+        row = store.execute(
+            "select dropped, held_by from drop_segments(make_interval(secs => %s))", (retention,)
+        ).fetchone()
+        dropped, held_by = row or (0, None)
+        if dropped:
+            log.info("retention.dropped", segments=dropped)
+        if held_by != self._held_by and held_by is not None:
+            log.warning(
+                "retention.held", consumer=held_by, reason="it has not finished messages older than store.retention"
+            )
+        self._held_by = held_by
 
     def _watch_slot(self, source: Connection) -> None:
         limit = self._config.source.max_retained_wal

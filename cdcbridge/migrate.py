@@ -72,7 +72,7 @@ def migrate(connection: Connection, schema: str) -> Migrated:
                 " do update set checksum = excluded.checksum, program = excluded.program, applied_at = now()",
                 (checksum, __version__),
             )
-            connection.execute("select create_segments()")
+            connection.execute("select create_segments(), make_code(), restrict_rights()")
     return Migrated(before, steps[-1][0], had != checksum)
 
 

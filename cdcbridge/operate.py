@@ -139,10 +139,13 @@ def _leave_gap(store: Store, target: int) -> tuple[int, int]:
     }
     # It stands where the gap ends, before whatever commits there: ordinal -1 is nobody else's.
     row = message_row(-1, None, 1, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, postgres_now()))
-    everyone = tuple(s.consumer_id for s in consumers.all_subscriptions(store.connection))
+    subscriptions = consumers.all_subscriptions(store.connection)
+    everyone = tuple(s.consumer_id for s in subscriptions)
     store.append(
         Batch(
             rows=[row],
+            keys=[None],
+            in_order=frozenset(s.consumer_id for s in subscriptions if s.in_order),
             groups={everyone: [0]} if everyone else {},
             position=Position(target, -1),
             end_lsn=target,

@@ -14,7 +14,9 @@ OPERATIONS: Final = ("insert", "update", "delete", "truncate")
 
 @dataclass(slots=True, frozen=True)
 class Subscription:
-    """What a consumer declared, as much as routing needs. `key` None: the log's key. `max_bytes` is of `data`."""
+    """What a consumer declared, as much as routing needs. `key` None: the log's key. `max_bytes` is of `data`.
+    `in_order`: mode fifo. `topics`: of published messages.
+    """
 
     consumer_id: int
     name: str
@@ -23,6 +25,8 @@ class Subscription:
     filter: Filter | None = None
     key: tuple[str, ...] | None = None
     max_bytes: int = 1024 * 1024
+    in_order: bool = False
+    topics: tuple[str, ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -46,9 +50,15 @@ class Router:
     def __init__(self, subscriptions: Iterable[Subscription], own_schema: str = "cdcbridge") -> None:
         self._own_schema = own_schema
         self._by_pattern: dict[str, list[Subscription]] = {}
+        subscriptions = tuple(subscriptions)
+        self.in_order = frozenset(s.consumer_id for s in subscriptions if s.in_order)
         for subscription in subscriptions:
             for pattern in dict.fromkeys(subscription.tables):
                 self._by_pattern.setdefault(pattern, []).append(subscription)
+        self._by_topic: dict[str, list[Subscription]] = {}
+        for subscription in subscriptions:
+            for topic in dict.fromkeys(subscription.topics):
+                self._by_topic.setdefault(topic, []).append(subscription)
         self._plans: dict[tuple[Relation, str], Plan | None] = {}
 
     def subscriptions(self, schema: str, table: str) -> list[Subscription]:
@@ -57,6 +67,10 @@ class Router:
             return []
         found = [s for p in (f"{schema}.{table}", f"{schema}.*", "*.*") for s in self._by_pattern.get(p, ())]
         return sorted(dict.fromkeys(found), key=lambda s: s.consumer_id)
+
+    def readers(self, topic: str) -> list[Subscription]:
+        """All consumers of a published topic."""
+        return self._by_topic.get(topic, [])
 
     def plan(self, relation: Relation, operation: str) -> Plan | None:
         """The plan, or None where nobody wants this operation of this relation."""

@@ -69,6 +69,7 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
         refuse(problems(config, connection, store.connection, plugin=plugin))
         if store.tail().unfinished is None:
             # Else a new consumer would get the first part of the open transaction, and not the rest of it.
+            store.set_partitions(config.store.partitions)
             applied = consumers.apply(store.connection, config.consumers)
             if applied.added or applied.changed or applied.left:
                 log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
@@ -249,6 +250,8 @@ def _dump(subscription: Subscription) -> dict[str, Any]:
         "filter": subscription.filter.source if subscription.filter else None,
         "key": list(subscription.key) if subscription.key else None,
         "max_bytes": subscription.max_bytes,
+        "in_order": subscription.in_order,
+        "topics": list(subscription.topics),
     }
 
 
@@ -261,4 +264,6 @@ def _load(entry: dict[str, Any]) -> Subscription:
         Filter(entry["filter"]) if entry["filter"] else None,
         tuple(entry["key"]) if entry["key"] else None,
         entry["max_bytes"],
+        entry.get("in_order", False),
+        tuple(entry.get("topics", ())),
     )

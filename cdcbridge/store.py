@@ -17,21 +17,13 @@ from psycopg.types.json import Jsonb
 
 from cdcbridge.collect import Batch
 from cdcbridge.database import Connection, connect_store, store_errors
-from cdcbridge.encode import (
-    CHUNK_COLUMNS,
-    COPY_HEADER,
-    COPY_TRAILER,
-    MESSAGE_COLUMNS,
-    chunk_rows,
-    message_rows,
-)
+from cdcbridge.encode import COPY_HEADER, COPY_MESSAGES, COPY_TRAILER, COPY_WAITING, message_rows
 from cdcbridge.errors import Fenced
+from cdcbridge.fan_out import barrier_rows, waiting_rows
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import migrate
 from cdcbridge.position import START, Position
 
-_COPY_MESSAGES: Final = f"copy messages ({MESSAGE_COLUMNS}) from stdin (format binary)"
-_COPY_WAITING: Final = f"copy waiting ({CHUNK_COLUMNS}) from stdin (format binary)"
 _SEGMENT: Final = 1_000_000  # seqs in a segment, as create_segments() has it
 _IDLE_IN_TRANSACTION: Final = "30s"  # a bridge that was stopped in mid-append gives the fence up after this
 
@@ -129,6 +121,11 @@ class Store:
         with store_errors():
             self._connection.execute("update source set timeline = %s, recorded_at = now()", (timeline,))
 
+    def set_partitions(self, partitions: int) -> None:
+        """How many partitions of the log publish() spreads keys over."""
+        with store_errors():
+            self._connection.execute("update settings set partitions = %s where partitions <> %s", (partitions,) * 2)
+
     def catalog(self) -> dict[str, Any]:
         """What was last known of the source's partitions."""
         with store_errors():
@@ -178,11 +175,13 @@ class Store:
 
     def _write(self, connection: Connection, batch: Batch, first: int) -> None:
         with connection.cursor() as cursor:
-            with cursor.copy(_COPY_MESSAGES) as copy:
+            with cursor.copy(COPY_MESSAGES) as copy:
                 copy.write(COPY_HEADER + message_rows(batch.rows, first) + COPY_TRAILER)
             if batch.groups or batch.keyed:
-                with cursor.copy(_COPY_WAITING) as copy:
-                    copy.write(b"".join([COPY_HEADER, *_fan_out(batch, first), COPY_TRAILER]))
+                with cursor.copy(COPY_WAITING) as copy:
+                    copy.write(COPY_HEADER + waiting_rows(batch, first) + COPY_TRAILER)
+            if barriers := barrier_rows(batch, first):
+                cursor.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
             if batch.dead:
                 consumers, indexes, reasons, keys = zip(*batch.dead, strict=True)
                 seqs = [first + index for index in indexes]
@@ -216,24 +215,3 @@ class Store:
         with store_errors():
             row = self._connection.execute("select bury_expired()").fetchone()
             return row[0] if row else 0
-
-
-def _fan_out(batch: Batch, first: int) -> list[bytes]:
-    """COPY rows for `waiting`. A consumer that stands in several groups gets its messages once, in order."""
-    shared: dict[tuple[int, ...], list[int]] = {}
-    merged: dict[int, list[int]] = {}
-    seen: set[int] = set()
-    repeated = {c for group in batch.groups for c in group if c in seen or seen.add(c)}  # type: ignore[func-returns-value]
-    for group, indexes in batch.groups.items():
-        alone = tuple(consumer for consumer in group if consumer not in repeated)
-        if alone:
-            shared[alone] = indexes
-        for consumer in group:
-            if consumer in repeated:
-                merged.setdefault(consumer, []).extend(indexes)
-    parts: list[tuple[tuple[int, ...], list[int], list[str | None] | None]] = [
-        *((group, indexes, None) for group, indexes in shared.items()),
-        *(((consumer,), sorted(indexes), None) for consumer, indexes in merged.items()),
-        *(((consumer,), indexes, keys) for consumer, (indexes, keys) in batch.keyed.items()),
-    ]
-    return [chunk_rows(group, [first + i for i in indexes], keys, len(batch.rows)) for group, indexes, keys in parts]

@@ -1,4 +1,4 @@
-"""Commands that read a queue: receive, peek, ack, nack, extend, dead."""
+"""Commands that read a queue, or write to it: receive, peek, ack, nack, extend, publish."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 import orjson
 
-from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
+from cdcbridge.cli.context import App, name_argument, pass_app, print_line, say
 from cdcbridge.database import Connection
 from cdcbridge.errors import UsageError
 from cdcbridge.units import parse_duration
@@ -154,77 +154,34 @@ def _receipts(given: Sequence[str]) -> list[str]:
     return found
 
 
-@click.group()
-def dead() -> None:
-    """Dead letters: list, show, redrive, purge."""
-
-
-ids_argument = click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
-
-
-@dead.command("list")
-@name_argument
-@click.option("-n", "--max", "count", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
-@as_json
+@click.command()
+@click.argument("topic")
+@click.argument("data", nargs=-1)
+@click.option("--key", help="The messages' key.")
+@click.option("--delay", type=DURATION, help="Not delivered before this has passed.")
+@click.option("--dedup-id", help="Publish once within 5 minutes, however often it is repeated.")
 @pass_app
-def dead_list(app: App, name: str, count: int, as_json: bool) -> None:
-    """A consumer's dead letters, the newest first."""
+def publish(
+    app: App, topic: str, data: tuple[str, ...], key: str | None, delay: float | None, dedup_id: str | None
+) -> None:
+    """Publish JSON to the consumers of a topic: each DATA, or each line of stdin; prints a seq for each.
+
+    \b
+    Examples:
+      cdcbridge publish invoices '{"id": 42}' --key 42
+      jq -c .[] invoices.json | cdcbridge publish invoices
+    """
+    texts = data or (line for line in map(str.strip, sys.stdin) if line)
+    query = "select publish(%s, %s, %s::json, clock_timestamp() + make_interval(secs => %s), %s)"
     with app.store() as store:
-        rows = store.execute(
-            "select d.id, d.seq, d.topic, d.key, d.deliver_count, d.reason, d.died_at from dead_messages d"
-            " where d.consumer_id = (queue_named(%s)).id order by d.id desc limit %s",
-            (name, count),
-        ).fetchall()
-    headings = ("id", "seq", "topic", "key", "deliver_count", "reason", "died_at")
-    if as_json:
-        print_json([dict(zip(headings, row, strict=True)) for row in rows])
-    else:
-        shown = [(*row[:6], f"{row[6]:%Y-%m-%d %H:%M:%S}") for row in rows]
-        print_table(
-            [heading.upper().replace("_", " ") for heading in headings], shown, empty=f"{name}: no dead letters"
-        )
+        for number, text in enumerate(texts, 1):
+            try:
+                orjson.loads(text)
+            except orjson.JSONDecodeError as error:
+                where = f"argument {number}" if data else f"stdin: line {number}"
+                raise UsageError(f"{where}: not JSON: {error.msg}: {text[:80]}") from None
+            row = store.execute(query, (topic, key, text, delay, dedup_id)).fetchone()
+            print_line({"seq": row[0] if row else None})
 
 
-@dead.command("show")
-@name_argument
-@click.argument("ids", nargs=-1, type=int, required=True, metavar="ID...")
-@pass_app
-def dead_show(app: App, name: str, ids: tuple[int, ...]) -> None:
-    """Everything about dead letters, with data and history: a JSON line each."""
-    with app.store() as store:
-        store.execute("select refuse_unknown_dead(queue_named(%s), %s)", (name, list(ids)))
-        for (line,) in store.execute(
-            "select to_json(d)::text from dead_messages d where d.consumer_id = (queue_named(%s)).id"
-            " and d.id = any (%s) order by d.id",
-            (name, list(ids)),
-        ).fetchall():
-            click.echo(line)
-
-
-@dead.command()
-@name_argument
-@ids_argument
-@pass_app
-def redrive(app: App, name: str, ids: tuple[int, ...]) -> None:
-    """Put dead letters (all, or those with these ids) back at the end of the queue, with a fresh count."""
-    with app.store() as store:
-        row = store.execute("select redrive(%s, %s)", (name, list(ids) or None)).fetchone()
-    print_line({"redriven": row[0] if row else 0})
-
-
-@dead.command()
-@name_argument
-@ids_argument
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@pass_app
-def purge(app: App, name: str, ids: tuple[int, ...], yes: bool) -> None:
-    """Delete dead letters (all, or those with these ids) for good."""
-    if not yes:
-        what = f"{len(ids)}" if ids else "all"
-        click.confirm(f"Delete {what} dead letters of {name} for good?", abort=True, err=True)
-    with app.store() as store:
-        row = store.execute("select purge(%s, %s)", (name, list(ids) or None)).fetchone()
-    print_line({"purged": row[0] if row else 0})
-
-
-COMMANDS = (receive, peek, ack, nack, extend, dead)
+COMMANDS = (receive, peek, ack, nack, extend, publish)

@@ -3,7 +3,7 @@
 -- consumer_named(name) → the consumer's row.
 -- Raises CB001 where no consumer has that name.
 create or replace function consumer_named(name text) returns consumers
-language plpgsql stable set search_path from current as $$
+language plpgsql stable as $$
 declare
     found consumers;
 begin
@@ -18,43 +18,51 @@ begin
 end $$;
 
 -- queue_named(name) → the consumer's row, which must be one that is read message by message.
--- Raises CB001 (unknown), CB002 (a stream consumer has no queue).
+-- Raises CB001 (unknown), CB002 (a stream consumer has no queue), CB008 (not its role).
 create or replace function queue_named(name text) returns consumers
-language plpgsql stable set search_path from current as $$
+language plpgsql stable as $$
 declare
     found consumers := consumer_named(name);
 begin
     if found.mode = 'stream' then
         raise exception 'consumer % reads the log as a stream', quote_literal(name) using errcode = 'CB002';
     end if;
+    if found.config ? 'role' and not may_read(found.config ->> 'role') then
+        raise exception 'consumer % may be read by the role % alone', quote_literal(name),
+            quote_ident(found.config ->> 'role')
+            using errcode = 'CB008';
+    end if;
     return found;
 end $$;
 
--- parse_receipts(receipts) → seq and token of each, every receipt once.
+-- parse_receipts(receipts) → seq and token of each.
 -- Raises CB003 for a text that is no receipt.
-create or replace function parse_receipts(receipts text[]) returns table (seq bigint, token bigint)
-language plpgsql immutable set search_path from current as $$
-declare
-    bad text;
+create or replace function parse_receipts(receipts text[], out seqs bigint[], out tokens bigint[])
+language plpgsql immutable as $$
 begin
-    select r into bad from unnest(receipts) r where r is null or r !~ '^[0-9]{1,18}-[0-9]{1,18}$' limit 1;
-    if found then
-        raise exception '% is not a receipt', quote_nullable(bad)
-            using errcode = 'CB003', hint = 'A receipt is what receive() returned in the column receipt.';
+    select coalesce(array_agg(split_part(r, '-', 1)::bigint), '{}'), coalesce(array_agg(split_part(r, '-', 2)::bigint), '{}')
+    into seqs, tokens from unnest(receipts) r;
+    if array_position(seqs, null) is not null
+        or exists (select from unnest(receipts) r where split_part(r, '-', 3) <> '')
+    then
+        raise invalid_text_representation;
     end if;
-    return query
-        select distinct split_part(r, '-', 1)::bigint, split_part(r, '-', 2)::bigint from unnest(receipts) r;
+exception
+    when invalid_text_representation or numeric_value_out_of_range then
+        raise exception '% is not a receipt', quote_nullable((
+            select r from unnest(receipts) r where r is null or r !~ '^[0-9]{1,18}-[0-9]{1,18}$' limit 1))
+            using errcode = 'CB003', hint = 'A receipt is what receive() returned in the column receipt.';
 end $$;
 
--- config_interval(config, path) → a duration of the consumer's configuration, which is kept in seconds.
-create or replace function config_interval(config jsonb, variadic path text[]) returns interval
-language sql immutable set search_path from current as $$
-    select make_interval(secs => (config #>> path)::float8)
+-- moment() → now. A function of its own, so that tests can set the clock.
+create or replace function moment() returns timestamptz
+language sql volatile parallel safe as $$
+    select clock_timestamp()
 $$;
 
 -- project_row(object, columns) → the object with the columns that are let through; null stays null.
 create or replace function project_row(object json, columns jsonb) returns json
-language sql immutable set search_path from current as $$
+language sql immutable as $$
     select case when json_typeof(object) is distinct from 'object' then object else (
         select coalesce(json_object_agg(key, value), '{}') from json_each(object)
         where coalesce(columns -> 'include' ? key, true) and not coalesce(columns -> 'exclude' ? key, false)
@@ -62,11 +70,11 @@ language sql immutable set search_path from current as $$
 $$;
 
 -- project(data, columns) → data with the columns that the consumer's configuration lets through; null where that
--- cannot be told. Gap messages have no columns and stay whole.
+-- cannot be told. Gap messages and published ones have no columns and stay whole.
 create or replace function project(data json, columns jsonb) returns json
-language plpgsql immutable set search_path from current as $$
+language plpgsql immutable as $$
 begin
-    if columns is null or (data -> 'op')::text = '"gap"' then
+    if columns is null or (data -> 'op')::text in ('"gap"', '"message"') then
         return data;
     end if;
     return json_build_object(
@@ -78,4 +86,14 @@ begin
 exception
     when data_exception then
         return null;
+end $$;
+
+-- require_read_committed(what): raises CB005 in a transaction whose snapshot may be older than the locks it takes.
+create or replace function require_read_committed(what text) returns void
+language plpgsql stable as $$
+begin
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception '% cannot work in a % transaction', what, upper(current_setting('transaction_isolation'))
+            using errcode = 'CB005', hint = 'Call it in READ COMMITTED.';
+    end if;
 end $$;

@@ -46,7 +46,7 @@ end $$;
 
 -- begin_append(epoch, messages) → the first of `messages` consecutive seqs.
 -- Raises CB010 where a newer epoch leads.
--- Locks: the fence, to the end of the transaction.
+-- Locks: the fence, and the gap guard's, to the end of the transaction.
 create or replace function begin_append(epoch bigint, messages int) returns bigint
 language plpgsql set search_path from current as $$
 declare
@@ -63,9 +63,7 @@ begin
     if messages = 0 then
         return 0;
     end if;
-    -- Only the leader draws from this sequence, and it holds the fence: one setval is a whole block.
-    select last_value + is_called::int into low from messages_seq;
-    perform setval('messages_seq', low + messages - 1);
+    low := draw('messages_seq', messages);
     return low;
 end $$;
 
@@ -100,31 +98,10 @@ language sql set search_path from current as $$
     order by m.seq, d.consumer_id
 $$;
 
--- add_consumer(name, mode, config) → its id. Makes its partitions.
-create or replace function add_consumer(name text, mode text, config jsonb) returns int
-language plpgsql set search_path from current as $$
-declare
-    new_id int;
-begin
-    insert into consumers (name, mode, config) values (name, mode, config) returning id into new_id;
-    execute format('create table %I partition of waiting for values in (%s)
-                    with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
-                          autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off)', 'waiting_' || new_id, new_id);
-    execute format('create table %I partition of dead_messages for values in (%s)', 'dead_messages_' || new_id, new_id);
-    return new_id;
-end $$;
-
--- remove_consumer(name): the consumer, what waits for it, what it has in flight and its dead letters are gone at once.
--- Raises CB001.
-create or replace function remove_consumer(name text) returns void
-language plpgsql set search_path from current as $$
-declare
-    consumer consumers := consumer_named(name);
-begin
-    execute format('drop table %I', 'waiting_' || consumer.id);
-    execute format('drop table %I', 'dead_messages_' || consumer.id);
-    delete from leases where consumer_id = consumer.id;
-    delete from delayed where consumer_id = consumer.id;
-    delete from redriven where consumer_id = consumer.id;
-    delete from consumers where id = consumer.id;
-end $$;
+-- insert_barriers(consumer_ids, seqs): truncates, for fifo consumers: behind all before them, before all behind them.
+create or replace function insert_barriers(consumer_ids int[], seqs bigint[]) returns void
+language sql set search_path from current as $$
+    insert into waiting (consumer_id, ord, seqs, keys, barrier)
+    select b.consumer_id, b.seq, array[b.seq], array[null::text], true
+    from unnest(consumer_ids, seqs) as b (consumer_id, seq)
+$$;

@@ -3,170 +3,207 @@
 -- ack(consumer, receipts, strict) → how many messages are finished.
 -- A stale receipt (expired, redelivered, or acked before) counts 0. With strict it raises CB006 instead, so that
 -- the transaction which holds the message's effect rolls back with it.
--- Raises CB001, CB002, CB003 (no receipt), CB006. Locks: the leases it removes.
+-- Raises CB001, CB002, CB003 (no receipt), CB005 (fifo above READ COMMITTED), CB006, CB008. Locks: the leases it removes,
+-- or shares of those that it removes a part of.
 create or replace function ack(consumer text, receipts text[], strict boolean default false) returns int
-language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
-    moment timestamptz := clock_timestamp();
+    given record := parse_receipts(receipts);
     acked bigint[];
-    given int := (select count(*) from parse_receipts(receipts));
 begin
-    with gone as (
-        delete from leases l using parse_receipts(receipts) r
-        where l.consumer_id = c.id and l.seq = r.seq and l.token = r.token and l.not_visible_until > moment
-        returning l.seq)
-    select coalesce(array_agg(seq), '{}') into acked from gone;
-    if strict and cardinality(acked) < given then
-        perform refuse_stale(consumer, receipts, acked);
+    if c.mode = 'fifo' then
+        perform require_read_committed('ack() in fifo');
     end if;
-    delete from redriven d where d.consumer_id = c.id and d.seq = any (acked);
+    acked := settle(c.id, given.tokens, given.seqs, moment());
+    if strict and cardinality(acked) < cardinality(given.seqs) then
+        perform refuse_stale(consumer, given.tokens, given.seqs, acked);
+    end if;
+    perform forget_redriven(c.id, acked);
     return cardinality(acked);
 end $$;
 
--- refuse_stale(consumer, receipts, acked): raises CB006 and names the receipts that were not among the acked.
-create or replace function refuse_stale(consumer text, receipts text[], acked bigint[]) returns void
-language plpgsql stable set search_path from current as $$
+-- settle(consumer_id, tokens, seqs, moment) → the seqs of those deliveries that were in flight, and now are not.
+-- A row of leases goes when all that it holds is settled. Otherwise the row stays, and each gets a mark: so those who
+-- settle different messages of one claim do not wait for each other, and those who settle the same one do.
+create or replace function settle(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz) returns bigint[]
+language plpgsql volatile as $$
 declare
-    stale text := (select string_agg(r.seq || '-' || r.token, ', ' order by r.seq) from parse_receipts(receipts) r
+    gone bigint[];
+begin
+    if cardinality(seqs) = 1 then
+        -- Claimed one by one, acked one by one: a row that holds one message never has marks.
+        delete from leases l
+        where l.consumer_id = settle.consumer_id and l.token = tokens[1] and l.seqs = settle.seqs
+          and l.not_visible_until > moment;
+        if found then
+            return seqs;
+        end if;
+    end if;
+    gone := settle_whole(consumer_id, tokens, seqs, moment);
+    if cardinality(gone) < cardinality(seqs) then
+        gone := gone || settle_some(consumer_id, tokens, seqs, gone, moment);
+    end if;
+    if cardinality(gone) < cardinality(seqs) then
+        gone := gone || settle_moved(consumer_id, tokens, seqs, gone, moment);
+    end if;
+    return gone;
+end $$;
+
+-- settle_whole(consumer_id, tokens, seqs, moment) → what was settled by removing rows of leases that hold nothing else.
+create or replace function settle_whole(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz)
+returns bigint[]
+language plpgsql volatile as $$
+declare
+    claims constant bigint[] := array(select distinct t from unnest(tokens) t);
+    gone bigint[];
+    whole_tokens bigint[];
+    whole_parts int[];
+    marked bigint[];
+begin
+    with removed as (
+        delete from leases l
+        where l.not_visible_until > moment and l.ctid = any (array(
+            select l.ctid
+            from unnest(claims) as t (token) cross join lateral (
+                select l.ctid, l.* from leases l
+                where l.consumer_id = settle_whole.consumer_id and l.token = t.token offset 0) l
+            where not exists (
+                select from unnest(l.seqs) as u (seq)
+                -- Mostly there is one claim, and numbers are compared faster than pairs.
+                where case when cardinality(claims) = 1 then u.seq not in (select g from unnest(settle_whole.seqs) g)
+                           else (l.token, u.seq) not in (select g.token, g.seq
+                                                         from unnest(tokens, settle_whole.seqs) as g (token, seq)) end
+                  and not exists (select from settled s where s.consumer_id = l.consumer_id and s.token = l.token
+                                  and s.part = l.part and s.seq = u.seq))))
+        returning l.token, l.part, l.seqs)
+    select array_agg(r.token), array_agg(r.part),
+           (select coalesce(array_agg(u.seq), '{}') from removed r cross join lateral unnest(r.seqs) as u (seq))
+    into whole_tokens, whole_parts, gone from removed r;
+    if whole_tokens is not null then
+        -- A statement of its own: it sees what another session marked while the deletion waited for it.
+        with cleared as (
+            delete from settled s using unnest(whole_tokens, whole_parts) as w (token, part)
+            where s.consumer_id = settle_whole.consumer_id and s.token = w.token and s.part = w.part
+            returning s.seq)
+        select array_agg(c.seq) into marked from cleared c;
+        if marked is not null then
+            gone := array(select s from unnest(gone) s where not s = any (marked));
+        end if;
+    end if;
+    return gone;
+end $$;
+
+-- settle_some(consumer_id, tokens, seqs, gone, moment) → those, not gone yet, that this call has marked as settled.
+-- Locks: a share of the leases (KEY SHARE: a receiver that takes expired ones passes them by; extend does not wait).
+create or replace function settle_some(consumer_id int, tokens bigint[], seqs bigint[], gone bigint[], moment timestamptz)
+returns bigint[]
+language plpgsql volatile as $$
+declare
+    held_tokens bigint[];
+    held_parts int[];
+    marked bigint[];
+begin
+    with given as materialized (
+        select g.token, g.seq from unnest(tokens, seqs) as g (token, seq) where not g.seq = any (gone)
+    ), held as materialized (
+        select l.token, l.part, l.seqs
+        from (select g.token, array_agg(g.seq) as seqs from given g group by g.token order by g.token) t
+        cross join lateral (
+            select l.token, l.part, l.seqs from leases l
+            where l.consumer_id = settle_some.consumer_id and l.token = t.token and l.not_visible_until > moment
+              and l.seqs && t.seqs
+            order by l.part for key share) l
+    ), made as (
+        insert into settled (consumer_id, token, part, seq)
+        select settle_some.consumer_id, h.token, h.part, g.seq
+        from held h join given g on g.token = h.token and g.seq = any (h.seqs)
+        where h.part > 0
+        order by h.token, h.part, g.seq
+        on conflict do nothing
+        returning token, part, seq)
+    select array_agg(m.token), array_agg(m.part), coalesce(array_agg(m.seq), '{}')
+    into held_tokens, held_parts, marked from made m;
+    if held_tokens is not null then
+        perform remove_finished(consumer_id, held_tokens, held_parts);
+    end if;
+    return marked;
+end $$;
+
+-- remove_finished(consumer_id, tokens, parts): the rows of leases among these all of whose messages are settled.
+-- The last one closes the door. Where two were the last at once, the row stays until its timeout has passed.
+create or replace function remove_finished(consumer_id int, tokens bigint[], parts int[]) returns void
+language plpgsql volatile as $$
+begin
+    with full_row as materialized (
+        select l.token, l.part
+        from (select distinct t.token, t.part from unnest(tokens, parts) as t (token, part)) t
+        cross join lateral (
+            select l.token, l.part from leases l
+            where l.consumer_id = remove_finished.consumer_id and l.token = t.token and l.part = t.part
+              and cardinality(l.seqs) <= (select count(*) from settled s where s.consumer_id = l.consumer_id
+                                          and s.token = l.token and s.part = l.part)
+            for update skip locked) l
+    ), finished as (
+        delete from leases l using full_row f
+        where l.consumer_id = remove_finished.consumer_id and l.token = f.token and l.part = f.part
+        returning l.token, l.part)
+    delete from settled s using finished f
+    where s.consumer_id = remove_finished.consumer_id and s.token = f.token and s.part = f.part;
+end $$;
+
+-- settle_moved(consumer_id, tokens, seqs, gone, moment) → those that extend() took out of their row while this waited for it.
+create or replace function settle_moved(consumer_id int, tokens bigint[], seqs bigint[], gone bigint[], moment timestamptz)
+returns bigint[]
+language plpgsql volatile as $$
+declare
+    moved_tokens bigint[];
+    moved_seqs bigint[];
+begin
+    select array_agg(g.token), array_agg(g.seq) into moved_tokens, moved_seqs
+    from unnest(tokens, seqs) as g (token, seq)
+    join leases l on l.consumer_id = settle_moved.consumer_id and l.token = g.token and l.part < 0 and l.seqs[1] = g.seq
+    where not g.seq = any (gone) and l.not_visible_until > moment;
+    if moved_tokens is null then
+        return '{}';
+    end if;
+    return settle(consumer_id, moved_tokens, moved_seqs, moment);
+end $$;
+
+-- remove_locked(consumer_id, deliveries): out of their leases, whose rows are locked by this transaction.
+create or replace function remove_locked(consumer_id int, deliveries delivery[]) returns void
+language plpgsql volatile as $$
+begin
+    if deliveries <> '{}' then
+        insert into settled (consumer_id, token, part, seq)
+        select remove_locked.consumer_id, d.token, d.part, d.seq from unnest(deliveries) d;
+        perform remove_finished(consumer_id, array(select d.token from unnest(deliveries) d),
+                                array(select d.part from unnest(deliveries) d));
+    end if;
+end $$;
+
+-- refuse_stale(consumer, tokens, seqs, acked): raises CB006 and names the receipts that were not among the acked.
+create or replace function refuse_stale(consumer text, tokens bigint[], seqs bigint[], acked bigint[]) returns void
+language plpgsql stable as $$
+declare
+    stale text := (select string_agg(r.seq || '-' || r.token, ', ' order by r.seq) from unnest(tokens, seqs) as r (token, seq)
                    where not r.seq = any (acked));
 begin
+    if stale is null then
+        return; -- a receipt was given twice
+    end if;
     raise exception 'stale receipt for consumer %: %', quote_literal(consumer), stale
         using errcode = 'CB006',
               hint = 'The delivery''s visibility timeout passed, or it was acked or given back before.';
 end $$;
 
--- nack(consumer, receipts, delay, reason, dead) → how many were given back, or became dead letters.
--- delay null: min(max, initial × factor^(deliver_count − 1)) of the consumer's retry_delay. The last of max_deliveries
--- kills at once, and so does dead.
--- Raises CB001, CB002, CB003, CB004 (negative delay). Locks: the leases it removes.
-create or replace function nack(consumer text, receipts text[], delay interval default null, reason text default null,
-                                dead boolean default false) returns int
-language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
-declare
-    c consumers := queue_named(consumer);
-    moment timestamptz := clock_timestamp();
-    last_delivery constant int := (c.config ->> 'max_deliveries')::int;
-    given bigint[];
-    killed bigint[];
-    note text := coalesce(reason, 'no reason given');
+-- forget_redriven(consumer_id, seqs): what redriven messages carried with them, when they are finished.
+create or replace function forget_redriven(consumer_id int, seqs bigint[]) returns void
+language plpgsql volatile as $$
 begin
-    if delay < interval '0' then
-        raise exception 'delay is %; it must not be negative', delay using errcode = 'CB004';
+    if exists (select from redriven d where d.consumer_id = forget_redriven.consumer_id) then
+        delete from redriven d where d.consumer_id = forget_redriven.consumer_id and d.seq = any (seqs);
     end if;
-    with valid as materialized (
-        select l.seq from leases l join parse_receipts(receipts) r on l.seq = r.seq and l.token = r.token
-        where l.consumer_id = c.id and l.not_visible_until > moment
-        for update of l
-    ), noted as (
-        update leases l
-        set history = l.history || jsonb_build_object('at', moment, 'deliver_count', l.deliver_count, 'reason', note)
-        from valid v where l.consumer_id = c.id and l.seq = v.seq
-        returning l.seq, l.deliver_count)
-    select coalesce(array_agg(seq), '{}'),
-           coalesce(array_agg(seq) filter (where dead or deliver_count >= last_delivery), '{}')
-    into given, killed from noted;
-    perform bury(c.id, killed, case when dead then 'nacked: ' || note
-                 else format('max_deliveries: nacked after delivery %s of %s: %s', last_delivery, last_delivery, note) end);
-    with back as (
-        delete from leases l where l.consumer_id = c.id and l.seq = any (given) returning l.*)
-    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at)
-    select b.consumer_id, b.seq, b.key, b.deliver_count, b.last_delivered_at,
-           moment + coalesce(delay, retry_delay(c.config, b.deliver_count)), b.history, b.inserted_at
-    from back b;
-    return cardinality(given);
-end $$;
-
--- retry_delay(config, deliver_count) → min(max, initial × factor^(deliver_count − 1)).
-create or replace function retry_delay(config jsonb, deliver_count int) returns interval
-language sql immutable set search_path from current as $$
-    select make_interval(secs => least(maximum, case
-        when initial <= 0 then 0
-        -- In logarithms first: the power itself may overflow.
-        when ln(initial) + (deliver_count - 1) * ln(factor) >= ln(greatest(maximum, 1e-6)) then maximum
-        else initial * factor ^ (deliver_count - 1) end))
-    from (select (config #>> '{retry_delay,initial}')::float8 as initial,
-                 (config #>> '{retry_delay,factor}')::float8 as factor,
-                 (config #>> '{retry_delay,max}')::float8 as maximum) r
-$$;
-
--- extend(consumer, receipts, visibility_timeout) → how many deliveries were prolonged, counted from now.
--- Zero makes them visible at once. Raises CB001, CB002, CB003, CB004. Locks: the leases.
-create or replace function extend(consumer text, receipts text[], visibility_timeout interval) returns int
-language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
-declare
-    c consumers := queue_named(consumer);
-    moment timestamptz := clock_timestamp();
-    extended int;
-begin
-    if visibility_timeout is null or visibility_timeout < interval '0' then
-        raise exception 'visibility_timeout is %; it must not be negative', coalesce(visibility_timeout::text, 'null')
-            using errcode = 'CB004';
-    end if;
-    update leases l set not_visible_until = moment + visibility_timeout
-    from parse_receipts(receipts) r
-    where l.consumer_id = c.id and l.seq = r.seq and l.token = r.token and l.not_visible_until > moment;
-    get diagnostics extended = row_count;
-    return extended;
-end $$;
-
--- bury(consumer_id, seqs, reason) → how many leases became dead letters.
-create or replace function bury(consumer_id int, seqs bigint[], reason text) returns int
-language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
-declare
-    buried int;
-begin
-    with gone as (
-        delete from leases l where l.consumer_id = bury.consumer_id and l.seq = any (seqs) returning l.*
-    ), revived as (
-        delete from redriven r where r.consumer_id = bury.consumer_id and r.seq = any (seqs) returning r.*)
-    insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history, commit_lsn, ordinal,
-                               commit_time, inserted_at)
-    select g.consumer_id, g.seq, coalesce(m.topic, r.topic), g.key, coalesce(m.data, r.data), g.deliver_count,
-           bury.reason, g.history::json, coalesce(m.commit_lsn, r.commit_lsn), coalesce(m.ordinal, r.ordinal),
-           coalesce(m.commit_time, r.commit_time), coalesce(m.inserted_at, r.inserted_at)
-    from gone g left join messages m on m.seq = g.seq left join revived r on r.seq = g.seq
-    order by g.seq;
-    get diagnostics buried = row_count;
-    return buried;
-end $$;
-
--- bury_unprojectable(consumer, taken): leases whose data cannot be cut down to the consumer's columns (a json value with
--- \u0000, say) become dead letters: columns that are kept from it must not reach it.
-create or replace function bury_unprojectable(consumer consumers, taken bigint[]) returns void
-language plpgsql volatile set search_path from current set jit = off as $$
-declare
-    found_seqs bigint[];
-begin
-    select array_agg(t.seq) into found_seqs
-    from unnest(taken) as t (seq)
-    left join messages m on m.seq = t.seq
-    left join redriven r on r.consumer_id = consumer.id and r.seq = t.seq
-    where project(coalesce(m.data, r.data), consumer.config -> 'columns') is null;
-    if found_seqs is not null then
-        perform bury(consumer.id, found_seqs, 'undecodable: its columns cannot be separated');
-    end if;
-end $$;
-
--- bury_expired() → how many messages died: those whose last delivery expired. The running bridge calls it.
--- Locks: the leases it removes, by SKIP LOCKED.
-create or replace function bury_expired() returns int
-language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
-declare
-    total int := 0;
-    found_one record;
-begin
-    for found_one in
-        select c.id, array_agg(l.seq) as seqs, c.config ->> 'max_deliveries' as last_delivery
-        from consumers c cross join lateral (
-            select l.seq from leases l
-            where l.consumer_id = c.id and l.not_visible_until <= clock_timestamp()
-              and l.deliver_count >= (c.config ->> 'max_deliveries')::int
-            order by l.seq limit 1000 for update skip locked) l
-        group by c.id
-    loop
-        total := total + bury(found_one.id, found_one.seqs, format(
-            'max_deliveries: visibility timeout passed after delivery %s of %1$s', found_one.last_delivery));
-    end loop;
-    return total;
 end $$;

@@ -5,7 +5,9 @@
 -- One whose message waits or is in flight already is left where it is; a NOTICE counts those.
 -- Raises CB001, CB002, CB007 (an id that is no dead letter of this consumer). Locks: the dead letters.
 create or replace function redrive(consumer text, ids bigint[] default null) returns int
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
     chosen bigint[];
@@ -17,19 +19,23 @@ begin
     select coalesce(array_agg(d.id order by d.seq, d.id), '{}') into chosen
     from (select d.id, d.seq from dead_messages d
           where d.consumer_id = c.id and (ids is null or d.id = any (ids)) for update skip locked) d;
+    perform draw('messages_seq', 0);
     with back as (
-        insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at)
-        select d.consumer_id, d.seq, d.topic, d.key, d.data, d.commit_lsn, d.ordinal, d.commit_time, d.inserted_at
-        from dead_messages d
-        where d.consumer_id = c.id and d.id = any (chosen)
-          and not exists (select from leases l where l.consumer_id = c.id and l.seq = d.seq)
-          and not exists (select from delayed l where l.consumer_id = c.id and l.seq = d.seq)
+        insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at, ord, tie)
+        select d.consumer_id, d.seq, d.topic, d.key, d.data, d.commit_lsn, d.ordinal, d.commit_time, d.inserted_at,
+               greatest(1, (select last_value from messages_seq)), nextval('redrives_seq')
+        from (select * from dead_messages d where d.consumer_id = c.id and d.id = any (chosen)
+                and not exists (select from leases l where l.consumer_id = c.id and d.seq = any (l.seqs) and not exists (
+                                    select from settled s where s.consumer_id = c.id and s.token = l.token
+                                    and s.part = l.part and s.seq = d.seq))
+                and not exists (select from delayed l where l.consumer_id = c.id and l.seq = d.seq)
+              order by d.seq, d.id offset 0) d
         on conflict do nothing
-        returning seq, key
+        returning seq, key, ord, tie, topic, data
     ), tail as (
-        insert into waiting (consumer_id, ord, tie, seqs, keys)
-        select c.id, (select last_value from messages_seq), nextval('redrives_seq'), array[b.seq], array[b.key]
-        from (select * from back order by seq) b
+        insert into waiting (consumer_id, ord, tie, seqs, keys, barrier)
+        select c.id, b.ord, b.tie, array[b.seq], array[b.key], c.mode = 'fifo' and (b.data ->> 'op') = 'truncate'
+        from back b
         returning seqs[1] as seq)
     delete from dead_messages d using tail t where d.consumer_id = c.id and d.seq = t.seq and d.id = any (chosen);
     get diagnostics revived = row_count;
@@ -44,7 +50,9 @@ end $$;
 -- purge(consumer, ids) → how many dead letters (null = all) were deleted for good.
 -- Raises CB001, CB002, CB007.
 create or replace function purge(consumer text, ids bigint[] default null) returns int
-language plpgsql volatile set search_path from current as $$
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
     purged int;

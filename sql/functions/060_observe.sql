@@ -6,24 +6,27 @@ create or replace function peek(consumer text, max_messages int default 10)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
                not_visible_until timestamptz, commit_lsn pg_lsn, ordinal int, commit_time timestamptz,
                inserted_at timestamptz)
-language plpgsql stable set search_path from current set jit = off as $$
+language plpgsql volatile security definer set search_path from current set jit = off as $$
 #variable_conflict use_column
 declare
     c consumers := queue_named(consumer);
 begin
     return query execute format($query$
         with visible as (
-            (select l.seq, l.key, l.deliver_count, l.not_visible_until, false as log_key, 0 as place
-             from leases l where l.consumer_id = $1 and l.not_visible_until <= clock_timestamp()
-             order by l.seq limit $2)
+            (select u.seq, u.key, u.deliver_count, u.not_visible_until, false as log_key, 0 as place
+             from unnest(deliveries_of($1, array(select l.token from live_leases($1, newest_hint($1)) l
+                                                 where l.not_visible_until <= moment()))) u
+             where u.not_visible_until <= moment()
+             order by u.token, u.ordinal limit $2)
             union all
             (select d.seq, d.key, d.deliver_count, d.visible_at, false, 1
-             from delayed d where d.consumer_id = $1 and d.visible_at <= clock_timestamp()
+             from delayed d where d.consumer_id = $1 and d.visible_at <= moment()
              order by d.visible_at, d.seq limit $2)
             union all
-            (select u.seq, u.key, 0, null, w.keys is null, 2
-             from (select * from %I where consumer_id = $1 order by ord, tie limit $2) w cross join lateral unnest(w.seqs, w.keys) as u (seq, key)
-             order by w.ord, w.tie, u.seq limit $2))
+            (select u.seq, case when cardinality(w.keys) = 1 then w.keys[1] else u.key end, 0, null, w.keys is null, 2
+             from (select * from %I where ord >= (newest_hint($1)).waiting_floor and not_before is null order by ord, tie limit $2) w
+             cross join lateral unnest(w.seqs, w.keys) as u (seq, key)
+             order by w.ord, w.tie limit $2))
         select null::text, v.seq, coalesce(m.topic, r.topic), case when v.log_key then m.key else v.key end,
                project(coalesce(m.data, r.data), $3), v.deliver_count, v.not_visible_until,
                coalesce(m.commit_lsn, r.commit_lsn), coalesce(m.ordinal, r.ordinal),
@@ -36,21 +39,68 @@ begin
     using c.id, max_messages, c.config -> 'columns';
 end $$;
 
--- consumer_lag() → per consumer what is left to do. Counts rows: for people and monitors, not for every message.
+-- consumer_lag() → per consumer that the caller may read, what is left to do. Counts rows: for people and monitors, not for every message.
 create or replace function consumer_lag()
 returns table (name text, mode text, pending bigint, in_flight bigint, dead bigint, oldest_age_seconds float8)
-language sql stable set search_path from current set jit = off as $$
+language sql volatile security definer set search_path from current set jit = off as $$
     select c.name, c.mode, w.messages + d.messages + l.expired, l.in_flight, x.dead,
-           extract(epoch from clock_timestamp() - least(w.oldest, d.oldest, l.oldest))::float8
+           extract(epoch from moment() - least(w.oldest, d.oldest, l.oldest))::float8
     from consumers c
     cross join lateral (select coalesce(sum(cardinality(w.seqs)), 0) as messages, min(w.inserted_at) as oldest
                         from waiting w where w.consumer_id = c.id) w
     cross join lateral (select count(*) as messages, min(d.inserted_at) as oldest
                         from delayed d where d.consumer_id = c.id) d
-    cross join lateral (select count(*) filter (where l.not_visible_until > clock_timestamp()) as in_flight,
-                               count(*) filter (where l.not_visible_until <= clock_timestamp()) as expired,
-                               min(l.inserted_at) as oldest
-                        from leases l where l.consumer_id = c.id) l
+    cross join lateral (select coalesce(sum(x.size) filter (where x.not_visible_until > moment()), 0) as in_flight,
+                               coalesce(sum(x.size) filter (where x.not_visible_until <= moment()), 0) as expired,
+                               min(x.inserted_at) filter (where x.size > 0) as oldest
+                        from (select l.not_visible_until, l.inserted_at, cardinality(l.seqs) - (
+                                  select count(*) from settled s where s.consumer_id = l.consumer_id
+                                  and s.token = l.token and s.part = l.part) as size
+                              from leases l where l.consumer_id = c.id) x) l
     cross join lateral (select count(*) as dead from dead_messages x where x.consumer_id = c.id) x
+    where c.config ->> 'role' is null or may_read(c.config ->> 'role')
     order by c.name
 $$;
+
+-- queue_settings(consumer) → what a client has to know of its consumer. channel: where appends are notified, with the ids of
+-- the consumers that got something, or with nothing where these are many.
+-- Raises CB001, CB002, CB008.
+create or replace function queue_settings(consumer text, out id int, out mode text, out visibility_timeout interval,
+                                          out channel text)
+language plpgsql stable security definer set search_path from current as $$
+declare
+    c consumers := queue_named(consumer);
+begin
+    id := c.id;
+    mode := c.mode;
+    visibility_timeout := make_interval(secs => (c.config ->> 'visibility_timeout')::float8);
+    channel := current_schema();
+end $$;
+
+-- next_visible(consumer) → when to look again, in seconds from now: when a timeout or a delay ends, of which nothing
+-- notifies; null if none will. Soon where messages wait already: their keys are held, or max_in_flight is reached.
+-- Raises CB001, CB002, CB008.
+create or replace function next_visible(consumer text) returns float8
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off as $$
+declare
+    c consumers := queue_named(consumer);
+    hint hints := newest_hint(c.id);
+    waits boolean;
+    published_later timestamptz;
+begin
+    execute format('select exists (select from waiting_%1$s w where w.consumer_id = %1$s and w.ord >= $1
+                                   and (w.not_before is null or w.not_before <= moment()))', c.id)
+    into waits using hint.waiting_floor;
+    if waits then
+        return case when c.paused then 1 else 0.1 end;
+    end if;
+    if c.mode = 'fifo' then
+        execute format('select min(w.not_before) from waiting_%s w where w.not_before is not null', c.id)
+        into published_later;
+    end if;
+    return (select extract(epoch from least(published_later, min(n.at)) - moment())
+            from (select min(l.not_visible_until) as at from live_leases(c.id, hint) l
+                  union all
+                  (select d.visible_at from delayed d where d.consumer_id = c.id order by d.visible_at limit 1)) n);
+end $$;

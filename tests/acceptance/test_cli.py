@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
+from cdcbridge.migrate import migrations
 from tests.world import PATIENCE, World, clean_environment, eventually
 
 
@@ -111,10 +113,36 @@ def test_an_unmigrated_store_exits_with_3_and_migrate_makes_it(world18: World) -
     world18.consumer()
     result = world18.run_program("receive", "c")
     assert result.returncode == 3 and "cdcbridge migrate" in result.stderr
-    assert "version 0 → 1" in world18.run_program("migrate").stdout
-    assert world18.json("migrate", "--json") == {"schema": "cdcbridge", "before": 1, "after": 1, "code_replaced": False}
+    newest = migrations()[-1][0]
+    assert f"version 0 → {newest}" in world18.run_program("migrate").stdout
+    done = {"schema": "cdcbridge", "before": newest, "after": newest, "code_replaced": False}
+    assert world18.json("migrate", "--json") == done
     assert "added: c" in world18.run_program("consumers", "apply").stdout
     assert world18.run_program("receive", "c").returncode == 0
+
+
+def test_messages_are_published_and_dead_letters_chosen(world18: World) -> None:
+    world18.execute("create table t (id int primary key)")
+    world18.consumer(topics=["invoices"], max_deliveries=1)
+    world18.run_program("migrate")
+    world18.run_program("consumers", "apply")
+    published = lines(world18.run_program("publish", "invoices", '{"id": 1}', "2", "--key", "k"))
+    published += lines(world18.run_program("publish", "invoices", stdin='"a"\n\n"b"\n'))
+    assert [row["seq"] for row in published] == [1, 2, 3, 4]
+    refused = world18.run_program("publish", "invoices", stdin="1\n{\n")
+    assert refused.returncode == 2 and "stdin: line 2: not JSON" in refused.stderr
+    assert world18.run_program("publish", "public.t", "1").returncode == 2
+    assert len(lines(world18.run_program("publish", "invoices", "1", "--dedup-id", "x"))) == 1
+    got: list[Any] = lines(world18.run_program("receive", "c"))
+    assert [row["data"]["record"] for row in got] == [{"id": 1}, 2, "a", "b", 1, 1]
+    world18.run_program("nack", "c", got[0]["receipt"], "--dead", "--reason", "poison")
+    world18.run_program("nack", "c", *(row["receipt"] for row in got[1:]))
+    assert len(world18.json("dead", "list", "c", "--reason", "max_deliveries:", "--json")) == 5
+    assert len(world18.json("dead", "list", "c", "--key", "k", "--json")) == 2
+    assert lines(world18.run_program("dead", "redrive", "c", "--reason", "nacked: poison")) == [{"redriven": 1}]
+    assert lines(world18.run_program("dead", "purge", "c", "--key", "k", "--yes")) == [{"purged": 1}]
+    assert lines(world18.run_program("dead", "redrive", "c", "--rate", "20")) == [{"redriven": 4}]
+    assert world18.run_program("dead", "redrive", "c", "1", "--key", "k").returncode == 2
 
 
 def test_consumers_are_listed_paused_and_removed(world18: World) -> None:

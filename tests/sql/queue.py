@@ -44,21 +44,35 @@ class Queue:
         return session
 
     def declare(self, name: str = "c", **settings: Any) -> int:
-        apply(self._store.connection, [Consumer(name=name, tables=("public.t",), **settings)])
+        apply(self._store.connection, [Consumer(name=name, **{"tables": ("public.t",), **settings})])
         return int(self.value("select id from cdcbridge.consumers where name = %s", name))
 
     def append(self, count: int, *consumers: int) -> list[int]:
         """`count` messages in one append, to these consumers (default: the first); their seqs."""
+        return self._append([str(n) for n in range(count)], consumers or (1,), keyed=False)
+
+    def append_keys(self, *keys: str | None, consumers: tuple[int, ...] = (1,)) -> list[int]:
+        """A message for each key, in one append, as fan-out gives them to fifo consumers; "!" is a truncate."""
+        return self._append(list(keys), consumers, keyed=True)
+
+    def _append(self, keys: list[str | None], consumers: tuple[int, ...], *, keyed: bool) -> list[int]:
         self._lsn += 10
         rows = []
-        for n in range(count):
-            data = encode_data("insert", {"id": n, "secret": "s"}, None, ())
-            rows.append(message_row(n, str(n), 1, data, shared_part("public.t", self._lsn, 7, 0)))
+        own = [None if key == "!" else key for key in keys]
+        for n, key in enumerate(keys):
+            truncate = encode_data("truncate", None, None, ())
+            data = truncate if key == "!" else encode_data("insert", {"id": n, "secret": "s"}, None, ())
+            rows.append(message_row(n, own[n], 1, data, shared_part("public.t", self._lsn, 7, 0)))
         before = self.value("select coalesce(max(seq), 0) from cdcbridge.messages")
-        position = Position(self._lsn, count)
-        self._store.append(
-            Batch(rows, {consumers or (1,): list(range(count))}, position=position, end_lsn=self._lsn + 1), None
+        everything = list(range(len(keys)))
+        batch = Batch(
+            rows, groups={consumers: everything}, position=Position(self._lsn, len(keys)), end_lsn=self._lsn + 1
         )
+        if keyed:
+            batch.in_order = frozenset(consumers)
+            batch.keys = own
+            batch.barriers = [n for n, key in enumerate(keys) if key == "!"]
+        self._store.append(batch, None)
         return [r["seq"] for r in self.all("select seq from cdcbridge.messages where seq > %s order by seq", before)]
 
     def all(self, query: str, *args: Any, session: psycopg.Connection[Row] | None = None) -> list[Row]:

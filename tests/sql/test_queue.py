@@ -132,7 +132,7 @@ def test_a_strict_ack_rolls_the_effect_back_with_it(queue: Queue) -> None:
     queue.append(2)
     batch = queue.receive()
     queue.session.execute("create table effect (v int)")
-    queue.session.execute("update cdcbridge.leases set not_visible_until = now() where seq = 2")
+    assert queue.ack(batch[1]["receipt"]) == 1
     session = queue.open(autocommit=False)
     session.execute("insert into effect values (1)")
     with pytest.raises(psycopg.errors.DatabaseError, match="stale receipt for consumer 'c': 2-") as raised:
@@ -322,6 +322,7 @@ CALLS: tuple[tuple[str, str, str], ...] = (
     ("select cdcbridge.peek('nobody')", "CB001", "no consumer named 'nobody'"),
     ("select cdcbridge.receive(null)", "CB001", "no consumer named NULL"),
     ("select cdcbridge.ack('c', '{rubbish}')", "CB003", "'rubbish' is not a receipt"),
+    ("select cdcbridge.ack('c', '{1-2-3}')", "CB003", "'1-2-3' is not a receipt"),
     ("select cdcbridge.nack('c', array[null])", "CB003", "NULL is not a receipt"),
     ("select cdcbridge.receive('c', 0)", "CB004", "max_messages is 0"),
     ("select cdcbridge.receive('c', 1, '-1 s')", "CB004", "visibility_timeout is -00:00:01"),

@@ -83,12 +83,9 @@ def test_what_is_wrong_is_named_with_file_and_path(tmp_path: Path, text: str, me
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        (CONSUMER + "{name: a, tables: [s.t], mode: fifo}", "consumers.0.mode: fifo"),
         (CONSUMER + "{name: a, tables: [s.t], mode: stream}", "consumers.0.mode: stream"),
         (CONSUMER + "{name: a, tables: [s.t], start: snapshot}", "consumers.0.start: snapshot"),
-        (CONSUMER + "{name: a, tables: [s.t], topics: [invoices]}", "consumers.0.topics:"),
-        (CONSUMER + "{name: a, tables: [s.t], role: reader}", "consumers.0.role:"),
-        (GOOD + "store: {retention: 7d}\n", "store.retention:"),
+        (GOOD + "store: {retention_bytes: 1GB}\n", "store.retention_bytes:"),
         ("source: {dsn: a=b, failover: auto}\n", "source.failover:"),
         (GOOD + "http: {listen: 127.0.0.1:9187}\n", "http:"),
     ],

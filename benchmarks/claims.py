@@ -1,0 +1,228 @@
+"""Claim and ack: messages/s of waiting messages, by batch, receivers and mode, beside the plain design.
+
+The plain design is what queue tables usually are: an index scan with FOR UPDATE SKIP LOCKED, an UPDATE that hides the row,
+a DELETE that acks it. Both are driven by the same loop over libpq, which takes the rows and looks at the receipts alone;
+a claim and its ack are two transactions. Ours claims with synchronous_commit off, as its client does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.synchronize
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import psycopg
+
+from benchmarks.common import database, median
+from cdcbridge.config import Consumer
+from cdcbridge.consumers import apply
+from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.store import Store
+
+DATA = """json_build_object('op', 'insert', 'record', json_build_object('id', g, 'note', repeat('x', 200)),
+                           'old', null, 'unchanged', '[]'::json)"""
+CLAIM = {
+    "cdcbridge": "select r.* from (select set_config('synchronous_commit', 'off', true) offset 0) s,"
+    " cdcbridge.receive('c', $1) r",
+    "plain": """
+        with picked as materialized (
+            select seq from plain where visible_at <= (select clock_timestamp())
+            order by seq limit $1 for update skip locked
+        ), hidden as (
+            update plain p set visible_at = clock_timestamp() + interval '30 s', deliver_count = deliver_count + 1
+            from picked where p.seq = picked.seq returning p.seq, p.deliver_count)
+        select h.seq::text, h.deliver_count, l.* from hidden h join plain_log l using (seq) order by h.seq
+    """,
+}
+ACK = {
+    "cdcbridge": "select cdcbridge.ack('c', $1)",
+    "plain": "delete from plain where seq = any ($1::bigint[])",
+}
+
+
+class Case(NamedTuple):
+    """What is measured: the design, the mode and number of keys of ours, batch and receivers."""
+
+    design: str
+    mode: str
+    keys: int
+    batch: int
+    receivers: int
+
+
+def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
+    """The table: batches of 1, 10, 100; 1, 2, 4 receivers; queue, fifo; then under a held snapshot, and deep."""
+    messages = 20_000 if quick else 200_000
+    rounds = 1 if quick else 3
+    results: list[dict[str, Any]] = []
+    print(f"{messages} messages (batches of 1: a twentieth), medians of {rounds}; messages/s\n")
+    print(
+        "| batch | receivers | plain | queue | ratio | fifo, 1,000 keys | fifo, 100,000 keys | fifo/queue | WAL B/message |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    for batch in (1, 10, 100):
+        for receivers in (1, 2, 4):
+            cases = [
+                Case("plain", "", 0, batch, receivers),
+                Case("cdcbridge", "queue", 100_000, batch, receivers),
+                Case("cdcbridge", "fifo", 1_000, batch, receivers),
+                Case("cdcbridge", "fifo", 100_000, batch, receivers),
+            ]
+            found = _alternating(server, cases, messages if batch > 1 else messages // 20, rounds)
+            rates = [median([run["rate"] for run in runs]) for runs in found]
+            wal = median([run["wal"] for run in found[1]])
+            print(
+                f"| {batch} | {receivers} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.2f} | {rates[2]:,.0f}"
+                f" | {rates[3]:,.0f} | {min(rates[2:]) / rates[1]:.2f} | {wal:.0f} |",
+                flush=True,
+            )
+            results += [{**case._asdict(), "runs": runs} for case, runs in zip(cases, found, strict=True)]
+    results += _held(server, seconds=10 if quick else 60)
+    results += _deep(server, deep=200_000 if quick else 10_000_000)
+    return results
+
+
+def _alternating(
+    server: EmbeddedServer, cases: Sequence[Case], messages: int, rounds: int
+) -> list[list[dict[str, Any]]]:
+    found: list[list[dict[str, Any]]] = [[] for _ in cases]
+    for _ in range(rounds):
+        for case, runs in zip(cases, found, strict=True):
+            with database(server, "claims") as session:
+                _fill(session, server.dsn("claims"), case, messages)
+                runs.append(_drain(session, server.dsn("claims"), case))
+    return found
+
+
+def _held(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
+    """Batches of 100, 2 receivers, from the beginning of an old snapshot on: the last sixth of the time."""
+    print(f"\nAn old snapshot is held open for {seconds} s; messages/s in the first and in the last sixth of it\n")
+    print("| design | fresh | first | last | last/fresh |\n|---|---|---|---|---|", flush=True)
+    results = []
+    for design in ("plain", "cdcbridge"):
+        case = Case(design, "queue", 100_000, 100, 2)
+        messages = 1_500_000 if design == "plain" else 200_000 * seconds
+        with database(server, "claims") as session:
+            _fill(session, server.dsn("claims"), case, 200_000)
+            fresh = _drain(session, server.dsn("claims"), case)["rate"]
+        with database(server, "claims") as session:
+            _fill(session, server.dsn("claims"), case, messages)
+            with _snapshot(server.dsn("claims")):
+                run = _drain(session, server.dsn("claims"), case, seconds)
+        first, last = run["sixths"][0], run["sixths"][-1]
+        print(f"| {design} | {fresh:,.0f} | {first:,.0f} | {last:,.0f} | {last / fresh:.2f} |", flush=True)
+        results.append({"held": design, "fresh": fresh, **run})
+    return results
+
+
+def _deep(server: EmbeddedServer, deep: int) -> list[dict[str, Any]]:
+    """The same rate, however much waits."""
+    print("\n| mode | 10,000 waiting |", f"{deep:,} waiting | ratio |\n|---|---|---|---|", flush=True)
+    results = []
+    for mode in ("queue", "fifo"):
+        case = Case("cdcbridge", mode, 100_000, 100, 2)
+        shallow = median([runs["rate"] for runs in _alternating(server, [case], 10_000, 5)[0]])
+        with database(server, "claims") as session:
+            _fill(session, server.dsn("claims"), case, deep)
+            run = _drain(session, server.dsn("claims"), case, seconds=3)
+        print(f"| {mode} | {shallow:,.0f} | {run['rate']:,.0f} | {run['rate'] / shallow:.2f} |", flush=True)
+        results.append({"deep": deep, "mode": mode, "shallow": shallow, **run})
+    return results
+
+
+def _fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int) -> None:
+    """As the bridge leaves it after large appends: 64 messages to a row of fan-out. The plain design: a row each."""
+    if case.design == "plain":
+        session.execute(
+            f"""create table plain_log (seq bigint primary key, topic text, key text, data json);
+                create table plain (seq bigint primary key, visible_at timestamptz not null default '-infinity',
+                                    deliver_count int not null default 0);
+                insert into plain_log select g, 'public.t', (g % 1000)::text, {DATA} from generate_series(1, {messages}) g;
+                insert into plain select seq from plain_log""".encode()
+        )
+    else:
+        store = Store(dsn, "cdcbridge")
+        store.migrate()
+        apply(store.connection, [Consumer(name="c", tables=("public.t",), mode=case.mode, max_in_flight=10_000)])  # type: ignore[arg-type]
+        store.close()
+        session.execute("set search_path = cdcbridge")
+        for start in range(0, messages, 1_000_000):
+            session.execute(f"select setval('messages_seq', {min(messages, start + 1_000_000)})".encode())
+            session.execute("select create_segments()")
+        keys = "array_agg(key order by seq)" if case.mode == "fifo" else "null"
+        session.execute(
+            f"""insert into messages (seq, topic, key, partition, data)
+                select g, 'public.t', ((g * 7919) % {case.keys})::text, 1, {DATA} from generate_series(1, {messages}) g;
+                insert into waiting (consumer_id, ord, seqs, keys)
+                select 1, min(seq), array_agg(seq order by seq), {keys} from messages group by seq / 64""".encode()
+        )
+    session.execute("checkpoint")
+
+
+@contextmanager
+def _snapshot(dsn: str) -> Iterator[None]:
+    """A transaction that reads, and stays open."""
+    with psycopg.connect(dsn) as old:
+        old.execute("set transaction isolation level repeatable read")
+        old.execute("select pg_current_xact_id()")
+        yield
+
+
+def _drain(session: psycopg.Connection[Any], dsn: str, case: Case, seconds: float = 3600) -> dict[str, Any]:
+    """All receivers together, until nothing is left or the time is over: messages/s and WAL per message."""
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Barrier(case.receivers + 1), context.Event()
+    results = context.Queue()
+    arguments = (dsn, case, seconds, ready, go, results)
+    processes = [context.Process(target=_receiver, args=arguments) for _ in range(case.receivers)]
+    for process in processes:
+        process.start()
+    ready.wait()
+    start_lsn = _wal(session)
+    started = time.monotonic()
+    go.set()
+    acked = [batch for _ in processes for batch in results.get()]
+    for process in processes:
+        process.join()
+    wal = _wal(session) - start_lsn
+    elapsed = max(at for at, _ in acked) - started
+    total = sum(count for _, count in acked)
+    sixth = elapsed / 6
+    sixths = [
+        sum(count for at, count in acked if n * sixth < at - started <= (n + 1) * sixth) / sixth for n in range(6)
+    ]
+    return {"rate": total / elapsed, "wal": wal / total, "messages": total, "sixths": sixths}
+
+
+def _wal(session: psycopg.Connection[Any]) -> int:
+    row = session.execute("select pg_current_wal_lsn() - '0/0'::pg_lsn").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _receiver(
+    dsn: str, case: Case, seconds: float, ready: Any, go: multiprocessing.synchronize.Event, results: Any
+) -> None:
+    """One receiver: claims and acks; (moment, messages) of each batch."""
+    with psycopg.connect(dsn, autocommit=True) as session:
+        connection = session.pgconn
+        for name, statement in ((b"claim", CLAIM[case.design]), (b"ack", ACK[case.design])):
+            connection.prepare(name, statement.encode())
+        acked: list[tuple[float, int]] = []
+        size = str(case.batch).encode()
+        ready.wait()
+        go.wait()
+        deadline = time.monotonic() + seconds
+        empty = 0
+        while empty < 3 and time.monotonic() < deadline:
+            claimed = connection.exec_prepared(b"claim", [size])
+            receipts = [claimed.get_value(row, 0) or b"" for row in range(claimed.ntuples)]
+            if not receipts:
+                empty += 1
+                continue
+            empty = 0
+            connection.exec_prepared(b"ack", [b"{" + b",".join(receipts) + b"}"])
+            acked.append((time.monotonic(), len(receipts)))
+        results.put(acked)

@@ -1,0 +1,165 @@
+"""Commands for dead letters: list, show, redrive, purge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import click
+
+from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table
+from cdcbridge.database import Connection
+from cdcbridge.errors import UsageError
+
+_CHOSEN = """
+    from dead_messages d
+    where d.consumer_id = (queue_named(%(name)s)).id
+      and (%(topic)s::text is null or d.topic = %(topic)s) and (%(key)s::text is null or d.key = %(key)s)
+      and (%(reason)s::text is null or starts_with(d.reason, %(reason)s))
+"""
+_TICKS = 10  # of a redrive at a rate, in a second
+_Command: TypeAlias = Callable[..., Any]
+
+
+@click.group()
+def dead() -> None:
+    """Dead letters: list, show, redrive, purge."""
+
+
+def _filters(command: _Command) -> _Command:
+    """Which dead letters: the options that list, redrive and purge share."""
+    command = click.option("--reason", metavar="TEXT", help="Only those whose reason begins so: oversized:")(command)
+    command = click.option("--key", help="Only those with this key.")(command)
+    return click.option("--topic", help="Only those of this topic.")(command)
+
+
+ids_argument = click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
+
+
+@dead.command("list")
+@name_argument
+@click.option("-n", "--max", "count", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
+@_filters
+@as_json
+@pass_app
+def dead_list(
+    app: App, name: str, count: int, as_json: bool, topic: str | None, key: str | None, reason: str | None
+) -> None:
+    """A consumer's dead letters, the newest first."""
+    with app.store() as store:
+        rows = store.execute(
+            f"select d.id, d.seq, d.topic, d.key, d.deliver_count, d.reason, d.died_at {_CHOSEN}"
+            " order by d.id desc limit %(count)s".encode(),
+            {"name": name, "count": count, "topic": topic, "key": key, "reason": reason},
+        ).fetchall()
+    headings = ("id", "seq", "topic", "key", "deliver_count", "reason", "died_at")
+    if as_json:
+        print_json([dict(zip(headings, row, strict=True)) for row in rows])
+    else:
+        shown = [(*row[:6], f"{row[6]:%Y-%m-%d %H:%M:%S}") for row in rows]
+        print_table(
+            [heading.upper().replace("_", " ") for heading in headings], shown, empty=f"{name}: no dead letters"
+        )
+
+
+@dead.command("show")
+@name_argument
+@click.argument("ids", nargs=-1, type=int, required=True, metavar="ID...")
+@pass_app
+def dead_show(app: App, name: str, ids: tuple[int, ...]) -> None:
+    """Everything about dead letters, with data and history: a JSON line each."""
+    with app.store() as store:
+        store.execute("select refuse_unknown_dead(queue_named(%s), %s)", (name, list(ids)))
+        for (line,) in store.execute(
+            "select to_json(d)::text from dead_messages d where d.consumer_id = (queue_named(%s)).id"
+            " and d.id = any (%s) order by d.id",
+            (name, list(ids)),
+        ).fetchall():
+            click.echo(line)
+
+
+@dead.command()
+@name_argument
+@ids_argument
+@_filters
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
+@pass_app
+def redrive(
+    app: App,
+    name: str,
+    ids: tuple[int, ...],
+    rate: float | None,
+    topic: str | None,
+    key: str | None,
+    reason: str | None,
+) -> None:
+    """Put dead letters (all, or those chosen) back at the end of the queue, with a fresh count.
+
+    \b
+    Examples:
+      cdcbridge dead redrive billing 7 8
+      cdcbridge dead redrive billing --reason max_deliveries: --rate 100
+    """
+    with app.store() as store:
+        chosen = _choose(store, name, ids, {"topic": topic, "key": key, "reason": reason}, listed=rate is not None)
+        if chosen is None:
+            done = _count(store, "select redrive(%s)", name)
+        else:
+            done = sum(_count(store, "select redrive(%s, %s)", name, batch) for batch in _paced(chosen, rate))
+    print_line({"redriven": done})
+
+
+@dead.command()
+@name_argument
+@ids_argument
+@_filters
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_app
+def purge(
+    app: App, name: str, ids: tuple[int, ...], yes: bool, topic: str | None, key: str | None, reason: str | None
+) -> None:
+    """Delete dead letters (all, or those chosen) for good."""
+    with app.store() as store:
+        chosen = _choose(store, name, ids, {"topic": topic, "key": key, "reason": reason}, listed=False)
+        if not yes:
+            what = "all" if chosen is None else str(len(chosen))
+            click.confirm(f"Delete {what} dead letters of {name} for good?", abort=True, err=True)
+        if chosen is None:
+            purged = _count(store, "select purge(%s)", name)
+        else:
+            purged = _count(store, "select purge(%s, %s)", name, chosen)
+    print_line({"purged": purged})
+
+
+def _choose(
+    store: Connection, name: str, ids: tuple[int, ...], filters: dict[str, str | None], *, listed: bool
+) -> list[int] | None:
+    """The ids that were given or that the filters find, in log order; None for all, unless they are to be listed."""
+    filtered = any(value is not None for value in filters.values())
+    if ids and filtered:
+        raise UsageError("give either IDs or filters")
+    if ids:
+        return list(ids)
+    if not (filtered or listed):
+        return None
+    rows = store.execute(f"select d.id {_CHOSEN} order by d.seq, d.id".encode(), {"name": name, **filters}).fetchall()
+    return [row[0] for row in rows]
+
+
+def _paced(ids: list[int], rate: float | None) -> Iterator[list[int]]:
+    """All of them at once, or some at a time, so many a second."""
+    size = max(1, len(ids) if rate is None else int(rate / _TICKS))
+    started = time.monotonic()
+    for start in range(0, len(ids), size):
+        if rate is not None:
+            time.sleep(max(0.0, started + start / rate - time.monotonic()))
+        yield ids[start : start + size]
+
+
+def _count(store: Connection, query: str, *arguments: Any) -> int:
+    row = store.execute(query.encode(), arguments).fetchone()
+    return row[0] if row else 0
+
+
+COMMANDS = (dead,)

@@ -1,0 +1,318 @@
+"""The client of queue and fifo consumers, asynchronous.
+
+`_sync.py` is made from this file by `make client`: change this one.
+
+Two sessions: one claims and waits, one settles, so that an ack never stands behind a long poll. A claim is committed
+asynchronously (losing it in a crash only delivers again), an ack never. Waits for notifications, not for time; behind a
+pooler, where notifications do not arrive, it looks every now and then instead. Never decides what a failure means:
+back-off and dead letters are the server's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeAlias
+
+import orjson
+import psycopg
+from psycopg import sql
+
+from cdcbridge.client._common import Base, Delivery, Pace, due_in, row_delivery
+from cdcbridge.client._tasks import Handler, Lock, sleep
+from cdcbridge.client._worker_async import AsyncWorker
+from cdcbridge.database import conninfo, store_errors
+from cdcbridge.errors import StoreUnavailable
+
+Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
+log: Final = logging.getLogger("cdcbridge.client")
+
+
+class AsyncMessage(Delivery):
+    """One delivery. As a context manager it acks on leaving, or gives back where its block raised."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, row: tuple[Any, ...], queue: AsyncQueue) -> None:
+        super().__init__(*row)
+        self._queue = queue
+
+    async def ack(self) -> bool:
+        """Finish it. False where the delivery is not ours any more."""
+        return await self._queue.ack([self]) == 1
+
+    async def nack(self, *, delay: float | None = None, reason: str | None = None, dead: bool = False) -> bool:
+        """Give it back, by default after the consumer's back-off; or kill it. False where it is not ours any more."""
+        return await self._queue.nack([self], delay=delay, reason=reason, dead=dead) == 1
+
+    async def extend(self, seconds: float) -> bool:
+        """Keep it for so long from now. False where it is not ours any more."""
+        return await self._queue.extend([self], seconds) == 1
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.settled is not None:
+            return
+        if error is not None:
+            await self.nack(reason=f"{type(error).__name__}: {error}"[:500])
+        elif not await self.ack():
+            log.warning("message %s of %s was handled, but its delivery had expired", self.seq, self._queue.consumer)
+
+
+class AsyncQueue(Base):
+    """A consumer's queue. Made by connect(); a context manager."""
+
+    def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
+        super().__init__(dsn, consumer, schema, poll_interval)
+        self._reader: Connection | None = None
+        self._writer: Connection | None = None
+        self._reading = Lock()
+        self._opening = Lock()
+
+    @classmethod
+    async def connect(
+        cls, dsn: str, consumer: str, *, schema: str = "cdcbridge", poll_interval: float | None = None
+    ) -> Self:
+        """Open a consumer's queue in the store `dsn`. Raises UsageError where there is no such consumer,
+        StoreUnavailable where the store cannot be reached.
+
+        `poll_interval`: look so often (seconds) instead of listening; chosen by itself behind a connection pooler.
+        """
+        queue = cls(dsn, consumer, schema, poll_interval)
+        await queue._reader_session()
+        return queue
+
+    async def close(self) -> None:
+        """Stop, and close both sessions. What was received and not settled comes again after its timeout."""
+        self.stop()
+        self.closed = True
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                await connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # receiving
+
+    async def receive(
+        self, max_messages: int = 10, *, wait: float = 0, visibility_timeout: float | None = None
+    ) -> list[AsyncMessage]:
+        """Up to `max_messages` deliveries, each invisible to others for `visibility_timeout` seconds (default: the
+        consumer's). Waits up to `wait` seconds for the first one; a lost session is made anew meanwhile.
+
+        Raises StoreUnavailable where the store is still away when the time is over.
+        """
+        deadline = time.monotonic() + wait
+        pace = Pace()
+        while True:
+            try:
+                async with self._reading:
+                    messages = await self._receive(max_messages, visibility_timeout)
+                    if messages or self.stopped or time.monotonic() >= deadline:
+                        return messages
+                    await self._wait(deadline)
+            except StoreUnavailable:
+                left = deadline - time.monotonic()
+                if self.stopped or left <= 0:
+                    raise
+                await sleep(min(left, pace.next()))
+
+    async def _receive(self, max_messages: int, visibility_timeout: float | None) -> list[AsyncMessage]:
+        connection = await self._reader_session()
+        with store_errors():
+            cursor = await connection.execute(self.sql.receive, (self.consumer, max_messages, visibility_timeout))
+            rows = await cursor.fetchall()
+        return [AsyncMessage(row_delivery(row, time.monotonic()), self) for row in rows]
+
+    async def _wait(self, deadline: float) -> None:
+        """Until a notification for this consumer, a timeout or delay of its own that ends, or the deadline."""
+        connection = await self._reader_session()
+        with store_errors():
+            row = await (await connection.execute(self.sql.next_visible, (self.consumer,))).fetchone()
+            until = min(deadline, time.monotonic() + due_in(row, self.poll_interval))
+            while not self.stopped and (left := until - time.monotonic()) > 0:
+                if self.poll_interval is not None:
+                    await sleep(min(left, 0.5))
+                    continue
+                async for notify in connection.notifies(timeout=min(left, 0.5), stop_after=1):
+                    if self.concerns(notify.payload):
+                        return
+
+    async def messages(
+        self, *, wait: float = 20, max_messages: int = 10, stop_when_empty: bool = False
+    ) -> AsyncGenerator[AsyncMessage, None]:
+        """Messages, one after the other, until stop() or close(); `stop_when_empty`: until a poll of `wait` seconds
+        brings none. Fetches `max_messages` at a time, and keeps those that wait their turn from expiring. What was
+        fetched and not yielded is given back at the end.
+        """
+        waiting: list[AsyncMessage] = []
+        failed = False  # the last one went back, and those of its key with it
+        try:
+            while not self.stopped:
+                waiting = list(reversed(await self.receive_or_pause(max_messages, wait)))
+                if not waiting and stop_when_empty:
+                    return
+                while waiting and not self.stopped:
+                    if failed or waiting[-1].half_over:
+                        waiting = await self._still_ours(waiting)
+                        failed = False
+                        continue
+                    message = waiting.pop()
+                    yield message
+                    failed = self.mode == "fifo" and message.settled == "nacked"
+        finally:
+            if waiting and not self.closed:
+                with suppress(StoreUnavailable):
+                    await self.extend(waiting, 0)
+
+    async def _still_ours(self, messages: list[AsyncMessage]) -> list[AsyncMessage]:
+        """Those that have not expired or gone back, with their timeout anew."""
+        seconds = max((message.visibility for message in messages), default=0)
+        if await self.extend(messages, seconds) == len(messages):
+            return messages
+        return [message for message in messages if await message.extend(seconds)]
+
+    async def receive_or_pause(self, max_messages: int, wait: float) -> list[AsyncMessage]:
+        """receive(), where a store that is away is waited for."""
+        try:
+            return await self.receive(max_messages, wait=wait)
+        except StoreUnavailable as error:
+            log.warning("%s; trying again", error)
+            await sleep(min(wait, 1.0))
+            return []
+
+    # settling
+
+    async def ack(self, messages: Iterable[AsyncMessage], *, connection: Connection | None = None) -> int:
+        """Finish deliveries; how many were still ours.
+
+        `connection`: in the caller's transaction, and strict: raises StaleReceipt where one is not ours any more, so
+        that the effect rolls back with it.
+        """
+        chosen = list(messages)
+        receipts = [message.receipt for message in chosen]
+        if connection is None:
+            done = await self._settle(self.sql.ack, (self.consumer, receipts, False))
+        else:
+            with store_errors():
+                cursor = await connection.execute(self.sql.ack, (self.consumer, receipts, True))
+                row = await cursor.fetchone()
+            done = row[0] if row else 0
+        self._mark(chosen, "acked")
+        return done
+
+    async def nack(
+        self,
+        messages: Iterable[AsyncMessage],
+        *,
+        delay: float | None = None,
+        reason: str | None = None,
+        dead: bool = False,
+    ) -> int:
+        """Give deliveries back: visible again after `delay` seconds, or by the consumer's back-off; `dead`: no more."""
+        chosen = list(messages)
+        receipts = [message.receipt for message in chosen]
+        done = await self._settle(self.sql.nack, (self.consumer, receipts, delay, reason, dead))
+        self._mark(chosen, "nacked")
+        return done
+
+    async def extend(self, messages: Iterable[AsyncMessage], seconds: float) -> int:
+        """Keep deliveries invisible for so many seconds from now; how many were still ours. 0 gives them back."""
+        chosen = list(messages)
+        done = await self._settle(self.sql.extend, (self.consumer, [m.receipt for m in chosen], seconds))
+        if done == len(chosen):
+            for message in chosen:
+                message.prolonged(seconds)
+        return done
+
+    async def publish(
+        self,
+        topic: str,
+        data: Any,
+        *,
+        key: str | None = None,
+        delay: float | None = None,
+        dedup_id: str | None = None,
+        connection: Connection | None = None,
+    ) -> int:
+        """Publish a message to the consumers of a topic, in the caller's transaction where `connection` is given; its
+        seq. `data` is anything that orjson writes.
+        """
+        values = (topic, key, orjson.dumps(data).decode(), delay, dedup_id)
+        if connection is None:
+            return await self._write(self.sql.publish, values)  # once: it would stand there twice
+        with store_errors():
+            row = await (await connection.execute(self.sql.publish, values)).fetchone()
+        return row[0] if row else 0
+
+    async def _settle(self, query: sql.Composed, values: tuple[Any, ...]) -> int:
+        """One statement of the writing session, again where that was lost: each of them may run twice."""
+        try:
+            return await self._write(query, values)
+        except StoreUnavailable:
+            return await self._write(query, values)
+
+    async def _write(self, query: sql.Composed, values: tuple[Any, ...]) -> int:
+        async with self._opening:
+            if self._writer is None or self._writer.closed:
+                self._writer = await self._open("cdcbridge client, settling")
+            connection = self._writer
+        with store_errors():
+            row = await (await connection.execute(query, values)).fetchone()
+        return row[0] if row else 0
+
+    # workers
+
+    def worker(
+        self, *, concurrency: int = 1, wait: float = 20, grace: float = 30
+    ) -> Callable[[Handler[AsyncMessage]], AsyncWorker]:
+        """Decorate what handles a message: its run() handles so many at a time, until stop(), SIGTERM or SIGINT.
+
+        A message is acked when its handler returns, and given back with the consumer's back-off when it raises. Long
+        work is extended by itself. Messages of one key that came together are handled one after the other. On a
+        signal, handlers get `grace` seconds to end.
+        """
+
+        def decorate(handler: Handler[AsyncMessage]) -> AsyncWorker:
+            return AsyncWorker(self, handler, concurrency, wait, grace)
+
+        return decorate
+
+    # sessions
+
+    async def _reader_session(self) -> Connection:
+        if self._reader is None or self._reader.closed:
+            connection = await self._open("cdcbridge client, receiving")
+            try:
+                with store_errors():
+                    row = await (await connection.execute(self.sql.settings, (self.consumer,))).fetchone()
+                    self.learn(row, connection.info.backend_pid)
+                    if self.poll_interval is None:
+                        await connection.execute(self.sql.listen)
+            except BaseException:
+                await connection.close()
+                raise
+            self._reader = connection
+        return self._reader
+
+    async def _open(self, name: str) -> Connection:
+        with store_errors():
+            connection = await psycopg.AsyncConnection.connect(conninfo(self.dsn, name), autocommit=True)
+        if self.pooled:
+            connection.prepare_threshold = None
+        return connection
+
+    def _mark(self, messages: list[AsyncMessage], state: Literal["acked", "nacked"]) -> None:
+        for message in messages:
+            message.settled = message.settled or state

@@ -1,0 +1,173 @@
+"""What both clients share: a delivery's columns, the statements, how long to wait. Pure; knows no session."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, Literal, TypeVar
+
+import orjson
+from psycopg import sql
+
+LONGEST_WAIT: Final = 10.0  # seconds without a look, should a notification be lost
+POOLED_INTERVAL: Final = 1.0  # seconds between looks where notifications do not arrive
+
+
+class Delivery:
+    """A message as it was delivered. `data` is {"op", "record", "old", "unchanged"}; `raw` the same as JSON text, where
+    numbers stand as PostgreSQL wrote them. `position` is (commit_lsn, ordinal), None for a published message.
+    """
+
+    __slots__ = (
+        "_expires",
+        "commit_time",
+        "data",
+        "deliver_count",
+        "inserted_at",
+        "key",
+        "not_visible_until",
+        "position",
+        "raw",
+        "receipt",
+        "seq",
+        "settled",
+        "topic",
+        "visibility",
+    )
+
+    def __init__(
+        self,
+        receipt: str,
+        seq: int,
+        topic: str,
+        key: str | None,
+        raw: str,
+        deliver_count: int,
+        not_visible_until: datetime,
+        position: tuple[str, int] | None,
+        commit_time: datetime | None,
+        inserted_at: datetime,
+        visibility: float,
+        received: float,
+    ) -> None:
+        self.receipt = receipt
+        self.seq = seq
+        self.topic = topic
+        self.key = key
+        self.raw = raw
+        self.data: dict[str, Any] = orjson.loads(raw)
+        self.deliver_count = deliver_count
+        self.not_visible_until = not_visible_until
+        self.position = position
+        self.commit_time = commit_time
+        self.inserted_at = inserted_at
+        self.visibility = visibility
+        self.settled: Literal["acked", "nacked"] | None = None
+        self._expires = received + visibility
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} seq={self.seq} topic={self.topic!r} key={self.key!r}>"
+
+    @property
+    def half_over(self) -> bool:
+        """Half of its visibility timeout has passed."""
+        return time.monotonic() > self._expires - self.visibility / 2
+
+    def prolonged(self, seconds: float) -> None:
+        """Its timeout counts anew."""
+        self._expires = time.monotonic() + seconds
+
+
+D = TypeVar("D", bound=Delivery)
+
+
+def row_delivery(row: tuple[Any, ...], received: float) -> tuple[Any, ...]:
+    """A row of the receive statement → the arguments of a Delivery."""
+    *head, commit_lsn, ordinal, commit_time, inserted_at, visibility = row
+    position = None if commit_lsn is None else (commit_lsn, ordinal)
+    return (*head, position, commit_time, inserted_at, visibility, received)
+
+
+def due_in(row: tuple[Any, ...] | None, poll_interval: float | None) -> float:
+    """How long to wait, going by next_visible(): that, or a look now and then."""
+    longest = LONGEST_WAIT if poll_interval is None else poll_interval
+    due = row[0] if row else None
+    return longest if due is None else min(longest, max(0.001, due))
+
+
+def by_key(messages: Sequence[D]) -> list[list[D]]:
+    """Messages that are handled one after the other: those of one key, in order; each alone that has none."""
+    jobs: dict[object, list[D]] = {}
+    for message in messages:
+        jobs.setdefault(message.receipt if message.key is None else (message.key,), []).append(message)
+    return list(jobs.values())
+
+
+class Pace:
+    """Growing pauses, from 0.05 to 2 seconds, with jitter."""
+
+    def __init__(self) -> None:
+        self._next = 0.05
+
+    def next(self) -> float:
+        pause, self._next = self._next, min(2.0, self._next * 2)
+        return pause * random.uniform(0.5, 1)  # noqa: S311 - no secret depends on it
+
+
+class Statements:
+    """The functions of a store's schema."""
+
+    def __init__(self, schema: str) -> None:
+        def statement(text: str) -> sql.Composed:
+            return sql.SQL(text).format(schema=sql.Identifier(schema))
+
+        # The claim's transaction alone is committed asynchronously: the setting is local to it.
+        self.receive = statement(
+            "select r.receipt, r.seq, r.topic, r.key, r.data::text, r.deliver_count, r.not_visible_until, r.commit_lsn,"
+            " r.ordinal, r.commit_time, r.inserted_at,"
+            " extract(epoch from r.not_visible_until - clock_timestamp())::float8"
+            " from (select set_config('synchronous_commit', 'off', true) offset 0) s,"
+            " {schema}.receive(%s, %s, make_interval(secs => %s)) r"
+        )
+        self.ack = statement("select {schema}.ack(%s, %s, %s)")
+        self.nack = statement("select {schema}.nack(%s, %s, make_interval(secs => %s), %s, %s)")
+        self.extend = statement("select {schema}.extend(%s, %s, make_interval(secs => %s))")
+        self.publish = statement(
+            "select {schema}.publish(%s, %s, %s::json, clock_timestamp() + make_interval(secs => %s), %s)"
+        )
+        self.next_visible = statement("select {schema}.next_visible(%s)")
+        self.settings = statement("select id, mode, pg_backend_pid() from {schema}.queue_settings(%s)")
+        self.listen = statement("listen {schema}")
+
+
+class Base:
+    """A client's settings, and what it learned of its consumer."""
+
+    def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
+        self.dsn = dsn
+        self.consumer = consumer
+        self.sql = Statements(schema)
+        self.poll_interval = poll_interval
+        self.pooled = False
+        self.stopped = False
+        self.closed = False
+        self.mode = ""
+        self._id = 0
+
+    def stop(self) -> None:
+        """End messages() and run() after what they are at. Safe in a signal handler and from another thread."""
+        self.stopped = True
+
+    def learn(self, row: tuple[Any, ...] | None, backend_pid: int) -> None:
+        """What queue_settings() says. A pooler gives another pid to its clients than the server has."""
+        if row is not None:
+            self._id, self.mode, server_pid = row
+            self.pooled = server_pid != backend_pid
+        if self.pooled and self.poll_interval is None:
+            self.poll_interval = POOLED_INTERVAL
+
+    def concerns(self, payload: str) -> bool:
+        """A notification names the consumers that got something, or nobody where they are many."""
+        return not payload or str(self._id) in payload.split(",")

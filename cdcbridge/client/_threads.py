@@ -1,0 +1,82 @@
+"""What the synchronous client runs on. `_tasks.py` has the same for the other one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self, TypeAlias, TypeVar
+
+T = TypeVar("T")
+Handler: TypeAlias = Callable[[T], object]
+Lock = threading.Lock
+sleep = time.sleep
+
+
+class Slots:
+    """So many may be taken at a time."""
+
+    def __init__(self, number: int) -> None:
+        self._free = number
+        self._changed = threading.Condition()
+
+    def take(self, timeout: float) -> int:
+        """All that are free, once one is; 0 where none became free in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free, timeout)
+            taken, self._free = self._free, 0
+            return taken
+
+    def give(self, number: int) -> None:
+        """Give some back."""
+        with self._changed:
+            self._free += number
+            self._changed.notify_all()
+
+
+class Group:
+    """Runs calls beside each other; on leaving waits for them up to `grace` seconds, and then leaves them behind."""
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._threads: list[threading.Thread] = []
+
+    def start(self, call: Callable[..., Any], *arguments: Any) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        thread = threading.Thread(target=call, args=arguments, daemon=True, name="cdcbridge worker")
+        self._threads.append(thread)
+        thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        deadline = time.monotonic() + self._grace
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+@contextmanager
+def on_signals(call: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call this once; a second one does what it always did."""
+    before: dict[int, Any] = {}
+
+    def stop(_number: int, _frame: object) -> None:
+        forget()
+        call()
+
+    def forget() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are for the main thread: whoever is there stops us
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        forget()

@@ -1,0 +1,92 @@
+-- The gap guard: what of a sequence is settled, although transactions commit in another order than they drew from it.
+--
+-- Whoever draws holds, to the end of its transaction, a shared advisory lock on the sequence's last value before its first
+-- draw. So nothing at or below the oldest such value can still appear. The sequence must have CACHE 1.
+-- The lock's two halves are the sequence's oid and the value's low 32 bits, which is enough while no open transaction
+-- is 4 billion values behind.
+
+-- register_sequence_transaction(seq): call it before the transaction's first nextval of the sequence; null = the log's.
+-- Raises CB004 (no such right, a cache), 42P01 (no such sequence). Locks: see above, to the end of the transaction.
+create or replace function register_sequence_transaction(seq regclass default null) returns void
+language plpgsql volatile set search_path from current as $$
+begin
+    if exists (select from pg_sequence s where s.seqrelid = seq and s.seqcache <> 1) then
+        raise exception 'the sequence % has a cache: values that a session keeps cannot be guarded', seq
+            using errcode = 'CB004', hint = format('alter sequence %s cache 1', seq);
+    end if;
+    perform draw(coalesce(seq, 'messages_seq'), 0);
+end $$;
+
+-- draw(seq, count) → the first of `count` consecutive values, registered before they are drawn; null for none.
+-- Locks: the sequence's draw lock, for this call alone: so a value that was read is still the last one when its lock is
+-- held (the guard never falls), and a block has no stranger's value in it.
+create or replace function draw(seq regclass, count int) returns bigint
+language plpgsql volatile set search_path from current as $$
+declare
+    setting constant text := 'cdcbridge.registered_' || seq::oid;
+    class constant int := seq::oid::int;
+    first bigint;
+begin
+    if has_sequence_privilege(seq, 'usage') is not true then
+        raise exception 'no right to use the sequence %', seq using errcode = 'CB004';
+    end if;
+    perform pg_advisory_lock(draw_lock(seq));
+    if current_setting(setting, true) is distinct from pg_current_xact_id()::text then
+        perform pg_advisory_xact_lock_shared(class, low_half(coalesce(pg_sequence_last_value(seq), 0)));
+        perform set_config(setting, pg_current_xact_id()::text, true);
+    end if;
+    if count = 1 then
+        first := nextval(seq);
+    elsif count > 1 then
+        first := nextval(seq);
+        perform setval(seq, first + count - 1);
+    end if;
+    perform pg_advisory_unlock(draw_lock(seq));
+    return first;
+exception
+    when others or query_canceled then
+        perform pg_advisory_unlock(draw_lock(seq))
+        from pg_locks l
+        where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 1 and l.granted
+          and (l.classid::bigint << 32 | l.objid::bigint) = draw_lock(seq);
+        raise;
+end $$;
+
+-- draw_lock(seq) → the advisory lock under which a sequence is drawn from.
+create or replace function draw_lock(seq regclass) returns bigint
+language sql immutable set search_path from current as $$
+    select seq::oid::bigint << 32 | 1
+$$;
+
+-- low_half(value) → its low 32 bits, as the second half of an advisory lock.
+create or replace function low_half(value bigint) returns int
+language sql immutable set search_path from current as $$
+    select ((value + 2147483648) % 4294967296 - 2147483648)::int
+$$;
+
+-- max_safe_seq(seq) → the greatest n such that no open transaction can still commit a value ≤ n; null = the log's sequence.
+-- 0 on a sequence that was never drawn from. Never falls. Read it in a statement before the one that reads the rows.
+-- Locks: the draw lock, shared, for this call alone.
+create or replace function max_safe_seq(seq regclass default null) returns bigint
+language plpgsql volatile set search_path from current as $$
+declare
+    guarded constant regclass := coalesce(seq, 'messages_seq');
+    last bigint;
+    behind bigint;
+begin
+    perform pg_advisory_lock_shared(draw_lock(guarded));
+    last := coalesce(pg_sequence_last_value(guarded), 0);
+    select max((last - l.objid::bigint) & 4294967295) into behind
+    from pg_locks l
+    where l.locktype = 'advisory' and l.classid = guarded::oid and l.objsubid = 2 and l.mode = 'ShareLock' and l.granted
+      and l.database = (select oid from pg_database where datname = current_database());
+    perform pg_advisory_unlock_shared(draw_lock(guarded));
+    return last - coalesce(behind, 0);
+exception
+    when others or query_canceled then
+        perform pg_advisory_unlock_shared(draw_lock(guarded))
+        from pg_locks l
+        where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 1 and l.granted
+          and l.mode = 'ShareLock' and (l.classid::bigint << 32 | l.objid::bigint) = draw_lock(guarded);
+        raise;
+end $$;

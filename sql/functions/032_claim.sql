@@ -1,0 +1,215 @@
+-- How a queue consumer's messages are claimed: those whose timeout passed, those given back, new ones.
+-- Every function returns the seqs that now have a lease under the token, in order.
+
+-- claim_expired(…): deliveries whose timeout passed. Those that had their last delivery die.
+create or replace function claim_expired(consumer consumers, hint hints, places smallint[], token bigint,
+                                         moment timestamptz, until timestamptz) returns bigint[]
+language plpgsql volatile as $$
+declare
+    expired delivery[];
+    alive delivery[];
+    taken bigint[] := '{}';
+begin
+    loop -- again where some died, and others have their room
+        expired := (lock_expired(consumer.id, hint, cardinality(places), 0, token, moment))[:cardinality(places)];
+        perform remove_locked(consumer.id, expired);
+        alive := bury_last(consumer, expired);
+        taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token, moment, until);
+        places := places[cardinality(alive) + 1:];
+        exit when cardinality(alive) = cardinality(expired) or places = '{}';
+    end loop;
+    return taken;
+end $$;
+
+-- lock_expired(consumer_id, hint, wanted, at_least, claimed, moment) → deliveries whose timeout passed, the oldest first:
+-- `wanted` or a few more, of those that were delivered `at_least` times at least, and not by this very claim.
+-- Locks: their leases, by SKIP LOCKED.
+create or replace function lock_expired(consumer_id int, hint hints, wanted int, at_least int, claimed bigint,
+                                        moment timestamptz)
+returns delivery[]
+language plpgsql volatile as $$
+declare
+    tokens bigint[];
+    parts int[];
+begin
+    -- A row holds a message at least.
+    select array_agg(l.token), array_agg(l.part) into tokens, parts
+    from (select v.token, v.part from live_leases(lock_expired.consumer_id, hint) v
+          where v.not_visible_until <= moment and v.deliver_count >= at_least and v.token <> claimed
+          order by v.token, abs(v.part) limit wanted) v
+    cross join lateral (
+        select l.token, l.part from leases l
+        where l.consumer_id = lock_expired.consumer_id and l.token = v.token and l.part = v.part
+          and l.not_visible_until <= moment
+        for update skip locked) l;
+    return array(select d from unnest(deliveries_of(consumer_id, tokens)) d
+                 where (d.token, d.part) in (select t.token, t.part from unnest(tokens, parts) as t (token, part))
+                 order by d.token, d.ordinal);
+end $$;
+
+-- deliveries_of(consumer_id, tokens) → what these claims hold and is not settled, in claim order. Stable: in a statement that
+-- looks elsewhere, too, it looks with the same snapshot, so that no message moves between the two looks.
+create or replace function deliveries_of(consumer_id int, tokens bigint[]) returns delivery[]
+language plpgsql stable as $$
+begin
+    return array(
+        select row(l.token, l.part, abs(l.part) + u.n::int - 1, u.seq, case when l.keys is null then m.key else u.key end,
+                   l.barrier, l.deliver_count, l.history, l.last_delivered_at, l.not_visible_until,
+                   l.inserted_at)::delivery
+        from leases_of(deliveries_of.consumer_id, tokens) l
+        cross join lateral unnest(l.seqs, l.keys) with ordinality as u (seq, key, n)
+        left join lateral (select m.key from messages m where l.keys is null and m.seq = u.seq limit 1) m on true
+        where not exists (select from settled s where s.consumer_id = l.consumer_id and s.token = l.token
+                          and s.part = l.part and s.seq = u.seq)
+        order by l.token, abs(l.part) + u.n);
+end $$;
+
+-- with_note(delivery, at, reason) → the delivery with a line more in its history.
+create or replace function with_note(delivery delivery, at timestamptz, reason text) returns delivery
+language plpgsql immutable as $$
+begin
+    delivery.history := delivery.history
+        || jsonb_build_object('at', at, 'deliver_count', delivery.deliver_count, 'reason', reason);
+    return delivery;
+end $$;
+
+-- bury_last(consumer, expired) → the deliveries that may be delivered again; the others, now dead letters, are left out.
+create or replace function bury_last(consumer consumers, expired delivery[]) returns delivery[]
+language plpgsql volatile as $$
+declare
+    last_delivery constant int := (consumer.config ->> 'max_deliveries')::int;
+begin
+    perform bury(consumer.id, array(select d from unnest(expired) d where d.deliver_count >= last_delivery),
+                 format('max_deliveries: visibility timeout passed after delivery %s of %1$s', last_delivery));
+    return array(select with_note(d, moment(), 'visibility timeout passed') from unnest(expired) d
+                 where d.deliver_count < last_delivery order by d.token, d.ordinal);
+end $$;
+
+-- insert_leases(consumer_id, deliveries, places, offset, token, moment, until): each delivered once more.
+create or replace function insert_leases(consumer_id int, deliveries delivery[], places smallint[], offset_ int,
+                                         token bigint, moment timestamptz, until timestamptz) returns bigint[]
+language plpgsql volatile as $$
+begin
+    -- A row for those in a row that have all in common.
+    insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count, history, last_delivered_at,
+                        not_visible_until, inserted_at)
+    with numbered as (
+        select d.*, row_number() over () as n from unnest(deliveries) d
+    ), placed as (
+        select d.*, places[d.n] as slot, d.n - row_number() over (
+                   partition by places[d.n], d.barrier, d.deliver_count, d.history order by d.n) as island
+        from numbered d)
+    select insert_leases.consumer_id, insert_leases.token, offset_ + min(d.n), d.slot, array_agg(d.seq order by d.n),
+           array_agg(d.key order by d.n), d.barrier, d.deliver_count + 1, d.history, moment, until, min(d.inserted_at)
+    from placed d
+    group by d.slot, d.barrier, d.deliver_count, d.history, d.island;
+    return array(select d.seq from unnest(deliveries) d);
+end $$;
+
+-- claim_delayed(…): messages given back by nack, or published for later, whose time has come.
+create or replace function claim_delayed(consumer_id int, places smallint[], offset_ int, token bigint,
+                                         moment timestamptz, until timestamptz) returns bigint[]
+language plpgsql volatile as $$
+declare
+    due delivery[];
+begin
+    with locked as materialized (
+        select d.seq from delayed d
+        where d.consumer_id = claim_delayed.consumer_id and d.visible_at <= moment
+        order by d.visible_at, d.seq limit cardinality(places) for update skip locked
+    ), gone as (
+        delete from delayed d using locked l
+        where d.consumer_id = claim_delayed.consumer_id and d.seq = l.seq returning d.*)
+    select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
+                         g.visible_at, g.inserted_at)::delivery order by g.visible_at, g.seq) into due from gone g;
+    if due is null then
+        return '{}';
+    end if;
+    return insert_leases(consumer_id, due, places, offset_, token, moment, until);
+end $$;
+
+-- claim_waiting_template() → the code that claims messages which are delivered for the first time (or anew after a
+-- redrive), and appends them to `taken`. Takes whole rows of `waiting`, and the front of the last one.
+create or replace function claim_waiting_template() returns text
+language sql immutable as $template$
+    select $code$
+-- claim_waiting(…): as its template says.
+create or replace function claim_waiting_<id>(floor bigint, places smallint[], taken bigint[], claimed bigint,
+                                              moment timestamptz, until timestamptz) returns bigint[]
+language plpgsql volatile as $$
+declare
+    -- A cursor, so that no row is locked that is not needed.
+    cur cursor for select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from waiting_<id> w
+                   where w.consumer_id = <id> and w.ord >= floor order by w.ord, w.tie for update skip locked;
+    room int := cardinality(places) - cardinality(taken);
+    done_ords bigint[] := '{}';
+    done_ties bigint[] := '{}';
+    seqs_ bigint[] := '{}'; -- claimed, and not in leases yet: all with keys of their own, or none
+    keys_ text[];
+    since timestamptz;
+begin
+    for r in cur loop
+        if cardinality(r.seqs) > room then
+            update waiting_<id> w set seqs = r.seqs[room + 1:], keys = r.keys[room + 1:]
+            where w.consumer_id = <id> and w.ord = r.ord and w.tie = r.tie;
+            r.seqs := r.seqs[:room];
+            r.keys := r.keys[:room];
+        else
+            done_ords := done_ords || r.ord;
+            done_ties := done_ties || r.tie;
+        end if;
+        room := room - cardinality(r.seqs);
+        if seqs_ <> '{}' and (keys_ is null) <> (r.keys is null) then
+            perform insert_claimed(<id>, claimed, places, cardinality(taken), seqs_, keys_, moment, until, since);
+            taken := taken || seqs_;
+            seqs_ := '{}';
+        end if;
+        if seqs_ = '{}' then
+            seqs_ := r.seqs;
+            keys_ := r.keys;
+            since := r.inserted_at;
+        else
+            seqs_ := seqs_ || r.seqs;
+            keys_ := keys_ || r.keys;
+        end if;
+        exit when room = 0;
+    end loop;
+    if seqs_ <> '{}' then
+        perform insert_claimed(<id>, claimed, places, cardinality(taken), seqs_, keys_, moment, until, since);
+        taken := taken || seqs_;
+    end if;
+    if done_ords <> '{}' then
+        delete from waiting_<id> w using unnest(done_ords, done_ties) as d (ord, tie)
+        where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie;
+    end if;
+    return taken;
+end $$
+    $code$
+$template$;
+
+-- insert_claimed(…): leases of messages that are delivered for the first time, behind the `count` that the claim has. A row
+-- for each slot.
+create or replace function insert_claimed(consumer_id int, claimed bigint, places smallint[], count int, seqs bigint[],
+                                          keys text[], moment timestamptz, until timestamptz, since timestamptz)
+returns void
+language plpgsql volatile as $$
+declare
+    low int := count + 1;
+    high int;
+begin
+    while low <= count + cardinality(seqs) loop
+        high := low;
+        if places[count + cardinality(seqs)] = places[low] then
+            high := count + cardinality(seqs);
+        else
+            while places[high + 1] = places[low] loop
+                high := high + 1;
+            end loop;
+        end if;
+        insert into leases (consumer_id, token, part, slot, seqs, keys, deliver_count, last_delivered_at,
+                            not_visible_until, inserted_at)
+        values (consumer_id, claimed, low, places[low], seqs[low - count:high - count], keys[low - count:high - count], 1,
+                moment, until, since);
+        low := high + 1;
+    end loop;
+end $$;

@@ -1,0 +1,312 @@
+-- How a fifo consumer's messages are claimed.
+--
+-- A message may go out when nobody else holds its key: no other lease, nothing given back, nothing that waits before it.
+-- There is no bookkeeping of keys that could go wrong. A claim locks rows first (SKIP LOCKED), and then looks, in
+-- a statement of its own, at all that it did not lock: whatever another session is about to do with those is not
+-- committed, so they are seen where they were. Every move of a message between waiting, leases and delayed is one
+-- transaction; so it is seen in one of them, or it is finished.
+
+-- claim_in_order(…) → the seqs that now have a lease under the token, in order, and whether all are delivered for the first
+-- time.
+create or replace function claim_in_order(consumer consumers, hint hints, places smallint[], expired boolean, token bigint,
+                                          moment timestamptz, until timestamptz, out taken bigint[], out fresh boolean)
+language plpgsql volatile as $$
+declare
+    room constant int := cardinality(places);
+    safe bigint;
+begin
+    taken := '{}';
+    if expired then
+        taken := claim_expired_in_order(consumer, hint, places, token, moment, until);
+    end if;
+    if cardinality(taken) < room and exists (select from delayed d where d.consumer_id = consumer.id) then
+        taken := taken || claim_delayed_in_order(consumer, hint, places[cardinality(taken) + 1:], cardinality(taken),
+                                                 token, moment, until);
+    end if;
+    fresh := taken = '{}';
+    if cardinality(taken) < room then
+        -- Published messages may commit out of order: nothing behind one that can still appear.
+        safe := case when jsonb_array_length(consumer.config -> 'topics') > 0 then max_safe_seq('messages_seq') end;
+        execute 'select claim_in_order_' || consumer.id || '($1, $2, $3, $4, $5, $6, $7)' into taken
+        using hint, places, taken, token, moment, until, safe;
+    end if;
+end $$;
+
+-- claim_expired_in_order(…): deliveries whose timeout passed, unless another delivery of the key is still in flight or
+-- a lease that another session has locked holds an earlier message of the key.
+create or replace function claim_expired_in_order(consumer consumers, hint hints, places smallint[], token bigint,
+                                                  moment timestamptz, until timestamptz) returns bigint[]
+language plpgsql volatile as $$
+declare
+    locked delivery[];
+    others delivery[];
+    alive delivery[];
+    taken bigint[] := '{}';
+begin
+    loop -- again where some died, and others have their room
+        locked := lock_expired(consumer.id, hint, cardinality(places), 0, token, moment);
+        others := deliveries_of(consumer.id, array(select l.token from live_leases(consumer.id, hint) l
+                                                   where l.token <> claim_expired_in_order.token));
+        locked := array(
+            select c from unnest(locked) c
+            where c.key is null or not exists (
+                select from unnest(others) o
+                where o.key = c.key and (o.not_visible_until > moment or (o.token, o.ordinal) < (c.token, c.ordinal))
+                  and (o.token, o.ordinal) not in (select m.token, m.ordinal from unnest(locked) m))
+            order by c.token, c.ordinal limit cardinality(places));
+        perform remove_locked(consumer.id, locked);
+        alive := bury_last(consumer, locked);
+        taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token, moment, until);
+        places := places[cardinality(alive) + 1:];
+        exit when cardinality(alive) = cardinality(locked) or places = '{}';
+    end loop;
+    return taken;
+end $$;
+
+-- claim_delayed_in_order(…): messages given back whose time has come, unless another delivery of the key is in flight, or an
+-- earlier one of the key is to come before.
+create or replace function claim_delayed_in_order(consumer consumers, hint hints, places smallint[], offset_ int,
+                                                  token bigint, moment timestamptz, until timestamptz) returns bigint[]
+language plpgsql volatile as $$
+declare
+    mine bigint[];
+    due delivery[];
+begin
+    select array_agg(d.seq) into mine
+    from (select d.seq from delayed d
+          where d.consumer_id = consumer.id and d.visible_at <= moment
+          order by d.visible_at, d.ord, d.tie limit cardinality(places) for update skip locked) d;
+    if mine is null then
+        return '{}';
+    end if;
+    with held as materialized (
+        select o.key from unnest(deliveries_of(consumer.id, array(
+            select l.token from live_leases(consumer.id, hint) l where l.token <> claim_delayed_in_order.token))) o
+    ), gone as (
+        delete from delayed d
+        where d.consumer_id = consumer.id and d.seq = any (mine)
+          and (d.key is null or not exists (select from held h where h.key = d.key) and not exists (
+                   select from delayed e
+                   where e.consumer_id = consumer.id and e.in_order and e.key = d.key
+                     and (e.ord, e.tie) < (d.ord, d.tie) and not e.seq = any (mine)))
+        returning d.*)
+    select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
+                         g.visible_at, g.inserted_at)::delivery order by g.ord, g.tie) into due from gone g;
+    if due is null then
+        return '{}';
+    end if;
+    return insert_leases(consumer.id, due, places, offset_, token, moment, until);
+end $$;
+
+-- claim_in_order_template() → the code that claims messages which are delivered for the first time.
+-- A row that holds messages of other keys beside those that may not go out is cut up: the latter become runs, a key each,
+-- which the next claims pass by without a look inside for as long as their key is held.
+create or replace function claim_in_order_template() returns text
+language sql immutable as $template$
+    select $code$
+-- claim_in_order(…): as its template says.
+create or replace function claim_in_order_<id>(hint hints, places smallint[], taken bigint[], claimed bigint,
+                                               moment timestamptz, until timestamptz, safe bigint)
+returns bigint[]
+language plpgsql volatile as $$
+declare
+    held constant text[] := array(select u.key from live_leases(<id>, hint) l cross join lateral unnest(l.keys) as u (key)
+                                  where l.token <> claimed and u.key is not null);
+    given_back constant boolean := exists (select from delayed d where d.consumer_id = <id>);
+    barrier record;
+    last_ord bigint := hint.waiting_floor;
+    last_tie bigint := -1;
+    -- A cursor, so that no row is locked that is not needed.
+    cur cursor for
+        select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from waiting_<id> w
+        where w.consumer_id = <id> and (w.ord, w.tie) > (last_ord, last_tie) and not w.barrier
+          and (barrier.ord is null or (w.ord, w.tie) < (barrier.ord, barrier.tie))
+          and (safe is null or w.ord <= safe)
+          and (w.not_before is null or w.not_before <= moment)
+          and not (cardinality(w.keys) = 1 and w.keys[1] is not null and (
+                       w.keys[1] in (select h from unnest(held) h)
+                       or given_back and exists (select from delayed d where d.consumer_id = <id> and d.in_order
+                                                 and d.key = w.keys[1])))
+        order by w.ord, w.tie for update skip locked;
+    room int;
+    ords bigint[];
+    ties bigint[];
+    sizes int[];    -- how many messages of each row are looked at here
+    rests int[];    -- and how many it has beyond them
+    runs boolean[];
+    seqs_ bigint[]; -- those messages
+    keys_ text[];
+    since timestamptz;
+    free int[];     -- the numbers of those that may go out
+    shut boolean;
+begin
+    select w.ord, w.tie into barrier from waiting_<id> w
+    where w.consumer_id = <id> and w.barrier and w.ord >= hint.waiting_floor order by w.ord, w.tie limit 1;
+    loop
+        room := cardinality(places) - cardinality(taken);
+        exit when room = 0;
+        ords := '{}'; ties := '{}'; sizes := '{}'; rests := '{}'; runs := '{}'; seqs_ := '{}'; keys_ := '{}';
+        for r in cur loop
+            ords := ords || r.ord;
+            ties := ties || r.tie;
+            runs := runs || (cardinality(r.keys) = 1);
+            sizes := sizes || least(cardinality(r.seqs), room - cardinality(seqs_));
+            rests := rests || greatest(0, cardinality(r.seqs) - room + cardinality(seqs_));
+            keys_ := keys_ || case when cardinality(r.keys) > 1 then r.keys[:room - cardinality(seqs_)]
+                                   else array_fill(r.keys[1], array[sizes[cardinality(sizes)]]) end;
+            seqs_ := seqs_ || r.seqs[:room - cardinality(seqs_)];
+            since := coalesce(since, r.inserted_at);
+            last_ord := r.ord;
+            last_tie := r.tie;
+            exit when cardinality(seqs_) >= room;
+        end loop;
+        exit when seqs_ = '{}';
+        select f.free, f.shut into free, shut from free_messages_<id>(hint, ords, ties, sizes, keys_, claimed) f;
+        if cardinality(free) = cardinality(seqs_) then
+            perform insert_claimed(<id>, claimed, places, cardinality(taken), seqs_, keys_, moment, until, since);
+            perform remove_front_<id>(ords, ties, rests);
+            taken := taken || seqs_;
+        else
+            if free <> '{}' then
+                perform insert_claimed(<id>, claimed, places, cardinality(taken), array(select seqs_[f] from unnest(free) f),
+                                       array(select keys_[f] from unnest(free) f), moment, until, since);
+                taken := taken || array(select seqs_[f] from unnest(free) f);
+            end if;
+            exit when shut;
+            perform cut_up_<id>(ords, ties, runs, sizes, free);
+        end if;
+    end loop;
+    if taken = '{}' and barrier.ord is not null then
+        return claim_barrier_<id>(hint, barrier.ord, barrier.tie, places[1], claimed, moment, until);
+    end if;
+    return taken;
+end $$;
+
+-- free_messages(…) → the numbers of those messages in these locked rows that may go out; shut: a barrier is in front of them.
+-- Called when the rows are locked: its snapshot is younger. One statement looks everywhere.
+create or replace function free_messages_<id>(hint hints, ords bigint[], ties bigint[], sizes int[], keys_ text[],
+                                              claimed bigint, out free int[], out shut boolean)
+language plpgsql volatile as $$
+declare
+    last_ord constant bigint := ords[cardinality(ords)];
+    last_tie constant bigint := ties[cardinality(ties)];
+    held text[];
+    ahead_ords bigint[];
+    ahead_ties bigint[];
+    ahead_keys text[];
+    ends int[] := '{}';
+begin
+    select array(select u.key from live_leases(<id>, hint) l cross join lateral unnest(l.keys) as u (key)
+                 where l.token <> claimed and u.key in (select k from unnest(keys_) k))
+        || case when exists (select from delayed d where d.consumer_id = <id>)
+           then array(select k from unnest(keys_) k
+                      where exists (select from delayed d where d.consumer_id = <id> and d.in_order and d.key = k)) end,
+        exists (select from live_leases(<id>, hint) l where l.barrier)
+        or exists (select from delayed d where d.consumer_id = <id> and d.barrier)
+        or exists (select from waiting_<id> w where w.consumer_id = <id> and w.barrier and w.ord >= hint.waiting_floor
+                   and (w.ord, w.tie) < (last_ord, last_tie)),
+        o.ords, o.ties, o.keys
+    into held, shut, ahead_ords, ahead_ties, ahead_keys
+    from (select array_agg(w.ord) as ords, array_agg(w.tie) as ties, array_agg(u.key) as keys
+          from waiting_<id> w cross join lateral unnest(w.keys) as u (key)
+          where w.consumer_id = <id> and w.ord >= hint.waiting_floor and (w.ord, w.tie) < (last_ord, last_tie)
+            and case when true then u.key in (select k from unnest(keys_) k) end
+            and case when true then (w.ord, w.tie) not in (select m.ord, m.tie from unnest(ords, ties) as m (ord, tie)) end) o;
+    if shut then
+        free := '{}';
+    elsif held = '{}' and ahead_ords is null then
+        free := array(select generate_series(1, cardinality(keys_)));
+    else
+        for i in 1 .. cardinality(sizes) loop
+            ends := ends || coalesce(ends[i - 1], 0) + sizes[i];
+        end loop;
+        free := array(
+            select m.n from unnest(keys_) with ordinality as m (key, n)
+            where m.key is null or not (
+                case when true then m.key in (select h from unnest(held) h) end
+                or exists (select from unnest(ahead_ords, ahead_ties, ahead_keys) as a (ord, tie, key)
+                           where a.key = m.key
+                             and (a.ord, a.tie) < (ords[1 + width_bucket(m.n - 1, ends)], ties[1 + width_bucket(m.n - 1, ends)])))
+            order by m.n);
+    end if;
+end $$;
+
+-- remove_front(…): these locked rows are claimed, but for the rest of the last one.
+create or replace function remove_front_<id>(ords bigint[], ties bigint[], rests int[]) returns void
+language plpgsql volatile as $$
+declare
+    last constant int := cardinality(rests);
+begin
+    if rests[last] > 0 then
+        update waiting_<id> w
+        set seqs = w.seqs[cardinality(w.seqs) - rests[last] + 1:],
+            keys = case when cardinality(w.keys) = 1 then w.keys else w.keys[cardinality(w.seqs) - rests[last] + 1:] end
+        where w.consumer_id = <id> and w.ord = ords[last] and w.tie = ties[last];
+    end if;
+    delete from waiting_<id> w using unnest(ords, ties, rests) as d (ord, tie, rest)
+    where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie and d.rest = 0;
+end $$;
+
+-- cut_up(…): these locked rows, of which only the free messages are claimed: what is held back goes into runs.
+create or replace function cut_up_<id>(ords bigint[], ties bigint[], runs boolean[], sizes int[], free int[])
+returns void
+language plpgsql volatile as $$
+declare
+    r record;
+    row_free int[];
+    first int := 1;
+begin
+    for i in 1 .. cardinality(ords) loop
+        row_free := array(select f - first + 1 from unnest(free) f where f between first and first + sizes[i] - 1);
+        if runs[i] then
+            -- All of one key, so either none of those looked at is free, or all are.
+            if row_free <> '{}' then
+                delete from waiting_<id> w where w.consumer_id = <id> and w.ord = ords[i] and w.tie = ties[i]
+                    and cardinality(w.seqs) = sizes[i];
+                update waiting_<id> w set seqs = w.seqs[sizes[i] + 1:]
+                where w.consumer_id = <id> and w.ord = ords[i] and w.tie = ties[i];
+            end if;
+        else
+            delete from waiting_<id> w where w.consumer_id = <id> and w.ord = ords[i] and w.tie = ties[i]
+            returning w.seqs, w.keys, w.inserted_at into r;
+            -- A piece stands where its first message stands.
+            insert into waiting_<id> (consumer_id, ord, tie, seqs, keys, inserted_at)
+            select <id>, case when min(u.n) = 1 then ords[i] else min(u.seq) end, case when min(u.n) = 1 then ties[i] else 0 end,
+                   array_agg(u.seq order by u.n),
+                   case when bool_and(u.n > sizes[i]) then array_agg(u.key order by u.n) else array[min(u.key)] end,
+                   r.inserted_at
+            from unnest(r.seqs, r.keys) with ordinality as u (seq, key, n)
+            where case when true then u.n not in (select f from unnest(row_free) f) end
+            group by u.n > sizes[i], case when u.n <= sizes[i] then u.key end;
+        end if;
+        first := first + sizes[i];
+    end loop;
+end $$;
+
+-- claim_barrier(…) → the barrier's seq, where nothing before it is unfinished.
+create or replace function claim_barrier_<id>(hint hints, at bigint, at_tie bigint, place smallint, claimed bigint,
+                                              moment timestamptz, until timestamptz) returns bigint[]
+language plpgsql volatile as $$
+declare
+    b record;
+begin
+    select w.seqs, w.keys, w.inserted_at into b from waiting_<id> w
+    where w.consumer_id = <id> and w.ord = at and w.tie = at_tie and w.barrier for update skip locked;
+    if b.seqs is null then
+        return '{}';
+    end if;
+    -- A statement of its own: its snapshot is younger than the lock.
+    if exists (select from waiting_<id> w where w.consumer_id = <id> and w.ord >= hint.waiting_floor and (w.ord, w.tie) < (at, at_tie))
+        or exists (select from delayed d where d.consumer_id = <id>)
+        or deliveries_of(<id>, array(select l.token from live_leases(<id>, hint) l)) <> '{}'
+    then
+        return '{}';
+    end if;
+    delete from waiting_<id> w where w.consumer_id = <id> and w.ord = at and w.tie = at_tie;
+    insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count, last_delivered_at,
+                        not_visible_until, inserted_at)
+    values (<id>, claimed, 1, place, b.seqs, b.keys, true, 1, moment, until, b.inserted_at);
+    return b.seqs;
+end $$
+    $code$
+$template$;

@@ -1,0 +1,127 @@
+-- Messages of the application's own, beside the changes of tables.
+
+-- publish(topic, key, data, deliver_at, dedup_id) → its seq. Logs the message and fans it out to the consumers of the topic
+-- in the caller's transaction: they see it when that commits, and never if it does not.
+-- deliver_at: not delivered before; in fifo its key waits with it. dedup_id: a second message of the topic with the same one
+-- within 5 minutes of the first adds nothing, and gives the first one's seq.
+-- Raises CB004 (no topic, one with a dot, or an argument that is null). Registers with the gap guard.
+-- Locks: the gap guard's, shared, to the end of the transaction; those who publish the same dedup_id wait for each other.
+create or replace function publish(topic text, key text, data json, deliver_at timestamptz default null,
+                                   dedup_id text default null) returns bigint
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+    moment constant timestamptz := moment();
+    first_seq bigint;
+    new_seq bigint;
+begin
+    if topic is null or topic = '' or strpos(topic, '.') > 0 then
+        raise exception 'topic is %; it must be a name without a dot', quote_nullable(topic) using errcode = 'CB004',
+            hint = 'Names with a dot are tables''.';
+    end if;
+    if dedup_id is not null then
+        select p.seq into first_seq from published p
+        where p.topic = publish.topic and p.dedup_id = publish.dedup_id and p.published_at > moment - interval '5 minutes';
+        if found then
+            return first_seq;
+        end if;
+    end if;
+    new_seq := draw('messages_seq', 1);
+    if dedup_id is not null then
+        insert into published as p (topic, dedup_id, seq, published_at) values (topic, dedup_id, new_seq, moment)
+        on conflict on constraint published_pkey do update set seq = new_seq, published_at = moment
+        where p.published_at <= moment - interval '5 minutes'
+        returning p.seq into first_seq;
+        if not found then -- another session was faster
+            return (select p.seq from published p where p.topic = publish.topic and p.dedup_id = publish.dedup_id);
+        end if;
+    end if;
+    perform append_published(new_seq, topic, key, coalesce(data, 'null'), case when deliver_at > moment then deliver_at end);
+    return new_seq;
+end $$;
+revoke execute on function publish(text, text, json, timestamptz, text) from public;
+
+-- append_published(seq, topic, key, data, deliver_at): the log's row, each consumer's, and one notification.
+create or replace function append_published(new_seq bigint, topic text, key text, data json, deliver_at timestamptz)
+returns void
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    body constant json := '{"op":"message","record":' || data || ',"old":null,"unchanged":[]}';
+    size constant int := octet_length(body::text);
+    woken text;
+begin
+    insert into messages (seq, topic, key, partition, data)
+    values (new_seq, append_published.topic, append_published.key,
+            partition_of(append_published.key, (select s.partitions from settings s)), body);
+    with wanting as materialized (
+        select c.id, c.mode = 'fifo' as in_order, (c.config ->> 'max_message_bytes')::bigint as max_bytes,
+               c.config ? 'key' as own_key,
+               case when c.config ? 'key' then record_key(append_published.data, c.config -> 'key')
+                    else append_published.key end as key
+        from consumers c
+        where c.mode <> 'stream' and c.config -> 'topics' ? append_published.topic
+    ), buried as (
+        insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history, inserted_at)
+        select w.id, new_seq, append_published.topic, w.key, body, 0,
+               format('oversized: data has %s bytes, max_message_bytes is %s', size, w.max_bytes), '[]', now()
+        from wanting w where size > w.max_bytes
+    ), later as (
+        insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at, ord)
+        select w.id, new_seq, w.key, 0, '-infinity', deliver_at, '[]', now(), new_seq
+        from wanting w where size <= w.max_bytes and not w.in_order and deliver_at is not null
+    ), fanned as (
+        insert into waiting (consumer_id, ord, seqs, keys, not_before)
+        select w.id, new_seq, array[new_seq], case when w.in_order or w.own_key then array[w.key] end, deliver_at
+        from wanting w where size <= w.max_bytes and (w.in_order or deliver_at is null))
+    select string_agg(w.id::text, ',' order by w.id) into woken from wanting w;
+    if woken is not null and deliver_at is null then
+        perform pg_notify(current_schema(), case when length(woken) < 7900 then woken else '' end);
+    end if;
+end $$;
+
+-- record_key(record, columns) → the key that these columns of a published message make, as those of a row would.
+create or replace function record_key(record json, columns jsonb) returns text
+language sql immutable as $$
+    select case
+        when json_typeof(record) is distinct from 'object' then null
+        when jsonb_array_length(columns) = 1 then record ->> (columns ->> 0)
+        else (select case when count(record ->> c) > 0
+                     then '[' || string_agg(coalesce(to_json(record ->> c)::text, 'null'), ',' order by n) || ']' end
+              from jsonb_array_elements_text(columns) with ordinality as k (c, n)) end
+$$;
+
+-- partition_of(key, partitions) → CRC-32 (ISO 3309, as zlib has it) of the key's UTF-8 bytes, modulo the partitions; 0 for
+-- null. By the nibble, with a table of 16.
+create or replace function partition_of(key text, partitions int) returns int
+language plpgsql immutable as $$
+declare
+    steps constant bigint[] := '[0:15]={0,498536548,997073096,651767980,1994146192,1802195444,1303535960,1342533948,
+        3988292384,4027552580,3604390888,3412177804,2607071920,2262029012,2685067896,3183342108}';
+    bytes constant bytea := convert_to(key, 'UTF8');
+    crc bigint := 4294967295;
+begin
+    if key is null then
+        return 0;
+    end if;
+    for i in 0 .. length(bytes) - 1 loop
+        crc := crc # get_byte(bytes, i);
+        crc := (crc >> 4) # steps[(crc & 15)::int];
+        crc := (crc >> 4) # steps[(crc & 15)::int];
+    end loop;
+    return ((crc # 4294967295) % partitions)::int;
+end $$;
+
+-- forget_published() → how many dedup ids were forgotten. The running bridge calls it.
+create or replace function forget_published() returns int
+language plpgsql volatile set search_path from current as $$
+declare
+    forgotten int;
+begin
+    delete from published p where p.ctid = any (array(
+        select o.ctid from published o where o.published_at <= moment() - interval '5 minutes'
+        limit 10000 for update skip locked));
+    get diagnostics forgotten = row_count;
+    return forgotten;
+end $$;

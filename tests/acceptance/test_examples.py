@@ -1,0 +1,68 @@
+"""What stands in examples/ runs."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sql.queue import Queue
+from tests.world import PATIENCE, World, clean_environment, eventually
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def queue(world18: World) -> Iterator[Queue]:
+    """Ten published orders of two customers, and their consumer."""
+    made = Queue(world18.dsn)
+    made.declare("orders", tables=(), topics=("orders",), mode="fifo", key=("customer",))
+    for n in range(10):
+        data = f'{{"customer": "c{n % 2}", "amount": {n}.5}}'
+        made.session.execute("select cdcbridge.publish('orders', null, %s)", (data,))
+    yield made
+    made.close()
+
+
+def run(world: World, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(EXAMPLES / name), world.dsn, "orders"]
+    environment = {**clean_environment(), "PYTHONPATH": str(EXAMPLES.parent)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_worker(world18: World, queue: Queue) -> None:
+    with run(world18, "worker.py") as process:
+        assert process.stdout is not None
+        eventually(lambda: not queue.all("select from cdcbridge.consumer_messages"), "all are handled")
+        process.send_signal(signal.SIGTERM)
+        output = process.stdout.read()
+        assert process.wait(PATIENCE) == 0
+    assert [output.count(f"orders {customer} message") for customer in ("c0", "c1")] == [5, 5]
+
+
+def test_exactly_once(world18: World, queue: Queue) -> None:
+    with run(world18, "exactly_once.py") as process:
+        assert process.wait(PATIENCE) == 0
+    assert [tuple(row.values()) for row in queue.all("select customer, amount::text from totals order by 1")] == [
+        ("c0", "22.5"),
+        ("c1", "27.5"),
+    ]
+
+
+def test_asynchronous(world18: World, queue: Queue) -> None:
+    with run(world18, "async_consumer.py") as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert [line.split()[0] for line in output.splitlines()] == [str(n) for n in range(1, 11)]
+
+
+def test_plain_sql(world18: World, queue: Queue) -> None:
+    text = (EXAMPLES / "consumer.sql").read_text().replace(":'consumer'", "'orders'")
+    for statement in text.split(";\n"):
+        queue.session.execute(statement.encode())
+    assert queue.value("select count(*) from seen") == 10
+    assert queue.all("select * from cdcbridge.consumer_messages") == []

@@ -1,0 +1,268 @@
+"""Order by key: what a fifo consumer's receivers get, whatever they do to it."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import defaultdict
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.sql.queue import Queue
+from tests.sql.test_queue import receipts, seqs
+
+
+def keys(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["key"] for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def _fifo(queue: Queue) -> None:
+    queue.declare(mode="fifo")
+
+
+def test_several_messages_of_a_key_go_out_in_one_batch_in_order(queue: Queue) -> None:
+    put = queue.append_keys("a", "b", "a", "c", "a")
+    batch = queue.receive()
+    assert seqs(batch) == put
+    assert queue.receive() == []
+    assert queue.ack(*receipts(batch)) == 5
+    assert queue.value("select count(*) from cdcbridge.consumer_messages") == 0
+
+
+def test_a_key_in_flight_holds_back_its_messages_and_no_others(queue: Queue) -> None:
+    put = queue.append_keys("a", "a", "b", "a", "c", "b")
+    (first,) = queue.receive(1)
+    assert seqs(queue.receive(10)) == [put[2], put[4], put[5]]
+    assert queue.receive() == []
+    queue.ack(first["receipt"])
+    assert seqs(queue.receive(10)) == [put[1], put[3]]
+
+
+def test_batches_are_full_while_another_receivers_transaction_is_open(queue: Queue) -> None:
+    queue.append_keys(*"abcabc", *"defdef", *"ghighi")
+    one, two = queue.open(autocommit=False), queue.open()
+    assert keys(queue.receive(4, session=one)) == ["a", "b", "c", "a"]
+    assert keys(queue.receive(6, session=two)) == [*"defdef"], "b and c wait before them, locked or not"
+    one.rollback()
+    assert keys(queue.receive(10, session=two)) == [*"abcabc", *"ghig"]
+
+
+def test_a_rolled_back_claim_leaves_the_order_as_it_was(queue: Queue) -> None:
+    put = queue.append_keys("a", "b", "a")
+    session = queue.open(autocommit=False)
+    assert seqs(queue.receive(1, session=session)) == put[:1]
+    assert seqs(queue.receive()) == put[1:2]
+    session.rollback()
+    assert seqs(queue.receive()) == [put[0], put[2]]
+
+
+def test_messages_without_a_key_wait_for_nobody(queue: Queue) -> None:
+    put = queue.append_keys("a", None, "a", None)
+    queue.receive(1)
+    assert seqs(queue.receive()) == [put[1], put[3]]
+
+
+def test_nack_gives_back_the_key_from_there_on(queue: Queue) -> None:
+    put = queue.append_keys("a", "b", "a", "a")
+    batch = queue.receive()
+    queue.ack(batch[0]["receipt"])
+    assert queue.nack(batch[2]["receipt"], delay="0") == 1
+    assert queue.ack(batch[3]["receipt"]) == 0, "it went back with the one before it"
+    assert queue.ack(batch[1]["receipt"]) == 1, "another key's"
+    again = queue.receive()
+    assert seqs(again) == put[2:]
+    assert [row["deliver_count"] for row in again] == [2, 2]
+
+
+def test_a_delayed_message_blocks_its_key_and_no_other(queue: Queue) -> None:
+    put = queue.append_keys("a", "b", "a")
+    (first,) = queue.receive(1)
+    queue.nack(first["receipt"], delay="1 hour")
+    later = queue.append_keys("a", "c")
+    assert seqs(queue.receive()) == [put[1], later[1]]
+    queue.due()
+    assert seqs(queue.receive()) == [put[0], put[2], later[0]]
+
+
+def test_poison_blocks_its_key_only_until_it_is_dead(queue: Queue) -> None:
+    put = queue.append_keys("a", "a")
+    (first,) = queue.receive(1)
+    queue.nack(first["receipt"], dead=True, reason="poison")
+    assert seqs(queue.receive()) == put[1:]
+
+
+def test_killing_one_leaves_the_later_ones_of_the_batch_in_flight(queue: Queue) -> None:
+    queue.append_keys("a", "a")
+    one, two = queue.receive()
+    queue.nack(one["receipt"], dead=True)
+    assert queue.ack(two["receipt"]) == 1
+
+
+def test_expired_deliveries_come_again_in_order_and_before_later_ones(queue: Queue) -> None:
+    put = queue.append_keys("a", "b", "a", "a")
+    queue.receive(3)
+    queue.expire()
+    assert seqs(queue.receive()) == put
+
+
+def test_one_by_one_expired_deliveries_keep_their_order(queue: Queue) -> None:
+    put = queue.append_keys("a", "a", "a")
+    queue.receive(3)
+    queue.expire()
+    for seq in put:
+        (row,) = queue.receive(1)
+        assert row["seq"] == seq
+        assert queue.receive() == []
+        queue.ack(row["receipt"])
+
+
+def test_extending_one_message_extends_its_keys_others_in_the_batch(queue: Queue) -> None:
+    queue.append_keys("a", "a", "b")
+    batch = queue.receive(3, "10 s")
+    assert queue.extend("0", batch[1]["receipt"]) == 1
+    assert keys(queue.receive()) == ["a", "a"]
+
+
+def test_a_truncate_is_a_barrier(queue: Queue) -> None:
+    put = queue.append_keys("a", "b", "!", "c", "a")
+    first = queue.receive()
+    assert seqs(first) == put[:2]
+    assert queue.receive() == [], "the barrier waits for all before it"
+    queue.ack(first[0]["receipt"])
+    assert queue.receive() == []
+    queue.ack(first[1]["receipt"])
+    (barrier,) = queue.receive()
+    assert (barrier["seq"], barrier["data"]["op"]) == (put[2], "truncate")
+    assert queue.receive() == [], "and all behind it wait for the barrier"
+    queue.nack(barrier["receipt"], delay="1 hour")
+    assert queue.receive() == []
+    queue.due()
+    (barrier,) = queue.receive()
+    queue.ack(barrier["receipt"])
+    assert seqs(queue.receive()) == put[3:]
+
+
+def test_a_barrier_is_not_passed_while_its_claim_is_not_committed(queue: Queue) -> None:
+    queue.append_keys("!", "a")
+    session = queue.open(autocommit=False)
+    assert len(queue.receive(session=session)) == 1
+    assert queue.receive() == []
+    session.rollback()
+    assert [row["data"]["op"] for row in queue.receive()] == ["truncate"]
+
+
+def test_redriven_messages_keep_their_order(queue: Queue) -> None:
+    put = queue.append_keys("a", "a", "a")
+    for _ in range(2):
+        (row,) = queue.receive(1)
+        queue.nack(row["receipt"], dead=True)
+    assert queue.value("select cdcbridge.redrive('c')") == 2
+    later = queue.append_keys("a")
+    batch = queue.receive()
+    assert seqs(batch) == [put[2], put[0], put[1], *later]
+    queue.nack(batch[0]["receipt"], delay="0")
+    assert seqs(queue.receive()) == [put[2], put[0], put[1], *later]
+
+
+def test_the_same_key_of_two_consumers_is_two_keys(queue: Queue) -> None:
+    other = queue.declare("other", mode="fifo")
+    put = queue.append_keys("a", "a", consumers=(1, other))
+    queue.receive(1)
+    assert seqs(queue.receive(1, name="other")) == put[:1]
+
+
+def test_one_hot_key_does_not_hide_the_others(queue: Queue) -> None:
+    hot = queue.append_keys(*["hot"] * 3000)
+    other = queue.append_keys("x", "y")
+    (first,) = queue.receive(1)
+    assert seqs(queue.receive()) == other
+    queue.ack(first["receipt"])
+    assert seqs(queue.receive(100)) == hot[1:101]
+
+
+def test_message_key_seqs_has_each_keys_head(queue: Queue) -> None:
+    put = queue.append_keys("a", "b", "a", None)
+    query = "select key, seq from cdcbridge.message_key_seqs order by key"
+    assert [tuple(row.values()) for row in queue.all(query)] == [("a", put[0]), ("b", put[1])]
+    (row,) = queue.receive(1)
+    queue.ack(row["receipt"])
+    assert [tuple(row.values()) for row in queue.all(query)] == [("a", put[2]), ("b", put[1])]
+
+
+@pytest.mark.parametrize("call", ["ack", "nack"])
+def test_settling_refuses_an_isolation_level_where_it_cannot_be_safe(queue: Queue, call: str) -> None:
+    session = queue.open()
+    session.execute("set default_transaction_isolation = 'repeatable read'")
+    with pytest.raises(psycopg.errors.DatabaseError, match="REPEATABLE READ") as raised:
+        queue.all(f"select cdcbridge.{call}('c', '{{}}')", session=session)
+    assert raised.value.sqlstate == "CB005"
+
+
+@pytest.mark.parametrize("names", [3, 40])
+def test_many_receivers_never_hold_one_key_twice_and_never_swap_two(queue: Queue, names: int) -> None:
+    """Receivers that ack, give back, let expire, roll back and stay in their transactions."""
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    put: list[tuple[str, int]] = []
+    for size in (1, 5, 300, 2, 200, 1, 90):
+        given = [str(chance.randrange(names)) for _ in range(size)]
+        put += zip(given, queue.append_keys(*given), strict=True)
+    lock = threading.Lock()
+    holders: dict[str, int] = {}
+    done: dict[str, list[int]] = defaultdict(list)
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        mine = random.Random(seed + number)
+        session = queue.open(autocommit=False)
+        idle = 0
+        while idle < 40 and not wrong:
+            batch = queue.receive(mine.choice((1, 3, 10, 50)), session=session)
+            idle = 0 if batch else idle + 1
+            if mine.random() < 0.2:
+                session.rollback()
+                continue
+            held = {row["key"] for row in batch}
+            with lock:
+                for key in held:
+                    if key in holders:
+                        wrong.append(f"{key} is held by {holders[key]} and {number}")
+                    holders[key] = number
+            session.commit()
+            failed: set[str] = set()
+            for row in batch:
+                if row["key"] in failed:
+                    continue
+                if mine.random() < 0.1:
+                    failed.add(row["key"])
+            with lock:
+                acked = [row for row in batch if row["key"] not in failed]
+                for row in acked:
+                    done[row["key"]].append(row["seq"])
+                for key in held:
+                    del holders[key]
+                # The lock is held over the commit: what is told here happens before anybody else can claim.
+                if acked and queue.ack(*receipts(acked), strict=True, session=session) != len(acked):
+                    wrong.append("a receipt in flight was stale")
+                back = [row["receipt"] for row in batch if row["key"] in failed]
+                if back:
+                    queue.value("select cdcbridge.nack('c', %s, '0')", back, session=session)
+                session.commit()
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    dead = {row["seq"] for row in queue.all("select seq from cdcbridge.dead_messages")}
+    expected: dict[str, list[int]] = defaultdict(list)
+    for key, seq in put:
+        if seq not in dead:
+            expected[key].append(seq)
+    assert dict(done) == {key: found for key, found in expected.items() if found}
+    assert queue.value("select count(*) from cdcbridge.consumer_messages") == 0

@@ -1,0 +1,124 @@
+"""What the functions' statements really do, by EXPLAIN (ANALYZE): never a scan of what is not theirs, whatever the
+statistics say, and however much of what is finished an old snapshot keeps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from cdcbridge.embedded import EmbeddedServer
+from tests.sql.queue import Queue
+from tests.sql.test_queue import receipts
+from tests.world import fresh_database
+
+BATCH = 50
+MOST = 6 * BATCH  # rows that one node may touch
+TRACE = """
+    load 'auto_explain';
+    set auto_explain.log_min_duration = 0;
+    set auto_explain.log_analyze = on;
+    set auto_explain.log_timing = off;
+    set auto_explain.log_buffers = on;
+    set auto_explain.log_nested_statements = on;
+    set auto_explain.log_format = json;
+    set client_min_messages = log
+"""
+
+
+@pytest.fixture
+def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
+    with fresh_database(pg15) as database:
+        made = Queue(pg15.dsn(database))
+        made.session.execute("alter database current_database set jit = on".replace("current_database", database))
+        yield made
+        made.close()
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def touched(node: dict[str, Any]) -> float:
+    removed = sum(value for name, value in node.items() if name.startswith("Rows Removed"))
+    return float((node["Actual Rows"] + removed) * node["Actual Loops"])
+
+
+def traced(queue: Queue) -> list[dict[str, Any]]:
+    """A claim, and all that can be done to it: the plans of every statement."""
+    plans: list[dict[str, Any]] = []
+    session = queue.open()
+    session.execute(TRACE)
+
+    def keep(notice: psycopg.errors.Diagnostic) -> None:
+        _, found, plan = str(notice.message_primary).partition("plan:\n")
+        if found:
+            plans.append(json.loads(plan))
+
+    session.add_notice_handler(keep)
+    batch = queue.receive(BATCH, session=session)
+    assert len(batch) == BATCH
+    queue.all("select cdcbridge.extend('c', %s, '1 min')", receipts(batch[:5]), session=session)
+    queue.ack(*receipts(batch[:20]), session=session)
+    queue.all("select cdcbridge.nack('c', %s, '0')", receipts(batch[20:25]), session=session)
+    queue.ack(*receipts(queue.receive(BATCH, session=session)), session=session)
+    queue.all("select cdcbridge.bury_expired()", session=session)
+    queue.all("select cdcbridge.next_visible('c')", session=session)
+    assert len(plans) > 50
+    return plans
+
+
+def hold(queue: Queue) -> None:
+    """An old snapshot, to the end of the test."""
+    old = queue.open(autocommit=False)
+    old.execute("set transaction isolation level repeatable read")
+    old.execute("select pg_current_xact_id()")
+
+
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+@pytest.mark.parametrize("statistics", ["missing", "of empty tables", "fresh"])
+def test_nothing_is_touched_that_is_not_needed(queue: Queue, mode: str, statistics: str) -> None:
+    queue.declare(mode=mode, max_in_flight=100_000)
+    for table in ("leases", "waiting_1", "messages_000000"):
+        queue.session.execute(f"alter table cdcbridge.{table} set (autovacuum_enabled = off)")
+    if statistics == "of empty tables":
+        queue.session.execute("analyze")
+    for _ in range(4):
+        queue.append_keys(*[str(n % 2500) for n in range(5000)])
+    queue.receive(3, "1 hour")
+    for _ in range(50):
+        queue.receive(40)
+    if statistics == "fresh":
+        queue.session.execute("analyze")
+    plans = traced(queue)
+    for plan in plans:
+        for node in nodes(plan["Plan"]):
+            relation = node.get("Relation Name", "")
+            if relation and not relation.startswith("pg_"):
+                where = f"{node['Node Type']} on {relation} in {plan['Query Text']}"
+                assert node["Node Type"] != "Seq Scan" or relation in ("consumers", "settings"), where
+                # In fifo a claim has to look at the keys in flight, which max_in_flight bounds.
+                assert touched(node) <= MOST, f"{touched(node)} rows: {where}"
+    assert not any("JIT" in plan for plan in plans)
+
+
+def test_what_is_finished_is_not_waded_through(queue: Queue) -> None:
+    """Under an old snapshot all of it is still there; and a message is stuck at the head."""
+    queue.declare()
+    for _ in range(3):
+        queue.append_keys(*[str(n % 2500) for n in range(5000)])
+    queue.receive(3, "1 hour")
+    hold(queue)
+    for _ in range(2000):
+        queue.ack(*receipts(queue.receive(7)))
+    for plan in traced(queue):
+        for node in nodes(plan["Plan"]):
+            blocks = node.get("Shared Hit Blocks", 0) + node.get("Shared Read Blocks", 0)
+            if node.get("Relation Name", "").startswith(("leases", "waiting", "settled", "delayed", "hints")):
+                assert blocks <= 150, f"{blocks} blocks: {node['Node Type']} on {node['Relation Name']}"

@@ -1,0 +1,304 @@
+"""publish(): in the caller's transaction, delayed, once per dedup id; and the gap guard under it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.encode import partition_of
+from tests.sql.queue import Queue
+from tests.sql.test_queue import receipts, seqs
+from tests.world import fresh_database
+
+
+def publish(queue: Queue, key: str | None = "k", data: str = '{"n": 1}', *, topic: str = "t",
+            session: psycopg.Connection[Any] | None = None, **named: str | None) -> int:  # fmt: skip
+    more = "".join(f", {name} => %s" for name in named)
+    query = f"select cdcbridge.publish(%s, %s, %s{more})"
+    return int(queue.value(query, topic, key, data, *named.values(), session=session))
+
+
+@pytest.fixture(params=["queue", "fifo"])
+def mode(request: pytest.FixtureRequest, queue: Queue) -> str:
+    queue.declare(mode=request.param, tables=(), topics=("t",))
+    return str(request.param)
+
+
+def test_a_published_message_is_seen_when_its_transaction_commits(queue: Queue, mode: str) -> None:
+    session = queue.open(autocommit=False)
+    seq = publish(queue, "42", '{"total": 1.50, "huge": 123456789012345678901234567890}', session=session)
+    assert queue.receive() == []
+    session.commit()
+    (row,) = queue.all("select seq, topic, key, data::text as data, commit_lsn, ordinal, commit_time, deliver_count"
+                       " from cdcbridge.receive('c')")  # fmt: skip
+    assert row == {
+        "seq": seq, "topic": "t", "key": "42", "commit_lsn": None, "ordinal": None, "commit_time": None,
+        "data": '{"op":"message","record":{"total": 1.50, "huge": 123456789012345678901234567890},"old":null,"unchanged":[]}',
+        "deliver_count": 1,
+    }  # fmt: skip
+    assert queue.value("select partition from cdcbridge.messages") == zlib.crc32(b"42") % 16
+
+
+def test_a_rolled_back_one_was_never_there(queue: Queue, mode: str) -> None:
+    session = queue.open(autocommit=False)
+    publish(queue, session=session)
+    session.rollback()
+    seq = publish(queue)
+    assert seqs(queue.receive()) == [seq]
+    assert queue.value("select count(*) from cdcbridge.messages") == 1
+
+
+def test_only_consumers_of_the_topic_get_it_and_tables_never_match(queue: Queue, mode: str) -> None:
+    queue.declare("other", tables=("*.*",), topics=("u",))
+    publish(queue)
+    assert queue.receive(name="other") == []
+    assert len(queue.receive()) == 1
+
+
+def test_operations_filter_and_columns_do_not_concern_published_messages(queue: Queue) -> None:
+    queue.declare(topics=("t",), filter="record.never == 1", operations=("delete",), columns={"include": ["id"]})
+    publish(queue, data='{"secret": 1}')
+    assert queue.receive()[0]["data"]["record"] == {"secret": 1}
+
+
+def test_a_delayed_message_comes_when_it_is_time(queue: Queue, mode: str) -> None:
+    late = publish(queue, "a", deliver_at="2100-01-01 00:00+00")
+    assert queue.states()["pending"] == 1
+    other = publish(queue, "b")
+    blocked = publish(queue, "a")
+    assert seqs(queue.receive()) == ([other] if mode == "fifo" else [other, blocked])
+    queue.session.execute("update cdcbridge.delayed set visible_at = now() - interval '1 s'")
+    queue.session.execute("update cdcbridge.waiting set not_before = now() - interval '1 s'")
+    assert seqs(queue.receive()) == ([late, blocked] if mode == "fifo" else [late])
+
+
+def test_a_moment_that_has_passed_is_no_delay(queue: Queue, mode: str) -> None:
+    seq = publish(queue, deliver_at="2000-01-01 00:00+00")
+    assert seqs(queue.receive()) == [seq]
+
+
+def test_a_repeated_dedup_id_adds_nothing_for_five_minutes(queue: Queue, mode: str) -> None:
+    first = publish(queue, dedup_id="x")
+    assert publish(queue, dedup_id="x") == first
+    assert publish(queue, dedup_id="y") != first
+    assert publish(queue, dedup_id="x", topic="another") != first
+    queue.session.execute("update cdcbridge.published set published_at = now() - interval '5 min'")
+    assert publish(queue, dedup_id="x") != first
+    assert queue.value("select count(*) from cdcbridge.messages where topic = 't'") == 3
+
+
+def test_two_sessions_with_one_dedup_id_publish_once(queue: Queue, mode: str) -> None:
+    one, two = queue.open(autocommit=False), queue.open()
+    first = publish(queue, dedup_id="x", session=one)
+    result: list[int] = []
+    thread = threading.Thread(target=lambda: result.append(publish(queue, dedup_id="x", session=two)))
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive(), "it waits for the first"
+    one.commit()
+    thread.join()
+    assert result == [first]
+    assert queue.value("select count(*) from cdcbridge.messages") == 1
+
+
+def test_forgotten_dedup_ids_are_gone(queue: Queue) -> None:
+    publish(queue, dedup_id="x")
+    assert queue.value("select cdcbridge.forget_published()") == 0
+    queue.session.execute("update cdcbridge.published set published_at = now() - interval '5 min'")
+    assert queue.value("select cdcbridge.forget_published()") == 1
+
+
+def test_oversized_published_messages_are_dead_letters(queue: Queue) -> None:
+    queue.declare(topics=("t",), max_message_bytes=100)
+    publish(queue, data='"' + "x" * 100 + '"')
+    assert queue.receive() == []
+    reason = queue.value("select reason from cdcbridge.dead_messages")
+    assert reason.startswith("oversized: data has 1")
+
+
+def test_a_consumers_own_key_comes_from_the_data(queue: Queue) -> None:
+    queue.declare(topics=("t",), mode="fifo", key=("a", "b"))
+    for data in ('{"a": 1.50, "b": "x\\"y"}', '{"a": null}', '{"b": true}', "[1]"):
+        publish(queue, data=data)
+    assert [row["key"] for row in queue.receive()] == ['["1.50","x\\"y"]', None, '[null,"true"]', None]
+
+
+@pytest.mark.parametrize("topic", [None, "", "public.t"])
+def test_a_topic_has_a_name_without_a_dot(queue: Queue, topic: str | None) -> None:
+    with pytest.raises(psycopg.errors.DatabaseError, match="a name without a dot") as raised:
+        queue.value("select cdcbridge.publish(%s, null, '1')", topic)
+    assert raised.value.sqlstate == "CB004"
+
+
+@pytest.fixture(scope="module")
+def hashing(pg15: EmbeddedServer) -> Any:
+    with fresh_database(pg15) as database:
+        made = Queue(pg15.dsn(database))
+        yield made
+        made.close()
+
+
+@given(key=st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))
+def test_sql_and_python_put_a_key_into_the_same_partition(hashing: Queue, key: str | None) -> None:
+    expected = partition_of(None if key is None else key.encode(), 4096)
+    assert hashing.value("select cdcbridge.partition_of(%s, 4096)", key) == expected
+
+
+# the gap guard
+
+
+def test_a_fifo_consumer_never_passes_a_message_that_can_still_commit(queue: Queue) -> None:
+    queue.declare(mode="fifo", tables=(), topics=("t",))
+    session = queue.open(autocommit=False)
+    first = publish(queue, "a", session=session)
+    second = publish(queue, "a")
+    assert queue.receive() == []
+    session.commit()
+    assert seqs(queue.receive()) == [first, second]
+
+
+def test_max_safe_seq_stops_at_the_oldest_open_publisher(queue: Queue) -> None:
+    safe = "select cdcbridge.max_safe_seq()"
+    assert queue.value(safe) == 0
+    sessions = [queue.open(autocommit=False) for _ in range(3)]
+    drawn = [publish(queue, session=session) for session in sessions]
+    assert queue.value(safe) == 0
+    sessions[1].commit()
+    assert queue.value(safe) == 0
+    sessions[0].rollback()
+    assert queue.value(safe) == drawn[1]
+    sessions[2].commit()
+    assert queue.value(safe) == drawn[2]
+
+
+def test_a_sequence_with_a_cache_is_refused(queue: Queue) -> None:
+    queue.session.execute("create sequence public.cached cache 5")
+    with pytest.raises(psycopg.errors.DatabaseError, match="has a cache") as raised:
+        queue.value("select cdcbridge.register_sequence_transaction('public.cached')")
+    assert raised.value.sqlstate == "CB004"
+
+
+def test_many_messages_of_a_transaction_take_one_lock(queue: Queue) -> None:
+    session = queue.open(autocommit=False)
+    for _ in range(50):
+        publish(queue, session=session)
+    locks = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
+    assert queue.value(locks, session=session) == 1
+
+
+def test_a_savepoint_that_is_rolled_back_does_not_unguard_the_transaction(queue: Queue) -> None:
+    session = queue.open(autocommit=False)
+    session.execute("savepoint s")
+    publish(queue, session=session)
+    session.execute("rollback to s")
+    publish(queue, session=session)
+    assert queue.value("select cdcbridge.max_safe_seq()") == 1, "the first is gone, the second may still come"
+    session.commit()
+    assert queue.value("select cdcbridge.max_safe_seq()") == 2
+
+
+@pytest.fixture
+def busy(queue: Queue) -> Callable[[], None]:
+    """Other receivers do so much that the hint moves on."""
+
+    def work() -> None:
+        queue.session.execute("select cdcbridge.publish('t', null, '0') from generate_series(1, 300)")
+        for _ in range(300):
+            (row,) = queue.receive(1)
+            queue.ack(row["receipt"])
+        queue.append(5000)
+        while batch := queue.receive(1000):
+            queue.ack(*receipts(batch))
+
+    return work
+
+
+def test_a_message_that_commits_late_is_not_left_behind(queue: Queue, busy: Callable[[], None]) -> None:
+    queue.declare(topics=("t",))
+    session = queue.open(autocommit=False)
+    late = publish(queue, session=session)
+    busy()
+    assert queue.value("select count(*) from cdcbridge.hints") >= 1
+    session.commit()
+    assert seqs(queue.receive()) == [late]
+
+
+def test_a_claim_that_commits_late_is_not_forgotten(queue: Queue, busy: Callable[[], None]) -> None:
+    queue.declare(topics=("t",))
+    put = publish(queue)
+    session = queue.open(autocommit=False)
+    assert seqs(queue.receive(1, "0", session=session)) == [put]
+    busy()
+    session.commit()
+    assert seqs(queue.receive()) == [put], "its visibility timeout has passed"
+
+
+def test_a_message_stuck_in_flight_does_not_keep_the_hint_back(queue: Queue, busy: Callable[[], None]) -> None:
+    queue.declare(topics=("t",))
+    put = publish(queue)
+    queue.receive(1)
+    busy()
+    (hint,) = queue.all("select token_floor, tokens from cdcbridge.hints order by id desc limit 1")
+    assert hint["token_floor"] > 250
+    assert len(hint["tokens"]) <= 2
+    queue.expire()
+    assert seqs(queue.receive()) == [put]
+
+
+def test_publishers_and_the_bridge_share_the_sequence(queue: Queue) -> None:
+    """Appends draw blocks while others draw one by one; in fifo each key comes in log order, whatever commits when."""
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    consumer = queue.declare(mode="fifo", topics=("t",))
+    finished = threading.Event()
+    published: list[int] = []
+    lock = threading.Lock()
+
+    def work(number: int) -> None:
+        mine = random.Random(seed + number)
+        session = queue.open(autocommit=False)
+        for _ in range(60):
+            drawn = [publish(queue, str(mine.randrange(3)), session=session) for _ in range(mine.randrange(1, 4))]
+            if mine.random() < 0.2:
+                session.rollback()
+            else:
+                session.commit()
+                with lock:
+                    published.extend(drawn)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+
+    def append() -> None:
+        for size in (1, 3, 200, 1, 130, 2):
+            queue.append_keys(*[str(n % 3) for n in range(size)], consumers=(consumer,))
+
+    threads.append(threading.Thread(target=append))
+    threads[-1].start()
+    got: dict[str, list[int]] = defaultdict(list)
+    reader = queue.open()
+    while True:
+        if all(not thread.is_alive() for thread in threads):
+            finished.set()
+        batch = queue.receive(20, session=reader)
+        for row in batch:
+            got[row["key"]].append(row["seq"])
+        queue.ack(*receipts(batch), session=reader)
+        if not batch and finished.is_set():
+            break
+    everything = [seq for found in got.values() for seq in found]
+    assert all(found == sorted(found) for found in got.values())
+    assert sorted(everything) == [row["seq"] for row in queue.all("select seq from cdcbridge.messages order by seq")]
+    assert set(published) <= set(everything)
+    assert len(everything) == len(published) + 337

@@ -1,0 +1,113 @@
+"""Segments of the log go whole, when nobody needs them, and never stop the others for long."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from tests.sql.queue import Queue
+from tests.sql.test_queue import receipts, seqs
+
+
+def fill_segments(queue: Queue) -> list[int]:
+    """Three messages in the first segment, three in the next, the log's end in the third."""
+    put = queue.append_keys("a", "b", "c", consumers=(1,))
+    for start in (1_000_000, 2_000_000):
+        queue.session.execute("select setval('cdcbridge.messages_seq', %s)", (start,))
+        queue.session.execute("select cdcbridge.create_segments()")
+        put += queue.append_keys("a", "b", "c", consumers=(1,))
+    return put
+
+
+def drop(queue: Queue, retention: str = "0") -> tuple[int, str | None]:
+    return tuple(queue.all("select * from cdcbridge.drop_segments(%s::interval)", retention)[0].values())
+
+
+def segments(queue: Queue) -> int:
+    return int(queue.value("select count(*) from pg_inherits where inhparent = 'cdcbridge.messages'::regclass"))
+
+
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+def test_a_segment_stays_while_a_message_of_it_is_unfinished(queue: Queue, mode: str) -> None:
+    queue.declare(mode=mode)
+    put = fill_segments(queue)
+    assert drop(queue, "1 hour") == (0, None), "too young"
+    assert drop(queue) == (0, "c"), "waiting"
+    first = queue.receive(3)
+    assert drop(queue) == (0, "c"), "in flight"
+    queue.ack(*receipts(first[1:]))
+    queue.nack(first[0]["receipt"], delay="1 hour")
+    assert drop(queue) == (0, "c"), "given back"
+    queue.due()
+    queue.nack(queue.receive(1)[0]["receipt"], dead=True)
+    assert drop(queue) == (1, "c"), "the first is gone, the second has messages that wait"
+    assert queue.value("select cdcbridge.redrive('c')") == 1
+    rest = queue.receive()
+    assert seqs(rest) == [*put[3:], put[0]], "what is redriven carries its data"
+    assert rest[-1]["data"]["op"] == "insert"
+    queue.ack(*receipts(rest[:-1]))
+    assert drop(queue) == (1, None)
+    assert queue.ack(rest[-1]["receipt"]) == 1
+    assert segments(queue) == 2, "the one that the log is in, and the one made ahead"
+
+
+def test_nothing_that_can_still_commit_is_dropped(queue: Queue) -> None:
+    session = queue.open(autocommit=False)
+    queue.value("select cdcbridge.publish('t', null, '1')", session=session)
+    queue.session.execute("select setval('cdcbridge.messages_seq', 1000000)")
+    queue.session.execute("select cdcbridge.create_segments()")
+    assert drop(queue) == (0, None)
+    session.commit()
+    assert drop(queue) == (1, None)
+
+
+def test_a_receiver_in_its_transaction_delays_the_drop_and_nobody_else(queue: Queue) -> None:
+    queue.declare()
+    fill_segments(queue)
+    queue.ack(*receipts(queue.receive(3)))
+    session = queue.open(autocommit=False)
+    assert len(queue.receive(1, session=session)) == 1
+    longest = 0.0
+    finished = threading.Event()
+
+    def append() -> None:
+        nonlocal longest
+        while not finished.is_set():
+            start = time.monotonic()
+            queue.append_keys("x", consumers=(1,))
+            longest = max(longest, time.monotonic() - start)
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    dropper = queue.open()
+    for _ in range(10):
+        queue.all("select * from cdcbridge.drop_segments('0')", session=dropper)
+    assert segments(queue) == 4
+    finished.set()
+    thread.join()
+    assert longest < 1, "an append waits for the lock's timeout at most"
+    session.commit()
+    assert drop(queue)[0] == 1
+
+
+def test_claims_go_on_while_segments_are_dropped(queue: Queue) -> None:
+    queue.declare()
+    fill_segments(queue)
+    queue.ack(*receipts(queue.receive(3)))
+    dropper = queue.open()
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            queue.all("select * from cdcbridge.drop_segments('0')", session=dropper)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while batch := queue.receive(1):
+        queue.ack(*receipts(batch))
+    done.set()
+    thread.join()
+    drop(queue)
+    assert segments(queue) == 2

@@ -1,0 +1,51 @@
+"""The synchronous client, made from the asynchronous one: python -m tests.sync_client writes it anew (`make client`).
+
+One source, so that the two never differ in more than words.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+CLIENT = Path(__file__).parents[1] / "cdcbridge" / "client"
+FILES = {"_async.py": "_sync.py", "_worker_async.py": "_worker.py"}
+WORDS = (
+    (
+        r"`_\w+\.py` is made from this file by `make client`: change this one\.",
+        "Made from `{source}` by `make client`.",
+    ),
+    (r"asynchronous\.", "synchronous."),
+    (r"\basync (def|with|for)\b", r"\1"),
+    (r"\bawait ", ""),
+    (r"\b_worker_async\b", "_worker"),
+    (r"\bclient\._async\b", "client._sync"),
+    (r"\b_tasks\b", "_threads"),
+    (r"\bAsyncGenerator\[(\w+), None\]", r"Generator[\1, None, None]"),
+    (r"\bAsync(?=[A-Z])", ""),
+    (r"__a(enter|exit)__", r"__\1__"),
+)
+
+
+def made(source: str) -> str:
+    """The synchronous text of one of FILES, formatted."""
+    text = (CLIENT / source).read_text()
+    for pattern, words in WORDS:
+        text = re.sub(pattern, words.format(source=source) if "{" in words else words, text)
+    command = [sys.executable, "-m", "ruff"]
+    for step in (["check", "--fix", "--quiet", "--select", "I"], ["format", "--quiet"]):
+        where = ["--stdin-filename", str(CLIENT / FILES[source]), "-"]
+        text = subprocess.run([*command, *step, *where], input=text, capture_output=True, text=True, check=True).stdout
+    return text
+
+
+def main() -> None:
+    """Write them."""
+    for source, target in FILES.items():
+        (CLIENT / target).write_text(made(source))
+
+
+if __name__ == "__main__":
+    main()

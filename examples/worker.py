@@ -9,13 +9,14 @@ import sys
 from cdcbridge import Message, Queue
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+log = logging.getLogger("orders")
 queue = Queue.connect(sys.argv[1], consumer=sys.argv[2])
 
 
 @queue.worker(concurrency=8)
 def handle(message: Message) -> None:
     record = message.data["record"]
-    logging.info("%s %s %s %s", message.topic, message.key, message.data["op"], record)
+    log.info("%s %s %s %s", message.topic, message.key, message.data["op"], record)
 
 
 handle.run()

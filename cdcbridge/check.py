@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -13,7 +12,7 @@ from typing import Final, Literal
 import psycopg
 from psycopg import sql
 
-from cdcbridge import source
+from cdcbridge import plugins, source
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import CdcbridgeError, CheckFailed
@@ -129,10 +128,8 @@ def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Probl
 
 
 def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:
-    if plugin != "wal2json":
-        return
     encoding = _show(connection, "server_encoding")
-    if encoding != "UTF8":
+    if plugin == "wal2json" and encoding != "UTF8":
         yield Problem(
             "encoding",
             "error",
@@ -140,30 +137,31 @@ def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Pro
             f"the database is {encoding}, and wal2json writes the database's encoding whatever the client's is",
             "Set source.plugin to pgoutput.",
         )
-    if source.slots(connection, config.source.slot) or _show(connection, "wal_level") != "logical":
+    if _show(connection, "wal_level") != "logical":
         return
-    if source.supports_numbers_as_text(config.source_dsn) is None and not _loads(config.source_dsn, "wal2json"):
-        major = connection.info.server_version // 10000
+    listed = plugins.listed(connection)
+    if listed is not None and plugin not in listed and plugins.probe(config.source_dsn, plugin) == "refused":
+        names = ", ".join([*(listed or ["pgoutput", "test_decoding"]), plugin])
+        yield Problem(
+            "plugin_refused",
+            "error",
+            plugin,
+            f"the server does not let {plugin} be used: it is not listed in output_plugin_libraries",
+            f"alter system set output_plugin_libraries = {names}; select pg_reload_conf(); -- as a superuser",
+        )
+    elif (
+        plugin == "wal2json"
+        and not source.slots(connection, config.source.slot)
+        and plugins.probe(config.source_dsn, plugin) == "missing"
+    ):
+        package = f"postgresql-{connection.info.server_version // 10000}-wal2json"
         yield Problem(
             "plugin_missing",
             "error",
-            "wal2json",
+            plugin,
             "the server has no usable output plugin wal2json",
-            f"apt-get install postgresql-{major}-wal2json (or your system's package), or set source.plugin to pgoutput",
+            f"apt-get install {package} (or your system's package), or set source.plugin to pgoutput",
         )
-
-
-def _loads(dsn: str, plugin: str) -> bool:
-    """Whether a slot with this plugin gets past the loading of its library; it may then wait for transactions."""
-    try:
-        with connect_source(dsn, "cdcbridge probe") as connection:
-            connection.execute("set statement_timeout = '1s'")
-            connection.execute(
-                "select pg_create_logical_replication_slot(%s, %s, true)", (f"cdcbridge_probe2_{os.getpid()}", plugin)
-            )
-    except psycopg.Error as error:
-        return error.sqlstate == "57014"
-    return True
 
 
 def _pattern(
@@ -370,8 +368,8 @@ def check(config: Config) -> list[Problem]:
         supported: bool | None = None
         plugin: str = config.source.plugin
         if plugin != "pgoutput":
-            supported = source.supports_numbers_as_text(config.source_dsn)
-        plugin = source.choose_plugin(connection, plugin, config.source.slot, probe=lambda: bool(supported))
+            supported = plugins.supports_numbers_as_text(config.source_dsn)
+        plugin = plugins.choose(connection, plugin, config.source.slot, wal2json=lambda: bool(supported))
         try:
             store: Connection | None = connect_store(config.store_dsn, config.store.schema_, "cdcbridge check")
         except CdcbridgeError as error:

@@ -91,6 +91,7 @@ class EmbeddedServer:
             "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", *self._initdb
         )
         lines = {
+            **self._plugins(),
             **self._settings,
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
@@ -100,6 +101,14 @@ class EmbeddedServer:
             file.writelines(f"{name} = '{value}'\n" for name, value in lines.items())
         with (self.data / "pg_hba.conf").open("a") as file:
             file.write("host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n")
+
+    def _plugins(self) -> dict[str, str]:
+        """wal2json is allowed by servers that ask (15.19 and its sisters); older ones do not start with the setting."""
+        postgres = str(self.binaries / "postgres")
+        known = subprocess.run([postgres, "--describe-config"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        if "output_plugin_libraries" not in known:
+            return {}
+        return {"output_plugin_libraries": "pgoutput, test_decoding, wal2json"}
 
     def start(self) -> None:
         self._run("pg_ctl", "-w", "-t", "60", "-l", str(self.data / "server.log"), "start")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import orjson
 import structlog
 
-from cdcbridge import consumers, source
+from cdcbridge import consumers, plugins, source
 from cdcbridge.check import problems, refuse
 from cdcbridge.collect import Batch
 from cdcbridge.config import Config
@@ -40,11 +40,11 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
                 "the store knows a slot already, and a new one would not have what was committed since",
                 hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
             )
-        plugin = source.choose_plugin(
+        plugin = plugins.choose(
             connection,
             config.source.plugin,
             name,
-            probe=lambda: bool(source.supports_numbers_as_text(config.source_dsn)),
+            wal2json=lambda: bool(plugins.supports_numbers_as_text(config.source_dsn)),
         )
         refuse(problems(config, connection, None, plugin=plugin))
         if plugin == "pgoutput":

@@ -108,6 +108,9 @@ class ReplicationStream:
                 f"the replication slot {slot!r} cannot be used: {message}",
                 hint="`cdcbridge slot list` shows its state; `cdcbridge slot recreate` goes on behind a gap message.",
             )
+        if state == "42501":
+            hint = (result.error_field(pq.DiagnosticField.MESSAGE_HINT) or b"").decode(errors="replace")
+            raise OperatorNeeded(f"source: {message}", hint=hint or None)
         raise SourceUnavailable(f"source: {message}")
 
     def messages(self, size: int) -> Iterator[bytes]:

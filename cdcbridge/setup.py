@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import structlog
 
-from cdcbridge import consumers, source
+from cdcbridge import consumers, plugins, source
 from cdcbridge.check import SLOT_GONE, problems, refuse
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
@@ -135,11 +135,11 @@ def compare_history(history: History, identity: tuple[str, int, int, str], slot:
 def _plugin(config: Config, connection: Connection, history: History | None) -> str:
     if history is not None and config.source.plugin == "auto":
         return history.plugin
-    chosen = source.choose_plugin(
+    chosen = plugins.choose(
         connection,
         config.source.plugin,
         config.source.slot,
-        probe=lambda: bool(source.supports_numbers_as_text(config.source_dsn)),
+        wal2json=lambda: bool(plugins.supports_numbers_as_text(config.source_dsn)),
     )
     if history is not None and chosen != history.plugin:
         raise OperatorNeeded(

@@ -8,7 +8,6 @@ statement fail.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from cdcbridge.database import Connection, connect_source, source_errors
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.lsn import parse_lsn
 
-_PROBE_TIMEOUT: Final = "3s"
 _WRITES: Final = frozenset({"update", "delete"})
 
 
@@ -81,44 +79,6 @@ def slots(connection: Connection, name: str | None = None) -> list[Slot]:
 
 def _lsn(text: str | None) -> int | None:
     return None if text is None else parse_lsn(text)
-
-
-def choose_plugin(connection: Connection, configured: str, slot: str, *, probe: Callable[[], bool]) -> str:
-    """`auto`: the existing slot's plugin; else wal2json where it is new enough and the database is UTF8; else pgoutput.
-
-    `probe()` tells whether wal2json is there and knows numeric-data-types-as-string.
-    """
-    if configured != "auto":
-        return configured
-    existing = slots(connection, slot)
-    if existing:
-        return existing[0].plugin
-    with source_errors():
-        utf8 = connection.execute("show server_encoding").fetchone() == ("UTF8",)
-    return "wal2json" if utf8 and probe() else "pgoutput"
-
-
-def supports_numbers_as_text(dsn: str) -> bool | None:
-    """Whether wal2json knows numeric-data-types-as-string; None where there is no usable wal2json.
-
-    Makes a temporary slot, which goes with the session.
-    """
-    name = f"cdcbridge_probe_{os.getpid()}"
-    try:
-        with connect_source(dsn, "cdcbridge probe") as connection:
-            connection.execute(f"set statement_timeout = '{_PROBE_TIMEOUT}'")
-            connection.execute("select pg_create_logical_replication_slot(%s, 'wal2json', true)", (name,))
-            try:
-                connection.execute(
-                    "select count(*) from pg_logical_slot_peek_changes(%s, null, 1, 'format-version', '2',"
-                    " 'numeric-data-types-as-string', '1')",
-                    (name,),
-                )
-            except psycopg.Error:
-                return False
-            return True
-    except psycopg.Error:
-        return None
 
 
 def current_lsn(connection: Connection) -> int:

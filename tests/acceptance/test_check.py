@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from cdcbridge import plugins
 from cdcbridge.embedded import EmbeddedServer
-from tests.world import World, fresh_database
+from cdcbridge.errors import CheckFailed
+from tests.world import World, eventually, fresh_database
 
 
 def problems(world: World) -> dict[str, dict[str, Any]]:
@@ -87,6 +90,26 @@ def test_a_missing_plugin(world18: World) -> None:
     world18.execute("create table t (id int primary key)")
     world18.consumer()
     assert "apt-get install postgresql-18-wal2json" in problems(world18)["plugin_missing"]["fix"]
+
+
+@pytest.mark.settings(output_plugin_libraries="pgoutput, test_decoding")
+def test_a_plugin_that_the_server_does_not_list(own15: EmbeddedServer, tmp_path: Path) -> None:
+    """As after an update to 15.19, for a role that may not read the setting; without a slot, and with one."""
+    with fresh_database(own15) as database:
+        world = World(own15, database, "wal2json", tmp_path)
+        world.execute("create table t (id int primary key)", "create role reader login replication")
+        world.consumer()
+        with psycopg.connect(own15.dsn(database, "reader")) as reader:
+            assert plugins.listed(reader) == []
+        fix = problems(world)["plugin_refused"]["fix"].partition(" -- ")[0]
+        world.execute(*fix.split(";")[:-1])
+        eventually(lambda: problems(world) == {}, "the setting is read")
+        with world.bridge():
+            pass  # there is a slot now
+        world.execute("alter system set output_plugin_libraries = pgoutput", "select pg_reload_conf()")
+        eventually(lambda: "plugin_refused" in problems(world), "the setting is read again")
+        assert isinstance(world.bridge_error(), CheckFailed)
+        world.close()
 
 
 def test_auto_takes_the_slots_plugin_or_one_that_works(world15: World, world18: World) -> None:

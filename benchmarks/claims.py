@@ -1,8 +1,8 @@
 """Claim and ack: messages/s of waiting messages, by batch, receivers and mode, beside the plain design.
 
-The plain design is what queue tables usually are: an index scan with FOR UPDATE SKIP LOCKED, an UPDATE that hides the row,
-a DELETE that acks it. Both are driven by the same loop over libpq, which takes the rows and looks at the receipts alone;
-a claim and its ack are two transactions. Ours claims with synchronous_commit off, as its client does.
+The plain design is a row per consumer and message, as queue tables usually are: an index scan with FOR UPDATE SKIP LOCKED,
+an UPDATE that hides the row under a new token, a DELETE that acks it if the token is still the same. Both are driven by the same loop over libpq, which takes the same columns and looks at the receipts
+alone; a claim and its ack are two transactions. Ours claims with synchronous_commit off, as its client does.
 """
 
 from __future__ import annotations
@@ -25,21 +25,28 @@ from cdcbridge.store import Store
 DATA = """json_build_object('op', 'insert', 'record', json_build_object('id', g, 'note', repeat('x', 200)),
                            'old', null, 'unchanged', '[]'::json)"""
 CLAIM = {
-    "cdcbridge": "select r.* from (select set_config('synchronous_commit', 'off', true) offset 0) s,"
+    "cdcbridge": "select r.receipt, r.seq, r.deliver_count, r.topic, r.key, r.data from (select set_config('synchronous_commit', 'off', true) offset 0) s,"
     " cdcbridge.receive('c', $1) r",
     "plain": """
         with picked as materialized (
-            select seq from plain where visible_at <= (select clock_timestamp())
+            select seq from plain where consumer_id = 1 and visible_at <= (select clock_timestamp())
             order by seq limit $1 for update skip locked
         ), hidden as (
-            update plain p set visible_at = clock_timestamp() + interval '30 s', deliver_count = deliver_count + 1
-            from picked where p.seq = picked.seq returning p.seq, p.deliver_count)
-        select h.seq::text, h.deliver_count, l.* from hidden h join plain_log l using (seq) order by h.seq
+            update plain p set visible_at = clock_timestamp() + interval '30 s', deliver_count = deliver_count + 1,
+                               last_delivered_at = clock_timestamp(), token = nextval('plain_tokens')
+            from picked where p.consumer_id = 1 and p.seq = picked.seq returning p.*)
+        select h.seq || '-' || h.token, h.seq, h.deliver_count, l.topic, l.key, l.data
+        from hidden h join plain_log l using (seq) order by h.seq
     """,
 }
 ACK = {
     "cdcbridge": "select cdcbridge.ack('c', $1)",
-    "plain": "delete from plain where seq = any ($1::bigint[])",
+    "plain": """
+        delete from plain p
+        using (select split_part(r, '-', 1)::bigint as seq, split_part(r, '-', 2)::bigint as token
+               from unnest($1::text[]) r) r
+        where p.consumer_id = 1 and p.seq = r.seq and p.token = r.token
+    """,
 }
 
 
@@ -138,10 +145,12 @@ def _fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int)
     if case.design == "plain":
         session.execute(
             f"""create table plain_log (seq bigint primary key, topic text, key text, data json);
-                create table plain (seq bigint primary key, visible_at timestamptz not null default '-infinity',
-                                    deliver_count int not null default 0);
+                create sequence plain_tokens cache 100;
+                create table plain (consumer_id int, seq bigint, deliver_count int not null default 0, token bigint,
+                                    visible_at timestamptz not null default '-infinity',
+                                    last_delivered_at timestamptz, primary key (consumer_id, seq));
                 insert into plain_log select g, 'public.t', (g % 1000)::text, {DATA} from generate_series(1, {messages}) g;
-                insert into plain select seq from plain_log""".encode()
+                insert into plain (consumer_id, seq) select 1, seq from plain_log""".encode()
         )
     else:
         store = Store(dsn, "cdcbridge")
@@ -155,7 +164,7 @@ def _fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int)
         keys = "array_agg(key order by seq)" if case.mode == "fifo" else "null"
         session.execute(
             f"""insert into messages (seq, topic, key, partition, data)
-                select g, 'public.t', ((g * 7919) % {case.keys})::text, 1, {DATA} from generate_series(1, {messages}) g;
+                select g, 'public.t', ((g::bigint * 7919) % {case.keys})::text, 1, {DATA} from generate_series(1, {messages}) g;
                 insert into waiting (consumer_id, ord, seqs, keys)
                 select 1, min(seq), array_agg(seq order by seq), {keys} from messages group by seq / 64""".encode()
         )

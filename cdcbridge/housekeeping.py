@@ -68,6 +68,7 @@ class Housekeeper:
                     log.info("messages.died", reason="max_deliveries", messages=buried[0])
                 if time.monotonic() >= next_retention:
                     self._drop_segments(store)
+                    store.execute("select forget_hints()")
                     next_retention = time.monotonic() + _RETENTION_INTERVAL
                 self._stop.wait(min(_BURY_INTERVAL, interval))
 

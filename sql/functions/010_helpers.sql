@@ -22,17 +22,28 @@ end $$;
 create or replace function queue_named(name text) returns consumers
 language plpgsql stable as $$
 declare
-    found consumers := consumer_named(name);
+    found consumers;
 begin
-    if found.mode = 'stream' then
-        raise exception 'consumer % reads the log as a stream', quote_literal(name) using errcode = 'CB002';
-    end if;
-    if found.config ? 'role' and not may_read(found.config ->> 'role') then
-        raise exception 'consumer % may be read by the role % alone', quote_literal(name),
-            quote_ident(found.config ->> 'role')
-            using errcode = 'CB008';
+    select * into found from consumers c where c.name = queue_named.name;
+    -- One look for the three: this is on the way of every call.
+    if found.id is null or found.mode = 'stream' or found.config ? 'role' then
+        perform refuse_queue(consumer_named(name));
     end if;
     return found;
+end $$;
+
+-- refuse_queue(consumer): raises what queue_named() does, where there is something to raise.
+create or replace function refuse_queue(consumer consumers) returns void
+language plpgsql stable as $$
+begin
+    if consumer.mode = 'stream' then
+        raise exception 'consumer % reads the log as a stream', quote_literal(consumer.name) using errcode = 'CB002';
+    end if;
+    if consumer.config ? 'role' and not may_read(consumer.config ->> 'role') then
+        raise exception 'consumer % may be read by the role % alone', quote_literal(consumer.name),
+            quote_ident(consumer.config ->> 'role')
+            using errcode = 'CB008';
+    end if;
 end $$;
 
 -- parse_receipts(receipts) → seq and token of each.

@@ -16,6 +16,7 @@ begin
                        'later_' || new_id, 'waiting_' || new_id);
     end if;
     execute format('create table %I partition of dead_messages for values in (%s)', 'dead_messages_' || new_id, new_id);
+    insert into hints (consumer_id, waiting_floor, token_floor, tokens) values (new_id, 0, 0, '{}');
     perform make_consumer_code(new_id);
     return new_id;
 end $$;

@@ -24,31 +24,37 @@ declare
     until timestamptz := moment + coalesce(visibility_timeout,
                                            make_interval(secs => (c.config ->> 'visibility_timeout')::float8));
     claimed bigint;
-    taken bigint[];
-    fresh boolean; -- all of them are delivered for the first time
+    suffix text; -- of their receipts
+    k record;    -- the claim
     lowest bigint;
     highest bigint;
+    redriven boolean; -- some of them may be
 begin
-    perform check_receive(max_messages, visibility_timeout);
-    if c.paused then
-        raise notice 'consumer % is paused', quote_literal(c.name);
-        return;
+    if c.paused or coalesce(max_messages, 0) < 1 or visibility_timeout < interval '0'
+        or current_setting('transaction_isolation') <> 'read committed'
+    then
+        perform check_receive(max_messages, visibility_timeout);
+        if c.paused then
+            raise notice 'consumer % is paused', quote_literal(c.name);
+            return;
+        end if;
     end if;
     claimed := draw_token();
-    select k.taken, k.fresh into taken, fresh from claim(c, max_messages, claimed, moment, until) k;
-    if taken = '{}' then
+    k := claim(c, max_messages, claimed, moment, until);
+    if k.taken = '{}' then
         return;
     end if;
-    select min(t.seq), max(t.seq) into lowest, highest from unnest(taken) as t (seq);
-    if fresh and highest - lowest < 4 * cardinality(taken) and not c.config ?| '{columns,key}'
-        and not exists (select from redriven r where r.consumer_id = c.id)
-    then
+    suffix := '-' || claimed;
+    select min(t.seq), max(t.seq), exists (select from redriven r where r.consumer_id = c.id)
+    into lowest, highest, redriven from unnest(k.taken) as t (seq);
+    if k.fresh and not redriven and highest - lowest < 4 * cardinality(k.taken) and not c.config ?| '{columns,key}' then
         -- All that there is to know stands in the log, and close together: one walk along it.
         return query
-            select m.seq || '-' || claimed, m.seq, m.topic, m.key, m.data, 1, until, m.commit_lsn, m.ordinal,
+            select m.seq::text || suffix, m.seq, m.topic, m.key, m.data, 1, until, m.commit_lsn, m.ordinal,
                    m.commit_time, m.inserted_at
             from (select * from messages m where m.seq between lowest and highest offset 0) m
-            where case when true then m.seq in (select t from unnest(taken) t) end
+            where case when highest - lowest >= cardinality(k.taken) then m.seq in (select t from unnest(k.taken) t)
+                       else true end
             order by m.seq;
         return;
     end if;
@@ -56,7 +62,7 @@ begin
         perform bury_unprojectable(c, claimed);
     end if;
     return query
-        select u.seq || '-' || claimed, u.seq, coalesce(m.topic, r.topic),
+        select u.seq::text || suffix, u.seq, coalesce(m.topic, r.topic),
                case when l.keys is null then m.key else u.key end,
                case when c.config ? 'columns' then project(coalesce(m.data, r.data), c.config -> 'columns')
                     else coalesce(m.data, r.data) end,
@@ -94,10 +100,13 @@ end $$;
 create or replace function draw_token() returns bigint
 language plpgsql volatile as $$
 begin
-    if current_setting('cdcbridge.claiming', true) is distinct from pg_current_xact_id()::text then
-        perform pg_advisory_xact_lock_shared('tokens_seq'::regclass::oid::int,
-                                             low_half(coalesce(pg_sequence_last_value('tokens_seq'), 0)));
-        perform set_config('cdcbridge.claiming', pg_current_xact_id()::text, true);
+    -- Conditions, since a PERFORM each costs ten times as much. Nobody ever takes the lock alone.
+    if current_setting('cdcbridge.claiming', true) is distinct from pg_current_xact_id()::text
+        and (not pg_try_advisory_xact_lock_shared('tokens_seq'::regclass::oid::int,
+                                                  low_half(coalesce(pg_sequence_last_value('tokens_seq'), 0)))
+             or set_config('cdcbridge.claiming', pg_current_xact_id()::text, true) is null)
+    then
+        raise exception 'the advisory lock class of tokens_seq is in use by others' using errcode = 'lock_not_available';
     end if;
     return nextval('tokens_seq');
 end $$;
@@ -109,94 +118,95 @@ create or replace function claim(consumer consumers, wanted int, token bigint, m
 language plpgsql volatile as $$
 declare
     max_in_flight constant int := consumer.config ->> 'max_in_flight';
-    hint constant hints := newest_hint(consumer.id);
-    slots smallint[] := take_slots(consumer.id, max_in_flight, wanted);
-    places smallint[];
-    expired boolean;
+    slots smallint[] := '{}';
+    number int;
+    look record;
 begin
     taken := '{}';
     fresh := true;
-    -- A statement of its own: what is in flight is counted when the slots' locks are held.
-    select f.places, f.expired into places, expired
-    from free_places(consumer.id, max_in_flight, wanted, slots, hint, moment) f;
-    if cardinality(places) < wanted and cardinality(slots) < least(64, max_in_flight) then
-        -- Enough slots if nothing were in flight, but something is: the others may have room.
-        slots := take_slots(consumer.id, max_in_flight, max_in_flight);
-        select f.places, f.expired into places, expired
-        from free_places(consumer.id, max_in_flight, wanted, slots, hint, moment) f;
-    end if;
-    if cardinality(places) = 0 then
+    for i in 0 .. 3 loop
+        number := cardinality(slots);
+        slots := take_slots(consumer.id, max_in_flight, least(wanted, max_in_flight) << 2 * i, slots);
+        look := survey(consumer.id, max_in_flight, wanted, slots, moment);
+        -- Enough slots if nothing were in flight, but something is: more of them, and not at once all that others need.
+        exit when cardinality(look.places) >= wanted or cardinality(slots) = number;
+    end loop;
+    if cardinality(look.places) = 0 then
         return;
     end if;
     if consumer.mode = 'fifo' then
         select k.taken, k.fresh into taken, fresh
-        from claim_in_order(consumer, hint, places, expired, token, moment, until) k;
+        from claim_in_order(consumer, look.hint, look.places, look.expired, token, moment, until) k;
     else
-        if expired then
-            taken := claim_expired(consumer, hint, places, token, moment, until);
+        if look.expired then
+            taken := claim_expired(consumer, look.hint, look.places, token, moment, until);
         end if;
-        if cardinality(taken) < cardinality(places)
-            and exists (select from delayed d where d.consumer_id = consumer.id and d.visible_at <= moment)
-        then
-            taken := taken || claim_delayed(consumer.id, places[cardinality(taken) + 1:], cardinality(taken), token,
+        if look.due and cardinality(taken) < cardinality(look.places) then
+            taken := taken || claim_delayed(consumer.id, look.places[cardinality(taken) + 1:], cardinality(taken), token,
                                             moment, until);
         end if;
         fresh := taken = '{}';
-        if cardinality(taken) < cardinality(places) then
+        if cardinality(taken) < cardinality(look.places) then
             execute 'select claim_waiting_' || consumer.id || '($1, $2, $3, $4, $5, $6)' into taken
-            using hint.waiting_floor, places, taken, token, moment, until;
+            using (look.hint).waiting_floor, look.places, taken, token, moment, until;
         end if;
     end if;
-    if token >= hint.token_floor + 256 or taken[cardinality(taken)] >= hint.waiting_floor + 4096 then
-        perform renew_hint(consumer.id, hint);
+    if token >= (look.hint).token_floor + 256 or taken[cardinality(taken)] >= (look.hint).waiting_floor + 4096 then
+        perform renew_hint(consumer.id, look.hint);
     end if;
 end $$;
 
--- take_slots(consumer_id, max_in_flight, wanted) → slots of max_in_flight that are ours until the transaction ends, enough
--- for `wanted` if nothing were in flight, or all that are free.
+-- take_slots(consumer_id, max_in_flight, wanted, slots) → `slots`, and more of max_in_flight that are ours until the
+-- transaction ends: together enough for `wanted` if nothing were in flight, or all that are free.
 -- The limit is cut into up to 64 slots: so many receivers can hold their transactions open at once. A slot's leases are
 -- counted after its lock is held, so that no two receivers ever fill the same room; the sum of all slots is the limit.
 -- Locks: an advisory transaction lock per slot, never waited for.
-create or replace function take_slots(consumer_id int, max_in_flight int, wanted int) returns smallint[]
+create or replace function take_slots(consumer_id int, max_in_flight int, wanted int, slots smallint[]) returns smallint[]
 language plpgsql volatile as $$
 declare
-    slots constant int := least(64, max_in_flight);
+    number constant int := least(64, max_in_flight);
     class constant int := 'leases'::regclass::oid::int;
-    slot int := floor(random() * slots);
-    locked smallint[] := '{}';
+    slot int := floor(random() * number);
 begin
-    for i in 1 .. slots loop
-        slot := (slot + 1) % slots;
-        if pg_try_advisory_xact_lock(class, take_slots.consumer_id * 64 + slot) then
-            locked := locked || slot::smallint;
+    for i in 1 .. number loop
+        if slot <> all (slots) and pg_try_advisory_xact_lock(class, take_slots.consumer_id * 64 + slot) then
+            slots := slots || slot::smallint;
         end if;
-        exit when cardinality(locked) * (max_in_flight / slots) >= wanted;
+        exit when cardinality(slots) * (max_in_flight / number) >= wanted;
+        slot := (slot + 1) % number;
     end loop;
-    return locked;
+    return slots;
 end $$;
 
--- free_places(consumer_id, max_in_flight, wanted, slots, hint, moment) → for each place that is free in these slots, the
--- slot, up to `wanted`; and whether there are leases whose timeout passed.
-create or replace function free_places(consumer_id int, max_in_flight int, wanted int, slots smallint[], hint hints,
-                                       moment timestamptz, out places smallint[], out expired boolean)
+-- survey(consumer_id, max_in_flight, wanted, slots, moment) → the hint to go by; for each place that is free in these slots, the
+-- slot, up to `wanted`; whether there are leases whose timeout passed, or messages given back whose time has come.
+-- Called when the slots' locks are held: its snapshot is younger.
+create or replace function survey(consumer_id int, max_in_flight int, wanted int, slots smallint[], moment timestamptz,
+                                  out hint hints, out places smallint[], out expired boolean, out due boolean)
 language plpgsql volatile as $$
 declare
     number constant int := least(64, max_in_flight);
     used int[] := array_fill(0, array[number], array[0]);
-    lease_slots int[];
-    sizes int[];
+    found record;
     free int;
 begin
     -- Modulo: the limit may have been lowered since.
-    select coalesce(bool_or(l.not_visible_until <= moment), false),
-           array_agg(l.slot % number) filter (where l.not_visible_until > moment),
-           array_agg(cardinality(l.seqs) - (
-               select count(*) from settled s where s.consumer_id = l.consumer_id and s.token = l.token
-               and s.part = l.part)::int) filter (where l.not_visible_until > moment)
-    into expired, lease_slots, sizes
-    from live_leases(free_places.consumer_id, hint) l;
-    for i in 1 .. coalesce(cardinality(lease_slots), 0) loop
-        used[lease_slots[i]] := used[lease_slots[i]] + sizes[i];
+    select h as hint, f.*,
+           exists (select from delayed d where d.consumer_id = survey.consumer_id and d.visible_at <= moment) as due
+    into found
+    from (select * from hints h where h.consumer_id = survey.consumer_id order by h.id desc limit 1) h
+    cross join lateral (
+        select coalesce(bool_or(l.not_visible_until <= moment), false) as expired,
+               array_agg(l.slot % number) filter (where l.not_visible_until > moment) as slots,
+               array_agg(cardinality(l.seqs) - (
+                   select count(*) from settled s where s.consumer_id = l.consumer_id and s.token = l.token
+                   and s.part = l.part)::int) filter (where l.not_visible_until > moment) as sizes
+        from live_leases(survey.consumer_id, h) l) f;
+    hint := found.hint;
+    expired := found.expired;
+    due := found.due;
+    for i in 1 .. coalesce(cardinality(found.slots), 0) loop
+        used[found.slots[i]] := used[found.slots[i]] + found.sizes[i];
     end loop;
     places := '{}';
     for i in 1 .. cardinality(slots) loop

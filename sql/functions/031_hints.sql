@@ -4,14 +4,8 @@
 -- newest_hint(consumer_id) → the hint to go by. From the right end of the index.
 create or replace function newest_hint(consumer_id int) returns hints
 language plpgsql stable as $$
-declare
-    newest hints;
 begin
-    select * into newest from hints h where h.consumer_id = newest_hint.consumer_id order by h.id desc limit 1;
-    if newest.id is null then
-        newest := row(newest_hint.consumer_id, 0, 0, 0, '{}');
-    end if;
-    return newest;
+    return (select h from hints h where h.consumer_id = newest_hint.consumer_id order by h.id desc limit 1);
 end $$;
 
 -- live_leases(consumer_id, hint) → the consumer's leases, in flight or expired. No SET clause, so that it is inlined; lateral
@@ -49,11 +43,20 @@ begin
                coalesce(array_agg(distinct l.token), '{}')
         from live_leases(renew_hint.consumer_id, hint) l where l.token <= safe_token
         having greatest(hint.waiting_floor, least(lowest, safe_seq)) > hint.waiting_floor
-            or safe_token >= hint.token_floor)
-    delete from hints h
+            or safe_token >= hint.token_floor
+        returning id)
+    delete from hints h using made
     where h.ctid = (select o.ctid from hints o where o.consumer_id = renew_hint.consumer_id and o.id = hint.id
                     for update skip locked);
 end $$;
+
+-- forget_hints(): older ones than the newest, which two claims that renewed one hint at once have left.
+create or replace function forget_hints() returns void
+language sql as $$
+    delete from hints h using consumers c
+    where h.consumer_id = c.id
+      and h.id < (select n.id from hints n where n.consumer_id = c.id order by n.id desc limit 1)
+$$;
 
 -- first_waiting_template() → the code that finds the first row that waits, whoever may have locked it.
 create or replace function first_waiting_template() returns text

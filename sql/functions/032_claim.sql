@@ -142,9 +142,9 @@ declare
     cur cursor for select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from waiting_<id> w
                    where w.consumer_id = <id> and w.ord >= floor order by w.ord, w.tie for update skip locked;
     room int := cardinality(places) - cardinality(taken);
-    done_ords bigint[] := '{}';
-    done_ties bigint[] := '{}';
-    seqs_ bigint[] := '{}'; -- claimed, and not in leases yet: all with keys of their own, or none
+    done_ords bigint[];
+    done_ties bigint[];
+    seqs_ bigint[]; -- claimed, and not in leases yet: all with keys of their own, or none
     keys_ text[];
     since timestamptz;
 begin
@@ -159,12 +159,11 @@ begin
             done_ties := done_ties || r.tie;
         end if;
         room := room - cardinality(r.seqs);
-        if seqs_ <> '{}' and (keys_ is null) <> (r.keys is null) then
-            perform insert_claimed(<id>, claimed, places, cardinality(taken), seqs_, keys_, moment, until, since);
-            taken := taken || seqs_;
-            seqs_ := '{}';
+        if (keys_ is null) <> (r.keys is null) and seqs_ is not null then
+            taken := insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
+            seqs_ := null;
         end if;
-        if seqs_ = '{}' then
+        if seqs_ is null then
             seqs_ := r.seqs;
             keys_ := r.keys;
             since := r.inserted_at;
@@ -174,42 +173,38 @@ begin
         end if;
         exit when room = 0;
     end loop;
-    if seqs_ <> '{}' then
-        perform insert_claimed(<id>, claimed, places, cardinality(taken), seqs_, keys_, moment, until, since);
-        taken := taken || seqs_;
-    end if;
-    if done_ords <> '{}' then
+    if done_ords is not null then
         delete from waiting_<id> w using unnest(done_ords, done_ties) as d (ord, tie)
         where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie;
     end if;
-    return taken;
+    return insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
 end $$
     $code$
 $template$;
 
--- insert_claimed(…): leases of messages that are delivered for the first time, behind the `count` that the claim has. A row
--- for each slot.
-create or replace function insert_claimed(consumer_id int, claimed bigint, places smallint[], count int, seqs bigint[],
+-- insert_claimed(…) → `taken` and these, which are delivered for the first time and now have leases: a row for each slot.
+create or replace function insert_claimed(consumer_id int, claimed bigint, places smallint[], taken bigint[], seqs bigint[],
                                           keys text[], moment timestamptz, until timestamptz, since timestamptz)
-returns void
+returns bigint[]
 language plpgsql volatile as $$
 declare
-    low int := count + 1;
+    low int := cardinality(taken) + 1;
+    last constant int := cardinality(taken) + cardinality(seqs);
     high int;
 begin
-    while low <= count + cardinality(seqs) loop
-        high := low;
-        if places[count + cardinality(seqs)] = places[low] then
-            high := count + cardinality(seqs);
-        else
+    while low <= last loop
+        high := last;
+        if places[last] <> places[low] then
+            high := low;
             while places[high + 1] = places[low] loop
                 high := high + 1;
             end loop;
         end if;
         insert into leases (consumer_id, token, part, slot, seqs, keys, deliver_count, last_delivered_at,
                             not_visible_until, inserted_at)
-        values (consumer_id, claimed, low, places[low], seqs[low - count:high - count], keys[low - count:high - count], 1,
-                moment, until, since);
+        values (consumer_id, claimed, low, places[low], seqs[low - cardinality(taken):high - cardinality(taken)],
+                keys[low - cardinality(taken):high - cardinality(taken)], 1, moment, until, since);
         low := high + 1;
     end loop;
+    return taken || seqs;
 end $$;

@@ -163,14 +163,12 @@ begin
         exit when seqs_ = '{}';
         select f.free, f.shut into free, shut from free_messages_<id>(hint, ords, ties, sizes, keys_, claimed) f;
         if cardinality(free) = cardinality(seqs_) then
-            perform insert_claimed(<id>, claimed, places, cardinality(taken), seqs_, keys_, moment, until, since);
+            taken := insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
             perform remove_front_<id>(ords, ties, rests);
-            taken := taken || seqs_;
         else
             if free <> '{}' then
-                perform insert_claimed(<id>, claimed, places, cardinality(taken), array(select seqs_[f] from unnest(free) f),
-                                       array(select keys_[f] from unnest(free) f), moment, until, since);
-                taken := taken || array(select seqs_[f] from unnest(free) f);
+                taken := insert_claimed(<id>, claimed, places, taken, array(select seqs_[f] from unnest(free) f),
+                                        array(select keys_[f] from unnest(free) f), moment, until, since);
             end if;
             exit when shut;
             perform cut_up_<id>(ords, ties, runs, sizes, free);

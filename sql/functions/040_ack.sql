@@ -11,18 +11,58 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
-    given record := parse_receipts(receipts);
+    given record;
     acked bigint[];
 begin
     if c.mode = 'fifo' then
         perform require_read_committed('ack() in fifo');
     end if;
-    acked := settle(c.id, given.tokens, given.seqs, moment());
-    if strict and cardinality(acked) < cardinality(given.seqs) then
+    acked := settle_claim(c.id, receipts, moment());
+    if acked is null then
+        given := parse_receipts(receipts);
+        acked := settle(c.id, given.tokens, given.seqs, moment());
+    end if;
+    if strict and cardinality(acked) < cardinality(receipts) then
+        given := parse_receipts(receipts);
         perform refuse_stale(consumer, given.tokens, given.seqs, acked);
     end if;
     perform forget_redriven(c.id, acked);
     return cardinality(acked);
+end $$;
+
+-- settle_claim(consumer_id, receipts, moment) → the seqs that were settled by removing a claim as a whole; null where the
+-- receipts are not just those that one claim still holds, in its order. What receivers mostly do: so the receipts are
+-- compared as they are, without taking them apart.
+create or replace function settle_claim(consumer_id int, receipts text[], moment timestamptz) returns bigint[]
+language plpgsql volatile as $$
+declare
+    suffix constant text := substring(receipts[1] from '^[0-9]{1,18}(-[0-9]{1,18})$');
+    claimed constant bigint := substr(suffix, 2);
+    row_seqs bigint[];
+    gone bigint[];
+begin
+    for row_seqs in
+        delete from leases l
+        where l.consumer_id = settle_claim.consumer_id and l.token = claimed and l.not_visible_until > moment
+          and (cardinality(receipts), array_to_string(receipts, ',')) = (
+              select sum(cardinality(o.seqs)),
+                     string_agg(array_to_string(o.seqs, suffix || ',') || suffix, ',' order by abs(o.part))
+              from leases o where o.consumer_id = settle_claim.consumer_id and o.token = claimed)
+        returning l.seqs
+    loop
+        gone := gone || row_seqs;
+    end loop;
+    -- A statement of its own: it sees what another session marked while the deletion waited for it.
+    if gone is not null and exists (
+        select from settled s where s.consumer_id = settle_claim.consumer_id and s.token = claimed)
+    then
+        with cleared as (
+            delete from settled s where s.consumer_id = settle_claim.consumer_id and s.token = claimed
+            returning s.seq)
+        select array(select g from unnest(gone) g where not g = any (c.marked)) into gone
+        from (select coalesce(array_agg(c.seq), '{}') as marked from cleared c) c;
+    end if;
+    return gone;
 end $$;
 
 -- settle(consumer_id, tokens, seqs, moment) → the seqs of those deliveries that were in flight, and now are not.
@@ -33,15 +73,6 @@ language plpgsql volatile as $$
 declare
     gone bigint[];
 begin
-    if cardinality(seqs) = 1 then
-        -- Claimed one by one, acked one by one: a row that holds one message never has marks.
-        delete from leases l
-        where l.consumer_id = settle.consumer_id and l.token = tokens[1] and l.seqs = settle.seqs
-          and l.not_visible_until > moment;
-        if found then
-            return seqs;
-        end if;
-    end if;
     gone := settle_whole(consumer_id, tokens, seqs, moment);
     if cardinality(gone) < cardinality(seqs) then
         gone := gone || settle_some(consumer_id, tokens, seqs, gone, moment);

@@ -1,7 +1,7 @@
 -- Who may call what. A role with usage on the schema and nothing else can receive, ack and so on, for the consumers that
 -- name no role, and for those whose role it is: these functions run with their owner's rights.
 
--- public_functions() → those that anybody who may use the schema can call. They pin their search_path. All others are
+-- public_functions() → those that anybody who may use the schema can call. They pin their search_path, or are inlined. All others are
 -- called by these, by the bridge and by the owner, and by nobody else. publish() waits for a grant of its own.
 create or replace function public_functions() returns text[]
 language sql immutable set search_path from current as $$

@@ -70,7 +70,7 @@ update redriven set ord = seq;
 alter table redriven alter ord set not null;
 
 -- Where a claim may begin to look, so that it does not wade through what is finished. Rows are inserted, not updated:
--- the newest is at the right end of the index. Any of them is true for good, the newest saves most.
+-- the newest is at the right end of the index. Any of them is true for good, the newest saves most. Each consumer has one.
 -- Nothing of the consumer waits below waiting_floor, or ever will; every lease below token_floor is among tokens.
 create table hints (
     consumer_id   int      not null,
@@ -80,6 +80,7 @@ create table hints (
     tokens        bigint[] not null,
     primary key (consumer_id, id)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, vacuum_truncate = off);
+insert into hints (consumer_id, waiting_floor, token_floor, tokens) select id, 0, 0, '{}' from consumers;
 
 -- A delivery on its way from one place to another.
 create type delivery as (

@@ -26,9 +26,9 @@ end $$;
 create or replace function make_consumer_code(id int) returns void
 language plpgsql set search_path from current as $$
 begin
+    execute replace(live_waiting_template(), '<id>', id::text);
     execute replace(claim_waiting_template(), '<id>', id::text);
     execute replace(claim_in_order_template(), '<id>', id::text);
-    execute replace(first_waiting_template(), '<id>', id::text);
 end $$;
 
 -- make_code(): the same for all consumers, when this version's functions replace another's.
@@ -49,8 +49,8 @@ begin
                 where p.pronamespace = current_schema()::regnamespace
                   and p.proname = any (array(
                       select f || '_' || consumer.id
-                      from unnest('{claim_waiting,claim_in_order,free_messages,remove_front,cut_up,
-                                    claim_barrier,first_waiting}'::text[]) f))
+                      from unnest('{live_waiting,find_floor,claim_waiting,claim_in_order,free_messages,remove_front,
+                                    cut_up,claim_barrier}'::text[]) f))
     loop
         execute 'drop function ' || code;
     end loop;

@@ -148,11 +148,11 @@ begin
         fresh := taken = '{}';
         if cardinality(taken) < cardinality(look.places) then
             execute 'select claim_waiting_' || consumer.id || '($1, $2, $3, $4, $5, $6)' into taken
-            using (look.hint).waiting_floor, look.places, taken, token, moment, until;
+            using look.hint, look.places, taken, token, moment, until;
         end if;
     end if;
-    if token >= (look.hint).token_floor + 256 or taken[cardinality(taken)] >= (look.hint).waiting_floor + 4096 then
-        perform renew_hint(consumer.id, look.hint);
+    if token >= (look.hint).token_floor + 128 or taken[cardinality(taken)] >= (look.hint).waiting_floor + 4096 then
+        perform renew_hint(consumer.id, look.hint, coalesce(taken[cardinality(taken)], 0));
     end if;
 end $$;
 

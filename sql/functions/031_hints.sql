@@ -25,25 +25,25 @@ language sql stable as $$
         select * from leases l where l.consumer_id = $1 and l.token = t.token offset 0) l
 $$;
 
--- renew_hint(consumer_id, hint): a new hint, where a claim has come far from where the old one begins.
-create or replace function renew_hint(consumer_id int, hint hints) returns void
+-- renew_hint(consumer_id, hint, front): a new hint, where a claim has come far from where the old one begins: to front.
+create or replace function renew_hint(consumer_id int, hint hints, front bigint) returns void
 language plpgsql volatile as $$
 declare
     safe_token bigint;
     safe_seq bigint;
-    lowest bigint;
+    passed bigint[];
+    floor bigint;
 begin
     -- First what can still appear, then what is there: in this order, in statements of their own.
     safe_token := max_safe_seq('tokens_seq');
     safe_seq := max_safe_seq('messages_seq');
-    execute format('select first_waiting_%s($1)', consumer_id) into lowest using hint.waiting_floor;
+    execute format('select w.passed, w.floor from find_floor_%s($1, $2) w', consumer_id) into passed, floor
+    using hint, least(front - 512, safe_seq);
     with made as (
-        insert into hints (consumer_id, waiting_floor, token_floor, tokens)
-        select renew_hint.consumer_id, greatest(hint.waiting_floor, least(lowest, safe_seq)), safe_token + 1,
-               coalesce(array_agg(distinct l.token), '{}')
+        insert into hints (consumer_id, waiting_floor, passed, token_floor, tokens)
+        select renew_hint.consumer_id, least(floor, safe_seq), passed, safe_token + 1, coalesce(array_agg(distinct l.token), '{}')
         from live_leases(renew_hint.consumer_id, hint) l where l.token <= safe_token
-        having greatest(hint.waiting_floor, least(lowest, safe_seq)) > hint.waiting_floor
-            or safe_token >= hint.token_floor
+        having least(floor, safe_seq) > hint.waiting_floor or safe_token >= hint.token_floor
         returning id)
     delete from hints h using made
     where h.ctid = (select o.ctid from hints o where o.consumer_id = renew_hint.consumer_id and o.id = hint.id
@@ -58,15 +58,36 @@ language sql as $$
       and h.id < (select n.id from hints n where n.consumer_id = c.id order by n.id desc limit 1)
 $$;
 
--- first_waiting_template() → the code that finds the first row that waits, whoever may have locked it.
-create or replace function first_waiting_template() returns text
+-- live_waiting_template() → the code that gives what waits: first, by look-ups, what was passed by; then along the index. So in
+-- the order of (ord, tie), row by row as they are asked for.
+create or replace function live_waiting_template() returns text
 language sql immutable as $template$
     select $code$
--- first_waiting(floor) → the position of the first row that waits; null where none does.
-create or replace function first_waiting_<id>(floor bigint) returns bigint
+-- live_waiting(hint) → the rows that wait, in order. No SET clause, so that it is inlined.
+create or replace function live_waiting_<id>(hint hints) returns setof waiting_<id>
+language sql stable as $$
+    select w.* from unnest(($1).passed) as p (ord) cross join lateral (
+        select * from waiting_<id> w where w.consumer_id = <id> and w.ord = p.ord order by w.tie offset 0) w
+    union all
+    (select w.* from waiting_<id> w where w.consumer_id = <id> and w.ord >= ($1).waiting_floor order by w.ord, w.tie)
+$$;
+
+-- find_floor(hint, cut) → a better floor than the hint's, where there is one: the first row that waits at cut or behind it.
+-- What waits before it has been passed by; where that is much, the floor stays before it.
+create or replace function find_floor_<id>(hint hints, cut bigint, out passed bigint[], out floor bigint)
 language plpgsql stable as $$
+declare
+    most constant int := 1000;
 begin
-    return (select w.ord from waiting_<id> w where w.consumer_id = <id> and w.ord >= floor order by w.ord, w.tie limit 1);
+    cut := greatest(cut, hint.waiting_floor);
+    passed := array(select w.ord from live_waiting_<id>(hint) w where w.ord < cut limit most + 1);
+    if cardinality(passed) > most then
+        floor := greatest(passed[most + 1], hint.waiting_floor);
+    else
+        floor := coalesce((select w.ord from waiting_<id> w where w.consumer_id = <id> and w.ord >= cut
+                           order by w.ord limit 1), cut);
+    end if;
+    passed := array(select distinct p from unnest(passed) p where p < floor order by p);
 end $$
     $code$
 $template$;

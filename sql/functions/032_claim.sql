@@ -134,13 +134,12 @@ create or replace function claim_waiting_template() returns text
 language sql immutable as $template$
     select $code$
 -- claim_waiting(…): as its template says.
-create or replace function claim_waiting_<id>(floor bigint, places smallint[], taken bigint[], claimed bigint,
+create or replace function claim_waiting_<id>(hint hints, places smallint[], taken bigint[], claimed bigint,
                                               moment timestamptz, until timestamptz) returns bigint[]
 language plpgsql volatile as $$
 declare
-    -- A cursor, so that no row is locked that is not needed.
-    cur cursor for select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from waiting_<id> w
-                   where w.consumer_id = <id> and w.ord >= floor order by w.ord, w.tie for update skip locked;
+    cur refcursor; -- so that no row is locked that is not needed
+    r record;
     room int := cardinality(places) - cardinality(taken);
     done_ords bigint[];
     done_ties bigint[];
@@ -148,7 +147,19 @@ declare
     keys_ text[];
     since timestamptz;
 begin
-    for r in cur loop
+    if hint.passed = '{}' then
+        open cur for
+            select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from waiting_<id> w
+            where w.consumer_id = <id> and w.ord >= hint.waiting_floor order by w.ord, w.tie for update skip locked;
+    else
+        open cur for
+            select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from live_waiting_<id>(hint) l cross join lateral (
+                select * from waiting_<id> w where w.consumer_id = <id> and w.ord = l.ord and w.tie = l.tie
+                for update skip locked) w;
+    end if;
+    loop
+        fetch cur into r;
+        exit when not found;
         if cardinality(r.seqs) > room then
             update waiting_<id> w set seqs = r.seqs[room + 1:], keys = r.keys[room + 1:]
             where w.consumer_id = <id> and w.ord = r.ord and w.tie = r.tie;
@@ -173,6 +184,7 @@ begin
         end if;
         exit when room = 0;
     end loop;
+    close cur;
     if done_ords is not null then
         delete from waiting_<id> w using unnest(done_ords, done_ties) as d (ord, tie)
         where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie;

@@ -114,20 +114,21 @@ declare
                                   where l.token <> claimed and u.key is not null);
     given_back constant boolean := exists (select from delayed d where d.consumer_id = <id>);
     barrier record;
-    last_ord bigint := hint.waiting_floor;
-    last_tie bigint := -1;
+    last_ord bigint := 0;
+    last_tie bigint := 0;
     -- A cursor, so that no row is locked that is not needed.
     cur cursor for
-        select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from waiting_<id> w
-        where w.consumer_id = <id> and (w.ord, w.tie) > (last_ord, last_tie) and not w.barrier
-          and (barrier.ord is null or (w.ord, w.tie) < (barrier.ord, barrier.tie))
-          and (safe is null or w.ord <= safe)
-          and (w.not_before is null or w.not_before <= moment)
-          and not (cardinality(w.keys) = 1 and w.keys[1] is not null and (
-                       w.keys[1] in (select h from unnest(held) h)
+        select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from live_waiting_<id>(hint) l cross join lateral (
+            select * from waiting_<id> w where w.consumer_id = <id> and w.ord = l.ord and w.tie = l.tie
+            for update skip locked) w
+        where (l.ord, l.tie) > (last_ord, last_tie) and not l.barrier
+          and (barrier.ord is null or (l.ord, l.tie) < (barrier.ord, barrier.tie))
+          and (safe is null or l.ord <= safe)
+          and (l.not_before is null or l.not_before <= moment)
+          and not (cardinality(l.keys) = 1 and l.keys[1] is not null and (
+                       l.keys[1] in (select h from unnest(held) h)
                        or given_back and exists (select from delayed d where d.consumer_id = <id> and d.in_order
-                                                 and d.key = w.keys[1])))
-        order by w.ord, w.tie for update skip locked;
+                                                 and d.key = l.keys[1])));
     room int;
     ords bigint[];
     ties bigint[];
@@ -140,6 +141,7 @@ declare
     free int[];     -- the numbers of those that may go out
     shut boolean;
 begin
+    -- Claims do not pass a barrier by, so it never stands below the floor.
     select w.ord, w.tie into barrier from waiting_<id> w
     where w.consumer_id = <id> and w.barrier and w.ord >= hint.waiting_floor order by w.ord, w.tie limit 1;
     loop
@@ -206,8 +208,8 @@ begin
         o.ords, o.ties, o.keys
     into held, shut, ahead_ords, ahead_ties, ahead_keys
     from (select array_agg(w.ord) as ords, array_agg(w.tie) as ties, array_agg(u.key) as keys
-          from waiting_<id> w cross join lateral unnest(w.keys) as u (key)
-          where w.consumer_id = <id> and w.ord >= hint.waiting_floor and (w.ord, w.tie) < (last_ord, last_tie)
+          from live_waiting_<id>(hint) w cross join lateral unnest(w.keys) as u (key)
+          where (w.ord, w.tie) < (last_ord, last_tie)
             and case when true then u.key in (select k from unnest(keys_) k) end
             and case when true then (w.ord, w.tie) not in (select m.ord, m.tie from unnest(ords, ties) as m (ord, tie)) end) o;
     if shut then
@@ -267,9 +269,9 @@ begin
         else
             delete from waiting_<id> w where w.consumer_id = <id> and w.ord = ords[i] and w.tie = ties[i]
             returning w.seqs, w.keys, w.inserted_at into r;
-            -- A piece stands where its first message stands.
+            -- The pieces stand where it stood: so a hint that has passed it by knows of them.
             insert into waiting_<id> (consumer_id, ord, tie, seqs, keys, inserted_at)
-            select <id>, case when min(u.n) = 1 then ords[i] else min(u.seq) end, case when min(u.n) = 1 then ties[i] else 0 end,
+            select <id>, ords[i], ties[i] + row_number() over (order by min(u.n)) - 1,
                    array_agg(u.seq order by u.n),
                    case when bool_and(u.n > sizes[i]) then array_agg(u.key order by u.n) else array[min(u.key)] end,
                    r.inserted_at
@@ -294,7 +296,7 @@ begin
         return '{}';
     end if;
     -- A statement of its own: its snapshot is younger than the lock.
-    if exists (select from waiting_<id> w where w.consumer_id = <id> and w.ord >= hint.waiting_floor and (w.ord, w.tie) < (at, at_tie))
+    if exists (select from live_waiting_<id>(hint) w where (w.ord, w.tie) < (at, at_tie))
         or exists (select from delayed d where d.consumer_id = <id>)
         or deliveries_of(<id>, array(select l.token from live_leases(<id>, hint) l)) <> '{}'
     then

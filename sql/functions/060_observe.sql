@@ -24,7 +24,7 @@ begin
              order by d.visible_at, d.seq limit $2)
             union all
             (select u.seq, case when cardinality(w.keys) = 1 then w.keys[1] else u.key end, 0, null, w.keys is null, 2
-             from (select * from %I where ord >= (newest_hint($1)).waiting_floor and not_before is null order by ord, tie limit $2) w
+             from (select * from %I(newest_hint($1)) where not_before is null order by ord, tie limit $2) w
              cross join lateral unnest(w.seqs, w.keys) as u (seq, key)
              order by w.ord, w.tie limit $2))
         select null::text, v.seq, coalesce(m.topic, r.topic), case when v.log_key then m.key else v.key end,
@@ -35,7 +35,7 @@ begin
         left join messages m on m.seq = v.seq
         left join redriven r on r.consumer_id = $1 and r.seq = v.seq
         order by v.n
-        $query$, 'waiting_' || c.id)
+        $query$, 'live_waiting_' || c.id)
     using c.id, max_messages, c.config -> 'columns';
 end $$;
 
@@ -89,9 +89,9 @@ declare
     waits boolean;
     published_later timestamptz;
 begin
-    execute format('select exists (select from waiting_%1$s w where w.consumer_id = %1$s and w.ord >= $1
-                                   and (w.not_before is null or w.not_before <= moment()))', c.id)
-    into waits using hint.waiting_floor;
+    execute format('select exists (select from live_waiting_%s($1) w
+                                   where w.not_before is null or w.not_before <= moment())', c.id)
+    into waits using hint;
     if waits then
         return case when c.paused then 1 else 0.1 end;
     end if;

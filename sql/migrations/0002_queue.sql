@@ -71,11 +71,13 @@ alter table redriven alter ord set not null;
 
 -- Where a claim may begin to look, so that it does not wade through what is finished. Rows are inserted, not updated:
 -- the newest is at the right end of the index. Any of them is true for good, the newest saves most. Each consumer has one.
--- Nothing of the consumer waits below waiting_floor, or ever will; every lease below token_floor is among tokens.
+-- What waits below waiting_floor, now or ever, stands at an ord that is among passed: claims have passed it by, because its key
+-- is held, its time has not come, or somebody has locked it. Every lease below token_floor is among tokens.
 create table hints (
     consumer_id   int      not null,
     id            bigint   generated always as identity,
     waiting_floor bigint   not null,
+    passed        bigint[] not null default '{}',
     token_floor   bigint   not null,
     tokens        bigint[] not null,
     primary key (consumer_id, id)

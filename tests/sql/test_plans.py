@@ -108,9 +108,10 @@ def test_nothing_is_touched_that_is_not_needed(queue: Queue, mode: str, statisti
     assert not any("JIT" in plan for plan in plans)
 
 
-def test_what_is_finished_is_not_waded_through(queue: Queue) -> None:
-    """Under an old snapshot all of it is still there; and a message is stuck at the head."""
-    queue.declare()
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+def test_what_is_finished_is_not_waded_through(queue: Queue, mode: str) -> None:
+    """Under an old snapshot all of it is still there; and messages are stuck at the head, in fifo with all of their keys."""
+    queue.declare(mode=mode)
     for _ in range(3):
         queue.append_keys(*[str(n % 2500) for n in range(5000)])
     queue.receive(3, "1 hour")
@@ -121,4 +122,4 @@ def test_what_is_finished_is_not_waded_through(queue: Queue) -> None:
         for node in nodes(plan["Plan"]):
             blocks = node.get("Shared Hit Blocks", 0) + node.get("Shared Read Blocks", 0)
             if node.get("Relation Name", "").startswith(("leases", "waiting", "settled", "delayed", "hints")):
-                assert blocks <= 150, f"{blocks} blocks: {node['Node Type']} on {node['Relation Name']}"
+                assert blocks <= 200, f"{blocks} blocks: {node['Node Type']} on {node['Relation Name']}"

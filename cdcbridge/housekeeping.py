@@ -1,8 +1,8 @@
 """What the bridge does beside the stream, now and then, in a thread with sessions of its own. Part of the rim.
 
 Heartbeats on the source, so that the slot moves on while only other databases write; messages whose last delivery
-expired become dead letters; segments of the log that nobody needs are dropped; alarms about the slot. Never touches the
-stream; what fails here is told and tried again.
+expired become dead letters; many rows of a held key become few; segments of the log that nobody needs are dropped;
+alarms about the slot. Never touches the stream; what fails here is told and tried again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Housekeeper:
                     source.execute("select pg_logical_emit_message(true, %s, '')", (HEARTBEAT_PREFIX,))
                     self._watch_slot(source)
                     next_heartbeat = time.monotonic() + interval
-                buried = store.execute("select bury_expired(), forget_published()").fetchone()
+                buried = store.execute("select bury_expired(), forget_published(), merge_runs()").fetchone()
                 if buried and buried[0]:
                     log.info("messages.died", reason="max_deliveries", messages=buried[0])
                 if time.monotonic() >= next_retention:

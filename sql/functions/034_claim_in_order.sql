@@ -130,6 +130,7 @@ declare
                        or given_back and exists (select from delayed d where d.consumer_id = <id> and d.in_order
                                                  and d.key = l.keys[1])));
     room int;
+    look int := cardinality(places) - cardinality(taken); -- how many messages to look at; more and more if many are held
     ords bigint[];
     ties bigint[];
     sizes int[];    -- how many messages of each row are looked at here
@@ -152,29 +153,30 @@ begin
             ords := ords || r.ord;
             ties := ties || r.tie;
             runs := runs || (cardinality(r.keys) = 1);
-            sizes := sizes || least(cardinality(r.seqs), room - cardinality(seqs_));
-            rests := rests || greatest(0, cardinality(r.seqs) - room + cardinality(seqs_));
-            keys_ := keys_ || case when cardinality(r.keys) > 1 then r.keys[:room - cardinality(seqs_)]
+            sizes := sizes || least(cardinality(r.seqs), look - cardinality(seqs_));
+            rests := rests || greatest(0, cardinality(r.seqs) - look + cardinality(seqs_));
+            keys_ := keys_ || case when cardinality(r.keys) > 1 then r.keys[:look - cardinality(seqs_)]
                                    else array_fill(r.keys[1], array[sizes[cardinality(sizes)]]) end;
-            seqs_ := seqs_ || r.seqs[:room - cardinality(seqs_)];
+            seqs_ := seqs_ || r.seqs[:look - cardinality(seqs_)];
             since := coalesce(since, r.inserted_at);
             last_ord := r.ord;
             last_tie := r.tie;
-            exit when cardinality(seqs_) >= room;
+            exit when cardinality(seqs_) >= look;
         end loop;
         exit when seqs_ = '{}';
         select f.free, f.shut into free, shut from free_messages_<id>(hint, ords, ties, sizes, keys_, claimed) f;
-        if cardinality(free) = cardinality(seqs_) then
+        if cardinality(free) = cardinality(seqs_) and cardinality(free) <= room then
             taken := insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
             perform remove_front_<id>(ords, ties, rests);
         else
             if free <> '{}' then
-                taken := insert_claimed(<id>, claimed, places, taken, array(select seqs_[f] from unnest(free) f),
-                                        array(select keys_[f] from unnest(free) f), moment, until, since);
+                taken := insert_claimed(<id>, claimed, places, taken, array(select seqs_[f] from unnest(free[:room]) f),
+                                        array(select keys_[f] from unnest(free[:room]) f), moment, until, since);
             end if;
             exit when shut;
-            perform cut_up_<id>(ords, ties, runs, sizes, free);
+            perform cut_up_<id>(ords, ties, runs, sizes, free, room);
         end if;
+        look := least(8 * look, 8192);
     end loop;
     if taken = '{}' and barrier.ord is not null then
         return claim_barrier_<id>(hint, barrier.ord, barrier.tie, places[1], claimed, moment, until);
@@ -247,38 +249,42 @@ begin
     where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie and d.rest = 0;
 end $$;
 
--- cut_up(…): these locked rows, of which only the free messages are claimed: what is held back goes into runs.
-create or replace function cut_up_<id>(ords bigint[], ties bigint[], runs boolean[], sizes int[], free int[])
+-- cut_up(…): these locked rows, of which the first `room` of the free messages are claimed: what is held back goes into runs.
+create or replace function cut_up_<id>(ords bigint[], ties bigint[], runs boolean[], sizes int[], free int[], room int)
 returns void
 language plpgsql volatile as $$
 declare
     r record;
     row_free int[];
+    row_taken int;  -- how many of these are claimed
     first int := 1;
 begin
     for i in 1 .. cardinality(ords) loop
-        row_free := array(select f - first + 1 from unnest(free) f where f between first and first + sizes[i] - 1);
+        row_free := array(select f - first + 1 from unnest(free) f where f between first and first + sizes[i] - 1 order by f);
+        row_taken := least(cardinality(row_free), room);
         if runs[i] then
             -- All of one key, so either none of those looked at is free, or all are.
-            if row_free <> '{}' then
+            if row_taken > 0 then
                 delete from waiting_<id> w where w.consumer_id = <id> and w.ord = ords[i] and w.tie = ties[i]
-                    and cardinality(w.seqs) = sizes[i];
-                update waiting_<id> w set seqs = w.seqs[sizes[i] + 1:]
+                    and cardinality(w.seqs) = row_taken;
+                update waiting_<id> w set seqs = w.seqs[row_taken + 1:]
                 where w.consumer_id = <id> and w.ord = ords[i] and w.tie = ties[i];
             end if;
-        else
+        elsif row_taken > 0 or cardinality(row_free) < sizes[i] then
             delete from waiting_<id> w where w.consumer_id = <id> and w.ord = ords[i] and w.tie = ties[i]
             returning w.seqs, w.keys, w.inserted_at into r;
-            -- The pieces stand where it stood: so a hint that has passed it by knows of them.
+            -- The pieces stand where it stood, so that a hint that has passed it by knows of them. First the runs: what
+            -- follows may have later messages of their keys.
             insert into waiting_<id> (consumer_id, ord, tie, seqs, keys, inserted_at)
-            select <id>, ords[i], ties[i] + row_number() over (order by min(u.n)) - 1,
+            select <id>, ords[i], ties[i] + row_number() over (order by not u.held, min(u.n)) - 1,
                    array_agg(u.seq order by u.n),
-                   case when bool_and(u.n > sizes[i]) then array_agg(u.key order by u.n) else array[min(u.key)] end,
-                   r.inserted_at
-            from unnest(r.seqs, r.keys) with ordinality as u (seq, key, n)
-            where case when true then u.n not in (select f from unnest(row_free) f) end
-            group by u.n > sizes[i], case when u.n <= sizes[i] then u.key end;
+                   case when u.held then array[min(u.key)] else array_agg(u.key order by u.n) end, r.inserted_at
+            from (select u.*, u.n <= sizes[i] and case when true then u.n not in (select f from unnest(row_free) f) end as held
+                  from unnest(r.seqs, r.keys) with ordinality as u (seq, key, n)
+                  where case when true then u.n not in (select f from unnest(row_free[:row_taken]) f) end) u
+            group by u.held, case when u.held then u.key end;
         end if;
+        room := room - row_taken;
         first := first + sizes[i];
     end loop;
 end $$;

@@ -266,3 +266,45 @@ def test_many_receivers_never_hold_one_key_twice_and_never_swap_two(queue: Queue
             expected[key].append(seq)
     assert dict(done) == {key: found for key, found in expected.items() if found}
     assert queue.value("select count(*) from cdcbridge.consumer_messages") == 0
+
+
+def test_merged_runs_keep_the_order_of_their_key(queue: Queue) -> None:
+    queue.declare(mode="fifo", topics=("t",))
+    (first,) = queue.append_keys("hot")
+    assert seqs(queue.receive(1)) == [first]
+    for n in range(60):
+        queue.append_keys(*(["hot", "cold"] if n % 3 else ["hot"]))
+    before = queue.value("select count(*) from cdcbridge.waiting_1")
+    queue.ack(*receipts(queue.receive(3)))
+    holder = queue.open(autocommit=False)
+    holder.execute("select from cdcbridge.waiting_1 where ord = 20 for update")
+    merged = queue.value("select cdcbridge.merge_runs()")
+    assert 0 < merged < before
+    assert queue.value("select count(*) from cdcbridge.waiting_1 where 20 <= ord") > 20, "nothing from behind a locked row"
+    holder.rollback()
+    queue.value("select cdcbridge.merge_runs()")
+    queue.expire()
+    rows = []
+    while batch := queue.receive(7):
+        rows += batch
+        queue.ack(*receipts(batch))
+    hot = [row["seq"] for row in rows if row["key"] == "hot"]
+    assert len(hot) == 61
+    assert hot == sorted(hot)
+
+
+def test_nothing_that_can_still_be_overtaken_is_merged(queue: Queue) -> None:
+    queue.declare(mode="fifo", topics=("t",))
+    publish = "select cdcbridge.publish('t', 'hot', '{}')"
+    queue.session.execute(publish)
+    queue.receive(1)
+    late = queue.open(autocommit=False)
+    late.execute(publish)
+    for _ in range(20):
+        queue.session.execute(publish)
+    assert queue.value("select cdcbridge.merge_runs()") == 0
+    late.commit()
+    assert queue.value("select cdcbridge.merge_runs()") == 20
+    queue.expire()
+    rows = queue.receive(100)
+    assert seqs(rows) == list(range(1, 23))

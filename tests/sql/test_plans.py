@@ -123,3 +123,19 @@ def test_what_is_finished_is_not_waded_through(queue: Queue, mode: str) -> None:
             blocks = node.get("Shared Hit Blocks", 0) + node.get("Shared Read Blocks", 0)
             if node.get("Relation Name", "").startswith(("leases", "waiting", "settled", "delayed", "hints")):
                 assert blocks <= 200, f"{blocks} blocks: {node['Node Type']} on {node['Relation Name']}"
+
+
+def test_a_key_with_100000_messages_does_not_slow_the_others(queue: Queue) -> None:
+    queue.declare(mode="fifo")
+    queue.append_keys("hot")
+    queue.receive(1, "1 hour")
+    for _ in range(10):
+        queue.append_keys(*["hot"] * 10_000)
+    queue.append_keys(*[str(n) for n in range(5000)])
+    assert len(queue.receive(1)) == 1, "what is passed by is cut up"
+    while queue.value("select cdcbridge.merge_runs()"):
+        pass
+    assert queue.value("select count(*) from cdcbridge.waiting_1 where keys = '{hot}'") <= 110
+    for plan in traced(queue):
+        for node in nodes(plan["Plan"]):
+            assert touched(node) <= MOST, f"{touched(node)} rows: {node['Node Type']} in {plan['Query Text']}"

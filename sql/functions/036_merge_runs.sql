@@ -1,0 +1,77 @@
+-- Many rows of one key that is held, made few: so that a key with 100,000 messages does not slow the others, whose claims
+-- pass it by.
+
+-- merge_runs() → how many rows of waiting went into others. The running bridge calls it.
+create or replace function merge_runs() returns int
+language plpgsql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+    safe constant bigint := max_safe_seq();
+    merged int := 0;
+    id int;
+begin
+    for id in select c.id from consumers c where c.mode = 'fifo' order by c.id loop
+        merged := merged + merge_runs(id, newest_hint(id), safe);
+    end loop;
+    return merged;
+end $$;
+
+-- merge_runs(consumer_id, hint, safe) → the same for one consumer. Looks at the first 10,000 rows, before the first that has
+-- more than one key, and leaves alone what can still get a message of the key before it.
+-- Locks: the rows, by SKIP LOCKED. Of a key, nothing behind a row that another has locked is merged into one before it.
+create or replace function merge_runs(consumer_id int, hint hints, safe bigint) returns int
+language plpgsql volatile as $$
+declare
+    held constant text[] := array(
+        select u.key from live_leases(merge_runs.consumer_id, hint) l cross join lateral unnest(l.keys) as u (key)
+        union select d.key from delayed d where d.consumer_id = merge_runs.consumer_id and d.in_order);
+    merged int;
+begin
+    if held = '{}' then
+        return 0;
+    end if;
+    execute replace($query$
+        with looked as materialized (
+            select l.ord, l.tie, l.keys, cardinality(l.seqs) as size, row_number() over () as n,
+                   cardinality(l.keys) = 1 and not l.barrier and l.not_before is null and l.ord <= $2 as mergeable
+            from (select * from live_waiting_<id>($1) limit 10000) l
+        ), held as (
+            -- part: between two rows of the key that are large enough already
+            select l.*, l.keys[1] as key, count(*) filter (where l.size >= 512) over (partition by l.keys[1] order by l.n) as part
+            from looked l
+            where l.n < coalesce((select min(w.n) from looked w where not w.mergeable), 10001)
+              and case when true then l.keys[1] in (select h from unnest($3) h) end
+        ), candidates as materialized (
+            select c.* from (select h.*, count(*) over (partition by h.key, h.part) as rows from held h where h.size < 512) c
+            where c.rows >= 16
+        ), locked as materialized (
+            select c.n, c.key, c.part, w.ord, w.tie, w.seqs
+            from candidates c cross join lateral (
+                select * from waiting_<id> w where w.consumer_id = <id> and w.ord = c.ord and w.tie = c.tie
+                for update skip locked) w
+        ), walls as (
+            select c.key, min(c.n) as n from candidates c left join locked l on l.n = c.n where l.n is null group by c.key
+        ), in_reach as materialized (
+            select l.*, sum(cardinality(l.seqs)) over (partition by l.key, l.part order by l.n) / 1024 as run
+            from locked l left join walls w on w.key = l.key where w.n is null or l.n < w.n
+        ), runs as materialized (
+            select i.key, i.part, i.run, min(i.n) as n, array_agg(u.seq order by i.n, u.place) as seqs
+            from in_reach i cross join lateral unnest(i.seqs) with ordinality as u (seq, place)
+            group by i.key, i.part, i.run having count(distinct i.n) > 1
+        ), grown as (
+            update waiting_<id> w set seqs = r.seqs from runs r join in_reach i on i.n = r.n
+            where w.consumer_id = <id> and w.ord = i.ord and w.tie = i.tie
+        ), gone as (
+            delete from waiting_<id> w using in_reach i join runs r on r.key = i.key and r.part = i.part and r.run = i.run
+                                               and r.n < i.n
+            where w.consumer_id = <id> and w.ord = i.ord and w.tie = i.tie
+            returning 1)
+        select count(*) from gone
+        $query$, '<id>', consumer_id::text)
+    into merged using hint, safe, held;
+    if merged > 0 then
+        perform renew_hint(consumer_id, hint, hint.waiting_floor); -- it may name rows that are gone
+    end if;
+    return merged;
+end $$;

@@ -280,7 +280,9 @@ def test_merged_runs_keep_the_order_of_their_key(queue: Queue) -> None:
     holder.execute("select from cdcbridge.waiting_1 where ord = 20 for update")
     merged = queue.value("select cdcbridge.merge_runs()")
     assert 0 < merged < before
-    assert queue.value("select count(*) from cdcbridge.waiting_1 where 20 <= ord") > 20, "nothing from behind a locked row"
+    assert queue.value("select count(*) from cdcbridge.waiting_1 where 20 <= ord") > 20, (
+        "nothing from behind a locked row"
+    )
     holder.rollback()
     queue.value("select cdcbridge.merge_runs()")
     queue.expire()

@@ -34,6 +34,10 @@ test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
 mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red (about 5 minutes)
 	$(BIN)/python -m tests.mutants
 
+.PHONY: soak
+soak: $(BIN)/.installed servers ## receivers and bridges killed for ten minutes (SOAK=60: one minute)
+	$(BIN)/python -m tests.soak --seconds $(or $(SOAK),600)
+
 .PHONY: lint
 lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, Dockerfile
 	$(BIN)/ruff check

@@ -55,10 +55,12 @@ begin
     return array(
         select row(l.token, l.part, abs(l.part) + u.n::int - 1, u.seq, case when l.keys is null then m.key else u.key end,
                    l.barrier, l.deliver_count, l.history, l.last_delivered_at, l.not_visible_until,
-                   l.inserted_at)::delivery
+                   l.inserted_at, coalesce(r.ord, u.seq), coalesce(r.tie, 0))::delivery
         from leases_of(deliveries_of.consumer_id, tokens) l
         cross join lateral unnest(l.seqs, l.keys) with ordinality as u (seq, key, n)
         left join lateral (select m.key from messages m where l.keys is null and m.seq = u.seq limit 1) m on true
+        left join lateral (select r.ord, r.tie from redriven r where r.consumer_id = l.consumer_id and r.seq = u.seq
+                           limit 1) r on true
         where not exists (select from settled s where s.consumer_id = l.consumer_id and s.token = l.token
                           and s.part = l.part and s.seq = u.seq)
         order by l.token, abs(l.part) + u.n);
@@ -73,7 +75,8 @@ begin
     return delivery;
 end $$;
 
--- bury_last(consumer, expired) → the deliveries that may be delivered again; the others, now dead letters, are left out.
+-- bury_last(consumer, expired) → the deliveries that may be delivered again, in their order; the others, now dead letters, are
+-- left out.
 create or replace function bury_last(consumer consumers, expired delivery[]) returns delivery[]
 language plpgsql volatile as $$
 declare
@@ -82,7 +85,7 @@ begin
     perform bury(consumer.id, array(select d from unnest(expired) d where d.deliver_count >= last_delivery),
                  format('max_deliveries: visibility timeout passed after delivery %s of %1$s', last_delivery));
     return array(select with_note(d, moment(), 'visibility timeout passed') from unnest(expired) d
-                 where d.deliver_count < last_delivery order by d.token, d.ordinal);
+                 where d.deliver_count < last_delivery);
 end $$;
 
 -- insert_leases(consumer_id, deliveries, places, offset, token, moment, until): each delivered once more.
@@ -121,7 +124,7 @@ begin
         delete from delayed d using locked l
         where d.consumer_id = claim_delayed.consumer_id and d.seq = l.seq returning d.*)
     select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
-                         g.visible_at, g.inserted_at)::delivery order by g.visible_at, g.seq) into due from gone g;
+                         g.visible_at, g.inserted_at, g.ord, g.tie)::delivery order by g.visible_at, g.seq) into due from gone g;
     if due is null then
         return '{}';
     end if;

@@ -32,70 +32,115 @@ begin
     end if;
 end $$;
 
--- claim_expired_in_order(…): deliveries whose timeout passed, unless another delivery of the key is still in flight or
--- a lease that another session has locked holds an earlier message of the key.
+-- claim_expired_in_order(…): deliveries whose timeout passed, of keys that free_expired() gives.
 create or replace function claim_expired_in_order(consumer consumers, hint hints, places smallint[], token bigint,
                                                   moment timestamptz, until timestamptz) returns bigint[]
 language plpgsql volatile as $$
 declare
-    locked delivery[];
-    others delivery[];
+    wanted delivery[];
+    tokens bigint[];
+    parts int[];
     alive delivery[];
     taken bigint[] := '{}';
 begin
     loop -- again where some died, and others have their room
-        locked := lock_expired(consumer.id, hint, cardinality(places), 0, token, moment);
-        others := deliveries_of(consumer.id, array(select l.token from live_leases(consumer.id, hint) l
-                                                   where l.token <> claim_expired_in_order.token));
-        locked := array(
-            select c from unnest(locked) c
-            where c.key is null or not exists (
-                select from unnest(others) o
-                where o.key = c.key and (o.not_visible_until > moment or (o.token, o.ordinal) < (c.token, c.ordinal))
-                  and (o.token, o.ordinal) not in (select m.token, m.ordinal from unnest(locked) m))
-            order by c.token, c.ordinal limit cardinality(places));
-        perform remove_locked(consumer.id, locked);
-        alive := bury_last(consumer, locked);
+        wanted := free_expired(consumer.id, hint, token, moment, null, null, cardinality(places));
+        exit when wanted = '{}';
+        select array_agg(l.token), array_agg(l.part) into tokens, parts
+        from (select distinct w.token, w.part from unnest(wanted) w order by w.token, w.part) w
+        cross join lateral (
+            select l.token, l.part from leases l
+            where l.consumer_id = consumer.id and l.token = w.token and l.part = w.part
+              and l.not_visible_until <= moment
+            for update skip locked) l;
+        exit when tokens is null;
+        -- A statement of its own: its snapshot is younger than the locks.
+        wanted := free_expired(consumer.id, hint, token, moment, tokens, parts, cardinality(places));
+        exit when wanted = '{}';
+        perform remove_locked(consumer.id, wanted);
+        alive := bury_last(consumer, wanted);
         taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token, moment, until);
         places := places[cardinality(alive) + 1:];
-        exit when cardinality(alive) = cardinality(locked) or places = '{}';
+        exit when cardinality(alive) = cardinality(wanted) or places = '{}';
     end loop;
     return taken;
 end $$;
 
--- claim_delayed_in_order(…): messages given back whose time has come, unless another delivery of the key is in flight, or an
--- earlier one of the key is to come before.
+-- free_expired(consumer_id, hint, claimed, moment, tokens, parts, wanted) → up to `wanted` deliveries whose timeout passed, in
+-- order, of these leases (null: of all): those with nothing of their key before them elsewhere, and none in flight.
+create or replace function free_expired(consumer_id int, hint hints, claimed bigint, moment timestamptz, tokens bigint[],
+                                        parts int[], wanted int) returns delivery[]
+language plpgsql volatile as $$
+begin
+    return (
+        with every as materialized (
+            select d, d.key, d.ord, d.tie, d.not_visible_until > moment as in_flight,
+                   d.not_visible_until <= moment and (tokens is null or (d.token, d.part) in (
+                       select t.token, t.part from unnest(tokens, parts) as t (token, part))) as mine
+            from unnest(deliveries_of(free_expired.consumer_id, array(
+                select l.token from live_leases(free_expired.consumer_id, hint) l where l.token <> claimed))) d
+        ), free as (
+            select c.d, c.ord, c.tie from every c
+            where c.mine
+              and (c.key is null
+                   or not exists (select from every o where o.key = c.key and not o.mine
+                                  and (o.in_flight or (o.ord, o.tie) < (c.ord, c.tie)))
+                      and not exists (select from delayed e
+                                      where e.consumer_id = free_expired.consumer_id and e.in_order and e.key = c.key
+                                        and (e.ord, e.tie) < (c.ord, c.tie)))
+            order by c.ord, c.tie limit wanted)
+        select coalesce(array_agg(f.d order by f.ord, f.tie), '{}') from free f);
+end $$;
+
+-- claim_delayed_in_order(…): messages given back whose time has come, of keys that free_delayed() gives.
 create or replace function claim_delayed_in_order(consumer consumers, hint hints, places smallint[], offset_ int,
                                                   token bigint, moment timestamptz, until timestamptz) returns bigint[]
 language plpgsql volatile as $$
 declare
-    mine bigint[];
+    wanted bigint[] := free_delayed(consumer.id, hint, token, moment, null, cardinality(places));
     due delivery[];
 begin
-    select array_agg(d.seq) into mine
-    from (select d.seq from delayed d
-          where d.consumer_id = consumer.id and d.visible_at <= moment
-          order by d.visible_at, d.ord, d.tie limit cardinality(places) for update skip locked) d;
-    if mine is null then
+    wanted := array(select d.seq from delayed d where d.consumer_id = consumer.id and d.seq = any (wanted)
+                    and d.visible_at <= moment for update skip locked);
+    if wanted <> '{}' then
+        -- A statement of its own: its snapshot is younger than the locks.
+        wanted := free_delayed(consumer.id, hint, token, moment, wanted, cardinality(places));
+    end if;
+    if wanted = '{}' then
         return '{}';
     end if;
-    with held as materialized (
-        select o.key from unnest(deliveries_of(consumer.id, array(
-            select l.token from live_leases(consumer.id, hint) l where l.token <> claim_delayed_in_order.token))) o
-    ), gone as (
-        delete from delayed d
-        where d.consumer_id = consumer.id and d.seq = any (mine)
-          and (d.key is null or not exists (select from held h where h.key = d.key) and not exists (
-                   select from delayed e
-                   where e.consumer_id = consumer.id and e.in_order and e.key = d.key
-                     and (e.ord, e.tie) < (d.ord, d.tie) and not e.seq = any (mine)))
-        returning d.*)
+    with gone as (
+        delete from delayed d where d.consumer_id = consumer.id and d.seq = any (wanted) returning d.*)
     select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
-                         g.visible_at, g.inserted_at)::delivery order by g.ord, g.tie) into due from gone g;
-    if due is null then
-        return '{}';
-    end if;
+                         g.visible_at, g.inserted_at, g.ord, g.tie)::delivery order by g.ord, g.tie) into due from gone g;
     return insert_leases(consumer.id, due, places, offset_, token, moment, until);
+end $$;
+
+-- free_delayed(consumer_id, hint, claimed, moment, seqs, wanted) → up to `wanted` messages given back whose time has come, of
+-- these (null: of all): those with nothing of their key before them elsewhere, and none in flight.
+create or replace function free_delayed(consumer_id int, hint hints, claimed bigint, moment timestamptz, seqs bigint[],
+                                        wanted int) returns bigint[]
+language plpgsql volatile as $$
+begin
+    return (
+        with held as materialized (
+            select o.key, o.ord, o.tie, o.not_visible_until > moment as in_flight
+            from unnest(deliveries_of(free_delayed.consumer_id, array(
+                select l.token from live_leases(free_delayed.consumer_id, hint) l where l.token <> claimed))) o
+        )
+        select coalesce(array_agg(f.seq), '{}') from (
+            select d.seq from delayed d
+            where d.consumer_id = free_delayed.consumer_id and d.visible_at <= moment
+              and (seqs is null or d.seq = any (seqs))
+              and (d.key is null
+                   or not exists (select from held h where h.key = d.key
+                                  and (h.in_flight or (h.ord, h.tie) < (d.ord, d.tie)))
+                      -- An earlier one that is due, too, goes with it if it comes to its turn before.
+                      and not exists (select from delayed e
+                                      where e.consumer_id = free_delayed.consumer_id and e.in_order and e.key = d.key
+                                        and (e.ord, e.tie) < (d.ord, d.tie)
+                                        and not (e.visible_at <= d.visible_at and (seqs is null or e.seq = any (seqs)))))
+            order by d.visible_at, d.ord, d.tie limit wanted) f);
 end $$;
 
 -- claim_in_order_template() → the code that claims messages which are delivered for the first time.

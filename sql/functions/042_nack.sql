@@ -71,14 +71,13 @@ begin
     insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at, ord,
                          tie, barrier, in_order)
     select consumer.id, b.seq, b.key, b.deliver_count, b.last_delivered_at, b.visible_at, b.history, b.inserted_at,
-           coalesce(r.ord, b.seq), coalesce(r.tie, 0), b.barrier, consumer.mode = 'fifo'
+           b.ord, b.tie, b.barrier, consumer.mode = 'fifo'
     from (select n.*, moment + coalesce(delay, retry_delay(consumer.config, n.deliver_count)) as visible_at
           from unnest(nacked) n
           union all
           select f.*, (select moment + coalesce(delay, retry_delay(consumer.config, n.deliver_count)) from unnest(nacked) n
                        where n.token = f.token and n.key = f.key order by n.ordinal limit 1)
-          from unnest(followers) f) b
-    left join redriven r on r.consumer_id = consumer.id and r.seq = b.seq;
+          from unnest(followers) f) b;
 end $$;
 
 -- followers_of(consumer_id, nacked) → what the same claims hold of the same keys behind the first one given back.

@@ -85,6 +85,7 @@ create table hints (
 insert into hints (consumer_id, waiting_floor, token_floor, tokens) select id, 0, 0, '{}' from consumers;
 
 -- A delivery on its way from one place to another.
+-- ord, tie: the message's place in the consumer's order, which is the log's but for what was redriven.
 create type delivery as (
     token             bigint,
     part              int,
@@ -96,7 +97,9 @@ create type delivery as (
     history           jsonb,
     last_delivered_at timestamptz,
     not_visible_until timestamptz,
-    inserted_at       timestamptz
+    inserted_at       timestamptz,
+    ord               bigint,
+    tie               bigint
 );
 
 -- What the bridge's configuration says that functions have to know.

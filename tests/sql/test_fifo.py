@@ -119,6 +119,32 @@ def test_one_by_one_expired_deliveries_keep_their_order(queue: Queue) -> None:
         queue.ack(row["receipt"])
 
 
+def test_an_expired_delivery_that_was_delivered_alone_stays_the_first(queue: Queue) -> None:
+    put = queue.append_keys("a", "a")
+    assert seqs(queue.receive(2)) == put
+    queue.expire()
+    assert seqs(queue.receive(1)) == put[:1], "the second stays with its older claim"
+    queue.expire()
+    assert seqs(queue.receive(2)) == put
+
+
+def test_an_expired_delivery_does_not_overtake_one_that_was_given_back(queue: Queue) -> None:
+    put = queue.append_keys("a", "a")
+    queue.receive(2)
+    queue.expire()
+    (first,) = queue.receive(1)
+    queue.nack(first["receipt"], delay="1 h")
+    assert queue.receive() == []
+    queue.due()
+    (first,) = queue.receive(1)
+    assert first["seq"] == put[0]
+    queue.nack(first["receipt"], delay="0")
+    (first,) = queue.receive()
+    assert first["seq"] == put[0]
+    queue.ack(first["receipt"])
+    assert seqs(queue.receive()) == put[1:]
+
+
 def test_extending_one_message_extends_its_keys_others_in_the_batch(queue: Queue) -> None:
     queue.append_keys("a", "a", "b")
     batch = queue.receive(3, "10 s")

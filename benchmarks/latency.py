@@ -1,4 +1,5 @@
-"""Commit → received and acked by a waiting reader at 1,000 changes/s, beside a bare INSERT + NOTIFY → SELECT.
+"""Commit → received and acked by a waiting reader at 1,000 changes/s, beside a bare INSERT + NOTIFY → SELECT; and publish()
+→ the Python client's handler is called, at 100 messages/s.
 
 Time is taken from just before the commit is sent to just after the ack is committed, by one clock.
 """
@@ -13,9 +14,14 @@ from typing import Any
 import psycopg
 
 from benchmarks.common import bridge, configuration, database, wait_until, workspace
+from cdcbridge import Queue
+from cdcbridge.config import Consumer
+from cdcbridge.consumers import apply
 from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.store import Store
 
 RATE = 1000
+PUBLISHED = 100
 AIM = {"p50": 0.010, "p99": 0.050}
 
 
@@ -27,9 +33,11 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
         f"{RATE} changes/s for {seconds} s; milliseconds (aim: p50 {AIM['p50'] * 1000:.0f}, p99 {AIM['p99'] * 1000:.0f})"
     )
     print("\n| path | p50 | p99 | max |\n|---|---|---|---|", flush=True)
-    for path in ("bare", "pgoutput", "wal2json"):
-        with workspace() as folder, database(server, f"latency_{path}") as session:
-            if path == "bare":
+    for path in ("bare", "pgoutput", "wal2json", "publish() → handler"):
+        with workspace() as folder, database(server, f"latency_{path[:7]}") as session:
+            if path.startswith("publish"):
+                found = _published(server, session.info.dbname, seconds)
+            elif path == "bare":
                 found = _bare(server, session, seconds)
             else:
                 config = configuration(server, session.info.dbname, path, 1, Path(folder), f"latency_{path}")
@@ -95,4 +103,32 @@ def _queue(server: EmbeddedServer, session: psycopg.Connection[Any], seconds: in
             now = time.perf_counter()
             took += [now - sent[int(key)] for _, key in rows]
     writer.join()
+    return took
+
+
+def _published(server: EmbeddedServer, name: str, seconds: int) -> list[float]:
+    dsn = server.dsn(name)
+    store = Store(dsn, "cdcbridge")
+    store.migrate()
+    apply(store.connection, [Consumer(name="c", topics=("events",))])
+    store.close()
+    sent: dict[int, float] = {}
+    took: list[float] = []
+
+    def write() -> None:
+        with psycopg.connect(dsn, autocommit=True) as session:
+            for number in range(seconds * PUBLISHED):
+                sent[number] = time.perf_counter()
+                session.execute("select cdcbridge.publish('events', %s, '{}')", (str(number),))
+                time.sleep(1 / PUBLISHED)
+
+    with Queue.connect(dsn, consumer="c") as queue:
+        writer = threading.Thread(target=write)
+        writer.start()
+        for message in queue.messages(wait=20):
+            took.append(time.perf_counter() - sent[int(message.key or 0)])
+            message.ack()
+            if len(took) == seconds * PUBLISHED:
+                break
+        writer.join()
     return took

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,3 +67,24 @@ def test_plain_sql(world18: World, queue: Queue) -> None:
         queue.session.execute(statement.encode())
     assert queue.value("select count(*) from seen") == 10
     assert queue.all("select * from cdcbridge.consumer_messages") == []
+
+
+def test_node(world18: World, queue: Queue, tmp_path: Path) -> None:
+    if shutil.which("npm") is None:
+        pytest.fail("Node and npm are not installed: run `make servers`")
+    folder = shutil.copytree(EXAMPLES / "node", tmp_path / "node", ignore=shutil.ignore_patterns("node_modules"))
+    subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True)
+    address = f"postgresql://postgres@/{world18.database}?host={world18.dsn.split()[0][5:]}&port={world18.server.port}"
+    with subprocess.Popen(
+        ["node", "consumer.mjs", address, "orders"], cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        eventually(lambda: not queue.all("select from cdcbridge.consumer_messages"), "all are handled")
+        queue.session.execute("select cdcbridge.publish('orders', null, '{\"customer\": \"late\"}')")
+        eventually(lambda: not queue.all("select from cdcbridge.consumer_messages"), "it is woken", 5)
+        process.send_signal(signal.SIGTERM)
+        lines = process.stdout.read().splitlines()
+        assert process.wait(PATIENCE) == 0
+    assert [line.split()[1] for line in lines if line.split()[1] == "c0"] == ["c0"] * 5
+    assert lines[-1] == 'orders late {"customer":"late"}'
+    assert len(lines) == 11

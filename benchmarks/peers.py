@@ -1,0 +1,141 @@
+"""Beside other queues in PostgreSQL, on the same work in the same run: `make bench-peers`.
+
+Each is set up as its own documentation says, and driven through its own SQL functions by the loop that drives ours. What is
+not the same: PgQ has one consumer at a time and no ack of a single message (a batch is what was inserted between two
+ticks); procrastinate fetches one job at a time. pgmq rewrites the whole message at each read, PgQ never.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+
+from benchmarks.__main__ import DEBIAN_15, SETTINGS
+from benchmarks.claims import DATA, Case, Loop, drain, fill, snapshot
+from benchmarks.common import database, median
+from cdcbridge.embedded import EmbeddedServer
+
+PGMQ = ("select msg_id, read_ct, message from pgmq.read('q', 30, $1)", "select pgmq.delete('q', $1::bigint[])")
+PGQ = (
+    "select b.id, e.* from (select pgq.next_batch('q', 'c') as id, $1::int) b cross join lateral pgq.get_batch_events(b.id) e",
+    "select pgq.finish_batch(($1::bigint[])[1])",
+)
+PROCRASTINATE = (
+    "select j.id, j.task_name, j.args from procrastinate_fetch_job_v2(null, $1::int) j where j.id is not null",
+    "select procrastinate_finish_job_v1(($1::bigint[])[1], 'succeeded', true)",
+)
+
+
+class Peer(NamedTuple):
+    """A queue: how it is filled, and the loop that empties it."""
+
+    name: str
+    fill: Callable[[psycopg.Connection[Any], str, int], None]
+    loop: Loop
+    receivers: int
+
+
+def peers(packages: Path, batch: int, receivers: int) -> list[Peer]:
+    """Those that can do batches of this size with so many receivers."""
+
+    def ours(mode: str) -> Peer:
+        case = Case("cdcbridge", mode, 100_000, batch, receivers)
+        return Peer(f"cdcbridge, {mode}", lambda s, dsn, n: fill(s, dsn, case, n), case.loop, receivers)
+
+    def pgmq(session: psycopg.Connection[Any], _: str, messages: int) -> None:
+        session.execute((packages / "pgmq" / "sql" / "pgmq.sql").read_bytes())
+        session.execute("select pgmq.create('q')")
+        for _n in range(messages // 1000):
+            query = f"select pgmq.send_batch('q', array_agg({DATA}::jsonb)) from generate_series(1, 1000) g"
+            session.execute(query.encode())
+
+    def pgq(session: psycopg.Connection[Any], _: str, messages: int) -> None:
+        session.execute("create extension pgq")
+        session.execute("select pgq.create_queue('q'), pgq.register_consumer('q', 'c')")
+        session.execute("select pgq.set_queue_config('q', 'ticker_max_count', '1')")
+        for _n in range(messages // batch):
+            query = f"select pgq.insert_event('q', 'insert', {DATA}::text) from generate_series(1, {batch}) g"
+            session.execute(query.encode())
+            session.execute("select pgq.ticker('q')")
+
+    def procrastinate(session: psycopg.Connection[Any], _: str, messages: int) -> None:
+        session.execute((packages / "procrastinate" / "sql" / "schema.sql").read_bytes())
+        session.execute("insert into procrastinate_workers default values")
+        query = f"""insert into procrastinate_jobs (queue_name, task_name, priority, args)
+                    select 'q', 'insert', 0, {DATA}::jsonb from generate_series(1, {messages}) g"""
+        session.execute(query.encode())
+
+    case = Case("plain", "", 0, batch, receivers)
+    found = [
+        ours("queue"),
+        ours("fifo"),
+        Peer("plain design", lambda s, dsn, n: fill(s, dsn, case, n), case.loop, receivers),
+        Peer("pgmq", pgmq, Loop(*PGMQ, batch), receivers),
+    ]
+    if batch == 1:
+        found.append(Peer("procrastinate", procrastinate, Loop(*PROCRASTINATE, 1), receivers))
+    else:
+        found.append(Peer("PgQ, one consumer", pgq, Loop(*PGQ, batch), 1))
+    return found
+
+
+def main() -> None:
+    """The tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
+    parser.add_argument("--packages", type=Path, required=True, help="where pip has installed pgmq and procrastinate")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with EmbeddedServer(DEBIAN_15, settings=SETTINGS) as server:
+        for batch, messages in ((100, 200_000), (10, 50_000), (1, 10_000)):
+            print(
+                f"\n{messages:,} messages, batches of {batch}, 2 receivers; messages/s, medians of {options.rounds}\n"
+            )
+            print("| queue | messages/s | cdcbridge / it | WAL B/message |\n|---|---|---|---|", flush=True)
+            _table(server, peers(options.packages, batch, 2), messages, options.rounds)
+        print("\nAn old snapshot is held open, batches of 100, 2 receivers: messages/s in the last sixth of 30 s\n")
+        print("| queue | first sixth | last sixth | cdcbridge / it |\n|---|---|---|---|", flush=True)
+        _held(server, peers(options.packages, 100, 2), 30)
+
+
+def _table(server: EmbeddedServer, queues: list[Peer], messages: int, rounds: int) -> None:
+    """All of them in turn, several times."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(rounds):
+        for queue in queues:
+            with database(server, "peers") as session:
+                queue.fill(session, server.dsn("peers"), messages)
+                session.execute("checkpoint")
+                found.setdefault(queue.name, []).append(
+                    drain(session, server.dsn("peers"), queue.loop, queue.receivers)
+                )
+    first = median([run["rate"] for run in found[queues[0].name]])
+    for name, runs in found.items():
+        rate = median([run["rate"] for run in runs])
+        print(
+            f"| {name} | {rate:,.0f} | {first / rate:.1f} | {median([run['wal'] for run in runs]):,.0f} |", flush=True
+        )
+
+
+def _held(server: EmbeddedServer, queues: list[Peer], seconds: int) -> None:
+    """Those that can be compared: PgQ's batches are made when it is filled."""
+    first = 0.0
+    for queue in queues:
+        if queue.name.startswith("PgQ"):
+            continue
+        messages = 200_000 * seconds if queue.name.startswith("cdcbridge") else 1_000_000
+        with database(server, "peers") as session:
+            queue.fill(session, server.dsn("peers"), messages)
+            session.execute("checkpoint")
+            with snapshot(server.dsn("peers")):
+                run = drain(session, server.dsn("peers"), queue.loop, queue.receivers, seconds)
+        begin, last = run["sixths"][0], run["sixths"][-1]
+        first = first or last
+        print(f"| {queue.name} | {begin:,.0f} | {last:,.0f} | {first / last:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ from cdcbridge.units import parse_duration
 _RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s) r"
 _PEEK = "select to_json(r)::text from peek(%s, %s) r"
 _LONGEST_SLEEP = 5.0  # seconds between looks of a waiting reader whom no notification reached
+_SHORTEST_SLEEP = 0.02  # and where messages wait that cannot be had
 
 
 class DurationType(click.ParamType[float]):
@@ -63,7 +64,7 @@ def receive(app: App, name: str, count: int, wait: float, ack: bool) -> None:
 
 
 def _wait_for(store: Connection, name: str, count: int, wait: float) -> list[tuple[str, str]]:
-    """receive(), again on each notification and now and then, until there is something or the time is over."""
+    """receive(), again when notified, when a timeout or a delay ends, and now and then, until there is something."""
     deadline = time.monotonic() + wait
     if wait:
         store.execute(b"listen " + _channel(store))
@@ -72,7 +73,9 @@ def _wait_for(store: Connection, name: str, count: int, wait: float) -> list[tup
         left = deadline - time.monotonic()
         if rows or left <= 0:
             return [(row[0], row[1]) for row in rows]
-        for _ in store.notifies(timeout=min(left, _LONGEST_SLEEP), stop_after=1):
+        soon = store.execute("select next_visible(%s)", (name,)).fetchone()
+        sleep = _LONGEST_SLEEP if not soon or soon[0] is None else max(_SHORTEST_SLEEP, min(soon[0], _LONGEST_SLEEP))
+        for _ in store.notifies(timeout=min(left, sleep), stop_after=1):
             pass
 
 

@@ -195,7 +195,10 @@ declare
 begin
     select array_agg(g.token), array_agg(g.seq) into moved_tokens, moved_seqs
     from unnest(tokens, seqs) as g (token, seq)
-    join leases l on l.consumer_id = settle_moved.consumer_id and l.token = g.token and l.part < 0 and l.seqs[1] = g.seq
+    cross join lateral (
+        select l.not_visible_until from leases l
+        where l.consumer_id = settle_moved.consumer_id and l.token = g.token and l.part < 0 and l.seqs[1] = g.seq
+        offset 0) l
     where not g.seq = any (gone) and l.not_visible_until > moment;
     if moved_tokens is null then
         return '{}';

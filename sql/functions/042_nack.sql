@@ -122,9 +122,9 @@ begin
             using errcode = 'CB004';
     end if;
     -- First the locks, in one order, then what there is.
-    perform from leases l
-    where l.consumer_id = c.id and l.token = any (given.tokens) and l.not_visible_until > moment
-    order by l.token, l.part for no key update;
+    perform from (select distinct t as token from unnest(given.tokens) t order by t) t cross join lateral (
+        select from leases l where l.consumer_id = c.id and l.token = t.token and l.not_visible_until > moment
+        order by l.part for no key update) l;
     wanted := in_flight(c.id, given.tokens, given.seqs, moment);
     if c.mode = 'fifo' then
         perform extend_deliveries(c.id, key_mates(c.id, wanted), moment + visibility_timeout);

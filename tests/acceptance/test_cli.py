@@ -80,7 +80,9 @@ def test_a_waiting_reader_is_woken(world18: World) -> None:
         [sys.executable, "-m", "cdcbridge", "-c", str(world18.folder / "cdcbridge.yaml"), "receive", "billing",
          "--wait", "30"], stdout=subprocess.PIPE, text=True, env=clean_environment(),
     )  # fmt: skip
-    listening = "select count(*) from pg_stat_activity where application_name = 'cdcbridge cli' and query ~ 'receive'"
+    listening = (
+        "select count(*) from pg_stat_activity where application_name = 'cdcbridge cli' and query ~ 'next_visible'"
+    )
     eventually(lambda: world18.sql.execute(listening.encode()).fetchone() == (1,), "the reader waits")
     started = time.monotonic()
     world18.execute("insert into t values (1, 1)")

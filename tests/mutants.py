@@ -68,8 +68,13 @@ MUTANTS = (
     Mutant("I14", "sql/functions/031_hints.sql", "safe_token := max_safe_seq('tokens_seq')",
            "safe_token := pg_sequence_last_value('tokens_seq')",
            "tests/sql/test_publish.py::test_a_claim_that_commits_late_is_not_forgotten"),
+    Mutant("I14", "sql/functions/031_hints.sql", "array(select distinct p from unnest(passed) p where p < floor order by p)",
+           "'{}'::bigint[]", "tests/sql/test_fifo.py::test_what_claims_have_passed_by_is_not_forgotten"),
     Mutant("I15", "sql/functions/070_retention.sql", "        exit when held_by is not null;\n", "",
            "tests/sql/test_retention.py::test_a_segment_stays_while_a_message_of_it_is_unfinished"),
+    Mutant("I16", "sql/functions/034_claim_in_order.sql", "coalesce(array_agg(f.d order by f.ord, f.tie), '{}')",
+           "coalesce(array_agg(f.d order by (f.d).token), '{}')",
+           "tests/sql/test_fifo.py::test_an_expired_delivery_that_was_delivered_alone_stays_the_first"),
 )  # fmt: skip
 
 

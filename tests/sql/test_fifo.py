@@ -294,6 +294,18 @@ def test_many_receivers_never_hold_one_key_twice_and_never_swap_two(queue: Queue
     assert queue.value("select count(*) from cdcbridge.consumer_messages") == 0
 
 
+def test_what_claims_have_passed_by_is_not_forgotten(queue: Queue) -> None:
+    put = queue.append_keys("hot", "hot", *[str(n) for n in range(6000)])
+    assert seqs(queue.receive(1)) == put[:1]
+    while batch := queue.receive(100):
+        queue.ack(*receipts(batch))
+    (hint,) = queue.all("select waiting_floor, passed from cdcbridge.hints order by id desc limit 1")
+    assert hint["waiting_floor"] > 4000
+    assert len(hint["passed"]) == 1
+    queue.expire()
+    assert seqs(queue.receive()) == put[:2]
+
+
 def test_merged_runs_keep_the_order_of_their_key(queue: Queue) -> None:
     queue.declare(mode="fifo", topics=("t",))
     (first,) = queue.append_keys("hot")

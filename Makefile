@@ -23,8 +23,9 @@ demo: $(BIN)/.installed ## see it work: an embedded PostgreSQL, nothing else nee
 	@$(BIN)/cdcbridge demo
 
 .PHONY: servers
-servers: ## PostgreSQL 15 with wal2json, and Node, for the tests, where they are missing (Debian)
-	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ] || ! command -v npm >/dev/null; then ./docker/install-servers; fi
+servers: ## PostgreSQL 15 with wal2json, PgBouncer and Node for the tests, where they are missing (Debian)
+	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ] || \
+		[ ! -x /usr/sbin/pgbouncer ] || ! command -v npm >/dev/null; then ./docker/install-servers; fi
 
 .PHONY: test
 test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15

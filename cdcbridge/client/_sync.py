@@ -296,6 +296,8 @@ class Queue(Base):
                 with store_errors():
                     row = (connection.execute(self.sql.settings, (self.consumer,))).fetchone()
                     self.learn(row, connection.info.backend_pid)
+                    if self.pooled:
+                        connection.prepare_threshold = None  # the next transaction may be another server session's
                     if self.poll_interval is None:
                         connection.execute(self.sql.listen)
             except BaseException:

@@ -187,9 +187,10 @@ declare
     free int[];     -- the numbers of those that may go out
     shut boolean;
 begin
-    -- Claims do not pass a barrier by, so it never stands below the floor.
+    -- Claims do not pass a barrier by, so it never stands below the floor. Without the consumer's id, which would let the
+    -- planner look for it along the primary key.
     select w.ord, w.tie into barrier from waiting_<id> w
-    where w.consumer_id = <id> and w.barrier and w.ord >= hint.waiting_floor order by w.ord, w.tie limit 1;
+    where w.barrier and w.ord >= hint.waiting_floor order by w.ord, w.tie limit 1;
     loop
         room := cardinality(places) - cardinality(taken);
         exit when room = 0;
@@ -250,7 +251,7 @@ begin
                       where exists (select from delayed d where d.consumer_id = <id> and d.in_order and d.key = k)) end,
         exists (select from live_leases(<id>, hint) l where l.barrier)
         or exists (select from delayed d where d.consumer_id = <id> and d.barrier)
-        or exists (select from waiting_<id> w where w.consumer_id = <id> and w.barrier and w.ord >= hint.waiting_floor
+        or exists (select from waiting_<id> w where w.barrier and w.ord >= hint.waiting_floor
                    and (w.ord, w.tie) < (last_ord, last_tie)),
         o.ords, o.ties, o.keys
     into held, shut, ahead_ords, ahead_ties, ahead_keys

@@ -6,7 +6,8 @@ create or replace function peek(consumer text, max_messages int default 10)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
                not_visible_until timestamptz, commit_lsn pg_lsn, ordinal int, commit_time timestamptz,
                inserted_at timestamptz)
-language plpgsql volatile security definer set search_path from current set jit = off as $$
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
     c consumers := queue_named(consumer);
@@ -24,7 +25,7 @@ begin
              order by d.visible_at, d.seq limit $2)
             union all
             (select u.seq, case when cardinality(w.keys) = 1 then w.keys[1] else u.key end, 0, null, w.keys is null, 2
-             from (select * from %I(newest_hint($1)) where not_before is null order by ord, tie limit $2) w
+             from (select * from %I(newest_hint($1)) where not_before is null limit $2) w
              cross join lateral unnest(w.seqs, w.keys) as u (seq, key)
              order by w.ord, w.tie limit $2))
         select null::text, v.seq, coalesce(m.topic, r.topic), case when v.log_key then m.key else v.key end,
@@ -82,7 +83,7 @@ end $$;
 -- Raises CB001, CB002, CB008.
 create or replace function next_visible(consumer text) returns float8
 language plpgsql volatile security definer
-set search_path from current set jit = off set enable_seqscan = off as $$
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     c consumers := queue_named(consumer);
     hint hints := newest_hint(c.id);

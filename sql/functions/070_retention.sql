@@ -7,7 +7,7 @@
 -- leaves it to the next call when a receiver that stays in its transaction holds it longer.
 create or replace function drop_segments(retention interval, out dropped int, out held_by text)
 language plpgsql volatile
-set search_path from current set lock_timeout = '50ms' set jit = off set enable_seqscan = off as $$
+set search_path from current set lock_timeout = '50ms' set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     size constant bigint := 1000000;
     safe constant bigint := max_safe_seq();
@@ -35,7 +35,8 @@ end $$;
 
 -- unfinished_before(seq) → a consumer that has an unfinished message of the log below seq; null if none has.
 create or replace function unfinished_before(seq bigint) returns text
-language plpgsql volatile set search_path from current set jit = off set enable_seqscan = off as $$
+language plpgsql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     c consumers;
     unfinished boolean;

@@ -89,7 +89,7 @@ def test_nothing_is_touched_that_is_not_needed(queue: Queue, mode: str, statisti
         queue.session.execute(f"alter table cdcbridge.{table} set (autovacuum_enabled = off)")
     if statistics == "of empty tables":
         queue.session.execute("analyze")
-    for _ in range(4):
+    for _ in range(10):
         queue.append_keys(*[str(n % 2500) for n in range(5000)])
     queue.receive(3, "1 hour")
     for _ in range(50):

@@ -96,7 +96,9 @@ def main() -> None:
             )
             print("| queue | messages/s | cdcbridge / it | WAL B/message |\n|---|---|---|---|", flush=True)
             _table(server, peers(options.packages, batch, 2), messages, options.rounds)
-        print("\nAn old snapshot is held open, batches of 100, 2 receivers: messages/s in the first and last sixth of 20 s\n")
+        print(
+            "\nAn old snapshot is held open, batches of 100, 2 receivers: messages/s in the first and last sixth of 20 s\n"
+        )
         print("| queue | first sixth | last sixth | cdcbridge / it |\n|---|---|---|---|", flush=True)
         _held(server, peers(options.packages, 100, 2), 20)
 

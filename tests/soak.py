@@ -79,7 +79,7 @@ def _settle(session: psycopg.Connection[Any], consumer: str, rows: list[Any], ch
             )
 
 
-def write(dsn: str, seed: int, rate: float) -> None:
+def write(dsn: str, rate: float, seed: int) -> None:
     """A writer, until it is killed: updates, published messages, now and then a truncate."""
     chance = random.Random(seed)
     with psycopg.connect(dsn, autocommit=True) as session:
@@ -127,10 +127,6 @@ class Processes:
             process.join()
 
 
-def _writer(dsn: str, rate: float, seed: int) -> None:
-    write(dsn, seed, rate)
-
-
 def soak(server: EmbeddedServer, folder: Path, seconds: float, seed: int) -> None:
     """All of it."""
     chance = random.Random(seed)
@@ -145,7 +141,7 @@ def soak(server: EmbeddedServer, folder: Path, seconds: float, seed: int) -> Non
         for number in range(6):
             receivers.start(receive, world.dsn, CONSUMERS[number % 2])
         for _ in range(2):
-            writers.start(_writer, world.dsn, 15.0)
+            writers.start(write, world.dsn, 15.0)
         early: dict[str, int] = {}
         end = time.monotonic() + seconds
         next_bridge = time.monotonic() + 5

@@ -100,7 +100,7 @@ end $$;
 create or replace function draw_token() returns bigint
 language plpgsql volatile as $$
 begin
-    -- Conditions, since a PERFORM each costs ten times as much. Nobody ever takes the lock alone.
+    -- Conditions, which are expressions, where a PERFORM each would be a statement. Nobody ever takes the lock alone.
     if current_setting('cdcbridge.claiming', true) is distinct from pg_current_xact_id()::text
         and (not pg_try_advisory_xact_lock_shared('tokens_seq'::regclass::oid::int,
                                                   low_half(coalesce(pg_sequence_last_value('tokens_seq'), 0)))
@@ -194,7 +194,7 @@ begin
     select h as hint, f.*,
            exists (select from delayed d where d.consumer_id = survey.consumer_id and d.visible_at <= moment) as due
     into found
-    from (select * from hints h where h.consumer_id = survey.consumer_id order by h.id desc limit 1) h
+    from newest_hint(survey.consumer_id) h
     cross join lateral (
         select coalesce(bool_or(l.not_visible_until <= moment), false) as expired,
                array_agg(l.slot % number) filter (where l.not_visible_until > moment) as slots,

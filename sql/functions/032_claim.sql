@@ -189,8 +189,12 @@ begin
     end loop;
     close cur;
     if done_ords is not null then
-        delete from waiting_<id> w using unnest(done_ords, done_ties) as d (ord, tie)
-        where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie;
+        -- Found by a look-up each: as a join, the planner may choose a walk along the index. Locked, so they stay where they are.
+        delete from waiting_<id> w
+        where w.ctid = any (array(
+            select f.ctid from unnest(done_ords, done_ties) as d (ord, tie) cross join lateral (
+                select w.ctid from waiting_<id> w
+                where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie offset 0) f));
     end if;
     return insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
 end $$

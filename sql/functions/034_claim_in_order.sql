@@ -291,8 +291,11 @@ begin
             keys = case when cardinality(w.keys) = 1 then w.keys else w.keys[cardinality(w.seqs) - rests[last] + 1:] end
         where w.consumer_id = <id> and w.ord = ords[last] and w.tie = ties[last];
     end if;
-    delete from waiting_<id> w using unnest(ords, ties, rests) as d (ord, tie, rest)
-    where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie and d.rest = 0;
+    delete from waiting_<id> w
+    where w.ctid = any (array(
+        select f.ctid from unnest(ords, ties, rests) as d (ord, tie, rest) cross join lateral (
+            select w.ctid from waiting_<id> w
+            where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie and d.rest = 0 offset 0) f));
 end $$;
 
 -- cut_up(…): these locked rows, of which the first `room` of the free messages are claimed: what is held back goes into runs.

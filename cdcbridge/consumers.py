@@ -89,6 +89,8 @@ def apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool 
                     "update consumers set config = %s, updated_at = now() where id = %s", (Jsonb(config), consumer_id)
                 )
                 changed.append(consumer.name)
+        if added:
+            connection.execute("select make_dispatch()")
         if fence and (added or changed):
             connection.execute("select take_lead('cdcbridge consumers apply')")
     left = sorted(known.keys() - {consumer.name for consumer in consumers})

@@ -1,6 +1,7 @@
 -- Consumers: made, removed, and the code that each has for itself.
 
--- add_consumer(name, mode, config) → its id. Makes its partitions and its claim function.
+-- add_consumer(name, mode, config) → its id. Makes its partitions and its functions. make_dispatch() must follow in the same
+-- transaction.
 create or replace function add_consumer(name text, mode text, config jsonb) returns int
 language plpgsql set search_path from current as $$
 declare
@@ -31,11 +32,62 @@ begin
     execute replace(claim_in_order_template(), '<id>', id::text);
 end $$;
 
--- make_code(): the same for all consumers, when this version's functions replace another's.
+-- make_code(): all of it, when this version's functions replace another's.
 create or replace function make_code() returns void
 language sql set search_path from current as $$
-    select make_consumer_code(id) from consumers
+    select make_consumer_code(id) from consumers;
+    select make_dispatch();
 $$;
+
+-- make_dispatch(): the functions that call a consumer's own claim by its id. A dynamic statement would be parsed and planned
+-- anew at each claim; these find the call by halves, with comparisons alone.
+-- Locks: other changes of consumers, to the end of the transaction.
+create or replace function make_dispatch() returns void
+language plpgsql set search_path from current as $make$
+begin
+    perform pg_advisory_xact_lock('consumers'::regclass::oid::bigint << 32 | 1);
+    execute format($code$
+-- claim_waiting(consumer_id, …): calls claim_waiting_<id>(…).
+create or replace function claim_waiting(consumer_id int, hint hints, places smallint[], taken bigint[], claimed bigint,
+                                         moment timestamptz, until timestamptz, out all_taken bigint[], out plain boolean)
+language plpgsql volatile as $$
+declare
+    k record;
+begin
+    %s
+    all_taken := k.all_taken;
+    plain := k.plain;
+end $$
+    $code$, call_by_id(array(select id from consumers where mode = 'queue' order by id),
+                       'k := claim_waiting_<id>(hint, places, taken, claimed, moment, until);'));
+    execute format($code$
+-- claim_waiting_in_order(consumer_id, …): calls claim_in_order_<id>(…).
+create or replace function claim_waiting_in_order(consumer_id int, hint hints, places smallint[], taken bigint[],
+                                                  claimed bigint, moment timestamptz, until timestamptz, safe bigint)
+returns bigint[]
+language plpgsql volatile as $$
+begin
+    %s
+    return taken;
+end $$
+    $code$, call_by_id(array(select id from consumers where mode = 'fifo' order by id),
+                       'taken := claim_in_order_<id>(hint, places, taken, claimed, moment, until, safe);'));
+end $make$;
+
+-- call_by_id(ids, call) → PL/pgSQL that finds consumer_id among the ids, which rise, and does the call with <id> replaced.
+create or replace function call_by_id(ids int[], call text) returns text
+language plpgsql immutable set search_path from current as $$
+declare
+    middle constant int := cardinality(ids) / 2 + 1;
+begin
+    if cardinality(ids) > 1 then
+        return format('if consumer_id < %s then %s else %s end if;', ids[middle],
+                      call_by_id(ids[:middle - 1], call), call_by_id(ids[middle:], call));
+    end if;
+    -- Who has added the consumer since this session last looked at the function is committed by now.
+    return format('if consumer_id = %s then %s else raise exception %L using errcode = %L; end if;', coalesce(ids[1], 0),
+                  replace(call, '<id>', ids[1]::text), 'a consumer was added just now: try again', '40001');
+end $$;
 
 -- remove_consumer(name): the consumer, what waits for it, what it has in flight and its dead letters are gone at once.
 -- Raises CB001.
@@ -62,4 +114,5 @@ begin
     delete from redriven where consumer_id = consumer.id;
     delete from hints where consumer_id = consumer.id;
     delete from consumers where id = consumer.id;
+    perform make_dispatch();
 end $$;

@@ -28,7 +28,6 @@ declare
     k record;    -- the claim
     lowest bigint;
     highest bigint;
-    redriven boolean; -- some of them may be
 begin
     if c.paused or coalesce(max_messages, 0) < 1 or visibility_timeout < interval '0'
         or current_setting('transaction_isolation') <> 'read committed'
@@ -40,24 +39,31 @@ begin
         end if;
     end if;
     claimed := draw_token();
+    suffix := '-' || claimed;
     k := claim(c, max_messages, claimed, moment, until);
     if k.taken = '{}' then
         return;
     end if;
-    suffix := '-' || claimed;
-    select min(t.seq), max(t.seq), exists (select from redriven r where r.consumer_id = c.id)
-    into lowest, highest, redriven from unnest(k.taken) as t (seq);
-    if k.fresh and not redriven and highest - lowest < 4 * cardinality(k.taken) and not c.config ?| '{columns,key}' then
-        -- All that there is to know stands in the log, and close together: one walk along it.
-        return query
-            select m.seq::text || suffix, m.seq, m.topic, m.key, m.data, 1, until, m.commit_lsn, m.ordinal,
-                   m.commit_time, m.inserted_at
-            from (select * from messages m where m.seq between lowest and highest offset 0) m
-            where case when highest - lowest >= cardinality(k.taken) then m.seq in (select t from unnest(k.taken) t)
-                       else true end
-            order by m.seq;
-        return;
+    if k.plain and not c.config ?| '{columns,key}' then
+        -- All that there is to know stands in the log, in this order. Where there is no other message between: one walk along it.
+        lowest := k.taken[1];
+        highest := k.taken[cardinality(k.taken)];
+        if highest - lowest = cardinality(k.taken) - 1 then
+            return query
+                select m.seq::text || suffix, m.seq, m.topic, m.key, m.data, 1, until, m.commit_lsn, m.ordinal,
+                       m.commit_time, m.inserted_at
+                from messages m where m.seq between lowest and highest order by m.seq;
+            return;
+        elsif highest - lowest < 4 * cardinality(k.taken) then
+            return query
+                select m.seq::text || suffix, m.seq, m.topic, m.key, m.data, 1, until, m.commit_lsn, m.ordinal,
+                       m.commit_time, m.inserted_at
+                from (select * from messages m where m.seq between lowest and highest order by m.seq offset 0) m
+                where m.seq in (select t from unnest(k.taken) t);
+            return;
+        end if;
     end if;
+    select min(t.seq), max(t.seq) into lowest, highest from unnest(k.taken) as t (seq);
     if c.config ? 'columns' then
         perform bury_unprojectable(c, claimed);
     end if;
@@ -111,23 +117,25 @@ begin
     return nextval('tokens_seq');
 end $$;
 
--- claim(consumer, wanted, token, moment, until) → the seqs of messages that now have a lease under this token, in order, and
--- whether all are delivered for the first time.
+-- claim(consumer, wanted, token, moment, until) → the seqs of messages that now have a lease under this token, in order; plain:
+-- all are delivered for the first time, none is redriven, and the order is the log's.
 create or replace function claim(consumer consumers, wanted int, token bigint, moment timestamptz, until timestamptz,
-                                 out taken bigint[], out fresh boolean)
+                                 out taken bigint[], out plain boolean)
 language plpgsql volatile as $$
 declare
     max_in_flight constant int := consumer.config ->> 'max_in_flight';
     slots smallint[] := '{}';
     number int;
+    hint constant hints := newest_hint(consumer.id);
     look record;
+    fresh record;
 begin
     taken := '{}';
-    fresh := true;
+    plain := true;
     for i in 0 .. 3 loop
         number := cardinality(slots);
         slots := take_slots(consumer.id, max_in_flight, least(wanted, max_in_flight) << 2 * i, slots);
-        look := survey(consumer.id, max_in_flight, wanted, slots, moment);
+        look := survey(consumer.id, hint, max_in_flight, wanted, slots, moment);
         -- Enough slots if nothing were in flight, but something is: more of them, and not at once all that others need.
         exit when cardinality(look.places) >= wanted or cardinality(slots) = number;
     end loop;
@@ -135,24 +143,26 @@ begin
         return;
     end if;
     if consumer.mode = 'fifo' then
-        select k.taken, k.fresh into taken, fresh
-        from claim_in_order(consumer, look.hint, look.places, look.expired, token, moment, until) k;
+        select k.taken, k.plain into taken, plain
+        from claim_in_order(consumer, hint, look.places, look.expired, token, moment, until) k;
     else
         if look.expired then
-            taken := claim_expired(consumer, look.hint, look.places, token, moment, until);
+            taken := claim_expired(consumer, hint, look.places, token, moment, until);
         end if;
         if look.due and cardinality(taken) < cardinality(look.places) then
             taken := taken || claim_delayed(consumer.id, look.places[cardinality(taken) + 1:], cardinality(taken), token,
                                             moment, until);
         end if;
-        fresh := taken = '{}';
         if cardinality(taken) < cardinality(look.places) then
-            execute 'select claim_waiting_' || consumer.id || '($1, $2, $3, $4, $5, $6)' into taken
-            using look.hint, look.places, taken, token, moment, until;
+            fresh := claim_waiting(consumer.id, hint, look.places, taken, token, moment, until);
+            taken := fresh.all_taken;
+            plain := fresh.plain;
+        else
+            plain := false;
         end if;
     end if;
-    if token >= (look.hint).token_floor + 128 or taken[cardinality(taken)] >= (look.hint).waiting_floor + 4096 then
-        perform renew_hint(consumer.id, look.hint, coalesce(taken[cardinality(taken)], 0));
+    if token >= hint.token_floor + 128 or taken[cardinality(taken)] >= hint.waiting_floor + 4096 then
+        perform renew_hint(consumer.id, hint, coalesce(taken[cardinality(taken)], 0));
     end if;
 end $$;
 
@@ -178,35 +188,36 @@ begin
     return slots;
 end $$;
 
--- survey(consumer_id, max_in_flight, wanted, slots, moment) → the hint to go by; for each place that is free in these slots, the
--- slot, up to `wanted`; whether there are leases whose timeout passed, or messages given back whose time has come.
+-- survey(consumer_id, hint, max_in_flight, wanted, slots, moment) → for each place that is free in these slots, the slot, up to
+-- `wanted`; whether there are leases whose timeout passed, or messages given back whose time has come.
 -- Called when the slots' locks are held: its snapshot is younger.
-create or replace function survey(consumer_id int, max_in_flight int, wanted int, slots smallint[], moment timestamptz,
-                                  out hint hints, out places smallint[], out expired boolean, out due boolean)
+create or replace function survey(consumer_id int, hint hints, max_in_flight int, wanted int, slots smallint[],
+                                  moment timestamptz, out places smallint[], out expired boolean, out due boolean)
 language plpgsql volatile as $$
 declare
     number constant int := least(64, max_in_flight);
     used int[] := array_fill(0, array[number], array[0]);
-    found record;
+    l record;
     free int;
 begin
-    -- Modulo: the limit may have been lowered since.
-    select h as hint, f.*,
-           exists (select from delayed d where d.consumer_id = survey.consumer_id and d.visible_at <= moment) as due
-    into found
-    from newest_hint(survey.consumer_id) h
-    cross join lateral (
-        select coalesce(bool_or(l.not_visible_until <= moment), false) as expired,
-               array_agg(l.slot % number) filter (where l.not_visible_until > moment) as slots,
-               array_agg(cardinality(l.seqs) - (
-                   select count(*) from settled s where s.consumer_id = l.consumer_id and s.token = l.token
-                   and s.part = l.part)::int) filter (where l.not_visible_until > moment) as sizes
-        from live_leases(survey.consumer_id, h) l) f;
-    hint := found.hint;
-    expired := found.expired;
-    due := found.due;
-    for i in 1 .. coalesce(cardinality(found.slots), 0) loop
-        used[found.slots[i]] := used[found.slots[i]] + found.sizes[i];
+    expired := false;
+    due := false;
+    for l in
+        -- Modulo: the limit may have been lowered since.
+        select v.slot % number as slot, v.not_visible_until <= moment as expired,
+               cardinality(v.seqs) - (select count(*) from settled s where s.consumer_id = v.consumer_id and s.token = v.token
+                                      and s.part = v.part)::int as size
+        from live_leases(survey.consumer_id, hint) v
+        union all
+        (select null, null, null from delayed d where d.consumer_id = survey.consumer_id and d.visible_at <= moment limit 1)
+    loop
+        if l.slot is null then
+            due := true;
+        elsif l.expired then
+            expired := true;
+        else
+            used[l.slot] := used[l.slot] + l.size;
+        end if;
     end loop;
     places := '{}';
     for i in 1 .. cardinality(slots) loop

@@ -138,39 +138,38 @@ language sql immutable as $template$
     select $code$
 -- claim_waiting(…): as its template says.
 create or replace function claim_waiting_<id>(hint hints, places smallint[], taken bigint[], claimed bigint,
-                                              moment timestamptz, until timestamptz) returns bigint[]
+                                              moment timestamptz, until timestamptz, out all_taken bigint[], out plain boolean)
 language plpgsql volatile as $$
 declare
     cur refcursor; -- so that no row is locked that is not needed
     r record;
     room int := cardinality(places) - cardinality(taken);
-    done_ords bigint[];
-    done_ties bigint[];
+    done tid[];    -- whole rows; they are locked, so they stay where they are
     seqs_ bigint[]; -- claimed, and not in leases yet: all with keys of their own, or none
     keys_ text[];
     since timestamptz;
+    last bigint := 0;
 begin
+    plain := taken = '{}';
     if hint.passed = '{}' then
         open cur for
-            select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from waiting_<id> w
+            select w.ctid, w.tie, w.seqs, w.keys, w.inserted_at from waiting_<id> w
             where w.consumer_id = <id> and w.ord >= hint.waiting_floor order by w.ord, w.tie for update skip locked;
     else
         open cur for
-            select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from live_waiting_<id>(hint) l cross join lateral (
-                select * from waiting_<id> w where w.consumer_id = <id> and w.ord = l.ord and w.tie = l.tie
-                for update skip locked) w;
+            select w.* from live_waiting_<id>(hint) l cross join lateral (
+                select w.ctid, w.tie, w.seqs, w.keys, w.inserted_at from waiting_<id> w
+                where w.consumer_id = <id> and w.ord = l.ord and w.tie = l.tie for update skip locked) w;
     end if;
     loop
         fetch cur into r;
         exit when not found;
         if cardinality(r.seqs) > room then
-            update waiting_<id> w set seqs = r.seqs[room + 1:], keys = r.keys[room + 1:]
-            where w.consumer_id = <id> and w.ord = r.ord and w.tie = r.tie;
+            update waiting_<id> w set seqs = r.seqs[room + 1:], keys = r.keys[room + 1:] where w.ctid = r.ctid;
             r.seqs := r.seqs[:room];
             r.keys := r.keys[:room];
         else
-            done_ords := done_ords || r.ord;
-            done_ties := done_ties || r.tie;
+            done := done || r.ctid;
         end if;
         room := room - cardinality(r.seqs);
         if (keys_ is null) <> (r.keys is null) and seqs_ is not null then
@@ -185,18 +184,15 @@ begin
             seqs_ := seqs_ || r.seqs;
             keys_ := keys_ || r.keys;
         end if;
+        plain := plain and r.tie = 0 and r.seqs[1] > last;
+        last := r.seqs[cardinality(r.seqs)];
         exit when room = 0;
     end loop;
     close cur;
-    if done_ords is not null then
-        -- Found by a look-up each: as a join, the planner may choose a walk along the index. Locked, so they stay where they are.
-        delete from waiting_<id> w
-        where w.ctid = any (array(
-            select f.ctid from unnest(done_ords, done_ties) as d (ord, tie) cross join lateral (
-                select w.ctid from waiting_<id> w
-                where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie offset 0) f));
+    if done is not null then
+        delete from waiting_<id> w where w.ctid = any (done);
     end if;
-    return insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
+    all_taken := insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
 end $$
     $code$
 $template$;

@@ -6,10 +6,9 @@
 -- committed, so they are seen where they were. Every move of a message between waiting, leases and delayed is one
 -- transaction; so it is seen in one of them, or it is finished.
 
--- claim_in_order(…) → the seqs that now have a lease under the token, in order, and whether all are delivered for the first
--- time.
+-- claim_in_order(…) → what claim() returns.
 create or replace function claim_in_order(consumer consumers, hint hints, places smallint[], expired boolean, token bigint,
-                                          moment timestamptz, until timestamptz, out taken bigint[], out fresh boolean)
+                                          moment timestamptz, until timestamptz, out taken bigint[], out plain boolean)
 language plpgsql volatile as $$
 declare
     room constant int := cardinality(places);
@@ -23,13 +22,13 @@ begin
         taken := taken || claim_delayed_in_order(consumer, hint, places[cardinality(taken) + 1:], cardinality(taken),
                                                  token, moment, until);
     end if;
-    fresh := taken = '{}';
+    plain := taken = '{}' and not exists (select from redriven r where r.consumer_id = consumer.id);
     if cardinality(taken) < room then
         -- Published messages may commit out of order: nothing behind one that can still appear.
         safe := case when jsonb_array_length(consumer.config -> 'topics') > 0 then max_safe_seq('messages_seq') end;
-        execute 'select claim_in_order_' || consumer.id || '($1, $2, $3, $4, $5, $6, $7)' into taken
-        using hint, places, taken, token, moment, until, safe;
+        taken := claim_waiting_in_order(consumer.id, hint, places, taken, token, moment, until, safe);
     end if;
+    plain := plain and taken = array(select t from unnest(taken) t order by t);
 end $$;
 
 -- claim_expired_in_order(…): deliveries whose timeout passed, of keys that free_expired() gives.

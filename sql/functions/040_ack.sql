@@ -21,12 +21,12 @@ begin
     if acked is null then
         given := parse_receipts(receipts);
         acked := settle(c.id, given.tokens, given.seqs, moment());
+        perform forget_redriven(c.id, acked);
     end if;
     if strict and cardinality(acked) < cardinality(receipts) then
         given := parse_receipts(receipts);
         perform refuse_stale(consumer, given.tokens, given.seqs, acked);
     end if;
-    perform forget_redriven(c.id, acked);
     return cardinality(acked);
 end $$;
 
@@ -38,29 +38,40 @@ language plpgsql volatile as $$
 declare
     suffix constant text := substring(receipts[1] from '^[0-9]{1,18}(-[0-9]{1,18})$');
     claimed constant bigint := substr(suffix, 2);
+    number constant int := cardinality(receipts);
+    given constant text := array_to_string(receipts, ',');
     row_seqs bigint[];
     gone bigint[];
 begin
-    for row_seqs in
-        delete from leases l
-        where l.consumer_id = settle_claim.consumer_id and l.token = claimed and l.not_visible_until > moment
-          and (cardinality(receipts), array_to_string(receipts, ',')) = (
-              select sum(cardinality(o.seqs)),
-                     string_agg(array_to_string(o.seqs, suffix || ',') || suffix, ',' order by abs(o.part))
-              from leases o where o.consumer_id = settle_claim.consumer_id and o.token = claimed)
-        returning l.seqs
-    loop
-        gone := gone || row_seqs;
-    end loop;
+    delete from leases l
+    where l.consumer_id = settle_claim.consumer_id and l.token = claimed and l.not_visible_until > moment
+      and cardinality(l.seqs) = number and array_to_string(l.seqs, suffix || ',') || suffix = given
+    returning l.seqs into gone;
+    if gone is null and number > 1 then
+        -- It may have a row for each of several slots.
+        for row_seqs in
+            delete from leases l
+            where l.consumer_id = settle_claim.consumer_id and l.token = claimed and l.not_visible_until > moment
+              and (number, given) = (
+                  select sum(cardinality(o.seqs)),
+                         string_agg(array_to_string(o.seqs, suffix || ',') || suffix, ',' order by abs(o.part))
+                  from leases o where o.consumer_id = settle_claim.consumer_id and o.token = claimed)
+            returning l.seqs
+        loop
+            gone := gone || row_seqs;
+        end loop;
+    end if;
     -- A statement of its own: it sees what another session marked while the deletion waited for it.
-    if gone is not null and exists (
-        select from settled s where s.consumer_id = settle_claim.consumer_id and s.token = claimed)
+    if gone is not null
+        and (exists (select from settled s where s.consumer_id = settle_claim.consumer_id and s.token = claimed)
+             or exists (select from redriven r where r.consumer_id = settle_claim.consumer_id))
     then
         with cleared as (
             delete from settled s where s.consumer_id = settle_claim.consumer_id and s.token = claimed
             returning s.seq)
         select array(select g from unnest(gone) g where not g = any (c.marked)) into gone
         from (select coalesce(array_agg(c.seq), '{}') as marked from cleared c) c;
+        perform forget_redriven(consumer_id, gone);
     end if;
     return gone;
 end $$;

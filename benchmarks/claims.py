@@ -1,8 +1,8 @@
 """Claim and ack: messages/s of waiting messages, by batch, receivers and mode, beside the plain design.
 
 The plain design is a row per consumer and message, as queue tables usually are: an index scan with FOR UPDATE SKIP LOCKED,
-an UPDATE that hides the row under a new token, a DELETE that acks it if the token is still the same. Both are driven by the same loop over libpq, which takes the same columns and looks at the receipts
-alone; a claim and its ack are two transactions. Ours claims with synchronous_commit off, as its client does.
+an UPDATE that hides the row under a new token, a DELETE that acks it if the token is still the same. Both are driven by the same
+loop over libpq, which takes the same columns and looks at the receipts alone; a claim and its ack are two transactions. Ours claims with synchronous_commit off, as its client does.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from benchmarks.common import database, median
 from cdcbridge.config import Consumer
 from cdcbridge.consumers import apply
 from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.encode import CHUNK_SIZE
 from cdcbridge.store import Store
 
 DATA = """json_build_object('op', 'insert', 'record', json_build_object('id', g, 'note', repeat('x', 200)),
                            'old', null, 'unchanged', '[]'::json)"""
 CLAIM = {
-    "cdcbridge": "select r.receipt, r.seq, r.deliver_count, r.topic, r.key, r.data from (select set_config('synchronous_commit', 'off', true) offset 0) s,"
-    " cdcbridge.receive('c', $1) r",
+    "cdcbridge": """
+        select {columns} from (select set_config('synchronous_commit', 'off', true) offset 0) s, cdcbridge.receive('c', $1)
+    """,
     "plain": """
         with picked as materialized (
             select seq from plain where consumer_id = 1 and visible_at <= (select clock_timestamp())
@@ -35,8 +37,9 @@ CLAIM = {
             update plain p set visible_at = clock_timestamp() + interval '30 s', deliver_count = deliver_count + 1,
                                last_delivered_at = clock_timestamp(), token = nextval('plain_tokens')
             from picked where p.consumer_id = 1 and p.seq = picked.seq returning p.*)
-        select h.seq || '-' || h.token, h.seq, h.deliver_count, l.topic, l.key, l.data
-        from hidden h join plain_log l using (seq) order by h.seq
+        select {columns}
+        from (select h.seq || '-' || h.token as receipt, h.seq, h.deliver_count, l.topic, l.key, l.data
+              from hidden h join plain_log l using (seq) order by h.seq) r
     """,
 }
 ACK = {
@@ -48,6 +51,9 @@ ACK = {
         where p.consumer_id = 1 and p.seq = r.seq and p.token = r.token
     """,
 }
+
+
+COLUMNS = "receipt, seq, deliver_count, topic, key, data"
 
 
 class Loop(NamedTuple):
@@ -67,9 +73,8 @@ class Case(NamedTuple):
     batch: int
     receivers: int
 
-    @property
-    def loop(self) -> Loop:
-        return Loop(CLAIM[self.design], ACK[self.design], self.batch)
+    def loop(self, columns: str = COLUMNS) -> Loop:
+        return Loop(CLAIM[self.design].format(columns=columns), ACK[self.design], self.batch)
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
@@ -112,7 +117,7 @@ def _alternating(
         for case, runs in zip(cases, found, strict=True):
             with database(server, "claims") as session:
                 fill(session, server.dsn("claims"), case, messages)
-                runs.append(drain(session, server.dsn("claims"), case.loop, case.receivers))
+                runs.append(drain(session, server.dsn("claims"), case.loop(), case.receivers))
     return found
 
 
@@ -126,11 +131,11 @@ def _held(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
         messages = 1_500_000 if design == "plain" else 170_000 * seconds
         with database(server, "claims") as session:
             fill(session, server.dsn("claims"), case, 200_000)
-            fresh = drain(session, server.dsn("claims"), case.loop, 2)["rate"]
+            fresh = drain(session, server.dsn("claims"), case.loop(), 2)["rate"]
         with database(server, "claims") as session:
             fill(session, server.dsn("claims"), case, messages)
             with snapshot(server.dsn("claims")):
-                run = drain(session, server.dsn("claims"), case.loop, 2, seconds)
+                run = drain(session, server.dsn("claims"), case.loop(), 2, seconds)
         first, last = run["sixths"][0], run["sixths"][-1]
         print(f"| {design} | {fresh:,.0f} | {first:,.0f} | {last:,.0f} | {last / fresh:.2f} |", flush=True)
         results.append({"held": design, "fresh": fresh, **run})
@@ -146,14 +151,14 @@ def _deep(server: EmbeddedServer, deep: int) -> list[dict[str, Any]]:
         shallow = median([runs["rate"] for runs in _alternating(server, [case], 10_000, 5)[0]])
         with database(server, "claims") as session:
             fill(session, server.dsn("claims"), case, deep)
-            run = drain(session, server.dsn("claims"), case.loop, 2, seconds=3)
+            run = drain(session, server.dsn("claims"), case.loop(), 2, seconds=3)
         print(f"| {mode} | {shallow:,.0f} | {run['rate']:,.0f} | {run['rate'] / shallow:.2f} |", flush=True)
         results.append({"deep": deep, "mode": mode, "shallow": shallow, **run})
     return results
 
 
 def fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int) -> None:
-    """As the bridge leaves it after large appends: 64 messages to a row of fan-out. The plain design: a row each."""
+    """As the bridge leaves it after large appends: CHUNK_SIZE messages to a row of fan-out. The plain design: a row each."""
     if case.design == "plain":
         session.execute(
             f"""create table plain_log (seq bigint primary key, topic text, key text, data json);
@@ -178,7 +183,7 @@ def fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int) 
             f"""insert into messages (seq, topic, key, partition, data)
                 select g, 'public.t', ((g::bigint * 7919) % {case.keys})::text, 1, {DATA} from generate_series(1, {messages}) g;
                 insert into waiting (consumer_id, ord, seqs, keys)
-                select 1, min(seq), array_agg(seq order by seq), {keys} from messages group by seq / 64""".encode()
+                select 1, min(seq), array_agg(seq order by seq), {keys} from messages group by (seq - 1) / {CHUNK_SIZE}""".encode()
         )
     session.execute("checkpoint")
 

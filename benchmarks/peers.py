@@ -1,7 +1,7 @@
 """Beside other queues in PostgreSQL, on the same work in the same run: `make bench-peers`.
 
-Each is set up as its own documentation says, and driven through its own SQL functions by the loop that drives ours. What is
-not the same: PgQ has one consumer at a time and no ack of a single message (a batch is what was inserted between two
+Each is set up as its own documentation says, and driven through its own SQL functions by the loop that drives ours; each
+gives the same: what to ack by, how often it was delivered, the data. What is not the same: PgQ has one consumer at a time and no ack of a single message (a batch is what was inserted between two
 ticks); procrastinate fetches one job at a time. pgmq rewrites the whole message at each read, PgQ never.
 """
 
@@ -19,13 +19,14 @@ from benchmarks.claims import DATA, Case, Loop, drain, fill, snapshot
 from benchmarks.common import database, median
 from cdcbridge.embedded import EmbeddedServer
 
+COLUMNS = "receipt, deliver_count, data"  # what all of them have
 PGMQ = ("select msg_id, read_ct, message from pgmq.read('q', 30, $1)", "select pgmq.delete('q', $1::bigint[])")
 PGQ = (
-    "select b.id, e.* from (select pgq.next_batch('q', 'c') as id, $1::int) b cross join lateral pgq.get_batch_events(b.id) e",
+    "select b.id, e.ev_retry, e.ev_data from (select pgq.next_batch('q', 'c') as id, $1::int) b cross join lateral pgq.get_batch_events(b.id) e",
     "select pgq.finish_batch(($1::bigint[])[1])",
 )
 PROCRASTINATE = (
-    "select j.id, j.task_name, j.args from procrastinate_fetch_job_v2(null, $1::int) j where j.id is not null",
+    "select j.id, j.attempts, j.args from procrastinate_fetch_job_v2(null, $1::int) j where j.id is not null",
     "select procrastinate_finish_job_v1(($1::bigint[])[1], 'succeeded', true)",
 )
 
@@ -44,7 +45,7 @@ def peers(packages: Path, batch: int, receivers: int) -> list[Peer]:
 
     def ours(mode: str) -> Peer:
         case = Case("cdcbridge", mode, 100_000, batch, receivers)
-        return Peer(f"cdcbridge, {mode}", lambda s, dsn, n: fill(s, dsn, case, n), case.loop, receivers)
+        return Peer(f"cdcbridge, {mode}", lambda s, dsn, n: fill(s, dsn, case, n), case.loop(COLUMNS), receivers)
 
     def pgmq(session: psycopg.Connection[Any], _: str, messages: int) -> None:
         session.execute((packages / "pgmq" / "sql" / "pgmq.sql").read_bytes())
@@ -73,7 +74,7 @@ def peers(packages: Path, batch: int, receivers: int) -> list[Peer]:
     found = [
         ours("queue"),
         ours("fifo"),
-        Peer("plain design", lambda s, dsn, n: fill(s, dsn, case, n), case.loop, receivers),
+        Peer("plain design", lambda s, dsn, n: fill(s, dsn, case, n), case.loop(COLUMNS), receivers),
         Peer("pgmq", pgmq, Loop(*PGMQ, batch), receivers),
     ]
     if batch == 1:

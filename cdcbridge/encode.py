@@ -32,7 +32,8 @@ CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
 COPY_MESSAGES: Final = f"copy messages ({MESSAGE_COLUMNS}) from stdin (format binary)"
 COPY_WAITING: Final = f"copy waiting ({CHUNK_COLUMNS}) from stdin (format binary)"
 GAP_TOPIC: Final = "cdcbridge.gap"  # of the messages that tell of changes left behind
-CHUNK_SIZE: Final = 64  # messages per fan-out row of a large append: 1 KB of seqs, below TOAST's 2 KB
+# Messages per fan-out row of a large append: below TOAST's 2 KB, and a receive of 100 takes whole rows.
+CHUNK_SIZE: Final = 50
 SMALL_APPEND: Final = 128  # up to here each message has a row of its own, so that concurrent receivers share them
 
 

@@ -200,23 +200,22 @@ declare
     l record;
     free int;
 begin
-    expired := false;
-    due := false;
     for l in
         -- Modulo: the limit may have been lowered since.
-        select v.slot % number as slot, v.not_visible_until <= moment as expired,
-               cardinality(v.seqs) - (select count(*) from settled s where s.consumer_id = v.consumer_id and s.token = v.token
-                                      and s.part = v.part)::int as size
+        select v.slot % number as slot,
+               case when v.not_visible_until > moment then cardinality(v.seqs) - (
+                   select count(*) from settled s where s.consumer_id = v.consumer_id and s.token = v.token
+                   and s.part = v.part)::int end as size
         from live_leases(survey.consumer_id, hint) v
         union all
-        (select null, null, null from delayed d where d.consumer_id = survey.consumer_id and d.visible_at <= moment limit 1)
+        (select null, null from delayed d where d.consumer_id = survey.consumer_id and d.visible_at <= moment limit 1)
     loop
-        if l.slot is null then
-            due := true;
-        elsif l.expired then
+        if l.size is not null then
+            used[l.slot] := used[l.slot] + l.size;
+        elsif l.slot is not null then
             expired := true;
         else
-            used[l.slot] := used[l.slot] + l.size;
+            due := true;
         end if;
     end loop;
     places := '{}';

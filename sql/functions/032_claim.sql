@@ -174,16 +174,11 @@ begin
         room := room - cardinality(r.seqs);
         if (keys_ is null) <> (r.keys is null) and seqs_ is not null then
             taken := insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
-            seqs_ := null;
+            seqs_ := null; keys_ := null; since := null;
         end if;
-        if seqs_ is null then
-            seqs_ := r.seqs;
-            keys_ := r.keys;
-            since := r.inserted_at;
-        else
-            seqs_ := seqs_ || r.seqs;
-            keys_ := keys_ || r.keys;
-        end if;
+        seqs_ := seqs_ || r.seqs;
+        keys_ := keys_ || r.keys;
+        since := coalesce(since, r.inserted_at);
         plain := plain and r.tie = 0 and r.seqs[1] > last;
         last := r.seqs[cardinality(r.seqs)];
         exit when room = 0;

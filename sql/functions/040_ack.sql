@@ -30,9 +30,9 @@ begin
     return cardinality(acked);
 end $$;
 
--- settle_claim(consumer_id, receipts, moment) → the seqs that were settled by removing a claim as a whole; null where the
--- receipts are not just those that one claim still holds, in its order. What receivers mostly do: so the receipts are
--- compared as they are, without taking them apart.
+-- settle_claim(consumer_id, receipts, moment) → the seqs that were settled by removing a claim, or one row of it, as a whole;
+-- null where the receipts are not just those that it still holds, in its order. What receivers mostly do: so the receipts
+-- are compared as they are, without taking them apart.
 create or replace function settle_claim(consumer_id int, receipts text[], moment timestamptz) returns bigint[]
 language plpgsql volatile as $$
 declare
@@ -41,24 +41,28 @@ declare
                                     then substr(suffix, 2) end;
     number constant int := cardinality(receipts);
     given constant text := array_to_string(receipts, ',');
+    row_part int;
     row_seqs bigint[];
+    parts int[];
     gone bigint[];
 begin
+    -- A row that holds just these,
     delete from leases l
     where l.consumer_id = settle_claim.consumer_id and l.token = claimed and l.not_visible_until > moment
       and cardinality(l.seqs) = number and array_to_string(l.seqs, suffix || ',') || suffix = given
-    returning l.seqs into gone;
+    returning array[l.part], l.seqs into parts, gone;
     if gone is null and number > 1 then
-        -- It may have a row for each of several slots.
-        for row_seqs in
+        -- or all rows of the claim.
+        for row_part, row_seqs in
             delete from leases l
             where l.consumer_id = settle_claim.consumer_id and l.token = claimed and l.not_visible_until > moment
               and (number, given) = (
                   select sum(cardinality(o.seqs)),
                          string_agg(array_to_string(o.seqs, suffix || ',') || suffix, ',' order by abs(o.part))
                   from leases o where o.consumer_id = settle_claim.consumer_id and o.token = claimed)
-            returning l.seqs
+            returning l.part, l.seqs
         loop
+            parts := parts || row_part;
             gone := gone || row_seqs;
         end loop;
     end if;
@@ -68,7 +72,8 @@ begin
              or exists (select from redriven r where r.consumer_id = settle_claim.consumer_id))
     then
         with cleared as (
-            delete from settled s where s.consumer_id = settle_claim.consumer_id and s.token = claimed
+            delete from settled s
+            where s.consumer_id = settle_claim.consumer_id and s.token = claimed and s.part = any (parts)
             returning s.seq)
         select array(select g from unnest(gone) g where not g = any (c.marked)) into gone
         from (select coalesce(array_agg(c.seq), '{}') as marked from cleared c) c;

@@ -337,6 +337,20 @@ def test_redriven_messages_come_whole_between_fresh_ones(queue: Queue, count: in
     assert seqs(queue.receive(40)) == order[count:]
 
 
+def test_a_row_of_a_claim_that_goes_leaves_the_marks_of_the_others(queue: Queue) -> None:
+    """One claim, two rows of leases: one message of the second is acked alone, then all of the first."""
+    queue.declare()
+    queue.append(1)
+    queue.nack(*receipts(queue.receive()), delay="0")
+    queue.append(3)
+    again, first, *others = queue.receive(4)
+    assert queue.ack(first["receipt"]) == 1
+    assert queue.ack(again["receipt"]) == 1
+    assert queue.states() == {"pending": 0, "in_flight": 2, "dead": 0}
+    queue.expire()
+    assert seqs(queue.receive()) == seqs(others)
+
+
 def test_peek_takes_nothing(queue: Queue) -> None:
     queue.declare()
     put = queue.append(100)

@@ -59,7 +59,9 @@ begin
     plain := k.plain;
 end $$
     $code$, call_by_id(array(select id from consumers where mode = 'queue' order by id),
-                       'k := claim_waiting_<id>(hint, places, taken, claimed, moment, until);'));
+                       'k := claim_waiting_<id>(hint, places, taken, claimed, moment, until);',
+                       'execute format(''select * from claim_waiting_%s($1, $2, $3, $4, $5, $6)'', consumer_id) into k
+                        using hint, places, taken, claimed, moment, until;'));
     execute format($code$
 -- claim_waiting_in_order(consumer_id, …): calls claim_in_order_<id>(…).
 create or replace function claim_waiting_in_order(consumer_id int, hint hints, places smallint[], taken bigint[],
@@ -71,22 +73,24 @@ begin
     return taken;
 end $$
     $code$, call_by_id(array(select id from consumers where mode = 'fifo' order by id),
-                       'taken := claim_in_order_<id>(hint, places, taken, claimed, moment, until, safe);'));
+                       'taken := claim_in_order_<id>(hint, places, taken, claimed, moment, until, safe);',
+                       'execute format(''select claim_in_order_%s($1, $2, $3, $4, $5, $6, $7)'', consumer_id) into taken
+                        using hint, places, taken, claimed, moment, until, safe;'));
 end $make$;
 
--- call_by_id(ids, call) → PL/pgSQL that finds consumer_id among the ids, which rise, and does the call with <id> replaced.
-create or replace function call_by_id(ids int[], call text) returns text
+-- call_by_id(ids, call, otherwise) → PL/pgSQL that finds consumer_id among the ids, which rise, and does the call with <id>
+-- replaced. Otherwise: a session that stays in its transaction can have an older version, from before the consumer was added.
+create or replace function call_by_id(ids int[], call text, otherwise text) returns text
 language plpgsql immutable set search_path from current as $$
 declare
     middle constant int := cardinality(ids) / 2 + 1;
 begin
     if cardinality(ids) > 1 then
         return format('if consumer_id < %s then %s else %s end if;', ids[middle],
-                      call_by_id(ids[:middle - 1], call), call_by_id(ids[middle:], call));
+                      call_by_id(ids[:middle - 1], call, otherwise), call_by_id(ids[middle:], call, otherwise));
     end if;
-    -- Who has added the consumer since this session last looked at the function is committed by now.
-    return format('if consumer_id = %s then %s else raise exception %L using errcode = %L; end if;', coalesce(ids[1], 0),
-                  replace(call, '<id>', ids[1]::text), 'a consumer was added just now: try again', '40001');
+    return format('if consumer_id = %s then %s else %s end if;', coalesce(ids[1], 0),
+                  replace(call, '<id>', ids[1]::text), otherwise);
 end $$;
 
 -- remove_consumer(name): the consumer, what waits for it, what it has in flight and its dead letters are gone at once.

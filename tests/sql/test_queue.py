@@ -320,6 +320,18 @@ def test_each_of_many_consumers_gets_its_own(queue: Queue, mode: str) -> None:
         queue.receive(name="c1")
 
 
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+def test_a_consumer_that_comes_while_a_transaction_is_open(queue: Queue, mode: str) -> None:
+    one = queue.declare("one", mode=mode)
+    queue.append_keys("a", consumers=(one,))
+    session = queue.open(autocommit=False)
+    assert len(queue.receive(name="one", session=session)) == 1
+    two = queue.declare("two", mode=mode)
+    put = queue.append_keys("a", "b", consumers=(two,))
+    assert seqs(queue.receive(name="two", session=session)) == put
+    session.commit()
+
+
 @pytest.mark.parametrize("count", [4, 6, 40])
 def test_redriven_messages_come_whole_between_fresh_ones(queue: Queue, count: int) -> None:
     """A receive that finds all in one walk along the log must not take them for what stands there."""

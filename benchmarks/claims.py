@@ -1,8 +1,9 @@
 """Claim and ack: messages/s of waiting messages, by batch, receivers and mode, beside the plain design.
 
 The plain design is a row per consumer and message, as queue tables usually are: an index scan with FOR UPDATE SKIP LOCKED,
-an UPDATE that hides the row under a new token, a DELETE that acks it if the token is still the same. Both are driven by the same
-loop over libpq, which takes the same columns and looks at the receipts alone; a claim and its ack are two transactions. Ours claims with synchronous_commit off, as its client does.
+an UPDATE that hides the row under a new token, a DELETE that acks it if the token is still the same. Both are driven by the
+same loop over libpq, which takes the same columns and looks at the receipts alone; a claim and its ack are two
+transactions. Ours claims with synchronous_commit off, as its client does.
 """
 
 from __future__ import annotations

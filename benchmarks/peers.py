@@ -1,8 +1,8 @@
 """Beside other queues in PostgreSQL, and the Debezium engine, on the same work in the same run: `make bench-peers`.
 
 Each is set up as its own documentation says, and driven through its own SQL functions by the loop that drives ours; each
-gives the same: what to ack by, how often it was delivered, the data. What is not the same: PgQ has one consumer at a time and no ack of a single message (a batch is what was inserted between two
-ticks); procrastinate fetches one job at a time; pgqueuer keeps a log of every step of a job. pgmq rewrites the whole message
+gives the same: what to ack by, how often it was delivered, the data. What is not the same: PgQ has one consumer at a time
+and no ack of a single message (a batch is what was inserted between two ticks); procrastinate fetches one job at a time; pgqueuer keeps a log of every step of a job. pgmq rewrites the whole message
 at each read, PgQ never. Debezium's handler does nothing and stores nothing; ours is durable when the clock stops.
 """
 
@@ -28,7 +28,8 @@ HERE = Path(__file__).parent
 COLUMNS = "receipt, deliver_count, data"  # what all of them have
 PGMQ = ("select msg_id, read_ct, message from pgmq.read('q', 30, $1)", "select pgmq.delete('q', $1::bigint[])")
 PGQ = (
-    "select b.id, e.ev_retry, e.ev_data from (select pgq.next_batch('q', 'c') as id, $1::int) b cross join lateral pgq.get_batch_events(b.id) e",
+    """select b.id, e.ev_retry, e.ev_data from (select pgq.next_batch('q', 'c') as id, $1::int) b
+       cross join lateral pgq.get_batch_events(b.id) e""",
     "select pgq.finish_batch(($1::bigint[])[1])",
 )
 PROCRASTINATE = (

@@ -22,13 +22,15 @@ begin
         taken := taken || claim_delayed_in_order(consumer, hint, places[cardinality(taken) + 1:], cardinality(taken),
                                                  token, moment, until);
     end if;
-    plain := taken = '{}' and not exists (select from redriven r where r.consumer_id = consumer.id);
+    plain := taken = '{}';
     if cardinality(taken) < room then
         -- Published messages may commit out of order: nothing behind one that can still appear.
         safe := case when jsonb_array_length(consumer.config -> 'topics') > 0 then max_safe_seq('messages_seq') end;
         taken := claim_waiting_in_order(consumer.id, hint, places, taken, token, moment, until, safe);
     end if;
-    plain := plain and taken = array(select t from unnest(taken) t order by t);
+    -- Asked when they are claimed: what was redriven in the meantime may be among them.
+    plain := plain and taken = array(select t from unnest(taken) t order by t)
+        and not exists (select from redriven r where r.consumer_id = consumer.id);
 end $$;
 
 -- claim_expired_in_order(…): deliveries whose timeout passed, of keys that free_expired() gives.

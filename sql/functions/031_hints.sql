@@ -25,6 +25,18 @@ language sql stable as $$
         select * from leases l where l.consumer_id = $1 and l.token = t.token offset 0) l
 $$;
 
+-- held_keys(consumer_id, hint) → the claims and the keys that they hold: what is settled holds its key no longer, although its row
+-- of leases is there for the others. Inlined, as live_leases() is. A look into settled per row, not per message.
+create or replace function held_keys(consumer_id int, hint hints) returns table (token bigint, key text)
+language sql stable as $$
+    select l.token, u.key
+    from (select v.token, v.seqs, v.keys, array(
+              select s.seq from settled s where s.consumer_id = $1 and s.token = v.token and s.part = v.part) as settled
+          from live_leases($1, $2) v offset 0) l
+    cross join lateral unnest(l.seqs, l.keys) as u (seq, key)
+    where u.key is not null and (l.settled = '{}' or u.seq <> all (l.settled))
+$$;
+
 -- renew_hint(consumer_id, hint, front): a new hint, where a claim has come far from where the old one begins: to front.
 create or replace function renew_hint(consumer_id int, hint hints, front bigint) returns void
 language plpgsql volatile as $$

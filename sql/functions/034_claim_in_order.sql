@@ -156,8 +156,7 @@ create or replace function claim_in_order_<id>(hint hints, places smallint[], ta
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    held constant text[] := array(select u.key from live_leases(<id>, hint) l cross join lateral unnest(l.keys) as u (key)
-                                  where l.token <> claimed and u.key is not null);
+    held constant text[] := array(select h.key from held_keys(<id>, hint) h where h.token <> claimed);
     given_back constant boolean := exists (select from delayed d where d.consumer_id = <id>);
     barrier record;
     last_ord bigint := 0;
@@ -245,8 +244,8 @@ declare
     ahead_keys text[];
     ends int[] := '{}';
 begin
-    select array(select u.key from live_leases(<id>, hint) l cross join lateral unnest(l.keys) as u (key)
-                 where l.token <> claimed and u.key in (select k from unnest(keys_) k))
+    select array(select h.key from held_keys(<id>, hint) h
+                 where h.token <> claimed and h.key in (select k from unnest(keys_) k))
         || case when exists (select from delayed d where d.consumer_id = <id>)
            then array(select k from unnest(keys_) k
                       where exists (select from delayed d where d.consumer_id = <id> and d.in_order and d.key = k)) end,

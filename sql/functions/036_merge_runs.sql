@@ -24,7 +24,7 @@ create or replace function merge_runs(consumer_id int, hint hints, safe bigint) 
 language plpgsql volatile as $$
 declare
     held constant text[] := array(
-        select u.key from live_leases(merge_runs.consumer_id, hint) l cross join lateral unnest(l.keys) as u (key)
+        select h.key from held_keys(merge_runs.consumer_id, hint) h
         union select d.key from delayed d where d.consumer_id = merge_runs.consumer_id and d.in_order);
     merged int;
 begin

@@ -13,15 +13,17 @@ declare
     c consumers := queue_named(consumer);
     given record;
     acked bigint[];
+    rest bigint[];
 begin
     if c.mode = 'fifo' then
         perform require_read_committed('ack() in fifo');
     end if;
-    acked := settle_claim(c.id, receipts, moment());
-    if acked is null then
+    acked := coalesce(settle_claim(c.id, receipts, moment()), '{}');
+    if cardinality(acked) < cardinality(receipts) then
         given := parse_receipts(receipts);
-        acked := settle(c.id, given.tokens, given.seqs, moment());
-        perform forget_redriven(c.id, acked);
+        rest := settle(c.id, given.tokens, given.seqs, moment());
+        perform forget_redriven(c.id, rest);
+        acked := acked || rest;
     end if;
     if strict and cardinality(acked) < cardinality(receipts) then
         given := parse_receipts(receipts);
@@ -31,7 +33,7 @@ begin
 end $$;
 
 -- settle_claim(consumer_id, receipts, moment) → the seqs that were settled by removing a claim, or one row of it, as a whole;
--- null where the receipts are not just those that it still holds, in its order. What receivers mostly do: so the receipts
+-- null where the receipts are not just those that it holds, in its order. What receivers mostly do: so the receipts
 -- are compared as they are, without taking them apart.
 create or replace function settle_claim(consumer_id int, receipts text[], moment timestamptz) returns bigint[]
 language plpgsql volatile as $$
@@ -75,12 +77,18 @@ begin
             delete from settled s
             where s.consumer_id = settle_claim.consumer_id and s.token = claimed and s.part = any (parts)
             returning s.seq)
-        select array(select g from unnest(gone) g where not g = any (c.marked)) into gone
-        from (select coalesce(array_agg(c.seq), '{}') as marked from cleared c) c;
+        select without(gone, array(select c.seq from cleared c)) into gone;
         perform forget_redriven(consumer_id, gone);
     end if;
     return gone;
 end $$;
+
+-- without(seqs, marked) → what rows of leases held and nobody had settled. One copy goes for each mark: a message that extend()
+-- took into a row of its own is marked in the row that it came from, and stands in both.
+create or replace function without(seqs bigint[], marked bigint[]) returns bigint[]
+language sql immutable as $$
+    select array(select unnest(seqs) except all select unnest(marked))
+$$;
 
 -- settle(consumer_id, tokens, seqs, moment) → the seqs of those deliveries that were in flight, and now are not.
 -- A row of leases goes when all that it holds is settled. Otherwise the row stays, and each gets a mark: so those who
@@ -136,9 +144,9 @@ begin
             delete from settled s using unnest(whole_tokens, whole_parts) as w (token, part)
             where s.consumer_id = settle_whole.consumer_id and s.token = w.token and s.part = w.part
             returning s.seq)
-        select array_agg(c.seq) into marked from cleared c;
-        if marked is not null then
-            gone := array(select s from unnest(gone) s where not s = any (marked));
+        select array(select c.seq from cleared c) into marked;
+        if marked <> '{}' then
+            gone := without(gone, marked);
         end if;
     end if;
     return gone;

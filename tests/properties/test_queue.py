@@ -262,8 +262,9 @@ def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
         made.close()
 
 
+@pytest.mark.timeout(900)  # a failure is made small first, which takes minutes
 @pytest.mark.parametrize("max_in_flight", [6, 400])  # a row of leases holds one message, or several
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
 def test_the_queue_does_what_the_model_does(queue: Queue, mode: str, max_in_flight: int) -> None:
     machine = type("Machine", (Machine,), {"mode": mode, "max_in_flight": max_in_flight, "queue": queue})
-    run_state_machine_as_test(machine, settings=settings(max_examples=30, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=40, deadline=None))

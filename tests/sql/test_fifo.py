@@ -41,6 +41,20 @@ def test_a_key_in_flight_holds_back_its_messages_and_no_others(queue: Queue) -> 
     assert seqs(queue.receive(10)) == [put[1], put[3]]
 
 
+def test_a_key_is_free_when_all_of_it_is_acked_though_its_claim_holds_others(queue: Queue) -> None:
+    put = queue.append_keys("a", "b", "a")
+    first = queue.receive()
+    later = queue.append_keys("a", "b")
+    assert queue.ack(first[0]["receipt"]) == 1
+    assert queue.receive() == [], "one of a is still in flight"
+    assert queue.ack(first[2]["receipt"]) == 1
+    assert queue.value("select count(*) from cdcbridge.leases where cardinality(seqs) > 1") == 1, "a row for both keys"
+    assert seqs(queue.receive()) == later[:1]
+    assert queue.ack(first[1]["receipt"]) == 1
+    assert seqs(queue.receive()) == later[1:]
+    assert put == seqs(first)
+
+
 def test_batches_are_full_while_another_receivers_transaction_is_open(queue: Queue) -> None:
     queue.append_keys(*"abcabc", *"defdef", *"ghighi")
     one, two = queue.open(autocommit=False), queue.open()

@@ -143,6 +143,22 @@ def test_a_strict_ack_rolls_the_effect_back_with_it(queue: Queue) -> None:
     assert queue.states()["in_flight"] == 1, "the valid one is in flight as before"
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 1, 2]])
+@pytest.mark.parametrize("end", ["ack", "nack", "dead"])
+def test_a_claim_of_which_a_part_was_extended_ends_as_a_whole(queue: Queue, order: list[int], end: str) -> None:
+    queue.declare(max_in_flight=400)
+    put = queue.append(4)
+    batch = queue.receive()
+    assert queue.extend("1 hour", batch[0]["receipt"], batch[2]["receipt"]) == 2
+    given = [batch[n]["receipt"] for n in order]
+    done = queue.ack(*given) if end == "ack" else queue.nack(*given, delay="0", dead=end == "dead")
+    assert done == 4
+    assert queue.value("select count(*) from cdcbridge.leases") == 0
+    assert queue.value("select count(*) from cdcbridge.settled") == 0
+    assert queue.states() == {"pending": 4 * (end == "nack"), "in_flight": 0, "dead": 4 * (end == "dead")}
+    assert sorted(seqs(queue.receive())) == (put if end == "nack" else [])
+
+
 def test_extend_counts_from_now_and_zero_gives_back(queue: Queue) -> None:
     queue.declare()
     queue.append(1)

@@ -43,10 +43,10 @@ def database(server: EmbeddedServer, name: str) -> Iterator[psycopg.Connection[A
 
 
 def configuration(server: EmbeddedServer, name: str, plugin: str, consumers: int, folder: Path, slot: str) -> Path:
-    """A file with so many consumers of everything in t."""
+    """A file with so many consumers of everything in t. The source is read over TCP, as from any other host."""
     path = folder / f"{slot}.yaml"
     document = {
-        "source": {"dsn": server.dsn(name), "plugin": plugin, "slot": slot},
+        "source": {"dsn": server.dsn(name, tcp=True), "plugin": plugin, "slot": slot},
         "log": {"level": "warning"},
         "consumers": [{"name": f"c{n}", "tables": ["public.t"]} for n in range(consumers)],
     }

@@ -75,7 +75,7 @@ def message_row(ordinal: int, key: str | None, partitions: int, data: bytes, sha
         return b"%b%b%b%b" % (_MESSAGE.pack(4, ordinal, 4, 0, _NULL), _LENGTH.pack(len(data)), data, shared)
     text = key.encode()
     head = _MESSAGE.pack(4, ordinal, 4, partition_of(text, partitions), len(text))
-    return b"%b%b%b%b%b" % (head, text, _LENGTH.pack(len(data)), data, shared)
+    return b"".join((head, text, _LENGTH.pack(len(data)), data, shared))
 
 
 def published_row(topic: str, key: str | None, partitions: int, data: bytes) -> bytes:

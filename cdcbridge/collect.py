@@ -30,6 +30,7 @@ class Batch:
 
     `rows`: for COPY, less their seqs; `keys`: theirs; `barriers`: the indexes of truncates. `in_order`: which consumers
     want order by key. `groups`: consumers that get the same rows → indexes into `rows`.
+    `streams`: consumers that read some of it from the log itself.
     `keyed`: consumer with a key of its own → indexes and keys. `dead`: (consumer, index, reason, key). `position` is of
     the last change read; `end_lsn` of the last transaction that is complete; `open` tells that the position
     stands inside a transaction whose rest is still to come. `commit_time` is of the last transaction, None where the
@@ -41,6 +42,7 @@ class Batch:
     barriers: list[int] = field(default_factory=list)
     in_order: frozenset[int] = frozenset()
     groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+    streams: set[int] = field(default_factory=set)
     keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
     dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
     size: int = 0
@@ -192,7 +194,7 @@ class Collector:
             return
         key = key_text(change.record, relation.key)
         wanted = self._wanted(plan, change, key) if plan.special else None
-        if wanted is not None and not wanted and not plan.plain:
+        if wanted is not None and not wanted and not plan.plain and not plan.streams:
             return
         data = encode_data(change.op, change.record, change.old, change.unchanged)
         shared = self._shared.get(relation.topic) or self._share(relation.topic)
@@ -204,6 +206,8 @@ class Collector:
         if change.op == "truncate":
             batch.barriers.append(index)
         batch.size += len(row) + _ROW_OVERHEAD
+        if plan.streams:
+            batch.streams.update(plan.streams)
         plain = plan.plain
         if len(data) > plan.smallest_limit:
             oversized = self._bury_oversized(plan, wanted, key, index, len(data))
@@ -239,6 +243,9 @@ class Collector:
         batch.keys.append(message.key)
         batch.size += len(data) + _ROW_OVERHEAD
         for reader in readers:
+            if reader.reads_log:
+                batch.streams.add(reader.consumer_id)
+                continue
             key = message.key if reader.key is None else message.own_key(reader.key)
             if message.malformed is not None:
                 batch.dead.append((reader.consumer_id, index, f"undecodable: {message.malformed}", key))

@@ -128,10 +128,10 @@ class Consumer(_Model):
 
     _unbuilt = _refuse("compact")
 
-    @field_validator("mode", "start")
+    @field_validator("start")
     @classmethod
     def _built(cls, value: str) -> str:
-        if value in ("stream", "snapshot"):
+        if value == "snapshot":
             raise ValueError(f"{value} {_NOT_BUILT}")
         return value
 
@@ -177,6 +177,13 @@ class Consumer(_Model):
     def _wants_something(self) -> Self:
         if not (self.tables or self.topics):
             raise ValueError("a consumer needs tables or topics")
+        return self
+
+    @model_validator(mode="after")
+    def _reads_the_log_as_it_is(self) -> Self:
+        given = [name for name in ("filter", "columns", "key") if getattr(self, name) is not None]
+        if self.mode == "stream" and given:
+            raise ValueError(f"a stream reads the log as it is: {' and '.join(given)} cannot be given")
         return self
 
 

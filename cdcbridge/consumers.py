@@ -56,6 +56,7 @@ def subscription(consumer_id: int, name: str, mode: str, config: dict[str, Any])
         config["max_message_bytes"],
         mode == "fifo",
         tuple(config.get("topics", ())),
+        mode == "stream",
     )
 
 
@@ -118,7 +119,7 @@ def _add(connection: Connection, consumer: Consumer, config: dict[str, Any]) -> 
     row = connection.execute(
         "select add_consumer(%s, %s, %s)", (consumer.name, consumer.mode, Jsonb(config))
     ).fetchone()
-    if row and consumer.start == "earliest":
+    if row and consumer.start == "earliest" and consumer.mode != "stream":
         fill(connection, subscription(row[0], consumer.name, consumer.mode, config))
 
 

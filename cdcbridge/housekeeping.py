@@ -75,11 +75,17 @@ class Housekeeper:
     def _drop_segments(self, store: Connection) -> None:
         retention = self._config.store.retention
         row = store.execute(
-            "select dropped, held_by from drop_segments(make_interval(secs => %s))", (retention,)
+            "select dropped, held_by, lost from drop_segments(make_interval(secs => %s))", (retention,)
         ).fetchone()
-        dropped, held_by = row or (0, None)
+        dropped, held_by, lost = row or (0, None, 0)
         if dropped:
             log.info("retention.dropped", segments=dropped)
+        if lost:
+            log.error(
+                "retention.lost",
+                messages=lost,
+                reason="groups had not read them; `cdcbridge offsets show` says which, and `offsets seek` goes on",
+            )
         if held_by != self._held_by and held_by is not None:
             log.warning(
                 "retention.held", consumer=held_by, reason="it has not finished messages older than store.retention"

@@ -140,13 +140,14 @@ def _leave_gap(store: Store, target: int) -> tuple[int, int]:
     # It stands where the gap ends, before whatever commits there: ordinal -1 is nobody else's.
     row = message_row(-1, None, 1, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, postgres_now()))
     subscriptions = consumers.all_subscriptions(store.connection)
-    everyone = tuple(s.consumer_id for s in subscriptions)
+    everyone = tuple(s.consumer_id for s in subscriptions if not s.reads_log)
     store.append(
         Batch(
             rows=[row],
             keys=[None],
             in_order=frozenset(s.consumer_id for s in subscriptions if s.in_order),
             groups={everyone: [0]} if everyone else {},
+            streams={s.consumer_id for s in subscriptions if s.reads_log},
             position=Position(target, -1),
             end_lsn=target,
         ),

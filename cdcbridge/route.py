@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +16,7 @@ OPERATIONS: Final = ("insert", "update", "delete", "truncate")
 @dataclass(slots=True, frozen=True)
 class Subscription:
     """What a consumer declared, as much as routing needs. `key` None: the log's key. `max_bytes` is of `data`.
-    `in_order`: mode fifo. `topics`: of published messages.
+    `in_order`: mode fifo. `reads_log`: mode stream, which gets no rows of its own. `topics`: of published messages.
     """
 
     consumer_id: int
@@ -27,6 +28,7 @@ class Subscription:
     max_bytes: int = 1024 * 1024
     in_order: bool = False
     topics: tuple[str, ...] = ()
+    reads_log: bool = False
 
     @property
     def plain(self) -> bool:
@@ -36,10 +38,13 @@ class Subscription:
 
 @dataclass(slots=True, frozen=True)
 class Plan:
-    """Who gets one operation of one table: `plain` consumers all alike, `special` ones after a closer look."""
+    """Who gets one operation of one table: `plain` consumers all alike, `special` ones after a closer look; `streams` read
+    the log itself.
+    """
 
     plain: tuple[int, ...]
     special: tuple[Subscription, ...]
+    streams: tuple[int, ...]
     limits: tuple[tuple[int, int], ...]
     smallest_limit: int
 
@@ -86,7 +91,9 @@ class Router:
 def _plan(subscriptions: list[Subscription]) -> Plan | None:
     if not subscriptions:
         return None
-    plain = tuple(s.consumer_id for s in subscriptions if s.plain)
-    special = tuple(s for s in subscriptions if not s.plain)
-    limits = tuple((s.consumer_id, s.max_bytes) for s in subscriptions)
-    return Plan(plain, special, limits, min(limit for _, limit in limits))
+    queues = [s for s in subscriptions if not s.reads_log]
+    plain = tuple(s.consumer_id for s in queues if s.plain)
+    special = tuple(s for s in queues if not s.plain)
+    limits = tuple((s.consumer_id, s.max_bytes) for s in queues)
+    streams = tuple(s.consumer_id for s in subscriptions if s.reads_log)
+    return Plan(plain, special, streams, limits, min((limit for _, limit in limits), default=sys.maxsize))

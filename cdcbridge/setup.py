@@ -251,6 +251,7 @@ def _dump(subscription: Subscription) -> dict[str, Any]:
         "key": list(subscription.key) if subscription.key else None,
         "max_bytes": subscription.max_bytes,
         "in_order": subscription.in_order,
+        "reads_log": subscription.reads_log,
         "topics": list(subscription.topics),
     }
 
@@ -266,4 +267,5 @@ def _load(entry: dict[str, Any]) -> Subscription:
         entry["max_bytes"],
         entry.get("in_order", False),
         tuple(entry.get("topics", ())),
+        entry.get("reads_log", False),
     )

@@ -122,9 +122,11 @@ class Store:
             self._connection.execute("update source set timeline = %s, recorded_at = now()", (timeline,))
 
     def set_partitions(self, partitions: int) -> None:
-        """How many partitions of the log publish() spreads keys over."""
+        """How many partitions of the log keys are spread over, from the next message on."""
         with store_errors():
-            self._connection.execute("update settings set partitions = %s where partitions <> %s", (partitions,) * 2)
+            changed = self._connection.execute("select begin_partitions(%s)", (partitions,)).fetchone()
+            if changed and changed[0]:
+                self._connection.execute("select finish_partitions(%s)", (partitions,))
 
     def catalog(self) -> dict[str, Any]:
         """What was last known of the source's partitions."""
@@ -157,7 +159,7 @@ class Store:
             first = self._begin(connection, len(batch.rows))
             if batch.rows:
                 self._write(connection, batch, first)
-            woken = {consumer for group in batch.groups for consumer in group} | batch.keyed.keys()
+            woken = {consumer for group in batch.groups for consumer in group} | batch.keyed.keys() | batch.streams
             names = ",".join(map(str, sorted(woken))) or None
             if catalog is not None:
                 connection.execute("update source set catalog = %s, recorded_at = now()", (Jsonb(catalog),))

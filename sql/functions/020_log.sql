@@ -20,6 +20,7 @@ begin
         execute format('alter table messages attach partition %I for values from (%s) to (%s)',
                        name, number * size, (number + 1) * size);
         execute format('alter table %I drop constraint %I', name, name || '_seq_check');
+        perform create_partition_indexes();
         made := made + 1;
     end loop;
     return made;

@@ -1,6 +1,6 @@
 -- Consumers: made, removed, and the code that each has for itself.
 
--- add_consumer(name, mode, config) → its id. Makes its partitions and its functions. make_dispatch() must follow in the same
+-- add_consumer(name, mode, config) → its id. Makes its partitions and its functions, or a group's offsets. make_dispatch() must follow in the same
 -- transaction.
 create or replace function add_consumer(name text, mode text, config jsonb) returns int
 language plpgsql set search_path from current as $$
@@ -8,6 +8,10 @@ declare
     new_id int;
 begin
     insert into consumers (name, mode, config) values (name, mode, config) returning id into new_id;
+    if mode = 'stream' then
+        perform begin_group(new_id, config ->> 'start');
+        return new_id;
+    end if;
     execute format('create table %I partition of waiting for values in (%s)
                     with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
                           autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off)', 'waiting_' || new_id, new_id);
@@ -35,7 +39,7 @@ end $$;
 -- make_code(): all of it, when this version's functions replace another's.
 create or replace function make_code() returns void
 language sql set search_path from current as $$
-    select make_consumer_code(id) from consumers;
+    select make_consumer_code(id) from consumers where mode <> 'stream';
     select make_dispatch();
 $$;
 
@@ -110,8 +114,9 @@ begin
     loop
         execute 'drop function ' || code;
     end loop;
-    execute format('drop table %I', 'waiting_' || consumer.id);
-    execute format('drop table %I', 'dead_messages_' || consumer.id);
+    execute format('drop table if exists %I', 'waiting_' || consumer.id);
+    execute format('drop table if exists %I', 'dead_messages_' || consumer.id);
+    delete from offsets where consumer_id = consumer.id;
     delete from leases where consumer_id = consumer.id;
     delete from settled where consumer_id = consumer.id;
     delete from delayed where consumer_id = consumer.id;

@@ -15,6 +15,7 @@ declare
     moment constant timestamptz := moment();
     first_seq bigint;
     new_seq bigint;
+    number int; -- of partitions
 begin
     if topic is null or topic = '' or strpos(topic, '.') > 0 then
         raise exception 'topic is %; it must be a name without a dot', quote_nullable(topic) using errcode = 'CB004',
@@ -27,7 +28,11 @@ begin
             return first_seq;
         end if;
     end if;
-    new_seq := draw('messages_seq', 1);
+    loop
+        number := log_partitions();
+        new_seq := draw('messages_seq', 1);
+        exit when number = log_partitions(); -- it changes only while nobody can draw: so it was this when the seq was drawn
+    end loop;
     if dedup_id is not null then
         insert into published as p (topic, dedup_id, seq, published_at) values (topic, dedup_id, new_seq, moment)
         on conflict on constraint published_pkey do update set seq = new_seq, published_at = moment
@@ -37,13 +42,16 @@ begin
             return (select p.seq from published p where p.topic = publish.topic and p.dedup_id = publish.dedup_id);
         end if;
     end if;
-    perform append_published(new_seq, topic, key, coalesce(data, 'null'), case when deliver_at > moment then deliver_at end);
+    perform append_published(new_seq, topic, key, partition_of(key, number), coalesce(data, 'null'),
+                             case when deliver_at > moment then deliver_at end);
     return new_seq;
 end $$;
 revoke execute on function publish(text, text, json, timestamptz, text) from public;
 
--- append_published(seq, topic, key, data, deliver_at): the log's row, each consumer's, and one notification.
-create or replace function append_published(new_seq bigint, topic text, key text, data json, deliver_at timestamptz)
+-- append_published(seq, topic, key, partition, data, deliver_at): the log's row, each consumer's, and one notification. Streams read
+-- the log itself, and do not wait for deliver_at.
+create or replace function append_published(new_seq bigint, topic text, key text, partition int, data json,
+                                            deliver_at timestamptz)
 returns void
 language plpgsql volatile as $$
 #variable_conflict use_column
@@ -53,30 +61,31 @@ declare
     woken text;
 begin
     insert into messages (seq, topic, key, partition, data)
-    values (new_seq, append_published.topic, append_published.key,
-            partition_of(append_published.key, (select s.partitions from settings s)), body);
+    values (new_seq, append_published.topic, append_published.key, append_published.partition, body);
     with wanting as materialized (
-        select c.id, c.mode = 'fifo' as in_order, (c.config ->> 'max_message_bytes')::bigint as max_bytes,
+        select c.id, c.mode = 'stream' as reads_log, c.mode = 'fifo' as in_order, (c.config ->> 'max_message_bytes')::bigint as max_bytes,
                c.config ? 'key' as own_key,
                case when c.config ? 'key' then record_key(append_published.data, c.config -> 'key')
                     else append_published.key end as key
         from consumers c
-        where c.mode <> 'stream' and c.config -> 'topics' ? append_published.topic
+        where c.config -> 'topics' ? append_published.topic
+    ), queued as (
+        select * from wanting w where not w.reads_log
     ), buried as (
         insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history, inserted_at)
         select w.id, new_seq, append_published.topic, w.key, body, 0,
                format('oversized: data has %s bytes, max_message_bytes is %s', size, w.max_bytes), '[]', now()
-        from wanting w where size > w.max_bytes
+        from queued w where size > w.max_bytes
     ), later as (
         insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at, ord)
         select w.id, new_seq, w.key, 0, '-infinity', deliver_at, '[]', now(), new_seq
-        from wanting w where size <= w.max_bytes and not w.in_order and deliver_at is not null
+        from queued w where size <= w.max_bytes and not w.in_order and deliver_at is not null
     ), fanned as (
         insert into waiting (consumer_id, ord, seqs, keys, not_before)
         select w.id, new_seq, array[new_seq], case when w.in_order or w.own_key then array[w.key] end, deliver_at
-        from wanting w where size <= w.max_bytes and (w.in_order or deliver_at is null))
-    select string_agg(w.id::text, ',' order by w.id) into woken from wanting w;
-    if woken is not null and deliver_at is null then
+        from queued w where size <= w.max_bytes and (w.in_order or deliver_at is null))
+    select string_agg(w.id::text, ',' order by w.id) into woken from wanting w where w.reads_log or deliver_at is null;
+    if woken is not null then
         perform pg_notify(current_schema(), case when length(woken) < 7900 then woken else '' end);
     end if;
 end $$;

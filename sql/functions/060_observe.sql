@@ -44,8 +44,8 @@ end $$;
 create or replace function consumer_lag()
 returns table (name text, mode text, pending bigint, in_flight bigint, dead bigint, oldest_age_seconds float8)
 language sql volatile security definer set search_path from current set jit = off as $$
-    select c.name, c.mode, w.messages + d.messages + l.expired, l.in_flight, x.dead,
-           extract(epoch from moment() - least(w.oldest, d.oldest, l.oldest))::float8
+    select c.name, c.mode, w.messages + d.messages + l.expired + coalesce(s.messages, 0), l.in_flight, x.dead,
+           coalesce(s.seconds, extract(epoch from moment() - least(w.oldest, d.oldest, l.oldest))::float8)
     from consumers c
     cross join lateral (select coalesce(sum(cardinality(w.seqs)), 0) as messages, min(w.inserted_at) as oldest
                         from waiting w where w.consumer_id = c.id) w
@@ -59,6 +59,8 @@ language sql volatile security definer set search_path from current set jit = of
                                   and s.token = l.token and s.part = l.part) as size
                               from leases l where l.consumer_id = c.id) x) l
     cross join lateral (select count(*) as dead from dead_messages x where x.consumer_id = c.id) x
+    cross join lateral (select sum(g.messages)::bigint as messages, max(g.seconds) as seconds
+                        from group_lag_of(c.id, wish_of(c.config)) g) s
     where c.config ->> 'role' is null or may_read(c.config ->> 'role')
     order by c.name
 $$;

@@ -22,7 +22,7 @@ def fill_segments(queue: Queue) -> list[int]:
 
 
 def drop(queue: Queue, retention: str = "0") -> tuple[int, str | None]:
-    return tuple(queue.all("select * from cdcbridge.drop_segments(%s::interval)", retention)[0].values())
+    return tuple(queue.all("select dropped, held_by from cdcbridge.drop_segments(%s::interval)", retention)[0].values())
 
 
 def segments(queue: Queue) -> int:

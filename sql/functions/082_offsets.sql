@@ -1,0 +1,249 @@
+-- Offsets: set, shown, and the number of partitions.
+
+-- seek(consumer, target, partition) → how many partitions were moved (null: all of the group). target: 'earliest' (what the log
+-- still holds), 'latest' (what comes from now on), a seq (the next to be read), or a timestamp (what was committed then or
+-- later). Leases end: a commit under one is refused.
+-- Raises CB001, CB002, CB004 (a target that is none of these, lies ahead of the log, or before what it still holds), CB008.
+-- Locks: the partitions; waits for transactions that read them.
+create or replace function seek(consumer text, target text, partition int default null) returns int
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    c constant consumers := stream_named(consumer);
+    goal bigint;
+    one int;
+    moved int := 0;
+begin
+    perform require_read_committed('seek()');
+    goal := seq_before(target);
+    for one in select n.partition from newest_offsets(c.id) n
+               where seek.partition is null or n.partition = seek.partition order by n.partition
+    loop
+        perform put_offset(locked_offset(c, one), goal, null);
+        moved := moved + 1;
+    end loop;
+    if moved = 0 then
+        perform locked_offset(c, partition); -- says that there is none
+    end if;
+    return moved;
+end $$;
+
+-- seq_before(target) → the seq behind which a reader begins that seeks so.
+create or replace function seq_before(target text) returns bigint
+language plpgsql volatile as $$
+declare
+    first constant bigint := log_begin();
+    last bigint;
+    at timestamptz;
+    found bigint;
+begin
+    last := max_safe_seq();
+    if target = 'earliest' then
+        return first - 1;
+    elsif target = 'latest' then
+        return last;
+    elsif target ~ '^[0-9]{1,18}$' then
+        if target::bigint > last + 1 then
+            raise exception 'seq % lies ahead of the log, which ends at %', target, last using errcode = 'CB004';
+        end if;
+        found := target::bigint - 1;
+    else
+        begin
+            at := target::timestamptz;
+        exception
+            when invalid_datetime_format or datetime_field_overflow then
+                raise exception '% is no place in the log', quote_nullable(target)
+                    using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp.';
+        end;
+        found := coalesce(seq_at(at) - 1, last);
+    end if;
+    if found is null then
+        raise exception 'the target is null' using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp.';
+    end if;
+    if found < first - 1 and first > 1 then
+        raise exception '% lies before what the log still holds: it begins at seq %, of %', quote_literal(target), first,
+            coalesce((select m.inserted_at::text from messages m where m.seq >= first order by m.seq limit 1), 'no time yet')
+            using errcode = 'CB004', hint = '''earliest'' is the first message that is left.';
+    end if;
+    return greatest(found, 0);
+end $$;
+
+-- seq_at(at) → the first seq that was committed then or later; null where none was. 0 where retention dropped what came first.
+create or replace function seq_at(at timestamptz) returns bigint
+language plpgsql volatile as $$
+declare
+    segment text;
+    newest timestamptz;
+    found bigint;
+begin
+    for segment in select s from log_segments() s loop
+        execute format('select s.inserted_at from %s s order by s.seq desc limit 1', segment) into newest;
+        continue when newest is null or newest < at;
+        -- From the log's beginning on, so it may be older than all that is left.
+        execute format('select min(s.seq) from %s s where coalesce(s.commit_time, s.inserted_at) >= $1', segment)
+        into found using at;
+        if found = log_begin() and found > 1 then
+            return 0;
+        end if;
+        if found is not null then
+            return found;
+        end if;
+    end loop;
+    return null;
+end $$;
+
+-- log_segments() → the log's segments by name, in order.
+create or replace function log_segments() returns setof text
+language sql stable as $$
+    select i.inhrelid::regclass::text from pg_inherits i join pg_class s on s.oid = i.inhrelid
+    where i.inhparent = 'messages'::regclass order by s.relname
+$$;
+
+-- log_begin() → the first seq that the log can still hold: 1, or the first segment's that retention has left.
+create or replace function log_begin() returns bigint
+language sql stable as $$
+    select greatest(1, (substring((select s from log_segments() s limit 1) from '([0-9]+)"?$')::bigint) * 1000000)
+$$;
+
+-- group_lag(consumer) → where the group stands in each partition, and how far behind: messages that it wants, and the age in
+-- seconds of the oldest of them (null where there is none). For people and monitors: it counts.
+-- Raises CB001, CB002, CB008.
+create or replace function group_lag(consumer text)
+returns table (partition int, seq bigint, messages bigint, seconds float8, leased_until timestamptz, lost bigint,
+               updated_at timestamptz)
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+declare
+    c constant consumers := stream_named(consumer);
+begin
+    return query select * from group_lag_of(c.id, wish_of(c.config));
+end $$;
+
+-- group_lag_of(consumer_id, wish) → the same of a group that was looked up.
+create or replace function group_lag_of(consumer_id int, wish stream_wish)
+returns table (partition int, seq bigint, messages bigint, seconds float8, leased_until timestamptz, lost bigint,
+               updated_at timestamptz)
+language sql volatile as $$
+    select o.partition, o.seq, m.number, extract(epoch from moment() - m.oldest)::float8,
+           case when o.leased_until > moment() then o.leased_until end, o.lost, o.updated_at
+    from newest_offsets($1) o
+    cross join lateral (select count(*) as number, min(m.inserted_at) as oldest from messages m
+                        where m.partition = o.partition and m.seq > o.seq and is_wanted(m.topic, m.data, $2)) m
+    order by o.partition
+$$;
+
+-- stream_settings(consumer) → what a client has to know. channel: where appends are notified, as queue_settings() has it.
+-- Raises CB001, CB002, CB008.
+create or replace function stream_settings(consumer text, out id int, out channel text)
+language plpgsql stable security definer set search_path from current as $$
+begin
+    id := (stream_named(consumer)).id;
+    channel := current_schema();
+end $$;
+
+-- next_readable(consumer) → when to look again, in seconds from now: messages wait that others read or hold back, or a lease ends,
+-- of which nothing notifies; null where nothing is left.
+-- Raises CB001, CB002, CB008.
+create or replace function next_readable(consumer text) returns float8
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    c constant consumers := stream_named(consumer);
+    w constant stream_wish := wish_of(c.config);
+begin
+    return (select case when c.paused then 1 else greatest(0.1, extract(epoch from min(o.leased_until) - moment())) end
+            from newest_offsets(c.id) o
+            where exists (select from messages m where m.partition = o.partition and m.seq > o.seq
+                                                   and is_wanted(m.topic, m.data, w))
+            having count(*) > 0);
+end $$;
+
+-- log_partitions() → the number of partitions, as it is now, whatever the caller's snapshot.
+create or replace function log_partitions() returns int
+language sql volatile as $$
+    select pg_sequence_last_value('partitions_seq')::int
+$$;
+
+-- begin_partitions(wanted) → whether the number changes: then the caller's session holds the draw lock, nobody draws a seq, and
+-- finish_partitions() must follow when this has committed. From the next seq on keys are spread over so many, and the groups
+-- begin in new partitions there. In this order, because partitions must be known before anything is in them.
+-- Locks: the draw lock of the log's sequence, for the session.
+create or replace function begin_partitions(wanted int) returns boolean
+language plpgsql volatile set search_path from current as $$
+declare
+    had constant int := (select max(p.partitions) from partitionings p);
+    last bigint;
+begin
+    if wanted = log_partitions()
+        and wanted = (select p.partitions from partitionings p order by p.from_seq desc limit 1)
+    then
+        return false;
+    end if;
+    perform pg_advisory_lock(draw_lock('messages_seq'));
+    begin
+        last := coalesce(pg_sequence_last_value('messages_seq'), 0);
+        if last = 0 then
+            update partitionings p set partitions = wanted where p.from_seq = 0;
+        else
+            insert into partitionings as p (from_seq, partitions) values (last + 1, wanted)
+            on conflict (from_seq) do update set partitions = wanted;
+        end if;
+        insert into offsets (consumer_id, partition, seq, updated_at)
+        select c.id, n, last, moment() from consumers c cross join generate_series(had, wanted - 1) n
+        where c.mode = 'stream';
+    exception
+        when others or query_canceled then
+            perform pg_advisory_unlock(draw_lock('messages_seq'));
+            raise;
+    end;
+    return true;
+end $$;
+
+-- finish_partitions(wanted): publishers go by the new number, and may draw again.
+create or replace function finish_partitions(wanted int) returns void
+language plpgsql volatile set search_path from current as $$
+begin
+    perform setval('partitions_seq', wanted);
+    perform pg_advisory_unlock(draw_lock('messages_seq'));
+end $$;
+
+-- safe_seq_holders() → the transactions that hold max_safe_seq() back, the oldest first: from which seq on, since when.
+create or replace function safe_seq_holders()
+returns table (pid int, seq bigint, age_seconds float8, state text, query text)
+language sql volatile security definer set search_path from current as $$
+    select a.pid, l.last - ((l.last - l.low) & 4294967295) + 1, extract(epoch from clock_timestamp() - a.xact_start)::float8,
+           a.state, left(a.query, 200)
+    from (select l.pid, l.objid::bigint as low, coalesce(pg_sequence_last_value('messages_seq'), 0) as last
+          from pg_locks l
+          where l.locktype = 'advisory' and l.classid = 'messages_seq'::regclass::oid and l.objsubid = 2
+            and l.mode = 'ShareLock' and l.granted
+            and l.database = (select oid from pg_database where datname = current_database())) l
+    join pg_stat_activity a on a.pid = l.pid
+    order by a.xact_start
+$$;
+
+-- create_partition_indexes(): what groups read the log by, on each segment that has none. Without groups nobody pays for it.
+-- Locks: SHARE on a segment while its index is made: the bridge waits for the last one's, about a second for a full one.
+create or replace function create_partition_indexes() returns void
+language plpgsql volatile set search_path from current as $$
+declare
+    segment text;
+begin
+    for segment in select s from log_segments() s where exists (select from consumers c where c.mode = 'stream') loop
+        execute format('create index if not exists %I on %s (partition, seq)',
+                       trim(both '"' from segment) || '_partition', segment);
+    end loop;
+end $$;
+
+-- begin_group(consumer_id, start): the offsets of a new group. start: earliest, or now.
+create or replace function begin_group(consumer_id int, start text) returns void
+language plpgsql volatile set search_path from current as $$
+declare
+    at constant bigint := case when start = 'earliest' then log_begin() - 1 else max_safe_seq() end;
+begin
+    perform create_partition_indexes();
+    insert into offsets (consumer_id, partition, seq, updated_at)
+    select begin_group.consumer_id, n, at, moment()
+    from generate_series(0, (select max(p.partitions) from partitionings p) - 1) n;
+end $$;

@@ -37,6 +37,9 @@ declare
     at timestamptz;
     found bigint;
 begin
+    if target is null then
+        raise exception 'the target is null' using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp.';
+    end if;
     last := max_safe_seq();
     if target = 'earliest' then
         return first - 1;
@@ -56,9 +59,6 @@ begin
                     using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp.';
         end;
         found := coalesce(seq_at(at) - 1, last);
-    end if;
-    if found is null then
-        raise exception 'the target is null' using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp.';
     end if;
     if found < first - 1 and first > 1 then
         raise exception '% lies before what the log still holds: it begins at seq %, of %', quote_literal(target), first,
@@ -224,16 +224,25 @@ language sql volatile security definer set search_path from current as $$
 $$;
 
 -- create_partition_indexes(): what groups read the log by, on each segment that has none. Without groups nobody pays for it.
+-- Raises 55P03 where a transaction has written into the segment and stays open for 5 s; names it.
 -- Locks: SHARE on a segment while its index is made: the bridge waits for the last one's, about a second for a full one.
 create or replace function create_partition_indexes() returns void
-language plpgsql volatile set search_path from current as $$
+language plpgsql volatile set search_path from current set lock_timeout = '5s' as $$
 declare
-    segment text;
+    segment regclass;
+    index text;
 begin
     for segment in select s from log_segments() s where exists (select from consumers c where c.mode = 'stream') loop
-        execute format('create index if not exists %I on %s (partition, seq)',
-                       trim(both '"' from segment) || '_partition', segment);
+        index := (select c.relname || '_partition' from pg_class c where c.oid = segment);
+        continue when to_regclass(quote_ident(index)) is not null; -- not IF NOT EXISTS, which locks first
+        execute format('create index %I on %s (partition, seq)', index, segment);
     end loop;
+exception
+    when lock_not_available then
+        raise exception 'an index on % has to wait for transactions that published and stay open: pid %', segment,
+            (select string_agg(l.pid::text, ', ') from pg_locks l
+             where l.relation = segment and l.mode = 'RowExclusiveLock' and l.granted)
+            using errcode = 'lock_not_available', hint = 'End them, and try again.';
 end $$;
 
 -- begin_group(consumer_id, start): the offsets of a new group. start: earliest, or now.

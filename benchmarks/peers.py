@@ -198,7 +198,9 @@ def debezium(server: EmbeddedServer, packages: Packages, rows: int, rounds: int)
                 rates.setdefault(f"Debezium engine, marking each {mark}", []).append(rows / elapsed)
                 fan_out.drop_slot(session, "debezium")
     first = next(iter(rates.values()))
-    print(f"\n{rows:,} changes, medians of {rounds}, the ratios of the pairs\n\n| | changes/s | cdcbridge / it |\n|---|---|---|")
+    print(
+        f"\n{rows:,} changes, medians of {rounds}, the ratios of the pairs\n\n| | changes/s | cdcbridge / it |\n|---|---|---|"
+    )
     for name, found in rates.items():
         ratio = median([mine / its for mine, its in zip(first, found, strict=True)])
         print(f"| {name} | {median(found):,.0f} | {ratio:.2f} |", flush=True)

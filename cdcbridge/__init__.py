@@ -5,10 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cdcbridge.client import AsyncMessage, AsyncQueue, Message, Queue, StaleReceipt
+    from cdcbridge.client import (
+        AsyncBatch,
+        AsyncMessage,
+        AsyncQueue,
+        AsyncStream,
+        Batch,
+        LogMessage,
+        Message,
+        Queue,
+        StaleReceipt,
+        Stream,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["AsyncMessage", "AsyncQueue", "Message", "Queue", "StaleReceipt", "__version__"]
+__all__ = [
+    "AsyncBatch",
+    "AsyncMessage",
+    "AsyncQueue",
+    "AsyncStream",
+    "Batch",
+    "LogMessage",
+    "Message",
+    "Queue",
+    "StaleReceipt",
+    "Stream",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

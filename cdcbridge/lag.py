@@ -41,11 +41,23 @@ class ConsumerLag:
 
 
 @dataclass(slots=True, frozen=True)
+class Holder:
+    """A transaction that published and is open: no group reads its `seq` and what lies behind it before it ends."""
+
+    pid: int
+    seq: int
+    age_seconds: float
+    state: str | None
+    query: str | None
+
+
+@dataclass(slots=True, frozen=True)
 class Lag:
-    """What `cdcbridge lag` shows."""
+    """What `cdcbridge lag` shows. `holders`: the oldest first; those of the last second are not told."""
 
     slots: list[SlotLag]
     consumers: list[ConsumerLag]
+    holders: tuple[Holder, ...] = ()
     gone: tuple[str, ...] = ()  # slots that the store goes by and the source has not
 
     @property
@@ -53,7 +65,11 @@ class Lag:
         return [*self.gone, *(slot.name for slot in self.slots if slot.wal_status == "lost")]
 
     def as_json(self) -> dict[str, Any]:
-        return {"slots": [asdict(slot) for slot in self.slots], "consumers": [asdict(c) for c in self.consumers]}
+        return {
+            "slots": [asdict(slot) for slot in self.slots],
+            "consumers": [asdict(c) for c in self.consumers],
+            "holders": [asdict(h) for h in self.holders],
+        }
 
 
 _STREAM: Final = """
@@ -77,11 +93,13 @@ def measure(config: Config) -> Lag:
                 " order by id desc limit 1"
             ).fetchone()
             rows = store.execute("select * from consumer_lag()").fetchall()
+            holders = store.execute("select * from safe_seq_holders() where age_seconds >= 1").fetchall()
             known = [name for (name,) in store.execute("select slot from source").fetchall()]
     behind = age[0] if age else None
     return Lag(
         [_slot(slot, current, 0.0 if idle[slot.name] else behind) for slot in found],
         [ConsumerLag(*row) for row in rows],
+        tuple(Holder(*row) for row in holders),
         tuple(name for name in known if not found and name == config.source.slot),
     )
 

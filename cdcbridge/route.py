@@ -38,8 +38,8 @@ class Subscription:
 
 @dataclass(slots=True, frozen=True)
 class Plan:
-    """Who gets one operation of one table: `plain` consumers all alike, `special` ones after a closer look; `streams` read
-    the log itself.
+    """Who gets one operation of one table: `plain` consumers all alike, `special` ones after a closer look; `streams`
+    read the log itself.
     """
 
     plain: tuple[int, ...]

@@ -11,7 +11,12 @@ import sys
 from pathlib import Path
 
 CLIENT = Path(__file__).parents[1] / "cdcbridge" / "client"
-FILES = {"_async.py": "_sync.py", "_worker_async.py": "_worker.py"}
+FILES = {
+    "_async.py": "_sync.py",
+    "_sessions_async.py": "_sessions.py",
+    "_stream_async.py": "_stream.py",
+    "_worker_async.py": "_worker.py",
+}
 WORDS = (
     (
         r"`_\w+\.py` is made from this file by `make client`: change this one\.",
@@ -20,7 +25,8 @@ WORDS = (
     (r"asynchronous\.", "synchronous."),
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bawait ", ""),
-    (r"\b_worker_async\b", "_worker"),
+    (r"\b_(worker|sessions|stream)_async\b", r"_\1"),
+    (r"\bAwaitable\[T\]", "T"),
     (r"\bclient\._async\b", "client._sync"),
     (r"\b_tasks\b", "_threads"),
     (r"\bAsyncGenerator\[(\w+), None\]", r"Generator[\1, None, None]"),
@@ -35,7 +41,7 @@ def made(source: str) -> str:
     for pattern, words in WORDS:
         text = re.sub(pattern, words.format(source=source) if "{" in words else words, text)
     command = [sys.executable, "-m", "ruff"]
-    for step in (["check", "--fix", "--quiet", "--select", "I"], ["format", "--quiet"]):
+    for step in (["check", "--fix", "--quiet", "--select", "I,F401"], ["format", "--quiet"]):
         where = ["--stdin-filename", str(CLIENT / FILES[source]), "-"]
         text = subprocess.run([*command, *step, *where], input=text, capture_output=True, text=True, check=True).stdout
     return text

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from cdcbridge import __version__
-from cdcbridge.cli import bridge, consumers, dead, queue, slot
+from cdcbridge.cli import bridge, consumers, dead, offsets, queue, slot
 from cdcbridge.cli.context import App, say
 from cdcbridge.errors import CdcbridgeError
 
@@ -30,7 +30,7 @@ _CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 1
 @click.version_option(__version__, prog_name="cdcbridge")
 @click.pass_context
 def cli(context: click.Context, path: Path) -> None:
-    """Turn PostgreSQL's own WAL into durable queues, with PostgreSQL alone.
+    """Turn PostgreSQL's own WAL into durable queues and streams, with PostgreSQL alone.
 
     \b
     First steps:
@@ -44,7 +44,7 @@ def cli(context: click.Context, path: Path) -> None:
     context.obj = App(path)
 
 
-for group in (bridge, consumers, queue, dead, slot):
+for group in (bridge, consumers, queue, dead, offsets, slot):
     for command in group.COMMANDS:
         cli.add_command(command)
 

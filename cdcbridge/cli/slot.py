@@ -56,6 +56,11 @@ def _print(found: Lag, slot: str, as_json: bool) -> None:
         )
         click.echo()
         print_consumers(found.consumers)
+    for holder in found.holders:
+        say(
+            f"pid {holder.pid} published seq {holder.seq} and is open for {human_duration(holder.age_seconds)}"
+            f" ({holder.state}): streams of published topics wait before it; query: {holder.query}"
+        )
     for name in found.lost:
         what = "does not exist any more" if name in found.gone else "is lost"
         say(f"the slot {name} {what}: changes that it had yet to send are gone; `cdcbridge slot recreate` goes on")

@@ -2,10 +2,8 @@
 
 `_sync.py` is made from this file by `make client`: change this one.
 
-Two sessions: one claims and waits, one settles, so that an ack never stands behind a long poll. A claim is committed
-asynchronously (losing it in a crash only delivers again), an ack never. Waits for notifications, not for time; behind a
-pooler, where notifications do not arrive, it looks every now and then instead. Never decides what a failure means:
-back-off and dead letters are the server's.
+A claim is committed asynchronously (losing it in a crash only delivers again), an ack never. Never decides what a
+failure means: back-off and dead letters are the server's.
 """
 
 from __future__ import annotations
@@ -15,19 +13,17 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self
 
 import orjson
-import psycopg
-from psycopg import sql
 
-from cdcbridge.client._common import Base, Delivery, Pace, due_in, row_delivery
-from cdcbridge.client._tasks import Handler, Lock, sleep
+from cdcbridge.client._common import Delivery, QueueStatements, row_delivery
+from cdcbridge.client._sessions_async import AsyncSessions, Connection
+from cdcbridge.client._tasks import Handler, sleep
 from cdcbridge.client._worker_async import AsyncWorker
-from cdcbridge.database import conninfo, store_errors
+from cdcbridge.database import store_errors
 from cdcbridge.errors import StoreUnavailable
 
-Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 log: Final = logging.getLogger("cdcbridge.client")
 
 
@@ -66,15 +62,14 @@ class AsyncMessage(Delivery):
             log.warning("message %s of %s was handled, but its delivery had expired", self.seq, self._queue.consumer)
 
 
-class AsyncQueue(Base):
+class AsyncQueue(AsyncSessions):
     """A consumer's queue. Made by connect(); a context manager."""
 
+    sql: QueueStatements
+
     def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
-        super().__init__(dsn, consumer, schema, poll_interval)
-        self._reader: Connection | None = None
-        self._writer: Connection | None = None
-        self._reading = Lock()
-        self._opening = Lock()
+        super().__init__(dsn, consumer, poll_interval)
+        self.sql = QueueStatements(schema)
 
     @classmethod
     async def connect(
@@ -89,20 +84,6 @@ class AsyncQueue(Base):
         await queue._reader_session()
         return queue
 
-    async def close(self) -> None:
-        """Stop, and close both sessions. What was received and not settled comes again after its timeout."""
-        self.stop()
-        self.closed = True
-        for connection in (self._reader, self._writer):
-            if connection is not None:
-                await connection.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
     # receiving
 
     async def receive(
@@ -114,19 +95,7 @@ class AsyncQueue(Base):
         Raises StoreUnavailable where the store is still away when the time is over.
         """
         deadline = time.monotonic() + wait
-        pace = Pace()
-        while True:
-            try:
-                async with self._reading:
-                    messages = await self._receive(max_messages, visibility_timeout)
-                    if messages or self.stopped or time.monotonic() >= deadline:
-                        return messages
-                    await self._wait(deadline)
-            except StoreUnavailable:
-                left = deadline - time.monotonic()
-                if self.stopped or left <= 0:
-                    raise
-                await sleep(min(left, pace.next()))
+        return await self._until(deadline, lambda: self._receive(max_messages, visibility_timeout))
 
     async def _receive(self, max_messages: int, visibility_timeout: float | None) -> list[AsyncMessage]:
         connection = await self._reader_session()
@@ -134,20 +103,6 @@ class AsyncQueue(Base):
             cursor = await connection.execute(self.sql.receive, (self.consumer, max_messages, visibility_timeout))
             rows = await cursor.fetchall()
         return [AsyncMessage(row_delivery(row, time.monotonic()), self) for row in rows]
-
-    async def _wait(self, deadline: float) -> None:
-        """Until a notification for this consumer, a timeout or delay of its own that ends, or the deadline."""
-        connection = await self._reader_session()
-        with store_errors():
-            row = await (await connection.execute(self.sql.next_visible, (self.consumer,))).fetchone()
-            until = min(deadline, time.monotonic() + due_in(row, self.poll_interval))
-            while not self.stopped and (left := until - time.monotonic()) > 0:
-                if self.poll_interval is not None:
-                    await sleep(min(left, 0.5))
-                    continue
-                async for notify in connection.notifies(timeout=min(left, 0.5), stop_after=1):
-                    if self.concerns(notify.payload):
-                        return
 
     async def messages(
         self, *, wait: float = 20, max_messages: int = 10, stop_when_empty: bool = False
@@ -256,22 +211,6 @@ class AsyncQueue(Base):
             row = await (await connection.execute(self.sql.publish, values)).fetchone()
         return row[0] if row else 0
 
-    async def _settle(self, query: sql.Composed, values: tuple[Any, ...]) -> int:
-        """One statement of the writing session, again where that was lost: each of them may run twice."""
-        try:
-            return await self._write(query, values)
-        except StoreUnavailable:
-            return await self._write(query, values)
-
-    async def _write(self, query: sql.Composed, values: tuple[Any, ...]) -> int:
-        async with self._opening:
-            if self._writer is None or self._writer.closed:
-                self._writer = await self._open("cdcbridge client, settling")
-            connection = self._writer
-        with store_errors():
-            row = await (await connection.execute(query, values)).fetchone()
-        return row[0] if row else 0
-
     # workers
 
     def worker(
@@ -288,32 +227,6 @@ class AsyncQueue(Base):
             return AsyncWorker(self, handler, concurrency, wait, grace)
 
         return decorate
-
-    # sessions
-
-    async def _reader_session(self) -> Connection:
-        if self._reader is None or self._reader.closed:
-            connection = await self._open("cdcbridge client, receiving")
-            try:
-                with store_errors():
-                    row = await (await connection.execute(self.sql.settings, (self.consumer,))).fetchone()
-                    self.learn(row, connection.info.backend_pid)
-                    if self.pooled:
-                        connection.prepare_threshold = None  # the next transaction may be another server session's
-                    if self.poll_interval is None:
-                        await connection.execute(self.sql.listen)
-            except BaseException:
-                await connection.close()
-                raise
-            self._reader = connection
-        return self._reader
-
-    async def _open(self, name: str) -> Connection:
-        with store_errors():
-            connection = await psycopg.AsyncConnection.connect(conninfo(self.dsn, name), autocommit=True)
-        if self.pooled:
-            connection.prepare_threshold = None
-        return connection
 
     def _mark(self, messages: list[AsyncMessage], state: Literal["acked", "nacked"]) -> None:
         for message in messages:

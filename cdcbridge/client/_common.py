@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import orjson
 from psycopg import sql
@@ -15,27 +15,40 @@ LONGEST_WAIT: Final = 10.0  # seconds without a look, should a notification be l
 POOLED_INTERVAL: Final = 1.0  # seconds between looks where notifications do not arrive
 
 
-class Delivery:
-    """A message as it was delivered. `data` is {"op", "record", "old", "unchanged"}; `raw` the same as JSON text, where
-    numbers stand as PostgreSQL wrote them. `position` is (commit_lsn, ordinal), None for a published message.
+class LogMessage:
+    """A message of the log. `data` is {"op", "record", "old", "unchanged"}; `raw` the same as JSON text, where numbers
+    stand as PostgreSQL wrote them. `position` is (commit_lsn, ordinal), None for a published message.
     """
 
-    __slots__ = (
-        "_expires",
-        "commit_time",
-        "data",
-        "deliver_count",
-        "inserted_at",
-        "key",
-        "not_visible_until",
-        "position",
-        "raw",
-        "receipt",
-        "seq",
-        "settled",
-        "topic",
-        "visibility",
-    )
+    __slots__ = ("commit_time", "data", "inserted_at", "key", "position", "raw", "seq", "topic")
+
+    def __init__(
+        self,
+        seq: int,
+        topic: str,
+        key: str | None,
+        raw: str,
+        position: tuple[str, int] | None,
+        commit_time: datetime | None,
+        inserted_at: datetime,
+    ) -> None:
+        self.seq = seq
+        self.topic = topic
+        self.key = key
+        self.raw = raw
+        self.data: dict[str, Any] = orjson.loads(raw)
+        self.position = position
+        self.commit_time = commit_time
+        self.inserted_at = inserted_at
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} seq={self.seq} topic={self.topic!r} key={self.key!r}>"
+
+
+class Delivery(LogMessage):
+    """A message as it was delivered to a receiver."""
+
+    __slots__ = ("_expires", "deliver_count", "not_visible_until", "receipt", "settled", "visibility")
 
     def __init__(
         self,
@@ -52,23 +65,13 @@ class Delivery:
         visibility: float,
         received: float,
     ) -> None:
+        super().__init__(seq, topic, key, raw, position, commit_time, inserted_at)
         self.receipt = receipt
-        self.seq = seq
-        self.topic = topic
-        self.key = key
-        self.raw = raw
-        self.data: dict[str, Any] = orjson.loads(raw)
         self.deliver_count = deliver_count
         self.not_visible_until = not_visible_until
-        self.position = position
-        self.commit_time = commit_time
-        self.inserted_at = inserted_at
         self.visibility = visibility
         self.settled: Literal["acked", "nacked"] | None = None
         self._expires = received + visibility
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} seq={self.seq} topic={self.topic!r} key={self.key!r}>"
 
     @property
     def half_over(self) -> bool:
@@ -90,8 +93,15 @@ def row_delivery(row: tuple[Any, ...], received: float) -> tuple[Any, ...]:
     return (*head, position, commit_time, inserted_at, visibility, received)
 
 
+def row_message(row: tuple[Any, ...]) -> LogMessage:
+    """A row of the read statement, from the seq on."""
+    seq, topic, key, raw, commit_lsn, ordinal, commit_time, inserted_at = row
+    position = None if commit_lsn is None else (commit_lsn, ordinal)
+    return LogMessage(seq, topic, key, raw, position, commit_time, inserted_at)
+
+
 def due_in(row: tuple[Any, ...] | None, poll_interval: float | None) -> float:
-    """How long to wait, going by next_visible(): that, or a look now and then."""
+    """How long to wait, going by next_visible() or next_readable(): that, or a look now and then."""
     longest = LONGEST_WAIT if poll_interval is None else poll_interval
     due = row[0] if row else None
     return longest if due is None else min(longest, max(0.001, due))
@@ -117,12 +127,27 @@ class Pace:
 
 
 class Statements:
-    """The functions of a store's schema."""
+    """Functions of a store's schema. `settings` and `next_due`: what a client learns of its consumer, and when to look
+    again.
+    """
+
+    settings: sql.Composed
+    next_due: sql.Composed
 
     def __init__(self, schema: str) -> None:
-        def statement(text: str) -> sql.Composed:
-            return sql.SQL(text).format(schema=sql.Identifier(schema))
+        self._schema = schema
+        self.listen = self._statement("listen {schema}")
 
+    def _statement(self, text: str) -> sql.Composed:
+        return sql.SQL(text).format(schema=sql.Identifier(self._schema))
+
+
+class QueueStatements(Statements):
+    """Those of a queue."""
+
+    def __init__(self, schema: str) -> None:
+        super().__init__(schema)
+        statement = self._statement
         # The claim's transaction alone is committed asynchronously: the setting is local to it.
         # Made in an argument, which costs less than a join.
         self.receive = statement(
@@ -138,18 +163,45 @@ class Statements:
         self.publish = statement(
             "select {schema}.publish(%s, %s, %s::json, clock_timestamp() + make_interval(secs => %s), %s)"
         )
-        self.next_visible = statement("select {schema}.next_visible(%s)")
+        self.next_due = statement("select {schema}.next_visible(%s)")
         self.settings = statement("select id, mode, pg_backend_pid() from {schema}.queue_settings(%s)")
-        self.listen = statement("listen {schema}")
+
+
+class StreamStatements(Statements):
+    """Those of a stream."""
+
+    def __init__(self, schema: str) -> None:
+        super().__init__(schema)
+        statement = self._statement
+        self.read = statement(
+            "select r.receipt, r.partition, r.seq, r.topic, r.key, r.data::text, r.commit_lsn, r.ordinal,"
+            " r.commit_time, r.inserted_at from {schema}.read_stream(%s, %s, make_interval(secs => %s)) r"
+        )
+        self.commit = statement("select {schema}.commit_offset(%s, %s, %s, %s)")
+        self.extend = statement("select {schema}.extend_lease(%s, %s, %s, make_interval(secs => %s))")
+        self.seek = statement("select {schema}.seek(%s, %s, %s)")
+        self.lag = statement("select partition, seq, messages, seconds from {schema}.group_lag(%s)")
+        self.next_due = statement("select {schema}.next_readable(%s)")
+        self.settings = statement("select id, 'stream', pg_backend_pid() from {schema}.stream_settings(%s)")
+
+
+class Standing(NamedTuple):
+    """A group in one partition: all up to `seq` is done, so many `messages` behind it are not, the oldest of them so
+    many `seconds` old (None where there is none).
+    """
+
+    partition: int
+    seq: int
+    messages: int
+    seconds: float | None
 
 
 class Base:
     """A client's settings, and what it learned of its consumer."""
 
-    def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
+    def __init__(self, dsn: str, consumer: str, poll_interval: float | None) -> None:
         self.dsn = dsn
         self.consumer = consumer
-        self.sql = Statements(schema)
         self.poll_interval = poll_interval
         self.pooled = False
         self.stopped = False
@@ -162,7 +214,9 @@ class Base:
         self.stopped = True
 
     def learn(self, row: tuple[Any, ...] | None, backend_pid: int) -> None:
-        """What queue_settings() says. A pooler gives another pid to its clients than the server has."""
+        """What queue_settings() or stream_settings() says. A pooler gives another pid to its clients than the server
+        has.
+        """
         if row is not None:
             self._id, self.mode, server_pid = row
             self.pooled = server_pid != backend_pid

@@ -2,10 +2,8 @@
 
 Made from `_async.py` by `make client`.
 
-Two sessions: one claims and waits, one settles, so that an ack never stands behind a long poll. A claim is committed
-asynchronously (losing it in a crash only delivers again), an ack never. Waits for notifications, not for time; behind a
-pooler, where notifications do not arrive, it looks every now and then instead. Never decides what a failure means:
-back-off and dead letters are the server's.
+A claim is committed asynchronously (losing it in a crash only delivers again), an ack never. Never decides what a
+failure means: back-off and dead letters are the server's.
 """
 
 from __future__ import annotations
@@ -15,19 +13,17 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self
 
 import orjson
-import psycopg
-from psycopg import sql
 
-from cdcbridge.client._common import Base, Delivery, Pace, due_in, row_delivery
-from cdcbridge.client._threads import Handler, Lock, sleep
+from cdcbridge.client._common import Delivery, QueueStatements, row_delivery
+from cdcbridge.client._sessions import Connection, Sessions
+from cdcbridge.client._threads import Handler, sleep
 from cdcbridge.client._worker import Worker
-from cdcbridge.database import conninfo, store_errors
+from cdcbridge.database import store_errors
 from cdcbridge.errors import StoreUnavailable
 
-Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 log: Final = logging.getLogger("cdcbridge.client")
 
 
@@ -66,15 +62,14 @@ class Message(Delivery):
             log.warning("message %s of %s was handled, but its delivery had expired", self.seq, self._queue.consumer)
 
 
-class Queue(Base):
+class Queue(Sessions):
     """A consumer's queue. Made by connect(); a context manager."""
 
+    sql: QueueStatements
+
     def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
-        super().__init__(dsn, consumer, schema, poll_interval)
-        self._reader: Connection | None = None
-        self._writer: Connection | None = None
-        self._reading = Lock()
-        self._opening = Lock()
+        super().__init__(dsn, consumer, poll_interval)
+        self.sql = QueueStatements(schema)
 
     @classmethod
     def connect(cls, dsn: str, consumer: str, *, schema: str = "cdcbridge", poll_interval: float | None = None) -> Self:
@@ -87,20 +82,6 @@ class Queue(Base):
         queue._reader_session()
         return queue
 
-    def close(self) -> None:
-        """Stop, and close both sessions. What was received and not settled comes again after its timeout."""
-        self.stop()
-        self.closed = True
-        for connection in (self._reader, self._writer):
-            if connection is not None:
-                connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # receiving
 
     def receive(
@@ -112,19 +93,7 @@ class Queue(Base):
         Raises StoreUnavailable where the store is still away when the time is over.
         """
         deadline = time.monotonic() + wait
-        pace = Pace()
-        while True:
-            try:
-                with self._reading:
-                    messages = self._receive(max_messages, visibility_timeout)
-                    if messages or self.stopped or time.monotonic() >= deadline:
-                        return messages
-                    self._wait(deadline)
-            except StoreUnavailable:
-                left = deadline - time.monotonic()
-                if self.stopped or left <= 0:
-                    raise
-                sleep(min(left, pace.next()))
+        return self._until(deadline, lambda: self._receive(max_messages, visibility_timeout))
 
     def _receive(self, max_messages: int, visibility_timeout: float | None) -> list[Message]:
         connection = self._reader_session()
@@ -132,20 +101,6 @@ class Queue(Base):
             cursor = connection.execute(self.sql.receive, (self.consumer, max_messages, visibility_timeout))
             rows = cursor.fetchall()
         return [Message(row_delivery(row, time.monotonic()), self) for row in rows]
-
-    def _wait(self, deadline: float) -> None:
-        """Until a notification for this consumer, a timeout or delay of its own that ends, or the deadline."""
-        connection = self._reader_session()
-        with store_errors():
-            row = (connection.execute(self.sql.next_visible, (self.consumer,))).fetchone()
-            until = min(deadline, time.monotonic() + due_in(row, self.poll_interval))
-            while not self.stopped and (left := until - time.monotonic()) > 0:
-                if self.poll_interval is not None:
-                    sleep(min(left, 0.5))
-                    continue
-                for notify in connection.notifies(timeout=min(left, 0.5), stop_after=1):
-                    if self.concerns(notify.payload):
-                        return
 
     def messages(
         self, *, wait: float = 20, max_messages: int = 10, stop_when_empty: bool = False
@@ -254,22 +209,6 @@ class Queue(Base):
             row = (connection.execute(self.sql.publish, values)).fetchone()
         return row[0] if row else 0
 
-    def _settle(self, query: sql.Composed, values: tuple[Any, ...]) -> int:
-        """One statement of the writing session, again where that was lost: each of them may run twice."""
-        try:
-            return self._write(query, values)
-        except StoreUnavailable:
-            return self._write(query, values)
-
-    def _write(self, query: sql.Composed, values: tuple[Any, ...]) -> int:
-        with self._opening:
-            if self._writer is None or self._writer.closed:
-                self._writer = self._open("cdcbridge client, settling")
-            connection = self._writer
-        with store_errors():
-            row = (connection.execute(query, values)).fetchone()
-        return row[0] if row else 0
-
     # workers
 
     def worker(
@@ -286,32 +225,6 @@ class Queue(Base):
             return Worker(self, handler, concurrency, wait, grace)
 
         return decorate
-
-    # sessions
-
-    def _reader_session(self) -> Connection:
-        if self._reader is None or self._reader.closed:
-            connection = self._open("cdcbridge client, receiving")
-            try:
-                with store_errors():
-                    row = (connection.execute(self.sql.settings, (self.consumer,))).fetchone()
-                    self.learn(row, connection.info.backend_pid)
-                    if self.pooled:
-                        connection.prepare_threshold = None  # the next transaction may be another server session's
-                    if self.poll_interval is None:
-                        connection.execute(self.sql.listen)
-            except BaseException:
-                connection.close()
-                raise
-            self._reader = connection
-        return self._reader
-
-    def _open(self, name: str) -> Connection:
-        with store_errors():
-            connection = psycopg.Connection.connect(conninfo(self.dsn, name), autocommit=True)
-        if self.pooled:
-            connection.prepare_threshold = None
-        return connection
 
     def _mark(self, messages: list[Message], state: Literal["acked", "nacked"]) -> None:
         for message in messages:

@@ -2,6 +2,8 @@
 --
 -- A partition is locked by an advisory lock to the end of the transaction that reads it or moves its offset; a lease is in the
 -- row. Whoever has the lock looks at the newest row in a statement of its own, whose snapshot is younger than the lock.
+-- Pages are said to cost nothing: then the index by partition is the cheaper one for the planner whatever it knows. Else it
+-- would read along the primary key, which is in the table's order, and throw away what is of other partitions.
 
 -- read_stream(consumer, max_messages, lease) → up to max_messages of the least recently read free partition that has something
 -- to return, in order of seq, behind the group's offset.
@@ -17,6 +19,7 @@ returns table (receipt text, partition int, seq bigint, topic text, key text, da
                ordinal int, commit_time timestamptz, inserted_at timestamptz)
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set random_page_cost = 0 set seq_page_cost = 0
 set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare

@@ -112,7 +112,8 @@ create or replace function group_lag(consumer text)
 returns table (partition int, seq bigint, messages bigint, seconds float8, leased_until timestamptz, lost bigint,
                updated_at timestamptz)
 language plpgsql volatile security definer
-set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set random_page_cost = 0 set seq_page_cost = 0 as $$
 #variable_conflict use_column
 declare
     c constant consumers := stream_named(consumer);
@@ -147,7 +148,8 @@ end $$;
 -- Raises CB001, CB002, CB008.
 create or replace function next_readable(consumer text) returns float8
 language plpgsql volatile security definer
-set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set random_page_cost = 0 set seq_page_cost = 0 as $$
 declare
     c constant consumers := stream_named(consumer);
     w constant stream_wish := wish_of(c.config);

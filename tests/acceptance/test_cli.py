@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any
 
+import psycopg
+
 from cdcbridge.migrate import migrations
 from tests.world import PATIENCE, World, clean_environment, eventually
 
@@ -273,3 +275,49 @@ def test_the_demo_shows_messages_acked_and_the_lag() -> None:
     assert 'insert  {"id":1,"customer":"Ada","status":"paid","amount":120.00}' in result.stdout
     assert 'ack → {"acked":3}' in result.stdout and 'ack → {"acked":4}' in result.stdout
     assert "RETAINED" in result.stdout and "nothing is left behind" in result.stdout
+
+
+def test_a_streams_offsets_are_shown_and_moved(world: World) -> None:
+    world.execute("create table t (id int primary key, note text)")
+    world.consumer("audit", mode="stream")
+    world.start_process()
+    eventually(world.active, "the bridge streams")
+    world.execute("insert into t select g, 'x' from generate_series(1, 50) g", "delete from t where id = 7")
+    eventually(lambda: world.value("select count(*) from messages") == 51, "all is in the log")
+    (consumer,) = world.json("lag", "--json")["consumers"]
+    assert (consumer["name"], consumer["mode"], consumer["pending"], consumer["dead"]) == ("audit", "stream", 51, 0)
+    shown = world.json("offsets", "show", "audit", "--json")
+    assert (len(shown), sum(row["messages"] for row in shown)) == (16, 51)
+    assert max(row["seconds"] or 0 for row in shown) > 0
+    rows = world.rows("select seq, topic, key, partition, commit_lsn is not null from read_stream('audit')")
+    assert rows and {(topic, positioned) for _, topic, _, _, positioned in rows} == {("public.t", True)}
+    assert world.value("select commit_offset('audit', %s, %s)", rows[-1][3], rows[-1][0]) is True
+    table = world.run_program("offsets", "show", "audit")
+    assert table.returncode == 0 and "PARTITION" in table.stdout and str(rows[-1][0]) in table.stdout
+    assert lines(world.run_program("offsets", "seek", "audit", "latest")) == [{"partitions": 16}]
+    assert world.json("lag", "--json")["consumers"][0]["pending"] == 0
+    one = str(rows[-1][3])
+    assert lines(world.run_program("offsets", "seek", "audit", "earliest", "--partition", one)) == [{"partitions": 1}]
+    assert world.json("lag", "--json")["consumers"][0]["pending"] == len(rows)
+    for arguments, message in (
+        (("seek", "audit", "whenever"), "'whenever' is no place in the log"),
+        (("seek", "audit", "latest", "--partition", "99"), "there is no partition 99"),
+        (("show", "nobody"), "no consumer named 'nobody'"),
+    ):
+        refused = world.run_program("offsets", *arguments)
+        assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr
+    received = world.run_program("receive", "audit")
+    assert received.returncode == 2 and "reads the log as a stream" in received.stderr
+
+
+def test_lag_names_who_holds_streams_back(world15: World) -> None:
+    world15.consumer("audit", (), topics=["news"], mode="stream")
+    world15.start_process()
+    eventually(world15.active, "the bridge streams")
+    with psycopg.connect(world15.dsn) as hung:
+        hung.execute("select cdcbridge.publish('news', 'k', '1')")
+        eventually(lambda: world15.json("lag", "--json")["holders"], "it is told after a second")
+        (holder,) = world15.json("lag", "--json")["holders"]
+        assert (holder["pid"], holder["seq"], holder["state"]) == (hung.info.backend_pid, 1, "idle in transaction")
+        assert f"pid {hung.info.backend_pid} published seq 1 and is open for" in world15.run_program("lag").stderr
+    assert world15.json("lag", "--json")["holders"] == []

@@ -19,6 +19,7 @@ def test_ten_kills_under_pgbench_end_with_its_own_counts(world15: World) -> None
     world15.consumer("history", ("public.pgbench_history",), operations=["insert"])
     world15.consumer("accounts", ("public.pgbench_accounts",))
     world15.consumer("all", ("public.pgbench_accounts", "public.pgbench_tellers", "public.pgbench_branches"))
+    world15.consumer("audit", ("public.pgbench_accounts", "public.pgbench_branches"), mode="stream")
     process = world15.start_process()
     eventually(world15.active, "the bridge streams")
     load = subprocess.Popen([*pgbench, "-n", "-c", "4", "-R", "800", "-T", "14", world15.database],
@@ -43,6 +44,7 @@ def test_ten_kills_under_pgbench_end_with_its_own_counts(world15: World) -> None
         "history": total,
         "accounts": total,
         "all": 3 * total,
+        "audit": 2 * total,
     }
     eventually(lambda: world15.json("lag", "--json")["slots"][0]["lag_seconds"] == 0, "it has kept up")
     assert world15.rows("select count(*), count(distinct (commit_lsn, ordinal)) from messages") == [
@@ -54,3 +56,10 @@ def test_ten_kills_under_pgbench_end_with_its_own_counts(world15: World) -> None
         "select c.name, count(distinct m.seq) from consumer_messages m join consumers c on c.id = m.consumer_id"
         " group by 1 order by 1"
     ) == [("accounts", total), ("all", 3 * total), ("history", total)]
+    seen: dict[str, list[int]] = {}
+    while rows := world15.rows("select topic, key, seq, partition, receipt from read_stream('audit', 1000, '1 min')"):
+        for topic, key, seq, _, _ in rows:
+            seen.setdefault(f"{topic} {key}", []).append(seq)
+        assert world15.rows("select commit_offset('audit', %s, %s, %s)", rows[-1][3], rows[-1][2], rows[-1][4])
+    assert sum(map(len, seen.values())) == 2 * total, "the group has read everything once"
+    assert all(seqs == sorted(seqs) for seqs in seen.values()), "and each key in order"

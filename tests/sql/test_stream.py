@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import psycopg
 import pytest
 
@@ -19,11 +17,20 @@ def publish(queue: Queue, *keys: str | None, session: psycopg.Connection[Row] | 
     return [queue.value("select cdcbridge.publish('news', %s, '1')", key, session=session) for key in keys]
 
 
-def read(queue: Queue, count: int = 100, lease: str | None = None, *, session: psycopg.Connection[Row] | None = None) -> list[Row]:
+def read(
+    queue: Queue, count: int = 100, lease: str | None = None, *, session: psycopg.Connection[Row] | None = None
+) -> list[Row]:
     return queue.all("select * from cdcbridge.read_stream('s', %s, %s::interval)", count, lease, session=session)
 
 
-def commit(queue: Queue, partition: int, seq: int, receipt: str | None = None, *, session: psycopg.Connection[Row] | None = None) -> bool:
+def commit(
+    queue: Queue,
+    partition: int,
+    seq: int,
+    receipt: str | None = None,
+    *,
+    session: psycopg.Connection[Row] | None = None,
+) -> bool:
     query = "select cdcbridge.commit_offset('s', %s, %s, %s)"
     return bool(queue.value(query, partition, seq, receipt, session=session))
 
@@ -118,7 +125,9 @@ def test_under_a_lease_nobody_else_reads_the_partition_until_it_ends(queue: Queu
 
 
 def expire(queue: Queue) -> None:
-    queue.session.execute("update cdcbridge.offsets set leased_until = now() - interval '1 s' where leased_until is not null")
+    queue.session.execute(
+        "update cdcbridge.offsets set leased_until = now() - interval '1 s' where leased_until is not null"
+    )
 
 
 def test_an_expired_lease_cannot_move_the_offset_though_nobody_took_the_partition(queue: Queue) -> None:
@@ -192,7 +201,10 @@ def test_operations_and_patterns_choose_what_a_group_reads(queue: Queue) -> None
 
 def test_seek_goes_anywhere_in_the_log(queue: Queue) -> None:
     put = publish(queue, "a", "a", "a")
-    queue.session.execute("update cdcbridge.messages set inserted_at = '2030-01-01'::timestamptz + (seq - %s) * interval '1 day'", (put[0],))
+    queue.session.execute(
+        "update cdcbridge.messages set inserted_at = '2030-01-01'::timestamptz + (seq - %s) * interval '1 day'",
+        (put[0],),
+    )
     partition = queue.value("select distinct partition from cdcbridge.messages")
     assert drain(queue) == put
     for target, expected in (("earliest", put), (str(put[1]), put[1:]), ("latest", []), ("2030-01-02 00:00+00", put[1:]),
@@ -256,7 +268,10 @@ def test_the_order_of_a_key_stays_when_partitions_are_added(queue: Queue) -> Non
     before = publish(queue, *[f"k{n}" for n in range(40)])
     queue._store.set_partitions(64)
     after = publish(queue, *[f"k{n}" for n in range(40)])
-    moved = {row["key"] for row in queue.all("select key from cdcbridge.messages group by key having count(distinct partition) > 1")}
+    moved = {
+        row["key"]
+        for row in queue.all("select key from cdcbridge.messages group by key having count(distinct partition) > 1")
+    }
     assert len(moved) > 10
     got: dict[str, list[int]] = {}
     stuck = queue.open(autocommit=False)
@@ -265,7 +280,9 @@ def test_the_order_of_a_key_stays_when_partitions_are_added(queue: Queue) -> Non
         for row in rows:
             got.setdefault(row["key"], []).append(row["seq"])
         finish(queue, rows)
-    assert sorted(s for seqs in got.values() for s in seqs) == sorted(set(before) - {row["seq"] for row in held}), "nothing of after"
+    assert sorted(s for seqs in got.values() for s in seqs) == sorted(set(before) - {row["seq"] for row in held}), (
+        "nothing of after"
+    )
     stuck.rollback()
     while rows := read(queue, 3, "1 min"):
         for row in rows:
@@ -412,7 +429,9 @@ def test_a_groups_role_alone_may_read_it(queue: Queue) -> None:
     publish(queue, "a")
     queue.session.execute("set role stream_reader")
     (row,) = queue.all("select * from cdcbridge.read_stream('mine', 1, '1 min')")
-    assert queue.value("select cdcbridge.commit_offset('mine', %s, %s, %s)", row["partition"], row["seq"], row["receipt"])
+    assert queue.value(
+        "select cdcbridge.commit_offset('mine', %s, %s, %s)", row["partition"], row["seq"], row["receipt"]
+    )
     queue.session.execute("reset role")
     queue.session.execute("drop role if exists stranger")
     queue.session.execute("create role stranger")

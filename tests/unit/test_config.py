@@ -83,7 +83,6 @@ def test_what_is_wrong_is_named_with_file_and_path(tmp_path: Path, text: str, me
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        (CONSUMER + "{name: a, tables: [s.t], mode: stream}", "consumers.0.mode: stream"),
         (CONSUMER + "{name: a, tables: [s.t], start: snapshot}", "consumers.0.start: snapshot"),
         (GOOD + "store: {retention_bytes: 1GB}\n", "store.retention_bytes:"),
         ("source: {dsn: a=b, failover: auto}\n", "source.failover:"),
@@ -110,3 +109,9 @@ def test_a_missing_file_says_how_to_name_one(tmp_path: Path) -> None:
 def test_the_example_in_config_is_valid() -> None:
     example = Path(__file__).parents[2] / "config" / "cdcbridge.example.yaml"
     assert load(example, {"DATABASE_URL": "host=db"}).consumers
+
+
+@pytest.mark.parametrize("setting", ["filter: 'true'", "columns: {include: [a]}", "key: [a]"])
+def test_a_stream_reads_the_log_as_it_is(tmp_path: Path, setting: str) -> None:
+    message = refused(tmp_path, CONSUMER + "{name: a, tables: [s.t], mode: stream, " + setting + "}")
+    assert f"a stream reads the log as it is: {setting.partition(':')[0]} cannot be given" in message

@@ -1,0 +1,122 @@
+"""What the clients of queues and streams share, asynchronous: sessions that are made anew where they were lost,
+waiting.
+
+Made from `_sessions.py` by `make client`.
+
+Two sessions: one reads and waits, one settles, so that an ack never stands behind a long poll. Waits for notifications,
+not for time; behind a pooler, where notifications do not arrive, it looks every now and then instead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias, TypeVar
+
+import psycopg
+from psycopg.sql import Composed
+
+from cdcbridge.client._common import Base, Pace, Statements, due_in
+from cdcbridge.client._threads import Lock, sleep
+from cdcbridge.database import conninfo, store_errors
+from cdcbridge.errors import StoreUnavailable
+
+Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
+T = TypeVar("T")
+
+
+class Sessions(Base):
+    """A client's two sessions; a context manager. `sql` is the subclass's."""
+
+    sql: Statements
+
+    def __init__(self, dsn: str, consumer: str, poll_interval: float | None) -> None:
+        super().__init__(dsn, consumer, poll_interval)
+        self._reader: Connection | None = None
+        self._writer: Connection | None = None
+        self._reading = Lock()
+        self._opening = Lock()
+
+    def close(self) -> None:
+        """Stop, and close both sessions. What was received and not settled comes again after its timeout."""
+        self.stop()
+        self.closed = True
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _until(self, deadline: float, look: Callable[[], T]) -> T:
+        """What `look` finds, once that is something or the deadline has come; a lost session is made anew meanwhile."""
+        pace = Pace()
+        while True:
+            try:
+                with self._reading:
+                    found = look()
+                    if found or self.stopped or time.monotonic() >= deadline:
+                        return found
+                    self._wait(deadline)
+            except StoreUnavailable:
+                left = deadline - time.monotonic()
+                if self.stopped or left <= 0:
+                    raise
+                sleep(min(left, pace.next()))
+
+    def _wait(self, deadline: float) -> None:
+        """Until a notification for this consumer, a timeout or delay of its own that ends, or the deadline."""
+        connection = self._reader_session()
+        with store_errors():
+            row = (connection.execute(self.sql.next_due, (self.consumer,))).fetchone()
+            until = min(deadline, time.monotonic() + due_in(row, self.poll_interval))
+            while not self.stopped and (left := until - time.monotonic()) > 0:
+                if self.poll_interval is not None:
+                    sleep(min(left, 0.5))
+                    continue
+                for notify in connection.notifies(timeout=min(left, 0.5), stop_after=1):
+                    if self.concerns(notify.payload):
+                        return
+
+    def _settle(self, query: Composed, values: tuple[Any, ...]) -> int:
+        """One statement of the writing session, again where that was lost: each of them may run twice."""
+        try:
+            return self._write(query, values)
+        except StoreUnavailable:
+            return self._write(query, values)
+
+    def _write(self, query: Composed, values: tuple[Any, ...]) -> int:
+        with self._opening:
+            if self._writer is None or self._writer.closed:
+                self._writer = self._open("cdcbridge client, settling")
+            connection = self._writer
+        with store_errors():
+            row = (connection.execute(query, values)).fetchone()
+        return row[0] if row else 0
+
+    def _reader_session(self) -> Connection:
+        if self._reader is None or self._reader.closed:
+            connection = self._open("cdcbridge client, receiving")
+            try:
+                with store_errors():
+                    row = (connection.execute(self.sql.settings, (self.consumer,))).fetchone()
+                    self.learn(row, connection.info.backend_pid)
+                    if self.pooled:
+                        connection.prepare_threshold = None  # the next transaction may be another server session's
+                    if self.poll_interval is None:
+                        connection.execute(self.sql.listen)
+            except BaseException:
+                connection.close()
+                raise
+            self._reader = connection
+        return self._reader
+
+    def _open(self, name: str) -> Connection:
+        with store_errors():
+            connection = psycopg.Connection.connect(conninfo(self.dsn, name), autocommit=True)
+        if self.pooled:
+            connection.prepare_threshold = None
+        return connection

@@ -28,6 +28,7 @@ class Mutant(NamedTuple):
 KILL = "tests/acceptance/test_kill.py::"
 FAULTS = "tests/integration/test_faults.py::"
 QUEUE = "tests/sql/test_queue.py::"
+STREAM = "tests/sql/test_stream.py::"
 LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
 MUTANTS = (
     Mutant("I1", "cdcbridge/bridge.py", "self._stream.confirm(written, self._progress.confirm())",
@@ -76,6 +77,22 @@ MUTANTS = (
     Mutant("I16", "sql/functions/034_claim_in_order.sql", "coalesce(array_agg(f.d order by f.ord, f.tie), '{}')",
            "coalesce(array_agg(f.d order by (f.d).token), '{}')",
            "tests/sql/test_fifo.py::test_an_expired_delivery_that_was_delivered_alone_stays_the_first"),
+    Mutant("I17", "sql/functions/080_stream.sql", "safe := case when w.topics <> '{}' then max_safe_seq() end;",
+           "safe := null;", f"{STREAM}test_no_reader_passes_a_seq_that_can_still_commit"),
+    Mutant("I17", "sql/functions/080_stream.sql", "safe := least(max_safe_seq(), upper_end);",
+           "safe := least(pg_sequence_last_value('messages_seq'), upper_end);",
+           f"{STREAM}test_what_a_group_does_not_want_moves_its_offset_on"),
+    Mutant("I18", "sql/functions/080_stream.sql", "or at.id <> fence or", "or",
+           f"{STREAM}test_under_a_lease_nobody_else_reads_the_partition_until_it_ends"),
+    Mutant("I19", "sql/functions/080_stream.sql", ", end_of_era(w, spots));", ");",
+           f"{STREAM}test_the_order_of_a_key_stays_when_partitions_are_added"),
+    Mutant("I20", "sql/functions/070_retention.sql", "        lost := lost + leave_behind(beyond);\n", "",
+           f"{STREAM}test_retention_tells_a_group_that_was_too_slow"),
+    Mutant("I21", "sql/functions/040_ack.sql", "select unnest(seqs) except all select unnest(marked)",
+           "select unnest(seqs) except select unnest(marked)",
+           f"{QUEUE}test_a_claim_of_which_a_part_was_extended_ends_as_a_whole"),
+    Mutant("I22", "sql/functions/031_hints.sql", "(l.settled = '{}' or u.seq <> all (l.settled))", "true",
+           "tests/sql/test_fifo.py::test_a_key_is_free_when_all_of_it_is_acked_though_its_claim_holds_others"),
 )  # fmt: skip
 
 

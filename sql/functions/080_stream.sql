@@ -301,9 +301,10 @@ begin
                 where p.from_seq > 0 and p.from_seq - 1 > (select min(s.seq) from unnest(spots) s) order by 1
     loop
         if exists (select from unnest(spots) s
-                   where s.seq < turn
-                     and exists (select from messages m where m.partition = s.partition and m.seq > s.seq and m.seq <= turn
-                                                          and is_wanted(m.topic, m.data, wish)))
+                   cross join lateral (
+                       select from messages m where m.partition = s.partition and m.seq > s.seq and m.seq <= turn
+                                                and is_wanted(m.topic, m.data, wish) limit 1) m
+                   where s.seq < turn)
         then
             return turn;
         end if;

@@ -156,8 +156,9 @@ declare
 begin
     return (select case when c.paused then 1 else greatest(0.1, extract(epoch from min(o.leased_until) - moment())) end
             from newest_offsets(c.id) o
-            where exists (select from messages m where m.partition = o.partition and m.seq > o.seq
-                                                   and is_wanted(m.topic, m.data, w))
+            -- Lateral, so that it is a look each: an EXISTS may become a join with all there is.
+            cross join lateral (select from messages m where m.partition = o.partition and m.seq > o.seq
+                                                         and is_wanted(m.topic, m.data, w) limit 1) m
             having count(*) > 0);
 end $$;
 

@@ -5,19 +5,21 @@ statistics say, and however much of what is finished an old snapshot keeps.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
 from cdcbridge.embedded import EmbeddedServer
-from tests.sql.queue import Queue
+from tests.sql.queue import Queue, Row
 from tests.sql.test_queue import receipts
 from tests.world import fresh_database
 
 BATCH = 50
 MOST = 6 * BATCH  # rows that one node may touch
+READ = "select * from cdcbridge.read_stream('s', %s, %s::interval)"
+COMMIT = "select cdcbridge.commit_offset('s', %s, %s, %s)"
 TRACE = """
     load 'auto_explain';
     set auto_explain.log_min_duration = 0;
@@ -50,8 +52,34 @@ def touched(node: dict[str, Any]) -> float:
     return float((node["Actual Rows"] + removed) * node["Actual Loops"])
 
 
-def traced(queue: Queue) -> list[dict[str, Any]]:
-    """A claim, and all that can be done to it: the plans of every statement."""
+def claim_and_settle(queue: Queue, session: psycopg.Connection[Row]) -> None:
+    """A claim, and all that can be done to it."""
+    batch = queue.receive(BATCH, session=session)
+    assert len(batch) == BATCH
+    queue.all("select cdcbridge.extend('c', %s, '1 min')", receipts(batch[:5]), session=session)
+    queue.ack(*receipts(batch[:20]), session=session)
+    queue.all("select cdcbridge.nack('c', %s, '0')", receipts(batch[20:25]), session=session)
+    queue.ack(*receipts(queue.receive(BATCH, session=session)), session=session)
+    queue.all("select cdcbridge.bury_expired()", session=session)
+    queue.all("select cdcbridge.next_visible('c')", session=session)
+
+
+def read_and_commit(queue: Queue, session: psycopg.Connection[Row]) -> None:
+    """Reads of several partitions, their commits, and a look whether there is more."""
+    for lease in (None, "1 min"):
+        for _ in range(3):
+            with session.transaction():
+                rows = queue.all(READ, BATCH, lease, session=session)
+                assert len(rows) == BATCH
+                last = rows[-1]
+                queue.all(COMMIT, last["partition"], last["seq"], last["receipt"], session=session)
+    queue.all("select cdcbridge.next_readable('s')", session=session)
+
+
+def traced(
+    queue: Queue, act: Callable[[Queue, psycopg.Connection[Row]], None] = claim_and_settle
+) -> list[dict[str, Any]]:
+    """The plans of every statement."""
     plans: list[dict[str, Any]] = []
     session = queue.open()
     session.execute(TRACE)
@@ -62,14 +90,7 @@ def traced(queue: Queue) -> list[dict[str, Any]]:
             plans.append(json.loads(plan))
 
     session.add_notice_handler(keep)
-    batch = queue.receive(BATCH, session=session)
-    assert len(batch) == BATCH
-    queue.all("select cdcbridge.extend('c', %s, '1 min')", receipts(batch[:5]), session=session)
-    queue.ack(*receipts(batch[:20]), session=session)
-    queue.all("select cdcbridge.nack('c', %s, '0')", receipts(batch[20:25]), session=session)
-    queue.ack(*receipts(queue.receive(BATCH, session=session)), session=session)
-    queue.all("select cdcbridge.bury_expired()", session=session)
-    queue.all("select cdcbridge.next_visible('c')", session=session)
+    act(queue, session)
     assert len(plans) > 50
     return plans
 
@@ -141,3 +162,43 @@ def test_a_key_with_100000_messages_does_not_slow_the_others(queue: Queue) -> No
     for plan in traced(queue):
         for node in nodes(plan["Plan"]):
             assert touched(node) <= MOST, f"{touched(node)} rows: {node['Node Type']} in {plan['Query Text']}"
+
+
+def in_every_partition(queue: Queue, messages: int) -> None:
+    queue.session.execute("select cdcbridge.publish('news', g::text, '1') from generate_series(1, %s) g", (messages,))
+
+
+@pytest.mark.parametrize("statistics", ["missing", "of empty tables", "fresh"])
+def test_a_group_reads_its_partition_alone(queue: Queue, statistics: str) -> None:
+    queue.declare("s", mode="stream", topics=("news",))
+    for table in ("offsets", "messages_000000"):
+        queue.session.execute(f"alter table cdcbridge.{table} set (autovacuum_enabled = off)")
+    if statistics == "of empty tables":
+        queue.session.execute("analyze")
+    in_every_partition(queue, 20_000)
+    if statistics == "fresh":
+        queue.session.execute("analyze")
+    for plan in traced(queue, read_and_commit):
+        for node in nodes(plan["Plan"]):
+            relation = node.get("Relation Name", "")
+            if relation and not relation.startswith("pg_"):
+                where = f"{node['Node Type']} on {relation} in {plan['Query Text']}"
+                assert node["Node Type"] != "Seq Scan" or relation in ("consumers", "partitionings"), where
+                assert touched(node) <= 2 * BATCH, f"{touched(node)} rows: {where}"
+        assert "JIT" not in plan
+
+
+def test_a_groups_finished_offsets_are_not_waded_through(queue: Queue) -> None:
+    queue.declare("s", mode="stream", topics=("news",))
+    in_every_partition(queue, 20_000)
+    hold(queue)
+    for n in range(2000):
+        rows = queue.all(READ, 1, None if n % 2 else "1 min")
+        queue.all(COMMIT, rows[0]["partition"], rows[0]["seq"], rows[0]["receipt"])
+        if n == 1500:
+            queue.session.execute("vacuum")
+    for plan in traced(queue, read_and_commit):
+        for node in nodes(plan["Plan"]):
+            blocks = node.get("Shared Hit Blocks", 0) + node.get("Shared Read Blocks", 0)
+            if node.get("Relation Name", "").startswith("offsets"):
+                assert blocks <= 16 * 5, f"{blocks} blocks: {node['Node Type']} in {plan['Query Text']}"

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 
 from benchmarks.claims import DATA
+from cdcbridge.bridge import BATCH_ROWS
 from cdcbridge.config import Consumer
 from cdcbridge.consumers import apply
 from cdcbridge.store import Store
@@ -41,7 +42,8 @@ def fill(session: psycopg.Connection[Any], dsn: str, messages: int, groups: int 
         f"""insert into messages (seq, topic, key, partition, data, commit_lsn, ordinal, xid, commit_time)
             select g, 'public.t', ((g::bigint * 7919) % 100000)::text, (g::bigint * 7919) % 100000 % {PARTITIONS}, {DATA},
                    '0/0'::pg_lsn + g, 0, g, now()
-            from generate_series(1, {messages}) g""".encode()
+            from generate_series(1, {messages}) g
+            order by (g - 1) / {BATCH_ROWS}, (g::bigint * 7919) % 100000 % {PARTITIONS}, g""".encode()
     )
     session.execute("vacuum analyze messages")
     session.execute("checkpoint")

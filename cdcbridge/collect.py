@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from cdcbridge.encode import encode_data, key_text, message_row, published_row, shared_part
+from cdcbridge.encode import encode_data, key_text, message_row, partition_of, published_row, shared_part
 from cdcbridge.errors import DecodeError, OperatorNeeded
 from cdcbridge.filters import FilterError
 from cdcbridge.lsn import format_lsn
@@ -28,17 +28,17 @@ _ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the
 class Batch:
     """What one append commits.
 
-    `rows`: for COPY, less their seqs; `keys`: theirs; `barriers`: the indexes of truncates. `in_order`: which consumers
-    want order by key. `groups`: consumers that get the same rows → indexes into `rows`.
-    `streams`: consumers that read some of it from the log itself.
-    `keyed`: consumer with a key of its own → indexes and keys. `dead`: (consumer, index, reason, key). `position` is of
-    the last change read; `end_lsn` of the last transaction that is complete; `open` tells that the position
-    stands inside a transaction whose rest is still to come. `commit_time` is of the last transaction, None where the
-    source had nothing more.
+    `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates. `in_order`:
+    which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`; `streams`: those
+    that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and keys. `dead`:
+    (consumer, index, reason, key). `position` is of the last change read; `end_lsn` of the last transaction that is
+    complete; `open` tells that the position stands inside a transaction whose rest is still to come. `commit_time` is of
+    the last transaction, None where the source had nothing more.
     """
 
     rows: list[bytes] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    partitions: list[int] = field(default_factory=list)
     barriers: list[int] = field(default_factory=list)
     in_order: frozenset[int] = frozenset()
     groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
@@ -198,11 +198,14 @@ class Collector:
             return
         data = encode_data(change.op, change.record, change.old, change.unchanged)
         shared = self._shared.get(relation.topic) or self._share(relation.topic)
-        row = message_row(self._ordinal, key, self._partitions, data, shared)
+        text = None if key is None else key.encode()
+        partition = partition_of(text, self._partitions)
+        row = message_row(self._ordinal, text, partition, data, shared)
         batch = self._batch
         index = len(batch.rows)
         batch.rows.append(row)
         batch.keys.append(key)
+        batch.partitions.append(partition)
         if change.op == "truncate":
             batch.barriers.append(index)
         batch.size += len(row) + _ROW_OVERHEAD
@@ -239,8 +242,11 @@ class Collector:
         data = b'{"op":"message","record":%b,"old":null,"unchanged":[]}' % message.record
         batch = self._batch
         index = len(batch.rows)
-        batch.rows.append(published_row(topic, message.key, self._partitions, data))
+        text = None if message.key is None else message.key.encode()
+        partition = partition_of(text, self._partitions)
+        batch.rows.append(published_row(topic, text, partition, data))
         batch.keys.append(message.key)
+        batch.partitions.append(partition)
         batch.size += len(data) + _ROW_OVERHEAD
         for reader in readers:
             if reader.reads_log:

@@ -69,28 +69,34 @@ def shared_part(topic: str, commit_lsn: int, xid: int, commit_time: int) -> byte
     return _sized(topic.encode()) + _TRANSACTION.pack(8, commit_lsn, 8, xid, 8, commit_time)
 
 
-def message_row(ordinal: int, key: str | None, partitions: int, data: bytes, shared: bytes) -> bytes:
+def message_row(ordinal: int, key: bytes | None, partition: int, data: bytes, shared: bytes) -> bytes:
     """One row for COPY messages (MESSAGE_COLUMNS), from the ordinal on; `shared` is its shared_part."""
+    length = _LENGTH.pack(len(data))
     if key is None:
-        return b"%b%b%b%b" % (_MESSAGE.pack(4, ordinal, 4, 0, _NULL), _LENGTH.pack(len(data)), data, shared)
-    text = key.encode()
-    head = _MESSAGE.pack(4, ordinal, 4, partition_of(text, partitions), len(text))
-    return b"".join((head, text, _LENGTH.pack(len(data)), data, shared))
+        return b"".join((_MESSAGE.pack(4, ordinal, 4, partition, _NULL), length, data, shared))
+    return b"".join((_MESSAGE.pack(4, ordinal, 4, partition, len(key)), key, length, data, shared))
 
 
-def published_row(topic: str, key: str | None, partitions: int, data: bytes) -> bytes:
+def published_row(topic: str, key: bytes | None, partition: int, data: bytes) -> bytes:
     """The row of a published message, which has no position."""
-    text = None if key is None else key.encode()
-    fields = (None, struct.pack("!i", partition_of(text, partitions)), text, data, topic.encode(), None, None, None)
+    fields = (None, struct.pack("!i", partition), key, data, topic.encode(), None, None, None)
     return b"".join([_NULL_FIELD if field is None else _sized(field) for field in fields])
 
 
-def message_rows(rows: Sequence[bytes], first: int) -> bytes:
-    """The same rows, whole: with consecutive seqs from `first` on."""
+def message_rows(rows: Sequence[bytes], first: int, partitions: Sequence[int] = ()) -> bytes:
+    """The same rows, whole: with consecutive seqs from `first` on.
+
+    `partitions`: of each row, where the table should hold a partition's rows beside each other, as groups read them.
+    """
     pieces = [b""] * (2 * len(rows))
     pack = _SEQ.pack
-    pieces[::2] = [pack(9, 8, seq) for seq in range(first, first + len(rows))]
-    pieces[1::2] = rows
+    if partitions:
+        order = sorted(range(len(rows)), key=partitions.__getitem__)
+        pieces[::2] = [pack(9, 8, first + index) for index in order]
+        pieces[1::2] = [rows[index] for index in order]
+    else:
+        pieces[::2] = [pack(9, 8, seq) for seq in range(first, first + len(rows))]
+        pieces[1::2] = rows
     return b"".join(pieces)
 
 

@@ -138,7 +138,7 @@ def _leave_gap(store: Store, target: int) -> tuple[int, int]:
         "unchanged": [],
     }
     # It stands where the gap ends, before whatever commits there: ordinal -1 is nobody else's.
-    row = message_row(-1, None, 1, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, postgres_now()))
+    row = message_row(-1, None, 0, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, postgres_now()))
     subscriptions = consumers.all_subscriptions(store.connection)
     everyone = tuple(s.consumer_id for s in subscriptions if not s.reads_log)
     store.append(

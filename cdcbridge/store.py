@@ -178,7 +178,11 @@ class Store:
     def _write(self, connection: Connection, batch: Batch, first: int) -> None:
         with connection.cursor() as cursor:
             with cursor.copy(COPY_MESSAGES) as copy:
-                copy.write(COPY_HEADER + message_rows(batch.rows, first) + COPY_TRAILER)
+                copy.write(
+                    COPY_HEADER
+                    + message_rows(batch.rows, first, batch.partitions if batch.streams else ())
+                    + COPY_TRAILER
+                )
             if batch.groups or batch.keyed:
                 with cursor.copy(COPY_WAITING) as copy:
                     copy.write(COPY_HEADER + waiting_rows(batch, first) + COPY_TRAILER)

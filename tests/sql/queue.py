@@ -62,7 +62,8 @@ class Queue:
         for n, key in enumerate(keys):
             truncate = encode_data("truncate", None, None, ())
             data = truncate if key == "!" else encode_data("insert", {"id": n, "secret": "s"}, None, ())
-            rows.append(message_row(n, own[n], 1, data, shared_part("public.t", self._lsn, 7, 0)))
+            text = None if (key_ := own[n]) is None else key_.encode()
+            rows.append(message_row(n, text, 0, data, shared_part("public.t", self._lsn, 7, 0)))
         before = self.value("select coalesce(max(seq), 0) from cdcbridge.messages")
         everything = list(range(len(keys)))
         batch = Batch(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdcbridge.collect import Collector
-from cdcbridge.encode import CHUNK_SIZE, chunk_rows, key_text, partition_of
+from cdcbridge.encode import CHUNK_SIZE, chunk_rows, key_text, message_rows, partition_of
 from cdcbridge.errors import DecodeError, OperatorNeeded
 from cdcbridge.filters import Filter, FilterError
 from cdcbridge.lsn import format_lsn, parse_lsn
@@ -262,3 +262,11 @@ def test_an_oversized_message_dies_for_one_consumer_and_reaches_the_other() -> N
     size = len(orjson.dumps({"op": "insert", "record": {"id": 0}, "old": None, "unchanged": []}))
     assert batch.dead == [(1, 0, f"oversized: data has {size} bytes, max_message_bytes is 30", "0")]
     assert batch.groups == {(2,): [0]}
+
+
+def test_rows_of_a_partition_stand_beside_each_other_where_groups_read_and_keep_their_seqs() -> None:
+    rows = [b"<%d>" % n for n in range(5)]
+    plain = message_rows(rows, 100)
+    grouped = message_rows(rows, 100, [1, 0, 1, 0, 2])
+    pieces = {n: plain[plain.index(rows[n]) - 14 : plain.index(rows[n]) + 3] for n in range(5)}
+    assert grouped == b"".join(pieces[n] for n in (1, 3, 0, 2, 4))

@@ -42,13 +42,16 @@ def database(server: EmbeddedServer, name: str) -> Iterator[psycopg.Connection[A
         admin.execute(f"drop database {name} with (force)".encode())
 
 
-def configuration(server: EmbeddedServer, name: str, plugin: str, consumers: int, folder: Path, slot: str) -> Path:
-    """A file with so many consumers of everything in t. The source is read over TCP, as from any other host."""
+def configuration(
+    server: EmbeddedServer, name: str, plugin: str, consumers: int, folder: Path, slot: str, *, groups: int = 0
+) -> Path:
+    """A file with so many queue consumers and groups of everything in t. The source is read over TCP, as from any other host."""
     path = folder / f"{slot}.yaml"
     document = {
         "source": {"dsn": server.dsn(name, tcp=True), "plugin": plugin, "slot": slot},
         "log": {"level": "warning"},
-        "consumers": [{"name": f"c{n}", "tables": ["public.t"]} for n in range(consumers)],
+        "consumers": [{"name": f"c{n}", "tables": ["public.t"]} for n in range(consumers)]
+        + [{"name": f"g{n}", "tables": ["public.t"], "mode": "stream"} for n in range(groups)],
     }
     path.write_text(yaml.safe_dump(document))
     return path

@@ -82,10 +82,17 @@ class Run(NamedTuple):
 
 
 def run_bridge(
-    server: EmbeddedServer, session: psycopg.Connection[Any], plugin: str, consumers: int, target: str, folder: Path
+    server: EmbeddedServer,
+    session: psycopg.Connection[Any],
+    plugin: str,
+    consumers: int,
+    target: str,
+    folder: Path,
+    *,
+    groups: int = 0,
 ) -> Run:
     copy_slot(session, "ours")
-    config = configuration(server, session.info.dbname, plugin, consumers, folder, "ours")
+    config = configuration(server, session.info.dbname, plugin, consumers, folder, "ours", groups=groups)
     started = time.perf_counter()
     with bridge(config):
         wait_until(session, "select to_regclass('cdcbridge.messages') is not null")

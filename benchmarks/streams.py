@@ -9,14 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.synchronize
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from benchmarks.claims import DATA
+from benchmarks import fan_out
+from benchmarks.claims import DATA, snapshot
+from benchmarks.common import database, median, workspace
+from benchmarks.common import fill as fill_table
 from cdcbridge.bridge import BATCH_ROWS
 from cdcbridge.config import Consumer
 from cdcbridge.consumers import apply
+from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.store import Store
 
 PARTITIONS = 16
@@ -111,3 +116,111 @@ def copied(session: psycopg.Connection[Any], messages: int) -> float:
         for _ in copy:
             pass
     return messages / (time.perf_counter() - started)
+
+
+def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
+    """Reading beside COPY; under an old snapshot; what groups cost the bridge; what the gap guard costs publishers."""
+    results = _reading(server, 100_000 if quick else 1_000_000, 1 if quick else 3)
+    results += _held(server, 5 if quick else 60)
+    results += _groups(server, 50_000 if quick else 500_000, 1 if quick else 3)
+    return results + _guard(server, 1 if quick else 5)
+
+
+def _reading(server: EmbeddedServer, messages: int, rounds: int) -> list[dict[str, Any]]:
+    print(f"{messages:,} messages, {PARTITIONS} partitions; messages/s, medians of {rounds}\n")
+    print("| batch | held by | members | COPY | read | ratio |\n|---|---|---|---|---|---|", flush=True)
+    results = []
+    with database(server, "streams") as session:
+        dsn = server.dsn("streams")
+        fill(session, dsn, messages)
+        for batch, lease, members in (
+            (5000, None, 1), (5000, None, 4), (1000, None, 1), (1000, None, 4), (1000, "30 s", 1), (100, None, 1),
+        ):  # fmt: skip
+            pairs = []
+            for _ in range(rounds):
+                session.execute("select seek('g0', 'earliest')")
+                pairs.append((copied(session, messages), drain(dsn, members, batch, lease)[0]))
+            ceiling, ours = (median(column) for column in zip(*pairs, strict=True))
+            ratio = median([own / limit for limit, own in pairs])
+            held = "transaction" if lease is None else "lease"
+            print(f"| {batch} | {held} | {members} | {ceiling:,.0f} | {ours:,.0f} | {ratio:.2f} |", flush=True)
+            results.append({"batch": batch, "lease": lease, "members": members, "pairs": pairs})
+    return results
+
+
+def _held(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
+    """Batches of 100, 2 members: every commit leaves a dead row of offsets that the snapshot keeps."""
+    print(f"\nAn old snapshot is held open for {seconds} s, batches of 100, 2 members; messages/s\n")
+    print("| fresh | first sixth | last sixth | last/fresh |\n|---|---|---|---|", flush=True)
+    with database(server, "streams") as session:
+        dsn = server.dsn("streams")
+        fill(session, dsn, 120_000 * seconds)
+        fresh = drain(dsn, 2, 100, None, seconds / 6)[0]
+        with snapshot(dsn):
+            sixths = drain(dsn, 2, 100, None, seconds)[1]
+    print(f"| {fresh:,.0f} | {sixths[0]:,.0f} | {sixths[-1]:,.0f} | {sixths[-1] / fresh:.2f} |", flush=True)
+    return [{"held": seconds, "fresh": fresh, "sixths": sixths}]
+
+
+def _groups(server: EmbeddedServer, rows: int, rounds: int) -> list[dict[str, Any]]:
+    """The bridge's rate into one queue consumer alone, and with 20 groups beside it: their index and the rows' order."""
+    print(f"\n{rows:,} changes through the bridge (pgoutput) to one queue consumer; changes/s\n")
+    print("| without groups | with 20 groups | ratio |\n|---|---|---|", flush=True)
+    with workspace() as folder, database(server, "streams") as session:
+        session.execute("create publication cdcbridge for table t with (publish_via_partition_root = true)")
+        session.execute("select pg_create_logical_replication_slot('origin', 'pgoutput')")
+        target = fill_table(session, rows, 50)
+        pairs = [
+            tuple(
+                fan_out.run_bridge(server, session, "pgoutput", 1, target, Path(folder), groups=groups).streaming
+                for groups in (0, 20)
+            )
+            for _ in range(rounds)
+        ]
+    alone, beside = (median(column) for column in zip(*pairs, strict=True))
+    ratio = median([b / a for a, b in pairs])
+    print(f"| {alone:,.0f} | {beside:,.0f} | {ratio:.2f} |", flush=True)
+    return [{"groups": 20, "pairs": pairs}]
+
+
+def _guard(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
+    """Transactions that insert a row under a sequence's number, with and without register_sequence_transaction()."""
+    print(f"\n4 sessions inserting a row a transaction for {seconds} s, durable; transactions/s, medians of 3\n")
+    print("| without the guard | with it | ratio |\n|---|---|---|", flush=True)
+    with database(server, "streams") as session:
+        dsn = server.dsn("streams")
+        store = Store(dsn, "cdcbridge")
+        store.migrate()
+        store.close()
+        session.execute("create sequence own cache 1; create table outbox (seq bigint primary key, data json)")
+        insert = f"insert into outbox select nextval('own'), {DATA} from generate_series(1, 1) g"
+        guarded = f"begin; select cdcbridge.register_sequence_transaction('own'); {insert}; commit"
+        pairs = [
+            (_transactions(dsn, f"begin; select 1; {insert}; commit", seconds), _transactions(dsn, guarded, seconds))
+            for _ in range(3)
+        ]
+    plain, ours = (median(column) for column in zip(*pairs, strict=True))
+    ratio = median([b / a for a, b in pairs])
+    print(f"| {plain:,.0f} | {ours:,.0f} | {ratio:.2f} |", flush=True)
+    return [{"guard": pairs}]
+
+
+def _transactions(dsn: str, text: str, seconds: float) -> float:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_publisher, args=(dsn, text, seconds, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    done = sum(results.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return float(done / seconds)
+
+
+def _publisher(dsn: str, text: str, seconds: float, results: Any) -> None:
+    with psycopg.connect(dsn, autocommit=True) as session:
+        deadline, done = time.monotonic() + seconds, 0
+        while time.monotonic() < deadline:
+            session.pgconn.exec_(text.encode())
+            done += 1
+        results.put(done)

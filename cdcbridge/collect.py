@@ -28,12 +28,12 @@ _ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the
 class Batch:
     """What one append commits.
 
-    `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates. `in_order`:
-    which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`; `streams`: those
-    that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and keys. `dead`:
-    (consumer, index, reason, key). `position` is of the last change read; `end_lsn` of the last transaction that is
-    complete; `open` tells that the position stands inside a transaction whose rest is still to come. `commit_time` is of
-    the last transaction, None where the source had nothing more.
+    `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates.
+    `in_order`: which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`;
+    `streams`: those that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and
+    keys. `dead`: (consumer, index, reason, key). `position` is of the last change read; `end_lsn` of the last
+    transaction that is complete; `open` tells that the position stands inside a transaction whose rest is still to
+    come. `commit_time` is of the last transaction, None where the source had nothing more.
     """
 
     rows: list[bytes] = field(default_factory=list)

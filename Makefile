@@ -39,6 +39,10 @@ mutants: $(BIN)/.installed servers ## break each invariant on purpose and see it
 soak: $(BIN)/.installed servers ## receivers and bridges killed for ten minutes (SOAK=60: one minute)
 	$(BIN)/python -m tests.soak --seconds $(or $(SOAK),600)
 
+.PHONY: soak-streams
+soak-streams: $(BIN)/.installed servers ## groups whose members die and seek, for ten minutes (SOAK=60: one minute)
+	$(BIN)/python -m tests.stream_soak --seconds $(or $(SOAK),600)
+
 .PHONY: lint
 lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, Dockerfile
 	$(BIN)/ruff check

@@ -179,7 +179,7 @@ class _Pump:
         self._catalog = catalog
         self._notices = notices
         self._decoder = _decoder(ready, catalog, stream.last_lsn)
-        self._collector = Collector(ready.router, config.store.partitions, ready.tail.position, ready.tail.end_lsn)
+        self._collector = Collector(ready.router, ready.partitions, ready.tail.position, ready.tail.end_lsn)
         self._progress = Progress(ready.tail.end_lsn, ready.tail.end_lsn, ready.tail.end_lsn)
         self._appender = Appender(store)
         self._idle_interval = config.source.heartbeat_interval

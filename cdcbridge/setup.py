@@ -37,6 +37,7 @@ class Ready:
     own_schema: str
     finishing: bool
     wal_sender_timeout: float
+    partitions: int
     router: Router = field(init=False)
 
     def __post_init__(self) -> None:
@@ -203,17 +204,17 @@ def _follow_timeline(store: Store, stream: ReplicationStream, history: History, 
 def _ready(
     config: Config, store: Store, tail: Tail, plugin: str, publications: list[str], wal_sender_timeout: float
 ) -> Ready:
-    own_schema = config.store.schema_
+    own_schema, partitions = config.store.schema_, store.partitions()
     if tail.unfinished is not None:
         # Ordinals count what the plugin sent, so the rest must be sent, and routed, as the beginning was.
         begun = [_load(entry) for entry in tail.unfinished["subscriptions"]]
         existing = {s.consumer_id for s in consumers.all_subscriptions(store.connection)}
         kept = [s for s in begun if s.consumer_id in existing]
         log.info("bridge.finishing", position=str(tail.position))
-        return Ready(plugin, tail, tail.unfinished["options"], kept, own_schema, True, wal_sender_timeout)
+        return Ready(plugin, tail, tail.unfinished["options"], kept, own_schema, True, wal_sender_timeout, partitions)
     wanted = consumers.subscriptions(store.connection, config.consumers)
     options = plugin_options(plugin, publications, own_schema)
-    return Ready(plugin, tail, options, wanted, own_schema, False, wal_sender_timeout)
+    return Ready(plugin, tail, options, wanted, own_schema, False, wal_sender_timeout, partitions)
 
 
 def plugin_options(plugin: str, publications: list[str], own_schema: str) -> dict[str, str]:

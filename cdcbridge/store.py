@@ -128,6 +128,12 @@ class Store:
             if changed and changed[0]:
                 self._connection.execute("select finish_partitions(%s)", (partitions,))
 
+    def partitions(self) -> int:
+        """How many partitions the log has now. Not the configuration's while a transaction is unfinished."""
+        with store_errors():
+            row = self._connection.execute("select log_partitions()").fetchone()
+            return row[0] if row else 1
+
     def catalog(self) -> dict[str, Any]:
         """What was last known of the source's partitions."""
         with store_errors():

@@ -75,6 +75,7 @@ class World:
         self.schema = "cdcbridge"
         self.store_dsn: str | None = None
         self.settings: dict[str, Any] = {"heartbeat_interval": "1s"}
+        self.store_settings: dict[str, Any] = {}
         self.consumers: list[dict[str, Any]] = []
         self._sql: psycopg.Connection[Any] | None = None
         self._processes: list[subprocess.Popen[str]] = []
@@ -114,7 +115,8 @@ class World:
             "source": {"dsn": self.dsn, "plugin": self.plugin, "slot": self.slot, **self.settings},
             "consumers": self.consumers,
         }
-        document["store"] = {"schema": self.schema, **({"dsn": self.store_dsn} if self.store_dsn else {})}
+        store = {"dsn": self.store_dsn} if self.store_dsn else {}
+        document["store"] = {"schema": self.schema, **store, **self.store_settings}
         path.write_text(yaml.safe_dump(document))
         return path
 

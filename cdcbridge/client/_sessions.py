@@ -89,13 +89,16 @@ class Sessions(Base):
             return self._write(query, values)
 
     def _write(self, query: Composed, values: tuple[Any, ...]) -> int:
-        with self._opening:
-            if self._writer is None or self._writer.closed:
-                self._writer = self._open("cdcbridge client, settling")
-            connection = self._writer
+        connection = self._writer_session()
         with store_errors():
             row = (connection.execute(query, values)).fetchone()
         return row[0] if row else 0
+
+    def _writer_session(self) -> Connection:
+        with self._opening:
+            if self._writer is None or self._writer.closed:
+                self._writer = self._open("cdcbridge client, settling")
+            return self._writer
 
     def _reader_session(self) -> Connection:
         if self._reader is None or self._reader.closed:

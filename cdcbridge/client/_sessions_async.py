@@ -89,13 +89,16 @@ class AsyncSessions(Base):
             return await self._write(query, values)
 
     async def _write(self, query: Composed, values: tuple[Any, ...]) -> int:
-        async with self._opening:
-            if self._writer is None or self._writer.closed:
-                self._writer = await self._open("cdcbridge client, settling")
-            connection = self._writer
+        connection = await self._writer_session()
         with store_errors():
             row = await (await connection.execute(query, values)).fetchone()
         return row[0] if row else 0
+
+    async def _writer_session(self) -> Connection:
+        async with self._opening:
+            if self._writer is None or self._writer.closed:
+                self._writer = await self._open("cdcbridge client, settling")
+            return self._writer
 
     async def _reader_session(self) -> Connection:
         if self._reader is None or self._reader.closed:

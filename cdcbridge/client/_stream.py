@@ -212,11 +212,7 @@ class Stream(Sessions):
 
     def offsets(self) -> list[Standing]:
         """Where the group stands in each partition, and how much it has yet to read. For people: it counts."""
-        connection = self._reader_session()
-        with self._reading:
-            return self._standings(connection)
-
-    def _standings(self, connection: Connection) -> list[Standing]:
+        connection = self._writer_session()
         with store_errors():
             cursor = connection.execute(self.sql.lag, (self.consumer,))
             return [Standing(*row) for row in cursor.fetchall()]

@@ -214,11 +214,7 @@ class AsyncStream(AsyncSessions):
 
     async def offsets(self) -> list[Standing]:
         """Where the group stands in each partition, and how much it has yet to read. For people: it counts."""
-        connection = await self._reader_session()
-        async with self._reading:
-            return await self._standings(connection)
-
-    async def _standings(self, connection: Connection) -> list[Standing]:
+        connection = await self._writer_session()
         with store_errors():
             cursor = await connection.execute(self.sql.lag, (self.consumer,))
             return [Standing(*row) for row in await cursor.fetchall()]

@@ -98,7 +98,7 @@ begin
 end $$;
 
 -- remove_consumer(name): the consumer, what waits for it, what it has in flight and its dead letters are gone at once.
--- Raises CB001.
+-- Raises CB001. Locks: a group's partitions; waits for transactions that read them.
 create or replace function remove_consumer(name text) returns void
 language plpgsql set search_path from current as $$
 declare
@@ -116,6 +116,7 @@ begin
     end loop;
     execute format('drop table if exists %I', 'waiting_' || consumer.id);
     execute format('drop table if exists %I', 'dead_messages_' || consumer.id);
+    perform pg_advisory_xact_lock(partition_lock(consumer.id, o.partition)) from newest_offsets(consumer.id) o;
     delete from offsets where consumer_id = consumer.id;
     delete from leases where consumer_id = consumer.id;
     delete from settled where consumer_id = consumer.id;

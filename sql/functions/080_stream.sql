@@ -57,7 +57,7 @@ begin
         continue when not pg_try_advisory_xact_lock(partition_lock(c.id, o.partition));
         -- A statement of its own: another member may have read it meanwhile.
         o := newest_offset(c.id, o.partition);
-        continue when o.leased_until > moment;
+        continue when o.id is null or o.leased_until > moment; -- the consumer was removed; or leased
         if lease is not null then
             o := put_offset(o, o.seq, moment + lease);
             receipt_ := o.partition || '-' || o.id;

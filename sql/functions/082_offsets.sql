@@ -111,9 +111,7 @@ $$;
 create or replace function group_lag(consumer text)
 returns table (partition int, seq bigint, messages bigint, seconds float8, leased_until timestamptz, lost bigint,
                updated_at timestamptz)
-language plpgsql volatile security definer
-set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
-set random_page_cost = 0 set seq_page_cost = 0 as $$
+language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
     c constant consumers := stream_named(consumer);
@@ -125,7 +123,9 @@ end $$;
 create or replace function group_lag_of(consumer_id int, wish stream_wish)
 returns table (partition int, seq bigint, messages bigint, seconds float8, leased_until timestamptz, lost bigint,
                updated_at timestamptz)
-language sql volatile as $$
+language sql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set random_page_cost = 0 set seq_page_cost = 0 as $$
     select o.partition, o.seq, m.number, extract(epoch from moment() - m.oldest)::float8,
            case when o.leased_until > moment() then o.leased_until end, o.lost, o.updated_at
     from newest_offsets($1) o

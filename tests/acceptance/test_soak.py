@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from cdcbridge.embedded import EmbeddedServer
+from tests import stream_soak
 from tests.soak import soak
 
 
@@ -15,3 +16,9 @@ def test_receivers_and_bridges_are_killed_and_nothing_is_lost_or_overtaken(
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     soak(pg15, tmp_path, 15, seed)
+
+
+def test_members_are_killed_and_seek_and_each_group_sees_everything(pg15: EmbeddedServer, tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    stream_soak.soak(pg15, tmp_path, 12, seed)

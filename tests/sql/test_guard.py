@@ -80,10 +80,10 @@ def test_a_store_that_is_restored_elsewhere_goes_on(pg15: EmbeddedServer, pg18: 
         rows = queue.all("select * from cdcbridge.read_stream('s', 5)")
         queue.all("select cdcbridge.commit_offset('s', %s, %s)", rows[-1]["partition"], rows[-1]["seq"])
         queue.close()
-        dump = [pg15.binaries / "pg_dump", "-d", pg15.dsn(old), "-n", "cdcbridge", "--no-owner"]
+        dump = [str(pg15.binaries / "pg_dump"), "-d", pg15.dsn(old), "-n", "cdcbridge", "--no-owner"]
         text = subprocess.run(dump, capture_output=True, check=True).stdout
         # By psql 15: pg_dump of newer minor releases writes commands around the dump that others do not know.
-        restore = [pg15.binaries / "psql", "-q", "-d", pg18.dsn(new), "-v", "ON_ERROR_STOP=1"]
+        restore = [str(pg15.binaries / "psql"), "-q", "-d", pg18.dsn(new), "-v", "ON_ERROR_STOP=1"]
         subprocess.run(restore, input=text, check=True, capture_output=True)
         restored = Queue(pg18.dsn(new))
         hung = restored.open(autocommit=False)

@@ -10,42 +10,49 @@
 create or replace function register_sequence_transaction(seq regclass default null) returns void
 language plpgsql volatile set search_path from current as $$
 begin
-    if exists (select from pg_sequence s where s.seqrelid = seq and s.seqcache <> 1) then
+    if draw(coalesce(seq, 'messages_seq'), 0) is null and (pg_sequence_parameters(seq)).cache_size <> 1 then
         raise exception 'the sequence % has a cache: values that a session keeps cannot be guarded', seq
             using errcode = 'CB004', hint = format('alter sequence %s cache 1', seq);
     end if;
-    perform draw(coalesce(seq, 'messages_seq'), 0);
 end $$;
 
 -- draw(seq, count) → the first of `count` consecutive values, registered before they are drawn; null for none.
--- Locks: the sequence's draw lock, for this call alone: so a value that was read is still the last one when its lock is
--- held (the guard never falls), and a block has no stranger's value in it.
+-- Locks: the sequence's draw lock, for this call alone: shared, so that drawers do not wait for each other; whole for a block,
+-- which has no stranger's value in it.
 create or replace function draw(seq regclass, count int) returns bigint
 language plpgsql volatile set search_path from current as $$
 declare
     setting constant text := 'cdcbridge.registered_' || seq::oid;
-    class constant int := seq::oid::int;
     first bigint;
 begin
     if has_sequence_privilege(seq, 'usage') is not true then
         raise exception 'no right to use the sequence %', seq using errcode = 'CB004';
     end if;
-    perform pg_advisory_lock(draw_lock(seq));
-    if current_setting(setting, true) is distinct from pg_current_xact_id()::text then
-        perform pg_advisory_xact_lock_shared(class, low_half(coalesce(pg_sequence_last_value(seq), 0)));
-        perform set_config(setting, pg_current_xact_id()::text, true);
+    -- Conditions, which are expressions, where a PERFORM each would be a statement.
+    if count > 1 then
+        perform pg_advisory_lock(draw_lock(seq));
+    elsif pg_advisory_lock_shared(draw_lock(seq)) is null then
+        null;
     end if;
-    if count = 1 then
-        first := nextval(seq);
-    elsif count > 1 then
-        first := nextval(seq);
-        perform setval(seq, first + count - 1);
+    if current_setting(setting, true) is distinct from pg_current_xact_id()::text
+        and (pg_advisory_xact_lock_shared(seq::oid::int, low_half(coalesce(pg_sequence_last_value(seq), 0))) is null
+             or set_config(setting, pg_current_xact_id()::text, true) is null)
+    then
+        null;
     end if;
-    perform pg_advisory_unlock(draw_lock(seq));
+    if count > 0 then
+        first := nextval(seq);
+    end if;
+    if count > 1 then
+        perform setval(seq, first + count - 1), pg_advisory_unlock(draw_lock(seq));
+    elsif pg_advisory_unlock_shared(draw_lock(seq)) then
+        null;
+    end if;
     return first;
 exception
     when others or query_canceled then
-        perform pg_advisory_unlock(draw_lock(seq))
+        perform case when l.mode = 'ShareLock' then pg_advisory_unlock_shared(draw_lock(seq))
+                     else pg_advisory_unlock(draw_lock(seq)) end
         from pg_locks l
         where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 1 and l.granted
           and (l.classid::bigint << 32 | l.objid::bigint) = draw_lock(seq);
@@ -66,7 +73,7 @@ $$;
 
 -- max_safe_seq(seq) → the greatest n such that no open transaction can still commit a value ≤ n; null = the log's sequence.
 -- 0 on a sequence that was never drawn from. Never falls. Read it in a statement before the one that reads the rows.
--- Locks: the draw lock, shared, for this call alone.
+-- Locks: the draw lock, for this call alone: so nobody is between reading the last value and holding its lock.
 create or replace function max_safe_seq(seq regclass default null) returns bigint
 language plpgsql volatile set search_path from current as $$
 declare
@@ -74,19 +81,19 @@ declare
     last bigint;
     behind bigint;
 begin
-    perform pg_advisory_lock_shared(draw_lock(guarded));
+    perform pg_advisory_lock(draw_lock(guarded));
     last := coalesce(pg_sequence_last_value(guarded), 0);
     select max((last - l.objid::bigint) & 4294967295) into behind
     from pg_locks l
     where l.locktype = 'advisory' and l.classid = guarded::oid and l.objsubid = 2 and l.mode = 'ShareLock' and l.granted
       and l.database = (select oid from pg_database where datname = current_database());
-    perform pg_advisory_unlock_shared(draw_lock(guarded));
+    perform pg_advisory_unlock(draw_lock(guarded));
     return last - coalesce(behind, 0);
 exception
     when others or query_canceled then
-        perform pg_advisory_unlock_shared(draw_lock(guarded))
+        perform pg_advisory_unlock(draw_lock(guarded))
         from pg_locks l
         where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 1 and l.granted
-          and l.mode = 'ShareLock' and (l.classid::bigint << 32 | l.objid::bigint) = draw_lock(guarded);
+          and l.mode = 'ExclusiveLock' and (l.classid::bigint << 32 | l.objid::bigint) = draw_lock(guarded);
         raise;
 end $$;

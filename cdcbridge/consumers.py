@@ -5,27 +5,19 @@ Adds and changes; never removes by itself: a consumer that left the file keeps w
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import orjson
-import structlog
 from psycopg.types.json import Jsonb
 
-from cdcbridge.collect import Batch
+from cdcbridge.backlog import fill
 from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
-from cdcbridge.encode import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC, key_text
 from cdcbridge.errors import UsageError
-from cdcbridge.fan_out import barrier_rows, waiting_rows
-from cdcbridge.filters import Filter, FilterError
+from cdcbridge.filters import Filter
 from cdcbridge.route import Subscription
-
-_PAGE: Final = 5000  # messages of the log that a new consumer with start: earliest is given at a time
-_TELL_EVERY: Final = 2.0  # seconds between two lines about a long filling
-log = structlog.get_logger()
 
 
 @dataclass(slots=True, frozen=True)
@@ -121,105 +113,3 @@ def _add(connection: Connection, consumer: Consumer, config: dict[str, Any]) -> 
     ).fetchone()
     if row and consumer.start == "earliest" and consumer.mode != "stream":
         fill(connection, subscription(row[0], consumer.name, consumer.mode, config))
-
-
-# what the log holds, for a consumer with start: earliest
-
-_LOG: Final = """
-    select seq, topic, key, data::text, commit_lsn::text, ordinal, xid, octet_length(data::text),
-           array(select (data -> 'record' -> c)::text
-                 from unnest(%(key)s::text[]) with ordinality as k (c, n) order by n),
-           (data -> 'op')::text = '"truncate"'
-    from messages
-    where strpos(topic, '.') > 0
-      and (topic = any (%(tables)s) or split_part(topic, '.', 1) = any (%(schemas)s) or %(all)s)
-      and (data -> 'op')::text = any (%(operations)s)
-       or topic = any (%(topics)s) or topic = 'cdcbridge.gap'
-    order by seq
-"""
-
-
-def fill(connection: Connection, wanted: Subscription) -> None:
-    """Fan what the log holds into one consumer, and tell how far it is. Call in the transaction that makes it."""
-    last = connection.execute("select last_value from messages_seq").fetchone()
-    next_told = time.monotonic() + _TELL_EVERY
-    schemas = [pattern[:-2] for pattern in wanted.tables if pattern.endswith(".*")]
-    given = {
-        "key": list(wanted.key or ()),
-        "tables": list(wanted.tables),
-        "topics": list(wanted.topics),
-        "schemas": [schema for schema in schemas if schema != "*"],
-        "all": "*" in schemas,
-        "operations": [f'"{operation}"' for operation in sorted(wanted.operations)],
-    }
-    with connection.cursor(name="cdcbridge_fill") as reader:
-        reader.execute(_LOG.encode(), given)
-        while rows := reader.fetchmany(_PAGE):
-            batch, dead = _sort(rows, wanted)
-            with connection.cursor() as cursor, cursor.copy(COPY_WAITING) as copy:
-                copy.write(COPY_HEADER + waiting_rows(batch, 0) + COPY_TRAILER)
-            if barriers := barrier_rows(batch, 0):
-                connection.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
-            if dead:
-                connection.execute(
-                    "select bury_appended(%s, %s, %s, %s)",
-                    ([wanted.consumer_id] * len(dead), *(list(column) for column in zip(*dead, strict=True))),
-                )
-            if time.monotonic() >= next_told:
-                log.info("consumer.filling", consumer=wanted.name, seq=rows[-1][0], of=last[0] if last else None)
-                next_told += _TELL_EVERY
-
-
-def _sort(rows: Sequence[tuple[Any, ...]], wanted: Subscription) -> tuple[Batch, list[tuple[int, str, str | None]]]:
-    """Rows of the log → those that match, as a batch whose indexes are seqs; (seq, reason, key) of those that die."""
-    seqs: list[int] = []
-    keys: list[str | None] = []
-    barriers: list[int] = []
-    dead: list[tuple[int, str, str | None]] = []
-    for row in rows:
-        seq, size = row[0], row[7]
-        key = _own_key(row[8]) if wanted.key else row[2]
-        try:
-            published = row[1] in wanted.topics or row[1] == GAP_TOPIC
-            if wanted.filter is not None and not published and not _matches(wanted.filter, row):
-                continue
-        except FilterError as error:
-            dead.append((seq, f"filter_error: {error}", key))
-            continue
-        if size > wanted.max_bytes:
-            dead.append((seq, f"oversized: data has {size} bytes, max_message_bytes is {wanted.max_bytes}", key))
-            continue
-        seqs.append(seq)
-        keys.append(key)
-        if row[9]:
-            barriers.append(seq)
-    consumer = wanted.consumer_id
-    batch = Batch(rows=[b""] * len(seqs), barriers=barriers)
-    if wanted.in_order:
-        batch.in_order = frozenset({consumer})
-    if wanted.in_order or wanted.key:
-        batch.keyed = {consumer: (seqs, keys)}
-    else:
-        batch.groups = {(consumer,): seqs}
-    return batch, dead
-
-
-def _matches(condition: Filter, row: tuple[Any, ...]) -> bool:
-    _seq, topic, key, text, commit_lsn, ordinal, xid, *_ = row
-    try:
-        data = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
-    schema, _, table = topic.partition(".")
-    meta = {"schema": schema, "table": table, "commit_lsn": commit_lsn, "ordinal": ordinal, "xid": xid}
-    environment = {**data, "topic": topic, "key": key, "meta": meta}
-    return condition.wants(environment, environment.pop("unchanged"))
-
-
-def _own_key(values: Sequence[str | None]) -> str | None:
-    """JSON texts of the key's columns → the key."""
-    fragments = {
-        str(n): orjson.loads(value) if value and value[0] in '"n' else value and orjson.Fragment(value)
-        for n, value in enumerate(values)
-    }
-    return key_text(fragments, list(fragments))

@@ -47,6 +47,41 @@ begin
     return revived;
 end $$;
 
+-- replay_messages(consumer_id, chosen, keys) → how many of these messages of the log went to the end of the queue once more, in
+-- order, marked as replayed, with a fresh count; those that wait or are in flight are skipped. keys null: the log's.
+-- They carry their data with them, as redriven ones do. Raises CB001. Locks: the consumer; the gap guard's, to the end of the transaction.
+create or replace function replay_messages(consumer_id int, chosen bigint[], keys text[], out replayed int, out skipped int)
+language plpgsql volatile
+set search_path from current set jit = off as $$
+declare
+    c consumers;
+begin
+    select * into c from consumers where id = replay_messages.consumer_id for share;
+    if not found then
+        raise exception 'the consumer was removed' using errcode = 'CB001';
+    end if;
+    perform draw('messages_seq', 0);
+    with wanted as materialized (
+        select u.seq, u.key, u.n from unnest(chosen, keys) with ordinality as u (seq, key, n)
+        where u.seq not in (
+            select u.seq from consumer_messages u
+            where u.consumer_id = c.id and u.seq between chosen[1] and chosen[cardinality(chosen)])
+    ), again as (
+        insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at, ord, tie,
+                              replayed)
+        select c.id, m.seq, m.topic, case when keys is null then m.key else w.key end, m.data, m.commit_lsn, m.ordinal,
+               m.commit_time, m.inserted_at, greatest(1, (select last_value from messages_seq)), nextval('redrives_seq'), true
+        from (select * from wanted order by n offset 0) w join messages m on m.seq = w.seq
+        on conflict do nothing
+        returning seq, key, ord, tie, data
+    )
+    insert into waiting (consumer_id, ord, tie, seqs, keys, barrier)
+    select c.id, a.ord, a.tie, array[a.seq], array[a.key], c.mode = 'fifo' and (a.data ->> 'op') = 'truncate' from again a;
+    get diagnostics replayed = row_count;
+    skipped := cardinality(chosen) - replayed;
+    perform pg_notify(current_schema(), c.id::text);
+end $$;
+
 -- purge(consumer, ids) → how many dead letters (null = all) were deleted for good.
 -- Raises CB001, CB002, CB007.
 create or replace function purge(consumer text, ids bigint[] default null) returns int

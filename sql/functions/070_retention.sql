@@ -46,7 +46,9 @@ begin
     for c in select * from consumers where mode <> 'stream' order by id loop
         -- One statement: a message that moves is seen in one place.
         execute format($query$
-            select exists (select from live_waiting_%1$s(newest_hint(%1$s)) w where w.ord < $1)
+            select exists (select from live_waiting_%1$s(newest_hint(%1$s)) w cross join lateral unnest(w.seqs) as u (seq)
+                           where w.ord < $1
+                             and not exists (select from redriven r where r.consumer_id = %1$s and r.seq = u.seq))
                 or exists (select from live_leases(%1$s, newest_hint(%1$s)) l cross join lateral unnest(l.seqs) as u (seq)
                            where u.seq < $1
                              and not exists (select from redriven r where r.consumer_id = %1$s and r.seq = u.seq)

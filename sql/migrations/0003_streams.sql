@@ -37,3 +37,6 @@ create type stream_wish as (
 
 -- Those whose arguments or results are others now come back with this version's code.
 drop function if exists drop_segments(interval), append_published(bigint, text, text, json, timestamptz);
+
+-- What a replay put there, and no dead letter.
+alter table redriven add replayed boolean not null default false;

@@ -321,3 +321,25 @@ def test_lag_names_who_holds_streams_back(world15: World) -> None:
         assert (holder["pid"], holder["seq"], holder["state"]) == (hung.info.backend_pid, 1, "idle in transaction")
         assert f"pid {hung.info.backend_pid} published seq 1 and is open for" in world15.run_program("lag").stderr
     assert world15.json("lag", "--json")["holders"] == []
+
+
+def test_a_range_of_the_log_is_replayed(world15: World) -> None:
+    ready(world15)
+    world15.execute("insert into t select g, 1 from generate_series(1, 5) g")
+    eventually(lambda: world15.value("select count(*) from messages") == 5, "all is logged")
+    assert len(lines(world15.run_program("receive", "billing", "-n", "4", "--ack"))) == 4
+    replayed = world15.run_program("consumers", "replay", "billing", "--from", "3")
+    assert lines(replayed) == [{"replayed": 2, "skipped": 1}]
+    assert "1 messages wait or are in flight already" in replayed.stderr
+    assert lines(world15.run_program("consumers", "replay", "billing", "--from", "earliest", "--to", "2")) == [
+        {"replayed": 1, "skipped": 0}
+    ]
+    got = lines(world15.run_program("receive", "billing", "-n", "10", "--ack"))
+    assert [row["seq"] for row in got] == [5, 3, 4, 1]
+    for arguments, message in (
+        (("billing", "--from", "whenever"), "no place in the log"),
+        (("billing", "--from", "99"), "lies ahead of the log"),
+        (("nobody", "--from", "earliest"), "no consumer named"),
+    ):
+        refused = world15.run_program("consumers", "replay", *arguments)
+        assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr

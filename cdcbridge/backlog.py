@@ -1,0 +1,152 @@
+"""What the log holds, for one consumer: a new one with start: earliest, or one that replays. Part of the rim.
+
+Matches and filters as the collector does, so that a message is the same whenever it is fanned out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, TypeAlias
+
+import orjson
+import structlog
+
+from cdcbridge.collect import Batch
+from cdcbridge.database import Connection
+from cdcbridge.encode import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC, key_text
+from cdcbridge.fan_out import barrier_rows, waiting_rows
+from cdcbridge.filters import Filter, FilterError
+from cdcbridge.route import Subscription
+
+_PAGE: Final = 5000  # messages of the log at a time
+_TELL_EVERY: Final = 2.0  # seconds between two lines about a long filling
+_END: Final = (1 << 63) - 1
+_Dead: TypeAlias = tuple[int, str, str | None]
+log = structlog.get_logger()
+
+_LOG: Final = """
+    select seq, topic, key, data::text, commit_lsn::text, ordinal, xid, octet_length(data::text),
+           array(select (data -> 'record' -> c)::text
+                 from unnest(%(key)s::text[]) with ordinality as k (c, n) order by n),
+           (data -> 'op')::text = '"truncate"'
+    from messages
+    where seq between %(low)s and %(high)s
+      and (strpos(topic, '.') > 0
+           and (topic = any (%(tables)s) or split_part(topic, '.', 1) = any (%(schemas)s) or %(all)s)
+           and (data -> 'op')::text = any (%(operations)s)
+           or topic = any (%(topics)s) or topic = 'cdcbridge.gap')
+    order by seq
+"""
+
+
+def fill(connection: Connection, wanted: Subscription) -> None:
+    """Fan what the log holds into one consumer, and tell how far it is. Call in the transaction that makes it."""
+    for batch, dead in _pages(connection, wanted, 0, _END):
+        with connection.cursor() as cursor, cursor.copy(COPY_WAITING) as copy:
+            copy.write(COPY_HEADER + waiting_rows(batch, 0) + COPY_TRAILER)
+        if barriers := barrier_rows(batch, 0):
+            connection.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
+        if dead:
+            connection.execute(
+                "select bury_appended(%s, %s, %s, %s)",
+                ([wanted.consumer_id] * len(dead), *(list(column) for column in zip(*dead, strict=True))),
+            )
+
+
+def replay(connection: Connection, reader: Connection, wanted: Subscription, low: int, high: int) -> tuple[int, int]:
+    """Put what the log holds from seq `low` to `high` into the consumer's queue again, behind all that waits.
+
+    Gives how many were put there, and how many were skipped, because they wait or are in flight. Each page is committed
+    alone on `connection`, an autocommit session; `reader` is in a transaction. What matches no more, or would be a dead
+    letter at once, is passed over.
+    """
+    replayed = skipped = 0
+    for batch, _dead in _pages(reader, wanted, low, high):
+        seqs, keys = batch.keyed[wanted.consumer_id] if batch.keyed else (next(iter(batch.groups.values()), []), None)
+        row = connection.execute(
+            "select replayed, skipped from replay_messages(%s, %s, %s)", (wanted.consumer_id, seqs, keys)
+        ).fetchone()
+        replayed, skipped = replayed + (row[0] if row else 0), skipped + (row[1] if row else 0)
+    return replayed, skipped
+
+
+def _pages(connection: Connection, wanted: Subscription, low: int, high: int) -> Iterator[tuple[Batch, list[_Dead]]]:
+    """The log's messages of these seqs that match, some thousands at a time: as batches whose indexes are seqs, with
+    (seq, reason, key) of those that die.
+    """
+    last = connection.execute("select last_value from messages_seq").fetchone()
+    next_told = time.monotonic() + _TELL_EVERY
+    schemas = [pattern[:-2] for pattern in wanted.tables if pattern.endswith(".*")]
+    given = {
+        "low": low,
+        "high": high,
+        "key": list(wanted.key or ()),
+        "tables": list(wanted.tables),
+        "topics": list(wanted.topics),
+        "schemas": [schema for schema in schemas if schema != "*"],
+        "all": "*" in schemas,
+        "operations": [f'"{operation}"' for operation in sorted(wanted.operations)],
+    }
+    with connection.cursor(name="cdcbridge_fill") as reader:
+        reader.execute(_LOG.encode(), given)
+        while rows := reader.fetchmany(_PAGE):
+            yield _sort(rows, wanted)
+            if time.monotonic() >= next_told:
+                log.info("consumer.filling", consumer=wanted.name, seq=rows[-1][0], of=last[0] if last else None)
+                next_told += _TELL_EVERY
+
+
+def _sort(rows: Sequence[tuple[Any, ...]], wanted: Subscription) -> tuple[Batch, list[_Dead]]:
+    """Rows of the log → those that match, as a batch whose indexes are seqs; (seq, reason, key) of those that die."""
+    seqs: list[int] = []
+    keys: list[str | None] = []
+    barriers: list[int] = []
+    dead: list[_Dead] = []
+    for row in rows:
+        seq, size = row[0], row[7]
+        key = _own_key(row[8]) if wanted.key else row[2]
+        try:
+            published = row[1] in wanted.topics or row[1] == GAP_TOPIC
+            if wanted.filter is not None and not published and not _matches(wanted.filter, row):
+                continue
+        except FilterError as error:
+            dead.append((seq, f"filter_error: {error}", key))
+            continue
+        if size > wanted.max_bytes:
+            dead.append((seq, f"oversized: data has {size} bytes, max_message_bytes is {wanted.max_bytes}", key))
+            continue
+        seqs.append(seq)
+        keys.append(key)
+        if row[9]:
+            barriers.append(seq)
+    consumer = wanted.consumer_id
+    batch = Batch(rows=[b""] * len(seqs), barriers=barriers)
+    if wanted.in_order:
+        batch.in_order = frozenset({consumer})
+    if wanted.in_order or wanted.key:
+        batch.keyed = {consumer: (seqs, keys)}
+    else:
+        batch.groups = {(consumer,): seqs}
+    return batch, dead
+
+
+def _matches(condition: Filter, row: tuple[Any, ...]) -> bool:
+    _seq, topic, key, text, commit_lsn, ordinal, xid, *_ = row
+    try:
+        data = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
+    schema, _, table = topic.partition(".")
+    meta = {"schema": schema, "table": table, "commit_lsn": commit_lsn, "ordinal": ordinal, "xid": xid}
+    environment = {**data, "topic": topic, "key": key, "meta": meta}
+    return condition.wants(environment, environment.pop("unchanged"))
+
+
+def _own_key(values: Sequence[str | None]) -> str | None:
+    """JSON texts of the key's columns → the key."""
+    fragments = {
+        str(n): orjson.loads(value) if value and value[0] in '"n' else value and orjson.Fragment(value)
+        for n, value in enumerate(values)
+    }
+    return key_text(fragments, list(fragments))

@@ -1,0 +1,88 @@
+"""A range of the log once more, for a queue consumer."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from cdcbridge import backlog
+from cdcbridge.consumers import subscription
+from tests.sql.queue import Queue
+from tests.sql.test_queue import receipts, seqs
+
+
+def replay(queue: Queue, low: int, high: int, name: str = "c") -> tuple[int, int]:
+    (row,) = queue.all("select id, name, mode, config from cdcbridge.consumers where name = %s", name)
+    with psycopg.connect(queue.dsn, autocommit=True) as store, psycopg.connect(queue.dsn, autocommit=True) as reader:
+        for session in (store, reader):
+            session.execute("set search_path = cdcbridge")
+        with reader.transaction():
+            return backlog.replay(store, reader, subscription(*row.values()), low, high)
+
+
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+def test_what_was_finished_comes_again_behind_all_that_waits(queue: Queue, mode: str) -> None:
+    queue.declare(mode=mode)
+    put = queue.append_keys("a", "b", "a", "c")
+    queue.ack(*receipts(queue.receive()))
+    later = queue.append_keys("d")
+    assert replay(queue, put[0], put[2]) == (3, 0)
+    rows = queue.receive()
+    assert seqs(rows) == [*later, *put[:3]]
+    assert [row["deliver_count"] for row in rows] == [1] * 4
+    assert [row["key"] for row in rows] == ["d", "a", "b", "a"]
+    assert queue.value("select count(*) from cdcbridge.redriven where replayed") == 3
+    assert queue.ack(*receipts(rows)) == 4
+    assert queue.value("select count(*) from cdcbridge.redriven") == 0
+    assert queue.value("select count(*) from cdcbridge.messages") == 5, "nothing is logged again"
+
+
+def test_what_waits_or_is_in_flight_is_skipped_and_counted(queue: Queue) -> None:
+    queue.declare()
+    put = queue.append(5)
+    first = queue.receive(2)
+    queue.ack(first[0]["receipt"])
+    queue.nack(first[1]["receipt"], delay="1 hour")
+    queue.receive(1)
+    assert replay(queue, put[0], put[-1]) == (1, 4)
+    assert replay(queue, put[0], put[-1]) == (0, 5)
+    assert seqs(queue.receive()) == [put[3], put[4], put[0]]
+
+
+def test_only_what_the_consumer_takes_today_is_replayed(queue: Queue) -> None:
+    queue.declare(topics=("news",), filter="record.id >= 1", key=("secret",))
+    put = queue.append(3)
+    queue.value("select cdcbridge.publish('news', 'k', '{\"secret\": \"n\"}')")
+    queue.value("select cdcbridge.publish('other', 'k', '{}')")
+    queue.ack(*receipts(queue.receive()))
+    assert replay(queue, 0, 1 << 62) == (3, 0)
+    assert [(row["seq"], row["key"]) for row in queue.receive()] == [(put[1], "s"), (put[2], "s"), (put[2] + 1, "n")]
+
+
+def test_a_replayed_truncate_is_a_barrier_again(queue: Queue) -> None:
+    queue.declare(mode="fifo")
+    put = queue.append_keys("a", "!", "b")
+    for seq in put:
+        (row,) = queue.receive()
+        assert row["seq"] == seq
+        queue.ack(row["receipt"])
+    assert replay(queue, put[0], put[-1]) == (3, 0)
+    assert seqs(queue.receive()) == put[:1]
+
+
+def test_replayed_messages_outlive_their_segment(queue: Queue) -> None:
+    queue.declare()
+    put = queue.append(2)
+    queue.ack(*receipts(queue.receive()))
+    replay(queue, put[0], put[-1])
+    queue.value("select setval('cdcbridge.messages_seq', 1000000)")
+    queue.value("select cdcbridge.create_segments()")
+    assert queue.value("select dropped from cdcbridge.drop_segments('0')") == 1
+    rows = queue.receive()
+    assert seqs(rows) == put and rows[0]["data"]["record"]["id"] == 0
+
+
+def test_a_consumer_that_is_removed_meanwhile_is_told(queue: Queue) -> None:
+    queue.declare()
+    with pytest.raises(psycopg.Error, match="was removed"):
+        queue.all("select cdcbridge.replay_messages(99, '{1}', null)")

@@ -72,10 +72,14 @@ class Store(_Model):
     schema_: Annotated[str, Field(pattern=_IDENTIFIER, alias="schema")] = "cdcbridge"
     partitions: Annotated[int, Field(ge=1, le=4096)] = 16
     retention: Annotated[Duration, Field(gt=0)] = 7 * 86400.0
-    retention_bytes: None = None
-    max_retention: None = None
+    retention_bytes: Annotated[Size, Field(gt=0)] | None = None
+    max_retention: Duration = 30 * 86400.0
 
-    _unbuilt = _refuse("retention_bytes", "max_retention")
+    @model_validator(mode="after")
+    def _max_is_longer(self) -> Self:
+        if self.max_retention < self.retention:
+            raise ValueError("max_retention is shorter than retention")
+        return self
 
 
 class Log(_Model):

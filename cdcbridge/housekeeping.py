@@ -73,11 +73,19 @@ class Housekeeper:
                 self._stop.wait(min(_BURY_INTERVAL, interval))
 
     def _drop_segments(self, store: Connection) -> None:
-        retention = self._config.store.retention
+        limits = self._config.store
         row = store.execute(
-            "select dropped, held_by, lost from drop_segments(make_interval(secs => %s))", (retention,)
+            "select dropped, held_by, lost, expired"
+            " from drop_segments(make_interval(secs => %s), make_interval(secs => %s), %s)",
+            (limits.retention, limits.max_retention, limits.retention_bytes),
         ).fetchone()
-        dropped, held_by, lost = row or (0, None, 0)
+        dropped, held_by, lost, expired = row or (0, None, 0, 0)
+        if expired:
+            log.error(
+                "retention.expired",
+                messages=expired,
+                reason="unfinished for longer than store.max_retention: they are dead letters now",
+            )
         if dropped:
             log.info("retention.dropped", segments=dropped)
         if lost:

@@ -1,38 +1,108 @@
 -- The log's old segments: dropped whole, when nobody needs them any more.
 
--- drop_segments(retention) → how many segments went; held_by: the consumer whose unfinished messages keep the next one, or the group
--- whose member reads there just now; lost: how many messages went that a group had not read, which its next read says.
--- A segment goes when its newest message is older than the retention, nothing in it can still commit, and no queue or fifo
--- consumer has an unfinished message there (redriven ones carry their data with them). The one that the log is in stays.
+-- drop_segments(retention, max_retention, max_bytes) → how many segments went; held_by: the consumer whose unfinished messages keep the
+-- next one, or the group whose member reads there just now; lost: how many messages went that a group had not read, which its
+-- next read says; expired: how many unfinished messages became dead letters, being older than max_retention (null: none do).
+-- A segment goes when its newest message is older than the retention, or the log takes more than max_bytes (null: never); and
+-- when nothing in it can still commit, and no queue or fifo consumer has an unfinished message there (redriven ones carry their
+-- data with them). The one that the log is in stays.
 -- Locks: ACCESS EXCLUSIVE on messages for the drop alone. Waits for it 50 ms, in which the bridge waits behind it, and
 -- leaves it to the next call when a receiver that stays in its transaction holds it longer.
-create or replace function drop_segments(retention interval, out dropped int, out held_by text, out lost bigint)
+create or replace function drop_segments(retention interval, max_retention interval default null, max_bytes bigint default null,
+                                         out dropped int, out held_by text, out lost bigint, out expired bigint)
 language plpgsql volatile
 set search_path from current set lock_timeout = '50ms' set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     size constant bigint := 1000000;
     safe constant bigint := max_safe_seq();
+    bytes bigint := case when max_bytes is not null
+                    then (select sum(pg_total_relation_size(s::regclass)) from log_segments() s) end;
     segment text;
     beyond bigint; -- the first seq behind the segment
     newest timestamptz;
 begin
     dropped := 0;
     lost := 0;
+    expired := 0;
     for segment in select s from log_segments() s loop
         beyond := (substring(segment from '([0-9]+)"?$')::bigint + 1) * size;
         exit when beyond > safe;
         execute format('select s.inserted_at from %s s order by s.seq desc limit 1', segment) into newest;
-        exit when newest > moment() - retention;
+        exit when newest > moment() - retention and (bytes <= max_bytes) is not false;
+        if newest <= moment() - max_retention then
+            expired := expired + expire_before(beyond);
+        end if;
         held_by := coalesce(unfinished_before(beyond), reading_before(beyond));
         exit when held_by is not null;
         lost := lost + leave_behind(beyond);
+        bytes := bytes - pg_total_relation_size(segment::regclass);
         execute format('drop table %s', segment);
         dropped := dropped + 1;
     end loop;
 exception
     when lock_not_available then
-        dropped := 0; -- what this call had dropped is there again
+        -- What this call had done is undone.
+        dropped := 0;
         lost := 0;
+        expired := 0;
+end $$;
+
+-- expire_before(seq) → how many unfinished messages below seq became dead letters, with their data: what waits, what was given
+-- back, and deliveries whose timeout passed; what is in flight is left to its receiver. Up to 2,000 rows of waiting a consumer.
+-- Locks: these, by SKIP LOCKED.
+create or replace function expire_before(seq bigint) returns bigint
+language plpgsql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    c consumers;
+    waiting delivery[];
+    returned delivery[];
+    leased delivery[];
+    total bigint := 0;
+begin
+    for c in select * from consumers where mode <> 'stream' order by id loop
+        execute format($query$
+            with old as materialized (
+                select w.ctid as place, w.* from waiting_%1$s w
+                where w.consumer_id = %1$s and w.ord < $1 order by w.ord, w.tie limit 2000 for update skip locked
+            ), each as materialized (
+                select o.place, o.keys is null as log_key, case when cardinality(o.keys) = 1 then o.keys[1] else u.key end as key,
+                       o.barrier, o.inserted_at, o.ord, o.tie, u.seq, u.n,
+                       u.seq < $1 and not exists (
+                           select from redriven r where r.consumer_id = %1$s and r.seq = u.seq) as expired
+                from old o cross join lateral unnest(o.seqs, o.keys) with ordinality as u (seq, key, n)
+            ), rest as (
+                select e.place, array_agg(e.seq order by e.n) filter (where not e.expired) as seqs,
+                       case when not bool_or(e.log_key) then array_agg(e.key order by e.n) filter (where not e.expired) end as keys
+                from each e group by e.place having bool_or(e.expired)
+            ), gone as (
+                delete from waiting_%1$s w using rest r where w.ctid = r.place and r.seqs is null
+            ), cut as (
+                update waiting_%1$s w set seqs = r.seqs, keys = r.keys from rest r where w.ctid = r.place and r.seqs is not null
+            )
+            select array_agg(row(null, null, null, e.seq, case when e.log_key then m.key else e.key end, e.barrier, 0, '[]',
+                                 null, null, e.inserted_at, e.ord, e.tie)::delivery order by e.seq)
+            from each e left join lateral (select m.key from messages m where m.seq = e.seq limit 1) m on e.log_key
+            where e.expired
+            $query$, c.id) into waiting using seq;
+        with gone as (
+            delete from delayed d
+            where d.consumer_id = c.id and d.seq = any (array(
+                select o.seq from delayed o
+                where o.consumer_id = c.id and o.seq < expire_before.seq
+                  and not exists (select from redriven r where r.consumer_id = c.id and r.seq = o.seq)
+                for update skip locked))
+            returning d.*)
+        select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
+                             g.visible_at, g.inserted_at, g.ord, g.tie)::delivery order by g.seq) into returned from gone g;
+        leased := array(select d from unnest(lock_expired(c.id, newest_hint(c.id), 100000, 0, 0, moment())) d
+                        where d.seq < expire_before.seq
+                          and not exists (select from redriven r where r.consumer_id = c.id and r.seq = d.seq));
+        perform remove_locked(c.id, leased);
+        total := total + bury(c.id, coalesce(waiting, '{}') || coalesce(returned, '{}') || leased,
+                              'expired: older than store.max_retention');
+    end loop;
+    return total;
 end $$;
 
 -- unfinished_before(seq) → a consumer that has an unfinished message of the log below seq; null if none has.
@@ -47,7 +117,7 @@ begin
         -- One statement: a message that moves is seen in one place.
         execute format($query$
             select exists (select from live_waiting_%1$s(newest_hint(%1$s)) w cross join lateral unnest(w.seqs) as u (seq)
-                           where w.ord < $1
+                           where w.ord < $1 and u.seq < $1
                              and not exists (select from redriven r where r.consumer_id = %1$s and r.seq = u.seq))
                 or exists (select from live_leases(%1$s, newest_hint(%1$s)) l cross join lateral unnest(l.seqs) as u (seq)
                            where u.seq < $1

@@ -111,3 +111,58 @@ def test_claims_go_on_while_segments_are_dropped(queue: Queue) -> None:
     thread.join()
     drop(queue)
     assert segments(queue) == 2
+
+
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+@pytest.mark.parametrize("appended", [3, 300])
+def test_past_max_retention_unfinished_messages_become_dead_letters_with_their_data(
+    queue: Queue, mode: str, appended: int
+) -> None:
+    queue.declare(mode=mode, visibility_timeout="1h")
+    put = queue.append_keys(*[f"k{n % 50}" for n in range(appended)])
+    late, flying, expired, *_ = queue.receive(3)
+    queue.nack(late["receipt"], delay="1 hour", reason="not now")
+    for start in (1_000_000, 2_000_000):
+        queue.session.execute("select setval('cdcbridge.messages_seq', %s)", (start,))
+        queue.session.execute("select cdcbridge.create_segments()")
+    young = queue.append_keys("k0", "k1")
+    queue.extend("0", expired["receipt"])
+    query = "select dropped, held_by, lost, expired from cdcbridge.drop_segments('0', %s::interval)"
+    assert queue.all(query, "1 hour") == [{"dropped": 0, "held_by": "c", "lost": 0, "expired": 0}], "too young"
+    assert queue.all(query, "0") == [{"dropped": 0, "held_by": "c", "lost": 0, "expired": appended - 1}], (
+        "one is in flight"
+    )
+    assert queue.ack(flying["receipt"]) == 1
+    assert queue.all(query, "0") == [{"dropped": 2, "held_by": None, "lost": 0, "expired": 0}]
+    dead = queue.all("select * from cdcbridge.dead_messages order by seq")
+    assert [row["seq"] for row in dead] == sorted(set(put) - {flying["seq"]})
+    assert {row["reason"] for row in dead} == {"expired: older than store.max_retention"}
+    assert dead[0]["data"]["record"]["secret"] == "s" and dead[0]["key"] == "k0"
+    assert seqs(queue.receive()) == young
+    assert queue.value("select count(*) from cdcbridge.consumer_messages") == len(young)
+
+
+def test_a_row_of_fan_out_that_reaches_over_the_segments_end_is_cut(queue: Queue) -> None:
+    queue.declare()
+    queue.session.execute("select setval('cdcbridge.messages_seq', 999800)")
+    put = queue.append(400)
+    assert queue.value("select expired from cdcbridge.drop_segments('0', '0')") == 199
+    queue.session.execute("select setval('cdcbridge.messages_seq', 2000000); select cdcbridge.create_segments()")
+    left = []
+    while batch := queue.receive(100):
+        left += seqs(batch)
+        queue.ack(*receipts(batch))
+    assert left == [seq for seq in put if seq >= 1_000_000]
+
+
+def test_the_log_is_kept_within_its_bytes(queue: Queue) -> None:
+    queue.declare()
+    fill_segments(queue)
+    queue.ack(*receipts(queue.receive(9)))
+    size = queue.value("select sum(pg_total_relation_size(inhrelid))::bigint from pg_inherits"
+                       " where inhparent = 'cdcbridge.messages'::regclass")  # fmt: skip
+    query = "select dropped from cdcbridge.drop_segments('1 day', '30 days', %s)"
+    assert queue.value(query, size) == 0
+    assert queue.value(query, size - 1) == 1
+    assert queue.value(query, 1) == 1
+    assert segments(queue) == 2

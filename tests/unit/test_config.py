@@ -84,7 +84,6 @@ def test_what_is_wrong_is_named_with_file_and_path(tmp_path: Path, text: str, me
     ("text", "path"),
     [
         (CONSUMER + "{name: a, tables: [s.t], start: snapshot}", "consumers.0.start: snapshot"),
-        (GOOD + "store: {retention_bytes: 1GB}\n", "store.retention_bytes:"),
         ("source: {dsn: a=b, failover: auto}\n", "source.failover:"),
         (GOOD + "http: {listen: 127.0.0.1:9187}\n", "http:"),
     ],
@@ -115,3 +114,8 @@ def test_the_example_in_config_is_valid() -> None:
 def test_a_stream_reads_the_log_as_it_is(tmp_path: Path, setting: str) -> None:
     message = refused(tmp_path, CONSUMER + "{name: a, tables: [s.t], mode: stream, " + setting + "}")
     assert f"a stream reads the log as it is: {setting.partition(':')[0]} cannot be given" in message
+
+
+def test_messages_are_kept_for_consumers_as_long_as_for_anybody(tmp_path: Path) -> None:
+    message = refused(tmp_path, GOOD + "store: {retention: 7d, max_retention: 1d}\n")
+    assert "max_retention is shorter than retention" in message

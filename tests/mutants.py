@@ -28,7 +28,7 @@ class Mutant(NamedTuple):
 KILL = "tests/acceptance/test_kill.py::"
 FAULTS = "tests/integration/test_faults.py::"
 QUEUE = "tests/sql/test_queue.py::"
-STREAM = "tests/sql/test_stream.py::"
+STREAM = "tests/sql/test_read_stream.py::"
 LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
 MUTANTS = (
     Mutant("I1", "cdcbridge/bridge.py", "self._stream.confirm(written, self._progress.confirm())",

@@ -40,9 +40,13 @@ _LOG: Final = """
 """
 
 
-def fill(connection: Connection, wanted: Subscription) -> None:
-    """Fan what the log holds into one consumer, and tell how far it is. Call in the transaction that makes it."""
-    for batch, dead in _pages(connection, wanted, 0, _END):
+def fill(connection: Connection, wanted: Subscription, low: int = 0) -> int:
+    """Fan what the log holds from seq `low` on into one consumer, and tell how far it is; the seq up to which nothing
+    can come any more. Call in the transaction that makes it.
+    """
+    row = connection.execute("select max_safe_seq()").fetchone()  # before the look into the log
+    high: int = row[0] if row and not low else _END
+    for batch, dead in _pages(connection, wanted, low, high):
         with connection.cursor() as cursor, cursor.copy(COPY_WAITING) as copy:
             copy.write(COPY_HEADER + waiting_rows(batch, 0) + COPY_TRAILER)
         if barriers := barrier_rows(batch, 0):
@@ -52,6 +56,7 @@ def fill(connection: Connection, wanted: Subscription) -> None:
                 "select bury_appended(%s, %s, %s, %s)",
                 ([wanted.consumer_id] * len(dead), *(list(column) for column in zip(*dead, strict=True))),
             )
+    return high
 
 
 def replay(connection: Connection, reader: Connection, wanted: Subscription, low: int, high: int) -> tuple[int, int]:

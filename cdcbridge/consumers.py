@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from psycopg.types.json import Jsonb
 
-from cdcbridge.backlog import fill
+from cdcbridge import backlog
 from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import UsageError
@@ -62,14 +62,14 @@ def apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool 
     with store_errors(), connection.transaction():
         rows = connection.execute("select id, name, mode, config from consumers order by name for update").fetchall()
         known = {name: (consumer_id, mode, config) for consumer_id, name, mode, config in rows}
-        added, changed = [], []
+        added: list[Consumer] = []
+        changed = []
         for consumer in consumers:
             config = stored_config(consumer)
             if consumer.role is not None:
                 connection.execute("select use_role(%s)", (consumer.role,))
             if consumer.name not in known:
-                _add(connection, consumer, config)
-                added.append(consumer.name)
+                added.append(consumer)
                 continue
             consumer_id, mode, had = known[consumer.name]
             if mode != consumer.mode:
@@ -83,11 +83,12 @@ def apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool 
                 )
                 changed.append(consumer.name)
         if added:
+            _add(connection, added)
             connection.execute("select make_dispatch()")
         if fence and (added or changed):
             connection.execute("select take_lead('cdcbridge consumers apply')")
     left = sorted(known.keys() - {consumer.name for consumer in consumers})
-    return Applied(tuple(added), tuple(changed), tuple(left))
+    return Applied(tuple(consumer.name for consumer in added), tuple(changed), tuple(left))
 
 
 def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list[Subscription]:
@@ -107,9 +108,30 @@ def all_subscriptions(connection: Connection) -> list[Subscription]:
     return [subscription(*row) for row in rows]
 
 
-def _add(connection: Connection, consumer: Consumer, config: dict[str, Any]) -> None:
+def _add(connection: Connection, added: Sequence[Consumer]) -> None:
+    """Make them. What the log holds is given to those with start: earliest while the bridge goes on; then it waits, and
+    so do publishers of their topics, until what came meanwhile is given, too, and this commits.
+    """
+    filled: list[tuple[Subscription, int]] = []
+    for consumer in added:
+        if consumer.mode != "stream":
+            wanted = _make(connection, consumer)
+            if consumer.start == "earliest":
+                filled.append((wanted, backlog.fill(connection, wanted)))
+    connection.execute("select pg_advisory_xact_lock(fence_key())")
+    if any(wanted.topics for wanted, _ in filled):
+        connection.execute("set local lock_timeout = '10s'")  # a publisher that hangs must not make the bridge wait
+        connection.execute("lock table messages in share mode")
+    for wanted, reached in filled:
+        backlog.fill(connection, wanted, reached + 1)
+    for consumer in added:
+        if consumer.mode == "stream":  # behind the fence: it makes an index, for which the bridge would have to wait
+            _make(connection, consumer)
+
+
+def _make(connection: Connection, consumer: Consumer) -> Subscription:
+    config = stored_config(consumer)
     row = connection.execute(
         "select add_consumer(%s, %s, %s)", (consumer.name, consumer.mode, Jsonb(config))
     ).fetchone()
-    if row and consumer.start == "earliest" and consumer.mode != "stream":
-        fill(connection, subscription(row[0], consumer.name, consumer.mode, config))
+    return subscription(row[0] if row else 0, consumer.name, consumer.mode, config)

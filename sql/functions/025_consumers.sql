@@ -1,7 +1,7 @@
 -- Consumers: made, removed, and the code that each has for itself.
 
 -- add_consumer(name, mode, config) → its id. Makes its partitions and its functions, or a group's offsets. make_dispatch() must follow in the same
--- transaction.
+-- transaction. Locks: SHARE UPDATE EXCLUSIVE on waiting and dead_messages: readers, publishers and the bridge go on.
 create or replace function add_consumer(name text, mode text, config jsonb) returns int
 language plpgsql set search_path from current as $$
 declare
@@ -12,15 +12,18 @@ begin
         perform begin_group(new_id, config ->> 'start');
         return new_id;
     end if;
-    execute format('create table %I partition of waiting for values in (%s)
+    -- Attached, not made as a partition, which would lock everybody out of the parent until the transaction ends.
+    execute format('create table %I (like waiting including all)
                     with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
-                          autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off)', 'waiting_' || new_id, new_id);
+                          autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off)', 'waiting_' || new_id);
+    execute format('alter table waiting attach partition %I for values in (%s)', 'waiting_' || new_id, new_id);
     if mode = 'fifo' then
         execute format('create index %I on %I (ord, tie) where barrier', 'barriers_' || new_id, 'waiting_' || new_id);
         execute format('create index %I on %I (not_before) where not_before is not null',
                        'later_' || new_id, 'waiting_' || new_id);
     end if;
-    execute format('create table %I partition of dead_messages for values in (%s)', 'dead_messages_' || new_id, new_id);
+    execute format('create table %I (like dead_messages including all)', 'dead_messages_' || new_id);
+    execute format('alter table dead_messages attach partition %I for values in (%s)', 'dead_messages_' || new_id, new_id);
     insert into hints (consumer_id, waiting_floor, token_floor, tokens) values (new_id, 0, 0, '{}');
     perform make_consumer_code(new_id);
     return new_id;

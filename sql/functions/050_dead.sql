@@ -69,9 +69,10 @@ begin
     ), again as (
         insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at, ord, tie,
                               replayed)
-        select c.id, m.seq, m.topic, case when keys is null then m.key else w.key end, m.data, m.commit_lsn, m.ordinal,
-               m.commit_time, m.inserted_at, greatest(1, (select last_value from messages_seq)), nextval('redrives_seq'), true
-        from (select * from wanted order by n offset 0) w join messages m on m.seq = w.seq
+        select c.id, m.seq, m.topic, m.own_key, m.data, m.commit_lsn, m.ordinal, m.commit_time, m.inserted_at,
+               greatest(1, (select last_value from messages_seq)), nextval('redrives_seq'), true
+        from (select m.*, case when keys is null then m.key else w.key end as own_key
+              from wanted w join messages m on m.seq = w.seq order by w.n offset 0) m
         on conflict do nothing
         returning seq, key, ord, tie, data
     )

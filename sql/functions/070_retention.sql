@@ -63,22 +63,25 @@ begin
     for c in select * from consumers where mode <> 'stream' order by id loop
         execute format($query$
             with old as materialized (
-                select w.ctid as place, w.* from waiting_%1$s w
+                select w.* from waiting_%1$s w
                 where w.consumer_id = %1$s and w.ord < $1 order by w.ord, w.tie limit 2000 for update skip locked
             ), each as materialized (
-                select o.place, o.keys is null as log_key, case when cardinality(o.keys) = 1 then o.keys[1] else u.key end as key,
+                select o.keys is null as log_key, case when cardinality(o.keys) = 1 then o.keys[1] else u.key end as key,
                        o.barrier, o.inserted_at, o.ord, o.tie, u.seq, u.n,
                        u.seq < $1 and not exists (
                            select from redriven r where r.consumer_id = %1$s and r.seq = u.seq) as expired
                 from old o cross join lateral unnest(o.seqs, o.keys) with ordinality as u (seq, key, n)
             ), rest as (
-                select e.place, array_agg(e.seq order by e.n) filter (where not e.expired) as seqs,
+                select e.ord, e.tie, array_agg(e.seq order by e.n) filter (where not e.expired) as seqs,
                        case when not bool_or(e.log_key) then array_agg(e.key order by e.n) filter (where not e.expired) end as keys
-                from each e group by e.place having bool_or(e.expired)
+                from each e group by e.ord, e.tie having bool_or(e.expired)
             ), gone as (
-                delete from waiting_%1$s w using rest r where w.ctid = r.place and r.seqs is null
+                -- Not by ctid: a row that was changed before it was locked has one that this statement cannot see.
+                delete from waiting_%1$s w using rest r
+                where w.consumer_id = %1$s and w.ord = r.ord and w.tie = r.tie and r.seqs is null
             ), cut as (
-                update waiting_%1$s w set seqs = r.seqs, keys = r.keys from rest r where w.ctid = r.place and r.seqs is not null
+                update waiting_%1$s w set seqs = r.seqs, keys = r.keys from rest r
+                where w.consumer_id = %1$s and w.ord = r.ord and w.tie = r.tie and r.seqs is not null
             )
             select array_agg(row(null, null, null, e.seq, case when e.log_key then m.key else e.key end, e.barrier, 0, '[]',
                                  null, null, e.inserted_at, e.ord, e.tie)::delivery order by e.seq)

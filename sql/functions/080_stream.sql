@@ -58,6 +58,9 @@ begin
         -- A statement of its own: another member may have read it meanwhile.
         o := newest_offset(c.id, o.partition);
         continue when o.id is null or o.leased_until > moment; -- the consumer was removed; or leased
+        if o.lost is not null then
+            perform refuse_lost(c.name, o);
+        end if;
         if lease is not null then
             o := put_offset(o, o.seq, moment + lease);
             receipt_ := o.partition || '-' || o.id;
@@ -220,7 +223,7 @@ end $$;
 -- partition_lock(consumer_id, partition) → the advisory lock of a group's partition.
 create or replace function partition_lock(consumer_id int, partition int) returns bigint
 language sql stable as $$
-    select 'offsets'::regclass::oid::bigint << 32 | (consumer_id::bigint * 4096 + partition) & 4294967295
+    select ('offsets'::regclass::oid::bigint << 32) | ((consumer_id::bigint * 4096 + partition) & 4294967295)
 $$;
 
 -- put_offset(old, seq, leased_until) → the row that is the newest now; the partition is locked.
@@ -269,13 +272,16 @@ begin
 end $$;
 
 -- pass_over(consumer_id, wish, at, upper_end): nothing that the group wants stands behind `at`; where other messages do, the
--- offset moves over them, so that no later read looks at them again.
+-- offset moves over them, so that no later read looks at them again. In a transaction that goes on, which would hold the
+-- partition until then, only where they are many.
 create or replace function pass_over(consumer_id int, wish stream_wish, at offsets, upper_end bigint) returns void
 language plpgsql volatile as $$
 declare
     safe bigint;
 begin
-    if not exists (select from messages m where m.partition = at.partition and m.seq > at.seq and m.seq <= upper_end) then
+    perform from messages m where m.partition = at.partition and m.seq > at.seq and m.seq <= upper_end
+    offset case when now() = statement_timestamp() then 0 else 1000 end limit 1;
+    if not found then
         return;
     end if;
     -- A statement of its own: what is not there by now and below it never will be.

@@ -58,7 +58,8 @@ begin
                 raise exception '% is no place in the log', quote_nullable(target)
                     using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp.';
         end;
-        found := coalesce(seq_at(at) - 1, last);
+        -- Not over what can still commit, although it was begun before.
+        found := least(coalesce(seq_at(at) - 1, last), last);
     end if;
     if found < first - 1 and first > 1 then
         raise exception '% lies before what the log still holds: it begins at seq %, of %', quote_literal(target), first,
@@ -175,9 +176,9 @@ $$;
 create or replace function begin_partitions(wanted int) returns boolean
 language plpgsql volatile set search_path from current as $$
 declare
-    had constant int := (select max(p.partitions) from partitionings p);
     last bigint;
 begin
+    perform pg_advisory_xact_lock(groups_lock());
     if wanted = log_partitions()
         and wanted = (select p.partitions from partitionings p order by p.from_seq desc limit 1)
     then
@@ -193,8 +194,8 @@ begin
             on conflict (from_seq) do update set partitions = wanted;
         end if;
         insert into offsets (consumer_id, partition, seq, updated_at)
-        select c.id, n, last, moment() from consumers c cross join generate_series(had, wanted - 1) n
-        where c.mode = 'stream';
+        select c.id, n, last, moment() from consumers c cross join generate_series(0, wanted - 1) n
+        where c.mode = 'stream' and (newest_offset(c.id, n)).id is null;
     exception
         when others or query_canceled then
             perform pg_advisory_unlock(draw_lock('messages_seq'));
@@ -202,6 +203,12 @@ begin
     end;
     return true;
 end $$;
+
+-- groups_lock() → the advisory lock under which groups are made, and the number of partitions changed: so each group has all.
+create or replace function groups_lock() returns bigint
+language sql stable as $$
+    select ('partitionings'::regclass::oid::bigint << 32) | 1
+$$;
 
 -- finish_partitions(wanted): publishers go by the new number, and may draw again.
 create or replace function finish_partitions(wanted int) returns void
@@ -254,6 +261,7 @@ language plpgsql volatile set search_path from current as $$
 declare
     at constant bigint := case when start = 'earliest' then log_begin() - 1 else max_safe_seq() end;
 begin
+    perform pg_advisory_xact_lock(groups_lock());
     perform create_partition_indexes();
     insert into offsets (consumer_id, partition, seq, updated_at)
     select begin_group.consumer_id, n, at, moment()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import psycopg
 import pytest
 
 from tests.sql.queue import Queue, Row
+from tests.world import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -334,6 +337,58 @@ def test_retention_tells_a_group_that_was_too_slow(queue: Queue) -> None:
     queue.value("select cdcbridge.seek('s', 'earliest')")
     put = publish(queue, "a")
     assert drain(queue) == put
+
+
+def test_a_reader_that_has_waited_for_the_drop_is_told_too(queue: Queue) -> None:
+    publish(queue, "a", "a")
+    put = queue.value("select max(seq) from cdcbridge.messages")
+    _next_segment(queue)
+    later = publish(queue, "a")
+    dropper, reader = queue.open(autocommit=False), queue.open()
+    assert queue.value("select lost from cdcbridge.drop_segments('0')", session=dropper) == 2
+    refused: list[str | None] = []
+
+    def look() -> None:
+        try:
+            queue.all("select * from cdcbridge.read_stream('s')", session=reader)
+        except psycopg.Error as error:
+            refused.append(error.sqlstate)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    waits = "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s"
+    eventually(lambda: queue.value(waits, reader.info.backend_pid), "the reader waits for the drop")
+    dropper.commit()
+    thread.join()
+    assert refused == ["CB009"]
+    assert later[0] > put
+
+
+def test_partitions_of_two_stores_have_locks_of_their_own(queue: Queue) -> None:
+    queue.session.execute("set search_path = cdcbridge")
+    query = """select count(distinct l), min(l >> 32)
+               from (select partition_lock(c, p) as l from generate_series(1, 3) c, generate_series(0, 15) p) x"""
+    assert queue.all(query) == [{"count": 48, "min": queue.value("select 'offsets'::regclass::oid::bigint")}]
+
+
+def test_a_read_that_goes_on_in_its_transaction_holds_no_partition_that_it_passed_over(queue: Queue) -> None:
+    queue.declare("few", mode="stream", tables=("public.few",), start="earliest")
+    queue.append_keys("a", consumers=())
+    member = queue.open(autocommit=False)
+    assert queue.all("select * from cdcbridge.read_stream('few')", session=member) == []
+    assert queue.all("select * from cdcbridge.read_stream('few')", session=member) == []
+    locks = "select count(*) from pg_locks where pid = %s and locktype = 'advisory'"
+    assert queue.value(locks, member.info.backend_pid) == 0
+
+
+def test_a_time_never_leads_past_what_can_still_commit(queue: Queue) -> None:
+    hung = queue.open(autocommit=False)
+    held = publish(queue, "a", session=hung)
+    moment = queue.value("select clock_timestamp()::text")
+    put = publish(queue, "a")
+    queue.value("select cdcbridge.seek('s', %s)", moment)
+    hung.commit()
+    assert drain(queue) == [*held, *put]
 
 
 def test_retention_loses_nothing_of_a_group_that_had_nothing_to_read_there(queue: Queue) -> None:

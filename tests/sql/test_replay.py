@@ -1,6 +1,9 @@
-"""A range of the log once more, for a queue consumer."""
+"""What the log holds, for a queue consumer: at its start, and once more."""
 
 from __future__ import annotations
+
+import threading
+from typing import Any
 
 import psycopg
 import pytest
@@ -9,6 +12,30 @@ from cdcbridge import backlog
 from cdcbridge.consumers import subscription
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts, seqs
+
+
+def test_what_comes_while_a_new_consumer_is_filled_is_not_left_out(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = queue.append_keys(*"xyz", consumers=())
+    late, pages = queue.open(autocommit=False), backlog._pages
+    held = queue.value("select cdcbridge.publish('news', 'late', '1')", session=late)
+    meanwhile: list[int] = []
+
+    def with_traffic(*arguments: Any) -> Any:
+        yield from pages(*arguments)
+        if not meanwhile:
+            bridge = Queue(queue.dsn)  # takes the lead, and knows nothing of the new consumer
+            bridge._lsn = 10_000
+            meanwhile.extend(bridge.append_keys("a", "b", consumers=()))
+            bridge.close()
+            meanwhile.append(queue.value("select cdcbridge.publish('news', 'k', '1')", session=queue.open()))
+            late.commit()
+
+    monkeypatch.setattr(backlog, "_pages", with_traffic)
+    queue.declare(topics=("news",), start="earliest")
+    after = queue.value("select cdcbridge.publish('news', 'k', '1')")
+    assert seqs(queue.receive(20)) == sorted([*first, held, *meanwhile, after])
 
 
 def replay(queue: Queue, low: int, high: int, name: str = "c") -> tuple[int, int]:
@@ -86,3 +113,31 @@ def test_a_consumer_that_is_removed_meanwhile_is_told(queue: Queue) -> None:
     queue.declare()
     with pytest.raises(psycopg.Error, match="was removed"):
         queue.all("select cdcbridge.replay_messages(99, '{1}', null)")
+
+
+def test_expiring_leaves_a_message_in_one_place_while_receivers_are_at_work(queue: Queue) -> None:
+    """A row of waiting that a claim has cut while it was waited for is another version, at another place in the table."""
+    queue.declare(max_in_flight=100_000)
+    put = queue.append(5000)
+    queue.session.execute("select setval('cdcbridge.messages_seq', 1000000)")
+    queue.value("select cdcbridge.create_segments()")
+    claimed: list[int] = []
+    done = threading.Event()
+
+    def work() -> None:
+        session = queue.open()
+        while not done.is_set() and (rows := queue.receive(7, session=session)):
+            claimed.extend(seqs(rows))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    expired = 0
+    while more := queue.value("select expired from cdcbridge.drop_segments('0', '0')"):
+        expired += more
+    done.set()
+    thread.join()
+    while rows := queue.receive(100):
+        claimed.extend(seqs(rows))
+    dead = [row["seq"] for row in queue.all("select seq from cdcbridge.dead_messages")]
+    assert len(dead) == expired
+    assert sorted(claimed + dead) == put, "each in one place"

@@ -391,6 +391,21 @@ def test_a_time_never_leads_past_what_can_still_commit(queue: Queue) -> None:
     assert drain(queue) == [*held, *put]
 
 
+def test_a_group_of_tables_seeks_where_it_has_read_while_a_publisher_hangs(queue: Queue) -> None:
+    queue.declare("t", mode="stream", start="earliest")
+    hung = queue.open(autocommit=False)
+    publish(queue, "a", session=hung)
+    put = queue.append_keys("a", "b", consumers=())
+    read_all = "select seq from cdcbridge.read_stream('t')"
+    queue.value("select cdcbridge.commit_offset('t', 0, %s)", put[-1])
+    queue.value("select cdcbridge.seek('t', %s)", str(put[1]))
+    assert [row["seq"] for row in queue.all(read_all)] == put[1:]
+    queue.value("select cdcbridge.commit_offset('t', 0, %s)", put[-1])
+    queue.value("select cdcbridge.seek('t', 'latest')")
+    assert queue.all(read_all) == [], "not back to what the publisher holds"
+    hung.rollback()
+
+
 def test_retention_loses_nothing_of_a_group_that_had_nothing_to_read_there(queue: Queue) -> None:
     publish(queue, "a")
     queue.value("select cdcbridge.publish('other', 'b', '1')")

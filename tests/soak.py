@@ -197,18 +197,18 @@ def _compare(world: World) -> None:
     assert not found, f"the order of a key (key, seq, seq acked before it): {found[:10]}"
 
 
-def main() -> int:
+def main(program: str, run: Callable[[EmbeddedServer, Path, float, int], None]) -> int:
     """From the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak")
+    parser = argparse.ArgumentParser(prog=program)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.seconds:.0f} s", flush=True)
     with EmbeddedServer(DEBIAN_15) as server, tempfile.TemporaryDirectory() as folder:
-        soak(server, Path(folder), options.seconds, options.seed)
+        run(server, Path(folder), options.seconds, options.seed)
     print("ok")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("python -m tests.soak", soak))

@@ -7,11 +7,9 @@ ledger's primary key would refuse a second time). Prints its seed.
 
 from __future__ import annotations
 
-import argparse
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import psycopg
 
 from cdcbridge.embedded import EmbeddedServer
-from tests.soak import DEBIAN_15, Processes
+from tests.soak import Processes, main
 from tests.world import World, eventually, fresh_database
 
 GROUPS = {"once": True, "again": False, "tables": True}  # whether it reads in transactions
@@ -171,18 +169,5 @@ def _compare(world: World) -> None:
         assert not overtaken, f"the order of {group} (partition, seq, seq seen before it): {overtaken[:10]}"
 
 
-def main() -> int:
-    """From the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.stream_soak")
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
-    options = parser.parse_args()
-    print(f"seed {options.seed}, {options.seconds:.0f} s", flush=True)
-    with EmbeddedServer(DEBIAN_15) as server, tempfile.TemporaryDirectory() as folder:
-        soak(server, Path(folder), options.seconds, options.seed)
-    print("ok")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("python -m tests.stream_soak", soak))

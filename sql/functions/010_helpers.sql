@@ -39,6 +39,13 @@ begin
     if consumer.mode = 'stream' then
         raise exception 'consumer % reads the log as a stream', quote_literal(consumer.name) using errcode = 'CB002';
     end if;
+    perform refuse_stranger(consumer);
+end $$;
+
+-- refuse_stranger(consumer): raises CB008 where the consumer names a role that is not the caller's.
+create or replace function refuse_stranger(consumer consumers) returns void
+language plpgsql stable as $$
+begin
     if consumer.config ? 'role' and not may_read(consumer.config ->> 'role') then
         raise exception 'consumer % may be read by the role % alone', quote_literal(consumer.name),
             quote_ident(consumer.config ->> 'role')

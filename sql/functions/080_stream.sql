@@ -97,9 +97,7 @@ begin
     perform require_read_committed('commit_offset()');
     at := locked_offset(c, partition);
     if fence is null and at.leased_until > moment() or at.id <> fence or fence is not null and at.leased_until <= moment() then
-        raise exception 'stale receipt for partition % of consumer %: %', partition, quote_literal(c.name),
-            coalesce(quote_literal(receipt), 'none, and another member has a lease')
-            using errcode = 'CB006', hint = 'The lease ended, or the partition was sought in or committed since.';
+        perform refuse_lease(c.name, partition, receipt);
     end if;
     if seq is null or seq < at.seq then
         raise exception 'seq % lies below the offset % of partition % of consumer %', coalesce(seq::text, 'null'), at.seq,
@@ -130,11 +128,19 @@ begin
     perform check_read(1, lease);
     at := locked_offset(c, partition);
     if at.id is distinct from fence_of(receipt, partition) or at.leased_until <= moment() then
-        raise exception 'stale receipt for partition % of consumer %: %', partition, quote_literal(c.name),
-            quote_nullable(receipt) using errcode = 'CB006';
+        perform refuse_lease(c.name, partition, receipt);
     end if;
     update offsets o set leased_until = moment() + extend_lease.lease
     where o.consumer_id = at.consumer_id and o.partition = at.partition and o.id = at.id;
+end $$;
+
+-- refuse_lease(name, partition, receipt): raises CB006.
+create or replace function refuse_lease(name text, partition int, receipt text) returns void
+language plpgsql immutable as $$
+begin
+    raise exception 'stale receipt for partition % of consumer %: %', partition, quote_literal(name),
+        coalesce(quote_literal(receipt), 'none, and another member has a lease')
+        using errcode = 'CB006', hint = 'The lease ended, or the partition was sought in or committed since.';
 end $$;
 
 -- check_read(max_messages, lease): raises what read_stream() documents of its arguments.
@@ -162,10 +168,7 @@ begin
         raise exception 'consumer % is a %, not a stream', quote_literal(name), found.mode
             using errcode = 'CB002', hint = 'receive() reads it.';
     end if;
-    if found.config ? 'role' and not may_read(found.config ->> 'role') then
-        raise exception 'consumer % may be read by the role % alone', quote_literal(name), quote_ident(found.config ->> 'role')
-            using errcode = 'CB008';
-    end if;
+    perform refuse_stranger(found);
     return found;
 end $$;
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from cdcbridge.encode import encode_data, key_text, message_row, partition_of, published_row, shared_part
+from cdcbridge.encode import encode_data, key_text, message_row, partition_of, published_row, shared_part, with_old_key
 from cdcbridge.errors import DecodeError, OperatorNeeded
 from cdcbridge.filters import FilterError
 from cdcbridge.lsn import format_lsn
@@ -198,6 +198,8 @@ class Collector:
             return
         data = encode_data(change.op, change.record, change.old, change.unchanged)
         shared = self._shared.get(relation.topic) or self._share(relation.topic)
+        if change.old is not None and (old_key := key_text(change.old, relation.key)) not in (key, None):
+            shared = with_old_key(shared, old_key)
         text = None if key is None else key.encode()
         partition = partition_of(text, self._partitions)
         row = message_row(self._ordinal, text, partition, data, shared)
@@ -206,8 +208,6 @@ class Collector:
         batch.rows.append(row)
         batch.keys.append(key)
         batch.partitions.append(partition)
-        if change.op == "truncate":
-            batch.barriers.append(index)
         batch.size += len(row) + _ROW_OVERHEAD
         if plan.streams:
             batch.streams.update(plan.streams)
@@ -228,7 +228,9 @@ class Collector:
         for index in range(event.named):
             self._ordinal += 1
             if index < len(event.relations) and self._ordinal > self._skip_through:
+                before = len(self._batch.rows)
                 self._change(Change("truncate", event.relations[index], None))
+                self._batch.barriers.extend(range(before, len(self._batch.rows)))
 
     def _published(self, event: LogicalMessage) -> None:
         """A message that an application wrote into the WAL, if it is for a topic that anybody reads."""

@@ -128,9 +128,7 @@ class Consumer(_Model):
     max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     max_message_bytes: Size = 1 << 20
     role: Annotated[str, Field(min_length=1, max_length=63)] | None = None
-    compact: Literal[False] = False
-
-    _unbuilt = _refuse("compact")
+    compact: bool = False
 
     @field_validator("start")
     @classmethod
@@ -188,6 +186,14 @@ class Consumer(_Model):
         given = [name for name in ("filter", "columns", "key") if getattr(self, name) is not None]
         if self.mode == "stream" and given:
             raise ValueError(f"a stream reads the log as it is: {' and '.join(given)} cannot be given")
+        return self
+
+    @model_validator(mode="after")
+    def _compacts_a_state(self) -> Self:
+        if self.compact and self.mode != "stream":
+            raise ValueError(f"compact is for mode stream, which reads the log; {self.mode} gets each message once")
+        if self.compact and set(self.operations) != set(OPERATIONS):
+            raise ValueError(f"compact keeps a table's state, which needs all operations: {', '.join(OPERATIONS)}")
         return self
 
 

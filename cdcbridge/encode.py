@@ -27,7 +27,7 @@ _ARRAY_HEAD = struct.Struct("!iiIii")
 _LENGTH = struct.Struct("!I")
 _INT8_OID, _TEXT_OID = 20, 25
 
-MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn, xid, commit_time"
+MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn, xid, commit_time, old_key"
 CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
 COPY_MESSAGES: Final = f"copy messages ({MESSAGE_COLUMNS}) from stdin (format binary)"
 COPY_WAITING: Final = f"copy waiting ({CHUNK_COLUMNS}) from stdin (format binary)"
@@ -65,8 +65,8 @@ def encode_data(op: str, record: Row | None, old: Row | None, unchanged: Sequenc
 
 
 def shared_part(topic: str, commit_lsn: int, xid: int, commit_time: int) -> bytes:
-    """The columns that all messages of a topic share within a transaction."""
-    return _sized(topic.encode()) + _TRANSACTION.pack(8, commit_lsn, 8, xid, 8, commit_time)
+    """The columns that all messages of a topic share within a transaction; nearly all of them have no old_key."""
+    return _sized(topic.encode()) + _TRANSACTION.pack(8, commit_lsn, 8, xid, 8, commit_time) + _NULL_FIELD
 
 
 def message_row(ordinal: int, key: bytes | None, partition: int, data: bytes, shared: bytes) -> bytes:
@@ -77,9 +77,14 @@ def message_row(ordinal: int, key: bytes | None, partition: int, data: bytes, sh
     return b"".join((_MESSAGE.pack(4, ordinal, 4, partition, len(key)), key, length, data, shared))
 
 
+def with_old_key(shared: bytes, old_key: str) -> bytes:
+    """The shared part for an update that took this key away."""
+    return shared[: -len(_NULL_FIELD)] + _sized(old_key.encode())
+
+
 def published_row(topic: str, key: bytes | None, partition: int, data: bytes) -> bytes:
     """The row of a published message, which has no position."""
-    fields = (None, struct.pack("!i", partition), key, data, topic.encode(), None, None, None)
+    fields = (None, struct.pack("!i", partition), key, data, topic.encode(), None, None, None, None)
     return b"".join([_NULL_FIELD if field is None else _sized(field) for field in fields])
 
 
@@ -92,10 +97,10 @@ def message_rows(rows: Sequence[bytes], first: int, partitions: Sequence[int] = 
     pack = _SEQ.pack
     if partitions:
         order = sorted(range(len(rows)), key=partitions.__getitem__)
-        pieces[::2] = [pack(9, 8, first + index) for index in order]
+        pieces[::2] = [pack(10, 8, first + index) for index in order]
         pieces[1::2] = [rows[index] for index in order]
     else:
-        pieces[::2] = [pack(9, 8, seq) for seq in range(first, first + len(rows))]
+        pieces[::2] = [pack(10, 8, seq) for seq in range(first, first + len(rows))]
         pieces[1::2] = rows
     return b"".join(pieces)
 

@@ -93,6 +93,11 @@ MUTANTS = (
            f"{QUEUE}test_a_claim_of_which_a_part_was_extended_ends_as_a_whole"),
     Mutant("I22", "sql/functions/031_hints.sql", "(l.settled = '{}' or u.seq <> all (l.settled))", "true",
            "tests/sql/test_fifo.py::test_a_key_is_free_when_all_of_it_is_acked_though_its_claim_holds_others"),
+    Mutant("I23", "sql/functions/072_compact.sql", "t.old_key, t.seq, t.partition, false from taken t where t.old_key is not null",
+           "t.old_key, t.seq, t.partition, false from taken t where false",
+           "tests/properties/test_compact.py::test_a_reader_comes_to_the_state_wherever_it_stood"),
+    Mutant("I23", "sql/functions/072_compact.sql", "o.seq < m.seq and o.lost is null", "false",
+           "tests/properties/test_compact.py::test_a_reader_comes_to_the_state_wherever_it_stood"),
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ declare
 begin
     insert into consumers (name, mode, config) values (name, mode, config) returning id into new_id;
     if mode = 'stream' then
-        perform begin_group(new_id, config ->> 'start');
+        perform begin_group(new_id, config);
         return new_id;
     end if;
     -- Attached, not made as a partition, which would lock everybody out of the parent until the transaction ends.

@@ -1,11 +1,12 @@
--- The log's old segments: dropped whole, when nobody needs them any more.
+-- The log's old segments: dropped whole, when nobody needs them any more; or folded into what compaction keeps.
 
 -- drop_segments(retention, max_retention, max_bytes) → how many segments went; held_by: the consumer whose unfinished messages keep the
 -- next one, or the group whose member reads there just now; lost: how many messages went that a group had not read, which its
 -- next read says; expired: how many unfinished messages became dead letters, being older than max_retention (null: none do).
 -- A segment goes when its newest message is older than the retention, or the log takes more than max_bytes (null: never); and
 -- when nothing in it can still commit, and no queue or fifo consumer has an unfinished message there (redriven ones carry their
--- data with them). The one that the log is in stays.
+-- data with them). The one that the log is in stays. Where groups compact, what they keep of it goes to messages_compacted; and
+-- that goes when none does any more.
 -- Locks: ACCESS EXCLUSIVE on messages for the drop alone. Waits for it 50 ms, in which the bridge waits behind it, and
 -- leaves it to the next call when a receiver that stays in its transaction holds it longer.
 create or replace function drop_segments(retention interval, max_retention interval default null, max_bytes bigint default null,
@@ -17,6 +18,7 @@ declare
     safe constant bigint := max_safe_seq();
     bytes bigint := case when max_bytes is not null
                     then (select sum(pg_total_relation_size(s::regclass)) from log_segments() s) end;
+    compacting constant boolean := is_compacting();
     segment text;
     beyond bigint; -- the first seq behind the segment
     newest timestamptz;
@@ -24,8 +26,12 @@ begin
     dropped := 0;
     lost := 0;
     expired := 0;
-    for segment in select s from log_segments() s loop
-        beyond := (substring(segment from '([0-9]+)"?$')::bigint + 1) * size;
+    for segment, beyond in
+        select s, (substring(s from '([0-9]+)"?$')::bigint + 1) * size from log_segments() s
+        union all
+        select 'messages_compacted', log_begin() where not compacting and to_regclass('messages_compacted') is not null
+        order by 2
+    loop
         exit when beyond > safe;
         execute format('select s.inserted_at from %s s order by s.seq desc limit 1', segment) into newest;
         exit when newest > moment() - retention and (bytes <= max_bytes) is not false;
@@ -36,7 +42,11 @@ begin
         exit when held_by is not null;
         lost := lost + leave_behind(beyond);
         bytes := bytes - pg_total_relation_size(segment::regclass);
-        execute format('drop table %s', segment);
+        if compacting then
+            lost := lost + compact_segment(segment, beyond, moment() - max_retention);
+        else
+            execute format('drop table %s', segment);
+        end if;
         dropped := dropped + 1;
     end loop;
 exception
@@ -138,18 +148,20 @@ begin
 end $$;
 
 -- reading_before(seq) → a group of which a member reads below seq just now, under a lease or in its transaction; null if none.
+-- Not one that compacts: it finds there what compaction keeps.
 -- Locks: the partitions that stand below seq, to the end of the transaction: nobody begins to read there.
 create or replace function reading_before(seq bigint) returns text
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
     return (select c.name from consumers c cross join lateral newest_offsets(c.id) o
-            where c.mode = 'stream' and o.seq < reading_before.seq - 1
+            where c.mode = 'stream' and not compacts(c.config) and o.seq < reading_before.seq - 1
               and (o.leased_until > moment() or not pg_try_advisory_xact_lock(partition_lock(c.id, o.partition)))
             limit 1);
 end $$;
 
--- leave_behind(seq) → how many messages below seq groups want and have not read. Their offsets move there, and remember it.
+-- leave_behind(seq) → how many messages below seq groups that do not compact want and have not read. Their offsets move there, and
+-- remember it.
 create or replace function leave_behind(seq bigint) returns bigint
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -157,20 +169,27 @@ declare
     total bigint := 0;
     g record;
     unread bigint;
-    moved offsets;
 begin
     for g in select o, wish_of(c.config) as wish from consumers c cross join lateral newest_offsets(c.id) o
-             where c.mode = 'stream' and o.seq < leave_behind.seq - 1
+             where c.mode = 'stream' and not compacts(c.config) and o.seq < leave_behind.seq - 1
     loop
         select count(*) into unread from messages m
         where m.partition = (g.o).partition and m.seq > (g.o).seq and m.seq < leave_behind.seq
           and is_wanted(m.topic, m.data, g.wish);
-        moved := put_offset(g.o, leave_behind.seq - 1, null);
-        if unread > 0 or (g.o).lost > 0 then
-            update offsets o set lost = unread + coalesce((g.o).lost, 0)
-            where o.consumer_id = moved.consumer_id and o.partition = moved.partition and o.id = moved.id;
-        end if;
+        perform put_lost_offset(g.o, leave_behind.seq - 1, unread);
         total := total + unread;
     end loop;
     return total;
+end $$;
+
+-- put_lost_offset(old, seq, unread): the offset moves to seq, and so many messages are lost to the group beside those that were.
+create or replace function put_lost_offset(old offsets, seq bigint, unread bigint) returns void
+language plpgsql volatile as $$
+declare
+    moved constant offsets := put_offset(old, seq, null);
+begin
+    if unread > 0 or old.lost > 0 then
+        update offsets o set lost = unread + coalesce(old.lost, 0)
+        where o.consumer_id = moved.consumer_id and o.partition = moved.partition and o.id = moved.id;
+    end if;
 end $$;

@@ -16,7 +16,7 @@ declare
     moved int := 0;
 begin
     perform require_read_committed('seek()');
-    goal := seq_before(target);
+    goal := seq_before(target, compacts(c.config));
     for one in select n.partition from newest_offsets(c.id) n
                where seek.partition is null or n.partition = seek.partition order by n.partition
     loop
@@ -31,11 +31,11 @@ begin
     return moved;
 end $$;
 
--- seq_before(target) → the seq behind which a reader begins that seeks so.
-create or replace function seq_before(target text) returns bigint
+-- seq_before(target, compacted) → the seq behind which a reader begins that seeks so. compacted: it reads what compaction kept, too.
+create or replace function seq_before(target text, compacted boolean default false) returns bigint
 language plpgsql volatile as $$
 declare
-    first constant bigint := log_begin();
+    first constant bigint := case when compacted then 1 else log_begin() end;
     last bigint;
     at timestamptz;
     found bigint;
@@ -98,11 +98,11 @@ begin
     return null;
 end $$;
 
--- log_segments() → the log's segments by name, in order.
+-- log_segments() → the log's segments by name, in order. Not what compaction has kept of earlier ones.
 create or replace function log_segments() returns setof text
 language sql stable as $$
     select i.inhrelid::regclass::text from pg_inherits i join pg_class s on s.oid = i.inhrelid
-    where i.inhparent = 'messages'::regclass order by s.relname
+    where i.inhparent = 'messages'::regclass and s.relname <> 'messages_compacted' order by s.relname
 $$;
 
 -- log_begin() → the first seq that the log can still hold: 1, or the first segment's that retention has left.
@@ -260,11 +260,13 @@ exception
             using errcode = 'lock_not_available', hint = 'End them, and try again.';
 end $$;
 
--- begin_group(consumer_id, start): the offsets of a new group. start: earliest, or now.
-create or replace function begin_group(consumer_id int, start text) returns void
+-- begin_group(consumer_id, config): the offsets of a new group. Its start: earliest, or now.
+create or replace function begin_group(consumer_id int, config jsonb) returns void
 language plpgsql volatile set search_path from current as $$
 declare
-    at constant bigint := case when start = 'earliest' then log_begin() - 1 else max_safe_seq() end;
+    at constant bigint := case when config ->> 'start' <> 'earliest' then max_safe_seq()
+                               when compacts(config) then 0
+                               else log_begin() - 1 end;
 begin
     perform pg_advisory_xact_lock(groups_lock());
     perform create_partition_indexes();

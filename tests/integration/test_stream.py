@@ -43,6 +43,18 @@ def test_full_identity_carries_the_whole_old_row(world: World) -> None:
     assert [key for _, key, _ in world.messages(3)] == ["1", "1", "1"]
 
 
+@pytest.mark.parametrize("identity", ["default", "full"])
+def test_an_update_that_changes_the_key_tells_which_one_it_took_away(world: World, identity: str) -> None:
+    world.execute(
+        "create table t (a int, b text, v int, primary key (a, b))", f"alter table t replica identity {identity}"
+    )
+    world.consumer()
+    with world.bridge():
+        world.execute("insert into t values (1, 'x', 0)", "update t set v = 1", "update t set b = 'y'", "delete from t")
+        rows = world.messages(4, "select key, old_key from messages order by seq")
+    assert rows == [('["1","x"]', None), ('["1","x"]', None), ('["1","y"]', '["1","x"]'), ('["1","y"]', None)]
+
+
 def test_an_unchanged_toast_value_is_listed_and_never_null(world: World) -> None:
     world.execute(
         "create table t (id int primary key, small text, big text)", "alter table t alter big set storage external"

@@ -10,7 +10,7 @@ from psycopg.rows import dict_row
 from cdcbridge.collect import Batch
 from cdcbridge.config import Consumer
 from cdcbridge.consumers import apply
-from cdcbridge.encode import encode_data, message_row, shared_part
+from cdcbridge.encode import encode_data, message_row, partition_of, shared_part, with_old_key
 from cdcbridge.position import Position
 from cdcbridge.store import Store
 
@@ -55,6 +55,29 @@ class Queue:
         """A message for each key, in one append, as fan-out gives them to fifo consumers; "!" is a truncate."""
         return self._append(list(keys), consumers, keyed=True)
 
+    def next_segment(self) -> None:
+        """The log goes on in the next segment."""
+        query = (
+            "select setval('cdcbridge.messages_seq', (last_value / 1000000 + 1) * 1000000) from cdcbridge.messages_seq"
+        )
+        self.session.execute(query)
+        self.session.execute("select cdcbridge.create_segments()")
+
+    def append_changes(self, *changes: tuple[str, str | None, str | None]) -> list[int]:
+        """(op, key, the key before) of changes of public.t that groups read; their seqs."""
+        self._lsn += 10
+        rows, partitions = [], []
+        for n, (op, key, old_key) in enumerate(changes):
+            shared = shared_part("public.t", self._lsn, 7, 0)
+            data = encode_data(op, {"id": key} if key else None, {"id": old_key} if old_key else None, ())
+            text = None if key is None else key.encode()
+            partitions.append(partition_of(text, self._store.partitions()))
+            rows.append(
+                message_row(n, text, partitions[-1], data, with_old_key(shared, old_key) if old_key else shared)
+            )
+        position = Position(self._lsn, len(rows))
+        return self._store_batch(Batch(rows, partitions=partitions, position=position, end_lsn=self._lsn + 1))
+
     def _append(self, keys: list[str | None], consumers: tuple[int, ...], *, keyed: bool) -> list[int]:
         self._lsn += 10
         rows = []
@@ -64,7 +87,6 @@ class Queue:
             data = truncate if key == "!" else encode_data("insert", {"id": n, "secret": "s"}, None, ())
             text = None if (key_ := own[n]) is None else key_.encode()
             rows.append(message_row(n, text, 0, data, shared_part("public.t", self._lsn, 7, 0)))
-        before = self.value("select coalesce(max(seq), 0) from cdcbridge.messages")
         everything = list(range(len(keys)))
         batch = Batch(
             rows, groups={consumers: everything}, position=Position(self._lsn, len(keys)), end_lsn=self._lsn + 1
@@ -73,6 +95,10 @@ class Queue:
             batch.in_order = frozenset(consumers)
             batch.keys = own
             batch.barriers = [n for n, key in enumerate(keys) if key == "!"]
+        return self._store_batch(batch)
+
+    def _store_batch(self, batch: Batch) -> list[int]:
+        before = self.value("select coalesce(max(seq), 0) from cdcbridge.messages")
         self._store.append(batch, None)
         return [r["seq"] for r in self.all("select seq from cdcbridge.messages where seq > %s order by seq", before)]
 

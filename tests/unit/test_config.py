@@ -116,6 +116,17 @@ def test_a_stream_reads_the_log_as_it_is(tmp_path: Path, setting: str) -> None:
     assert f"a stream reads the log as it is: {setting.partition(':')[0]} cannot be given" in message
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("mode: fifo", "compact is for mode stream"),
+        ("mode: stream, operations: [insert]", "compact keeps a table's state, which needs all operations"),
+    ],
+)
+def test_compaction_is_of_a_whole_state(tmp_path: Path, settings: str, message: str) -> None:
+    assert message in refused(tmp_path, CONSUMER + "{name: a, tables: [s.t], compact: true, " + settings + "}")
+
+
 def test_messages_are_kept_for_consumers_as_long_as_for_anybody(tmp_path: Path) -> None:
     message = refused(tmp_path, GOOD + "store: {retention: 7d, max_retention: 1d}\n")
     assert "max_retention is shorter than retention" in message

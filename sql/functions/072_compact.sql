@@ -1,0 +1,117 @@
+-- Compaction: of what groups with `compact: true` take, retention keeps each key's latest message, and drops the rest.
+--
+-- What is left of the segments that retention took stands in one table, messages_compacted, which is the log's first partition;
+-- each segment that goes is folded into it. Seqs and positions stay: a compacting group reads it like all the log.
+-- What tells that a key is gone (a delete, a truncate, an update away from it) stays while a compacting group has not read
+-- it, and so does what has no key.
+
+-- compacts(config) → whether the consumer keeps its topics compacted.
+create or replace function compacts(config jsonb) returns boolean
+language sql immutable as $$
+    select (config ->> 'compact')::boolean is true
+$$;
+
+-- is_compacting() → whether any consumer does.
+create or replace function is_compacting() returns boolean
+language sql stable as $$
+    select exists (select from consumers c where compacts(c.config))
+$$;
+
+-- compact_segment(segment, beyond, too_old) → how many messages went that a compacting group had not read, being older than
+-- too_old, and needed to know which keys are gone. The segment, which ends before seq beyond, becomes part of messages_compacted.
+-- Raises 55P03 where drop_segments() could not drop it.
+-- Locks: ACCESS EXCLUSIVE on messages, after the work; and partitions of compacting groups, as reading_before() does.
+create or replace function compact_segment(segment text, beyond bigint, too_old timestamptz) returns bigint
+language plpgsql volatile
+set search_path from current set enable_seqscan = on set enable_bitmapscan = on set work_mem = '64MB' as $$
+declare
+    lost bigint;
+begin
+    perform refuse_unlockable();
+    create temp table candidates on commit drop as select * from compaction_candidates(beyond);
+    analyze pg_temp.candidates;
+    lost := leave_removals(too_old);
+    create table messages_compacting (like messages including defaults including constraints);
+    insert into messages_compacting
+    select m.* from messages m join pg_temp.candidates k using (seq)
+    where m.seq < beyond and (k.live or exists (
+        select from consumers c cross join lateral newest_offsets(c.id) o
+        where compacts(c.config) and o.partition = m.partition and o.seq < m.seq and o.lost is null
+          and is_wanted(m.topic, m.data, wish_of(c.config))))
+    order by m.seq;
+    drop table pg_temp.candidates;
+    alter table messages_compacting add primary key (seq);
+    create index messages_compacting_partition on messages_compacting (partition, seq);
+    execute format('alter table messages_compacting add constraint bounds check (seq >= 0 and seq < %s)', beyond);
+    execute format('drop table %s', segment);
+    drop table if exists messages_compacted;
+    execute format('alter table messages attach partition messages_compacting for values from (0) to (%s)', beyond);
+    alter table messages_compacting drop constraint bounds;
+    alter table messages_compacting rename to messages_compacted;
+    alter index messages_compacting_pkey rename to messages_compacted_pkey;
+    alter index messages_compacting_partition rename to messages_compacted_partition;
+    return lost;
+end $$;
+
+-- refuse_unlockable(): raises 55P03 where messages cannot be locked just now: rather before the work than after it.
+create or replace function refuse_unlockable() returns void
+language plpgsql volatile as $$
+begin
+    lock table messages in access exclusive mode;
+    raise exception 'free' using errcode = 'CB000'; -- gives the lock back
+exception
+    when sqlstate 'CB000' then
+end $$;
+
+-- compaction_candidates(beyond) → what may be kept of the log below seq beyond. live: the latest message of its key, and not of one
+-- that is gone. Else it tells that keys are gone, or has no key: to be read by those who have not yet, and then superfluous.
+create or replace function compaction_candidates(beyond bigint)
+returns table (seq bigint, partition int, live boolean)
+language sql stable as $$
+    with taken as materialized (
+        select m.seq, m.partition, m.topic, m.key, m.old_key, m.data ->> 'op' as op,
+               m.data ->> 'op' = 'delete' or m.data ->> 'op' = 'message' and m.data ->> 'record' is null as gone
+        from messages m
+        where m.seq < $1 and exists (select from consumers c
+                                     where compacts(c.config) and is_wanted(m.topic, m.data, wish_of(c.config)))
+    ), truncated as (
+        select t.topic, max(t.seq) as seq from taken t where t.op = 'truncate' group by t.topic
+    ), latest as (
+        select distinct on (e.topic, e.key) e.*
+        from (select t.topic, t.key, t.seq, t.partition, not t.gone as live from taken t where t.key is not null
+              union all
+              select t.topic, t.old_key, t.seq, t.partition, false from taken t where t.old_key is not null) e
+        order by e.topic, e.key, e.seq desc
+    ), candidates as (
+        select l.seq, l.partition, l.live from latest l left join truncated t using (topic) where l.seq > coalesce(t.seq, 0)
+        union all
+        select t.seq, t.partition, false from taken t left join truncated u using (topic)
+        where t.key is null and (t.op <> 'truncate' or t.seq = u.seq)
+    )
+    select c.seq, c.partition, bool_or(c.live) from candidates c group by c.seq, c.partition
+$$;
+
+-- leave_removals(too_old) → how many candidates that are not live, older than too_old, groups have not read. These groups' next
+-- reads say so, and until somebody seeks, nothing is kept for them.
+create or replace function leave_removals(too_old timestamptz) returns bigint
+language plpgsql volatile as $$
+declare
+    total bigint := 0;
+    g record;
+begin
+    for g in
+        select o, count(*) as unread
+        from consumers c cross join lateral newest_offsets(c.id) o
+        join pg_temp.candidates k on k.partition = o.partition and k.seq > o.seq and not k.live
+        join messages m on m.seq = k.seq
+        where compacts(c.config) and o.lost is null and (o.leased_until > moment()) is not true
+          and m.inserted_at <= too_old and is_wanted(m.topic, m.data, wish_of(c.config))
+        group by o
+    loop
+        continue when not pg_try_advisory_xact_lock(partition_lock((g.o).consumer_id, (g.o).partition));
+        continue when (newest_offset((g.o).consumer_id, (g.o).partition)).id <> (g.o).id;
+        perform put_lost_offset(g.o, (g.o).seq, g.unread);
+        total := total + g.unread;
+    end loop;
+    return total;
+end $$;

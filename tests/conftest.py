@@ -17,7 +17,7 @@ from tests.world import World, fresh_database
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
 # Tests kill processes, not the machine: fsync would only be slow.
-FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB"}
+FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB", "max_connections": "300"}
 
 settings.register_profile(
     "ci", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

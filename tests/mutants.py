@@ -29,6 +29,7 @@ KILL = "tests/acceptance/test_kill.py::"
 FAULTS = "tests/integration/test_faults.py::"
 QUEUE = "tests/sql/test_queue.py::"
 STREAM = "tests/sql/test_read_stream.py::"
+SEGMENTS = "tests/sql/test_segments.py::"
 LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
 MUTANTS = (
     Mutant("I1", "cdcbridge/bridge.py", "self._stream.confirm(written, self._progress.confirm())",
@@ -85,9 +86,9 @@ MUTANTS = (
     Mutant("I18", "sql/functions/080_stream.sql", "or at.id <> fence or", "or",
            f"{STREAM}test_under_a_lease_nobody_else_reads_the_partition_until_it_ends"),
     Mutant("I19", "sql/functions/080_stream.sql", ", end_of_era(w, spots));", ");",
-           f"{STREAM}test_the_order_of_a_key_stays_when_partitions_are_added"),
+           f"{SEGMENTS}test_the_order_of_a_key_stays_when_partitions_are_added"),
     Mutant("I20", "sql/functions/070_retention.sql", "        lost := lost + leave_behind(beyond);\n", "",
-           f"{STREAM}test_retention_tells_a_group_that_was_too_slow"),
+           f"{SEGMENTS}test_retention_tells_a_group_that_was_too_slow"),
     Mutant("I21", "sql/functions/040_ack.sql", "select unnest(seqs) except all select unnest(marked)",
            "select unnest(seqs) except select unnest(marked)",
            f"{QUEUE}test_a_claim_of_which_a_part_was_extended_ends_as_a_whole"),

@@ -13,7 +13,7 @@ from cdcbridge.embedded import EmbeddedServer
 from tests.sql.queue import Queue
 from tests.world import PATIENCE, eventually, fresh_database
 
-PUBLISHERS = 60
+PUBLISHERS = 200
 
 
 def safe(queue: Queue, sequence: str | None = None) -> int:

@@ -9,7 +9,7 @@ import os
 import threading
 from typing import Any
 
-from cdcbridge.collect import Batch
+from cdcbridge.batch import Batch
 from cdcbridge.store import Store
 
 

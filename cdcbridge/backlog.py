@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import orjson
 import structlog
 
-from cdcbridge.collect import Batch
+from cdcbridge.batch import Batch
 from cdcbridge.database import Connection
 from cdcbridge.encode import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC, key_text
 from cdcbridge.fan_out import barrier_rows, waiting_rows

@@ -20,9 +20,11 @@ import structlog
 import tenacity
 
 from cdcbridge.appender import Appender
+from cdcbridge.backfill import Backfiller
+from cdcbridge.batch import Batch
 from cdcbridge.catalog import SourceCatalog
 from cdcbridge.check import refuse_unwritable
-from cdcbridge.collect import Batch, Collector
+from cdcbridge.collect import READ_ROWS, Collector
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
 from cdcbridge.decoders.pgoutput import PgoutputDecoder
@@ -40,6 +42,7 @@ from cdcbridge.housekeeping import Housekeeper
 from cdcbridge.lsn import format_lsn
 from cdcbridge.pgtypes import Types
 from cdcbridge.position import Progress
+from cdcbridge.reads import Chunk, Watch
 from cdcbridge.replication import ReplicationStream
 from cdcbridge.setup import Ready, prepare
 from cdcbridge.store import Store
@@ -152,11 +155,13 @@ class Bridge:
             with (
                 connect_source(self._config.source_dsn, "cdcbridge catalog") as catalog_session,
                 Housekeeper(self._config),
+                Backfiller(self._config, epoch, ready.router, idle=ready.finishing) as backfiller,
             ):
                 catalog = SourceCatalog(catalog_session, ready.router, store.catalog())
                 ready.start(stream, self._config.source.slot)
                 self._streamed = True
-                _Pump(self._config, store, stream, ready, catalog, notices, self._stop_read).run(self._stopping)
+                pump = _Pump(self._config, store, stream, ready, catalog, notices, self._stop_read, backfiller.handed)
+                pump.run(self._stopping)
         finally:
             stream.close()
 
@@ -173,13 +178,14 @@ class _Pump:
         catalog: SourceCatalog,
         notices: list[str],
         stop_fd: int,
+        handed: dict[bytes, Watch | Chunk],
     ) -> None:
         self._stream = stream
         self._ready = ready
         self._catalog = catalog
         self._notices = notices
         self._decoder = _decoder(ready, catalog, stream.last_lsn)
-        self._collector = Collector(ready.router, ready.partitions, ready.tail.position, ready.tail.end_lsn)
+        self._collector = Collector(ready.router, ready.partitions, ready.tail.position, ready.tail.end_lsn, handed)
         self._progress = Progress(ready.tail.end_lsn, ready.tail.end_lsn, ready.tail.end_lsn)
         self._appender = Appender(store)
         self._idle_interval = config.source.heartbeat_interval
@@ -225,18 +231,19 @@ class _Pump:
         """Give the appender a batch when it is idle and there is one worth a commit."""
         done = self._finished()
         if done is not None:
-            self._progress.stored(done.end_lsn)
+            self._stored(done)
             self._next_status = 0.0
         if self._appender.busy:
             return
-        worth_it = self._collected(1) or (self._collector.rows and self._stream.drained and not self._collector.open)
+        self._collector.add_reads(READ_ROWS)
+        worth_it = self._collected(1) or (self._collector.waiting and self._stream.drained and not self._collector.open)
         if worth_it or self._idle_append_due():
             self._submit()
 
     def _confirm(self) -> None:
         """Tell PostgreSQL how far the store is: after each append, on its wish, and in time for its timeout."""
         written = self._progress.durable
-        idle = self._stream.drained and not (self._collector.open or self._collector.rows or self._appender.busy)
+        idle = self._stream.drained and not (self._collector.open or self._collector.waiting or self._appender.busy)
         if idle and not self._ready.finishing:
             # Nothing is open or unflushed, so what the server says it has sent through is done with.
             self._collector.idle(self._stream.wal_end)
@@ -250,6 +257,12 @@ class _Pump:
 
     # helpers
 
+    def _stored(self, batch: Batch) -> None:
+        """It is durable: so far the LSN may be confirmed, and backfills may read on."""
+        self._progress.stored(batch.end_lsn)
+        for chunk, _ in batch.chunks:
+            chunk.release()
+
     def _collected(self, batches: int) -> bool:
         return self._collector.size >= batches * BATCH_BYTES or self._collector.rows >= batches * BATCH_ROWS
 
@@ -261,7 +274,7 @@ class _Pump:
         """Transactions that were nobody's, heartbeats and other databases' WAL move the position too, now and then."""
         return (
             not self._collector.open
-            and not self._collector.rows
+            and not self._collector.waiting
             and self._collector.end_lsn > self._progress.durable
             and time.monotonic() >= self._next_idle_append
         )
@@ -324,7 +337,7 @@ class _Pump:
             self._appending.select(self._status_interval)
             done = self._appender.finished()
             if done is not None:
-                self._progress.stored(done.end_lsn)
+                self._stored(done)
         durable = self._progress.confirm()
         self._stream.confirm(durable, durable)
         self._stream.finish()

@@ -6,50 +6,26 @@ stands at or before the position that the store already has is recognised here a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
 
+from cdcbridge.batch import Batch
 from cdcbridge.encode import encode_data, key_text, message_row, partition_of, published_row, shared_part, with_old_key
 from cdcbridge.errors import DecodeError, OperatorNeeded
 from cdcbridge.filters import FilterError
+from cdcbridge.inject import inject
 from cdcbridge.lsn import format_lsn
 from cdcbridge.model import Begin, Change, Commit, Event, LogicalMessage, Relation, Row, Truncate
-from cdcbridge.position import START, Position
+from cdcbridge.position import Position
 from cdcbridge.published import TOPIC_PREFIX, read_published
+from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Watch
 from cdcbridge.route import Plan, Router
 
 _ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the batch's bound
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one append commits.
-
-    `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates.
-    `in_order`: which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`;
-    `streams`: those that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and
-    keys. `dead`: (consumer, index, reason, key). `position` is of the last change read; `end_lsn` of the last
-    transaction that is complete; `open` tells that the position stands inside a transaction whose rest is still to
-    come. `commit_time` is of the last transaction, None where the source had nothing more.
-    """
-
-    rows: list[bytes] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    partitions: list[int] = field(default_factory=list)
-    barriers: list[int] = field(default_factory=list)
-    in_order: frozenset[int] = frozenset()
-    groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
-    streams: set[int] = field(default_factory=set)
-    keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
-    dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
-    size: int = 0
-    position: Position = START
-    end_lsn: int = 0
-    open: bool = False
-    commit_time: int | None = None
+READ_ROWS = 1000  # rows of backfills in one append beside changes: these have to wait for it
 
 
 class _Wish(NamedTuple):
@@ -61,9 +37,19 @@ class _Wish(NamedTuple):
 
 
 class Collector:
-    """Feed events, take batches. `done` is the position that the store has; `end_lsn` where its last one ended."""
+    """Feed events, take batches. `done` is the position that the store has; `end_lsn` where its last one ended.
 
-    def __init__(self, router: Router, partitions: int, done: Position, end_lsn: int) -> None:
+    `handed`: what backfills have put there, by the token in the watermark that the stream brings after it.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        partitions: int,
+        done: Position,
+        end_lsn: int,
+        handed: dict[bytes, Watch | Chunk] | None = None,
+    ) -> None:
         self._router = router
         self._partitions = partitions
         self._done = done
@@ -78,6 +64,9 @@ class Collector:
         self.end_lsn = end_lsn
         self._batch = Batch()
         self._commit_time: int | None = None
+        self._handed = {} if handed is None else handed
+        self._watches: dict[str, list[Watch]] = {}  # by topic
+        self._chunks: deque[Chunk] = deque()  # that the stream has passed the watermark of
         self.outside = 0
 
     @property
@@ -98,6 +87,11 @@ class Collector:
         return len(self._batch.rows)
 
     @property
+    def waiting(self) -> bool:
+        """There is something to append."""
+        return bool(self._batch.rows or self._batch.chunks)
+
+    @property
     def size(self) -> int:
         return self._batch.size
 
@@ -108,6 +102,19 @@ class Collector:
         batch.in_order = self._router.in_order
         batch.commit_time = self._commit_time
         return batch
+
+    def add_reads(self, limit: int) -> None:
+        """Chunks of backfills into the batch, behind the last transaction, while it has no more rows than the limit."""
+        while self._chunks and self._begin is None:
+            if self.rows and self.rows + len(self._chunks[0].rows) > limit:
+                return
+            chunk = self._chunks.popleft()
+            if chunk.watch.over:
+                chunk.release()
+                continue
+            self._position = inject(self._batch, chunk, self._position, self._commit_time, self._partitions)
+            if chunk.last:
+                self._watches[chunk.watch.topic].remove(chunk.watch)
 
     def idle(self, wal_end: int) -> None:
         """The source has sent everything up to `wal_end`, and none of it is open or waits here."""
@@ -181,6 +188,8 @@ class Collector:
         self.end_lsn = max(self.end_lsn, event.end_lsn)
         self._begin = None
         self._shared = {}
+        if self._chunks:
+            self.add_reads(READ_ROWS)
 
     # messages
 
@@ -193,12 +202,15 @@ class Collector:
         if plan is None:
             return
         key = key_text(change.record, relation.key)
+        old_key = None if change.old is None else key_text(change.old, relation.key)
+        if self._watches:
+            self._note(change, key, old_key)
         wanted = self._wanted(plan, change, key) if plan.special else None
         if wanted is not None and not wanted and not plan.plain and not plan.streams:
             return
         data = encode_data(change.op, change.record, change.old, change.unchanged)
         shared = self._shared.get(relation.topic) or self._share(relation.topic)
-        if change.old is not None and (old_key := key_text(change.old, relation.key)) not in (key, None):
+        if old_key is not None and old_key != key:
             shared = with_old_key(shared, old_key)
         text = None if key is None else key.encode()
         partition = partition_of(text, self._partitions)
@@ -209,8 +221,7 @@ class Collector:
         batch.keys.append(key)
         batch.partitions.append(partition)
         batch.size += len(row) + _ROW_OVERHEAD
-        if plan.streams:
-            batch.streams.update(plan.streams)
+        batch.streams.update(plan.streams)
         plain = plan.plain
         if len(data) > plan.smallest_limit:
             oversized = self._bury_oversized(plan, wanted, key, index, len(data))
@@ -232,8 +243,25 @@ class Collector:
                 self._change(Change("truncate", event.relations[index], None))
                 self._batch.barriers.extend(range(before, len(self._batch.rows)))
 
+    def _note(self, change: Change, key: str | None, old_key: str | None) -> None:
+        """Rows of this key that backfills have read, and that are not in the log yet, may be stale now."""
+        begin = self._begin
+        for watch in self._watches.get(change.relation.topic, ()):
+            watch.note(change.op, (key, old_key), (begin and begin.xid) or 0)
+
+    def _watermark(self, token: bytes) -> None:
+        """The stream has come to where a backfill began, or behind where it read a chunk. What is not known is past."""
+        handed = self._handed.pop(token, None)
+        if isinstance(handed, Watch):
+            watches = self._watches.setdefault(handed.topic, [])
+            watches[:] = [watch for watch in watches if not watch.over] + [handed]
+        elif handed is not None:
+            self._chunks.append(handed)
+
     def _published(self, event: LogicalMessage) -> None:
         """A message that an application wrote into the WAL, if it is for a topic that anybody reads."""
+        if event.prefix == WATERMARK_PREFIX:
+            self._watermark(event.content)
         if not event.prefix.startswith(TOPIC_PREFIX):
             return
         topic = event.prefix.removeprefix(TOPIC_PREFIX)

@@ -54,6 +54,7 @@ class Source(_Model):
     """The database whose changes are read."""
 
     dsn: SecretStr
+    read_dsn: SecretStr | None = None  # where backfills read rows: a standby will do
     slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] = "cdcbridge"
     plugin: Literal["auto", "pgoutput", "wal2json"] = "auto"
     publication: Annotated[str, Field(pattern=_IDENTIFIER)] = "cdcbridge"
@@ -130,13 +131,6 @@ class Consumer(_Model):
     role: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     compact: bool = False
 
-    @field_validator("start")
-    @classmethod
-    def _built(cls, value: str) -> str:
-        if value == "snapshot":
-            raise ValueError(f"{value} {_NOT_BUILT}")
-        return value
-
     @field_validator("tables")
     @classmethod
     def _table_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -179,6 +173,8 @@ class Consumer(_Model):
     def _wants_something(self) -> Self:
         if not (self.tables or self.topics):
             raise ValueError("a consumer needs tables or topics")
+        if self.start == "snapshot" and not self.tables:
+            raise ValueError("start: snapshot reads tables, and there are none; published topics have start: earliest")
         return self
 
     @model_validator(mode="after")
@@ -221,6 +217,10 @@ class Config(BaseSettings):
     @property
     def source_dsn(self) -> str:
         return self.source.dsn.get_secret_value()
+
+    @property
+    def read_dsn(self) -> str:
+        return self.source_dsn if self.source.read_dsn is None else self.source.read_dsn.get_secret_value()
 
     @property
     def store_dsn(self) -> str:

@@ -21,13 +21,14 @@ _NULL: Final = -1  # as the length of a field
 _NULL_FIELD: Final = b"\xff\xff\xff\xff"
 _SEQ = struct.Struct("!HIq")
 _MESSAGE = struct.Struct("!IiIii")
+_READ = struct.Struct("!IiIi")
 _TRANSACTION = struct.Struct("!IqIqIq")
 _CHUNK_HEAD = struct.Struct("!HIiIq")
 _ARRAY_HEAD = struct.Struct("!iiIii")
 _LENGTH = struct.Struct("!I")
 _INT8_OID, _TEXT_OID = 20, 25
 
-MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn, xid, commit_time, old_key"
+MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn, xid, commit_time, old_key, reader"
 CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
 COPY_MESSAGES: Final = f"copy messages ({MESSAGE_COLUMNS}) from stdin (format binary)"
 COPY_WAITING: Final = f"copy waiting ({CHUNK_COLUMNS}) from stdin (format binary)"
@@ -65,8 +66,8 @@ def encode_data(op: str, record: Row | None, old: Row | None, unchanged: Sequenc
 
 
 def shared_part(topic: str, commit_lsn: int, xid: int, commit_time: int) -> bytes:
-    """The columns that all messages of a topic share within a transaction; nearly all of them have no old_key."""
-    return _sized(topic.encode()) + _TRANSACTION.pack(8, commit_lsn, 8, xid, 8, commit_time) + _NULL_FIELD
+    """The columns that all messages of a topic share within a transaction; few have an old_key, and none a reader."""
+    return _sized(topic.encode()) + _TRANSACTION.pack(8, commit_lsn, 8, xid, 8, commit_time) + 2 * _NULL_FIELD
 
 
 def message_row(ordinal: int, key: bytes | None, partition: int, data: bytes, shared: bytes) -> bytes:
@@ -79,12 +80,24 @@ def message_row(ordinal: int, key: bytes | None, partition: int, data: bytes, sh
 
 def with_old_key(shared: bytes, old_key: str) -> bytes:
     """The shared part for an update that took this key away."""
-    return shared[: -len(_NULL_FIELD)] + _sized(old_key.encode())
+    return shared[: -2 * len(_NULL_FIELD)] + _sized(old_key.encode()) + _NULL_FIELD
+
+
+def read_part(topic: str, commit_lsn: int, commit_time: int | None, reader: int) -> bytes:
+    """The shared part of rows that a backfill read for one consumer, behind a transaction."""
+    time = _NULL_FIELD if commit_time is None else struct.pack("!Iq", 8, commit_time)
+    lsn = struct.pack("!Iq", 8, commit_lsn)
+    return _sized(topic.encode()) + lsn + _NULL_FIELD + time + _NULL_FIELD + struct.pack("!Ii", 4, reader)
+
+
+def read_row(ordinal: int, partition: int, body: bytes, shared: bytes) -> bytes:
+    """One row for COPY messages (MESSAGE_COLUMNS), from the ordinal on. `body`: key and data, each with its length."""
+    return _READ.pack(4, ordinal, 4, partition) + body + shared
 
 
 def published_row(topic: str, key: bytes | None, partition: int, data: bytes) -> bytes:
     """The row of a published message, which has no position."""
-    fields = (None, struct.pack("!i", partition), key, data, topic.encode(), None, None, None, None)
+    fields = (None, struct.pack("!i", partition), key, data, topic.encode(), None, None, None, None, None)
     return b"".join([_NULL_FIELD if field is None else _sized(field) for field in fields])
 
 
@@ -97,10 +110,10 @@ def message_rows(rows: Sequence[bytes], first: int, partitions: Sequence[int] = 
     pack = _SEQ.pack
     if partitions:
         order = sorted(range(len(rows)), key=partitions.__getitem__)
-        pieces[::2] = [pack(10, 8, first + index) for index in order]
+        pieces[::2] = [pack(11, 8, first + index) for index in order]
         pieces[1::2] = [rows[index] for index in order]
     else:
-        pieces[::2] = [pack(10, 8, seq) for seq in range(first, first + len(rows))]
+        pieces[::2] = [pack(11, 8, seq) for seq in range(first, first + len(rows))]
         pieces[1::2] = rows
     return b"".join(pieces)
 

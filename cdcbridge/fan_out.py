@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from cdcbridge.collect import Batch
+from cdcbridge.batch import Batch
 from cdcbridge.encode import chunk_rows
 
 

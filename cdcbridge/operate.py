@@ -13,8 +13,8 @@ import orjson
 import structlog
 
 from cdcbridge import consumers, plugins, source
+from cdcbridge.batch import Batch
 from cdcbridge.check import problems, refuse
-from cdcbridge.collect import Batch
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source, source_errors
 from cdcbridge.encode import GAP_TOPIC, message_row, shared_part

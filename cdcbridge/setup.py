@@ -14,7 +14,7 @@ import structlog
 from cdcbridge import consumers, plugins, source
 from cdcbridge.check import SLOT_GONE, problems, refuse
 from cdcbridge.config import Config
-from cdcbridge.database import Connection, connect_source
+from cdcbridge.database import Connection, connect_source, store_errors
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.filters import Filter
 from cdcbridge.lsn import format_lsn, parse_lsn
@@ -72,6 +72,7 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
             # Else a new consumer would get the first part of the open transaction, and not the rest of it.
             store.set_partitions(config.store.partitions)
             applied = consumers.apply(store.connection, config.consumers)
+            _begin_snapshots(config, connection, store.connection)
             if applied.added or applied.changed or applied.left:
                 log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
         names = _publish(config, connection) if plugin == "pgoutput" else []
@@ -85,6 +86,20 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
     tail = store.tail()
     _compare_ends(config.source.slot, tail.end_lsn, slot_lsn, wal_end)
     return _ready(config, store, tail, plugin, names, _timeout(stream))
+
+
+def _begin_snapshots(config: Config, connection: Connection, store: Connection) -> None:
+    """A backfill of each table of consumers with start: snapshot, the first time that a bridge meets them."""
+    with store_errors():
+        new = [n for (n,) in store.execute("select name from consumers where snapshot_at is null").fetchall()]
+    for consumer in config.consumers:
+        if consumer.start != "snapshot" or consumer.name not in new:
+            continue
+        found = [t for p in consumer.tables for t in source.find_tables(connection, p, config.store.schema_)]
+        with store_errors(), store.transaction():
+            for topic in sorted({table.topic for table in found}):
+                store.execute("select start_backfill(%s, %s)", (consumer.name, topic))
+            store.execute("update consumers set snapshot_at = moment() where name = %s", (consumer.name,))
 
 
 def _publish(config: Config, connection: Connection) -> list[str]:

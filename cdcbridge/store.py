@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from cdcbridge.collect import Batch
+from cdcbridge.batch import Batch
 from cdcbridge.database import Connection, connect_store, store_errors
 from cdcbridge.encode import COPY_HEADER, COPY_MESSAGES, COPY_TRAILER, COPY_WAITING, message_rows
 from cdcbridge.errors import Fenced
@@ -169,6 +169,12 @@ class Store:
             names = ",".join(map(str, sorted(woken))) or None
             if catalog is not None:
                 connection.execute("update source set catalog = %s, recorded_at = now()", (Jsonb(catalog),))
+            for chunk, sent in batch.chunks:
+                connection.execute(
+                    "select put_progress(%s, %s, %s, %s, %s)",
+                    (chunk.backfill_id, Jsonb(chunk.place), chunk.looked_at, sent, chunk.last),
+                    prepare=True,
+                )
             self._finish(connection, batch, unfinished if batch.open else None, names)
         self._make_segments(first + len(batch.rows))
 

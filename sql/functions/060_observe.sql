@@ -60,7 +60,7 @@ language sql volatile security definer set search_path from current set jit = of
                               from leases l where l.consumer_id = c.id) x) l
     cross join lateral (select count(*) as dead from dead_messages x where x.consumer_id = c.id) x
     cross join lateral (select sum(g.messages)::bigint as messages, max(g.seconds) as seconds
-                        from group_lag_of(c.id, wish_of(c.config)) g) s
+                        from group_lag_of(c.id, wish_of(c)) g) s
     where c.config ->> 'role' is null or may_read(c.config ->> 'role')
     order by c.name
 $$;

@@ -170,12 +170,12 @@ declare
     g record;
     unread bigint;
 begin
-    for g in select o, wish_of(c.config) as wish from consumers c cross join lateral newest_offsets(c.id) o
+    for g in select o, wish_of(c) as wish from consumers c cross join lateral newest_offsets(c.id) o
              where c.mode = 'stream' and not compacts(c.config) and o.seq < leave_behind.seq - 1
     loop
         select count(*) into unread from messages m
         where m.partition = (g.o).partition and m.seq > (g.o).seq and m.seq < leave_behind.seq
-          and is_wanted(m.topic, m.data, g.wish);
+          and is_wanted(m.topic, m.data, m.reader, g.wish);
         perform put_lost_offset(g.o, leave_behind.seq - 1, unread);
         total := total + unread;
     end loop;

@@ -37,7 +37,7 @@ begin
     where m.seq < beyond and (k.live or exists (
         select from consumers c cross join lateral newest_offsets(c.id) o
         where compacts(c.config) and o.partition = m.partition and o.seq < m.seq and o.lost is null
-          and is_wanted(m.topic, m.data, wish_of(c.config))))
+          and is_wanted(m.topic, m.data, m.reader, wish_of(c))))
     order by m.seq;
     drop table pg_temp.candidates;
     alter table messages_compacting add primary key (seq);
@@ -64,26 +64,28 @@ exception
 end $$;
 
 -- compaction_candidates(beyond) → what may be kept of the log below seq beyond. live: the latest message of its key, and not of one
--- that is gone. Else it tells that keys are gone, or has no key: to be read by those who have not yet, and then superfluous.
+-- that is gone; of rows that a backfill read, each reader's. Else it tells that keys are gone, or has no key: to be read by those who have not yet, and then superfluous.
 create or replace function compaction_candidates(beyond bigint)
 returns table (seq bigint, partition int, live boolean)
 language sql stable as $$
     with taken as materialized (
-        select m.seq, m.partition, m.topic, m.key, m.old_key, m.data ->> 'op' as op,
+        select m.seq, m.partition, m.topic, m.key, m.old_key, m.reader, m.data ->> 'op' as op,
                m.data ->> 'op' = 'delete' or m.data ->> 'op' = 'message' and m.data ->> 'record' is null as gone
         from messages m
         where m.seq < $1 and exists (select from consumers c
-                                     where compacts(c.config) and is_wanted(m.topic, m.data, wish_of(c.config)))
+                                     where compacts(c.config) and is_wanted(m.topic, m.data, m.reader, wish_of(c)))
     ), truncated as (
         select t.topic, max(t.seq) as seq from taken t where t.op = 'truncate' group by t.topic
     ), latest as (
-        select distinct on (e.topic, e.key) e.*
-        from (select t.topic, t.key, t.seq, t.partition, not t.gone as live from taken t where t.key is not null
+        select distinct on (e.topic, e.key, e.reader) e.*,
+               max(e.seq) filter (where e.reader is null) over (partition by e.topic, e.key) as changed
+        from (select t.topic, t.key, t.reader, t.seq, t.partition, not t.gone as live from taken t where t.key is not null
               union all
-              select t.topic, t.old_key, t.seq, t.partition, false from taken t where t.old_key is not null) e
-        order by e.topic, e.key, e.seq desc
+              select t.topic, t.old_key, null, t.seq, t.partition, false from taken t where t.old_key is not null) e
+        order by e.topic, e.key, e.reader, e.seq desc
     ), candidates as (
-        select l.seq, l.partition, l.live from latest l left join truncated t using (topic) where l.seq > coalesce(t.seq, 0)
+        select l.seq, l.partition, l.live from latest l left join truncated t using (topic)
+        where l.seq > coalesce(t.seq, 0) and l.seq >= coalesce(l.changed, 0)
         union all
         select t.seq, t.partition, false from taken t left join truncated u using (topic)
         where t.key is null and (t.op <> 'truncate' or t.seq = u.seq)
@@ -105,7 +107,7 @@ begin
         join pg_temp.candidates k on k.partition = o.partition and k.seq > o.seq and not k.live
         join messages m on m.seq = k.seq
         where compacts(c.config) and o.lost is null and (o.leased_until > moment()) is not true
-          and m.inserted_at <= too_old and is_wanted(m.topic, m.data, wish_of(c.config))
+          and m.inserted_at <= too_old and is_wanted(m.topic, m.data, m.reader, wish_of(c))
         group by o
     loop
         continue when not pg_try_advisory_xact_lock(partition_lock((g.o).consumer_id, (g.o).partition));

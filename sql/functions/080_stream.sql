@@ -24,7 +24,7 @@ set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     c constant consumers := stream_named(consumer);
-    w constant stream_wish := wish_of(c.config);
+    w constant stream_wish := wish_of(c);
     held constant int[] := partitions_read(c.id);
     moment constant timestamptz := moment();
     upper_end bigint;
@@ -49,7 +49,7 @@ begin
         end if;
         if not exists (select from messages m
                        where m.partition = o.partition and m.seq > o.seq and m.seq <= upper_end
-                         and is_wanted(m.topic, m.data, w))
+                         and is_wanted(m.topic, m.data, m.reader, w))
         then
             perform pass_over(c.id, w, o, upper_end);
             continue;
@@ -68,7 +68,7 @@ begin
         return query
             select receipt_, m.partition, m.seq, m.topic, m.key, m.data, m.commit_lsn, m.ordinal, m.commit_time, m.inserted_at
             from messages m
-            where m.partition = o.partition and m.seq > o.seq and m.seq <= upper_end and is_wanted(m.topic, m.data, w)
+            where m.partition = o.partition and m.seq > o.seq and m.seq <= upper_end and is_wanted(m.topic, m.data, m.reader, w)
             order by m.seq limit max_messages;
         if found then
             perform set_partitions_read(c.id, held || o.partition);
@@ -172,21 +172,23 @@ begin
     return found;
 end $$;
 
--- wish_of(config) → what the group reads of the log. tables null: of every schema; operations null: all.
-create or replace function wish_of(config jsonb) returns stream_wish
+-- wish_of(consumer) → what the group reads of the log. tables null: of every schema; operations null: all.
+create or replace function wish_of(consumer consumers) returns stream_wish
 language sql immutable as $$
-    select row(array(select jsonb_array_elements_text(config -> 'topics')),
-               case when not config -> 'tables' ? '*.*' then array(select jsonb_array_elements_text(config -> 'tables')) end,
-               array(select split_part(t, '.', 1) from jsonb_array_elements_text(config -> 'tables') t where t like '%.*'),
-               case when not config -> 'operations' @> '["insert", "update", "delete", "truncate"]'
-                    then array(select jsonb_array_elements_text(config -> 'operations')) end)::stream_wish
+    select row(array(select jsonb_array_elements_text(consumer.config -> 'topics')),
+               case when not consumer.config -> 'tables' ? '*.*' then array(select jsonb_array_elements_text(consumer.config -> 'tables')) end,
+               array(select split_part(t, '.', 1) from jsonb_array_elements_text(consumer.config -> 'tables') t where t like '%.*'),
+               case when not consumer.config -> 'operations' @> '["insert", "update", "delete", "truncate"]'
+                    then array(select jsonb_array_elements_text(consumer.config -> 'operations')) end,
+               consumer.id)::stream_wish
 $$;
 
--- is_wanted(topic, data, wish) → whether the group reads it. Gap messages are everybody's. No SET clause, so that it is inlined.
-create or replace function is_wanted(topic text, data json, wish stream_wish) returns boolean
+-- is_wanted(topic, data, reader, wish) → whether the group reads it. Gap messages are everybody's, rows of a backfill its consumer's.
+-- No SET clause, so that it is inlined.
+create or replace function is_wanted(topic text, data json, reader int, wish stream_wish) returns boolean
 language sql immutable as $$
-    select topic = any ((wish).topics) or topic = 'cdcbridge.gap'
-        or strpos(topic, '.') > 0
+    select topic = any ((wish).topics) or topic = 'cdcbridge.gap' or reader = (wish).reader
+        or strpos(topic, '.') > 0 and reader is null
            and ((wish).tables is null or topic = any ((wish).tables) or split_part(topic, '.', 1) = any ((wish).schemas))
            and ((wish).operations is null or data ->> 'op' = any ((wish).operations))
 $$;
@@ -291,7 +293,7 @@ begin
     safe := least(max_safe_seq(), upper_end);
     if safe > at.seq
         and not exists (select from messages m where m.partition = at.partition and m.seq > at.seq and m.seq <= safe
-                                               and is_wanted(m.topic, m.data, wish))
+                                               and is_wanted(m.topic, m.data, m.reader, wish))
         and pg_try_advisory_xact_lock(partition_lock(consumer_id, at.partition))
         and (newest_offset(consumer_id, at.partition)).id = at.id
     then
@@ -312,7 +314,7 @@ begin
         if exists (select from unnest(spots) s
                    cross join lateral (
                        select from messages m where m.partition = s.partition and m.seq > s.seq and m.seq <= turn
-                                                and is_wanted(m.topic, m.data, wish) limit 1) m
+                                                and is_wanted(m.topic, m.data, m.reader, wish) limit 1) m
                    where s.seq < turn)
         then
             return turn;

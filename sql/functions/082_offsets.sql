@@ -122,7 +122,7 @@ language plpgsql volatile security definer set search_path from current as $$
 declare
     c constant consumers := stream_named(consumer);
 begin
-    return query select * from group_lag_of(c.id, wish_of(c.config));
+    return query select * from group_lag_of(c.id, wish_of(c));
 end $$;
 
 -- group_lag_of(consumer_id, wish) → the same of a group that was looked up.
@@ -136,7 +136,7 @@ set random_page_cost = 0 set seq_page_cost = 0 as $$
            case when o.leased_until > moment() then o.leased_until end, o.lost, o.updated_at
     from newest_offsets($1) o
     cross join lateral (select count(*) as number, min(m.inserted_at) as oldest from messages m
-                        where m.partition = o.partition and m.seq > o.seq and is_wanted(m.topic, m.data, $2)) m
+                        where m.partition = o.partition and m.seq > o.seq and is_wanted(m.topic, m.data, m.reader, $2)) m
     order by o.partition
 $$;
 
@@ -158,13 +158,13 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 set random_page_cost = 0 set seq_page_cost = 0 as $$
 declare
     c constant consumers := stream_named(consumer);
-    w constant stream_wish := wish_of(c.config);
+    w constant stream_wish := wish_of(c);
 begin
     return (select case when c.paused then 1 else greatest(0.1, extract(epoch from min(o.leased_until) - moment())) end
             from newest_offsets(c.id) o
             -- Lateral, so that it is a look each: an EXISTS may become a join with all there is.
             cross join lateral (select from messages m where m.partition = o.partition and m.seq > o.seq
-                                                         and is_wanted(m.topic, m.data, w) limit 1) m
+                                                         and is_wanted(m.topic, m.data, m.reader, w) limit 1) m
             having count(*) > 0);
 end $$;
 

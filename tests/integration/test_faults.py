@@ -155,7 +155,7 @@ def test_a_second_bridge_stands_by_and_takes_over(world: World) -> None:
 
 def test_an_append_of_an_older_epoch_writes_nothing(world15: World) -> None:
     """The fence: a bridge that lost the lead, wherever it hung, can commit nothing more."""
-    from cdcbridge.collect import Batch
+    from cdcbridge.batch import Batch
 
     store = Store(world15.dsn, "cdcbridge")
     store.migrate()

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from cdcbridge.collect import Batch
+from cdcbridge.batch import Batch
 from cdcbridge.config import Consumer
 from cdcbridge.consumers import apply
 from cdcbridge.encode import encode_data, message_row, partition_of, shared_part, with_old_key

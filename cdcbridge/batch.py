@@ -1,0 +1,38 @@
+"""What one append commits: log rows, who gets them, dead letters, backfills' progress, and the position. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cdcbridge.position import START, Position
+from cdcbridge.reads import Chunk
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one append commits.
+
+    `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates.
+    `in_order`: which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`;
+    `streams`: those that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and
+    keys. `dead`: (consumer, index, reason, key). `chunks`: what backfills read, with how many messages that made.
+    `position` is of the last change read; `end_lsn` of the last
+    transaction that is complete; `open` tells that the position stands inside a transaction whose rest is still to
+    come. `commit_time` is of the last transaction, None where the source had nothing more.
+    """
+
+    rows: list[bytes] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    partitions: list[int] = field(default_factory=list)
+    barriers: list[int] = field(default_factory=list)
+    in_order: frozenset[int] = frozenset()
+    groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
+    streams: set[int] = field(default_factory=set)
+    keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
+    dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
+    chunks: list[tuple[Chunk, int]] = field(default_factory=list)
+    size: int = 0
+    position: Position = START
+    end_lsn: int = 0
+    open: bool = False
+    commit_time: int | None = None

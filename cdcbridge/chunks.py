@@ -1,0 +1,308 @@
+"""A table of the source, read in chunks: its shape, where a chunk ends, its rows as COPY gives them. Part of the rim.
+
+PostgreSQL makes the JSON, as the decoders would make it from the WAL: composites and types of extensions as text, no
+generated columns. Reads by the log's key; a table without one by its pages.
+"""
+
+from __future__ import annotations
+
+import select
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from psycopg import errors, pq, sql
+
+from cdcbridge.database import Connection, source_errors
+from cdcbridge.errors import UsageError
+from cdcbridge.reads import Snapshot
+
+PAGES: Final = 64  # of a table without a key, for a chunk's first guess
+_COLUMNS: Final = """
+    with recursive bases as (
+        select a.attname, a.attnum, a.atttypid as of, format_type(a.atttypid, a.atttypmod) as type from pg_attribute a
+        where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+        union all
+        select b.attname, b.attnum, t.typbasetype, b.type from bases b join pg_type t on t.oid = b.of
+        where t.typtype = 'd'
+    )
+    select b.attname, b.type, b.attnum,
+           case when t.typtype = 'c' or t.typtype = 'b' and t.typcategory <> 'A' and t.oid >= 16384 then 'text'
+                when t.typcategory = 'A' and (e.typtype = 'c' or e.typtype = 'b' and e.oid >= 16384) then 'text[]' end,
+           t.oid::int
+    from bases b join pg_type t on t.oid = b.of left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
+    where t.typtype <> 'd' order by b.attnum
+"""
+_KEY: Final = """
+    select k.attnum from pg_index i cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, n)
+    where i.indrelid = %s and i.indisvalid and k.n <= i.indnkeyatts
+      and i.indexrelid = coalesce(
+          (select p.indexrelid from pg_index p where p.indrelid = i.indrelid and p.indisprimary),
+          (select p.indexrelid from pg_index p where p.indrelid = i.indrelid and p.indisreplident))
+    order by k.n
+"""
+_LEAVES: Final = """
+    select n.nspname, c.relname, c.oid::int8, greatest(c.reltuples, 0)::int8
+    from pg_partition_tree(%s) t join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
+    where t.isleaf order by c.oid
+"""
+_FINGERPRINT: Final = """
+    select concat_ws(' ', c.oid,
+               (select string_agg(a.attnum || '/' || a.xmin, ' ' order by a.attnum) from pg_attribute a
+                where a.attrelid = c.oid and a.attnum > 0),
+               (select string_agg(i.indexrelid || '/' || i.xmin, ' ' order by i.indexrelid) from pg_index i
+                where i.indrelid = c.oid and (i.indisprimary or i.indisreplident)),
+               (select string_agg(t.relid::oid::text, ' ') from pg_partition_tree(c.oid) t))
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s and c.relname = %s
+"""
+_WRITERS: Final = """
+    select l.virtualtransaction, coalesce(format('pid %%s (%%s, open for %%s)', a.pid, a.state,
+                                                 date_trunc('second', clock_timestamp() - a.xact_start)),
+                                          'a prepared transaction')
+    from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+    where l.locktype = 'relation' and l.relation = any (%s) and l.granted
+      and l.database = (select oid from pg_database where datname = current_database())
+      and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+"""
+_PLAIN_TEXT: Final = frozenset({20, 21, 23, 25, 1043, 2950})  # types whose text is their JSON's: integers, text, uuid
+
+
+@dataclass(slots=True, frozen=True)
+class Column:
+    """A column; `cast`: what it must be cast to before JSON is made of it; `base`: its type's OID, less domains."""
+
+    name: str
+    type: str
+    cast: str | None
+    base: int
+
+
+@dataclass(slots=True, frozen=True)
+class Shape:
+    """A table: `key` by which it is read and its messages are keyed, empty where it has none; `leaves`: (name, OID) of
+    the tables that hold its rows; `rows`: how many PostgreSQL believes there are, None if it does not know.
+    """
+
+    schema: str
+    name: str
+    columns: tuple[Column, ...]
+    key: tuple[Column, ...]
+    leaves: tuple[tuple[sql.Identifier, int], ...]
+    rows: int | None
+    fingerprint: str
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+
+@dataclass(slots=True, frozen=True)
+class Wanted:
+    """What to read of a table: rows that meet `condition`, these columns (None: all), with the consumer's own key;
+    leaving out row versions that are younger than `since`, where that can be told.
+    """
+
+    condition: str | None = None
+    columns: tuple[str, ...] | None = None
+    own_key: tuple[str, ...] | None = None
+    since: Snapshot | None = None
+
+
+def describe(connection: Connection, schema: str, name: str) -> Shape:
+    """The table as it is now. Raises UsageError where there is none."""
+    with source_errors():
+        found = connection.execute(
+            "select c.oid::int8, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p')",
+            (schema, name),
+        ).fetchone()
+        if found is None:
+            raise UsageError(f"the source has no table {schema}.{name}")
+        oid = found[0]
+        columns = {row[2]: Column(row[0], row[1], row[3], row[4])
+                   for row in connection.execute(_COLUMNS, {"oid": oid}).fetchall()}  # fmt: skip
+        key = [columns.get(number) for (number,) in connection.execute(_KEY, (oid,)).fetchall()]
+        leaves = connection.execute(_LEAVES, (oid,)).fetchall()
+        fingerprint = connection.execute(_FINGERPRINT, (schema, name)).fetchone()
+    if not leaves and found[1] == "r":
+        leaves = [(schema, name, oid, 0)]
+    return Shape(
+        schema,
+        name,
+        tuple(columns[number] for number in sorted(columns)),
+        tuple(column for column in key if column is not None) if None not in key else (),
+        tuple((sql.Identifier(leaf[0], leaf[1]), leaf[2]) for leaf in leaves),
+        sum(leaf[3] for leaf in leaves) or None,
+        fingerprint[0] if fingerprint else "",
+    )
+
+
+def writers(connection: Connection, shape: Shape) -> dict[str, str]:
+    """Transactions that write into the table just now, by name; what to tell people of each."""
+    oids = [oid for _, oid in shape.leaves]
+    with source_errors():
+        return dict(connection.execute(_WRITERS, (oids,)).fetchall())
+
+
+def snapshot(connection: Connection) -> Snapshot:
+    """Of the transaction that the session is in."""
+    with source_errors():
+        row = connection.execute("select pg_current_snapshot()::text").fetchone()
+    return Snapshot.parse(row[0] if row else "")
+
+
+def is_still(connection: Connection, shape: Shape) -> bool:
+    """Whether the table has not been altered since it was described."""
+    with source_errors():
+        row = connection.execute(_FINGERPRINT, (shape.schema, shape.name)).fetchone()
+    return row is not None and row[0] == shape.fingerprint
+
+
+def next_place(connection: Connection, shape: Shape, place: list[Any], size: int) -> tuple[list[Any], int, bool]:
+    """Where a chunk of so many rows (or pages) that begins behind `place` ends, how many rows that are, and whether it
+    is the last. A place is the key's texts, or without a key (leaf, page).
+    """
+    if not shape.key:
+        return _next_page(connection, shape, place, size)
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in shape.key)
+    texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(column.name)) for column in shape.key)
+    down = sql.SQL(", ").join(sql.SQL("{} desc").format(sql.Identifier(column.name)) for column in shape.key)
+    query = sql.SQL(
+        "with s as materialized (select {names} from {table} {behind} order by {names} limit {size})"
+        " select (select count(*) from s), {texts} from s order by {down} limit 1"
+    ).format(
+        names=names, table=shape.identifier, texts=texts, down=down, size=sql.Literal(size),
+        behind=sql.SQL("where {}").format(_beyond(shape, ">", place)) if place else sql.SQL(""),
+    )  # fmt: skip
+    with source_errors():
+        row = connection.execute(query).fetchone()
+    if row is None:
+        return place, 0, True
+    return list(row[1:]), row[0], row[0] < size
+
+
+def _next_page(connection: Connection, shape: Shape, place: list[Any], size: int) -> tuple[list[Any], int, bool]:
+    leaf, page = place or (0, 0)
+    if leaf >= len(shape.leaves):
+        return place, 0, True
+    with source_errors():
+        row = connection.execute(
+            "select pg_relation_size(c.oid) / current_setting('block_size')::int8, c.reltuples"
+            " from pg_class c where c.oid = %s",
+            (shape.leaves[leaf][1],),
+        ).fetchone()
+    pages, rows = row or (0, 0)
+    density = max(0, rows) / pages if pages else 0
+    if page + size < pages:
+        return [leaf, page + size], round(density * size), False
+    return [leaf + 1, 0], round(density * max(0, pages - page)), leaf + 1 >= len(shape.leaves)
+
+
+def _beyond(shape: Shape, operator: str, place: list[Any]) -> sql.Composable:
+    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in shape.key)
+    values = sql.SQL(", ").join(
+        sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.type))
+        for text, column in zip(place, shape.key, strict=True)
+    )
+    return sql.SQL("({}) {} ({})").format(names, sql.SQL(operator), values)
+
+
+def rows_query(shape: Shape, wanted: Wanted, place: list[Any], end: list[Any]) -> sql.Composed:
+    """COPY of the rows behind `place`, up to `end`: the log's key, data, and the consumer's own key if it has one."""
+    table: sql.Composable = shape.identifier
+    conditions: list[sql.Composable] = []
+    if not shape.key:
+        leaf, page = place or (0, 0)
+        table = shape.leaves[leaf][0]
+        conditions.append(sql.SQL("ctid >= '({},0)'").format(sql.SQL(str(page))))
+        if end[0] == leaf:
+            conditions.append(sql.SQL("ctid < '({},0)'").format(sql.SQL(str(end[1]))))
+    else:
+        conditions += [_beyond(shape, ">", place)] if place else []
+        conditions.append(_beyond(shape, "<=", end))
+    if wanted.condition:
+        conditions.append(sql.SQL("({})").format(sql.SQL(wanted.condition)))
+    if wanted.since is not None:
+        running = sql.Literal(sorted(wanted.since.running))
+        conditions.append(
+            sql.SQL("xmin::text::int8 < {} and xmin::text::int8 <> all ({}::int8[])").format(
+                sql.Literal(wanted.since.xmax), running
+            )
+        )
+    by_name = {column.name: column for column in shape.columns}
+    shown = [column for column in shape.columns if wanted.columns is None or column.name in wanted.columns]
+    left_out = [column.name for column in shape.columns if column not in shown]
+    fields = [_key_of(shape.key), sql.SQL("d.start || row_to_json(r)::text || d.rest")]
+    if wanted.own_key:
+        fields.append(_key_of(tuple(by_name[name] for name in wanted.own_key if name in by_name)))
+    # Aliased from outside the condition, which may name the table or leave it out.
+    return sql.SQL(
+        "copy (select {fields} from (select * from {table} where {conditions}) t"
+        " cross join lateral (select {shown}) r"
+        " cross join (select {start}::text as start, {rest}::text as rest) d{order}) to stdout (format binary)"
+    ).format(
+        fields=sql.SQL(", ").join(fields),
+        table=table,
+        conditions=sql.SQL(" and ").join(conditions),
+        shown=sql.SQL(", ").join(sql.SQL("t.{} as {}").format(sql.Identifier(c.name), sql.Identifier(c.name))
+                                 if c.cast is None else sql.SQL("t.{}::{} as {}").format(
+                                     sql.Identifier(c.name), sql.SQL(c.cast), sql.Identifier(c.name)) for c in shown),
+        start=sql.Literal('{"op":"read","record":'),
+        rest=sql.Literal(',"old":null,"unchanged":' + orjson.dumps(left_out).decode() + "}"),
+        order=sql.SQL(" order by {}").format(
+            sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c.name)) for c in shape.key)
+        ) if shape.key else sql.SQL(""),
+    )  # fmt: skip
+
+
+def _key_of(columns: tuple[Column, ...]) -> sql.Composable:
+    """The key as text: of one column as `record ->> column`; of several a compact JSON array of such texts."""
+    if not columns:
+        return sql.SQL("null::text")
+    if len(columns) == 1:
+        return _of_t(columns[0])
+    parts = sql.SQL(" || ',' || ").join(
+        sql.SQL("coalesce(to_json({})::text, 'null')").format(_of_t(column)) for column in columns
+    )
+    array = sql.SQL("'[' || {} || ']'").format(parts)
+    nulls = sql.SQL(" and ").join(sql.SQL("t.{} is null").format(sql.Identifier(column.name)) for column in columns)
+    return sql.SQL("case when {} then null else {} end").format(nulls, array)
+
+
+def _of_t(column: Column) -> sql.Composable:
+    name = sql.SQL("t.{}").format(sql.Identifier(column.name))
+    if column.base in _PLAIN_TEXT:
+        return sql.SQL("{}::text").format(name)
+    value = sql.SQL("{}::{}").format(name, sql.SQL(column.cast)) if column.cast else name
+    return sql.SQL("(to_json({}) #>> '{{}}')").format(value)
+
+
+def copy_rows(connection: Connection, query: sql.Composed) -> list[bytes]:
+    """The rows of a COPY in binary format, each less its number of fields. In one go: a chunk fits into memory."""
+    pgconn = connection.pgconn
+    result = pgconn.exec_params(query.as_bytes(connection), None)  # one statement, whatever a condition says
+    if result.status != pq.ExecStatus.COPY_OUT:
+        _raise(result)
+    rows: list[bytes] = []
+    get = pgconn.get_copy_data
+    while True:
+        length, data = get(1)
+        if length > 0:
+            rows.append(bytes(data[2:]))
+        elif length == 0:
+            select.select([pgconn.socket], [], [])
+            pgconn.consume_input()
+        else:
+            break
+    while (ended := pgconn.get_result()) is not None:
+        if ended.status == pq.ExecStatus.FATAL_ERROR:
+            _raise(ended)
+    if rows:
+        rows[0] = rows[0][19:]  # COPY's header is in the first one's message
+        rows.pop()  # and its trailer in a message of its own
+    return rows
+
+
+def _raise(result: pq.abc.PGresult) -> None:
+    """The error as psycopg would raise it."""
+    raise errors.error_from_result(result)

@@ -1,0 +1,83 @@
+-- Backfills: what is asked for, how far it is. The bridge reads the rows.
+
+-- start_backfill(consumer, table, condition, columns, rate) → its id. The bridge begins it within a second.
+-- Raises CB001 (unknown consumer), CB004 (one of this table is unfinished).
+create or replace function start_backfill(consumer text, table_name text, condition text default null,
+                                          columns text[] default null, rate int default null) returns int
+language plpgsql volatile set search_path from current as $$
+declare
+    c constant consumers := consumer_named(consumer);
+    made int;
+begin
+    insert into backfills (consumer_id, table_name, condition, columns, rate)
+    values (c.id, table_name, condition, columns, rate) returning id into made;
+    return made;
+exception
+    when unique_violation then
+        raise exception 'a backfill of % into consumer % is under way already', quote_literal(table_name), quote_literal(c.name)
+            using errcode = 'CB004', hint = format('cdcbridge backfill list %s; cdcbridge backfill cancel %s %s',
+                                                   c.name, c.name, table_name);
+end $$;
+
+-- change_backfills(consumer, table, states, state) → how many of the consumer's backfills (table null: of all tables) went from one
+-- of the states to the state. Raises CB001, CB004 (none is in one of these states).
+create or replace function change_backfills(consumer text, table_name text, states text[], state text) returns int
+language plpgsql volatile set search_path from current as $$
+declare
+    c constant consumers := consumer_named(consumer);
+    changed int;
+begin
+    update backfills b
+    set state = change_backfills.state, note = null,
+        finished_at = case when change_backfills.state = 'cancelled' then moment() end
+    where b.consumer_id = c.id and b.state = any (states)
+      and (change_backfills.table_name is null or b.table_name = change_backfills.table_name);
+    get diagnostics changed = row_count;
+    if changed = 0 then
+        raise exception 'consumer % has no backfill%that is %', quote_literal(c.name),
+            coalesce(' of ' || quote_literal(table_name) || ' ', ' '), array_to_string(states, ' or ')
+            using errcode = 'CB004', hint = format('cdcbridge backfill list %s', c.name);
+    end if;
+    return changed;
+end $$;
+
+-- put_progress(backfill_id, place, done, sent, finished): called in the append that holds the rows. done, sent: of these rows.
+create or replace function put_progress(backfill_id int, place jsonb, done bigint, sent bigint, finished boolean) returns void
+language plpgsql volatile set search_path from current as $$
+declare
+    before constant backfill_progress := newest_progress(backfill_id);
+begin
+    insert into backfill_progress (backfill_id, place, done, sent)
+    values (backfill_id, place, coalesce(before.done, 0) + done, coalesce(before.sent, 0) + sent);
+    delete from backfill_progress p where p.backfill_id = before.backfill_id and p.id = before.id;
+    if finished then
+        update backfills b set state = 'done', note = null, finished_at = moment()
+        where b.id = put_progress.backfill_id and b.state in ('waiting', 'running', 'paused');
+    end if;
+end $$;
+
+-- newest_progress(backfill_id) → how far it is; null before its first rows.
+create or replace function newest_progress(backfill_id int) returns backfill_progress
+language sql stable as $$
+    select p from backfill_progress p where p.backfill_id = $1 order by p.id desc limit 1
+$$;
+
+-- backfill_status(consumer) → all backfills (null: of all consumers), the youngest last. percent and seconds_left are estimates: null
+-- where nothing is known.
+create or replace function backfill_status(consumer text default null)
+returns table (id int, consumer text, table_name text, state text, note text, rows bigint, messages bigint, total bigint,
+               percent float8, rows_per_second float8, seconds_left float8, condition text, created_at timestamptz,
+               finished_at timestamptz)
+language sql volatile set search_path from current as $$
+    select b.id, c.name, b.table_name, b.state, b.note, coalesce(p.done, 0), coalesce(p.sent, 0), b.total,
+           case when b.state = 'done' then 100 when b.total > 0 then least(99, 100.0 * coalesce(p.done, 0) / b.total) end,
+           p.done / s.seconds,
+           case when b.state = 'running' and b.total > p.done then (b.total - p.done) / (p.done / s.seconds) end,
+           b.condition, b.created_at, b.finished_at
+    from backfills b join consumers c on c.id = b.consumer_id
+    left join lateral newest_progress(b.id) p on true
+    cross join lateral (
+        select nullif(extract(epoch from coalesce(b.finished_at, moment()) - b.started_at)::float8, 0) as seconds) s
+    where c.id = coalesce((select (consumer_named($1)).id where $1 is not null), c.id)
+    order by b.id
+$$;

@@ -13,7 +13,7 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Self
 
 import psycopg
@@ -21,8 +21,9 @@ import structlog
 
 from cdcbridge import chunks
 from cdcbridge.config import Config
+from cdcbridge.consumers import all_subscriptions
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
-from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable, UsageError
+from cdcbridge.errors import CdcbridgeError, OperatorNeeded, SourceUnavailable, StoreUnavailable, UsageError
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Snapshot, Watch
 from cdcbridge.route import Router, Subscription
@@ -58,6 +59,53 @@ _ORDERS: Final = """
     from backfills b join consumers c on c.id = b.consumer_id left join lateral newest_progress(b.id) p on true
     where b.state in ('waiting', 'running') order by b.id
 """
+
+
+def refuse_order(
+    config: Config,
+    source: Connection,
+    store: Connection,
+    consumer: str,
+    table: str,
+    condition: str | None,
+    columns: list[str] | None,
+) -> None:
+    """Raise what would make such a backfill fail: UsageError for an unknown consumer, a table that is not there or that
+    the consumer does not take, columns that it has not, a condition that does not parse; OperatorNeeded without rights.
+    """
+    with store_errors():
+        row = store.execute("select (consumer_named(%s)).id", (consumer,)).fetchone()
+    schema, _, name = table.partition(".")
+    shape = chunks.describe(source, schema, name)
+    router = Router(all_subscriptions(store), config.store.schema_)
+    _subscription(router, row[0] if row else 0, consumer, schema, name)
+    _refuse_unknown_columns(shape, columns)
+    try:
+        chunks.try_condition(source, shape, condition)
+    except psycopg.errors.InsufficientPrivilege as error:
+        reader = source.info.user
+        raise OperatorNeeded(
+            f"the role {reader} may not read {table}: {error.diag.message_primary}",
+            hint=f"grant select on {table} to {reader}; grant usage on schema {schema} to {reader};",
+        ) from error
+    except psycopg.Error as error:
+        raise UsageError(f"the condition {condition!r} cannot be used: {error.diag.message_primary}") from error
+
+
+def _subscription(router: Router, consumer_id: int, consumer: str, schema: str, name: str) -> Subscription:
+    for subscription in router.subscriptions(schema, name):
+        if subscription.consumer_id == consumer_id:
+            return subscription
+    raise UsageError(
+        f"consumer {consumer!r} does not take {schema}.{name}",
+        hint="Its `tables` in the configuration say what it takes; `cdcbridge consumers show` what the store knows.",
+    )
+
+
+def _refuse_unknown_columns(shape: chunks.Shape, columns: Iterable[str] | None) -> None:
+    unknown = set(columns or ()) - {column.name for column in shape.columns}
+    if unknown:
+        raise UsageError(f"{shape.schema}.{shape.name} has no column {min(unknown)!r}")
 
 
 class Backfiller:
@@ -198,9 +246,9 @@ class _Backfill:
     def _read(self, reader: Connection, marker: Connection, store: Connection) -> None:
         order = self._order
         schema, _, name = order.table.partition(".")
-        subscription = self._subscription(schema, name)
+        subscription = _subscription(self._router, order.consumer_id, order.consumer, schema, name)
         shape = chunks.describe(reader, schema, name)
-        self._refuse_unknown_columns(shape)
+        _refuse_unknown_columns(shape, order.columns)
         self._watch = Watch(subscription, order.table)
         begun = self._mark(marker, self._watch)
         self._wait_for_writers(reader, marker, store, shape, begun)
@@ -236,17 +284,6 @@ class _Backfill:
             self._changed.wait_for(lambda: not self._outstanding or self._stopping.is_set())
         if last and not self._outstanding:
             log.info("backfill.done", consumer=order.consumer, table=order.table)
-
-    def _subscription(self, schema: str, name: str) -> Subscription:
-        for subscription in self._router.subscriptions(schema, name):
-            if subscription.consumer_id == self._order.consumer_id:
-                return subscription
-        raise UsageError(f"consumer {self._order.consumer!r} does not take {self._order.table} (any more)")
-
-    def _refuse_unknown_columns(self, shape: chunks.Shape) -> None:
-        unknown = set(self._order.columns or ()) - {column.name for column in shape.columns}
-        if unknown:
-            raise UsageError(f"{self._order.table} has no column {min(unknown)!r}")
 
     def _begin(self, reader: Connection, store: Connection, shape: chunks.Shape) -> Snapshot:
         """Row versions younger than this come as changes: since the backfill first began, whatever stopped since."""
@@ -293,7 +330,7 @@ class _Backfill:
             not before.key and before.leaves != after.leaves
         ):
             raise UsageError(f"the key of {self._order.table} was changed while it was read: start the backfill anew")
-        self._refuse_unknown_columns(after)
+        _refuse_unknown_columns(after, self._order.columns)
         log.info("backfill.altered", consumer=self._order.consumer, table=self._order.table)
         return after
 

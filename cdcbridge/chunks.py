@@ -64,6 +64,8 @@ _WRITERS: Final = """
       and l.database = (select oid from pg_database where datname = current_database())
       and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
 """
+_COMMA: Final = sql.SQL(", ")
+_NONE: Final = sql.SQL("")
 _PLAIN_TEXT: Final = frozenset({20, 21, 23, 25, 1043, 2950})  # types whose text is their JSON's: integers, text, uuid
 
 
@@ -75,6 +77,27 @@ class Column:
     type: str
     cast: str | None
     base: int
+
+    @property
+    def of_t(self) -> sql.Composable:
+        """In a query that calls the table t."""
+        return sql.SQL("t.{}").format(sql.Identifier(self.name))
+
+    @property
+    def value(self) -> sql.Composable:
+        """What JSON is made of."""
+        return sql.SQL("{}::{}").format(self.of_t, sql.SQL(self.cast)) if self.cast else self.of_t
+
+    @property
+    def shown(self) -> sql.Composable:
+        return sql.SQL("{} as {}").format(self.value, sql.Identifier(self.name))
+
+    @property
+    def text(self) -> sql.Composable:
+        """As `record ->> column` would be."""
+        if self.base in _PLAIN_TEXT:
+            return sql.SQL("{}::text").format(self.of_t)
+        return sql.SQL("(to_json({}) #>> '{{}}')").format(self.value)
 
 
 @dataclass(slots=True, frozen=True)
@@ -164,15 +187,16 @@ def next_place(connection: Connection, shape: Shape, place: list[Any], size: int
     """
     if not shape.key:
         return _next_page(connection, shape, place, size)
-    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in shape.key)
-    texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(column.name)) for column in shape.key)
-    down = sql.SQL(", ").join(sql.SQL("{} desc").format(sql.Identifier(column.name)) for column in shape.key)
+    names = _COMMA.join(sql.Identifier(column.name) for column in shape.key)
+    texts = _COMMA.join(sql.SQL("{}::text").format(sql.Identifier(column.name)) for column in shape.key)
+    # Of s: a bare name would be the text beside it.
+    down = _COMMA.join(sql.SQL("s.{} desc").format(sql.Identifier(column.name)) for column in shape.key)
     query = sql.SQL(
         "with s as materialized (select {names} from {table} {behind} order by {names} limit {size})"
         " select (select count(*) from s), {texts} from s order by {down} limit 1"
     ).format(
         names=names, table=shape.identifier, texts=texts, down=down, size=sql.Literal(size),
-        behind=sql.SQL("where {}").format(_beyond(shape, ">", place)) if place else sql.SQL(""),
+        behind=sql.SQL("where {}").format(_beyond(shape, ">", place)) if place else _NONE,
     )  # fmt: skip
     with source_errors():
         row = connection.execute(query).fetchone()
@@ -199,8 +223,8 @@ def _next_page(connection: Connection, shape: Shape, place: list[Any], size: int
 
 
 def _beyond(shape: Shape, operator: str, place: list[Any]) -> sql.Composable:
-    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in shape.key)
-    values = sql.SQL(", ").join(
+    names = _COMMA.join(sql.Identifier(column.name) for column in shape.key)
+    values = _COMMA.join(
         sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.type))
         for text, column in zip(place, shape.key, strict=True)
     )
@@ -234,47 +258,64 @@ def rows_query(shape: Shape, wanted: Wanted, place: list[Any], end: list[Any]) -
     left_out = [column.name for column in shape.columns if column not in shown]
     fields = [_key_of(shape.key), sql.SQL("d.start || row_to_json(r)::text || d.rest")]
     if wanted.own_key:
-        fields.append(_key_of(tuple(by_name[name] for name in wanted.own_key if name in by_name)))
+        fields.append(_key_of(tuple(by_name.get(name) for name in wanted.own_key)))
     # Aliased from outside the condition, which may name the table or leave it out.
     return sql.SQL(
-        "copy (select {fields} from (select * from {table} where {conditions}) t"
-        " cross join lateral (select {shown}) r"
+        "copy (select {fields} from (select * from {table} where {conditions}) t cross join lateral (select {shown}) r"
         " cross join (select {start}::text as start, {rest}::text as rest) d{order}) to stdout (format binary)"
     ).format(
-        fields=sql.SQL(", ").join(fields),
+        fields=_COMMA.join(fields),
         table=table,
         conditions=sql.SQL(" and ").join(conditions),
-        shown=sql.SQL(", ").join(sql.SQL("t.{} as {}").format(sql.Identifier(c.name), sql.Identifier(c.name))
-                                 if c.cast is None else sql.SQL("t.{}::{} as {}").format(
-                                     sql.Identifier(c.name), sql.SQL(c.cast), sql.Identifier(c.name)) for c in shown),
+        shown=_COMMA.join(column.shown for column in shown),
         start=sql.Literal('{"op":"read","record":'),
         rest=sql.Literal(',"old":null,"unchanged":' + orjson.dumps(left_out).decode() + "}"),
-        order=sql.SQL(" order by {}").format(
-            sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c.name)) for c in shape.key)
-        ) if shape.key else sql.SQL(""),
-    )  # fmt: skip
-
-
-def _key_of(columns: tuple[Column, ...]) -> sql.Composable:
-    """The key as text: of one column as `record ->> column`; of several a compact JSON array of such texts."""
-    if not columns:
-        return sql.SQL("null::text")
-    if len(columns) == 1:
-        return _of_t(columns[0])
-    parts = sql.SQL(" || ',' || ").join(
-        sql.SQL("coalesce(to_json({})::text, 'null')").format(_of_t(column)) for column in columns
+        order=sql.SQL(" order by {}").format(_COMMA.join(column.of_t for column in shape.key)) if shape.key else _NONE,
     )
-    array = sql.SQL("'[' || {} || ']'").format(parts)
-    nulls = sql.SQL(" and ").join(sql.SQL("t.{} is null").format(sql.Identifier(column.name)) for column in columns)
-    return sql.SQL("case when {} then null else {} end").format(nulls, array)
 
 
-def _of_t(column: Column) -> sql.Composable:
-    name = sql.SQL("t.{}").format(sql.Identifier(column.name))
-    if column.base in _PLAIN_TEXT:
-        return sql.SQL("{}::text").format(name)
-    value = sql.SQL("{}::{}").format(name, sql.SQL(column.cast)) if column.cast else name
-    return sql.SQL("(to_json({}) #>> '{{}}')").format(value)
+def _key_of(columns: tuple[Column | None, ...]) -> sql.Composable:
+    """The key as text: of one column as `record ->> column`; of several a compact JSON array of such texts."""
+    texts = [sql.SQL("null::text") if column is None else column.text for column in columns]
+    if len(texts) < 2:
+        return texts[0] if texts else sql.SQL("null::text")
+    parts = sql.SQL(" || ',' || ").join(sql.SQL("coalesce(to_json({})::text, 'null')").format(text) for text in texts)
+    nulls = sql.SQL(" and ").join(sql.SQL("{} is null").format(text) for text in texts)
+    return sql.SQL("case when {} then null else '[' || {} || ']' end").format(nulls, parts)
+
+
+_STATE: Final = sql.SQL(
+    "(select {key} as key, row_to_json(r)::jsonb::text as record"
+    " from {table} t cross join lateral (select {shown}) r) s"
+)
+
+
+def hashes_query(shape: Shape) -> sql.Composed:
+    """The table's keys and records by bucket, as log_hashes() has the log's."""
+    return sql.SQL(
+        "select ('x' || left(md5(key), 3))::bit(12)::int, count(*),"
+        " sum(('x' || left(md5(key || record), 15))::bit(60)::bigint) from {} group by 1"
+    ).format(_state(shape))
+
+
+def records_query(shape: Shape, buckets: list[int]) -> sql.Composed:
+    """(key, hash of the record) of all rows in these buckets."""
+    return sql.SQL(
+        "select key, md5(record) from {} where ('x' || left(md5(key), 3))::bit(12)::int = any ({}::int[])"
+    ).format(_state(shape), sql.Literal(buckets))
+
+
+def _state(shape: Shape) -> sql.Composed:
+    shown = _COMMA.join(column.shown for column in shape.columns)
+    return _STATE.format(key=_key_of(shape.key), table=shape.identifier, shown=shown)
+
+
+def try_condition(connection: Connection, shape: Shape, condition: str | None) -> None:
+    """Raises psycopg.Error where the table cannot be read with this condition."""
+    query = sql.SQL("select * from {} where ({}) limit 0").format(shape.identifier, sql.SQL(condition or "true"))
+    result = connection.pgconn.exec_params(query.as_bytes(connection), None)  # one statement, whatever it says
+    if result.status != pq.ExecStatus.TUPLES_OK:
+        _raise(result)
 
 
 def copy_rows(connection: Connection, query: sql.Composed) -> list[bytes]:

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from cdcbridge import __version__
-from cdcbridge.cli import bridge, consumers, dead, offsets, queue, slot
+from cdcbridge.cli import backfill, bridge, consumers, dead, offsets, queue, slot
 from cdcbridge.cli.context import App, say
 from cdcbridge.errors import CdcbridgeError
 
@@ -44,7 +44,7 @@ def cli(context: click.Context, path: Path) -> None:
     context.obj = App(path)
 
 
-for group in (bridge, consumers, queue, dead, offsets, slot):
+for group in (bridge, consumers, queue, dead, offsets, backfill, slot):
     for command in group.COMMANDS:
         cli.add_command(command)
 

@@ -1,0 +1,188 @@
+"""`cdcbridge backfill …` and `verify`: rows that were there before, and whether the log tells a table's state."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import click
+from psycopg.rows import dict_row
+
+from cdcbridge import verify as verifying
+from cdcbridge.backfill import refuse_order
+from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
+from cdcbridge.database import Connection, connect_source
+from cdcbridge.errors import CdcbridgeError
+from cdcbridge.units import human_duration
+
+_UNFINISHED = ("waiting", "running", "paused")
+_NAMED = 20  # keys that are named to people
+
+
+@click.group()
+def backfill() -> None:
+    """Read rows that were there before into a consumer: start, list, pause, resume, cancel."""
+
+
+@backfill.command()
+@name_argument
+@click.argument("table")
+@click.option("--where", "condition", metavar="SQL", help="Only rows that meet this condition.")
+@click.option("--columns", metavar="A,B,…", help="Only these columns; the others are listed in `unchanged`.")
+@click.option("--rate", type=click.IntRange(1), metavar="N", help="At most so many rows a second.")
+@click.option("--follow", is_flag=True, help="Stay, and show how far it is.")
+@pass_app
+def start(
+    app: App, name: str, table: str, condition: str | None, columns: str | None, rate: int | None, follow: bool
+) -> None:
+    """Give a consumer the rows that are in TABLE now, as messages with op `read`.
+
+    The running bridge reads them beside the stream, chunk by chunk; it goes on where it was after any interruption. A
+    row that changes meanwhile comes as its change, and no row comes older than a change before it.
+
+    \b
+    Examples:
+      cdcbridge backfill start billing public.orders --follow
+      cdcbridge backfill start billing public.orders --where "created_at > now() - interval '30 days'"
+    """
+    wanted = None if columns is None else [column.strip() for column in columns.split(",")]
+    with app.store() as store:
+        with connect_source(app.config.source_dsn, "cdcbridge cli") as source:
+            refuse_order(app.config, source, store, name, table, condition, wanted)
+        row = store.execute(
+            "select start_backfill(%s, %s, %s, %s, %s)", (name, table, condition, wanted, rate)
+        ).fetchone()
+        made = row[0] if row else 0
+        if follow:
+            _follow(store, name, made)
+        else:
+            print_line({"backfill": made})
+
+
+@backfill.command("list")
+@click.argument("name", required=False)
+@as_json
+@pass_app
+def list_command(app: App, name: str | None, as_json: bool) -> None:
+    """Backfills of one consumer, or of all: how far each is, and what it waits for or why it failed."""
+    with app.store() as store:
+        rows = status(store, name)
+    if as_json:
+        print_json(rows)
+    else:
+        print_backfills(rows)
+
+
+def status(store: Connection, name: str | None = None) -> list[dict[str, Any]]:
+    """All backfills, as backfill_status() has them."""
+    with store.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute("select * from backfill_status(%s)", (name,)).fetchall()
+
+
+def print_backfills(rows: list[dict[str, Any]]) -> None:
+    """The backfills' table, as `backfill list` and `lag` show it."""
+    print_table(
+        ("BACKFILL", "CONSUMER", "TABLE", "STATE", "ROWS", "OF ABOUT", "%", "ROWS/S", "LEFT", "NOTE"),
+        [
+            (
+                r["id"],
+                r["consumer"],
+                r["table_name"],
+                r["state"],
+                r["rows"],
+                r["total"],
+                None if r["percent"] is None else round(r["percent"]),
+                None if r["rows_per_second"] is None else round(r["rows_per_second"]),
+                None if r["seconds_left"] is None else human_duration(r["seconds_left"]),
+                r["note"],
+            )
+            for r in rows
+        ],
+        empty="no backfills",
+    )
+
+
+@backfill.command()
+@name_argument
+@click.argument("table", required=False)
+@pass_app
+def pause(app: App, name: str, table: str | None) -> None:
+    """Stop reading, and keep the place."""
+    _change(app, name, table, ("waiting", "running"), "paused")
+
+
+@backfill.command()
+@name_argument
+@click.argument("table", required=False)
+@pass_app
+def resume(app: App, name: str, table: str | None) -> None:
+    """Go on where it was; also after a failure that has been mended."""
+    _change(app, name, table, ("paused", "failed"), "waiting")
+
+
+@backfill.command()
+@name_argument
+@click.argument("table", required=False)
+@pass_app
+def cancel(app: App, name: str, table: str | None) -> None:
+    """End it for good. What has been read stays in the consumer's queue."""
+    _change(app, name, table, _UNFINISHED, "cancelled")
+
+
+def _change(app: App, name: str, table: str | None, states: tuple[str, ...], state: str) -> None:
+    with app.store() as store:
+        row = store.execute("select change_backfills(%s, %s, %s, %s)", (name, table, list(states), state)).fetchone()
+    print_line({state if state != "waiting" else "resumed": row[0] if row else 0})
+
+
+def _follow(store: Connection, name: str, made: int) -> None:
+    """A progress bar until it is done. Raises CdcbridgeError where it does not come to that."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("waiting", total=None)
+        while True:
+            (one,) = [row for row in status(store, name) if row["id"] == made]
+            total = max(one["total"], one["rows"]) if one["total"] else None
+            progress.update(task, completed=one["rows"], total=total, description=one["note"] or one["state"])
+            if one["state"] not in _UNFINISHED:
+                break
+            time.sleep(0.2)
+    if one["state"] != "done":
+        raise CdcbridgeError(f"the backfill {one['state']}: {one['note'] or 'somebody ended it'}")
+    print_line({"backfill": made, "rows": one["rows"], "messages": one["messages"]})
+
+
+@click.command()
+@click.argument("table")
+@click.option("--wait", type=float, default=30.0, show_default=True, help="Seconds for the bridge to bring the log up.")
+@as_json
+@pass_app
+def verify(app: App, table: str, wait: float, as_json: bool) -> int:
+    """Compare the log with TABLE: fold its messages by key, and name the keys whose rows differ.
+
+    Holds a snapshot of the source while it reads. Exit code 2 where anything differs.
+    """
+    found = verifying.verify(app.config, table, wait)
+    if as_json:
+        print_json({**asdict(found), "ok": found.ok})
+        return 0 if found.ok else 2
+    if found.ok:
+        click.echo(f"{table}: the log tells its {found.rows} rows exactly")
+        return 0
+    for what, keys in (
+        ("not in the log", found.missing),
+        ("in the log, not in the table", found.extra),
+        ("different", found.different),
+    ):
+        if keys:
+            more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+            click.echo(f"{what}: {len(keys)}: {', '.join(keys[:_NAMED])}{more}")
+    say(f"{table}: {found.rows} rows; rows older than the log come by `cdcbridge backfill start CONSUMER {table}`")
+    return 2
+
+
+COMMANDS = (backfill, verify)

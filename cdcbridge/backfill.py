@@ -25,7 +25,7 @@ from cdcbridge.consumers import all_subscriptions
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded, SourceUnavailable, StoreUnavailable, UsageError
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Snapshot, Watch
+from cdcbridge.reads import EARLY_LIMIT, WATERMARK_PREFIX, Chunk, Snapshot, Watch
 from cdcbridge.route import Router, Subscription
 
 AT_ONCE: Final = 2  # backfills
@@ -50,12 +50,15 @@ class Order(NamedTuple):
     condition: str | None
     columns: list[str] | None
     rate: int | None
+    after_seq: int | None
     since: str | None
+    early: list[str | None] | None
     place: list[Any] | None
 
 
 _ORDERS: Final = """
-    select b.id, b.consumer_id, c.name, b.table_name, b.condition, b.columns, b.rate, b.since, p.place
+    select b.id, b.consumer_id, c.name, b.table_name, b.condition, b.columns, b.rate, b.after_seq, b.since, b.early,
+           p.place
     from backfills b join consumers c on c.id = b.consumer_id left join lateral newest_progress(b.id) p on true
     where b.state in ('waiting', 'running') order by b.id
 """
@@ -250,9 +253,16 @@ class _Backfill:
         shape = chunks.describe(reader, schema, name)
         _refuse_unknown_columns(shape, order.columns)
         self._watch = Watch(subscription, order.table)
+        going_on = order.since is not None and order.place is not None
+        if going_on:
+            self._watch.early = frozenset(order.early or ())
         begun = self._mark(marker, self._watch)
         self._wait_for_writers(reader, marker, store, shape, begun)
-        since = self._begin(reader, store, shape)
+        since = self._begin(reader, store, shape, going_on=going_on)
+        if not going_on:
+            # Rows that a transaction which runs now has written in a savepoint, `since` cannot tell; the watch can.
+            self._wait_for_writers(reader, marker, store, shape, begun)
+            self._watch.before = self._came_as_changes(store, subscription, begun)
         wanted = chunks.Wanted(
             order.condition,
             tuple(order.columns) if order.columns else None,
@@ -285,20 +295,38 @@ class _Backfill:
         if last and not self._outstanding:
             log.info("backfill.done", consumer=order.consumer, table=order.table)
 
-    def _begin(self, reader: Connection, store: Connection, shape: chunks.Shape) -> Snapshot:
+    def _begin(self, reader: Connection, store: Connection, shape: chunks.Shape, *, going_on: bool) -> Snapshot:
         """Row versions younger than this come as changes: since the backfill first began, whatever stopped since."""
         now = chunks.snapshot(reader)
         text = f"{now.xmin}:{now.xmax}:{','.join(map(str, sorted(now.running)))}"
         with store_errors():
             row = store.execute(
-                "update backfills set state = 'running', note = null, since = coalesce(since, %s),"
+                "update backfills set state = 'running', note = null, "
+                " since = case when %s then since else %s end,"
                 " total = coalesce(total, %s), started_at = coalesce(started_at, moment())"
                 " where id = %s and state in ('waiting', 'running') returning since",
-                (text, shape.rows, self._order.backfill_id),
+                (going_on, text, shape.rows, self._order.backfill_id),
             ).fetchone()
         if row is None:
             self._stopping.set()  # paused or cancelled meanwhile
         return Snapshot.parse(row[0]) if row else now
+
+    def _came_as_changes(self, store: Connection, subscription: Subscription, begun: int) -> frozenset[str | None]:
+        """Keys that the consumer got before the watch began, where it was made for this."""
+        if self._order.after_seq is None:
+            return frozenset()
+        while not self._stopping.is_set():
+            with store_errors():
+                end = store.execute("select end_lsn::text from positions order by id desc limit 1").fetchone()
+            if end and parse_lsn(end[0]) >= begun:
+                break
+            self._stopping.wait(0.02)
+        with store_errors():
+            rows = store.execute(
+                "select changed_behind(%s, %s, %s, %s)",
+                (self._order.table, self._order.after_seq, sorted(subscription.operations), EARLY_LIMIT),
+            ).fetchall()
+        return frozenset(key for (key,) in rows)
 
     def _wait_for_writers(
         self, reader: Connection, marker: Connection, store: Connection, shape: chunks.Shape, begun: int
@@ -402,7 +430,7 @@ class _Backfill:
         log.error("backfill.failed", consumer=self._order.consumer, table=self._order.table, error=message)
         with store_errors():
             store.execute(
-                "update backfills set state = 'failed', note = %s, finished_at = moment()"
+                "update backfills set state = 'failed', note = %s, finished_at = moment(), since = null"
                 " where id = %s and state in ('waiting', 'running')",
                 (message, self._order.backfill_id),
             )

@@ -23,6 +23,8 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
     watch = chunk.watch
     wanted = watch.subscription
     consumer = wanted.consumer_id
+    if watch.early is None:
+        chunk.early = watch.begin()
     stale = watch.stale(chunk.snapshot)
     shared = read_part(watch.topic, behind.commit_lsn, commit_time, consumer)
     first, ordinal = len(batch.rows), behind.ordinal

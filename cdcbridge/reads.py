@@ -20,7 +20,7 @@ from typing import Final
 from cdcbridge.route import Subscription
 
 WATERMARK_PREFIX: Final = "cdcbridge.watermark"
-_EARLY_LIMIT: Final = 100_000  # keys; beyond that a row may come as a change and as a read
+EARLY_LIMIT: Final = 100_000  # keys; beyond that a row may come as a change and as a read
 _HALF: Final = 1 << 31
 _XIDS: Final = 1 << 32
 
@@ -66,6 +66,7 @@ class Watch:
     topic: str
     changed: dict[str | None, int] = field(default_factory=dict)  # key → the last transaction that changed it
     truncated: int | None = None
+    before: frozenset[str | None] = frozenset()  # keys that came as changes before the watch began
     early: frozenset[str | None] | None = None  # keys changed before the first chunk entered: these rows came already
     over: bool = False
 
@@ -78,14 +79,18 @@ class Watch:
         for key in keys:
             self.changed[key] = xid
 
+    def begin(self) -> list[str | None]:
+        """The first chunk of all enters: what has changed until now came as a change, whatever a later chunk sees."""
+        early = self.before.union(self.changed)
+        self.early = early if len(early) < EARLY_LIMIT else frozenset()
+        return list(self.early)
+
     def stale(self, snapshot: Snapshot) -> Container[str | None]:
         """Keys whose rows, read with this snapshot, must not enter the log."""
-        if self.early is None:
-            self.early = frozenset(self.changed) if len(self.changed) < _EARLY_LIMIT else frozenset()
         self.changed = {key: xid for key, xid in self.changed.items() if not snapshot.sees(xid)}
         if self.truncated is not None and not snapshot.sees(self.truncated):
             return EVERYTHING
-        return self.changed.keys() | self.early
+        return self.changed.keys() | (self.early or frozenset())
 
 
 @dataclass(slots=True, eq=False)
@@ -104,3 +109,4 @@ class Chunk:
     looked_at: int
     last: bool
     release: Callable[[], None]
+    early: list[str | None] | None = None  # with the first chunk of all: the watch's, to be remembered

@@ -6,6 +6,7 @@ that could lose a change: where store and slot do not fit together it says from 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -73,6 +74,7 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
             store.set_partitions(config.store.partitions)
             applied = consumers.apply(store.connection, config.consumers)
             _begin_snapshots(config, connection, store.connection)
+            _forget_beginnings(store.connection, config, applied.changed)
             if applied.added or applied.changed or applied.left:
                 log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
         names = _publish(config, connection) if plugin == "pgoutput" else []
@@ -98,8 +100,18 @@ def _begin_snapshots(config: Config, connection: Connection, store: Connection) 
         found = [t for p in consumer.tables for t in source.find_tables(connection, p, config.store.schema_)]
         with store_errors(), store.transaction():
             for topic in sorted({table.topic for table in found}):
-                store.execute("select start_backfill(%s, %s)", (consumer.name, topic))
+                store.execute(
+                    "select start_backfill(%s, %s, after_seq => coalesce(pg_sequence_last_value('messages_seq'), 0))",
+                    (consumer.name, topic),
+                )
             store.execute("update consumers set snapshot_at = moment() where name = %s", (consumer.name,))
+
+
+def _forget_beginnings(store: Connection, config: Config, changed: Sequence[str]) -> None:
+    """Backfills leave rows out that came as changes; not where the consumer was not there for them, or took others."""
+    kept = [consumer.name for consumer in config.consumers if consumer.name not in changed]
+    with store_errors():
+        store.execute("select forget_beginnings(array(select id from consumers where name = any (%s)))", (kept,))
 
 
 def _publish(config: Config, connection: Connection) -> list[str]:

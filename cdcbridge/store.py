@@ -171,8 +171,15 @@ class Store:
                 connection.execute("update source set catalog = %s, recorded_at = now()", (Jsonb(catalog),))
             for chunk, sent in batch.chunks:
                 connection.execute(
-                    "select put_progress(%s, %s, %s, %s, %s)",
-                    (chunk.backfill_id, Jsonb(chunk.place), chunk.looked_at, sent, chunk.last),
+                    "select put_progress(%s, %s, %s, %s, %s, %s)",
+                    (
+                        chunk.backfill_id,
+                        Jsonb(chunk.place),
+                        chunk.looked_at,
+                        sent,
+                        chunk.last,
+                        None if chunk.early is None else Jsonb(chunk.early),
+                    ),
                     prepare=True,
                 )
             self._finish(connection, batch, unfinished if batch.open else None, names)

@@ -1,16 +1,17 @@
 -- Backfills: what is asked for, how far it is. The bridge reads the rows.
 
--- start_backfill(consumer, table, condition, columns, rate) → its id. The bridge begins it within a second.
+-- start_backfill(consumer, table, condition, columns, rate, after_seq) → its id. The bridge begins it within a second.
 -- Raises CB001 (unknown consumer), CB004 (one of this table is unfinished).
 create or replace function start_backfill(consumer text, table_name text, condition text default null,
-                                          columns text[] default null, rate int default null) returns int
+                                          columns text[] default null, rate int default null,
+                                          after_seq bigint default null) returns int
 language plpgsql volatile set search_path from current as $$
 declare
     c constant consumers := consumer_named(consumer);
     made int;
 begin
-    insert into backfills (consumer_id, table_name, condition, columns, rate)
-    values (c.id, table_name, condition, columns, rate) returning id into made;
+    insert into backfills (consumer_id, table_name, condition, columns, rate, after_seq)
+    values (c.id, table_name, condition, columns, rate, after_seq) returning id into made;
     return made;
 exception
     when unique_violation then
@@ -41,8 +42,10 @@ begin
     return changed;
 end $$;
 
--- put_progress(backfill_id, place, done, sent, finished): called in the append that holds the rows. done, sent: of these rows.
-create or replace function put_progress(backfill_id int, place jsonb, done bigint, sent bigint, finished boolean) returns void
+-- put_progress(backfill_id, place, done, sent, finished, early): called in the append that holds the rows. done, sent: of these rows;
+-- early: with the first ones.
+create or replace function put_progress(backfill_id int, place jsonb, done bigint, sent bigint, finished boolean,
+                                        early jsonb) returns void
 language plpgsql volatile set search_path from current as $$
 declare
     before constant backfill_progress := newest_progress(backfill_id);
@@ -50,11 +53,30 @@ begin
     insert into backfill_progress (backfill_id, place, done, sent)
     values (backfill_id, place, coalesce(before.done, 0) + done, coalesce(before.sent, 0) + sent);
     delete from backfill_progress p where p.backfill_id = before.backfill_id and p.id = before.id;
+    if early is not null then
+        update backfills b set early = put_progress.early where b.id = put_progress.backfill_id;
+    end if;
     if finished then
         update backfills b set state = 'done', note = null, finished_at = moment()
         where b.id = put_progress.backfill_id and b.state in ('waiting', 'running', 'paused');
     end if;
 end $$;
+
+-- forget_beginnings(kept): unfinished backfills of consumers that did not get all changes since these began (their ids are not among
+-- those kept) can leave no row out for having come as a change.
+create or replace function forget_beginnings(kept int[]) returns void
+language sql volatile set search_path from current as $$
+    update backfills b set since = null, early = null, after_seq = null
+    where b.state in ('waiting', 'running', 'paused', 'failed') and b.since is not null and b.consumer_id <> all (kept)
+$$;
+
+-- changed_behind(topic, seq, operations, most) → the keys that changes behind seq are of, or took away; no more than so many.
+create or replace function changed_behind(topic text, seq bigint, operations text[], most int) returns setof text
+language sql stable set search_path from current as $$
+    select distinct k.key from messages m cross join lateral (values (m.key), (m.old_key)) k (key)
+    where m.seq > $2 and m.topic = $1 and m.reader is null and m.data ->> 'op' = any ($3) and k.key is not null
+    limit $4
+$$;
 
 -- newest_progress(backfill_id) → how far it is; null before its first rows.
 create or replace function newest_progress(backfill_id int) returns backfill_progress

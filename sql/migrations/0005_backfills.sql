@@ -8,7 +8,9 @@ alter type stream_wish add attribute reader int;
 alter table consumers add snapshot_at timestamptz;
 
 -- state: waiting (for a bridge), running, paused; done, failed, cancelled. note: what it waits for, or why it failed.
--- since: the source's snapshot when it began: row versions that are younger come as changes. total: rows, as estimated then.
+-- after_seq: the log's end when the consumer was made, where this is its snapshot: what came behind it came as a change.
+-- since: the source's snapshot when it began: row versions that are younger come as changes. early: keys whose changes came before
+-- its first rows did. total: rows, as estimated then.
 create table backfills (
     id          int         generated always as identity primary key,
     consumer_id int         not null references consumers on delete cascade,
@@ -19,7 +21,9 @@ create table backfills (
     state       text        not null default 'waiting'
                             check (state in ('waiting', 'running', 'paused', 'done', 'failed', 'cancelled')),
     note        text,
+    after_seq   bigint,
     since       text,
+    early       jsonb,
     total       bigint,
     created_at  timestamptz not null default now(),
     started_at  timestamptz,

@@ -20,6 +20,7 @@ import psycopg
 import structlog
 
 from cdcbridge import chunks
+from cdcbridge.collect import READ_ROWS, READ_ROWS_BESIDE
 from cdcbridge.config import Config
 from cdcbridge.consumers import all_subscriptions
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
@@ -29,13 +30,13 @@ from cdcbridge.reads import EARLY_LIMIT, WATERMARK_PREFIX, Chunk, Snapshot, Watc
 from cdcbridge.route import Router, Subscription
 
 AT_ONCE: Final = 2  # backfills
-AHEAD: Final = 4  # chunks of each that are read and not yet durable
-READ_SECONDS: Final = 0.1  # what a chunk's reading should take
-MOST_ROWS, FEWEST_ROWS, FIRST_ROWS = 1000, 20, 200
-MOST_BYTES: Final = 1 << 20
+AHEAD: Final = 3  # chunks of each that are read and not yet durable
+READ_SECONDS: Final = 0.2  # what a chunk's reading should take
+FEWEST_ROWS, FIRST_ROWS = 20, 200
+MOST_BYTES: Final = 8 << 20
 _POLL: Final = 0.5
 _RETRY: Final = 2.0
-_NO_EPOCHS: Final = 1 << 32  # transaction IDs below are their own 32 bits
+_COMPARABLE: Final = 1 << 31  # while a database has used fewer transaction IDs, no old row's looks young
 _TELLS_OPERATIONS: Final = re.compile(r"\b(op|old|meta)\b")
 log = structlog.get_logger()
 
@@ -120,6 +121,7 @@ class Backfiller:
         self._router = router
         self._idle = idle
         self.handed: dict[bytes, Watch | Chunk] = {}
+        self.gentle = False  # there are changes, which have to wait for each chunk's append
         self._stop = threading.Event()
         self._over = threading.Event()  # the session is: what was not appended by now never will be
         self._running: dict[int, _Backfill] = {}
@@ -169,7 +171,7 @@ class Backfiller:
                 return
             if backfill_id not in self._running and self._not_before.get(backfill_id, 0) <= time.monotonic():
                 self._running[backfill_id] = _Backfill(
-                    self._config, self._epoch, self._router, order, self.handed, self._over
+                    self._config, self._epoch, self._router, order, self.handed, self._over, lambda: self.gentle
                 )
 
 
@@ -186,6 +188,7 @@ class _Backfill:
         order: Order,
         handed: dict[bytes, Watch | Chunk],
         over: threading.Event,
+        gentle: Callable[[], bool],
     ) -> None:
         self._config = config
         self._epoch = epoch
@@ -193,6 +196,7 @@ class _Backfill:
         self._order = order
         self._handed = handed
         self._over = over
+        self._gentle = gentle
         self._reader: Connection | None = None
         self._place = order.place or []
         self._watch: Watch | None = None
@@ -287,11 +291,13 @@ class _Backfill:
                 return
             self._place = end
             self._mark(marker, self._watch, seen, rows, looked_at, last)
+            if self._gentle():
+                self._wait_for_all()
+                self._stopping.wait(time.monotonic() - started)
             if order.rate:
                 paced = max(paced + looked_at / order.rate, time.monotonic() - 1)
                 self._stopping.wait(max(0.0, paced - time.monotonic()))
-        with self._changed:
-            self._changed.wait_for(lambda: not self._outstanding or self._stopping.is_set())
+        self._wait_for_all()
         if last and not self._outstanding:
             log.info("backfill.done", consumer=order.consumer, table=order.table)
 
@@ -365,7 +371,8 @@ class _Backfill:
     def _adapt(self, seconds: float, size: int) -> None:
         """The next chunk's rows: so that reading takes the time it should, and they fit."""
         factor = min(2.0, READ_SECONDS / max(seconds, 0.001), MOST_BYTES / max(size, 1))
-        self._size = int(min(MOST_ROWS, max(FEWEST_ROWS, self._size * max(0.1, factor))))
+        most = READ_ROWS_BESIDE if self._gentle() else READ_ROWS
+        self._size = int(min(most, max(FEWEST_ROWS, self._size * max(0.1, factor))))
 
     # handing over
 
@@ -402,6 +409,11 @@ class _Backfill:
         with self._changed:
             self._changed.wait_for(lambda: len(self._outstanding) < AHEAD or self._stopping.is_set())
         return not self._stopping.is_set()
+
+    def _wait_for_all(self) -> None:
+        """Until nothing is on its way, or it is stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._outstanding or self._stopping.is_set())
 
     def _withdraw(self) -> None:
         """Nothing more of this thread's may enter the log when it has ended: what is on its way is taken back, and what
@@ -441,7 +453,7 @@ def _comes_as_change(subscription: Subscription, since: Snapshot) -> bool:
     transaction ID. Where not, a row may come as a change and as a read.
     """
     return (
-        since.xmax < _NO_EPOCHS
+        since.xmax < _COMPARABLE
         and {"insert", "update"} <= subscription.operations
         and (subscription.filter is None or not _TELLS_OPERATIONS.search(subscription.filter.source))
     )

@@ -24,7 +24,7 @@ from cdcbridge.backfill import Backfiller
 from cdcbridge.batch import Batch
 from cdcbridge.catalog import SourceCatalog
 from cdcbridge.check import refuse_unwritable
-from cdcbridge.collect import READ_ROWS, Collector
+from cdcbridge.collect import Collector
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
 from cdcbridge.decoders.pgoutput import PgoutputDecoder
@@ -42,7 +42,6 @@ from cdcbridge.housekeeping import Housekeeper
 from cdcbridge.lsn import format_lsn
 from cdcbridge.pgtypes import Types
 from cdcbridge.position import Progress
-from cdcbridge.reads import Chunk, Watch
 from cdcbridge.replication import ReplicationStream
 from cdcbridge.setup import Ready, prepare
 from cdcbridge.store import Store
@@ -57,6 +56,8 @@ READ_BYTES: Final = 512 << 10  # read before looking whether the append is done
 _STATUS_SHARE: Final = 4  # status updates in one wal_sender_timeout
 _LONGEST_STATUS_INTERVAL: Final = 1.0
 _STANDBY_INTERVAL: Final = 1.0
+_GENTLE_FOR: Final = 1.0  # seconds after a change
+_READS_WAIT: Final = 0.1  # then a chunk of a backfill goes with changes, if these leave no time between them
 _LOST: Final = re.compile(r'no tuple identifier for (UPDATE|DELETE) in table "(.+)"\."(.+)"')
 log = structlog.get_logger()
 
@@ -160,7 +161,7 @@ class Bridge:
                 catalog = SourceCatalog(catalog_session, ready.router, store.catalog())
                 ready.start(stream, self._config.source.slot)
                 self._streamed = True
-                pump = _Pump(self._config, store, stream, ready, catalog, notices, self._stop_read, backfiller.handed)
+                pump = _Pump(self._config, store, stream, ready, catalog, notices, self._stop_read, backfiller)
                 pump.run(self._stopping)
         finally:
             stream.close()
@@ -178,20 +179,23 @@ class _Pump:
         catalog: SourceCatalog,
         notices: list[str],
         stop_fd: int,
-        handed: dict[bytes, Watch | Chunk],
+        backfiller: Backfiller,
     ) -> None:
         self._stream = stream
         self._ready = ready
         self._catalog = catalog
         self._notices = notices
         self._decoder = _decoder(ready, catalog, stream.last_lsn)
-        self._collector = Collector(ready.router, ready.partitions, ready.tail.position, ready.tail.end_lsn, handed)
-        self._progress = Progress(ready.tail.end_lsn, ready.tail.end_lsn, ready.tail.end_lsn)
+        tail = ready.tail
+        self._collector = Collector(ready.router, ready.partitions, tail.position, tail.end_lsn, backfiller.handed)
+        self._progress = Progress(tail.end_lsn, tail.end_lsn, tail.end_lsn)
         self._appender = Appender(store)
         self._idle_interval = config.source.heartbeat_interval
         self._status_interval = _status_interval(ready.wal_sender_timeout)
         self._next_status = self._next_idle_append = 0.0
         self._told = 0
+        self._backfiller = backfiller
+        self._changes, self._changed_at, self._read_at = 0, 0.0, 0.0
         self._appending = selectors.DefaultSelector()
         self._anything = selectors.DefaultSelector()
         for selector in (self._appending, self._anything):
@@ -235,7 +239,7 @@ class _Pump:
             self._next_status = 0.0
         if self._appender.busy:
             return
-        self._collector.add_reads(READ_ROWS)
+        self._collector.add_reads(beside=not self._gentle() or time.monotonic() > self._read_at + _READS_WAIT)
         worth_it = self._collected(1) or (self._collector.waiting and self._stream.drained and not self._collector.open)
         if worth_it or self._idle_append_due():
             self._submit()
@@ -257,11 +261,20 @@ class _Pump:
 
     # helpers
 
+    def _gentle(self) -> bool:
+        """Where there are changes, backfills come in small pieces and alone, so that these need not wait for long."""
+        now = time.monotonic()
+        if self._collector.changes > self._changes:
+            self._changes, self._changed_at = self._collector.changes, now
+        self._backfiller.gentle = now - self._changed_at < _GENTLE_FOR
+        return self._backfiller.gentle
+
     def _stored(self, batch: Batch) -> None:
         """It is durable: so far the LSN may be confirmed, and backfills may read on."""
         self._progress.stored(batch.end_lsn)
         for chunk, _ in batch.chunks:
             chunk.release()
+            self._read_at = time.monotonic()
 
     def _collected(self, batches: int) -> bool:
         return self._collector.size >= batches * BATCH_BYTES or self._collector.rows >= batches * BATCH_ROWS

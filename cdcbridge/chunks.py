@@ -247,12 +247,10 @@ def rows_query(shape: Shape, wanted: Wanted, place: list[Any], end: list[Any]) -
     if wanted.condition:
         conditions.append(sql.SQL("({})").format(sql.SQL(wanted.condition)))
     if wanted.since is not None:
-        running = sql.Literal(sorted(wanted.since.running))
-        conditions.append(
-            sql.SQL("xmin::text::int8 < {} and xmin::text::int8 <> all ({}::int8[])").format(
-                sql.Literal(wanted.since.xmax), running
-            )
-        )
+        xmax, running = sql.Literal(str(wanted.since.xmax)), sql.Literal([str(x) for x in sorted(wanted.since.running)])
+        conditions.append(sql.SQL("age(xmin) > age({}::xid)").format(xmax))
+        if wanted.since.running:
+            conditions.append(sql.SQL("xmin <> all ({}::xid[])").format(running))
     by_name = {column.name: column for column in shape.columns}
     shown = [column for column in shape.columns if wanted.columns is None or column.name in wanted.columns]
     left_out = [column.name for column in shape.columns if column not in shown]

@@ -25,7 +25,8 @@ from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Watch
 from cdcbridge.route import Plan, Router
 
 _ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the batch's bound
-READ_ROWS = 1000  # rows of backfills in one append beside changes: these have to wait for it
+READ_ROWS = 10000  # of backfills in one append
+READ_ROWS_BESIDE = 500  # where there are changes, which have to wait for it
 
 
 class _Wish(NamedTuple):
@@ -67,6 +68,7 @@ class Collector:
         self._handed = {} if handed is None else handed
         self._watches: dict[str, list[Watch]] = {}  # by topic
         self._chunks: deque[Chunk] = deque()  # that the stream has passed the watermark of
+        self.changes = 0  # rows collected that are no backfill's
         self.outside = 0
 
     @property
@@ -103,10 +105,12 @@ class Collector:
         batch.commit_time = self._commit_time
         return batch
 
-    def add_reads(self, limit: int) -> None:
-        """Chunks of backfills into the batch, behind the last transaction, while it has no more rows than the limit."""
+    def add_reads(self, *, beside: bool) -> None:
+        """Chunks of backfills into the batch, behind the last transaction: up to READ_ROWS, or if they are not to go
+        `beside` changes, one into an empty batch.
+        """
         while self._chunks and self._begin is None:
-            if self.rows and self.rows + len(self._chunks[0].rows) > limit:
+            if self.rows and (not beside or self.rows + len(self._chunks[0].rows) > READ_ROWS):
                 return
             chunk = self._chunks.popleft()
             if chunk.watch.over:
@@ -188,8 +192,6 @@ class Collector:
         self.end_lsn = max(self.end_lsn, event.end_lsn)
         self._begin = None
         self._shared = {}
-        if self._chunks:
-            self.add_reads(READ_ROWS)
 
     # messages
 
@@ -217,6 +219,7 @@ class Collector:
         row = message_row(self._ordinal, text, partition, data, shared)
         batch = self._batch
         index = len(batch.rows)
+        self.changes += 1
         batch.rows.append(row)
         batch.keys.append(key)
         batch.partitions.append(partition)

@@ -21,7 +21,7 @@ _NULL: Final = -1  # as the length of a field
 _NULL_FIELD: Final = b"\xff\xff\xff\xff"
 _SEQ = struct.Struct("!HIq")
 _MESSAGE = struct.Struct("!IiIii")
-_READ = struct.Struct("!IiIi")
+PACK_READ: Final = struct.Struct("!IiIi").pack  # ordinal and partition of a row that a backfill read; the rest follows
 _TRANSACTION = struct.Struct("!IqIqIq")
 _CHUNK_HEAD = struct.Struct("!HIiIq")
 _ARRAY_HEAD = struct.Struct("!iiIii")
@@ -88,11 +88,6 @@ def read_part(topic: str, commit_lsn: int, commit_time: int | None, reader: int)
     time = _NULL_FIELD if commit_time is None else struct.pack("!Iq", 8, commit_time)
     lsn = struct.pack("!Iq", 8, commit_lsn)
     return _sized(topic.encode()) + lsn + _NULL_FIELD + time + _NULL_FIELD + struct.pack("!Ii", 4, reader)
-
-
-def read_row(ordinal: int, partition: int, body: bytes, shared: bytes) -> bytes:
-    """One row for COPY messages (MESSAGE_COLUMNS), from the ordinal on. `body`: key and data, each with its length."""
-    return _READ.pack(4, ordinal, 4, partition) + body + shared
 
 
 def published_row(topic: str, key: bytes | None, partition: int, data: bytes) -> bytes:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import struct
+import zlib
+from collections.abc import Container
 from typing import Any, Final
 
 import orjson
 
 from cdcbridge.batch import Batch
-from cdcbridge.encode import partition_of, read_part, read_row
+from cdcbridge.encode import PACK_READ, partition_of, read_part
 from cdcbridge.filters import Filter, FilterError
 from cdcbridge.lsn import format_lsn
 from cdcbridge.position import Position
 from cdcbridge.reads import Chunk
 
 _LENGTH: Final = struct.Struct("!i")
+_NULL: Final = 0xFFFFFFFF
 _ROW_OVERHEAD: Final = 100  # as the collector has it
 
 
@@ -27,7 +30,64 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
         chunk.early = watch.begin()
     stale = watch.stale(chunk.snapshot)
     shared = read_part(watch.topic, behind.commit_lsn, commit_time, consumer)
-    first, ordinal = len(batch.rows), behind.ordinal
+    first = len(batch.rows)
+    if wanted.filter is None and wanted.key is None:
+        taken = _plain(batch, chunk, stale, behind.ordinal, shared, partitions)
+        own_keys: list[str | None] = []
+    else:
+        taken, own_keys = _looked_at(batch, chunk, stale, behind, shared, partitions)
+    if wanted.reads_log:
+        batch.streams.add(consumer)
+    elif wanted.key is not None:
+        indexes, keys = batch.keyed.setdefault(consumer, ([], []))
+        indexes += taken
+        keys += own_keys
+    else:
+        batch.groups.setdefault((consumer,), []).extend(taken)
+    sent = len(batch.rows) - first
+    batch.chunks.append((chunk, sent))
+    return Position(behind.commit_lsn, behind.ordinal + sent)
+
+
+def _plain(
+    batch: Batch, chunk: Chunk, stale: Container[str | None], ordinal: int, shared: bytes, partitions: int
+) -> list[int]:
+    """All of it as it is: the way of most rows, and as short as can be."""
+    consumer, limit = chunk.watch.subscription.consumer_id, chunk.watch.subscription.max_bytes
+    rows, keys, numbers = batch.rows, batch.keys, batch.partitions
+    first = index = len(rows)
+    dead = set()
+    pack, crc = PACK_READ, zlib.crc32
+    size = 0
+    for body in chunk.rows:
+        length = int.from_bytes(body[:4])
+        key = None if length == _NULL else body[4 : 4 + length]
+        text = None if key is None else key.decode()
+        if text is not None and text in stale:
+            continue
+        partition = crc(key) % partitions if key is not None else 0
+        ordinal += 1
+        rows.append(b"".join((pack(4, ordinal, 4, partition), body, shared)))
+        keys.append(text)
+        numbers.append(partition)
+        data = len(body) - 8 - (0 if key is None else length)
+        if data > limit:
+            dead.add(index)
+            batch.dead.append(
+                (consumer, index, f"oversized: data has {data} bytes, max_message_bytes is {limit}", text)
+            )
+        size += data
+        index += 1
+    batch.size += size + (index - first) * (len(shared) + _ROW_OVERHEAD)
+    return [n for n in range(first, index) if n not in dead] if dead else list(range(first, index))
+
+
+def _looked_at(
+    batch: Batch, chunk: Chunk, stale: Container[str | None], behind: Position, shared: bytes, partitions: int
+) -> tuple[list[int], list[str | None]]:
+    """For a consumer with a filter or a key of its own: which rows it takes, and their keys."""
+    watch, wanted = chunk.watch, chunk.watch.subscription
+    ordinal = behind.ordinal
     taken: list[int] = []
     own_keys: list[str | None] = []
     for row in chunk.rows:
@@ -47,7 +107,7 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
         ordinal += 1
         partition = partition_of(key, partitions)
         index = len(batch.rows)
-        batch.rows.append(read_row(ordinal, partition, body, shared))
+        batch.rows.append(PACK_READ(4, ordinal, 4, partition) + body + shared)
         batch.keys.append(text)
         batch.partitions.append(partition)
         batch.size += len(body) + len(shared) + _ROW_OVERHEAD
@@ -55,17 +115,8 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
             taken.append(index)
             own_keys.append(own_key)
         else:
-            batch.dead.append((consumer, index, reason, text if wanted.key is None else own_key))
-    if wanted.reads_log:
-        batch.streams.add(consumer)
-    elif wanted.key is not None:
-        indexes, keys = batch.keyed.setdefault(consumer, ([], []))
-        indexes += taken
-        keys += own_keys
-    else:
-        batch.groups.setdefault((consumer,), []).extend(taken)
-    batch.chunks.append((chunk, len(batch.rows) - first))
-    return Position(behind.commit_lsn, ordinal)
+            batch.dead.append((wanted.consumer_id, index, reason, text if wanted.key is None else own_key))
+    return taken, own_keys
 
 
 def _fields(row: bytes, keyed: bool) -> tuple[bytes, bytes | None, bytes, str | None]:

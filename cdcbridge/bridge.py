@@ -20,7 +20,8 @@ import structlog
 import tenacity
 
 from cdcbridge.appender import Appender
-from cdcbridge.backfill import Backfiller
+from cdcbridge.backfill import Session
+from cdcbridge.backfiller import Backfiller
 from cdcbridge.batch import Batch
 from cdcbridge.catalog import SourceCatalog
 from cdcbridge.check import refuse_unwritable
@@ -156,12 +157,12 @@ class Bridge:
             with (
                 connect_source(self._config.source_dsn, "cdcbridge catalog") as catalog_session,
                 Housekeeper(self._config),
-                Backfiller(self._config, epoch, ready.router, idle=ready.finishing) as backfiller,
+                Backfiller(Session(self._config, epoch, ready.router), idle=ready.finishing) as backfiller,
             ):
                 catalog = SourceCatalog(catalog_session, ready.router, store.catalog())
                 ready.start(stream, self._config.source.slot)
                 self._streamed = True
-                pump = _Pump(self._config, store, stream, ready, catalog, notices, self._stop_read, backfiller)
+                pump = _Pump(self._config, store, stream, ready, catalog, notices, self._stop_read, backfiller.session)
                 pump.run(self._stopping)
         finally:
             stream.close()
@@ -179,7 +180,7 @@ class _Pump:
         catalog: SourceCatalog,
         notices: list[str],
         stop_fd: int,
-        backfiller: Backfiller,
+        backfills: Session,
     ) -> None:
         self._stream = stream
         self._ready = ready
@@ -187,14 +188,14 @@ class _Pump:
         self._notices = notices
         self._decoder = _decoder(ready, catalog, stream.last_lsn)
         tail = ready.tail
-        self._collector = Collector(ready.router, ready.partitions, tail.position, tail.end_lsn, backfiller.handed)
+        self._collector = Collector(ready.router, ready.partitions, tail.position, tail.end_lsn, backfills.handed)
         self._progress = Progress(tail.end_lsn, tail.end_lsn, tail.end_lsn)
         self._appender = Appender(store)
         self._idle_interval = config.source.heartbeat_interval
         self._status_interval = _status_interval(ready.wal_sender_timeout)
         self._next_status = self._next_idle_append = 0.0
         self._told = 0
-        self._backfiller = backfiller
+        self._backfills = backfills
         self._changes, self._changed_at, self._read_at = 0, 0.0, 0.0
         self._appending = selectors.DefaultSelector()
         self._anything = selectors.DefaultSelector()
@@ -266,8 +267,8 @@ class _Pump:
         now = time.monotonic()
         if self._collector.changes > self._changes:
             self._changes, self._changed_at = self._collector.changes, now
-        self._backfiller.gentle = now - self._changed_at < _GENTLE_FOR
-        return self._backfiller.gentle
+        self._backfills.gentle = now - self._changed_at < _GENTLE_FOR
+        return self._backfills.gentle
 
     def _stored(self, batch: Batch) -> None:
         """It is durable: so far the LSN may be confirmed, and backfills may read on."""

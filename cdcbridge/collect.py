@@ -26,7 +26,7 @@ from cdcbridge.route import Plan, Router
 
 _ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the batch's bound
 READ_ROWS = 10000  # of backfills in one append
-READ_ROWS_BESIDE = 500  # where there are changes, which have to wait for it
+READ_ROWS_BESIDE = 300  # where there are changes, which have to wait for it
 
 
 class _Wish(NamedTuple):
@@ -68,6 +68,7 @@ class Collector:
         self._handed = {} if handed is None else handed
         self._watches: dict[str, list[Watch]] = {}  # by topic
         self._chunks: deque[Chunk] = deque()  # that the stream has passed the watermark of
+        self._awaited = False  # a watermark came: where it stands must be in the store soon
         self.changes = 0  # rows collected that are no backfill's
         self.outside = 0
 
@@ -90,8 +91,8 @@ class Collector:
 
     @property
     def waiting(self) -> bool:
-        """There is something to append."""
-        return bool(self._batch.rows or self._batch.chunks)
+        """There is something to append, or somebody waits for the position."""
+        return bool(self._batch.rows or self._batch.chunks or self._awaited)
 
     @property
     def size(self) -> int:
@@ -100,6 +101,7 @@ class Collector:
     def take(self) -> Batch:
         """Everything collected since the last take, with the position up to which it is complete."""
         batch, self._batch = self._batch, Batch()
+        self._awaited = False
         batch.position, batch.end_lsn, batch.open = self.position, self.end_lsn, self.open
         batch.in_order = self._router.in_order
         batch.commit_time = self._commit_time
@@ -254,6 +256,7 @@ class Collector:
 
     def _watermark(self, token: bytes) -> None:
         """The stream has come to where a backfill began, or behind where it read a chunk. What is not known is past."""
+        self._awaited = True
         handed = self._handed.pop(token, None)
         if isinstance(handed, Watch):
             watches = self._watches.setdefault(handed.topic, [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from psycopg.rows import dict_row
+
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
 from cdcbridge.lsn import format_lsn, parse_lsn
@@ -58,6 +60,7 @@ class Lag:
     slots: list[SlotLag]
     consumers: list[ConsumerLag]
     holders: tuple[Holder, ...] = ()
+    backfills: tuple[dict[str, Any], ...] = ()  # unfinished ones, as backfill_status() has them
     gone: tuple[str, ...] = ()  # slots that the store goes by and the source has not
 
     @property
@@ -69,6 +72,7 @@ class Lag:
             "slots": [asdict(slot) for slot in self.slots],
             "consumers": [asdict(c) for c in self.consumers],
             "holders": [asdict(h) for h in self.holders],
+            "backfills": list(self.backfills),
         }
 
 
@@ -94,12 +98,17 @@ def measure(config: Config) -> Lag:
             ).fetchone()
             rows = store.execute("select * from consumer_lag()").fetchall()
             holders = store.execute("select * from safe_seq_holders() where age_seconds >= 1").fetchall()
+            with store.cursor(row_factory=dict_row) as cursor:
+                backfills = cursor.execute(
+                    "select * from backfill_status() where state in ('waiting', 'running', 'paused', 'failed')"
+                ).fetchall()
             known = [name for (name,) in store.execute("select slot from source").fetchall()]
     behind = age[0] if age else None
     return Lag(
         [_slot(slot, current, 0.0 if idle[slot.name] else behind) for slot in found],
         [ConsumerLag(*row) for row in rows],
         tuple(Holder(*row) for row in holders),
+        tuple(backfills),
         tuple(name for name in known if not found and name == config.source.slot),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,10 +11,10 @@ import click
 from psycopg.rows import dict_row
 
 from cdcbridge import verify as verifying
-from cdcbridge.backfill import refuse_order
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
 from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import CdcbridgeError
+from cdcbridge.orders import refuse_order
 from cdcbridge.units import human_duration
 
 _UNFINISHED = ("waiting", "running", "paused")
@@ -80,7 +81,7 @@ def status(store: Connection, name: str | None = None) -> list[dict[str, Any]]:
         return cursor.execute("select * from backfill_status(%s)", (name,)).fetchall()
 
 
-def print_backfills(rows: list[dict[str, Any]]) -> None:
+def print_backfills(rows: Sequence[dict[str, Any]]) -> None:
     """The backfills' table, as `backfill list` and `lag` show it."""
     print_table(
         ("BACKFILL", "CONSUMER", "TABLE", "STATE", "ROWS", "OF ABOUT", "%", "ROWS/S", "LEFT", "NOTE"),

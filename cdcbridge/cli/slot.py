@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from cdcbridge import operate
+from cdcbridge.cli.backfill import print_backfills
 from cdcbridge.cli.consumers import print_consumers
 from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_table, say
 from cdcbridge.database import connect_source
@@ -56,6 +57,9 @@ def _print(found: Lag, slot: str, as_json: bool) -> None:
         )
         click.echo()
         print_consumers(found.consumers)
+        if found.backfills:
+            click.echo()
+            print_backfills(found.backfills)
     for holder in found.holders:
         say(
             f"pid {holder.pid} published seq {holder.seq} and is open for {human_duration(holder.age_seconds)}"

@@ -83,7 +83,6 @@ def test_what_is_wrong_is_named_with_file_and_path(tmp_path: Path, text: str, me
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        (CONSUMER + "{name: a, tables: [s.t], start: snapshot}", "consumers.0.start: snapshot"),
         ("source: {dsn: a=b, failover: auto}\n", "source.failover:"),
         (GOOD + "http: {listen: 127.0.0.1:9187}\n", "http:"),
     ],

@@ -1,0 +1,94 @@
+"""What backfills are asked for, and what must be refused before one is. Part of the rim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import psycopg
+
+from cdcbridge import chunks
+from cdcbridge.config import Config
+from cdcbridge.consumers import all_subscriptions
+from cdcbridge.database import Connection, store_errors
+from cdcbridge.errors import OperatorNeeded, UsageError
+from cdcbridge.route import Router, Subscription
+
+
+class Order(NamedTuple):
+    """What is asked for: a row of backfills, with how far it is."""
+
+    backfill_id: int
+    consumer_id: int
+    consumer: str
+    table: str
+    condition: str | None
+    columns: list[str] | None
+    rate: int | None
+    after_seq: int | None
+    since: str | None
+    early: list[str | None] | None
+    place: list[Any] | None
+
+
+_UNFINISHED: Final = """
+    select b.id, b.consumer_id, c.name, b.table_name, b.condition, b.columns, b.rate, b.after_seq, b.since, b.early,
+           p.place
+    from backfills b join consumers c on c.id = b.consumer_id left join lateral newest_progress(b.id) p on true
+    where b.state in ('waiting', 'running') order by b.id
+"""
+
+
+def unfinished(store: Connection) -> dict[int, Order]:
+    """Those to be worked on, by id, the oldest first."""
+    with store_errors():
+        return {row[0]: Order(*row) for row in store.execute(_UNFINISHED).fetchall()}
+
+
+def refuse_order(
+    config: Config,
+    source: Connection,
+    store: Connection,
+    consumer: str,
+    table: str,
+    condition: str | None,
+    columns: list[str] | None,
+) -> None:
+    """Raise what would make such a backfill fail: UsageError for an unknown consumer, a table that is not there or that
+    the consumer does not take, columns that it has not, a condition that does not parse; OperatorNeeded without rights.
+    """
+    with store_errors():
+        row = store.execute("select (consumer_named(%s)).id", (consumer,)).fetchone()
+    schema, _, name = table.partition(".")
+    shape = chunks.describe(source, schema, name)
+    router = Router(all_subscriptions(store), config.store.schema_)
+    subscription_of(router, row[0] if row else 0, consumer, schema, name)
+    refuse_unknown_columns(shape, columns)
+    try:
+        chunks.try_condition(source, shape, condition)
+    except psycopg.errors.InsufficientPrivilege as error:
+        reader = source.info.user
+        raise OperatorNeeded(
+            f"the role {reader} may not read {table}: {error.diag.message_primary}",
+            hint=f"grant select on {table} to {reader}; grant usage on schema {schema} to {reader};",
+        ) from error
+    except psycopg.Error as error:
+        raise UsageError(f"the condition {condition!r} cannot be used: {error.diag.message_primary}") from error
+
+
+def subscription_of(router: Router, consumer_id: int, consumer: str, schema: str, name: str) -> Subscription:
+    """The consumer's, of this table. Raises UsageError where it does not take it."""
+    for subscription in router.subscriptions(schema, name):
+        if subscription.consumer_id == consumer_id:
+            return subscription
+    raise UsageError(
+        f"consumer {consumer!r} does not take {schema}.{name}",
+        hint="Its `tables` in the configuration say what it takes; `cdcbridge consumers show` what the store knows.",
+    )
+
+
+def refuse_unknown_columns(shape: chunks.Shape, columns: Iterable[str] | None) -> None:
+    """Raises UsageError where the table has not all of these."""
+    unknown = set(columns or ()) - {column.name for column in shape.columns}
+    if unknown:
+        raise UsageError(f"{shape.schema}.{shape.name} has no column {min(unknown)!r}")

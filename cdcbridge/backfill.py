@@ -25,13 +25,12 @@ from cdcbridge.database import Connection, connect_source, connect_store, source
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable, UsageError
 from cdcbridge.handover import Handover
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.orders import Order, refuse_unknown_columns, subscription_of
+from cdcbridge.orders import Order, begin, fail, refuse_unknown_columns, subscription_of
 from cdcbridge.reads import EARLY_LIMIT, Chunk, Snapshot, Watch
 from cdcbridge.route import Router, Subscription
 
 READ_SECONDS: Final = 0.2  # what a chunk's reading should take
 FEWEST_ROWS, FIRST_ROWS = 20, 200
-ROWS_PER_PAGE: Final = 50  # of a table that is read by its pages, as a guess
 MOST_BYTES: Final = 8 << 20
 _COMPARABLE: Final = 1 << 31  # while a database has used fewer transaction IDs, no old row's looks young
 _TELLS_OPERATIONS: Final = re.compile(r"\b(op|old|meta)\b")
@@ -90,15 +89,13 @@ class Backfill:
                 connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge backfill") as store,
             ):
                 self._reader = reader
-                for setting in ("enable_seqscan = off", "enable_bitmapscan = off", "jit = off", "timezone = 'UTC'",
-                                "datestyle = 'ISO'", "intervalstyle = 'postgres'", "bytea_output = 'hex'"):  # fmt: skip
-                    reader.execute(f"set {setting}".encode())
+                prepare_reader(reader)
                 try:
                     self._read(reader, marker, store)
                 except (UsageError, psycopg.Error, CdcbridgeError) as error:
                     if isinstance(error, SourceUnavailable | StoreUnavailable):
                         raise
-                    self._fail(store, error)
+                    fail(store, order, error)
         except (CdcbridgeError, psycopg.Error) as error:
             if not self._stopping.is_set():
                 self.failed = True
@@ -124,7 +121,9 @@ class Backfill:
             self._watch.early = frozenset(order.early or ())
         begun = self._handover.watch(marker, self._watch)
         self._wait_for_writers(reader, marker, store, shape, begun)
-        since = self._begin(reader, store, shape, going_on=going_on)
+        since = begin(store, order, chunks.snapshot(reader), shape.rows, going_on=going_on)
+        if since is None:
+            return  # paused or cancelled meanwhile
         if not going_on:
             # Rows that a transaction which runs now has written in a savepoint, `since` cannot tell; the watch can.
             self._wait_for_writers(reader, marker, store, shape, begun)
@@ -145,7 +144,7 @@ class Backfill:
                 seen = chunks.snapshot(reader)
                 if not chunks.is_still(reader, shape):
                     shape = self._altered(shape, chunks.describe(reader, schema, name))
-                size = self._size if shape.key else max(1, self._size // ROWS_PER_PAGE)
+                size = self._size if shape.key else max(1, self._size // chunks.ROWS_PER_PAGE)
                 end, looked_at, last = chunks.next_place(reader, shape, self._place, size)
                 rows = chunks.copy_rows(reader, chunks.rows_query(shape, wanted, self._place, end)) if end else []
             self._adapt(time.monotonic() - started, sum(map(len, rows)))
@@ -161,22 +160,6 @@ class Backfill:
                 self._stopping.wait(max(0.0, paced - time.monotonic()))
         if last and self._handover.wait_for_all():
             log.info("backfill.done", consumer=order.consumer, table=order.table)
-
-    def _begin(self, reader: Connection, store: Connection, shape: chunks.Shape, *, going_on: bool) -> Snapshot:
-        """Row versions younger than this come as changes: since the backfill first began, whatever stopped since."""
-        now = chunks.snapshot(reader)
-        text = f"{now.xmin}:{now.xmax}:{','.join(map(str, sorted(now.running)))}"
-        with store_errors():
-            row = store.execute(
-                "update backfills set state = 'running', note = null, "
-                " since = case when %s then since else %s end,"
-                " total = coalesce(total, %s), started_at = coalesce(started_at, moment())"
-                " where id = %s and state in ('waiting', 'running') returning since",
-                (going_on, text, shape.rows, self._order.backfill_id),
-            ).fetchone()
-        if row is None:
-            self._stopping.set()  # paused or cancelled meanwhile
-        return Snapshot.parse(row[0]) if row else now
 
     def _came_as_changes(self, store: Connection, subscription: Subscription, begun: int) -> frozenset[str | None]:
         """Keys that the consumer got before the watch began, where it was made for this."""
@@ -241,15 +224,12 @@ class Backfill:
         with store_errors():
             store.execute("update backfills set note = %s where id = %s", (note, self._order.backfill_id))
 
-    def _fail(self, store: Connection, error: Exception) -> None:
-        message = " ".join(str(error).split())
-        log.error("backfill.failed", consumer=self._order.consumer, table=self._order.table, error=message)
-        with store_errors():
-            store.execute(
-                "update backfills set state = 'failed', note = %s, finished_at = moment(), since = null"
-                " where id = %s and state in ('waiting', 'running')",
-                (message, self._order.backfill_id),
-            )
+
+def prepare_reader(reader: Connection) -> None:
+    """Settings of a session that reads tables: along their keys, and with the texts that the stream's session has."""
+    for setting in ("enable_seqscan = off", "enable_bitmapscan = off", "jit = off", "timezone = 'UTC'",
+                    "datestyle = 'ISO'", "intervalstyle = 'postgres'", "bytea_output = 'hex'"):  # fmt: skip
+        reader.execute(f"set {setting}".encode())
 
 
 def _comes_as_change(subscription: Subscription, since: Snapshot) -> bool:

@@ -64,15 +64,23 @@ log = structlog.get_logger()
 
 
 class Bridge:
-    """run() until stop(); `wait` False gives up at once where another bridge leads.
+    """run() until stop(); `wait` False gives up at once where another bridge leads. `consistent`: see prepare().
 
     `reload` gives the configuration anew before each session.
     """
 
-    def __init__(self, config: Config, *, wait: bool = True, reload: Callable[[], Config] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        wait: bool = True,
+        reload: Callable[[], Config] | None = None,
+        consistent: bool = False,
+    ) -> None:
         self._config = config
         self._reload = reload
         self._wait = wait
+        self._consistent = consistent
         self._stopping = threading.Event()
         self._stop_read, self._stop_write = os.pipe()
         self._streamed = False
@@ -144,7 +152,7 @@ class Bridge:
         try:
             # The epoch before anything is read: an older bridge that still hangs can append nothing after that.
             epoch = store.begin_epoch()
-            ready = prepare(self._config, store, stream)
+            ready = prepare(self._config, store, stream, consistent=self._consistent, stopped=self._stopping.is_set)
             log.info(
                 "bridge.streaming",
                 slot=self._config.source.slot,

@@ -17,7 +17,7 @@ from cdcbridge.database import Connection, source_errors
 from cdcbridge.errors import UsageError
 from cdcbridge.reads import Snapshot
 
-PAGES: Final = 64  # of a table without a key, for a chunk's first guess
+ROWS_PER_PAGE: Final = 50  # of a table that is read by its pages, as a guess
 _COLUMNS: Final = """
     with recursive bases as (
         select a.attname, a.attnum, a.atttypid as of, format_type(a.atttypid, a.atttypmod) as type from pg_attribute a

@@ -6,13 +6,17 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import psycopg
+import structlog
 
 from cdcbridge import chunks
 from cdcbridge.config import Config
 from cdcbridge.consumers import all_subscriptions
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import OperatorNeeded, UsageError
+from cdcbridge.reads import Snapshot
 from cdcbridge.route import Router, Subscription
+
+log = structlog.get_logger()
 
 
 class Order(NamedTuple):
@@ -43,6 +47,33 @@ def unfinished(store: Connection) -> dict[int, Order]:
     """Those to be worked on, by id, the oldest first."""
     with store_errors():
         return {row[0]: Order(*row) for row in store.execute(_UNFINISHED).fetchall()}
+
+
+def begin(store: Connection, order: Order, now: Snapshot, rows: int | None, *, going_on: bool) -> Snapshot | None:
+    """It runs; row versions younger than the snapshot that is given come as changes: since the backfill first began,
+    whatever interrupted it. None where it was paused or cancelled meanwhile.
+    """
+    text = f"{now.xmin}:{now.xmax}:{','.join(map(str, sorted(now.running)))}"
+    with store_errors():
+        row = store.execute(
+            "update backfills set state = 'running', note = null, since = case when %s then since else %s end,"
+            " total = coalesce(total, %s), started_at = coalesce(started_at, moment())"
+            " where id = %s and state in ('waiting', 'running') returning since",
+            (going_on, text, rows, order.backfill_id),
+        ).fetchone()
+    return Snapshot.parse(row[0]) if row else None
+
+
+def fail(store: Connection, order: Order, error: Exception) -> None:
+    """It ends, and says why. What changes from now on need not have come as a change when it is resumed."""
+    message = " ".join(str(error).split())
+    log.error("backfill.failed", consumer=order.consumer, table=order.table, error=message)
+    with store_errors():
+        store.execute(
+            "update backfills set state = 'failed', note = %s, finished_at = moment(), since = null"
+            " where id = %s and state in ('waiting', 'running')",
+            (message, order.backfill_id),
+        )
 
 
 def refuse_order(

@@ -73,6 +73,18 @@ class ReplicationStream:
         row = self.query(b"IDENTIFY_SYSTEM")
         return row[0], int(row[1]), parse_lsn(row[2]), row[3]
 
+    @property
+    def pid(self) -> int:
+        return self._pgconn.backend_pid
+
+    def create_slot(self, name: str, plugin: str) -> tuple[int, str]:
+        """Create the slot with an exported snapshot, which is good until the next command here: (first position, its
+        name). Source: PostgreSQL manual, "Streaming Replication Protocol" (CREATE_REPLICATION_SLOT).
+        """
+        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {} (SNAPSHOT 'export')")
+        row = self.query(command.format(sql.Identifier(name), sql.Identifier(plugin)).as_bytes(None))
+        return parse_lsn(row[1]), row[2]
+
     def query(self, command: bytes) -> list[str]:
         """The first row of a replication command's or SHOW's result, as texts."""
         result = self._pgconn.exec_(command)

@@ -6,7 +6,7 @@ that could lose a change: where store and slot do not fit together it says from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.filters import Filter
+from cdcbridge.initial import copy_tables
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.replication import ReplicationStream, UnknownOption
 from cdcbridge.route import Router, Subscription
@@ -59,8 +60,19 @@ class Ready:
             stream.start(slot, self.tail.end_lsn, self.options)
 
 
-def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
-    """Compare, check and make. Raises OperatorNeeded, CheckFailed, or what a lost connection raises."""
+def prepare(
+    config: Config,
+    store: Store,
+    stream: ReplicationStream,
+    *,
+    consistent: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Ready:
+    """Compare, check and make. Raises OperatorNeeded, CheckFailed, or what a lost connection raises.
+
+    `consistent`: where this makes the slot, consumers with start: snapshot are filled from the slot's own snapshot
+    before anything is streamed.
+    """
     identity = stream.identify()
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         history = store.history()
@@ -78,11 +90,19 @@ def prepare(config: Config, store: Store, stream: ReplicationStream) -> Ready:
             if applied.added or applied.changed or applied.left:
                 log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
         names = _publish(config, connection) if plugin == "pgoutput" else []
-        slot_lsn = _slot(config, connection, plugin)
+        exported: str | None = None
+        if consistent and not source.slots(connection, config.source.slot):
+            slot_lsn, exported = _slot_with_snapshot(config, stream, plugin)
+        else:
+            slot_lsn = _slot(config, connection, plugin)
         wal_end = source.current_lsn(connection)
     if history is None:
         system_identifier, timeline, _, database = identity
         store.begin_history(History(system_identifier, timeline, database, config.source.slot, plugin), slot_lsn)
+        if exported is not None:
+            # The snapshot is good until the stream's session gets its next command.
+            router = Router(consumers.subscriptions(store.connection, config.consumers), config.store.schema_)
+            copy_tables(config, store, router, exported, slot_lsn, stopped)
     elif history.timeline != identity[1]:
         _follow_timeline(store, stream, history, identity[1])
     tail = store.tail()
@@ -205,6 +225,18 @@ def _slot(config: Config, connection: Connection, plugin: str) -> int:
     )
     log.info("slot.created", slot=name, plugin=plugin, lsn=format_lsn(lsn))
     return lsn
+
+
+def _slot_with_snapshot(config: Config, stream: ReplicationStream, plugin: str) -> tuple[int, str]:
+    name = config.source.slot
+    log.info("slot.creating", slot=name, plugin=plugin, snapshot="exported")
+    telling = source.watch_creation(
+        config.source_dsn, stream.pid, lambda pids: log.info("slot.waiting", slot=name, waits_for=pids)
+    )
+    with telling:
+        lsn, exported = stream.create_slot(name, plugin)
+    log.info("slot.created", slot=name, plugin=plugin, lsn=format_lsn(lsn), snapshot=exported)
+    return lsn, exported
 
 
 def _follow_timeline(store: Store, stream: ReplicationStream, history: History, timeline: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -308,9 +308,22 @@ def create_slot(dsn: str, name: str, plugin: str, *, waiting: Callable[[str], No
 
     Source: PostgreSQL manual, "Replication Slots": creation waits for the writing transactions that are open.
     """
-    with connect_source(dsn, "cdcbridge slot") as creator, connect_source(dsn, "cdcbridge slot watch") as watcher:
+    with (
+        connect_source(dsn, "cdcbridge slot") as creator,
+        watch_creation(dsn, creator.info.backend_pid, waiting),
+        source_errors(),
+    ):
+        row = creator.execute(
+            "select lsn::text from pg_create_logical_replication_slot(%s, %s)", (name, plugin)
+        ).fetchone()
+    return parse_lsn(row[0]) if row else 0
+
+
+@contextlib.contextmanager
+def watch_creation(dsn: str, pid: int, waiting: Callable[[str], None]) -> Iterator[None]:
+    """While session `pid` creates a slot: tell which open transactions it waits for."""
+    with connect_source(dsn, "cdcbridge slot watch") as watcher:
         done = threading.Event()
-        pid = creator.info.backend_pid
 
         def watch() -> None:
             told: list[int] = []
@@ -323,14 +336,10 @@ def create_slot(dsn: str, name: str, plugin: str, *, waiting: Callable[[str], No
         thread = threading.Thread(target=watch, name="slot-watch", daemon=True)
         thread.start()
         try:
-            with source_errors():
-                row = creator.execute(
-                    "select lsn::text from pg_create_logical_replication_slot(%s, %s)", (name, plugin)
-                ).fetchone()
+            yield
         finally:
             done.set()
             thread.join()
-    return parse_lsn(row[0]) if row else 0
 
 
 _BLOCKERS: Final = """

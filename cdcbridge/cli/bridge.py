@@ -72,14 +72,20 @@ def migrate(app: App, as_json: bool) -> None:
 
 @click.command()
 @click.option("--no-wait", is_flag=True, help="Exit with 1 where another bridge leads, instead of standing by.")
+@click.option(
+    "--consistent",
+    is_flag=True,
+    help="On the first start, fill consumers with start: snapshot from the slot's own snapshot, before streaming:"
+    " faster; holds one snapshot, and all WAL, until that is done.",
+)
 @pass_app
-def run(app: App, no_wait: bool) -> None:
+def run(app: App, no_wait: bool, consistent: bool) -> None:
     """The bridge: migrate, apply the file's consumers, stream until SIGTERM or SIGINT.
 
     Where another bridge leads it waits as stand-by. While a server is away it keeps trying.
     """
     config = app.config
-    bridge = Bridge(config, wait=not no_wait, reload=lambda: load(app.path))
+    bridge = Bridge(config, wait=not no_wait, reload=lambda: load(app.path), consistent=consistent)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: bridge.stop())
     bridge.run()

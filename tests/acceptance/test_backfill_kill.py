@@ -14,7 +14,7 @@ import pytest
 
 from tests.world import World, eventually
 
-ROWS = 20_000
+ROWS = 10_000
 KILLS = 5  # while the snapshots are read; and as many while backfills are
 NAMES = {"queue": "q", "fifo": "f", "stream": "s"}
 
@@ -107,6 +107,42 @@ def messages(world: World, name: str, after: int = 0) -> list[tuple[int, str, st
         " join messages m using (seq) where c.name = %s order by m.seq",
         name,
     )
+
+
+@pytest.mark.timeout(200)
+def test_the_first_start_from_the_slots_snapshot(world: World) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    world.execute(
+        "create sequence v",
+        "create table big (id int primary key, v bigint)",
+        "create table small (id int primary key, v bigint)",
+        f"insert into big select i, nextval('v') from generate_series(1, {4 * ROWS}) i",
+        "insert into small select i, nextval('v') from generate_series(1, 200) i",
+    )
+    for mode, name in NAMES.items():
+        world.consumer(name, ("public.big", "public.small"), mode=mode, start="snapshot")
+    writers = [Writer(world.dsn, seed + n) for n in range(2)]
+    for writer in writers:
+        writer.start()
+    process = world.start_process("--consistent")
+    read = "select coalesce(sum(done), 0) from backfill_progress"
+    eventually(lambda: world.value("select to_regclass('backfill_progress') is not null") and world.value(read) > 0)
+    assert not world.active(), "all of this is before the stream begins"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not finished(world)
+    world.start_process("--consistent")
+    eventually(lambda: finished(world), patience=120)
+    for writer in writers:
+        writer.stop()
+    assert world.json("verify", "public.big", "--json")["ok"]
+    assert world.json("verify", "public.small", "--json")["ok"]
+    for name in NAMES.values():
+        state, wrong = fold(messages(world, name))
+        assert wrong == [], name
+        for table, rows in state.items():
+            assert rows == dict(world.sql.execute(f"select id, v from {table}".encode()).fetchall()), (name, table)
 
 
 def finished(world: World) -> bool:

@@ -28,6 +28,7 @@ from cdcbridge.lsn import parse_lsn
 from cdcbridge.orders import Order, begin, fail, refuse_unknown_columns, subscription_of
 from cdcbridge.reads import EARLY_LIMIT, Chunk, Snapshot, Watch
 from cdcbridge.route import Router, Subscription
+from cdcbridge.source import current_lsn
 
 READ_SECONDS: Final = 0.2  # what a chunk's reading should take
 FEWEST_ROWS, FIRST_ROWS = 20, 200
@@ -65,7 +66,8 @@ class Backfill:
         self._place = order.place or []
         self._watch: Watch | None = None
         self._stopping = threading.Event()
-        self._size = FIRST_ROWS
+        self._size = min(FIRST_ROWS, order.rate or FIRST_ROWS)
+        self._on_standby = False
         self.alive = True
         self.failed = False
         self._thread = threading.Thread(target=self._run, name=f"backfill-{order.backfill_id}", daemon=True)
@@ -119,14 +121,15 @@ class Backfill:
         going_on = order.since is not None and order.place is not None
         if going_on:
             self._watch.early = frozenset(order.early or ())
+        self._on_standby = reader.execute("select pg_is_in_recovery()").fetchone() == (True,)
         begun = self._handover.watch(marker, self._watch)
-        self._wait_for_writers(reader, marker, store, shape, begun)
+        self._wait_for_writers(reader, marker, store, shape)
         since = begin(store, order, chunks.snapshot(reader), shape.rows, going_on=going_on)
         if since is None:
             return  # paused or cancelled meanwhile
         if not going_on:
             # Rows that a transaction which runs now has written in a savepoint, `since` cannot tell; the watch can.
-            self._wait_for_writers(reader, marker, store, shape, begun)
+            self._wait_for_writers(reader, marker, store, shape)
             self._watch.before = self._came_as_changes(store, subscription, begun)
         wanted = chunks.Wanted(
             order.condition,
@@ -139,19 +142,11 @@ class Backfill:
         last = False
         while not (last or self._stopping.is_set()):
             started = time.monotonic()
-            with source_errors(), reader.transaction():
-                reader.execute("set transaction isolation level repeatable read, read only")
-                seen = chunks.snapshot(reader)
-                if not chunks.is_still(reader, shape):
-                    shape = self._altered(shape, chunks.describe(reader, schema, name))
-                size = self._size if shape.key else max(1, self._size // chunks.ROWS_PER_PAGE)
-                end, looked_at, last = chunks.next_place(reader, shape, self._place, size)
-                rows = chunks.copy_rows(reader, chunks.rows_query(shape, wanted, self._place, end)) if end else []
+            shape, seen, rows, looked_at, last = self._chunk(reader, shape, wanted)
             self._adapt(time.monotonic() - started, sum(map(len, rows)))
             if not self._handover.has_room():
                 return
-            self._place = end
-            self._handover.chunk(marker, self._watch, order.backfill_id, seen, rows, end, looked_at, last=last)
+            self._handover.chunk(marker, self._watch, order.backfill_id, seen, rows, self._place, looked_at, last=last)
             if self._session.gentle:
                 self._handover.wait_for_all()
                 self._stopping.wait(time.monotonic() - started)
@@ -160,6 +155,23 @@ class Backfill:
                 self._stopping.wait(max(0.0, paced - time.monotonic()))
         if last and self._handover.wait_for_all():
             log.info("backfill.done", consumer=order.consumer, table=order.table)
+
+    def _chunk(
+        self, reader: Connection, shape: chunks.Shape, wanted: chunks.Wanted
+    ) -> tuple[chunks.Shape, Snapshot, list[bytes], int, bool]:
+        """The next rows, in a transaction of their own: (the table as it is by now, what was visible, the rows, how
+        many were looked at, whether they are the last).
+        """
+        with source_errors(), reader.transaction():
+            reader.execute("set transaction isolation level repeatable read, read only")
+            seen = chunks.snapshot(reader)
+            if not chunks.is_still(reader, shape):
+                shape = self._altered(shape, chunks.describe(reader, shape.schema, shape.name))
+            size = self._size if shape.key else max(1, self._size // chunks.ROWS_PER_PAGE)
+            end, looked_at, last = chunks.next_place(reader, shape, self._place, size)
+            rows = chunks.copy_rows(reader, chunks.rows_query(shape, wanted, self._place, end)) if end else []
+        self._place = end
+        return shape, seen.certain() if self._on_standby else seen, rows, looked_at, last
 
     def _came_as_changes(self, store: Connection, subscription: Subscription, begun: int) -> frozenset[str | None]:
         """Keys that the consumer got before the watch began, where it was made for this."""
@@ -178,21 +190,18 @@ class Backfill:
             ).fetchall()
         return frozenset(key for (key,) in rows)
 
-    def _wait_for_writers(
-        self, reader: Connection, marker: Connection, store: Connection, shape: chunks.Shape, begun: int
-    ) -> None:
-        """Until what was committed before the watermark is visible to the reader."""
+    def _wait_for_writers(self, reader: Connection, marker: Connection, store: Connection, shape: chunks.Shape) -> None:
+        """Until what was committed by now is visible to the reader, and whoever writes into the table now has ended."""
         waiting_since = time.monotonic()
         told: str | None = None
         first = chunks.writers(marker, shape)
-        on_standby = reader.execute("select pg_is_in_recovery()").fetchone() == (True,)
+        written: int | None = None  # where the primary's WAL ended when none of these was left
         while not self._stopping.is_set():
-            if on_standby:
-                row = reader.execute("select pg_last_wal_replay_lsn()::text").fetchone()
-                blockers = [] if row and parse_lsn(row[0]) >= begun else ["the standby to replay the WAL"]
-            else:
-                now = chunks.writers(marker, shape)
-                blockers = [text for writer, text in now.items() if writer in first]
+            now = chunks.writers(marker, shape) if first else {}
+            blockers = [text for writer, text in now.items() if writer in first]
+            if not blockers and self._on_standby:
+                written = written or current_lsn(marker)
+                blockers = [] if current_lsn(reader) >= written else ["the standby, which is behind"]
             if not blockers:
                 break
             note = "waits for " + "; ".join(blockers)
@@ -215,7 +224,7 @@ class Backfill:
     def _adapt(self, seconds: float, size: int) -> None:
         """The next chunk's rows: so that reading takes the time it should, and they fit."""
         factor = min(2.0, READ_SECONDS / max(seconds, 0.001), MOST_BYTES / max(size, 1))
-        most = READ_ROWS_BESIDE if self._session.gentle else READ_ROWS
+        most = min(READ_ROWS_BESIDE if self._session.gentle else READ_ROWS, self._order.rate or READ_ROWS)
         self._size = int(min(most, max(FEWEST_ROWS, self._size * max(0.1, factor))))
 
     # telling

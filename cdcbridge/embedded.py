@@ -90,6 +90,11 @@ class EmbeddedServer:
         self._run(
             "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", *self._initdb
         )
+        self._write_settings()
+        with (self.data / "pg_hba.conf").open("a") as file:
+            file.write("host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n")
+
+    def _write_settings(self) -> None:
         lines = {
             **self._plugins(),
             **self._settings,
@@ -99,8 +104,6 @@ class EmbeddedServer:
         }
         with (self.data / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in lines.items())
-        with (self.data / "pg_hba.conf").open("a") as file:
-            file.write("host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n")
 
     def _plugins(self) -> dict[str, str]:
         """wal2json is allowed by servers that ask (15.19 and its sisters); older ones do not start with the setting."""

@@ -39,6 +39,10 @@ class Snapshot:
         xmin, xmax, running = text.split(":")
         return cls(int(xmin), int(xmax), frozenset(map(int, running.split(",") if running else ())))
 
+    def certain(self) -> Snapshot:
+        """What is visible in any case. On a standby nobody is listed as running who is."""
+        return Snapshot(self.xmin, self.xmin, frozenset())
+
     def sees(self, xid: int) -> bool:
         """Whether what the transaction did is visible. `xid`: of one that committed, without its epoch, as streamed."""
         ahead = (xid - self.xmax) % _XIDS

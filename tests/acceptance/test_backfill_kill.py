@@ -12,6 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.verify import verify
+from tests.conftest import FAST
+from tests.standby import Standby
 from tests.world import World, eventually
 
 ROWS = 10_000
@@ -143,6 +147,36 @@ def test_the_first_start_from_the_slots_snapshot(world: World) -> None:
         assert wrong == [], name
         for table, rows in state.items():
             assert rows == dict(world.sql.execute(f"select id, v from {table}".encode()).fetchall()), (name, table)
+
+
+@pytest.mark.timeout(200)
+def test_rows_are_read_from_a_standby_that_lags(world18: World, pg18: EmbeddedServer) -> None:
+    world = world18
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    world.execute(
+        "create sequence v",
+        "create table big (id int primary key, v bigint)",
+        "create table small (id int primary key, v bigint)",
+        f"insert into big select i, nextval('v') from generate_series(1, {ROWS}) i",
+        "insert into small select i, nextval('v') from generate_series(1, 200) i",
+    )
+    with Standby(pg18, settings={**FAST, "recovery_min_apply_delay": "300ms"}) as standby:
+        for mode, name in NAMES.items():
+            world.consumer(name, ("public.big", "public.small"), mode=mode, start="snapshot")
+        world.settings["read_dsn"] = standby.dsn(world.database)
+        writer = Writer(world.dsn, seed)
+        writer.start()
+        with world.bridge():
+            with psycopg.connect(standby.dsn(), autocommit=True) as session:
+                reading = "select count(*) from pg_stat_activity where application_name = 'cdcbridge backfill'"
+                eventually(lambda: session.execute(reading).fetchone() != (0,), "the standby is read")
+            eventually(lambda: finished(world), patience=120)
+            writer.stop()
+            assert verify(world.config(), "public.big").ok
+            assert verify(world.config(), "public.small").ok
+        for name in NAMES.values():
+            assert fold(messages(world, name))[1] == [], name
 
 
 def finished(world: World) -> bool:

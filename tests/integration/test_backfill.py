@@ -121,7 +121,7 @@ def test_pause_resume_and_cancel(world15: World) -> None:
     world.execute("create table t (id int primary key)", "insert into t select generate_series(1, 3000)")
     world.consumer()
     with world.bridge():
-        world.json("backfill", "start", "c", "public.t", "--rate", "300")
+        world.json("backfill", "start", "c", "public.t", "--rate", "200")
         again = world.run_program("backfill", "start", "c", "public.t")
         assert again.returncode == 2 and "under way already" in again.stderr
         eventually(lambda: listed(world)["rows"] > 0)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims, decode, fan_out, latency, memory, routing, streams
+from benchmarks import backfill, claims, decode, fan_out, latency, memory, routing, streams
 from cdcbridge.embedded import EmbeddedServer
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
@@ -26,6 +26,7 @@ PARTS = {
     "memory": memory,
     "claims": claims,
     "streams": streams,
+    "backfill": backfill,
 }
 # Durable as in production; WAL recycled, so that its files are not made anew while the clock runs.
 SETTINGS = {"shared_buffers": "1GB", "min_wal_size": "4GB", "max_wal_size": "16GB", "checkpoint_timeout": "30min"}

@@ -30,6 +30,9 @@ FAULTS = "tests/integration/test_faults.py::"
 QUEUE = "tests/sql/test_queue.py::"
 STREAM = "tests/sql/test_read_stream.py::"
 SEGMENTS = "tests/sql/test_segments.py::"
+SNAPSHOT = (
+    "tests/acceptance/test_backfill_kill.py::test_snapshots_and_backfills_while_the_bridge_is_killed[pg15-pgoutput]"
+)
 LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
 MUTANTS = (
     Mutant("I1", "cdcbridge/bridge.py", "self._stream.confirm(written, self._progress.confirm())",
@@ -99,6 +102,13 @@ MUTANTS = (
            "tests/properties/test_compact.py::test_a_reader_comes_to_the_state_wherever_it_stood"),
     Mutant("I23", "sql/functions/072_compact.sql", "o.seq < m.seq and o.lost is null", "false",
            "tests/properties/test_compact.py::test_a_reader_comes_to_the_state_wherever_it_stood"),
+    Mutant("I24", "cdcbridge/reads.py", "            self.changed[key] = xid\n", "            pass\n", SNAPSHOT),
+    Mutant("I24", "cdcbridge/reads.py", "return whole < self.xmin or whole not in self.running", "return True", SNAPSHOT),
+    Mutant("I24", "cdcbridge/backfill.py", "if writer in first]", "if False]",
+           "tests/integration/test_backfill.py::test_a_transaction_that_writes_is_waited_for_and_named[pg15-pgoutput]"),
+    Mutant("I25", "cdcbridge/store.py", "            for chunk, sent in batch.chunks:\n",
+           "            connection.execute('commit')\n            __import__('time').sleep(0.05)\n"
+           "            connection.execute('begin')\n            for chunk, sent in batch.chunks:\n", SNAPSHOT),
 )  # fmt: skip
 
 

@@ -197,6 +197,9 @@ class Backfill:
         first = chunks.writers(marker, shape)
         written: int | None = None  # where the primary's WAL ended when none of these was left
         while not self._stopping.is_set():
+            if self._watch is not None:
+                seen = chunks.snapshot(reader)
+                self._watch.visible = seen.certain() if self._on_standby else seen
             now = chunks.writers(marker, shape) if first else {}
             blockers = [text for writer, text in now.items() if writer in first]
             if not blockers and self._on_standby:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Container
 from typing import Any, Final
 
 import orjson
@@ -14,7 +13,7 @@ from cdcbridge.encode import PACK_READ, partition_of, read_part
 from cdcbridge.filters import Filter, FilterError
 from cdcbridge.lsn import format_lsn
 from cdcbridge.position import Position
-from cdcbridge.reads import Chunk
+from cdcbridge.reads import Chunk, Stale
 
 _LENGTH: Final = struct.Struct("!i")
 _NULL: Final = 0xFFFFFFFF
@@ -49,9 +48,7 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
     return Position(behind.commit_lsn, behind.ordinal + sent)
 
 
-def _plain(
-    batch: Batch, chunk: Chunk, stale: Container[str | None], ordinal: int, shared: bytes, partitions: int
-) -> list[int]:
+def _plain(batch: Batch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes, partitions: int) -> list[int]:
     """All of it as it is: the way of most rows, and as short as can be."""
     consumer, limit = chunk.watch.subscription.consumer_id, chunk.watch.subscription.max_bytes
     rows, keys, numbers = batch.rows, batch.keys, batch.partitions
@@ -83,7 +80,7 @@ def _plain(
 
 
 def _looked_at(
-    batch: Batch, chunk: Chunk, stale: Container[str | None], behind: Position, shared: bytes, partitions: int
+    batch: Batch, chunk: Chunk, stale: Stale, behind: Position, shared: bytes, partitions: int
 ) -> tuple[list[int], list[str | None]]:
     """For a consumer with a filter or a key of its own: which rows it takes, and their keys."""
     watch, wanted = chunk.watch, chunk.watch.subscription

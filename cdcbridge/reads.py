@@ -52,12 +52,16 @@ class Snapshot:
         return whole < self.xmin or whole not in self.running
 
 
-class _Everything:
-    def __contains__(self, key: object) -> bool:
-        return True
+class Stale:
+    """A set of keys, or all there are."""
 
+    def __init__(self, changed: Container[str | None], early: Container[str | None], *, everything: bool) -> None:
+        self._changed = changed
+        self._early = early
+        self._everything = everything
 
-EVERYTHING: Final = _Everything()
+    def __contains__(self, key: str | None) -> bool:
+        return self._everything or key in self._changed or key in self._early
 
 
 @dataclass(slots=True, eq=False)
@@ -71,8 +75,10 @@ class Watch:
     changed: dict[str | None, int] = field(default_factory=dict)  # key → the last transaction that changed it
     truncated: int | None = None
     before: frozenset[str | None] = frozenset()  # keys that came as changes before the watch began
-    early: frozenset[str | None] | None = None  # keys changed before the first chunk entered: these rows came already
+    early: frozenset[str | None] | None = None  # keys changed before the first chunk of all: these rows came already
+    visible: Snapshot | None = None  # while nothing is read yet, from time to time: every later snapshot sees as much
     over: bool = False
+    _limit: int = EARLY_LIMIT
 
     def note(self, op: str, keys: tuple[str | None, ...], xid: int) -> None:
         """A change that the consumer takes: of its key, and of the one that it took away."""
@@ -82,6 +88,9 @@ class Watch:
             self.truncated = xid
         for key in keys:
             self.changed[key] = xid
+        if len(self.changed) > self._limit and self.visible is not None:
+            self._forget(self.visible)
+            self._limit = 2 * max(len(self.changed), EARLY_LIMIT)
 
     def begin(self) -> list[str | None]:
         """The first chunk of all enters: what has changed until now came as a change, whatever a later chunk sees."""
@@ -89,12 +98,15 @@ class Watch:
         self.early = early if len(early) < EARLY_LIMIT else frozenset()
         return list(self.early)
 
-    def stale(self, snapshot: Snapshot) -> Container[str | None]:
+    def stale(self, snapshot: Snapshot) -> Stale:
         """Keys whose rows, read with this snapshot, must not enter the log."""
+        self._forget(snapshot)
+        truncated = self.truncated is not None and not snapshot.sees(self.truncated)
+        return Stale(self.changed, self.early or frozenset(), everything=truncated)
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        """What a snapshot sees, every later one does."""
         self.changed = {key: xid for key, xid in self.changed.items() if not snapshot.sees(xid)}
-        if self.truncated is not None and not snapshot.sees(self.truncated):
-            return EVERYTHING
-        return self.changed.keys() | (self.early or frozenset())
 
 
 @dataclass(slots=True, eq=False)

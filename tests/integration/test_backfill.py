@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.verify import verify
-from tests.world import World, eventually
+from tests.world import World, eventually, fresh_database
 
 
 def ops(world: World, query: str = "select data ->> 'op', key from messages order by seq") -> list[tuple[str, str]]:
@@ -18,6 +21,10 @@ def ops(world: World, query: str = "select data ->> 'op', key from messages orde
 
 def finished(world: World) -> bool:
     return bool(world.value("select count(*) > 0 and bool_and(state = 'done') from backfills"))
+
+
+def has_read(world: World, rows: int) -> bool:
+    return int(listed(world)["rows"]) >= rows
 
 
 def listed(world: World) -> Any:
@@ -311,3 +318,25 @@ def test_verify_says_why_it_cannot(world15: World) -> None:
     world.run_program("consumers", "apply")
     stopped = world.run_program("verify", "public.t", "--wait", "0.1")
     assert stopped.returncode == 1 and "Is the bridge running?" in stopped.stderr
+
+
+def test_it_goes_on_after_a_restart_of_the_server(own15: EmbeddedServer, tmp_path: Path) -> None:
+    with fresh_database(own15) as database:
+        world = World(own15, database, "wal2json", tmp_path)
+        world.execute(
+            "create table t (id int primary key, v int)", "insert into t select i, 0 from generate_series(1, 3000) i"
+        )
+        world.consumer()
+        with world.bridge():
+            world.json("backfill", "start", "c", "public.t", "--rate", "400")
+            for mode in ("immediate", "fast"):
+                wanted = listed(world)["rows"] + 1
+                eventually(partial(has_read, world, wanted))
+                world.sql.close()
+                own15.stop(mode)
+                own15.start()
+                eventually(world.active)
+                world.execute("update t set v = v + 1 where id % 100 = 0")
+            eventually(lambda: finished(world))
+            assert verify(world.config(), "public.t").ok
+        world.close()

@@ -105,7 +105,7 @@ MUTANTS = (
     Mutant("I24", "cdcbridge/reads.py", "            self.changed[key] = xid\n", "            pass\n", SNAPSHOT),
     Mutant("I24", "cdcbridge/reads.py", "return whole < self.xmin or whole not in self.running", "return True", SNAPSHOT),
     Mutant("I24", "cdcbridge/backfill.py", "if writer in first]", "if False]",
-           "tests/integration/test_backfill.py::test_a_transaction_that_writes_is_waited_for_and_named[pg15-pgoutput]"),
+           "tests/integration/test_backfill.py::test_a_transaction_that_writes_is_waited_for_and_named"),
     Mutant("I25", "cdcbridge/store.py", "            for chunk, sent in batch.chunks:\n",
            "            connection.execute('commit')\n            __import__('time').sleep(0.05)\n"
            "            connection.execute('begin')\n            for chunk, sent in batch.chunks:\n", SNAPSHOT),

@@ -99,7 +99,8 @@ def test_filter_key_limit_and_columns_are_the_consumers(world: World, mode: str)
     assert world.value("select count(*) from messages") == 10, "what nobody takes is not in the log"
 
 
-def test_a_backfill_that_is_asked_for_is_for_its_consumer_alone(world: World) -> None:
+def test_a_backfill_that_is_asked_for_is_for_its_consumer_alone(world15: World) -> None:
+    world = world15
     world.execute(
         "create table t (id int primary key, v text, w int)",
         "insert into t select i, 'a', i from generate_series(1, 50) i",
@@ -224,7 +225,8 @@ def test_a_table_without_a_key_is_read_by_its_pages(world: World) -> None:
     assert world.value("select count(*) from messages where key is null and partition = 0") == 5001
 
 
-def test_ddl_while_a_table_is_read(world: World) -> None:
+def test_ddl_while_a_table_is_read(world15: World) -> None:
+    world = world15
     world.execute(
         "create table t (id int primary key, v text, gone int)",
         "insert into t select i, 'a', 1 from generate_series(1, 2000) i",
@@ -268,7 +270,8 @@ def test_a_consumer_that_is_removed_takes_its_backfill_with_it(world15: World) -
         eventually(lambda: world.value("select pending from consumer_lag() where name = 'stays'") == 1)
 
 
-def test_a_transaction_that_writes_is_waited_for_and_named(world: World) -> None:
+def test_a_transaction_that_writes_is_waited_for_and_named(world15: World) -> None:
+    world = world15
     world.execute(
         "create table t (id int primary key, v int)", "insert into t select i, 0 from generate_series(1, 100) i"
     )

@@ -124,7 +124,7 @@ class Backfill:
         self._on_standby = reader.execute("select pg_is_in_recovery()").fetchone() == (True,)
         begun = self._handover.watch(marker, self._watch)
         self._wait_for_writers(reader, marker, store, shape)
-        since = begin(store, order, chunks.snapshot(reader), shape.rows, going_on=going_on)
+        since = begin(store, order, chunks.snapshot(reader), chunks.estimate(reader, shape), going_on=going_on)
         if since is None:
             return  # paused or cancelled meanwhile
         if not going_on:
@@ -137,7 +137,7 @@ class Backfill:
             subscription.key,
             since if _comes_as_change(subscription, since) else None,
         )
-        log.info("backfill.reading", consumer=order.consumer, table=order.table, rows=shape.rows, behind=self._place)
+        log.info("backfill.reading", consumer=order.consumer, table=order.table, behind=self._place)
         paced = time.monotonic()
         last = False
         while not (last or self._stopping.is_set()):

@@ -42,7 +42,7 @@ _KEY: Final = """
     order by k.n
 """
 _LEAVES: Final = """
-    select n.nspname, c.relname, c.oid::int8, greatest(c.reltuples, 0)::int8
+    select n.nspname, c.relname, c.oid::int8
     from pg_partition_tree(%s) t join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
     where t.isleaf order by c.oid
 """
@@ -103,7 +103,7 @@ class Column:
 @dataclass(slots=True, frozen=True)
 class Shape:
     """A table: `key` by which it is read and its messages are keyed, empty where it has none; `leaves`: (name, OID) of
-    the tables that hold its rows; `rows`: how many PostgreSQL believes there are, None if it does not know.
+    the tables that hold its rows; `fingerprint`: changes with whatever of this does.
     """
 
     schema: str
@@ -111,7 +111,6 @@ class Shape:
     columns: tuple[Column, ...]
     key: tuple[Column, ...]
     leaves: tuple[tuple[sql.Identifier, int], ...]
-    rows: int | None
     fingerprint: str
 
     @property
@@ -148,14 +147,13 @@ def describe(connection: Connection, schema: str, name: str) -> Shape:
         leaves = connection.execute(_LEAVES, (oid,)).fetchall()
         fingerprint = connection.execute(_FINGERPRINT, (schema, name)).fetchone()
     if not leaves and found[1] == "r":
-        leaves = [(schema, name, oid, 0)]
+        leaves = [(schema, name, oid)]
     return Shape(
         schema,
         name,
         tuple(columns[number] for number in sorted(columns)),
         tuple(column for column in key if column is not None) if None not in key else (),
         tuple((sql.Identifier(leaf[0], leaf[1]), leaf[2]) for leaf in leaves),
-        sum(leaf[3] for leaf in leaves) or None,
         fingerprint[0] if fingerprint else "",
     )
 
@@ -172,6 +170,13 @@ def snapshot(connection: Connection) -> Snapshot:
     with source_errors():
         row = connection.execute("select pg_current_snapshot()::text").fetchone()
     return Snapshot.parse(row[0] if row else "")
+
+
+def estimate(connection: Connection, shape: Shape) -> int:
+    """How many rows the planner believes the table has."""
+    with source_errors():
+        row = connection.execute(sql.SQL("explain (format json) select from {}").format(shape.identifier)).fetchone()
+    return round(row[0][0]["Plan"]["Plan Rows"]) if row else 0
 
 
 def is_still(connection: Connection, shape: Shape) -> bool:

@@ -125,9 +125,9 @@ def _read_table(
     subscription = subscription_of(router, order.consumer_id, order.consumer, schema, name)
     shape = chunks.describe(reader, schema, name)
     seen: Snapshot = chunks.snapshot(reader)
-    begin(store, order, seen, shape.rows, going_on=False)
+    begin(store, order, seen, chunks.estimate(reader, shape), going_on=False)
     watch = Watch(subscription, order.table, early=frozenset())
-    log.info("backfill.copying", consumer=order.consumer, table=order.table, rows=shape.rows)
+    log.info("backfill.copying", consumer=order.consumer, table=order.table)
     place, last, size = order.place or [], False, _FIRST_ROWS
     while not last and not over.is_set():
         span = size if shape.key else max(1, size // chunks.ROWS_PER_PAGE)

@@ -49,7 +49,7 @@ def unfinished(store: Connection) -> dict[int, Order]:
         return {row[0]: Order(*row) for row in store.execute(_UNFINISHED).fetchall()}
 
 
-def begin(store: Connection, order: Order, now: Snapshot, rows: int | None, *, going_on: bool) -> Snapshot | None:
+def begin(store: Connection, order: Order, now: Snapshot, rows: int, *, going_on: bool) -> Snapshot | None:
     """It runs; row versions younger than the snapshot that is given come as changes: since the backfill first began,
     whatever interrupted it. None where it was paused or cancelled meanwhile.
     """

@@ -54,8 +54,8 @@ def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
         connect_source(config.source_dsn, "cdcbridge verify") as source,
         connect_store(config.store_dsn, config.store.schema_, "cdcbridge verify") as store,
     ):
-        _refuse(config, store, schema, name)
         shape = chunks.describe(source, schema, name)
+        _refuse(config, store, schema, name)
         if not shape.key:
             raise UsageError(f"{table} has no primary key (or replica identity index) to tell its rows apart by")
         with source_errors(), source.transaction():

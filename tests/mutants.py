@@ -103,7 +103,9 @@ MUTANTS = (
     Mutant("I23", "sql/functions/072_compact.sql", "o.seq < m.seq and o.lost is null", "false",
            "tests/properties/test_compact.py::test_a_reader_comes_to_the_state_wherever_it_stood"),
     Mutant("I24", "cdcbridge/reads.py", "            self.changed[key] = xid\n", "            pass\n", SNAPSHOT),
-    Mutant("I24", "cdcbridge/reads.py", "return whole < self.xmin or whole not in self.running", "return True", SNAPSHOT),
+    Mutant("I24", "cdcbridge/reads.py", "return whole < self.xmin or whole not in self.running", "return True",
+           "tests/integration/test_backfill.py"
+           "::test_what_the_stream_brings_before_any_snapshot_sees_it_is_not_followed_by_the_old_row"),
     Mutant("I24", "cdcbridge/backfill.py", "if writer in first]", "if False]",
            "tests/integration/test_backfill.py::test_a_transaction_that_writes_is_waited_for_and_named"),
     Mutant("I25", "cdcbridge/store.py", "            for chunk, sent in batch.chunks:\n",

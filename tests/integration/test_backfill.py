@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -342,4 +343,34 @@ def test_it_goes_on_after_a_restart_of_the_server(own15: EmbeddedServer, tmp_pat
                 world.execute("update t set v = v + 1 where id % 100 = 0")
             eventually(lambda: finished(world))
             assert verify(world.config(), "public.t").ok
+        world.close()
+
+
+def test_what_the_stream_brings_before_any_snapshot_sees_it_is_not_followed_by_the_old_row(
+    own15: EmbeddedServer, tmp_path: Path
+) -> None:
+    """A commit that waits for a synchronous standby stands in the WAL, and is invisible."""
+    with fresh_database(own15) as database:
+        world = World(own15, database, "pgoutput", tmp_path)
+        world.execute("alter role postgres set synchronous_commit = local")
+        world.sql.close()
+        world.execute(
+            "create table t (id int primary key, v int)", "insert into t select i, 0 from generate_series(1, 300) i"
+        )
+        world.consumer()
+        with world.bridge():
+            world.json("backfill", "start", "c", "public.t", "--rate", "60")
+            eventually(partial(has_read, world, 1))
+            world.execute("alter system set synchronous_standby_names = 'absent'", "select pg_reload_conf()")
+            with ThreadPoolExecutor() as pool, psycopg.connect(world.dsn, autocommit=True) as writer:
+                writer.execute("set synchronous_commit = on")
+                update = pool.submit(writer.execute, "update t set v = 1 where id = 290")
+                eventually(lambda: world.value("select count(*) from messages where data ->> 'op' = 'update'") == 1)
+                assert world.sql.execute("select v from t where id = 290").fetchone() == (0,), "nobody sees it"
+                eventually(lambda: finished(world))
+                assert not update.done()
+                world.execute("alter system reset synchronous_standby_names", "select pg_reload_conf()")
+                update.result(30)
+            assert verify(world.config(), "public.t").ok
+        assert ops(world, "select data ->> 'op', key from messages where key = '290'") == [("update", "290")]
         world.close()

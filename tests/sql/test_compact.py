@@ -161,3 +161,30 @@ def test_a_reader_in_its_transaction_delays_compaction(queue: Queue) -> None:
     member.rollback()
     assert compact(queue)["dropped"] == 1
     assert [row["seq"] for row in drain(queue)] == put
+
+
+def test_a_row_that_was_read_for_one_group_takes_nothing_from_another(queue: Queue) -> None:
+    for name in ("s", "r"):
+        reader = queue.declare(name, mode="stream", compact=True, start="earliest")
+    queue.append_changes(("insert", "a", None))
+    queue.value(
+        "with m as (insert into cdcbridge.messages (seq, topic, key, partition, data, reader)"
+        " select nextval('cdcbridge.messages_seq'), m.topic, m.key, m.partition,"
+        " replace(m.data::text, 'insert', 'read')::json, %s from cdcbridge.messages m returning 1) select count(*) from m",
+        reader,
+    )
+    assert told(drain(queue)) == [("insert", "a")]
+    assert told(drain(queue, "r")) == [("insert", "a"), ("read", "a")]
+    queue.next_segment()
+    compact(queue)
+    for name, kept in (("s", [("insert", "a")]), ("r", [("insert", "a"), ("read", "a")])):
+        queue.value("select cdcbridge.seek(%s, 'earliest')", name)
+        assert told(drain(queue, name)) == kept
+    queue.append_changes(("update", "a", None))
+    for name in ("s", "r"):
+        drain(queue, name)
+    queue.next_segment()
+    compact(queue)
+    for name in ("s", "r"):
+        queue.value("select cdcbridge.seek(%s, 'earliest')", name)
+        assert told(drain(queue, name)) == [("update", "a")]

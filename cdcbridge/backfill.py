@@ -24,11 +24,11 @@ from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable, UsageError
 from cdcbridge.handover import Handover
-from cdcbridge.lsn import parse_lsn
 from cdcbridge.orders import Order, begin, fail, refuse_unknown_columns, subscription_of
 from cdcbridge.reads import EARLY_LIMIT, Chunk, Snapshot, Watch
 from cdcbridge.route import Router, Subscription
 from cdcbridge.source import current_lsn
+from cdcbridge.store import log_end
 
 READ_SECONDS: Final = 0.2  # what a chunk's reading should take
 FEWEST_ROWS, FIRST_ROWS = 20, 200
@@ -119,15 +119,16 @@ class Backfill:
         refuse_unknown_columns(shape, order.columns)
         self._watch = Watch(subscription, order.table)
         going_on = order.since is not None and order.place is not None
-        if going_on:
-            self._watch.early = frozenset(order.early or ())
         self._on_standby = reader.execute("select pg_is_in_recovery()").fetchone() == (True,)
         begun = self._handover.watch(marker, self._watch)
         self._wait_for_writers(reader, marker, store, shape)
         since = begin(store, order, chunks.snapshot(reader), chunks.estimate(reader, shape), going_on=going_on)
         if since is None:
             return  # paused or cancelled meanwhile
-        if not going_on:
+        comes_as_change = _comes_as_change(subscription, since)
+        if going_on or not comes_as_change:
+            self._watch.early = frozenset((comes_as_change and order.early) or ())
+        else:
             # Rows that a transaction which runs now has written in a savepoint, `since` cannot tell; the watch can.
             self._wait_for_writers(reader, marker, store, shape)
             self._watch.before = self._came_as_changes(store, subscription, begun)
@@ -135,7 +136,7 @@ class Backfill:
             order.condition,
             tuple(order.columns) if order.columns else None,
             subscription.key,
-            since if _comes_as_change(subscription, since) else None,
+            since if comes_as_change else None,
         )
         log.info("backfill.reading", consumer=order.consumer, table=order.table, behind=self._place)
         paced = time.monotonic()
@@ -167,8 +168,7 @@ class Backfill:
             seen = chunks.snapshot(reader)
             if not chunks.is_still(reader, shape):
                 shape = self._altered(shape, chunks.describe(reader, shape.schema, shape.name))
-            size = self._size if shape.key else max(1, self._size // chunks.ROWS_PER_PAGE)
-            end, looked_at, last = chunks.next_place(reader, shape, self._place, size)
+            end, looked_at, last = chunks.next_place(reader, shape, self._place, self._size)
             rows = chunks.copy_rows(reader, chunks.rows_query(shape, wanted, self._place, end)) if end else []
         self._place = end
         return shape, seen.certain() if self._on_standby else seen, rows, looked_at, last
@@ -177,11 +177,7 @@ class Backfill:
         """Keys that the consumer got before the watch began, where it was made for this."""
         if self._order.after_seq is None:
             return frozenset()
-        while not self._stopping.is_set():
-            with store_errors():
-                end = store.execute("select end_lsn::text from positions order by id desc limit 1").fetchone()
-            if end and parse_lsn(end[0]) >= begun:
-                break
+        while log_end(store) < begun and not self._stopping.is_set():
             self._stopping.wait(0.02)
         with store_errors():
             rows = store.execute(

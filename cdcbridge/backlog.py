@@ -16,7 +16,7 @@ from cdcbridge.batch import Batch
 from cdcbridge.database import Connection
 from cdcbridge.encode import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC, key_text
 from cdcbridge.fan_out import barrier_rows, waiting_rows
-from cdcbridge.filters import Filter, FilterError
+from cdcbridge.filters import FilterError, wants_text
 from cdcbridge.route import Subscription
 
 _PAGE: Final = 5000  # messages of the log at a time
@@ -113,7 +113,11 @@ def _sort(rows: Sequence[tuple[Any, ...]], wanted: Subscription) -> tuple[Batch,
         key = _own_key(row[8]) if wanted.key else row[2]
         try:
             published = row[1] in wanted.topics or row[1] == GAP_TOPIC
-            if wanted.filter is not None and not published and not _matches(wanted.filter, row):
+            if (
+                wanted.filter is not None
+                and not published
+                and not wants_text(wanted.filter, row[3], row[1], row[2], *row[4:7])
+            ):
                 continue
         except FilterError as error:
             dead.append((seq, f"filter_error: {error}", key))
@@ -134,18 +138,6 @@ def _sort(rows: Sequence[tuple[Any, ...]], wanted: Subscription) -> tuple[Batch,
     else:
         batch.groups = {(consumer,): seqs}
     return batch, dead
-
-
-def _matches(condition: Filter, row: tuple[Any, ...]) -> bool:
-    _seq, topic, key, text, commit_lsn, ordinal, xid, *_ = row
-    try:
-        data = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
-    schema, _, table = topic.partition(".")
-    meta = {"schema": schema, "table": table, "commit_lsn": commit_lsn, "ordinal": ordinal, "xid": xid}
-    environment = {**data, "topic": topic, "key": key, "meta": meta}
-    return condition.wants(environment, environment.pop("unchanged"))
 
 
 def _own_key(values: Sequence[str | None]) -> str | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from cdcbridge.position import START, Position
 from cdcbridge.reads import Chunk
+
+ROW_OVERHEAD: Final = 100  # bytes beside the data that a row costs in memory, for the batch's bound
 
 
 @dataclass(slots=True)

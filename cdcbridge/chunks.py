@@ -17,7 +17,7 @@ from cdcbridge.database import Connection, source_errors
 from cdcbridge.errors import UsageError
 from cdcbridge.reads import Snapshot
 
-ROWS_PER_PAGE: Final = 50  # of a table that is read by its pages, as a guess
+_ROWS_PER_PAGE: Final = 50  # of a table that is read by its pages, as a guess
 _COLUMNS: Final = """
     with recursive bases as (
         select a.attname, a.attnum, a.atttypid as of, format_type(a.atttypid, a.atttypmod) as type from pg_attribute a
@@ -187,11 +187,11 @@ def is_still(connection: Connection, shape: Shape) -> bool:
 
 
 def next_place(connection: Connection, shape: Shape, place: list[Any], size: int) -> tuple[list[Any], int, bool]:
-    """Where a chunk of so many rows (or pages) that begins behind `place` ends, how many rows that are, and whether it
+    """Where a chunk of about so many rows that begins behind `place` ends, how many rows that are, and whether it
     is the last. A place is the key's texts, or without a key (leaf, page).
     """
     if not shape.key:
-        return _next_page(connection, shape, place, size)
+        return _next_page(connection, shape, place, max(1, size // _ROWS_PER_PAGE))
     names = _COMMA.join(sql.Identifier(column.name) for column in shape.key)
     texts = _COMMA.join(sql.SQL("{}::text").format(sql.Identifier(column.name)) for column in shape.key)
     # Of s: a bare name would be the text beside it.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from cdcbridge.batch import Batch
+from cdcbridge.batch import ROW_OVERHEAD, Batch
 from cdcbridge.encode import encode_data, key_text, message_row, partition_of, published_row, shared_part, with_old_key
 from cdcbridge.errors import DecodeError, OperatorNeeded
 from cdcbridge.filters import FilterError
@@ -24,7 +24,6 @@ from cdcbridge.published import TOPIC_PREFIX, read_published
 from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Watch
 from cdcbridge.route import Plan, Router
 
-_ROW_OVERHEAD = 100  # bytes beside the data that a row costs in memory, for the batch's bound
 READ_ROWS = 10000  # of backfills in one append
 READ_ROWS_BESIDE = 300  # where there are changes, which have to wait for it
 
@@ -225,7 +224,7 @@ class Collector:
         batch.rows.append(row)
         batch.keys.append(key)
         batch.partitions.append(partition)
-        batch.size += len(row) + _ROW_OVERHEAD
+        batch.size += len(row) + ROW_OVERHEAD
         batch.streams.update(plan.streams)
         plain = plan.plain
         if len(data) > plan.smallest_limit:
@@ -283,7 +282,7 @@ class Collector:
         batch.rows.append(published_row(topic, text, partition, data))
         batch.keys.append(message.key)
         batch.partitions.append(partition)
-        batch.size += len(data) + _ROW_OVERHEAD
+        batch.size += len(data) + ROW_OVERHEAD
         for reader in readers:
             if reader.reads_log:
                 batch.streams.add(reader.consumer_id)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import orjson
+
 VARIABLES: Final = frozenset({"op", "topic", "key", "record", "old", "meta"})
 _FUNCTIONS: Final = frozenset(
     {"size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bytes", "timestamp"}
@@ -97,6 +99,21 @@ class Filter:
         if reads.whole and old is not None:
             missing["old"].add("*")
         return missing
+
+
+def wants_text(
+    condition: Filter, text: str | bytes, topic: str, key: str | None, commit_lsn: str | None, ordinal: int | None,
+    xid: int | None,
+) -> bool:  # fmt: skip
+    """The same of a message whose data is JSON text. Raises FilterError."""
+    try:
+        data: dict[str, Any] = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
+    schema, _, table = topic.partition(".")
+    meta = {"schema": schema, "table": table, "commit_lsn": commit_lsn, "ordinal": ordinal, "xid": xid}
+    environment = {**data, "topic": topic, "key": key, "meta": meta}
+    return condition.wants(environment, environment.pop("unchanged"))
 
 
 def _macro_variables(tokens: list[str]) -> set[str]:

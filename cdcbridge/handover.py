@@ -41,7 +41,7 @@ class Handover:
         """From this watermark on the collector watches the table; its LSN."""
         token = self._token()
         self._handed[token] = watch
-        return _mark(marker, token)
+        return mark(marker, token)
 
     def chunk(
         self,
@@ -60,7 +60,7 @@ class Handover:
         with self._changed:
             self._outstanding.add(token)
         self._handed[token] = Chunk(watch, backfill_id, seen, rows, place, looked_at, last, self._releaser(token))
-        _mark(marker, token)
+        mark(marker, token)
 
     def has_room(self) -> bool:
         """Wait until few enough chunks are on their way; False when stopped meanwhile."""
@@ -98,7 +98,8 @@ class Handover:
         return release
 
 
-def _mark(marker: Connection, token: bytes) -> int:
+def mark(marker: Connection, token: bytes) -> int:
+    """Write a watermark into the WAL; its LSN. The position of the log comes there soon after the stream does."""
     with source_errors():
         row = marker.execute(
             "select pg_logical_emit_message(true, %s, %s)::text", (WATERMARK_PREFIX, token.decode()), prepare=True

@@ -130,8 +130,7 @@ def _read_table(
     log.info("backfill.copying", consumer=order.consumer, table=order.table)
     place, last, size = order.place or [], False, _FIRST_ROWS
     while not last and not over.is_set():
-        span = size if shape.key else max(1, size // chunks.ROWS_PER_PAGE)
-        end, looked_at, last = chunks.next_place(reader, shape, place, span)
+        end, looked_at, last = chunks.next_place(reader, shape, place, size)
         wanted = chunks.Wanted(own_key=subscription.key)
         rows = chunks.copy_rows(reader, chunks.rows_query(shape, wanted, place, end)) if end else []
         place = end

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, Final
+from typing import Final
 
-import orjson
-
-from cdcbridge.batch import Batch
+from cdcbridge.batch import ROW_OVERHEAD, Batch
 from cdcbridge.encode import PACK_READ, partition_of, read_part
-from cdcbridge.filters import Filter, FilterError
+from cdcbridge.filters import FilterError, wants_text
 from cdcbridge.lsn import format_lsn
 from cdcbridge.position import Position
 from cdcbridge.reads import Chunk, Stale
 
 _LENGTH: Final = struct.Struct("!i")
 _NULL: Final = 0xFFFFFFFF
-_ROW_OVERHEAD: Final = 100  # as the collector has it
 
 
 def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None, partitions: int) -> Position:
@@ -75,7 +72,7 @@ def _plain(batch: Batch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes
             )
         size += data
         index += 1
-    batch.size += size + (index - first) * (len(shared) + _ROW_OVERHEAD)
+    batch.size += size + (index - first) * (len(shared) + ROW_OVERHEAD)
     return [n for n in range(first, index) if n not in dead] if dead else list(range(first, index))
 
 
@@ -84,7 +81,7 @@ def _looked_at(
 ) -> tuple[list[int], list[str | None]]:
     """For a consumer with a filter or a key of its own: which rows it takes, and their keys."""
     watch, wanted = chunk.watch, chunk.watch.subscription
-    ordinal = behind.ordinal
+    lsn, ordinal = format_lsn(behind.commit_lsn), behind.ordinal
     taken: list[int] = []
     own_keys: list[str | None] = []
     for row in chunk.rows:
@@ -94,8 +91,7 @@ def _looked_at(
             continue
         try:
             reason = None
-            here = Position(behind.commit_lsn, ordinal + 1)
-            if wanted.filter and not _matches(wanted.filter, watch.topic, data, text, here):
+            if wanted.filter and not wants_text(wanted.filter, data, watch.topic, text, lsn, ordinal + 1, None):
                 continue
         except FilterError as error:
             reason = f"filter_error: {error}"
@@ -107,7 +103,7 @@ def _looked_at(
         batch.rows.append(PACK_READ(4, ordinal, 4, partition) + body + shared)
         batch.keys.append(text)
         batch.partitions.append(partition)
-        batch.size += len(body) + len(shared) + _ROW_OVERHEAD
+        batch.size += len(body) + len(shared) + ROW_OVERHEAD
         if reason is None:
             taken.append(index)
             own_keys.append(own_key)
@@ -126,15 +122,3 @@ def _fields(row: bytes, keyed: bool) -> tuple[bytes, bytes | None, bytes, str | 
         return row, key, row[start + 4 :], None
     own = None if _LENGTH.unpack_from(row, end)[0] < 0 else row[end + 4 :].decode()
     return row[:end], key, row[start + 4 : end], own
-
-
-def _matches(condition: Filter, topic: str, data: bytes, key: str | None, position: Position) -> bool:
-    try:
-        environment: dict[str, Any] = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
-    schema, _, table = topic.partition(".")
-    commit_lsn, ordinal = format_lsn(position.commit_lsn), position.ordinal
-    meta = {"schema": schema, "table": table, "commit_lsn": commit_lsn, "ordinal": ordinal, "xid": None}
-    unchanged = environment.pop("unchanged")
-    return condition.wants({**environment, "topic": topic, "key": key, "meta": meta}, unchanged)

@@ -50,6 +50,13 @@ class Tail:
     unfinished: dict[str, Any] | None
 
 
+def log_end(connection: Connection) -> int:
+    """Up to which LSN everything is in the log, or is nobody's; 0 before the first start."""
+    with store_errors():
+        row = connection.execute("select end_lsn::text from positions order by id desc limit 1").fetchone()
+    return parse_lsn(row[0]) if row else 0
+
+
 class Store:
     """One session on the store. Every method raises StoreUnavailable where the session is lost."""
 

@@ -14,9 +14,10 @@ from cdcbridge.config import Config
 from cdcbridge.consumers import all_subscriptions
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
-from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.reads import WATERMARK_PREFIX
+from cdcbridge.handover import mark
+from cdcbridge.lsn import format_lsn
 from cdcbridge.route import OPERATIONS, Router
+from cdcbridge.store import log_end
 
 _XIDS: Final = 1 << 32
 _POLL: Final = 0.05
@@ -100,19 +101,13 @@ def _refuse(config: Config, store: Connection, schema: str, name: str) -> None:
 
 def _wait_for_log(config: Config, store: Connection, wait: float) -> None:
     """Until the log has all that is committed now."""
-    with connect_source(config.source_dsn, "cdcbridge watermark") as marker, source_errors():
-        row = marker.execute("select pg_logical_emit_message(true, %s, 'verify')::text", (WATERMARK_PREFIX,)).fetchone()
-    mark = parse_lsn(row[0]) if row else 0
+    with connect_source(config.source_dsn, "cdcbridge watermark") as marker:
+        target = mark(marker, b"verify")
     deadline = time.monotonic() + wait
-    while True:
-        with store_errors():
-            end = store.execute("select end_lsn::text from positions order by id desc limit 1").fetchone()
-        if end and parse_lsn(end[0]) >= mark:
-            return
+    while (end := log_end(store)) < target:
         if time.monotonic() > deadline:
             raise CdcbridgeError(
-                f"the log ends at {end[0] if end else 'its beginning'}, and did not come to {format_lsn(mark)} in"
-                f" {wait:g} s",
+                f"the log ends at {format_lsn(end)}, and did not come to {format_lsn(target)} in {wait:g} s",
                 hint="Is the bridge running? `cdcbridge lag` tells; --wait gives it longer.",
             )
         time.sleep(_POLL)

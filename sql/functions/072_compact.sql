@@ -64,7 +64,8 @@ exception
 end $$;
 
 -- compaction_candidates(beyond) → what may be kept of the log below seq beyond. live: the latest message of its key, and not of one
--- that is gone; of rows that a backfill read, each reader's. Else it tells that keys are gone, or has no key: to be read by those who have not yet, and then superfluous.
+-- that is gone; of rows that a backfill read, each reader's. Else it tells that keys are gone, or has no key: to be read by those
+-- who have not yet, and then superfluous.
 create or replace function compaction_candidates(beyond bigint)
 returns table (seq bigint, partition int, live boolean)
 language sql stable as $$

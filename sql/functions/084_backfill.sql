@@ -67,7 +67,7 @@ end $$;
 create or replace function forget_beginnings(kept int[]) returns void
 language sql volatile set search_path from current as $$
     update backfills b set since = null, early = null, after_seq = null
-    where b.state in ('waiting', 'running', 'paused', 'failed') and b.since is not null and b.consumer_id <> all (kept)
+    where b.state in ('waiting', 'running', 'paused', 'failed') and b.consumer_id <> all (kept)
 $$;
 
 -- changed_behind(topic, seq, operations, most) → the keys that changes behind seq are of, or took away; no more than so many.

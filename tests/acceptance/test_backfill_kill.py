@@ -77,6 +77,19 @@ class Writer(threading.Thread):
         self.join()
 
 
+def fill(world: World, rows: int) -> None:
+    """Two tables, and a consumer of each mode that wants what is in them."""
+    world.execute(
+        "create sequence v",
+        "create table big (id int primary key, v bigint)",
+        "create table small (id int primary key, v bigint)",
+        f"insert into big select i, nextval('v') from generate_series(1, {rows}) i",
+        "insert into small select i, nextval('v') from generate_series(1, 200) i",
+    )
+    for mode, name in NAMES.items():
+        world.consumer(name, ("public.big", "public.small"), mode=mode, start="snapshot")
+
+
 def fold(rows: list[tuple[int, str, str, dict[str, Any]]]) -> tuple[dict[str, dict[int, int]], list[str]]:
     """The state that a consumer's messages lead to, and what is wrong with them on the way."""
     state: dict[str, dict[int, int]] = {"public.big": {}, "public.small": {}}
@@ -99,7 +112,7 @@ def fold(rows: list[tuple[int, str, str, dict[str, Any]]]) -> tuple[dict[str, di
     return state, wrong
 
 
-def messages(world: World, name: str, after: int = 0) -> list[tuple[int, str, str, dict[str, Any]]]:
+def messages(world: World, name: str) -> list[tuple[int, str, str, dict[str, Any]]]:
     """What the consumer got, in order."""
     if name == "s":
         return world.rows(
@@ -117,15 +130,7 @@ def messages(world: World, name: str, after: int = 0) -> list[tuple[int, str, st
 def test_the_first_start_from_the_slots_snapshot(world: World) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    world.execute(
-        "create sequence v",
-        "create table big (id int primary key, v bigint)",
-        "create table small (id int primary key, v bigint)",
-        f"insert into big select i, nextval('v') from generate_series(1, {4 * ROWS}) i",
-        "insert into small select i, nextval('v') from generate_series(1, 200) i",
-    )
-    for mode, name in NAMES.items():
-        world.consumer(name, ("public.big", "public.small"), mode=mode, start="snapshot")
+    fill(world, 4 * ROWS)
     writers = [Writer(world.dsn, seed + n) for n in range(2)]
     for writer in writers:
         writer.start()
@@ -154,16 +159,8 @@ def test_rows_are_read_from_a_standby_that_lags(world18: World, pg18: EmbeddedSe
     world = world18
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    world.execute(
-        "create sequence v",
-        "create table big (id int primary key, v bigint)",
-        "create table small (id int primary key, v bigint)",
-        f"insert into big select i, nextval('v') from generate_series(1, {ROWS}) i",
-        "insert into small select i, nextval('v') from generate_series(1, 200) i",
-    )
+    fill(world, ROWS)
     with Standby(pg18, settings={**FAST, "recovery_min_apply_delay": "300ms"}) as standby:
-        for mode, name in NAMES.items():
-            world.consumer(name, ("public.big", "public.small"), mode=mode, start="snapshot")
         world.settings["read_dsn"] = standby.dsn(world.database)
         writer = Writer(world.dsn, seed)
         writer.start()
@@ -188,15 +185,7 @@ def test_snapshots_and_backfills_while_the_bridge_is_killed(world: World) -> Non
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    world.execute(
-        "create sequence v",
-        "create table big (id int primary key, v bigint)",
-        "create table small (id int primary key, v bigint)",
-        f"insert into big select i, nextval('v') from generate_series(1, {ROWS}) i",
-        "insert into small select i, nextval('v') from generate_series(1, 200) i",
-    )
-    for mode, name in NAMES.items():
-        world.consumer(name, ("public.big", "public.small"), mode=mode, start="snapshot")
+    fill(world, ROWS)
     writers = [Writer(world.dsn, seed + n) for n in range(2)]
     process = world.start_process()
     eventually(world.active)

@@ -374,3 +374,28 @@ def test_what_the_stream_brings_before_any_snapshot_sees_it_is_not_followed_by_t
             assert verify(world.config(), "public.t").ok
         assert ops(world, "select data ->> 'op', key from messages where key = '290'") == [("update", "290")]
         world.close()
+
+
+def test_a_consumer_that_was_away_gets_by_its_snapshot_what_it_missed(world15: World) -> None:
+    world = world15
+    world.execute("create table t (id int primary key)", "insert into t select generate_series(1, 10)")
+    world.consumer("all")
+    with world.bridge():
+        pass
+    world.consumer(start="snapshot")
+    with psycopg.connect(world.dsn) as writer:
+        writer.execute("insert into t values (20)")
+        with world.bridge():
+            eventually(lambda: listed(world)["note"])  # nothing is read before the writer has ended
+        writer.rollback()
+    world.consumers = [c for c in world.consumers if c["name"] != "c"]
+    with world.bridge():
+        world.execute("insert into t values (1000)")
+        eventually(lambda: world.value("select pending from consumer_lag() where name = 'all'") == 1)
+        eventually(lambda: listed(world)["state"] == "failed")
+    world.consumer(start="snapshot")
+    with world.bridge():
+        world.json("backfill", "resume", "c")
+        eventually(lambda: finished(world))
+    got = world.rows("select key from receive('c', 100)")
+    assert got == [(str(n),) for n in (*range(1, 11), 1000)]

@@ -122,6 +122,8 @@ class Backfill:
         self._on_standby = reader.execute("select pg_is_in_recovery()").fetchone() == (True,)
         begun = self._handover.watch(marker, self._watch)
         self._wait_for_writers(reader, marker, store, shape)
+        if self._stopping.is_set():
+            return  # and whoever wrote may still do
         since = begin(store, order, chunks.snapshot(reader), chunks.estimate(reader, shape), going_on=going_on)
         if since is None:
             return  # paused or cancelled meanwhile

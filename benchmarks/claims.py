@@ -3,7 +3,8 @@
 The plain design is a row per consumer and message, as queue tables usually are: an index scan with FOR UPDATE SKIP LOCKED,
 an UPDATE that hides the row under a new token, a DELETE that acks it if the token is still the same. Both are driven by the
 same loop over libpq, which takes the same columns and looks at the receipts alone; a claim and its ack are two
-transactions. Ours claims with synchronous_commit off, as its client does.
+transactions, and an ack goes out together with the next claim (libpq's pipeline mode), so that the pair is one round
+trip. Ours claims with synchronous_commit off, as its client does.
 """
 
 from __future__ import annotations
@@ -245,14 +246,37 @@ def _receiver(
         ready.wait()
         go.wait()
         deadline = time.monotonic() + seconds
+        # An ack and the next claim go out together, each a transaction of its own: one round trip for both.
+        connection.enter_pipeline_mode()
+        _send(connection, b"claim", size)
         empty = 0
         while empty < 3 and time.monotonic() < deadline:
-            claimed = connection.exec_prepared(b"claim", [size])
+            claimed = _result(connection)
             receipts = [claimed.get_value(row, 0) or b"" for row in range(claimed.ntuples)]
-            if not receipts:
-                empty += 1
-                continue
-            empty = 0
-            connection.exec_prepared(b"ack", [b"{" + b",".join(receipts) + b"}"])
-            acked.append((time.monotonic(), len(receipts)))
+            if receipts:
+                _send(connection, b"ack", b"{" + b",".join(receipts) + b"}")
+            _send(connection, b"claim", size)
+            if receipts:
+                _result(connection)
+                acked.append((time.monotonic(), len(receipts)))
+            empty = 0 if receipts else empty + 1
+        _result(connection)
+        connection.exit_pipeline_mode()
         results.put(acked)
+
+
+def _send(connection: psycopg.pq.abc.PGconn, name: bytes, value: bytes) -> None:
+    """A prepared statement as a transaction of its own."""
+    connection.send_query_prepared(name, [value])
+    connection.pipeline_sync()
+
+
+def _result(connection: psycopg.pq.abc.PGconn) -> psycopg.pq.abc.PGresult:
+    """The next statement's result; its end and its synchronization are read, too."""
+    result = connection.get_result()
+    assert result is not None
+    if result.status != psycopg.pq.ExecStatus.TUPLES_OK and result.status != psycopg.pq.ExecStatus.COMMAND_OK:
+        raise RuntimeError(result.error_message.decode())
+    while (after := connection.get_result()) is None or after.status != psycopg.pq.ExecStatus.PIPELINE_SYNC:
+        pass
+    return result

@@ -1,6 +1,6 @@
 """The configuration: one YAML file, environment variables over it. Every error names the file and the path in it.
 
-Reads the file and the environment, nothing else. A key whose feature is not built yet is refused, never ignored.
+Reads the file and the environment, nothing else.
 """
 
 from __future__ import annotations
@@ -32,22 +32,10 @@ from cdcbridge.units import Duration, Size
 Operation = Literal["insert", "update", "delete", "truncate"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
 _VARIABLE: Final = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
-_NOT_BUILT: Final = "is not built yet in this version"
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _refuse(*names: str) -> Any:
-    """A validator for keys whose feature is not built yet: only "off" is accepted."""
-
-    def refuse(_cls: type, value: Any) -> Any:
-        if value is None or value is False or value == []:
-            return value
-        raise ValueError(_NOT_BUILT)
-
-    return field_validator(*names, mode="before")(refuse)
 
 
 class Source(_Model):
@@ -60,10 +48,8 @@ class Source(_Model):
     publication: Annotated[str, Field(pattern=_IDENTIFIER)] = "cdcbridge"
     heartbeat_interval: Duration = 10.0
     max_retained_wal: Size = 10 << 30
-    max_slot_inactive: None = None
-    failover: None = None
-
-    _unbuilt = _refuse("max_slot_inactive", "failover")
+    max_slot_inactive: Duration = 300.0
+    failover: Literal["auto"] | bool = "auto"
 
 
 class Store(_Model):
@@ -88,6 +74,24 @@ class Log(_Model):
 
     format: Literal["text", "json"] = "text"
     level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Http(_Model):
+    """Where `run` answers /metrics, /live and /ready."""
+
+    listen: Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+):[0-9]{1,5}$")] = "127.0.0.1:9187"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @field_validator("listen")
+    @classmethod
+    def _port_exists(cls, value: str) -> str:
+        if int(value.rpartition(":")[2]) > 65535:
+            raise ValueError("a port is at most 65535")
+        return value
 
 
 class RetryDelay(_Model):
@@ -208,11 +212,9 @@ class Config(BaseSettings):
     source: Source
     store: Store = Store()
     log: Log = Log()
-    http: None = None
+    http: Http | None = Http()
     consumers: tuple[Consumer, ...] = ()
     _path: Path = PrivateAttr(default=Path("cdcbridge.yaml"))
-
-    _unbuilt = _refuse("http")
 
     @property
     def source_dsn(self) -> str:
@@ -322,5 +324,6 @@ def _describe(path: str, problem: Any) -> str:
     if kind == "missing":
         return f"{path}: {location}: missing"
     message = message[0].lower() + message[1:] if message.startswith(("Input", "String")) else message
-    shown = "" if isinstance(given, dict | list | tuple) or location.endswith("dsn") else f" (given {given!r})"
+    secret = location.endswith("dsn") or location in ("source", "store")
+    shown = "" if isinstance(given, dict | list | tuple) or secret else f" (given {given!r})"
     return f"{path}: {location}: {message}{shown}"

@@ -1,8 +1,8 @@
 """What the bridge does beside the stream, now and then, in a thread with sessions of its own. Part of the rim.
 
 Heartbeats on the source, so that the slot moves on while only other databases write; messages whose last delivery
-expired become dead letters; many rows of a held key become few; segments of the log that nobody needs are dropped;
-alarms about the slot. Never touches the stream; what fails here is told and tried again.
+expired become dead letters; many rows of a held key become few; segments of the log that nobody needs are dropped.
+Never touches the stream; what fails here is told and tried again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import structlog
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store
 from cdcbridge.errors import CdcbridgeError
-from cdcbridge.source import current_lsn, slots
-from cdcbridge.units import format_size
+from cdcbridge.source import in_recovery
 
 HEARTBEAT_PREFIX: Final = "cdcbridge.heartbeat"
 _BURY_INTERVAL: Final = 2.0  # an expired last delivery dies within 5 s
@@ -60,8 +59,8 @@ class Housekeeper:
             next_heartbeat = next_retention = 0.0
             while not self._stop.is_set():
                 if time.monotonic() >= next_heartbeat:
-                    source.execute("select pg_logical_emit_message(true, %s, '')", (HEARTBEAT_PREFIX,))
-                    self._watch_slot(source)
+                    if not in_recovery(source):  # on a standby its primary's own traffic has to do
+                        source.execute("select pg_logical_emit_message(true, %s, '')", (HEARTBEAT_PREFIX,))
                     next_heartbeat = time.monotonic() + interval
                 buried = store.execute("select bury_expired(), forget_published(), merge_runs()").fetchone()
                 if buried and buried[0]:
@@ -99,16 +98,3 @@ class Housekeeper:
                 "retention.held", consumer=held_by, reason="it has not finished messages older than store.retention"
             )
         self._held_by = held_by
-
-    def _watch_slot(self, source: Connection) -> None:
-        limit = self._config.source.max_retained_wal
-        for slot in slots(source, self._config.source.slot):
-            retained = current_lsn(source) - (slot.restart_lsn or 0)
-            if slot.restart_lsn is not None and retained > limit:
-                log.warning(
-                    "slot.retains_too_much",
-                    slot=slot.name,
-                    retained_bytes=retained,
-                    max_retained_wal=format_size(limit),
-                    wal_status=slot.wal_status,
-                )

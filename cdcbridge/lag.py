@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from psycopg.rows import dict_row
 
+from cdcbridge.alarms import Alarm, SlotState, alarms, average_growth, observed_growth, seconds_to
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
+from cdcbridge.errors import StoreUnavailable
+from cdcbridge.horizon import HorizonHolder, horizon_holders
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import schema_version
 from cdcbridge.source import Slot, current_lsn, slots
@@ -16,7 +21,11 @@ from cdcbridge.source import Slot, current_lsn, slots
 
 @dataclass(slots=True, frozen=True)
 class SlotLag:
-    """One slot: sizes in bytes; lag_seconds is the age of the oldest commit not yet confirmed, None if unknown."""
+    """One slot: sizes in bytes; lag_seconds is the age of the oldest commit not yet confirmed, None if unknown.
+
+    `growth_bytes_per_second`: of what it retains. `seconds_to_limit`: until max_slot_wal_keep_size at that rate, None
+    where there is no limit or no growth. `failover`: None before PostgreSQL 17.
+    """
 
     name: str
     plugin: str
@@ -28,6 +37,12 @@ class SlotLag:
     retained_bytes: int | None
     lag_bytes: int | None
     lag_seconds: float | None
+    safe_wal_bytes: int | None
+    invalidation_reason: str | None
+    inactive_seconds: float | None
+    growth_bytes_per_second: float | None
+    seconds_to_limit: float | None
+    failover: bool | None
 
 
 @dataclass(slots=True, frozen=True)
@@ -62,6 +77,11 @@ class Lag:
     holders: tuple[Holder, ...] = ()
     backfills: tuple[dict[str, Any], ...] = ()  # unfinished ones, as backfill_status() has them
     gone: tuple[str, ...] = ()  # slots that the store goes by and the source has not
+    other: tuple[str, ...] = ()  # slots that the store goes by, and the configuration does not
+    horizon: tuple[HorizonHolder, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
+    measured_at: float = 0.0  # time.monotonic()
+    store_error: str | None = None  # why nothing is known of the store's side
 
     @property
     def lost(self) -> list[str]:
@@ -69,48 +89,115 @@ class Lag:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "slots": [asdict(slot) for slot in self.slots],
+            "slots": [{field: value for field, value in asdict(s).items() if field not in _HEALTH} for s in self.slots],
+            "slot_health": [{"name": s.name, **{field: getattr(s, field) for field in _HEALTH}} for s in self.slots],
             "consumers": [asdict(c) for c in self.consumers],
             "holders": [asdict(h) for h in self.holders],
             "backfills": list(self.backfills),
+            "xmin_holders": [asdict(h) for h in self.horizon],
+            "alarms": [asdict(a) for a in self.alarms],
         }
 
 
+# Of a slot, told beside what `slots` has had from the beginning.
+_HEALTH: Final = (
+    "safe_wal_bytes",
+    "invalidation_reason",
+    "inactive_seconds",
+    "growth_bytes_per_second",
+    "seconds_to_limit",
+    "failover",
+)
+LOOKS: Final = 6  # that are needed to observe growth
 _STREAM: Final = """
-    select r.sent_lsn::text, r.write_lsn::text, pg_current_wal_flush_lsn()::text
+    select r.sent_lsn::text, r.write_lsn::text,
+           (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end)::text
     from pg_stat_replication r where r.pid = %s
 """
 
 
-def measure(config: Config) -> Lag:
-    """Look at both sides once. Raises SourceUnavailable or StoreUnavailable."""
+def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
+    """Look at both sides once; where the store is out of reach, at the slot alone. `before`: earlier looks, from which
+    growth is told; None: there are none, and it is the average since what the slot waits for began. Raises
+    SourceUnavailable.
+    """
     with connect_source(config.source_dsn, "cdcbridge lag") as connection:
         found = slots(connection, config.source.slot)
         current = current_lsn(connection)
         idle = {slot.name: _caught_up(connection, slot, current) for slot in found}
+        measured_at = time.monotonic()
+        with source_errors():
+            server = connection.execute("select system_identifier::text from pg_control_system()").fetchone()
+            horizon = horizon_holders(connection, "source")
+    try:
+        side = _store_side(config)
+    except StoreUnavailable as error:
+        side = _StoreSide(error=str(error))
+    if side.server == server:
+        horizon = [replace(holder, server="both") for holder in horizon]
+    behind, silent = side.behind, side.silent
+    made = []
+    for slot in found:
+        lag = _slot(slot, current, 0.0 if idle[slot.name] else behind)
+        if lag.inactive_seconds is None and not lag.active:
+            lag = replace(lag, inactive_seconds=silent)  # before 17 nobody knows; not longer than since the last append
+        growth = _average(lag, horizon) if before is None else _observed(lag, before, measured_at)
+        left = seconds_to(lag.safe_wal_bytes, growth)
+        made.append(replace(lag, growth_bytes_per_second=growth, seconds_to_limit=left))
+    retained, inactive = config.source.max_retained_wal, config.source.max_slot_inactive
+    return Lag(
+        made,
+        side.consumers,
+        side.holders,
+        side.backfills,
+        tuple(name for name in side.slots if not found and name == config.source.slot),
+        tuple(name for name in side.slots if name != config.source.slot),
+        (*horizon, *(() if side.server == server else side.horizon)),
+        tuple(alarm for slot in made for alarm in alarms(_state(slot), max_retained=retained, max_inactive=inactive)),
+        measured_at,
+        side.error,
+    )
+
+
+@dataclass(slots=True)
+class _StoreSide:
+    """What the store knows. `behind`: age of the newest commit that is in it; `silent`: since its last append."""
+
+    server: Any = None
+    behind: float | None = None
+    silent: float | None = None
+    consumers: list[ConsumerLag] = field(default_factory=list)
+    holders: tuple[Holder, ...] = ()
+    backfills: tuple[dict[str, Any], ...] = ()
+    slots: tuple[str, ...] = ()
+    horizon: tuple[HorizonHolder, ...] = ()
+    error: str | None = None
+
+
+def _store_side(config: Config) -> _StoreSide:
     with connect_store(config.store_dsn, config.store.schema_, "cdcbridge lag") as store:
         if schema_version(store) == 0:
-            return Lag([_slot(slot, current, None) for slot in found], [])
+            return _StoreSide()
         with store_errors():
             age = store.execute(
-                "select greatest(0, extract(epoch from clock_timestamp() - commit_time))::float8 from positions"
-                " order by id desc limit 1"
-            ).fetchone()
-            rows = store.execute("select * from consumer_lag()").fetchall()
-            holders = store.execute("select * from safe_seq_holders() where age_seconds >= 1").fetchall()
+                "select greatest(0, extract(epoch from clock_timestamp() - commit_time))::float8,"
+                " greatest(0, extract(epoch from clock_timestamp() - recorded_at))::float8"
+                " from positions order by id desc limit 1"
+            ).fetchone() or (None, None)
             with store.cursor(row_factory=dict_row) as cursor:
                 backfills = cursor.execute(
                     "select * from backfill_status() where state in ('waiting', 'running', 'paused', 'failed')"
                 ).fetchall()
-            known = [name for (name,) in store.execute("select slot from source").fetchall()]
-    behind = age[0] if age else None
-    return Lag(
-        [_slot(slot, current, 0.0 if idle[slot.name] else behind) for slot in found],
-        [ConsumerLag(*row) for row in rows],
-        tuple(Holder(*row) for row in holders),
-        tuple(backfills),
-        tuple(name for name in known if not found and name == config.source.slot),
-    )
+            return _StoreSide(
+                store.execute("select system_identifier::text from pg_control_system()").fetchone(),
+                age[0],
+                age[1],
+                [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
+                tuple(Holder(*row) for row in store.execute("select * from safe_seq_holders() where age_seconds >= 1")),
+                tuple(backfills),
+                tuple(name for (name,) in store.execute("select slot from source")),
+                tuple(horizon_holders(store, "store")),
+            )
 
 
 def stored_slot(config: Config) -> str | None:
@@ -148,4 +235,39 @@ def _slot(slot: Slot, current: int, seconds: float | None) -> SlotLag:
         None if slot.restart_lsn is None else max(0, current - slot.restart_lsn),
         lag,
         None if slot.wal_status == "lost" else seconds,
+        slot.safe_wal_size,
+        slot.invalidation,
+        slot.inactive_seconds,
+        None,
+        None,
+        slot.failover,
+    )
+
+
+def _average(slot: SlotLag, horizon: Sequence[HorizonHolder]) -> float | None:
+    """What it keeps grows by as long as nobody reads it, or a transaction that writes is open; else by nothing."""
+    if not slot.active:
+        return average_growth(slot.lag_bytes, slot.lag_seconds)
+    open_for = [holder.age_seconds for holder in horizon if holder.writes and holder.age_seconds is not None]
+    return average_growth(slot.retained_bytes, max(open_for, default=None)) or 0.0
+
+
+def _observed(slot: SlotLag, before: Sequence[Lag], now: float) -> float | None:
+    looks = [(look.measured_at, s.retained_bytes) for look in before for s in look.slots if s.name == slot.name]
+    looks.append((now, slot.retained_bytes))
+    if len(looks) < LOOKS or None in [retained for _, retained in looks]:
+        return None
+    return observed_growth([(at, retained or 0) for at, retained in looks])
+
+
+def _state(slot: SlotLag) -> SlotState:
+    return SlotState(
+        slot.name,
+        slot.active,
+        slot.wal_status,
+        slot.invalidation_reason,
+        slot.retained_bytes,
+        slot.safe_wal_bytes,
+        slot.inactive_seconds,
+        slot.growth_bytes_per_second,
     )

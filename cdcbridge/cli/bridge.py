@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 import click
 import orjson
+import structlog
 import yaml
 from click.shell_completion import get_completion_class
 
+from cdcbridge import __version__
 from cdcbridge.bridge import Bridge
-from cdcbridge.check import Problem, check
+from cdcbridge.check import check
 from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line
 from cdcbridge.config import Config, load
 from cdcbridge.database import connect_store
@@ -19,7 +22,14 @@ from cdcbridge.decoders.wal2json_file import decode_file
 from cdcbridge.demo import demo as run_demo
 from cdcbridge.encode import encode_data
 from cdcbridge.errors import DecodeError, UsageError
+from cdcbridge.health import Health
+from cdcbridge.metrics import Metrics
 from cdcbridge.migrate import migrate as migrate_store
+from cdcbridge.monitor import HttpServer, Watchdog
+from cdcbridge.problem import Problem
+from cdcbridge.watch import Watcher
+
+log = structlog.get_logger()
 
 
 @click.command()
@@ -85,10 +95,30 @@ def run(app: App, no_wait: bool, consistent: bool) -> None:
     Where another bridge leads it waits as stand-by. While a server is away it keeps trying.
     """
     config = app.config
-    bridge = Bridge(config, wait=not no_wait, reload=lambda: load(app.path), consistent=consistent)
+    health = Health()
+    bridge = Bridge(config, wait=not no_wait, reload=lambda: load(app.path), consistent=consistent, health=health)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: bridge.stop())
-    bridge.run()
+    metrics = Metrics(health, __version__)
+    with ExitStack() as beside:
+        _serve(config, health, metrics, beside)
+        beside.enter_context(Watchdog(health))
+        beside.enter_context(Watcher(config, metrics))
+        bridge.run()
+
+
+def _serve(config: Config, health: Health, metrics: Metrics, beside: ExitStack) -> None:
+    """Answer over HTTP. An address that nobody asked for must not keep a bridge from running."""
+    if config.http is None:
+        return
+    try:
+        server = beside.enter_context(HttpServer(config.http.address, health, metrics))
+    except UsageError as error:
+        if "http" in config.model_fields_set:
+            raise
+        log.warning("http.unavailable", error=str(error), hint=error.hint)
+    else:
+        log.info("http.listening", listen=config.http.listen if server.port == config.http.address[1] else server.port)
 
 
 @click.command()

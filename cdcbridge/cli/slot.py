@@ -31,7 +31,7 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
             click.clear()
         _print(found, app.config.source.slot, as_json)
         if not watch:
-            return 3 if found.lost else 0
+            return 3 if found.lost else 1 if found.store_error else 0
         time.sleep(watch)
 
 
@@ -40,7 +40,7 @@ def _print(found: Lag, slot: str, as_json: bool) -> None:
         print_json(found.as_json())
     else:
         print_table(
-            ("SLOT", "PLUGIN", "ACTIVE", "WAL STATUS", "RETAINED", "LAG", "BEHIND"),
+            ("SLOT", "PLUGIN", "ACTIVE", "WAL STATUS", "RETAINED", "LEFT", "LAG", "BEHIND"),
             [
                 (
                     s.name,
@@ -48,26 +48,47 @@ def _print(found: Lag, slot: str, as_json: bool) -> None:
                     "yes" if s.active else "no",
                     s.wal_status,
                     None if s.retained_bytes is None else human_size(s.retained_bytes),
+                    None if s.safe_wal_bytes is None else human_size(max(0, s.safe_wal_bytes)),
                     None if s.lag_bytes is None else human_size(s.lag_bytes),
                     None if s.lag_seconds is None else human_duration(s.lag_seconds),
                 )
                 for s in found.slots
             ],
-            empty=f"there is no slot {slot}" + ("" if found.gone else " yet: `cdcbridge run` makes it"),
+            empty=f"there is no slot {slot}" + ("" if found.gone or found.other else " yet: `cdcbridge run` makes it"),
         )
         click.echo()
-        print_consumers(found.consumers)
+        if not found.store_error:
+            print_consumers(found.consumers)
         if found.backfills:
             click.echo()
             print_backfills(found.backfills)
+    if found.store_error:
+        say(f"of consumers nothing is known: {found.store_error}")
     for holder in found.holders:
         say(
             f"pid {holder.pid} published seq {holder.seq} and is open for {human_duration(holder.age_seconds)}"
             f" ({holder.state}): streams of published topics wait before it; query: {holder.query}"
         )
-    for name in found.lost:
-        what = "does not exist any more" if name in found.gone else "is lost"
-        say(f"the slot {name} {what}: changes that it had yet to send are gone; `cdcbridge slot recreate` goes on")
+    for held in found.horizon:
+        who = f"{held.kind} {held.name}" if held.pid is None else f"{held.kind} of pid {held.pid} ({held.name})"
+        since = (
+            f"open for {human_duration(held.age_seconds)}"
+            if held.age_seconds is not None
+            else f"{held.age_xids} xids old"
+        )
+        what = "old row versions and WAL" if held.writes and held.server != "store" else "old row versions"
+        doing = ", ".join(text for text in (held.state, f"query: {held.query}" if held.query else None) if text)
+        place = "source and store" if held.server == "both" else held.server
+        say(f"{place}: the {who}, {since}, keeps {what} ({doing})")
+    for name in found.other:
+        say(f"the store goes by the slot {name}, not {slot}: set source.slot back, or store.schema to another name")
+    for alarm in found.alarms:
+        say(f"ALARM {alarm.message}")
+    for name in found.gone:
+        say(
+            f"ALARM the slot {name} does not exist any more: changes that it had yet to send are gone; `cdcbridge slot"
+            " recreate` goes on"
+        )
 
 
 @click.group("slot")

@@ -73,23 +73,15 @@ CONSUMER = "source: {dsn: host=db}\nconsumers:\n  - "
         (CONSUMER + "{name: a, tables: [s.t], max_in_flight: 0}", "consumers.0.max_in_flight: input should be greater"),
         (CONSUMER + "{name: a, tables: [s.t], visibility_timeout: soon}", "'soon' is not a duration"),
         (CONSUMER + "{name: 'A b', tables: [s.t]}", "consumers.0.name: "),
+        ("source: {dsn: x=y, failover: maybe}\n", "source.failover"),
+        ("source: {dsn: x=y, max_slot_inactive: 5}\n", "source.max_slot_inactive: 5 is not a duration"),
+        (GOOD + "http: {listen: 9187}\n", "http.listen: "),
+        (GOOD + "http: {listen: '127.0.0.1:70000'}\n", "http.listen: a port is at most 65535"),
         (GOOD + "  - {name: a, tables: [public.u]}\n", "consumers: two consumers are named 'a'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_file_and_path(tmp_path: Path, text: str, message: str) -> None:
     assert message in refused(tmp_path, text)
-
-
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        ("source: {dsn: a=b, failover: auto}\n", "source.failover:"),
-        (GOOD + "http: {listen: 127.0.0.1:9187}\n", "http:"),
-    ],
-)
-def test_what_is_not_built_yet_is_refused_never_ignored(tmp_path: Path, text: str, path: str) -> None:
-    message = refused(tmp_path, text)
-    assert path in message and "is not built yet" in message
 
 
 def test_all_problems_are_told_at_once_and_no_secret(tmp_path: Path) -> None:

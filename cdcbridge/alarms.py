@@ -1,0 +1,101 @@
+"""What about a slot should wake somebody up, and what is left of time. Pure.
+
+One text for `lag`, the log and whoever is paged: what is the matter, since when, what will happen, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cdcbridge.units import human_duration, human_size
+
+FORECAST_WITHIN: Final = 3600.0  # seconds to a limit that are an alarm
+_RATE_OVER: Final = 10.0  # seconds that the average needs to mean something
+
+
+@dataclass(slots=True, frozen=True)
+class Alarm:
+    """`code` is stable, for programs."""
+
+    code: str
+    slot: str
+    message: str
+
+
+@dataclass(slots=True, frozen=True)
+class SlotState:
+    """What alarms go by: sizes in bytes, times in seconds, None where unknown. `growth`: retained bytes per second."""
+
+    name: str
+    active: bool
+    wal_status: str
+    reason: str | None
+    retained_bytes: int | None
+    safe_wal_bytes: int | None
+    inactive_seconds: float | None
+    growth: float | None
+
+
+def average_growth(retained_bytes: int | None, seconds: float | None) -> float | None:
+    """Bytes per second that a slot keeps which has not moved for so long; None where that is too short to say."""
+    if retained_bytes is None or seconds is None or seconds < _RATE_OVER:
+        return None
+    return retained_bytes / seconds
+
+
+def observed_growth(looks: Sequence[tuple[float, int]]) -> float | None:
+    """Bytes per second, from looks (moment, retained bytes) of which none is missing; None while they are too few.
+
+    From the least that was retained in the first half of them to the least in the second: a slot's restart_lsn moves in
+    steps, so what it keeps goes up and down although it grows by nothing.
+    """
+    half = len(looks) // 2
+    if half < 2:
+        return None
+    (began, before), (ended, after) = (min(part, key=lambda look: look[1]) for part in (looks[:half], looks[-half:]))
+    return max(0.0, (after - before) / (ended - began))
+
+
+def seconds_to(limit: float | None, growth: float | None) -> float | None:
+    """When so many bytes more are reached; None where they are not in sight."""
+    if limit is None or growth is None or growth <= 0:
+        return None
+    return max(0.0, limit / growth)
+
+
+def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[Alarm]:
+    """The worst first. A lost slot has one alarm: nothing else matters any more."""
+    if slot.wal_status == "lost":
+        why = f" ({slot.reason})" if slot.reason else ""
+        text = f"the slot {slot.name} is lost{why}: what it had yet to send is gone; `cdcbridge slot recreate` goes on"
+        return [Alarm("slot_lost", slot.name, text)]
+    found = []
+    if slot.wal_status == "unreserved":
+        act = "end the transaction that holds it" if slot.active else "start the bridge"
+        text = (
+            f"the slot {slot.name} needs WAL that the next checkpoint may remove (wal_status unreserved): {act}, or"
+            " raise max_slot_wal_keep_size"
+        )
+        found.append(Alarm("slot_unreserved", slot.name, text))
+    left = seconds_to(slot.safe_wal_bytes, slot.growth)
+    if left is not None and left < FORECAST_WITHIN and slot.growth:
+        text = (
+            f"at this rate ({human_size(slot.growth)}/s) max_slot_wal_keep_size is reached in {human_duration(left)},"
+            f" and the slot {slot.name} is lost"
+        )
+        found.append(Alarm("slot_limit_in_sight", slot.name, text))
+    if slot.retained_bytes is not None and slot.retained_bytes > max_retained:
+        text = (
+            f"the slot {slot.name} retains {human_size(slot.retained_bytes)} of WAL, more than max_retained_wal"
+            f" ({human_size(max_retained)})"
+        )
+        found.append(Alarm("slot_retains_too_much", slot.name, text))
+    if not slot.active and slot.inactive_seconds is not None and slot.inactive_seconds > max_inactive:
+        text = (
+            f"nobody has read the slot {slot.name} for {human_duration(slot.inactive_seconds)}, longer than"
+            f" max_slot_inactive ({human_duration(max_inactive)}): is the bridge running?"
+        )
+        found.append(Alarm("slot_inactive", slot.name, text))
+    return found

@@ -1,0 +1,150 @@
+"""What Prometheus gets. Names and units as its conventions have them; one registry per program.
+
+Knows prometheus-client and what `lag` measures; asks no database. Gauges of a side that cannot be reached are taken
+away rather than left standing at what they were: an old value would look like a healthy one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cdcbridge.batch import Batch
+from cdcbridge.health import Health
+from cdcbridge.lag import Lag
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SLOT_GAUGES: Final = {
+    "slot_active": ("active", "Whether somebody reads the slot"),
+    "slot_retained_bytes": ("retained_bytes", "WAL that the slot keeps on the server"),
+    "slot_lag_bytes": ("lag_bytes", "WAL behind what is confirmed"),
+    "slot_lag_seconds": ("lag_seconds", "Age of the oldest commit not yet confirmed; 0 when idle"),
+    "slot_safe_wal_bytes": ("safe_wal_bytes", "WAL that may be written before max_slot_wal_keep_size is reached"),
+    "slot_inactive_seconds": ("inactive_seconds", "Since when nobody reads the slot"),
+    "slot_growth_bytes_per_second": ("growth_bytes_per_second", "How fast what the slot keeps grows"),
+    "slot_limit_in_seconds": ("seconds_to_limit", "When max_slot_wal_keep_size is reached if it goes on so"),
+}
+_CONSUMER_GAUGES: Final = {
+    "consumer_pending_messages": ("pending", "Messages waiting, delayed ones included; of a stream: behind"),
+    "consumer_in_flight_messages": ("in_flight", "Messages received and not settled"),
+    "consumer_dead_messages": ("dead", "Dead letters"),
+    "consumer_oldest_message_age_seconds": ("oldest_age_seconds", "Age of the oldest unfinished message"),
+}
+_WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
+
+
+class Metrics:
+    """The registry, and what writes into it."""
+
+    def __init__(self, health: Health, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self._messages = Counter("cdcbridge_messages", "Messages appended to the log", registry=self.registry)
+        self._bytes = Counter(
+            "cdcbridge_appended_bytes", "Size of what was appended, as held in memory", registry=self.registry
+        )
+        self._dead = Counter(
+            "cdcbridge_dead_letters_appended",
+            "Dead letters made while appending: oversized, undecodable, failing in a filter",
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "cdcbridge_append_seconds", "Time that an append took", registry=self.registry, buckets=_SECONDS
+        )
+        self._looks = _Looks(health, version)
+        self.registry.register(self._looks)
+        health.on_append = self._appended
+
+    def _appended(self, batch: Batch, seconds: float) -> None:
+        self._messages.inc(len(batch.rows))
+        self._bytes.inc(batch.size)
+        self._dead.inc(len(batch.dead))
+        self._seconds.observe(seconds)
+        self._looks.last_append = time.time()
+
+    def measured(self, lag: Lag) -> None:
+        """The source answered, and the store unless `lag` says otherwise."""
+        self._looks.lag = lag
+        self._looks.unreachable = "store" if lag.store_error else ""
+
+    def not_measured(self) -> None:
+        """The source did not answer."""
+        self._looks.lag = None
+        self._looks.unreachable = "source"
+
+
+class _Looks(Collector):
+    """What is read at the moment when Prometheus asks: the last look, and how the bridge is."""
+
+    def __init__(self, health: Health, version: str) -> None:
+        self._health = health
+        self._version = version
+        self.lag: Lag | None = None
+        self.unreachable: str | None = None  # None: nobody has looked yet
+        self.last_append: float | None = None  # Unix time
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("cdcbridge_build", "The program's version", {"version": self._version})
+        yield from self._bridge()
+        if self.unreachable is not None:
+            up = GaugeMetricFamily("cdcbridge_up", "Whether the database answered the last look", labels=["database"])
+            for side in ("source", "store"):
+                # The source is asked first: where it fails nothing is known of the store.
+                if not (self.unreachable == "source" and side == "store"):
+                    up.add_metric([side], float(self.unreachable != side))
+            yield up
+        lag = self.lag
+        if lag is not None:
+            yield from self._slots(lag)
+            yield from self._consumers(lag)
+
+    def _bridge(self) -> Iterator[Metric]:
+        health = self._health
+        streaming = health.state == "streaming"
+        yield GaugeMetricFamily("cdcbridge_leader", "Whether this bridge leads and streams", float(streaming))
+        yield GaugeMetricFamily("cdcbridge_alive", "What /live says", float(health.alive()[0]))
+        yield GaugeMetricFamily("cdcbridge_ready", "What /ready says", float(health.ready()[0]))
+        yield GaugeMetricFamily("cdcbridge_epoch", "The leader's epoch that this bridge last had", float(health.epoch))
+        yield GaugeMetricFamily(
+            "cdcbridge_buffered_rows", "Rows read and not appended yet; bounded", float(health.rows_waiting)
+        )
+        yield GaugeMetricFamily("cdcbridge_buffered_bytes", "Their size; bounded", float(health.bytes_waiting))
+        yield CounterMetricFamily(
+            "cdcbridge_session_failures", "Sessions that ended by an error and were tried again", health.retried
+        )
+
+        if self.last_append is not None:
+            yield GaugeMetricFamily(
+                "cdcbridge_last_append_timestamp_seconds", "When something was last appended", self.last_append
+            )
+
+    def _slots(self, lag: Lag) -> Iterator[Metric]:
+        for name, (field, text) in _SLOT_GAUGES.items():
+            family = GaugeMetricFamily(f"cdcbridge_{name}", text, labels=["slot"])
+            for slot in lag.slots:
+                value = getattr(slot, field)
+                if value is not None:
+                    family.add_metric([slot.name], float(value))
+            yield family
+        status = GaugeMetricFamily(
+            "cdcbridge_slot_wal_status", "1 for what pg_replication_slots.wal_status says", labels=["slot", "status"]
+        )
+        for slot in lag.slots:
+            for one in _WAL_STATUSES:
+                status.add_metric([slot.name, one], float(slot.wal_status == one))
+        for gone in lag.gone:
+            status.add_metric([gone, "lost"], 1.0)
+        yield status
+
+    def _consumers(self, lag: Lag) -> Iterator[Metric]:
+        for name, (field, text) in _CONSUMER_GAUGES.items():
+            family = GaugeMetricFamily(f"cdcbridge_{name}", text, labels=["consumer", "mode"])
+            for consumer in lag.consumers:
+                value = getattr(consumer, field)
+                if value is not None:
+                    family.add_metric([consumer.name, consumer.mode], float(value))
+            yield family

@@ -1,0 +1,69 @@
+"""Looks at slot and consumers now and then, whoever leads: for the metrics, and to say alarms in the log. Part of the
+rim.
+
+Runs as long as the program does, in a thread with sessions of its own for each look. What fails here is told, and tried
+again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Final, Self
+
+import structlog
+
+from cdcbridge.config import Config
+from cdcbridge.errors import SourceUnavailable
+from cdcbridge.lag import LOOKS, Lag, measure
+from cdcbridge.metrics import Metrics
+
+_LONGEST_INTERVAL: Final = 10.0
+_REPEAT: Final = 30  # looks after which an alarm that goes on is said again
+log = structlog.get_logger()
+
+
+class Watcher:
+    """Works from entry to exit of its `with` block."""
+
+    def __init__(self, config: Config, metrics: Metrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._interval = min(_LONGEST_INTERVAL, max(0.5, config.source.heartbeat_interval))
+        self._looks: deque[Lag] = deque(maxlen=LOOKS - 1)
+        self._said: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="watcher", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                found = measure(self._config, list(self._looks))
+            except Exception as error:  # noqa: BLE001 - else the last values would stand for ever
+                self._looks.clear()
+                self._metrics.not_measured()
+                if not isinstance(error, SourceUnavailable):  # which the bridge itself tells
+                    log.warning("watch.failed", error=" ".join(str(error).split()))
+            else:
+                self._looks.append(found)
+                self._metrics.measured(found)
+                self._alarm(found)
+            self._stop.wait(self._interval)
+
+    def _alarm(self, found: Lag) -> None:
+        """Each alarm when it begins, and again while it lasts."""
+        said = {alarm.code: self._said.get(alarm.code, 0) + 1 for alarm in found.alarms}
+        for alarm in found.alarms:
+            if said[alarm.code] % _REPEAT == 1:
+                log.warning("slot.alarm", code=alarm.code, slot=alarm.slot, message=alarm.message)
+        for code in self._said.keys() - said.keys():
+            log.info("slot.alarm_over", code=code)
+        self._said = said

@@ -1,0 +1,246 @@
+"""What others see of a bridge: metrics, liveness, readiness, the watchdog; and the files in config/ that go by them."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from cdcbridge.config import Http
+from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.errors import UsageError
+from cdcbridge.health import STALLED_AFTER, Health
+from cdcbridge.lag import measure
+from cdcbridge.metrics import Metrics
+from cdcbridge.monitor import HttpServer
+from tests.world import World, eventually
+
+CONFIG = Path(__file__).parents[2] / "config"
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def samples(text: str) -> dict[str, float]:
+    return {
+        f"{s.name}{{{','.join(f'{k}={v}' for k, v in sorted(s.labels.items()))}}}": s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+@pytest.fixture
+def watched(world18: World) -> Iterator[tuple[World, int]]:
+    port = free_port()
+    world18.top_settings["http"] = {"listen": f"127.0.0.1:{port}"}
+    world18.settings["heartbeat_interval"] = "500ms"
+    world18.execute("create table t (id int primary key)")
+    world18.consumer("orders")
+    yield world18, port
+
+
+def test_metrics_and_readiness_of_a_leader_and_a_stand_by(watched: tuple[World, int], tmp_path: Path) -> None:
+    world, port = watched
+    leader = world.start_process()
+    eventually(world.active, "it streams")
+    assert eventually(lambda: get(port, "/ready") == (200, "streaming\n"))
+    assert get(port, "/live") == (200, "streaming\n")
+    assert get(port, "/nothing")[0] == 404
+    world.execute("insert into t select generate_series(1, 50)")
+    world.messages(50)
+    slot = world.slot
+    waiting = f"cdcbridge_consumer_pending_messages{{consumer=orders,mode=queue}}"  # noqa: F541
+    found = eventually(lambda: (s := samples(get(port, "/metrics")[1])).get(waiting) == 50 and s, "the metrics tell")
+    assert found["cdcbridge_messages_total{}"] == 50
+    assert found["cdcbridge_append_seconds_count{}"] >= 1
+    assert found["cdcbridge_leader{}"] == found["cdcbridge_ready{}"] == 1
+    assert found[f"cdcbridge_slot_active{{slot={slot}}}"] == 1
+    assert found[f"cdcbridge_slot_retained_bytes{{slot={slot}}}"] > 0
+    assert found[f"cdcbridge_slot_wal_status{{slot={slot},status=reserved}}"] == 1
+    assert found[f"cdcbridge_slot_wal_status{{slot={slot},status=lost}}"] == 0
+    assert found["cdcbridge_up{database=source}"] == found["cdcbridge_up{database=store}"] == 1
+
+    second = free_port()
+    world.top_settings["http"] = {"listen": f"127.0.0.1:{second}"}
+    other = world.start_process()
+    status, text = eventually(
+        lambda: (a := get(second, "/ready") if "standby" in world.log() else None) and a[0] == 200 and a
+    )
+    assert status == 200 and text.startswith("standby: ") and text.endswith("leads\n")
+    assert samples(get(second, "/metrics")[1])["cdcbridge_leader{}"] == 0
+    leader.terminate()
+    assert leader.wait(30) == 0
+    eventually(lambda: get(second, "/ready")[1] == "streaming\n", "the other streams")
+    other.terminate()
+    assert other.wait(30) == 0
+
+
+def test_a_database_that_is_away_is_told_and_no_old_value_stands(own15: EmbeddedServer, tmp_path: Path) -> None:
+    world = World(own15, "postgres", "wal2json", tmp_path)
+    port = free_port()
+    world.top_settings["http"] = {"listen": f"127.0.0.1:{port}"}
+    world.settings["heartbeat_interval"] = "500ms"
+    world.execute("create table t (id int primary key)")
+    world.consumer("orders")
+    process = world.start_process()
+    eventually(
+        lambda: "cdcbridge_slot_retained_bytes{" in get(port, "/metrics")[1] if "http.listening" in world.log() else 0
+    )
+    world.sql.close()
+    own15.stop("immediate")
+    _, why = eventually(lambda: (a := get(port, "/ready"))[0] == 503 and a, "it is not ready")
+    assert why.startswith("retrying: ")
+    assert get(port, "/live") == (200, "retrying\n"), "a new process would not help"
+    text = eventually(lambda: 'cdcbridge_up{database="source"} 0.0' in (t := get(port, "/metrics")[1]) and t)
+    assert "cdcbridge_slot_retained_bytes" not in text
+    own15.start()
+    eventually(lambda: get(port, "/ready") == (200, "streaming\n"), "it streams again")
+    process.terminate()
+    assert process.wait(30) == 0
+    world.close()
+
+
+def test_the_slot_is_told_while_the_store_is_away(own15: EmbeddedServer, world18: World) -> None:
+    """That is when its WAL piles up."""
+    world18.execute("create table t (id int primary key)")
+    world18.consumer()
+    with world18.bridge():
+        pass
+    world18.store_dsn = own15.dsn("nowhere")
+    result = world18.run_program("lag")
+    assert result.returncode == 1 and world18.slot in result.stdout and "of consumers nothing is known" in result.stderr
+    found = world18.run_program("lag", "--json")
+    assert found.returncode == 1 and json.loads(found.stdout)["slots"][0]["name"] == world18.slot
+    health = Health()
+    metrics = Metrics(health, "1")
+    metrics.measured(measure(world18.config()))
+    names = {
+        s.name: s.value for family in metrics.registry.collect() for s in family.samples if "consumer" not in s.name
+    }
+    assert names["cdcbridge_slot_retained_bytes"] >= 0
+
+
+def test_a_stalled_loop_is_503_on_both() -> None:
+    now = [0.0]
+    health = Health(lambda: now[0])
+    with HttpServer(("127.0.0.1", 0), health, Metrics(health, "1")) as server:
+        health.streams(1)
+        assert get(server.port, "/live")[0] == get(server.port, "/ready")[0] == 200
+        now[0] += STALLED_AFTER + 1
+        assert get(server.port, "/live")[0] == get(server.port, "/ready")[0] == 503
+        assert samples(get(server.port, "/metrics")[1])["cdcbridge_alive{}"] == 0
+
+
+def test_an_address_that_is_taken_is_an_error_only_where_it_was_asked_for(watched: tuple[World, int]) -> None:
+    world, port = watched
+    health = Health()
+    with HttpServer(("127.0.0.1", port), health, Metrics(health, "1")):
+        with pytest.raises(UsageError, match="cannot listen"):
+            HttpServer(("127.0.0.1", port), health, Metrics(health, "1"))
+        process = world.start_process()
+        assert process.wait(30) == 2
+        assert f"cannot listen on 127.0.0.1:{port}" in world.log()
+    assert Http(listen="[::1]:9187").address == ("::1", 9187)
+
+
+def test_systemd_hears_that_it_is_ready_and_goes_on_and_nothing_when_it_hangs(
+    watched: tuple[World, int], tmp_path: Path
+) -> None:
+    import signal
+
+    world, _ = watched
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(30)
+        process = world.start_process(
+            environment={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+        )
+        told = eventually(lambda: "READY=1" in (text := systemd.recv(4096).decode()) and text, "READY=1")
+        assert "STATUS=streaming" in told
+        while "WATCHDOG=1" not in systemd.recv(4096).decode():
+            pass
+        process.send_signal(signal.SIGSTOP)
+        systemd.settimeout(2)
+        with pytest.raises(TimeoutError):
+            while True:
+                systemd.recv(4096)
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        systemd.settimeout(30)
+        while "STOPPING=1" not in systemd.recv(4096).decode():
+            pass
+        assert process.wait(30) == 0
+
+
+def exposed() -> set[str]:
+    """Every name that a bridge can give, labels filled by a look that has everything."""
+    from cdcbridge.lag import ConsumerLag, Lag, SlotLag
+
+    health = Health()
+    metrics = Metrics(health, "1")
+    slot = SlotLag("s", "pgoutput", True, "reserved", "0/1", "0/1", "0/2", 1, 1, 1.0, 1, None, 1.0, 1.0, 1.0, True)
+    metrics.measured(Lag([slot], [ConsumerLag("c", "queue", 1, 1, 1, 1.0)]))
+    return {s.name for family in metrics.registry.collect() for s in family.samples}
+
+
+@pytest.mark.parametrize("name", ["prometheus-alerts.yaml", "grafana-dashboard.json"])
+def test_alerts_and_dashboard_go_by_metrics_that_exist(name: str) -> None:
+    text = (CONFIG / name).read_text()
+    document = json.loads(text) if name.endswith("json") else yaml.safe_load(text)
+    if name.endswith("json"):
+        expressions = [t["expr"] for panel in document["panels"] for t in panel.get("targets", [])]
+    else:
+        rules = [rule for group in document["groups"] for rule in group["rules"]]
+        expressions = [rule["expr"] for rule in rules]
+        for rule in rules:
+            assert rule["labels"]["severity"] in ("page", "ticket")
+            assert rule["annotations"]["summary"] and "docs/OPERATIONS.md" in rule["annotations"]["runbook"]
+    used = {name for expression in expressions for name in re.findall(r"cdcbridge_\w+", expression)}
+    assert len(used) > 8
+    assert used <= exposed(), used - exposed()
+
+
+def test_lag_names_who_holds_the_horizon_and_what_is_an_alarm(world: World) -> None:
+    world.settings |= {"max_slot_inactive": "1s", "max_retained_wal": "16MB"}
+    world.execute("create table t (id int primary key, v text)")
+    world.consumer()
+    with world.bridge():
+        world.execute("insert into t values (1, '')")
+        world.messages(1)
+    world.execute("insert into t select g, repeat('x', 500) from generate_series(2, 60000) g")
+    with psycopg.connect(world.dsn) as old:
+        old.execute("set application_name = 'report'")
+        old.execute("set transaction isolation level repeatable read")
+        old.execute("select count(*) from t")
+        lag = eventually(
+            lambda: (found := world.json("lag", "--json"))["xmin_holders"] and len(found["alarms"]) == 2 and found,
+            "the holder and the alarms",
+        )
+        holder = next(h for h in lag["xmin_holders"] if h["name"] == "report")
+        assert holder["pid"] == old.info.backend_pid and holder["age_seconds"] >= 1
+        assert "count(*)" in holder["query"] and holder["kind"] == "transaction" and holder["server"] == "both"
+        shown = world.run_program("lag")
+        assert shown.returncode == 0 and f"pid {old.info.backend_pid} (report)" in shown.stderr
+    assert [a["code"] for a in lag["alarms"]] == ["slot_retains_too_much", "slot_inactive"]
+    assert "ALARM nobody has read the slot" in shown.stderr and "more than max_retained_wal (16.0 MB)" in shown.stderr
+    assert lag["slot_health"][0]["inactive_seconds"] >= 1

@@ -19,9 +19,10 @@ class Batch:
     `in_order`: which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`;
     `streams`: those that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and
     keys. `dead`: (consumer, index, reason, key). `chunks`: what backfills read, with how many messages that made.
-    `position` is of the last change read; `end_lsn` of the last
-    transaction that is complete; `open` tells that the position stands inside a transaction whose rest is still to
-    come. `commit_time` is of the last transaction, None where the source had nothing more.
+    `spilled`: blocks of transactions in progress, as (xid, n, block); `unspilled`: transactions whose blocks may go.
+    `gap`: the row is a gap message. `position` is of the last change read; `end_lsn` of the last transaction that is
+    complete; `open` tells that the position stands inside a transaction whose rest is still to come. `commit_time` is
+    of the last transaction, None where the source had nothing more.
     """
 
     rows: list[bytes] = field(default_factory=list)
@@ -34,6 +35,9 @@ class Batch:
     keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
     dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
     chunks: list[tuple[Chunk, int]] = field(default_factory=list)
+    spilled: list[tuple[int, int, bytes]] = field(default_factory=list)
+    unspilled: list[int] = field(default_factory=list)
+    gap: bool = False
     size: int = 0
     position: Position = START
     end_lsn: int = 0

@@ -121,6 +121,15 @@ class Collector:
             if chunk.last:
                 self._watches[chunk.watch.topic].remove(chunk.watch)
 
+    def spill(self, xid: int, n: int, block: bytes) -> None:
+        """A block of a transaction in progress goes to the store with the next append."""
+        self._batch.spilled.append((xid, n, block))
+        self._batch.size += len(block)
+
+    def unspill(self, xid: int) -> None:
+        """The blocks of that transaction are not needed when the next append is durable."""
+        self._batch.unspilled.append(xid)
+
     def idle(self, wal_end: int) -> None:
         """The source has sent everything up to `wal_end`, and none of it is open or waits here."""
         self.end_lsn = max(self.end_lsn, wal_end)

@@ -32,6 +32,7 @@ MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn,
 CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
 COPY_MESSAGES: Final = f"copy messages ({MESSAGE_COLUMNS}) from stdin (format binary)"
 COPY_WAITING: Final = f"copy waiting ({CHUNK_COLUMNS}) from stdin (format binary)"
+COPY_SPILLED: Final = "copy spilled (xid, n, block) from stdin (format binary)"
 GAP_TOPIC: Final = "cdcbridge.gap"  # of the messages that tell of changes left behind
 # Messages per fan-out row of a large append: below TOAST's 2 KB, and a receive of 100 takes whole rows.
 CHUNK_SIZE: Final = 50

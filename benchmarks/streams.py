@@ -1,7 +1,7 @@
 """Streams: a group's members reading the log, beside COPY of the same rows in order.
 
-Members drive read_stream() and commit_offset() over libpq, in one transaction each, as a reader does whose effect is in the same
-database; and under a lease. The rows are of a log as the bridge writes it, over 16 partitions.
+Members drive read_stream() and commit_offset() over libpq, in one transaction each, as a reader does whose effect is in
+the same database; and under a lease. The rows are of a log as the bridge writes it, over 16 partitions.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from benchmarks import fan_out
 from benchmarks.claims import DATA, snapshot
 from benchmarks.common import database, median, workspace
 from benchmarks.common import fill as fill_table
-from cdcbridge.bridge import BATCH_ROWS
 from cdcbridge.config import Consumer
 from cdcbridge.consumers import apply
 from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.pump import BATCH_ROWS
 from cdcbridge.store import Store
 
 PARTITIONS = 16

@@ -52,12 +52,16 @@ class Appender:
             raise self._error
         return batch
 
-    def close(self) -> None:
-        """Wait for the append that is under way, and end the thread."""
+    def ended(self, seconds: float) -> bool:
+        """Let the append that is under way be the last; whether it has ended after so long."""
         with self._ready:
             self._stopping = True
             self._ready.notify()
-        self._thread.join()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Only when it has ended."""
         os.close(self._wake_read)
         os.close(self._wake_write)
 

@@ -86,7 +86,7 @@ class Backfill:
         order = self._order
         try:
             with (
-                connect_source(self._config.read_dsn, "cdcbridge backfill") as reader,
+                connect_reader(self._config) as reader,
                 connect_source(self._config.source_dsn, "cdcbridge watermark") as marker,
                 connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge backfill") as store,
             ):
@@ -233,6 +233,11 @@ class Backfill:
     def _note(self, store: Connection, note: str | None) -> None:
         with store_errors():
             store.execute("update backfills set note = %s where id = %s", (note, self._order.backfill_id))
+
+
+def connect_reader(config: Config) -> Connection:
+    """Where rows are read: source.read_dsn, which may be a standby, or the source. Raises SourceUnavailable."""
+    return connect_source(config.read_dsn, "cdcbridge backfill", reads=config.source.read_dsn is not None)
 
 
 def prepare_reader(reader: Connection) -> None:

@@ -122,6 +122,14 @@ class SourceCatalog:
             versions = self._tables.setdefault((schema, table), _Versions())
             versions.known.append(_Version(0, -1, entry["changed"], self._restore(schema, table, entry)))
 
+    def is_standby_on(self, timeline: int) -> bool:
+        """Whether the source is a standby still, and what it receives is of this timeline."""
+        with source_errors():
+            row = self._connection.execute(
+                "select pg_is_in_recovery(), (select received_tli from pg_stat_wal_receiver)"
+            ).fetchone()
+        return row is not None and row[0] and row[1] in (None, timeline)
+
     def lookup_type(self, oid: int) -> PgType | None:
         """A type that is not built in, or None if it is gone."""
         with source_errors():

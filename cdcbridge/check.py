@@ -6,54 +6,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import psycopg
 from psycopg import sql
 
 from cdcbridge import plugins, source
-from cdcbridge.config import Config, Consumer
+from cdcbridge.check_tables import pattern_problems, special_floats
+from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
-from cdcbridge.errors import CdcbridgeError, CheckFailed
+from cdcbridge.errors import CdcbridgeError
 from cdcbridge.migrate import migrations, schema_version
-from cdcbridge.source import Table
+from cdcbridge.problem import Problem, refuse
 
 SLOT_GONE: Final = (
     "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it"
 )
-Severity = Literal["error", "warning"]
 _OLDEST: Final = 150000
-
-
-@dataclass(slots=True, frozen=True)
-class Problem:
-    """One thing found. `fix` is SQL where it is SQL."""
-
-    code: str
-    severity: Severity
-    object: str
-    message: str
-    fix: str
-
-
-def refuse(found: list[Problem]) -> None:
-    """Raises CheckFailed if any problem is an error, with all of them in the message."""
-    errors = [problem for problem in found if problem.severity == "error"]
-    if errors:
-        raise CheckFailed("\n".join(f"{p.object}: {p.message}\n    fix: {p.fix}" for p in errors))
 
 
 def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:
     """Everything found; `plugin` is the one that `run` would use. `store` None: the store was not reached."""
-    found = [*_server(connection), *_slot(config, connection, plugin), *_plugin(config, connection, plugin)]
+    found = [
+        *_server(connection),
+        *_standbys(config, connection),
+        *_slot(config, connection, plugin),
+        *_plugin(config, connection, plugin),
+    ]
     for consumer in config.consumers:
         for pattern in consumer.tables:
-            found += _pattern(config, connection, consumer, pattern, plugin)
+            found += pattern_problems(config, connection, consumer, pattern, plugin)
     if plugin == "pgoutput":
         found += _publications(config, connection, refused=any(p.severity == "error" for p in found))
     if store is not None:
         found += _store(config, store)
+        found += _roles(config, store)
         found += _history(config, connection, store)
     return list(dict.fromkeys(found))
 
@@ -87,6 +74,47 @@ def _server(connection: Connection) -> Iterator[Problem]:
             row[1],
             f"the role {row[1]} may not use replication slots",
             f"alter role {row[1]} replication;",
+        )
+
+
+def _standbys(config: Config, connection: Connection) -> Iterator[Problem]:
+    """What keeps slots over a failover, and what a standby as source needs. Source: PostgreSQL manual, "Logical
+    Replication Failover" and "Logical Decoding Concepts".
+    """
+    version = connection.info.server_version
+    if source.in_recovery(connection):
+        if version < 160000:
+            yield Problem(
+                "standby_too_old",
+                "error",
+                "source",
+                f"the source is a standby, and PostgreSQL {version // 10000} cannot decode there",
+                "Use the primary, or PostgreSQL 16 or newer.",
+            )
+        return
+    if config.source.failover is True and version < 170000:
+        yield Problem(
+            "failover_too_old",
+            "error",
+            "source.failover",
+            f"PostgreSQL {version // 10000} cannot keep slots on standbys",
+            "Set source.failover to auto; after a failover `cdcbridge slot recreate` goes on behind a gap message.",
+        )
+    if config.source.failover is False or version < 170000:
+        return
+    rows = connection.execute("select slot_name from pg_replication_slots where slot_type = 'physical'").fetchall()
+    listed = {name.strip().strip('"') for name in _show(connection, "synchronized_standby_slots").split(",")}
+    missing = sorted({name for (name,) in rows} - listed)
+    if missing:
+        names = ", ".join(sorted({name for (name,) in rows} | listed - {""}))
+        yield Problem(
+            "synchronized_standby_slots",
+            "warning",
+            ", ".join(missing),
+            f"the bridge may get changes before the standby of {', '.join(missing)} has them: after a failover they are"
+            " of a lost history, and a gap message says so",
+            f"alter system set synchronized_standby_slots = '{names}'; select pg_reload_conf();"
+            " -- for standbys that may be promoted: while one of them is away, the bridge waits for it",
         )
 
 
@@ -164,114 +192,6 @@ def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Pro
         )
 
 
-def _pattern(
-    config: Config, connection: Connection, consumer: Consumer, pattern: str, plugin: str
-) -> Iterator[Problem]:
-    tables = source.find_tables(connection, pattern, config.store.schema_)
-    schema, _, name = pattern.partition(".")
-    if schema == config.store.schema_:
-        yield Problem("own_schema", "error", pattern, "the bridge's own schema is never captured", "Leave it out.")
-        return
-    if name != "*":
-        if not tables:
-            yield Problem(
-                "table_missing",
-                "error",
-                pattern,
-                f"consumer {consumer.name}: there is no table {pattern}",
-                "Create it, or mend the consumer's tables. Names are as in pg_class, without quotes.",
-            )
-    elif schema != "*" and not connection.execute("select to_regnamespace(quote_ident(%s))", (schema,)).fetchone()[0]:  # type: ignore[index]
-        yield Problem(
-            "schema_missing",
-            "error",
-            pattern,
-            f"consumer {consumer.name}: there is no schema {schema}",
-            f"create schema {schema};",
-        )
-    for table in tables:
-        yield from _table(connection, consumer, table)
-    if name == "*" and plugin == "pgoutput" and {"update", "delete"} & set(consumer.operations):
-        yield Problem(
-            "wildcard_identity",
-            "warning",
-            pattern,
-            f"consumer {consumer.name} takes updates and deletes of every table in {pattern}: PostgreSQL will refuse an"
-            " UPDATE or DELETE of a table created there later without a primary key",
-            "Give each new table a primary key or REPLICA IDENTITY FULL, or take only [insert, truncate] of the rest.",
-        )
-
-
-def _table(connection: Connection, consumer: Consumer, table: Table) -> Iterator[Problem]:
-    name = table.identifier.as_string(connection)
-    if table.kind not in ("r", "p"):
-        kinds = {"f": "a foreign table", "v": "a view", "m": "a materialized view"}
-        what = kinds.get(table.kind, "no table")
-        message = f"consumer {consumer.name}: {table.topic} is {what}; its changes are not in the WAL"
-        yield Problem("not_a_table", "error", table.topic, message, "Leave it out of the consumer's tables.")
-        return
-    if table.partition or table.persistence != "p":
-        what = "a partition: name its root" if table.partition else "unlogged: its changes are not in the WAL"
-        message = f"consumer {consumer.name}: {table.topic} is {what}"
-        yield Problem("not_a_table", "error", table.topic, message, "Mend the consumer's tables.")
-        return
-    writes = [operation for operation in ("update", "delete") if operation in consumer.operations]
-    if writes and not table.identity:
-        yield Problem(
-            "replica_identity",
-            "error",
-            table.topic,
-            f"consumer {consumer.name} takes {' and '.join(w + 's' for w in writes)} of {table.topic}, which has no"
-            " usable replica identity: they could not be told apart",
-            f"alter table {name} replica identity full; -- or give it a primary key",
-        )
-    elif writes and table.leaves_without_identity:
-        leaves = table.leaves_without_identity
-        yield Problem(
-            "replica_identity",
-            "error",
-            table.topic,
-            f"consumer {consumer.name} takes {' and '.join(w + 's' for w in writes)} of {table.topic}, and partitions"
-            f" of it have no usable replica identity: {', '.join(leaves)}",
-            " ".join(f"alter table {leaf} replica identity full;" for leaf in leaves),
-        )
-    elif writes and consumer.key and not set(consumer.key) <= table.identity:
-        missing = ", ".join(sorted(set(consumer.key) - table.identity))
-        yield Problem(
-            "key_not_covered",
-            "error",
-            table.topic,
-            f"consumer {consumer.name} has the key ({', '.join(consumer.key)}), and a delete of {table.topic} carries"
-            f" no {missing}: its replica identity does not cover it",
-            f"alter table {name} replica identity full; -- or replica identity using an index of these columns",
-        )
-    if table.generated:
-        yield Problem(
-            "generated_columns",
-            "warning",
-            table.topic,
-            f"generated columns are not in record: {', '.join(table.generated)}",
-            "Nothing to do, unless a consumer needs them.",
-        )
-
-
-def special_floats(config: Config, connection: Connection) -> list[Problem]:
-    """Columns whose NaN and ±Infinity an old wal2json sends as null."""
-    patterns = dict.fromkeys(pattern for consumer in config.consumers for pattern in consumer.tables)
-    tables = [t for pattern in patterns for t in source.find_tables(connection, pattern, config.store.schema_)]
-    return [
-        Problem(
-            "wal2json_special_numbers",
-            "warning",
-            table.topic,
-            f"this wal2json sends NaN and ±Infinity of {', '.join(table.floats)} as null",
-            "Install wal2json 2.6 or newer, or set source.plugin to pgoutput.",
-        )
-        for table in tables
-        if table.floats
-    ]
-
-
 def _publications(config: Config, connection: Connection, *, refused: bool) -> Iterator[Problem]:
     """What the role may not mend by itself. Where tables are refused anyway, nothing more is said of them."""
     if refused:
@@ -331,6 +251,19 @@ def _store(config: Config, store: Connection) -> Iterator[Problem]:
             )
 
 
+def _roles(config: Config, store: Connection) -> Iterator[Problem]:
+    """Roles that consumers name."""
+    for consumer in config.consumers:
+        if consumer.role is None:
+            continue
+        row = store.execute(
+            "select to_regrole(quote_ident(%s)) is null, quote_ident(%s)", (consumer.role,) * 2
+        ).fetchone()
+        if row and row[0]:
+            message = f"consumer {consumer.name}: there is no role {consumer.role} in the store's server"
+            yield Problem("role_missing", "error", consumer.role, message, f"create role {row[1]} login;")
+
+
 def _history(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:
     """What the store goes by, beside what is there. `run` compares more, with a replication session."""
     row = store.execute("select slot, plugin from source").fetchone() if schema_version(store) else None
@@ -374,7 +307,7 @@ def check(config: Config) -> list[Problem]:
             store: Connection | None = connect_store(config.store_dsn, config.store.schema_, "cdcbridge check")
         except CdcbridgeError as error:
             fix = error.hint or "Check store.dsn and the server."
-            unreachable = Problem("store_unreachable", "error", "store", str(error), fix)
+            unreachable = Problem("store_unreachable", "error", "store", str(error).removeprefix("store: "), fix)
             return [*problems(config, connection, None, plugin=plugin), unreachable]
         try:
             found = problems(config, connection, store, plugin=plugin)

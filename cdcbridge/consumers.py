@@ -60,6 +60,9 @@ def apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool 
     runs with the old ones can append nothing more, and starts again with these.
     """
     with store_errors(), connection.transaction():
+        connection.execute(
+            "set local idle_in_transaction_session_timeout = 0"
+        )  # filters may take their time over a log
         rows = connection.execute("select id, name, mode, config from consumers order by name for update").fetchall()
         known = {name: (consumer_id, mode, config) for consumer_id, name, mode, config in rows}
         added: list[Consumer] = []
@@ -86,7 +89,7 @@ def apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool 
             _add(connection, added)
             connection.execute("select make_dispatch()")
         if fence and (added or changed):
-            connection.execute("select take_lead('cdcbridge consumers apply')")
+            connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
     left = sorted(known.keys() - {consumer.name for consumer in consumers})
     return Applied(tuple(consumer.name for consumer in added), tuple(changed), tuple(left))
 

@@ -5,6 +5,10 @@ Turns psycopg's exceptions into ours; holds no state.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -24,44 +28,90 @@ from cdcbridge.errors import (
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-# A peer that vanished without a word holds locks and the slot until TCP gives up: notice within half a minute.
+# A peer that vanished without a word holds locks and the slot until TCP gives up. So that a stand-by can take over
+# within five seconds, both ends of a session notice within three; the server's end by settings of the session.
 _KEEPALIVE: Final = {
-    "connect_timeout": 10,
+    "connect_timeout": 5,
     "keepalives": 1,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 1,
+    "keepalives_interval": 1,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 2_000,
+}
+BRIDGE_SESSION: Final = {
+    "tcp_keepalives_idle": "1",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "2000",
+    # A bridge that was stopped in the middle of an append gives the fence up.
+    "idle_in_transaction_session_timeout": "3s",
 }
 
 
-def conninfo(dsn: str, application_name: str, settings: Mapping[str, str] | None = None, **extra: Any) -> str:
-    """The DSN with our keepalives under it and our session settings over it. Raises UsageError for a bad DSN."""
+def conninfo(
+    dsn: str, application_name: str, settings: Mapping[str, str] | None = None, *, reads: bool = False, **extra: Any
+) -> str:
+    """The DSN with our keepalives under it and our session settings over it. Raises UsageError for a bad DSN.
+
+    Where it names several hosts, the one that takes writes is meant, unless it says otherwise or is for `reads`.
+    """
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
-        raise UsageError(f"the DSN cannot be parsed: {str(error).strip()}") from None
+        raise UsageError(
+            f"the DSN cannot be parsed: {_without_values(str(error))}",
+            hint="postgresql://user:password@host:port/database, or host=… port=… user=… dbname=…; special characters"
+            " of a password in a URL as %40 and so on.",
+        ) from None
     options = " ".join(f"-c {name}={value}" for name, value in (settings or {}).items())
     merged: dict[str, Any] = {**_KEEPALIVE, "application_name": application_name, **given, **extra}
+    if not reads and "," in str(given.get("host", given.get("hostaddr", ""))):
+        merged.setdefault("target_session_attrs", "read-write")
     if options:
         merged["options"] = f"{given.get('options', '')} {options}".strip()
     return make_conninfo(**merged)
 
 
-def connect_source(dsn: str, application_name: str = "cdcbridge", *, autocommit: bool = True) -> Connection:
-    """A plain session on the source. Raises SourceUnavailable."""
+def cut_off(connection: Connection) -> None:
+    """End the session from another thread than the one that may be waiting in it: that one gets an error at once."""
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+def one_line(text: str) -> str:
+    """Libpq's messages have several."""
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _without_values(message: str) -> str:
+    """Libpq quotes what it could not make sense of, which may be the password."""
+    return re.sub(r'".*"', '"…"', message.strip(), flags=re.DOTALL)
+
+
+def connect_source(
+    dsn: str, application_name: str = "cdcbridge", *, autocommit: bool = True, reads: bool = False
+) -> Connection:
+    """A plain session on the source; `reads`: a standby will do. Raises SourceUnavailable."""
     with source_errors():
-        return psycopg.connect(conninfo(dsn, application_name), autocommit=autocommit)
+        return psycopg.connect(conninfo(dsn, application_name, reads=reads), autocommit=autocommit)
 
 
-def connect_store(dsn: str, schema: str, application_name: str = "cdcbridge") -> Connection:
-    """A session on the store with the schema as its search_path. Raises StoreUnavailable.
+def connect_store(
+    dsn: str,
+    schema: str,
+    application_name: str = "cdcbridge",
+    settings: Mapping[str, str] | None = None,
+    **extra: Any,
+) -> Connection:
+    """A session on the store with the schema as its search_path. `extra`: parameters of libpq. Raises StoreUnavailable.
 
     synchronous_commit is switched on where a role or database setting has it off: a position that a crash may
     forget must never be confirmed.
     """
     with store_errors():
-        connection = psycopg.connect(conninfo(dsn, application_name, {"jit": "off"}), autocommit=True)
+        connection = psycopg.connect(
+            conninfo(dsn, application_name, {"jit": "off", **(settings or {})}, **extra), autocommit=True
+        )
         connection.execute(sql.SQL("set search_path = {}, pg_temp").format(sql.Identifier(schema)))
         _refuse_without_usage(connection, schema)
         if connection.execute("show synchronous_commit").fetchone() == ("off",):
@@ -99,7 +149,8 @@ def store_errors() -> Iterator[None]:
         yield
 
 
-_RETRY_CLASSES: Final = ("08", "40", "53", "55", "57")  # connection, rollback, resources, state, intervention
+# connection, rollback, resources, state, intervention; and the session that was idle in a transaction for too long
+_RETRY_CLASSES: Final = ("08", "40", "53", "55", "57", "25P03")
 
 
 @contextmanager
@@ -107,7 +158,7 @@ def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        message = f"{what}: {' '.join(str(error).split())}"
+        message = f"{what}: {one_line(str(error))}"
         hint = error.diag.message_hint
         state = error.sqlstate or ""
         if state == "CB006":

@@ -39,6 +39,14 @@ class SourceUnavailable(CdcbridgeError):
     """The source database cannot be reached or went away: try again."""
 
 
+class SentTooEarly(SourceUnavailable):
+    """What was rolled back of a transaction in progress cannot be told from the rest: it has to be sent whole."""
+
+
+class SlotInUse(SourceUnavailable):
+    """Another session streams from the slot: it is free when that has ended."""
+
+
 class StoreUnavailable(CdcbridgeError):
     """The store's database cannot be reached or went away: try again."""
 

@@ -9,24 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import orjson
-import structlog
-
-from cdcbridge import consumers, plugins, source
-from cdcbridge.batch import Batch
-from cdcbridge.check import problems, refuse
+from cdcbridge import plugins, source
+from cdcbridge.check import problems
 from cdcbridge.config import Config
-from cdcbridge.database import connect_source, source_errors, store_errors
-from cdcbridge.encode import GAP_TOPIC, message_row, shared_part
+from cdcbridge.database import connect_source, source_errors
 from cdcbridge.errors import NotLeader, OperatorNeeded, UsageError
+from cdcbridge.gap import leave_gap
 from cdcbridge.lag import stored_slot
+from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
-from cdcbridge.position import Position
-from cdcbridge.replication import ReplicationStream, postgres_now
+from cdcbridge.problem import refuse
+from cdcbridge.replication import ReplicationStream
 from cdcbridge.setup import compare_history
 from cdcbridge.store import History, Store
-
-log = structlog.get_logger()
 
 
 def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
@@ -51,7 +46,14 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
             source.create_spare_publication(connection, config.source.publication)
             wanted = source.wanted_publications(config.source.publication, config.consumers)
             source.ensure_publications(connection, wanted)
-    return source.create_slot(config.source_dsn, name, plugin, waiting=lambda pids: say(f"waiting for {pids}")), plugin
+    lsn = source.create_slot(
+        config.source_dsn,
+        name,
+        plugin,
+        failover=config.source.failover is not False,
+        waiting=lambda pids: say(f"waiting for {pids}"),
+    )
+    return lsn, plugin
 
 
 def drop_slot(config: Config) -> None:
@@ -72,17 +74,24 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
             raise UsageError(
                 "the store has no history yet: there is nothing to go on from", hint="`cdcbridge run` starts it."
             )
-        timeline = _same_source(config, history)
+        timeline, branch = _same_source(config, history)
         with connect_source(config.source_dsn, "cdcbridge cli") as connection:
             exists = bool(source.slots(connection, config.source.slot))
         if exists:
             drop_slot(config)
         lsn = source.create_slot(
-            config.source_dsn, config.source.slot, history.plugin, waiting=lambda pids: say(f"waiting for {pids}")
+            config.source_dsn,
+            config.source.slot,
+            history.plugin,
+            failover=config.source.failover is not False,
+            waiting=lambda pids: say(f"waiting for {pids}"),
         )
-        gap = _leave_gap(store, lsn)
-        store.set_timeline(timeline)  # what lies before the gap may be of an older one
-        return gap
+        end = store.tail().end_lsn
+        # Behind the branch the log may have what the source has left behind it: the gap begins there.
+        start = end if branch is None else min(end, branch)
+        leave_gap(store, start, max(end, lsn), go_on=lsn, timeline=None if branch is None else timeline)
+        store.set_timeline(timeline)
+        return start, max(end, lsn)
 
 
 def skip(config: Config, target: int) -> tuple[int, int]:
@@ -100,18 +109,23 @@ def skip(config: Config, target: int) -> tuple[int, int]:
             current = source.current_lsn(connection)
         if target > current:
             raise UsageError(f"the source's WAL ends at {format_lsn(current)}: {format_lsn(target)} is beyond it")
-        return _leave_gap(store, target)
+        leave_gap(store, end, target, go_on=target)
+        return end, target
 
 
-def _same_source(config: Config, history: History) -> int:
-    """The source's timeline. Raises OperatorNeeded where it is not the one that the store holds the changes of."""
+def _same_source(config: Config, history: History) -> tuple[int, int | None]:
+    """The source's timeline, and where it left the store's, if it did.
+
+    Raises OperatorNeeded where the source is not the one that the store holds the changes of.
+    """
     stream = ReplicationStream(config.source_dsn, lambda _notice: None)
     try:
         identity = stream.identify()
+        compare_history(history, identity[0], identity[3], config.source.slot)
+        timeline = identity[1]
+        return timeline, None if timeline == history.timeline else stream.branch(history.timeline, timeline)
     finally:
         stream.close()
-    compare_history(history, identity, config.source.slot)
-    return identity[1]
 
 
 @contextmanager
@@ -120,40 +134,13 @@ def _alone(config: Config) -> Iterator[Store]:
     store = Store(config.store_dsn, config.store.schema_)
     try:
         store.migrate()
-        if not store.try_lead():
-            raise NotLeader(f"a bridge is running: {store.leader()}", hint="Stop it first.")
-        store.begin_epoch()
-        yield store
+        lead = Lead(config.store_dsn, config.store.schema_)
+        try:
+            if not lead.try_take():
+                raise NotLeader(f"a bridge is running: {store.leader()}", hint="Stop it first.")
+            store.begin_epoch()
+            yield store
+        finally:
+            lead.close()
     finally:
         store.close()
-
-
-def _leave_gap(store: Store, target: int) -> tuple[int, int]:
-    """One message to every consumer, and the position behind the gap, in one commit."""
-    start = store.tail().end_lsn
-    gap: dict[str, object] = {
-        "op": "gap",
-        "record": {"from": format_lsn(start), "to": format_lsn(target)},
-        "old": None,
-        "unchanged": [],
-    }
-    # It stands where the gap ends, before whatever commits there: ordinal -1 is nobody else's.
-    row = message_row(-1, None, 0, orjson.dumps(gap), shared_part(GAP_TOPIC, target, 0, postgres_now()))
-    subscriptions = consumers.all_subscriptions(store.connection)
-    everyone = tuple(s.consumer_id for s in subscriptions if not s.reads_log)
-    store.append(
-        Batch(
-            rows=[row],
-            keys=[None],
-            in_order=frozenset(s.consumer_id for s in subscriptions if s.in_order),
-            groups={everyone: [0]} if everyone else {},
-            streams={s.consumer_id for s in subscriptions if s.reads_log},
-            position=Position(target, -1),
-            end_lsn=target,
-        ),
-        None,
-    )
-    with store_errors():
-        store.connection.execute("select forget_beginnings('{}')")  # what a gap swallowed did not come as a change
-    log.warning("slot.gap", start=format_lsn(start), end=format_lsn(target))
-    return start, target

@@ -13,8 +13,8 @@ from typing import Final
 
 from psycopg import pq, sql
 
-from cdcbridge.database import conninfo
-from cdcbridge.errors import OperatorNeeded, SourceUnavailable
+from cdcbridge.database import conninfo, one_line
+from cdcbridge.errors import OperatorNeeded, SlotInUse, SourceUnavailable
 from cdcbridge.lsn import format_lsn, parse_lsn
 
 _KEEPALIVE = struct.Struct("!cQqB")
@@ -24,6 +24,8 @@ _HEADER: Final = 25  # of XLogData: type, start, end, clock
 _READ_AHEAD: Final = 500_000
 _UNKNOWN_OPTION: Final = "is unknown"
 _PASSING: Final = ("08", "53", "55", "57")  # connection, resources, state, intervention: a retry may help
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+SENDER_TIMEOUT: Final = 3.0
 _POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
 
 # What either plugin prints depends on these. client_min_messages lets wal2json's warnings through.
@@ -47,7 +49,8 @@ class UnknownOption(Exception):
 class ReplicationStream:
     """One replication session. Raises SourceUnavailable when it breaks, OperatorNeeded when the slot is unusable."""
 
-    def __init__(self, dsn: str, on_notice: Callable[[str], None]) -> None:
+    def __init__(self, dsn: str, on_notice: Callable[[str], None], *, patient: bool = False) -> None:
+        """`patient`: the server waits for signs of life as long as it is set to; else for SENDER_TIMEOUT at most."""
         text = conninfo(dsn, "cdcbridge replication", SESSION, replication="database")
         self._pgconn = pq.PGconn.connect(text.encode())
         if self._pgconn.status != pq.ConnStatus.OK:
@@ -55,6 +58,8 @@ class ReplicationStream:
         # libpq's buffer grows to the largest message it ever held, and stays: one long row makes it take in hundreds of
         # messages per read instead of a few.
         self._pgconn.exec_(b"select repeat(' ', %d)" % _READ_AHEAD)
+        self.patient = patient
+        self.sender_timeout = self._sender_timeout(None if patient else SENDER_TIMEOUT)
         self._pgconn.notice_handler = lambda result: on_notice(_notice(result))
         self.wal_end = 0
         self.reply_wanted = False
@@ -68,6 +73,19 @@ class ReplicationStream:
         """End the session; the server frees the slot at once."""
         self._pgconn.finish()
 
+    def _sender_timeout(self, longest: float | None) -> float:
+        """wal_sender_timeout in seconds, 0 where it is off; shortened to `longest` first.
+
+        So the slot of a bridge that hangs or was cut off is soon free for the next one.
+        """
+        value = self.query(b"SHOW wal_sender_timeout")[0]
+        number = value.rstrip("abcdefghijklmnopqrstuvwxyz")
+        seconds = float(number) * _UNITS.get(value[len(number) :], 0.001)
+        if longest is not None and (seconds <= 0 or seconds > longest):
+            self._pgconn.exec_(b"SET wal_sender_timeout = '%dms'" % round(longest * 1000))
+            return longest
+        return seconds
+
     def identify(self) -> tuple[str, int, int, str]:
         """(system identifier, timeline, current WAL position, database)."""
         row = self.query(b"IDENTIFY_SYSTEM")
@@ -77,13 +95,33 @@ class ReplicationStream:
     def pid(self) -> int:
         return self._pgconn.backend_pid
 
-    def create_slot(self, name: str, plugin: str) -> tuple[int, str]:
+    def branch(self, old: int, new: int) -> int | None:
+        """Where the timeline `new` left `old`, or None where it does not come from it."""
+        if new <= old:
+            return None
+        _file, content = self.query(b"TIMELINE_HISTORY %d" % new)
+        for line in content.splitlines():
+            fields = line.split()
+            if len(fields) >= 2 and fields[0] == str(old):
+                return parse_lsn(fields[1])
+        return None
+
+    def create_slot(self, name: str, plugin: str, *, failover: bool) -> tuple[int, str]:
         """Create the slot with an exported snapshot, which is good until the next command here: (first position, its
-        name). Source: PostgreSQL manual, "Streaming Replication Protocol" (CREATE_REPLICATION_SLOT).
+        name). `failover`: from PostgreSQL 17 on, and not on a standby.
+        Source: PostgreSQL manual, "Streaming Replication Protocol" (CREATE_REPLICATION_SLOT).
         """
-        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {} (SNAPSHOT 'export')")
-        row = self.query(command.format(sql.Identifier(name), sql.Identifier(plugin)).as_bytes(None))
+        given = sql.SQL("SNAPSHOT 'export', FAILOVER true" if failover else "SNAPSHOT 'export'")
+        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {} ({})")
+        row = self.query(command.format(sql.Identifier(name), sql.Identifier(plugin), given).as_bytes(None))
         return parse_lsn(row[1]), row[2]
+
+    def set_failover(self, slot: str, failover: bool) -> None:
+        """ALTER_REPLICATION_SLOT (PostgreSQL 17+). Raises SlotInUse while another session has it."""
+        command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER {})")
+        result = self._pgconn.exec_(command.format(sql.Identifier(slot), sql.SQL(str(failover).lower())).as_bytes(None))
+        if result.status != pq.ExecStatus.COMMAND_OK:
+            self._refused(slot, result)
 
     def query(self, command: bytes) -> list[str]:
         """The first row of a replication command's or SHOW's result, as texts."""
@@ -112,9 +150,7 @@ class ReplicationStream:
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         message = _message(result)
         if state == "55006":
-            raise SourceUnavailable(
-                f"source: {message}", hint="Another session streams from this slot; waiting for it."
-            )
+            raise SlotInUse(f"source: {message}", hint="Another session streams from this slot; waiting for it.")
         if state in ("42704", "55000", "58P01"):
             raise OperatorNeeded(
                 f"the replication slot {slot!r} cannot be used: {message}",
@@ -203,7 +239,7 @@ class ReplicationStream:
         raise SourceUnavailable(f"source: the stream ended: {message or 'connection closed'}")
 
     def _error(self) -> str:
-        return " ".join(self._pgconn.error_message.decode(errors="replace").split())
+        return one_line(self._pgconn.error_message.decode(errors="replace"))
 
 
 def postgres_now() -> int:
@@ -212,7 +248,7 @@ def postgres_now() -> int:
 
 
 def _message(result: pq.abc.PGresult) -> str:
-    return " ".join(result.error_message.decode(errors="replace").split())
+    return one_line(result.error_message.decode(errors="replace"))
 
 
 def _notice(result: pq.abc.PGresult) -> str:

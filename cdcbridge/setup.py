@@ -13,13 +13,15 @@ from typing import Any, Final
 import structlog
 
 from cdcbridge import consumers, plugins, source
-from cdcbridge.check import SLOT_GONE, problems, refuse
+from cdcbridge.check import SLOT_GONE, problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
-from cdcbridge.errors import OperatorNeeded
+from cdcbridge.errors import OperatorNeeded, SourceUnavailable
 from cdcbridge.filters import Filter
+from cdcbridge.gap import leave_gap
 from cdcbridge.initial import copy_tables
-from cdcbridge.lsn import format_lsn, parse_lsn
+from cdcbridge.lsn import format_lsn
+from cdcbridge.problem import refuse
 from cdcbridge.replication import ReplicationStream, UnknownOption
 from cdcbridge.route import Router, Subscription
 from cdcbridge.store import History, Store, Tail
@@ -40,6 +42,7 @@ class Ready:
     finishing: bool
     wal_sender_timeout: float
     partitions: int
+    timeline_on_standby: int | None = None  # None: the source is no standby
     router: Router = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,17 +70,20 @@ def prepare(
     *,
     consistent: bool = False,
     stopped: Callable[[], bool] = lambda: False,
+    whole: bool = False,
 ) -> Ready:
     """Compare, check and make. Raises OperatorNeeded, CheckFailed, or what a lost connection raises.
 
     `consistent`: where this makes the slot, consumers with start: snapshot are filled from the slot's own snapshot
-    before anything is streamed.
+    before anything is streamed. `whole`: let the server send no transaction before it has committed.
     """
-    identity = stream.identify()
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
+        # First: one that is promoted after this is taken for a standby still, and looked at before each append.
+        on_standby = source.in_recovery(connection)
+        identity = stream.identify()
         history = store.history()
         if history is not None:
-            compare_history(history, identity, config.source.slot)
+            compare_history(history, identity[0], identity[3], config.source.slot)
         _refuse_lost(config.source.slot, source.slots(connection, config.source.slot), history)
         plugin = _plugin(config, connection, history)
         refuse(problems(config, connection, store.connection, plugin=plugin))
@@ -92,9 +98,10 @@ def prepare(
         names = _publish(config, connection) if plugin == "pgoutput" else []
         exported: str | None = None
         if consistent and not source.slots(connection, config.source.slot):
-            slot_lsn, exported = _slot_with_snapshot(config, stream, plugin)
+            slot_lsn, exported = _slot_with_snapshot(config, connection, stream, plugin)
         else:
             slot_lsn = _slot(config, connection, plugin)
+        _keep_in_step(config, connection, stream)
         wal_end = source.current_lsn(connection)
     if history is None:
         system_identifier, timeline, _, database = identity
@@ -104,10 +111,14 @@ def prepare(
             router = Router(consumers.subscriptions(store.connection, config.consumers), config.store.schema_)
             copy_tables(config, store, router, exported, slot_lsn, stopped)
     elif history.timeline != identity[1]:
-        _follow_timeline(store, stream, history, identity[1])
+        _follow_timeline(store, stream, history, identity[1], slot_lsn)
     tail = store.tail()
-    _compare_ends(config.source.slot, tail.end_lsn, slot_lsn, wal_end)
-    return _ready(config, store, tail, plugin, names, _timeout(stream))
+    _compare_ends(config.source.slot, tail.end_lsn, slot_lsn, wal_end, on_standby=on_standby)
+    ready = _ready(config, store, tail, plugin, names, stream.sender_timeout)
+    if whole:
+        ready.options = without_streaming(ready.options)
+    ready.timeline_on_standby = identity[1] if on_standby else None
+    return ready
 
 
 def _begin_snapshots(config: Config, connection: Connection, store: Connection) -> None:
@@ -148,8 +159,12 @@ def _publish(config: Config, connection: Connection) -> list[str]:
     return names
 
 
-def _compare_ends(slot: str, stored: int, slot_lsn: int, wal_end: int) -> None:
+def _compare_ends(slot: str, stored: int, slot_lsn: int, wal_end: int, *, on_standby: bool) -> None:
     """Raises OperatorNeeded where the slot begins behind the store's end, or the source's WAL ends before it."""
+    if stored > wal_end and on_standby:
+        raise SourceUnavailable(
+            f"source: the standby has replayed up to {format_lsn(wal_end)}, and the store ends at {format_lsn(stored)}"
+        )
     if stored > wal_end:
         raise OperatorNeeded(
             f"the store ends at {format_lsn(stored)}, but the source's WAL at {format_lsn(wal_end)}: the source"
@@ -165,9 +180,18 @@ def _compare_ends(slot: str, stored: int, slot_lsn: int, wal_end: int) -> None:
         )
 
 
-def compare_history(history: History, identity: tuple[str, int, int, str], slot: str) -> None:
+def refuse_other_source(config: Config, store: Store) -> None:
+    """What can be told without the lead: raises OperatorNeeded where the store goes by another source, so that a
+    stand-by says so before it is needed. Raises SourceUnavailable where the source is out of reach.
+    """
+    with connect_source(config.source_dsn, "cdcbridge setup") as connection:
+        history = store.history()
+        if history is not None:
+            compare_history(history, *source.identify(connection), config.source.slot)
+
+
+def compare_history(history: History, system_identifier: str, database: str, slot: str) -> None:
     """Raises OperatorNeeded where the store holds another source's changes."""
-    system_identifier, _, _, database = identity
     for what, stored, found in (
         ("system identifier", history.system_identifier, system_identifier),
         ("database", history.database, database),
@@ -176,7 +200,9 @@ def compare_history(history: History, identity: tuple[str, int, int, str], slot:
         if stored != found:
             raise OperatorNeeded(
                 f"this store holds the changes of another source: its {what} is {stored!r}, the source's is {found!r}",
-                hint="One store schema serves one source: set store.schema to another name, or mend source.dsn.",
+                hint=f"Set source.slot back to {stored}, or store.schema to another name."
+                if what == "slot"
+                else "One store schema serves one source: set store.schema to another name, or mend source.dsn.",
             )
 
 
@@ -221,43 +247,63 @@ def _slot(config: Config, connection: Connection, plugin: str) -> int:
         return found[0].confirmed_flush_lsn or 0
     log.info("slot.creating", slot=name, plugin=plugin)
     lsn = source.create_slot(
-        config.source_dsn, name, plugin, waiting=lambda pids: log.info("slot.waiting", slot=name, waits_for=pids)
+        config.source_dsn,
+        name,
+        plugin,
+        failover=config.source.failover is not False,
+        waiting=lambda pids: log.info("slot.waiting", slot=name, waits_for=pids),
     )
     log.info("slot.created", slot=name, plugin=plugin, lsn=format_lsn(lsn))
     return lsn
 
 
-def _slot_with_snapshot(config: Config, stream: ReplicationStream, plugin: str) -> tuple[int, str]:
+def _keep_in_step(config: Config, connection: Connection, stream: ReplicationStream) -> None:
+    """An older slot becomes a failover slot, or the other way round, as source.failover has it (PostgreSQL 17+)."""
+    wanted = source.may_fail_over(connection) and config.source.failover is not False
+    for slot in source.slots(connection, config.source.slot):
+        if slot.failover is not None and slot.failover != wanted and not source.in_recovery(connection):
+            stream.set_failover(slot.name, wanted)
+            log.info("slot.failover", slot=slot.name, failover=wanted)
+
+
+def _slot_with_snapshot(
+    config: Config, connection: Connection, stream: ReplicationStream, plugin: str
+) -> tuple[int, str]:
     name = config.source.slot
     log.info("slot.creating", slot=name, plugin=plugin, snapshot="exported")
     telling = source.watch_creation(
         config.source_dsn, stream.pid, lambda pids: log.info("slot.waiting", slot=name, waits_for=pids)
     )
     with telling:
-        lsn, exported = stream.create_slot(name, plugin)
+        failover = config.source.failover is not False and source.may_fail_over(connection)
+        lsn, exported = stream.create_slot(name, plugin, failover=failover)
     log.info("slot.created", slot=name, plugin=plugin, lsn=format_lsn(lsn), snapshot=exported)
     return lsn, exported
 
 
-def _follow_timeline(store: Store, stream: ReplicationStream, history: History, timeline: int) -> None:
-    """The source was promoted: all is well where it branched off behind what the store holds."""
-    end = store.tail().end_lsn
-    branch = None
-    if timeline > history.timeline:
-        _file, content = stream.query(b"TIMELINE_HISTORY %d" % timeline)
-        for line in content.splitlines():
-            fields = line.split()
-            if len(fields) >= 2 and fields[0] == str(history.timeline):
-                branch = parse_lsn(fields[1])
-    if branch is None or branch < end:
-        where = "nobody knows where" if branch is None else f"at {format_lsn(branch)}"
+def _follow_timeline(store: Store, stream: ReplicationStream, history: History, timeline: int, slot_lsn: int) -> None:
+    """The source was promoted, or follows one that was. What the store has from behind the branch is of a history that
+    the source has left: a gap message says so, and things go on from the branch, where nothing is known yet.
+
+    Raises OperatorNeeded where there is no branch.
+    """
+    tail = store.tail()
+    # Of a transaction that has been appended in part, the store knows changes behind its end.
+    known = tail.end_lsn if tail.unfinished is None else max(tail.end_lsn, tail.position.commit_lsn + 1)
+    branch = stream.branch(history.timeline, timeline)
+    if branch is None:
         raise OperatorNeeded(
-            f"the source is on timeline {timeline}, which left timeline {history.timeline} {where}; the store holds"
-            f" changes up to {format_lsn(end)} of the old one",
-            hint="Those above the branch belong to a history that was lost. Use a new store.schema for the new one.",
+            f"the source is on timeline {timeline}, which does not come from timeline {history.timeline}; the store"
+            f" holds changes up to {format_lsn(known)} of that one",
+            hint="It is another history: use a new store.schema for it.",
         )
+    # A slot that was kept in step is never confirmed behind the branch: one that is has been read on the new timeline.
+    if branch < known and slot_lsn <= branch:
+        start = min(branch, tail.end_lsn)
+        leave_gap(store, start, known, go_on=start, timeline=timeline)
     store.set_timeline(timeline)
-    log.info("source.timeline", old=history.timeline, new=timeline, branch=format_lsn(branch))
+    where = {"branch": format_lsn(branch), "store_end": format_lsn(tail.end_lsn)}
+    log.warning("source.timeline", old=history.timeline, new=timeline, **where)
 
 
 def _ready(
@@ -276,11 +322,17 @@ def _ready(
     return Ready(plugin, tail, options, wanted, own_schema, False, wal_sender_timeout, partitions)
 
 
+def without_streaming(options: dict[str, str]) -> dict[str, str]:
+    """The same, but that transactions are sent when they have committed. The ordinals are the same either way."""
+    kept = {name: value for name, value in options.items() if name != "streaming"}
+    return {**kept, "proto_version": "1"} if "proto_version" in kept else kept
+
+
 def plugin_options(plugin: str, publications: list[str], own_schema: str) -> dict[str, str]:
     """The options that the bridge gives the plugin at START_REPLICATION."""
     if plugin == "pgoutput":
         names = ",".join(f'"{name}"' for name in publications)
-        return {"proto_version": "1", "publication_names": names, "messages": "true"}
+        return {"proto_version": "2", "streaming": "on", "publication_names": names, "messages": "true"}
     return {
         "format-version": "2",
         "include-xids": "1",
@@ -291,14 +343,6 @@ def plugin_options(plugin: str, publications: list[str], own_schema: str) -> dic
         "filter-tables": f"{own_schema}.*",
         _NUMBERS_AS_TEXT: "1",
     }
-
-
-def _timeout(stream: ReplicationStream) -> float:
-    """wal_sender_timeout in seconds; 0 where it is off."""
-    value = stream.query(b"SHOW wal_sender_timeout")[0]
-    units = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-    number = value.rstrip("abcdefghijklmnopqrstuvwxyz")
-    return float(number) * units.get(value[len(number) :], 0.001)
 
 
 def _dump(subscription: Subscription) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class Slot:
     restart_lsn: int | None
     confirmed_flush_lsn: int | None
     invalidation: str | None = None
+    safe_wal_size: int | None = None  # bytes until max_slot_wal_keep_size; None without that limit
+    inactive_seconds: float | None = None  # None while it is active, and before PostgreSQL 17, which does not know
+    failover: bool | None = None  # None before PostgreSQL 17
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,18 +70,39 @@ def slots(connection: Connection, name: str | None = None) -> list[Slot]:
     """The logical slots of the cluster, or the one of that name."""
     with source_errors():
         version = connection.info.server_version
-        reason = "invalidation_reason" if version >= 170000 else "null"
+        newer = "null, null, null"
+        if version >= 170000:
+            newer = "invalidation_reason, extract(epoch from clock_timestamp() - inactive_since)::float8, failover"
         rows = connection.execute(
             f"select slot_name, plugin, database, active_pid, wal_status, restart_lsn::text,"  # noqa: S608
-            f" confirmed_flush_lsn::text, {reason} from pg_replication_slots"
+            f" confirmed_flush_lsn::text, safe_wal_size, {newer} from pg_replication_slots"
             " where slot_type = 'logical' and (%s::text is null or slot_name = %s) order by slot_name",
             (name, name),
         ).fetchall()
-    return [Slot(r[0], r[1], r[2], r[3], r[4], _lsn(r[5]), _lsn(r[6]), r[7]) for r in rows]
+    return [Slot(r[0], r[1], r[2], r[3], r[4], _lsn(r[5]), _lsn(r[6]), r[8], r[7], r[9], r[10]) for r in rows]
 
 
 def _lsn(text: str | None) -> int | None:
     return None if text is None else parse_lsn(text)
+
+
+def identify(connection: Connection) -> tuple[str, str]:
+    """(system identifier, database)."""
+    query = "select system_identifier::text, current_database()::text from pg_control_system()"
+    with source_errors():
+        row = connection.execute(query).fetchone()
+    return (row[0], row[1]) if row else ("", "")
+
+
+def in_recovery(connection: Connection) -> bool:
+    """Whether the source is a standby."""
+    with source_errors():
+        return connection.execute("select pg_is_in_recovery()").fetchone() == (True,)
+
+
+def may_fail_over(connection: Connection) -> bool:
+    """Whether the server can keep slots on its standbys, too: PostgreSQL 17, "Logical Replication Failover"."""
+    return connection.info.server_version >= 170000 and not in_recovery(connection)
 
 
 def current_lsn(connection: Connection) -> int:
@@ -303,8 +327,9 @@ def create_spare_publication(connection: Connection, name: str) -> None:
 # slots
 
 
-def create_slot(dsn: str, name: str, plugin: str, *, waiting: Callable[[str], None]) -> int:
-    """Create the slot; its first position. Tells through `waiting` which open transactions it waits for.
+def create_slot(dsn: str, name: str, plugin: str, *, failover: bool, waiting: Callable[[str], None]) -> int:
+    """Create the slot; its first position. `failover`: where the server can. Tells through `waiting` which open
+    transactions it waits for.
 
     Source: PostgreSQL manual, "Replication Slots": creation waits for the writing transactions that are open.
     """
@@ -313,8 +338,10 @@ def create_slot(dsn: str, name: str, plugin: str, *, waiting: Callable[[str], No
         watch_creation(dsn, creator.info.backend_pid, waiting),
         source_errors(),
     ):
+        more = ", failover => true" if failover and may_fail_over(creator) else ""
         row = creator.execute(
-            "select lsn::text from pg_create_logical_replication_slot(%s, %s)", (name, plugin)
+            f"select lsn::text from pg_create_logical_replication_slot(%s, %s{more})".encode(),  # noqa: S608
+            (name, plugin),
         ).fetchone()
     return parse_lsn(row[0]) if row else 0
 
@@ -327,11 +354,15 @@ def watch_creation(dsn: str, pid: int, waiting: Callable[[str], None]) -> Iterat
 
         def watch() -> None:
             told: list[int] = []
+            standby = in_recovery(watcher)
             while not done.wait(1.0):
                 row = watcher.execute(_BLOCKERS, (pid,)).fetchone()
                 if row and row[0] and row[0] != told:
                     told = row[0]
                     waiting(row[1])
+                elif standby and not told:
+                    told = [0]
+                    waiting("the primary, to log its running transactions: select pg_log_standby_snapshot() there")
 
         thread = threading.Thread(target=watch, name="slot-watch", daemon=True)
         thread.start()

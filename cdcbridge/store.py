@@ -16,16 +16,18 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from cdcbridge.batch import Batch
-from cdcbridge.database import Connection, connect_store, store_errors
-from cdcbridge.encode import COPY_HEADER, COPY_MESSAGES, COPY_TRAILER, COPY_WAITING, message_rows
+from cdcbridge.database import BRIDGE_SESSION, Connection, connect_store, cut_off, store_errors
+from cdcbridge.encode import COPY_HEADER, COPY_MESSAGES, COPY_SPILLED, COPY_TRAILER, COPY_WAITING, message_rows
 from cdcbridge.errors import Fenced
 from cdcbridge.fan_out import barrier_rows, waiting_rows
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import migrate
 from cdcbridge.position import START, Position
 
+# TCP gives up on data that a server does not take (tcp(7), TCP_USER_TIMEOUT), too, and one that waits for a lock or its
+# disk takes none of an append. Whether it is out of reach is told by the lead's session, which sends next to nothing.
+_PATIENCE: Final = 60
 _SEGMENT: Final = 1_000_000  # seqs in a segment, as create_segments() has it
-_IDLE_IN_TRANSACTION: Final = "30s"  # a bridge that was stopped in mid-append gives the fence up after this
 
 
 @dataclass(slots=True, frozen=True)
@@ -62,11 +64,11 @@ class Store:
 
     def __init__(self, dsn: str, schema: str) -> None:
         self._schema = schema
-        self._connection = connect_store(dsn, schema, "cdcbridge bridge")
+        self._connection = connect_store(
+            dsn, schema, "cdcbridge bridge", BRIDGE_SESSION, tcp_user_timeout=_PATIENCE * 1000
+        )
         self._epoch = 0
         self._next_segment = 0
-        with store_errors():
-            self._connection.execute(f"set idle_in_transaction_session_timeout = '{_IDLE_IN_TRANSACTION}'")
 
     @property
     def connection(self) -> Connection:
@@ -75,17 +77,15 @@ class Store:
     def close(self) -> None:
         self._connection.close()
 
+    def cut_off(self) -> None:
+        """An append that is under way in another thread fails at once."""
+        cut_off(self._connection)
+
     def migrate(self) -> None:
         """Bring the schema to this version. Raises OperatorNeeded where it is newer."""
         migrate(self._connection, self._schema)
 
     # leadership
-
-    def try_lead(self) -> bool:
-        """Take the lead if nobody has it: a session lock, so that a dead leader's goes with its connection."""
-        with store_errors():
-            got = self._connection.execute("select pg_try_advisory_lock('leaders'::regclass::oid::int, 0)").fetchone()
-            return got == (True,)
 
     def leader(self) -> str:
         """Who leads, for people."""
@@ -97,7 +97,7 @@ class Store:
             return row[0] if row else "a bridge that is starting"
 
     def begin_epoch(self) -> int:
-        """From here on no older bridge can append, wherever it hangs. Call with the lead taken."""
+        """From here on no older bridge can append, wherever it hangs. Call with the lead taken (lead.Lead)."""
         with store_errors():
             holder = f"{socket.gethostname()} pid {os.getpid()}"
             row = self._connection.execute("select take_lead(%s)", (holder,)).fetchone()
@@ -172,8 +172,13 @@ class Store:
             first = self._begin(connection, len(batch.rows))
             if batch.rows:
                 self._write(connection, batch, first)
+            if batch.spilled or batch.unspilled:
+                self._spill(connection, batch)
             woken = {consumer for group in batch.groups for consumer in group} | batch.keyed.keys() | batch.streams
             names = ",".join(map(str, sorted(woken))) or None
+            if batch.gap:
+                # What a gap swallowed did not come as a change, so backfills must not leave it out.
+                connection.execute("select forget_beginnings('{}')")
             if catalog is not None:
                 connection.execute("update source set catalog = %s, recorded_at = now()", (Jsonb(catalog),))
             for chunk, sent in batch.chunks:
@@ -220,6 +225,14 @@ class Store:
                 query = "select bury_appended(%s, %s, %s, %s)"
                 cursor.execute(query, (list(consumers), seqs, list(reasons), list(keys)))
 
+    def _spill(self, connection: Connection, batch: Batch) -> None:
+        """Blocks of transactions in progress, and away with those that are not needed any more."""
+        with connection.cursor() as cursor, cursor.copy(COPY_SPILLED) as copy:
+            copy.set_types(["int8", "int4", "bytea"])
+            for row in batch.spilled:
+                copy.write_row(row)
+        connection.execute("delete from spilled where xid = any (%s)", (batch.unspilled,))
+
     def _finish(
         self, connection: Connection, batch: Batch, unfinished: dict[str, Any] | None, woken: str | None
     ) -> None:
@@ -241,6 +254,12 @@ class Store:
         if seq >= self._next_segment:
             self._connection.execute(sql.SQL("select create_segments()"))
             self._next_segment = (seq // _SEGMENT + 1) * _SEGMENT
+
+    def forget_spilled(self) -> None:
+        """What an earlier session has put aside goes: the source sends it again. Under the fence of this epoch."""
+        with store_errors(), self._connection.transaction():
+            self._begin(self._connection, 0)
+            self._connection.execute("delete from spilled")  # TRUNCATE would wait for whoever dumps the store
 
     def bury_expired(self) -> int:
         """Messages whose last delivery expired become dead letters; how many."""

@@ -1,6 +1,7 @@
 """`cdcbridge`, but killed with SIGKILL at a named instant: python -m tests.crash INSTANT COUNT -- ARGUMENTS.
 
-The instants are steps of a change's path; the process dies the COUNT-th time it comes there.
+The instants are steps of a change's path; the process dies the COUNT-th time it comes there. With CRASH_SIGNAL=SIGSTOP in
+the environment it is stopped instead, and can be woken again.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from collections.abc import Callable
 from typing import Any
 
 from cdcbridge import cli
-from cdcbridge.bridge import _Pump
 from cdcbridge.collect import Collector
 from cdcbridge.decoders.pgoutput import PgoutputDecoder
 from cdcbridge.decoders.wal2json import Wal2jsonDecoder
+from cdcbridge.pump import Pump
 from cdcbridge.replication import ReplicationStream
 from cdcbridge.store import Store
+
+SIGNAL = signal.Signals[os.environ.get("CRASH_SIGNAL", "SIGKILL")]
 
 # instant → (class, method, whether to die before or after it)
 INSTANTS: dict[str, tuple[tuple[type, ...], str, str]] = {
     "received": ((PgoutputDecoder, Wal2jsonDecoder), "_row", "before"),
     "decoded": ((Collector,), "_change", "before"),
     "collected": ((Collector,), "_change", "after"),
-    "submitted": ((_Pump,), "_submit", "after"),
+    "submitted": ((Pump,), "_submit", "after"),
     "append begun": ((Store,), "_begin", "after"),
     "rows copied": ((Store,), "_write", "after"),
     "position written": ((Store,), "_finish", "after"),
@@ -42,10 +45,10 @@ def die_at(owner: type, name: str, when: str, count: int) -> None:
         nonlocal left
         left -= 1
         if left == 0 and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), SIGNAL)
         result = original(*args, **kwargs)
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if left == 0 and when == "after":
+            os.kill(os.getpid(), SIGNAL)
         return result
 
     setattr(owner, name, dying)

@@ -30,12 +30,18 @@ FAULTS = "tests/integration/test_faults.py::"
 QUEUE = "tests/sql/test_queue.py::"
 STREAM = "tests/sql/test_read_stream.py::"
 SEGMENTS = "tests/sql/test_segments.py::"
+SPILL = "tests/properties/test_spill.py::test_each_comes_whole_at_its_commit_or_not_at_all"
+FAILOVER = "tests/acceptance/test_failover.py::test_"
+TAKEOVER = (
+    "tests/acceptance/test_takeover.py"
+    "::test_the_other_takes_over_within_five_seconds_and_the_first_comes_back_as_stand_by"
+)
 SNAPSHOT = (
     "tests/acceptance/test_backfill_kill.py::test_snapshots_and_backfills_while_the_bridge_is_killed[pg15-pgoutput]"
 )
 LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
 MUTANTS = (
-    Mutant("I1", "cdcbridge/bridge.py", "self._stream.confirm(written, self._progress.confirm())",
+    Mutant("I1", "cdcbridge/pump.py", "self._stream.confirm(written, self._progress.confirm())",
            "self._stream.confirm(self._progress.received, self._progress.received)",
            f"{FAULTS}test_nothing_is_confirmed_while_its_append_hangs[pg15-pgoutput]"),
     Mutant("I2", "cdcbridge/store.py", "            first = self._begin(connection, len(batch.rows))\n",
@@ -111,6 +117,23 @@ MUTANTS = (
     Mutant("I25", "cdcbridge/store.py", "            for chunk, sent in batch.chunks:\n",
            "            connection.execute('commit')\n            __import__('time').sleep(0.05)\n"
            "            connection.execute('begin')\n            for chunk, sent in batch.chunks:\n", SNAPSHOT),
+    Mutant("I26", "cdcbridge/lead.py", "SILENCE: Final = 2.5", "SILENCE: Final = 25.0", f"{TAKEOVER}[stopped]"),
+    Mutant("I26", "cdcbridge/bridge.py", "            refuse_other_source(self._config, store)\n", "",
+           f"{TAKEOVER}[cut off from the source]"),
+    Mutant("I27", "cdcbridge/setup.py", "    if branch < known and slot_lsn <= branch:\n", "    if False:\n", f"{FAILOVER}what_the_standby_did_not_have_"
+           "is_told_by_a_gap_and_new_changes_are_not_taken_for_it"),
+    Mutant("I27", "cdcbridge/setup.py", "go_on=start", "go_on=known", f"{FAILOVER}what_the_standby_did_not_have_"
+           "is_told_by_a_gap_and_new_changes_are_not_taken_for_it"),
+    Mutant("I28", "cdcbridge/spill.py", "if subxid not in turn.transaction.aborted:", "if True:", SPILL),
+    Mutant("I28", "cdcbridge/spill.py", "                if self.waiting:\n                    return\n", "", SPILL),
+    Mutant("I28", "cdcbridge/bridge.py", "                store.forget_spilled()\n", "",
+           "tests/integration/test_in_progress.py::test_transactions_in_progress_while_the_bridge_is_killed[15]"),
+    Mutant("I27", "cdcbridge/setup.py", "known = tail.end_lsn if tail.unfinished is None else", "known = tail.end_lsn if True else",
+           f"{FAULTS}test_a_branch_beside_a_transaction_that_was_appended_in_part"),
+    Mutant("I28", "cdcbridge/spill.py", "            if transaction.messages:\n", "            if False:\n",
+           "tests/integration/test_in_progress.py::test_a_logical_message_that_was_rolled_back_with_its_savepoint_is_not_delivered[15]"),
+    Mutant("I27", "cdcbridge/pump.py", "if timeline is not None and not", "if False and not",
+           f"{FAILOVER}a_standby_is_a_source_and_stays_one_when_it_is_promoted"),
 )  # fmt: skip
 
 

@@ -76,6 +76,7 @@ class World:
         self.store_dsn: str | None = None
         self.settings: dict[str, Any] = {"heartbeat_interval": "1s"}
         self.store_settings: dict[str, Any] = {}
+        self.top_settings: dict[str, Any] = {}
         self.consumers: list[dict[str, Any]] = []
         self._sql: psycopg.Connection[Any] | None = None
         self._processes: list[subprocess.Popen[str]] = []
@@ -113,6 +114,8 @@ class World:
         path = self.folder / "cdcbridge.yaml"
         document: dict[str, Any] = {
             "source": {"dsn": self.dsn, "plugin": self.plugin, "slot": self.slot, **self.settings},
+            "http": None,
+            **self.top_settings,
             "consumers": self.consumers,
         }
         store = {"dsn": self.store_dsn} if self.store_dsn else {}
@@ -142,13 +145,17 @@ class World:
             if raised:
                 raise raised[0]
             yield bridge
+        except AssertionError as error:
             if raised:
-                raise raised[0]
+                raise raised[0] from error  # the cause, probably
+            raise
         finally:
             bridge.stop()
             thread.join(PATIENCE)
             assert not thread.is_alive(), "the bridge did not stop"
             eventually(lambda: not self.active(), "the server freed the slot")
+        if raised:
+            raise raised[0]
 
     def bridge_error(self) -> BaseException:
         """Run a bridge that must end by itself; what it raised."""
@@ -195,14 +202,23 @@ class World:
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)
 
-    def start_process(self, *options: str, crash: tuple[str, int] | None = None) -> subprocess.Popen[str]:
-        """`cdcbridge run` as a process; `crash`: an instant of tests.crash, and the how manieth time."""
-        self.write_config()
+    def start_process(
+        self,
+        *options: str,
+        crash: tuple[str, int] | None = None,
+        prefix: list[str] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """`cdcbridge run` as a process; `crash`: an instant of tests.crash, and the how manieth time; `prefix`: a command
+        that runs it, and becomes it.
+        """
+        path = self.write_config()
         log = (self.folder / "bridge.log").open("a")
         program = ["cdcbridge"] if crash is None else ["tests.crash", crash[0], str(crash[1]), "--"]
         process = subprocess.Popen(
-            [sys.executable, "-m", *program, "-c", str(self.folder / "cdcbridge.yaml"), "run", *options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, text=True, env=clean_environment(),
+            [*(prefix or []), sys.executable, "-m", *program, "-c", str(path), "run", *options],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, text=True,
+            env={**clean_environment(), **(environment or {})},
         )  # fmt: skip
         log.close()
         self._processes.append(process)
@@ -214,7 +230,7 @@ class World:
     def close(self) -> None:
         for process in self._processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(signal.SIGKILL)  # a stopped one, too
             process.wait()
         if self._sql is not None:
             self._sql.close()

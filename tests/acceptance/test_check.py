@@ -215,6 +215,37 @@ def test_a_slot_that_is_gone_is_told_by_check_lag_and_create_as_by_run(world18: 
     assert "source.slot back to" in world18.run_program("check").stdout
 
 
+def test_roles_and_rights_that_consumers_need(world18: World) -> None:
+    role = f"r_{world18.database}"
+    world18.execute("create table t (id int primary key)", f"create role {role} login replication")
+    try:
+        world18.execute(f"grant create on database {world18.database} to {role}")
+        world18.execute("create publication cdcbridge for table t with (publish_via_partition_root = true)")
+        world18.consumer(start="snapshot", role="nobody_here")
+        world18.user = role
+        found = problems(world18)
+        assert found["privilege_select"]["fix"] == f'grant select on "public"."t" to {role};'
+        assert found["role_missing"]["fix"] == "create role nobody_here login;"
+        assert set(found) == {"privilege_select", "role_missing"}
+    finally:
+        world18.user = "postgres"
+        world18.execute(f"drop owned by {role} cascade", f"drop role {role}")
+
+
+def test_a_stand_by_that_means_another_slot_says_so_before_it_is_needed(world18: World) -> None:
+    world18.execute("create table t (id int primary key)")
+    world18.consumer()
+    with world18.bridge():
+        right, world18.slot = world18.slot, "another"
+        for command in (("run",), ("lag",)):
+            result = world18.run_program(*command)
+            assert result.returncode == (3 if command == ("run",) else 0)
+            assert right in result.stderr and "source.slot back" in result.stderr, result.stderr
+            assert "`cdcbridge run` makes it" not in result.stderr
+        world18.slot = right
+        world18.write_config()
+
+
 def test_a_role_without_rights_on_the_store_is_told_so(world18: World) -> None:
     world18.execute("create table t (id int primary key)")
     world18.consumer()

@@ -8,11 +8,12 @@ import psycopg
 import pytest
 
 from cdcbridge.bridge import Bridge
+from cdcbridge.config import load
 from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed, NotLeader, OperatorNeeded, UsageError
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.operate import recreate_slot, skip
-from cdcbridge.store import Store
+from cdcbridge.store import History, Store
 from tests.world import World, eventually, fresh_database
 
 
@@ -153,6 +154,70 @@ def test_a_second_bridge_stands_by_and_takes_over(world: World) -> None:
         thread.join()
 
 
+def test_a_stand_by_leads_with_the_file_as_it_is_then(world15: World) -> None:
+    world15.execute("create table t (id int primary key)")
+    world15.consumer()
+    with world15.bridge() as leader:
+        second = Bridge(world15.config(), reload=lambda: load(world15.folder / "cdcbridge.yaml"))
+        thread = threading.Thread(target=second.run)
+        thread.start()
+        world15.execute("insert into t values (1)")
+        world15.messages(1)
+        world15.consumer("later")
+        assert world15.run_program("consumers", "apply").returncode == 0
+        world15.execute("insert into t values (2)")
+        world15.messages(2)
+        leader.stop()
+        world15.execute("insert into t values (3)")
+        world15.messages(3)
+        second.stop()
+        thread.join()
+    per_consumer = "select c.name, array_agg(m.key order by seq) from consumer_messages m join consumers c on c.id = consumer_id group by 1 order by 1"
+    assert world15.rows(per_consumer) == [("c", ["1", "2", "3"]), ("later", ["2", "3"])]
+
+
+@pytest.mark.parametrize(
+    ("branch", "slot_lsn", "gap"),
+    [
+        (450, 100, ("0/190", "0/1F5")),  # before the commit of the transaction that was appended in part: it is void
+        (700, 100, None),  # behind it: it goes on where it was
+        (300, 100, ("0/12C", "0/1F5")),
+        (300, 350, None),  # the slot was confirmed on the new timeline: what the store has is of it
+    ],
+)
+def test_a_branch_beside_a_transaction_that_was_appended_in_part(
+    world15: World, branch: int, slot_lsn: int, gap: tuple[str, str] | None
+) -> None:
+    """The store ends at 400, and has three changes of the transaction that committed at 500."""
+    from types import SimpleNamespace
+
+    from cdcbridge.batch import Batch
+    from cdcbridge.consumers import apply
+    from cdcbridge.position import Position
+    from cdcbridge.setup import _follow_timeline
+
+    store = Store(world15.dsn, "cdcbridge")
+    store.migrate()
+    store.begin_epoch()
+    history = History("1", 1, "d", "s", "pgoutput")
+    world15.consumer()
+    apply(store.connection, world15.config().consumers)
+    store.begin_history(history, 1)
+    store.append(Batch(position=Position(500, 2), end_lsn=400, open=True), {"options": {}, "subscriptions": []})
+    stream = SimpleNamespace(branch=lambda _old, _new: branch)
+    _follow_timeline(store, stream, history, 2, slot_lsn)  # type: ignore[arg-type]
+    tail = store.tail()
+    gaps = world15.rows("select data -> 'record' ->> 'from', data -> 'record' ->> 'to' from messages")
+    assert gaps == ([gap] if gap else [])
+    if gap:
+        start = min(branch, 400)
+        assert (tail.position, tail.end_lsn, tail.unfinished) == (Position(start, -1), start, None)
+    else:
+        assert (tail.position, tail.end_lsn) == (Position(500, 2), 400) and tail.unfinished
+    assert world15.value("select timeline from source") == 2
+    store.close()
+
+
 def test_an_append_of_an_older_epoch_writes_nothing(world15: World) -> None:
     """The fence: a bridge that lost the lead, wherever it hung, can commit nothing more."""
     from cdcbridge.batch import Batch
@@ -270,9 +335,12 @@ def test_skip_refuses_what_lies_behind_or_beyond(world15: World) -> None:
 def test_status_updates_are_on_time_in_a_backlog_with_slow_appends(
     own15: EmbeddedServer, tmp_path: object, plugin: str
 ) -> None:
-    """wal_sender_timeout is 2 s; an append that hangs for 5 s and one huge transaction must not end the session."""
+    """wal_sender_timeout is 2 s; an append that hangs for 5 s and one huge transaction must not end the session. Nor
+    must TCP, which gives up after 2 s on a peer that does not answer: the store waits for a lock and takes no data.
+    """
     with fresh_database(own15) as database:
         world = World(own15, database, plugin, tmp_path)  # type: ignore[arg-type]
+        world.settings["dsn"] = world.store_dsn = own15.dsn(database, tcp=True)
         world.execute("create table t (id int primary key, v text)")
         world.consumer()
         with world.bridge():

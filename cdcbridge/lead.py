@@ -1,0 +1,89 @@
+"""Who leads: a lock of a session of its own on the store, which shows twice a second that its holder is alive. Part of
+the rim.
+
+A bridge that died gives the lead up with its connection. One that was cut off or stopped (SIGSTOP, a frozen machine)
+shows nothing any more, and a stand-by ends its session: so it takes over within five seconds. Being alive is told by
+nothing that is written, so that an old snapshot on the store cannot slow it down. The lead alone lets nobody append:
+that is the fence of the epoch (store), since whoever was evicted does not know it yet.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Final
+
+import psycopg
+import structlog
+
+from cdcbridge.database import BRIDGE_SESSION, connect_store, cut_off, store_errors
+from cdcbridge.errors import StoreUnavailable
+
+SIGN_INTERVAL: Final = 0.5
+SILENCE: Final = 2.5  # seconds without a sign, after which a stand-by takes over
+log = structlog.get_logger()
+
+
+class Lead:
+    """try_take() until it is ours; then held until release(). Readable (fileno) when it is lost."""
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        self._connection = connect_store(dsn, schema, "cdcbridge lead", BRIDGE_SESSION)
+        self._lost: str | None = None
+        self._released = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._wake_read, self._wake_write = os.pipe()
+
+    def fileno(self) -> int:
+        return self._wake_read
+
+    def try_take(self) -> bool:
+        """Take the lead if nobody has it, or if its holder has given no sign of life for SILENCE: then at the next try.
+
+        Raises StoreUnavailable.
+        """
+        with store_errors():
+            got = self._connection.execute("select pg_try_advisory_lock('leaders'::regclass::oid::int, 0)").fetchone()
+            if got != (True,):
+                evict = "select evict_leader(make_interval(secs => %s))"
+                if self._connection.execute(evict, (SILENCE,)).fetchone() == (True,):
+                    log.warning("lead.evicted", reason=f"no sign of life for {SILENCE} s; its session was ended")
+                return False
+        self._thread = threading.Thread(target=self._live, name="lead", daemon=True)
+        self._thread.start()
+        return True
+
+    @property
+    def lost(self) -> bool:
+        """The store is out of reach, or a stand-by took over."""
+        return self._lost is not None
+
+    def check(self) -> None:
+        """Raises StoreUnavailable where the lead is lost."""
+        if self._lost is not None:
+            raise StoreUnavailable(f"the lead is lost: {self._lost}")
+
+    def release(self) -> None:
+        """Give the lead up, at once. Whoever still appends is fenced by the next epoch."""
+        if not self._released.is_set():
+            self._released.set()
+            cut_off(self._connection)
+
+    def close(self) -> None:
+        """release(), and no thread is left. Only when nobody waits on fileno() any more."""
+        self.release()
+        if self._thread is not None:
+            self._thread.join()
+        self._connection.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _live(self) -> None:
+        while not self._released.wait(SIGN_INTERVAL):
+            try:
+                self._connection.execute("select")
+            except psycopg.Error as error:
+                if not self._released.is_set():
+                    self._lost = " ".join(str(error).split())
+                    os.write(self._wake_write, b"x")
+                return

@@ -23,9 +23,10 @@ demo: $(BIN)/.installed ## see it work: an embedded PostgreSQL, nothing else nee
 	@$(BIN)/cdcbridge demo
 
 .PHONY: servers
-servers: ## PostgreSQL 15 with wal2json, PgBouncer and Node for the tests, where they are missing (Debian)
-	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ] || \
-		[ ! -x /usr/sbin/pgbouncer ] || ! command -v npm >/dev/null; then ./docker/install-servers; fi
+servers: ## PostgreSQL 15 with wal2json and what else the tests need, where it is missing (Debian)
+	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ] || [ ! -x /usr/sbin/pgbouncer ] || \
+		[ ! -e /usr/bin/faketime ] || ! command -v npm >/dev/null || ! command -v openssl >/dev/null || \
+		! command -v ip >/dev/null; then ./docker/install-servers; fi
 
 .PHONY: test
 test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
@@ -42,6 +43,14 @@ soak: $(BIN)/.installed servers ## receivers and bridges killed for ten minutes 
 .PHONY: soak-streams
 soak-streams: $(BIN)/.installed servers ## groups whose members die and seek, for ten minutes (SOAK=60: one minute)
 	$(BIN)/python -m tests.stream_soak --seconds $(or $(SOAK),600)
+
+.PHONY: faults
+faults: $(BIN)/.installed servers ## everything that production does, at random, for a quarter of an hour (FAULTS=60, SEED=1)
+	$(BIN)/python -m tests.faults --seconds $(or $(FAULTS),900) $(if $(SEED),--seed $(SEED))
+
+.PHONY: fuzz
+fuzz: $(BIN)/.installed ## both decoders against mutated input for a minute (FUZZ=600, SEED=1)
+	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ),60) $(if $(SEED),--seed $(SEED))
 
 .PHONY: lint
 lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, Dockerfile

@@ -1,8 +1,10 @@
-"""A short soak; `make soak` is the long one."""
+"""Short ones; `make soak`, `make soak-streams` and `make faults` are the long ones."""
 
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 from cdcbridge.embedded import EmbeddedServer
@@ -22,3 +24,9 @@ def test_members_are_killed_and_seek_and_each_group_sees_everything(pg15: Embedd
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     stream_soak.soak(pg15, tmp_path, 12, seed)
+
+
+def test_half_a_minute_of_faults_loses_nothing_and_repeats_nothing() -> None:
+    command = [sys.executable, "-m", "tests.faults", "--seconds", "25"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert result.returncode == 0 and ": ok" in result.stdout, result.stdout + result.stderr[-5000:]

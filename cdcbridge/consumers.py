@@ -60,9 +60,8 @@ def apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool 
     runs with the old ones can append nothing more, and starts again with these.
     """
     with store_errors(), connection.transaction():
-        connection.execute(
-            "set local idle_in_transaction_session_timeout = 0"
-        )  # filters may take their time over a log
+        # A bridge's session ends after some seconds of this; filters may take longer over what the log holds.
+        connection.execute("set local idle_in_transaction_session_timeout = 0")
         rows = connection.execute("select id, name, mode, config from consumers order by name for update").fetchall()
         known = {name: (consumer_id, mode, config) for consumer_id, name, mode, config in rows}
         added: list[Consumer] = []

@@ -92,14 +92,14 @@ class EmbeddedServer:
         )
         self._write_settings()
         with (self.data / "pg_hba.conf").open("a") as file:
-            file.write("host all all samenet trust\nhost replication all samenet trust\n")
+            file.write("host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n")
 
     def _write_settings(self) -> None:
         lines = {
             **self._plugins(),
-            "listen_addresses": "127.0.0.1",
             **self._settings,
             "port": str(self.port),
+            "listen_addresses": "127.0.0.1",
             "unix_socket_directories": str(self._home),
         }
         with (self.data / "postgresql.conf").open("a") as file:

@@ -96,6 +96,7 @@ class Lag:
             "backfills": list(self.backfills),
             "xmin_holders": [asdict(h) for h in self.horizon],
             "alarms": [asdict(a) for a in self.alarms],
+            "store_error": self.store_error,
         }
 
 

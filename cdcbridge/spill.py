@@ -4,8 +4,9 @@ Pure.
 Source: PostgreSQL manual, "Logical Replication Message Formats", Stream Start to Stream Abort. What comes of a
 transaction in progress is kept in blocks, which go to the store; when it commits, they come back as if it had been sent
 then: Begin, its messages without those of subtransactions that were rolled back, Commit. So nothing behind this knows
-the difference, and positions are the same. Memory holds a block per transaction and no more than MOST_BYTES of them.
-Never shows a message of a transaction that has not committed.
+the difference, and positions are the same. Memory holds a block per transaction and no more than MOST_BYTES of them,
+and a number for each subtransaction that was rolled back. Never shows a message of a transaction that has not
+committed.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from cdcbridge.embedded import EmbeddedServer
+from tests.listening import ListeningServer
 from tests.netns import Host
 from tests.proxy import Proxy
 from tests.world import World, clean_environment
@@ -24,7 +25,6 @@ from tests.world import World, clean_environment
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 SETTINGS = {
-    "listen_addresses": "*",
     "fsync": "off",
     "max_wal_size": "256MB",
     "min_wal_size": "80MB",
@@ -38,7 +38,7 @@ class Arena:
 
     def __init__(self, folder: Path, chance: random.Random, beside: contextlib.ExitStack) -> None:
         self.chance, self.folder = chance, folder
-        self.source = beside.enter_context(EmbeddedServer(DEBIAN_15, settings=SETTINGS))
+        self.source = beside.enter_context(ListeningServer(DEBIAN_15, settings=SETTINGS))
         self.disk = beside.enter_context(small_disk(folder / "disk"))
         self.store = beside.enter_context(_server_in(self.disk))
         self.hosts = [beside.enter_context(Host()) for _ in range(2)]
@@ -146,7 +146,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
 def _server_in(folder: Path) -> EmbeddedServer:
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
-        return EmbeddedServer(DEBIAN_15, settings=SETTINGS)
+        return ListeningServer(DEBIAN_15, settings=SETTINGS)
     finally:
         tempfile.tempdir = before
 

@@ -244,7 +244,8 @@ def check(arena: Arena, told: list[Told]) -> None:
     """What pgbench's history has beside what the log has; what the receivers did."""
     arena.load_ends.set()
     subprocess.run(["pkill", "-f", f"pgbench.*-p {arena.source.port}"], check=False)
-    time.sleep(1)
+    ended = "select 1 where not exists (select from pg_stat_activity where application_name = 'pgbench')"
+    eventually(lambda: _answers(arena, arena.in_source, ended), "pgbench has ended", PATIENCE)
     columns = "tid, bid, aid, delta, mtime"
     there = sorted(arena.in_source(f"select {columns} from pgbench_history"), key=str)
     record = "data -> 'record'"

@@ -89,12 +89,26 @@ def synced(world: World, standby: Standby) -> bool:
         return row == (True,)
 
 
-def promote(primary: EmbeddedServer, standby: Standby, world: World) -> None:
-    """The primary dies at once. Sessions of the test go to the new one from now on."""
+def promote(primary: EmbeddedServer, standby: Standby, world: World, *, receiver: int | None = None) -> None:
+    """The primary dies at once. Sessions of the test go to the new one from now on. `receiver`: a process of the standby
+    that was stopped, and must not get what it has not read.
+    """
     primary.stop("immediate")
+    if receiver is not None:
+        os.kill(receiver, signal.SIGKILL)
+        eventually(lambda: answers(standby), "the standby is back after its receiver was killed")
     standby.promote()
     world.server = standby
     world.sql.close()
+
+
+def write_on(world: World, writer: Writer, rows: int) -> None:
+    """So many rows more, and all is in the log."""
+    before = len(writer.kept)
+    eventually(lambda: len(writer.kept) > before + rows, "the writer writes on")
+    writer.stop()
+    last = str(writer.kept[-1])
+    eventually(lambda: world.rows("select from messages where key = %s", last), "the bridge has it all")
 
 
 def log_after_the_last_gap(world: World) -> tuple[list[dict[str, Any]], list[str]]:
@@ -123,11 +137,7 @@ def test_a_promoted_standby_goes_on_without_a_gap_where_it_had_everything(
         eventually(lambda: synced(pair, standby), "the slot is kept in step")
         eventually(lambda: pair.value("select count(*) from messages") > 100, "the bridge streams")
         promote(primary, standby, pair)
-        before = len(writer.kept)
-        eventually(lambda: len(writer.kept) > before + 100, "the writer writes on")
-        writer.stop()
-        last = str(writer.kept[-1])
-        eventually(lambda: pair.rows("select from messages where key = %s", last), "the bridge has it all")
+        write_on(pair, writer, 100)
     gaps, keys = log_after_the_last_gap(pair)
     assert gaps == []
     there = [str(key) for (key,) in pair.sql.execute("select id from t order by id").fetchall()]
@@ -148,17 +158,8 @@ def test_what_the_standby_did_not_have_is_told_by_a_gap_and_new_changes_are_not_
         eventually(lambda: len(writer.kept) > seen + 300, "rows that the standby has not")
         lost = str(writer.kept[-1])
         eventually(lambda: pair.rows("select from messages where key = %s", lost), "which the log has")
-        primary.stop("immediate")
-        os.kill(receiver, signal.SIGKILL)
-        eventually(lambda: answers(standby), "the standby is back after its receiver was killed")
-        standby.promote()
-        pair.server = standby
-        pair.sql.close()
-        before = len(writer.kept)
-        eventually(lambda: len(writer.kept) > before + 500, "the writer writes on")
-        writer.stop()
-        last = str(writer.kept[-1])
-        eventually(lambda: pair.rows("select from messages where key = %s", last), "the bridge has it all")
+        promote(primary, standby, pair, receiver=receiver)
+        write_on(pair, writer, 500)
     gaps, behind = log_after_the_last_gap(pair)
     assert len(gaps) == 1 and gaps[0]["timeline"] == 2
     branch, end = parse_lsn(gaps[0]["from"]), parse_lsn(gaps[0]["to"])

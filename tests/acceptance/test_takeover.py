@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from cdcbridge.embedded import EmbeddedServer
+from tests.listening import ListeningServer
 from tests.netns import Host
 from tests.world import World, eventually, fresh_database
 
@@ -96,7 +97,7 @@ def listening() -> Iterator[EmbeddedServer]:
     """A PostgreSQL 15 that listens on every address."""
     from tests.conftest import DEBIAN_15, FAST
 
-    with EmbeddedServer(DEBIAN_15, settings={**FAST, "listen_addresses": "*"}) as server:
+    with ListeningServer(DEBIAN_15, settings=FAST) as server:
         yield server
 
 

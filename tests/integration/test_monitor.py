@@ -130,7 +130,8 @@ def test_the_slot_is_told_while_the_store_is_away(own15: EmbeddedServer, world18
     result = world18.run_program("lag")
     assert result.returncode == 1 and world18.slot in result.stdout and "of consumers nothing is known" in result.stderr
     found = world18.run_program("lag", "--json")
-    assert found.returncode == 1 and json.loads(found.stdout)["slots"][0]["name"] == world18.slot
+    told = json.loads(found.stdout)
+    assert found.returncode == 1 and told["slots"][0]["name"] == world18.slot and "nowhere" in told["store_error"]
     health = Health()
     metrics = Metrics(health, "1")
     metrics.measured(measure(world18.config()))

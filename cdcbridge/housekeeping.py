@@ -7,13 +7,13 @@ Never touches the stream; what fails here is told and tried again.
 
 from __future__ import annotations
 
-import threading
 import time
-from typing import Final, Self
+from typing import Final
 
 import psycopg
 import structlog
 
+from cdcbridge.background import Background
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store
 from cdcbridge.errors import CdcbridgeError
@@ -25,22 +25,13 @@ _RETENTION_INTERVAL: Final = 10.0
 log = structlog.get_logger()
 
 
-class Housekeeper:
+class Housekeeper(Background):
     """Works from entry to exit of its `with` block."""
 
     def __init__(self, config: Config) -> None:
+        super().__init__("housekeeper")
         self._config = config
-        self._stop = threading.Event()
         self._held_by: str | None = None  # the consumer that keeps an old segment
-        self._thread = threading.Thread(target=self._work, name="housekeeper", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
 
     def _work(self) -> None:
         while not self._stop.is_set():

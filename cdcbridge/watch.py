@@ -7,12 +7,12 @@ again.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from typing import Final, Self
+from typing import Final
 
 import structlog
 
+from cdcbridge.background import Background
 from cdcbridge.config import Config
 from cdcbridge.errors import SourceUnavailable
 from cdcbridge.lag import LOOKS, Lag, measure
@@ -23,25 +23,16 @@ _REPEAT: Final = 30  # looks after which an alarm that goes on is said again
 log = structlog.get_logger()
 
 
-class Watcher:
+class Watcher(Background):
     """Works from entry to exit of its `with` block."""
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
+        super().__init__("watcher")
         self._config = config
         self._metrics = metrics
         self._interval = min(_LONGEST_INTERVAL, max(0.5, config.source.heartbeat_interval))
         self._looks: deque[Lag] = deque(maxlen=LOOKS - 1)
         self._said: dict[str, int] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="watcher", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
 
     def _work(self) -> None:
         while not self._stop.is_set():

@@ -11,7 +11,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from cdcbridge import plugins, source
+from cdcbridge import plugins, publications, source
 from cdcbridge.check_tables import pattern_problems, special_floats
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
@@ -196,9 +196,9 @@ def _publications(config: Config, connection: Connection, *, refused: bool) -> I
     """What the role may not mend by itself. Where tables are refused anyway, nothing more is said of them."""
     if refused:
         return
-    for wanted in source.wanted_publications(config.source.publication, config.consumers):
-        existing = source.publication(connection, wanted.name)
-        statements = source.publication_sql(wanted, existing)
+    for wanted in publications.wanted_publications(config.source.publication, config.consumers):
+        existing = publications.publication(connection, wanted.name)
+        statements = publications.publication_sql(wanted, existing)
         if not statements or (existing is not None and existing.covers(wanted)) or _may(connection, statements):
             continue
         text = "; ".join(statement.as_string(connection) for statement in statements) + ";"

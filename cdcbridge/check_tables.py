@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cdcbridge import source
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection
 from cdcbridge.problem import Problem
-from cdcbridge.source import Table
+from cdcbridge.tables import Table, find_tables
 
 
 def pattern_problems(
     config: Config, connection: Connection, consumer: Consumer, pattern: str, plugin: str
 ) -> Iterator[Problem]:
     """What is wrong with a table or pattern that a consumer names."""
-    tables = source.find_tables(connection, pattern, config.store.schema_)
+    tables = find_tables(connection, pattern, config.store.schema_)
     schema, _, name = pattern.partition(".")
     if schema == config.store.schema_:
         yield Problem("own_schema", "error", pattern, "the bridge's own schema is never captured", "Leave it out.")
@@ -115,7 +114,7 @@ def _table(connection: Connection, consumer: Consumer, table: Table) -> Iterator
 def special_floats(config: Config, connection: Connection) -> list[Problem]:
     """Columns whose NaN and ±Infinity an old wal2json sends as null."""
     patterns = dict.fromkeys(pattern for consumer in config.consumers for pattern in consumer.tables)
-    tables = [t for pattern in patterns for t in source.find_tables(connection, pattern, config.store.schema_)]
+    tables = [t for pattern in patterns for t in find_tables(connection, pattern, config.store.schema_)]
     return [
         Problem(
             "wal2json_special_numbers",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cdcbridge import plugins, source
+from cdcbridge import plugins, publications, source
 from cdcbridge.check import problems
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source, source_errors
@@ -43,9 +43,9 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
         )
         refuse(problems(config, connection, None, plugin=plugin))
         if plugin == "pgoutput":
-            source.create_spare_publication(connection, config.source.publication)
-            wanted = source.wanted_publications(config.source.publication, config.consumers)
-            source.ensure_publications(connection, wanted)
+            publications.create_spare_publication(connection, config.source.publication)
+            wanted = publications.wanted_publications(config.source.publication, config.consumers)
+            publications.ensure_publications(connection, wanted)
     lsn = source.create_slot(
         config.source_dsn,
         name,

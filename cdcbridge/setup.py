@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from cdcbridge import consumers, plugins, source
+from cdcbridge import consumers, plugins, publications, source
 from cdcbridge.check import SLOT_GONE, problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
@@ -25,6 +25,7 @@ from cdcbridge.problem import refuse
 from cdcbridge.replication import ReplicationStream, UnknownOption
 from cdcbridge.route import Router, Subscription
 from cdcbridge.store import History, Store, Tail
+from cdcbridge.tables import find_tables
 
 _NUMBERS_AS_TEXT: Final = "numeric-data-types-as-string"
 log = structlog.get_logger()
@@ -128,7 +129,7 @@ def _begin_snapshots(config: Config, connection: Connection, store: Connection) 
     for consumer in config.consumers:
         if consumer.start != "snapshot" or consumer.name not in new:
             continue
-        found = [t for p in consumer.tables for t in source.find_tables(connection, p, config.store.schema_)]
+        found = [t for p in consumer.tables for t in find_tables(connection, p, config.store.schema_)]
         with store_errors(), store.transaction():
             for topic in sorted({table.topic for table in found}):
                 store.execute(
@@ -147,14 +148,14 @@ def _forget_beginnings(store: Connection, config: Config, changed: Sequence[str]
 
 def _publish(config: Config, connection: Connection) -> list[str]:
     """Publications in step with the consumers; the names to stream."""
-    wanted = source.wanted_publications(config.source.publication, config.consumers)
+    wanted = publications.wanted_publications(config.source.publication, config.consumers)
     if not source.slots(connection, config.source.slot):
-        source.create_spare_publication(connection, config.source.publication)
-    for statement in source.ensure_publications(connection, wanted):
+        publications.create_spare_publication(connection, config.source.publication)
+    for statement in publications.ensure_publications(connection, wanted):
         log.info("publication.changed", sql=statement)
     names = [publication.name for publication in wanted]
     spare = f"{config.source.publication}_inserts"
-    if spare not in names and source.publication(connection, spare) is not None:
+    if spare not in names and publications.publication(connection, spare) is not None:
         names.append(spare)
     return names
 

@@ -22,9 +22,6 @@ VALUES = (b"123456", b"42", b"paid", b"52.50", b"x" * 150, b"2024-02-29 12:34:56
 class _Catalog:
     relation = Relation("public", "t", "public.t", ("id",), frozenset({"id"}))
 
-    def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:  # noqa: ARG002 - one table
-        return ("id",)
-
     def captures(self, schema: str, table: str) -> bool:  # noqa: ARG002 - one table
         return True
 

@@ -23,6 +23,7 @@ class Appender:
         self._given: tuple[Batch, dict[str, Any] | None, dict[str, Any] | None] | None = None
         self._ready = threading.Condition()
         self._done: Batch | None = None
+        self.given = Batch()  # the last one that was submitted
         self._error: BaseException | None = None
         self._stopping = False
         self.busy = False
@@ -35,7 +36,7 @@ class Appender:
     def submit(self, batch: Batch, unfinished: dict[str, Any] | None, catalog: dict[str, Any] | None) -> None:
         """Hand over a batch. Only when not busy."""
         with self._ready:
-            self.busy = True
+            self.busy, self.given = True, batch
             self._given = (batch, unfinished, catalog)
             self._ready.notify()
 

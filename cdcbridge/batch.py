@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from cdcbridge.position import START, Position
 from cdcbridge.reads import Chunk
@@ -20,9 +20,9 @@ class Batch:
     `streams`: those that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and
     keys. `dead`: (consumer, index, reason, key). `chunks`: what backfills read, with how many messages that made.
     `spilled`: blocks of transactions in progress, as (xid, n, block); `unspilled`: transactions whose blocks may go.
-    `gap`: the row is a gap message. `position` is of the last change read; `end_lsn` of the last transaction that is
-    complete; `open` tells that the position stands inside a transaction whose rest is still to come. `commit_time` is
-    of the last transaction, None where the source had nothing more.
+    `gap`: the row is a gap message, with the `capture` to be remembered. `position` is of the last change read;
+    `end_lsn` of the last transaction that is complete; `open` tells that the position stands inside a transaction
+    whose rest is still to come. `commit_time` is of the last transaction, None where the source had nothing more.
     """
 
     rows: list[bytes] = field(default_factory=list)
@@ -38,6 +38,7 @@ class Batch:
     spilled: list[tuple[int, int, bytes]] = field(default_factory=list)
     unspilled: list[int] = field(default_factory=list)
     gap: bool = False
+    capture: dict[str, Any] | None = None
     size: int = 0
     position: Position = START
     end_lsn: int = 0

@@ -17,6 +17,7 @@ import tenacity
 
 from cdcbridge.backfill import Session
 from cdcbridge.backfiller import Backfiller
+from cdcbridge.capture import Watched
 from cdcbridge.catalog import SourceCatalog
 from cdcbridge.check import refuse_unwritable
 from cdcbridge.config import Config
@@ -30,6 +31,7 @@ from cdcbridge.errors import (
     SlotInUse,
     SourceUnavailable,
     StoreUnavailable,
+    Unpublished,
 )
 from cdcbridge.health import Health
 from cdcbridge.housekeeping import Housekeeper
@@ -75,6 +77,8 @@ class Bridge:
         self._streamed = False
         self._whole = False  # transactions are to be sent when they have committed, and not before
         self._stuck = False  # the last session's stream ended before anything was appended
+        self._again = False  # a session of this process has streamed
+        self._unpublished = False  # the last session came to WAL that cannot be decoded for want of a publication
 
     def stop(self) -> None:
         """End after the append that is under way. Safe in a signal handler and from another thread."""
@@ -179,9 +183,8 @@ class Bridge:
 
     def _lead(self, lead: Lead, store: Store) -> None:
         """Prepare both sides, then stream until stopped, or until a transaction begun under older options is done."""
-        notices: list[str] = []
         self._health.prepares()
-        stream = ReplicationStream(self._config.source_dsn, notices.append, patient=self._stuck)
+        stream = ReplicationStream(self._config.source_dsn, patient=self._stuck)
         try:
             # The epoch before anything is read: an older bridge that still hangs can append nothing after that.
             epoch = store.begin_epoch()
@@ -192,7 +195,10 @@ class Bridge:
                 consistent=self._consistent,
                 stopped=self._stopping.is_set,
                 whole=self._whole,
+                again=self._again,
+                unpublished=self._unpublished,
             )
+            self._unpublished = False
             with (
                 connect_source(self._config.source_dsn, "cdcbridge catalog") as catalog_session,
                 connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge blocks") as blocks,
@@ -201,9 +207,13 @@ class Bridge:
             ):
                 store.forget_spilled()
                 catalog = SourceCatalog(catalog_session, ready.router, store.catalog())
+                catalog.meet_all()
+                if (known := catalog.remember()) is not None:
+                    store.set_catalog(known)
+                ready.watched = None if ready.capture is None else Watched(catalog_session, ready.capture)
                 ready.start(stream, self._config.source.slot)
                 self._tell_start(ready, epoch)
-                self._streamed = True
+                self._streamed = self._again = True
                 self._health.streams(epoch)
                 pump = Pump(
                     self._config,
@@ -211,7 +221,6 @@ class Bridge:
                     stream,
                     ready,
                     catalog,
-                    notices,
                     self._stop_read,
                     backfiller.session,
                     lead,
@@ -225,8 +234,9 @@ class Bridge:
                     self._whole = True
                     log.warning("stream.whole_transactions", reason=str(error))
                     raise
-                except SourceUnavailable:
+                except SourceUnavailable as error:
                     self._stuck = not pump.appended
+                    self._unpublished = isinstance(error, Unpublished)
                     raise
                 finally:
                     # Others need not wait until everything here has ended: what is still under way is fenced.

@@ -13,53 +13,20 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
+from cdcbridge.catalog_look import NEVER, Found, all_tables, one_table, partitioned_tables
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.decoders.wal2json import Table
-from cdcbridge.lsn import parse_lsn
 from cdcbridge.model import Begin, Relation
 from cdcbridge.pgtypes import PgType
 from cdcbridge.route import Router
+from cdcbridge.source import current_lsn
 
 _TYPE: Final = """
     select t.typbasetype, case when t.typcategory = 'A' then t.typelem else 0 end, e.typdelim, t.typname
     from pg_type t left join pg_type e on e.oid = t.typelem
     where t.oid = %s
 """
-_PRIMARY_KEY: Final = """
-    select array_agg(a.attname::text order by k.n)
-    from pg_index i cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, n)
-    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
-    where i.indrelid = %s and {which} and i.indisvalid and k.n <= i.indnkeyatts
-"""
-# since: the youngest transaction that changed the table's definition or its place in a partition tree.
-_TABLE: Final = """
-    with t as (
-        select c.oid, c.relispartition, c.relreplident, c.xmin as changed,
-               case when c.relispartition then pg_partition_root(c.oid) else c.oid end as root
-        from pg_class c join pg_namespace n on n.oid = c.relnamespace
-        where n.nspname = %s and c.relname = %s
-    ), a as (
-        select a.*, a.xmin as changed from pg_attribute a join t on a.attrelid = t.oid where a.attnum > 0
-    )
-    select t.oid::int8, t.root::int8, t.relispartition, t.relreplident::text, rn.nspname, rc.relname,
-           (select coalesce(array_agg(attname::text), '{}') from a where not attisdropped and attgenerated <> ''),
-           (select coalesce(json_object_agg(attname, array[attnum, changed::text::int8] order by attnum), '{}') from a
-            where not attisdropped and attgenerated = '' and attlen = -1 and attstorage <> 'p'),
-           (select x::text::int8 from (select t.changed as x union all select a.changed from a
-                                 union all select i.xmin from pg_inherits i where i.inhrelid = t.oid) y
-            order by age(x) limit 1),
-           (select i.xmin::text::int8 from pg_inherits i where i.inhrelid = t.oid),
-           (select coalesce(json_object_agg(attnum, changed::text::int8), '{}') from a)
-    from t join pg_class rc on rc.oid = t.root join pg_namespace rn on rn.oid = rc.relnamespace
-"""
-_ROOTS: Final = """
-    select n.nspname, c.relname, a.attname, a.atttypid::int8, a.attlen = -1, a.xmin::text::int8
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_attribute a on a.attrelid = c.oid
-    where c.relkind = 'p' and not c.relispartition and a.attnum > 0
-"""
-_WAL_END: Final = "select pg_current_wal_insert_lsn()::text"
 _HALF: Final = 1 << 31
-_NEVER: Final = 1 << 64  # above every LSN
 _REMEMBERED: Final = 100_000  # transactions of the stream that are known to have passed
 log = structlog.get_logger()
 
@@ -112,11 +79,12 @@ class SourceCatalog:
         self._router = router
         self._transaction = Begin(0, 0, 0)
         self._passed: dict[int, None] = {}
-        self._covered = _NEVER
+        self._covered = NEVER
         self._unsettled = False
         self._tables: dict[tuple[str, str], _Versions] = {}
         self._roots = _Roots()
         self._saved = remembered
+        self._dirty = True  # what remember() gives may have changed
         for name, entry in remembered.items():
             schema, _, table = name.partition("/")
             versions = self._tables.setdefault((schema, table), _Versions())
@@ -136,15 +104,40 @@ class SourceCatalog:
             row = self._connection.execute(_TYPE, (oid,)).fetchone()
         return PgType(row[0], row[1], row[2] or ",", row[3]) if row else None
 
-    # for pgoutput
-
-    def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:
-        return self._index_columns(relation_oid, "i.indisprimary")
-
     def captures(self, schema: str, table: str) -> bool:
+        """Whether any consumer may want a table of this name."""
         return bool(self._router.subscriptions(schema, table))
 
-    # for wal2json
+    def wal_end(self) -> int:
+        """Where the source's WAL ends now."""
+        return current_lsn(self._connection)
+
+    def has_identity(self, relation: Relation) -> bool:
+        """Whether the table has a usable replica identity now. Of a partitioned one, its partitions' counts."""
+        rows = one_table(self._connection, relation.schema, relation.table).rows
+        found = Found(*rows[0]) if rows else None
+        return found is not None and (found.kind == "p" or found.replica_identity == "f" or bool(found.identity))
+
+    def columns(self) -> dict[str, frozenset[str]]:
+        """The columns of each captured topic as they were last known, before the stream brings anything."""
+        return {
+            versions.known[0].table.relation.topic: versions.known[0].table.relation.columns
+            for versions in self._tables.values()
+            if versions.known and versions.known[0].table.captured and versions.known[0].table.relation.columns
+        }
+
+    def meet_all(self) -> None:
+        """Look at every table that is captured now, so that its definition is known after it was dropped or altered.
+
+        Where nothing is remembered, the stream begins now, and each table was always as it is.
+        """
+        look = all_tables(self._connection, self._router.patterns)
+        first = not self._tables
+        for row in look.rows:
+            found = Found(*row)
+            versions = self._tables.setdefault((found.schema, found.table), _Versions())
+            versions.covered = max(versions.covered, look.covered)
+            self._meet(found, versions, look.looked_at, first=first)
 
     def advance(self, begin: Begin) -> bool:
         """See the decoder's protocol. What was looked up before this transaction committed may be out of date."""
@@ -154,7 +147,7 @@ class SourceCatalog:
             del self._passed[next(iter(self._passed))]
         if (begin.commit_lsn or 0) < self._covered and not self._unsettled:
             return False
-        self._covered, self._unsettled = _NEVER, False
+        self._covered, self._unsettled = NEVER, False
         return True
 
     def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
@@ -167,11 +160,15 @@ class SourceCatalog:
         if doubtful and (root := self._assumed_root(schema, table, action, columns)):
             doubtful = False
             versions.known.insert(0, _Version(0, -1, 0, self._as_partition(schema, table, root)))
+            self._dirty = True
         found = self._current(schema, table, versions)
         return replace(found, doubtful=True) if doubtful else found
 
     def remember(self) -> dict[str, Any] | None:
         """What a restart must know of captured tables and partitions, if that changed since it was last asked for."""
+        if not self._dirty:
+            return None
+        self._dirty = False
         now = {
             f"{schema}/{table}": _entry(version)
             for (schema, table), versions in self._tables.items()
@@ -184,49 +181,31 @@ class SourceCatalog:
         return now
 
     def _look(self, schema: str, table: str, versions: _Versions) -> None:
-        versions.covered, rows, looked_at = self._ask(_TABLE, (schema, table))
-        if not rows or (versions.known and versions.known[-1].changed == rows[0][8]):
-            return
-        row = rows[0]
-        found, since = self._found(schema, table, row), row[8]
-        if not versions.known and found.partition:
+        look = one_table(self._connection, schema, table)
+        versions.covered = look.covered
+        if look.rows:
+            self._meet(Found(*look.rows[0]), versions, look.looked_at)
+
+    def _meet(self, found: Found, versions: _Versions, looked_at: int, *, first: bool = False) -> None:
+        """Add the version that a look found, if it is a new one."""
+        since = found.since
+        table = found.definition(captured=self.captures(found.root_schema, found.root_table))
+        if versions.known and versions.known[-1].changed == found.since:
+            if _shape(versions.known[-1].table) == _shape(table):
+                return
+            since = 0  # a key was dropped, which leaves no trace of the transaction: the new version holds at once
+        if not versions.known and found.partition and not first:
             # Seen for the first time, as a partition: before it was attached it was a table of its own.
-            versions.known.append(_Version(0, -1, 0, self._unknown(schema, table)))
-            since = row[9]
-        versions.known.append(_Version(since, looked_at, row[8], found, row[7], row[10]))
-
-    def _ask(self, query: str, parameters: tuple[str, ...] = ()) -> tuple[int, list[tuple[Any, ...]], int]:
-        """(LSN below which the look has seen every commit, rows, LSN above which it has seen none)."""
-        with source_errors():
-            before = self._connection.execute(_WAL_END).fetchone()
-            rows = self._connection.execute(query.encode(), parameters or None).fetchall()
-            after = self._connection.execute(_WAL_END).fetchone()
-        return parse_lsn(before[0]) if before else 0, rows, parse_lsn(after[0]) if after else _NEVER
-
-    def _found(self, schema: str, table: str, row: tuple[Any, ...]) -> Table:
-        oid, root, partition, replica_identity, root_schema, root_table, generated, toastable = row[:8]
-        identity = self._identity(oid, replica_identity)
-        key = self._index_columns(root, "i.indisprimary") or (identity or None)
-        relation = Relation(
-            schema, table, f"{root_schema}.{root_table}", key, frozenset(identity), replica_identity == "f"
-        )
-        captured = self.captures(root_schema, root_table)
-        return Table(relation, captured, partition, frozenset(generated), tuple(toastable))
-
-    def _identity(self, oid: int, replica_identity: str) -> tuple[str, ...]:
-        if replica_identity == "d":
-            return self._index_columns(oid, "i.indisprimary") or ()
-        return self._index_columns(oid, "i.indisreplident") or () if replica_identity == "i" else ()
-
-    def _index_columns(self, oid: int, which: str) -> tuple[str, ...] | None:
-        with source_errors():
-            row = self._connection.execute(_PRIMARY_KEY.format(which=which).encode(), (oid,)).fetchone()
-        return tuple(row[0]) if row and row[0] else None
+            versions.known.append(_Version(0, -1, 0, self._unknown(found.schema, found.table)))
+            since = found.attached or since
+        versions.known.append(_Version(since, looked_at, found.since, table, found.toastable, found.attributes))
+        self._dirty = True
 
     def _current(self, schema: str, table: str, versions: _Versions) -> Table:
         known = versions.known
         while len(known) > 1 and self._has_passed(known[1], known[0].table):
             del known[0]
+            self._dirty = True
         if not known:
             # No such table any more, and never seen before: its rows are named by what the stream says.
             versions.unknown = versions.unknown or self._unknown(schema, table)
@@ -277,7 +256,7 @@ class SourceCatalog:
         too. An identity alone is little to go by: there the name must begin with the root's.
         """
         if self._roots.covered <= (self._transaction.commit_lsn or 0):
-            covered, rows, looked_at = self._ask(_ROOTS)
+            covered, rows, looked_at = partitioned_tables(self._connection)
             self._roots = _Roots(covered, looked_at)
             for root_schema, root_table, name, *column in rows:
                 self._roots.columns.setdefault((root_schema, root_table), {})[name] = _Column(*column)
@@ -339,9 +318,24 @@ class SourceCatalog:
             tuple(entry["key"]) if entry["key"] else None,
             frozenset(entry["identity"]),
             entry["full"],
+            frozenset(entry.get("columns", ())),
         )
         captured = self.captures(*topic.split(".", 1))
-        return Table(relation, captured, entry["partition"], frozenset(entry["generated"]), tuple(entry["toastable"]))
+        return Table(
+            relation,
+            captured,
+            entry["partition"],
+            frozenset(entry["generated"]),
+            tuple(entry["toastable"]),
+            primary_key=tuple(entry.get("primary_key", ())),
+            identity_order=tuple(entry["identity"]),
+            replica_identity=entry.get("replica_identity", "d"),
+        )
+
+
+def _shape(table: Table) -> tuple[object, ...]:
+    """What of a definition can change without a trace in pg_class and pg_attribute."""
+    return (table.primary_key, table.identity_order, table.replica_identity, table.relation.topic)
 
 
 def _entry(version: _Version) -> dict[str, Any]:
@@ -350,8 +344,11 @@ def _entry(version: _Version) -> dict[str, Any]:
         "changed": version.changed,
         "topic": relation.topic,
         "key": list(relation.key) if relation.key else None,
-        "identity": sorted(relation.identity),
+        "identity": list(table.identity_order),
         "full": relation.full,
+        "columns": sorted(relation.columns),
+        "primary_key": list(table.primary_key),
+        "replica_identity": table.replica_identity,
         "partition": table.partition,
         "generated": sorted(table.generated),
         "toastable": list(table.toastable),

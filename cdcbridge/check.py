@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from cdcbridge import plugins, publications, source
+from cdcbridge.capture import Capture, look, losses
 from cdcbridge.check_tables import pattern_problems, special_floats
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
@@ -23,6 +24,9 @@ SLOT_GONE: Final = (
     "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it"
 )
 _OLDEST: Final = 150000
+# Errors about one table. The first ones mean that its changes cannot be captured.
+UNUSABLE: Final = frozenset({"table_missing", "schema_missing", "not_a_table", "replica_identity"})
+OF_ONE_TABLE: Final = UNUSABLE | {"key_not_covered", "unknown_column", "privilege_select"}
 
 
 def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:
@@ -266,9 +270,13 @@ def _roles(config: Config, store: Connection) -> Iterator[Problem]:
 
 def _history(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:
     """What the store goes by, beside what is there. `run` compares more, with a replication session."""
-    row = store.execute("select slot, plugin from source").fetchone() if schema_version(store) else None
+    row = None
+    if schema_version(store):
+        row = store.execute("select s.slot, s.plugin, to_jsonb(s) -> 'capture' from source s").fetchone()
     if row is None:
         return
+    if row[2] is not None:
+        yield from _capture(config, connection, Capture(**row[2]))
     if row[0] != config.source.slot:
         yield Problem(
             "other_source",
@@ -284,6 +292,19 @@ def _history(config: Config, connection: Connection, store: Connection) -> Itera
             row[0],
             SLOT_GONE,
             "cdcbridge slot recreate -- goes on behind a gap message",
+        )
+
+
+def _capture(config: Config, connection: Connection, before: Capture) -> Iterator[Problem]:
+    """What changed in the publications since a bridge last streamed."""
+    patterns = [pattern for consumer in config.consumers for pattern in consumer.tables]
+    for loss in losses(before, look(connection, list(before.publications), patterns)):
+        yield Problem(
+            "capture_changed",
+            "warning",
+            config.source.publication,
+            f"{loss}; changes that were made since may be missing",
+            "cdcbridge run -- corrects the publication and tells every consumer by a gap message",
         )
 
 

@@ -14,7 +14,7 @@ import orjson
 
 from cdcbridge.batch import ROW_OVERHEAD, Batch
 from cdcbridge.encode import encode_data, key_text, message_row, partition_of, published_row, shared_part, with_old_key
-from cdcbridge.errors import DecodeError, OperatorNeeded
+from cdcbridge.errors import DecodeError
 from cdcbridge.filters import FilterError
 from cdcbridge.inject import inject
 from cdcbridge.lsn import format_lsn
@@ -23,6 +23,7 @@ from cdcbridge.position import Position
 from cdcbridge.published import TOPIC_PREFIX, read_published
 from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Watch
 from cdcbridge.route import Plan, Router
+from cdcbridge.table_guard import TableGuard
 
 READ_ROWS = 10000  # of backfills in one append
 READ_ROWS_BESIDE = 300  # where there are changes, which have to wait for it
@@ -40,6 +41,7 @@ class Collector:
     """Feed events, take batches. `done` is the position that the store has; `end_lsn` where its last one ended.
 
     `handed`: what backfills have put there, by the token in the watermark that the stream brings after it.
+    `guard`: looks at each version of a table that the stream brings.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Collector:
         done: Position,
         end_lsn: int,
         handed: dict[bytes, Watch | Chunk] | None = None,
+        guard: TableGuard | None = None,
     ) -> None:
         self._router = router
         self._partitions = partitions
@@ -65,6 +68,7 @@ class Collector:
         self._batch = Batch()
         self._commit_time: int | None = None
         self._handed = {} if handed is None else handed
+        self._guard = guard or TableGuard(router)
         self._watches: dict[str, list[Watch]] = {}  # by topic
         self._chunks: deque[Chunk] = deque()  # that the stream has passed the watermark of
         self._awaited = False  # a watermark came: where it stands must be in the store soon
@@ -153,33 +157,13 @@ class Collector:
         elif type(event) is Truncate:
             self._truncate(event)
         elif type(event) is Relation:
-            self._require_identity(event)
+            self._guard.require_identity(event, self.position)
         elif type(event) is LogicalMessage and not event.transactional:
             self.outside += event.prefix.startswith(TOPIC_PREFIX)  # in no transaction: no message, and no position
         else:
             self._ordinal += 1
             if type(event) is LogicalMessage and self._ordinal > self._skip_through:
                 self._published(event)
-
-    def _require_identity(self, relation: Relation) -> None:
-        """Stop where a table that a consumer names lost its identity, before an UPDATE or DELETE can go missing.
-
-        A table that only a wildcard covers never had to have one: PostgreSQL refuses its UPDATEs and DELETEs, and
-        its INSERTs are whole.
-        """
-        if relation.identity:
-            return
-        schema, _, table = relation.topic.partition(".")
-        for subscription in self._router.subscriptions(schema, table):
-            taken = subscription.operations & {"update", "delete"}
-            if taken and relation.topic in subscription.tables:
-                raise OperatorNeeded(
-                    f"{relation.topic} has no usable replica identity any more, and a consumer takes its"
-                    f" {' and '.join(sorted(taken))}s; stopped at position {self.position}, nothing behind it is"
-                    " confirmed",
-                    hint=f"Give it one: ALTER TABLE {relation.topic} ADD PRIMARY KEY (…), or REPLICA IDENTITY FULL."
-                    " What the WAL holds already stays as it is.",
-                )
 
     # transactions
 
@@ -208,6 +192,7 @@ class Collector:
     def _change(self, change: Change) -> None:
         relation = change.relation
         if relation is not self._relation or change.op != self._op:
+            self._guard.require_columns(relation, self.position)
             self._relation, self._op = relation, change.op
             self._plan = self._router.plan(relation, change.op)
         plan = self._plan

@@ -37,7 +37,7 @@ def stored_config(consumer: Consumer) -> dict[str, Any]:
 
 def subscription(consumer_id: int, name: str, mode: str, config: dict[str, Any]) -> Subscription:
     """What routing needs of a consumer as the store keeps it."""
-    source = config.get("filter")
+    source, chosen = config.get("filter"), config.get("columns") or {}
     return Subscription(
         consumer_id,
         name,
@@ -49,6 +49,41 @@ def subscription(consumer_id: int, name: str, mode: str, config: dict[str, Any])
         mode == "fifo",
         tuple(config.get("topics", ())),
         mode == "stream",
+        frozenset([*(config.get("key") or ()), *(name for names in chosen.values() for name in names or ())]),
+    )
+
+
+def dump(subscription: Subscription) -> dict[str, Any]:
+    """The subscription as JSON, for a transaction that has to be finished with it."""
+    return {
+        "consumer_id": subscription.consumer_id,
+        "name": subscription.name,
+        "tables": list(subscription.tables),
+        "operations": sorted(subscription.operations),
+        "filter": subscription.filter.source if subscription.filter else None,
+        "key": list(subscription.key) if subscription.key else None,
+        "max_bytes": subscription.max_bytes,
+        "in_order": subscription.in_order,
+        "reads_log": subscription.reads_log,
+        "topics": list(subscription.topics),
+        "columns": sorted(subscription.columns),
+    }
+
+
+def load(entry: dict[str, Any]) -> Subscription:
+    """The subscription that dump() wrote."""
+    return Subscription(
+        entry["consumer_id"],
+        entry["name"],
+        tuple(entry["tables"]),
+        frozenset(entry["operations"]),
+        Filter(entry["filter"]) if entry["filter"] else None,
+        tuple(entry["key"]) if entry["key"] else None,
+        entry["max_bytes"],
+        entry.get("in_order", False),
+        tuple(entry.get("topics", ())),
+        entry.get("reads_log", False),
+        frozenset(entry.get("columns", ())),
     )
 
 

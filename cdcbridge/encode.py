@@ -50,6 +50,22 @@ def key_text(record: Row | None, columns: Sequence[str] | None) -> str | None:
     return orjson.dumps(texts).decode() if any(text is not None for text in texts) else None
 
 
+def key_columns(primary_key: Sequence[str], identity: Sequence[str], *, full: bool) -> tuple[str, ...] | None:
+    """The columns of the log's key, so that an insert, an update, a delete and a read of one row have the same key.
+
+    That is the primary key where each change carries it, else the columns of the replica identity's index, else None.
+    For example, a table with the primary key (id) and `replica identity using index` on (email) has the key (email):
+    its deletes carry no id.
+
+    primary_key: its columns in key order; empty where there is none.
+    identity: the columns of the replica identity's index in key order; empty where there is none.
+    full: the replica identity is FULL.
+    """
+    if primary_key and (full or not identity or set(primary_key) <= set(identity)):
+        return tuple(primary_key)
+    return None if full else tuple(identity) or None
+
+
 def _as_text(value: JsonValue) -> str | None:
     if value is None or type(value) is str:
         return value

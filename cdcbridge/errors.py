@@ -43,6 +43,14 @@ class SentTooEarly(SourceUnavailable):
     """What was rolled back of a transaction in progress cannot be told from the rest: it has to be sent whole."""
 
 
+class CaptureChanged(SourceUnavailable):
+    """A publication or a named table changed, so changes may be missing: start again and tell the consumers."""
+
+
+class Unpublished(SourceUnavailable):
+    """The WAL that comes next cannot be decoded: a publication did not exist when it was written."""
+
+
 class SlotInUse(SourceUnavailable):
     """Another session streams from the slot: it is free when that has ended."""
 

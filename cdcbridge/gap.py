@@ -6,6 +6,8 @@ Whatever leaves changes behind goes through here: the message and the position b
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 import structlog
 
@@ -20,14 +22,27 @@ from cdcbridge.store import Store
 log = structlog.get_logger()
 
 
-def leave_gap(store: Store, first: int, last: int, *, go_on: int, timeline: int | None = None) -> None:
+def leave_gap(
+    store: Store,
+    first: int,
+    last: int,
+    *,
+    go_on: int,
+    timeline: int | None = None,
+    reason: str | None = None,
+    capture: dict[str, Any] | None = None,
+) -> None:
     """Tell everybody of the gap from LSN `first` to `last`, and go on from LSN `go_on`. Call with the lead taken.
 
-    `timeline`: the one that the source is on now, where messages between the two are of a history that it has left.
+    timeline: the one that the source is on now, where messages between the two are of a history that it has left.
+    reason: why changes may be missing, for people.
+    capture: what the next session begins with; it is committed together with the message.
     """
     record: dict[str, object] = {"from": format_lsn(first), "to": format_lsn(last)}
     if timeline is not None:
         record["timeline"] = timeline
+    if reason is not None:
+        record["reason"] = reason
     data = orjson.dumps({"op": "gap", "record": record, "old": None, "unchanged": []})
     # It stands before whatever commits where things go on: ordinal -1 is nobody else's.
     row = message_row(-1, None, 0, data, shared_part(GAP_TOPIC, go_on, 0, postgres_now()))
@@ -43,6 +58,7 @@ def leave_gap(store: Store, first: int, last: int, *, go_on: int, timeline: int 
             position=Position(go_on, -1),
             end_lsn=go_on,
             gap=True,
+            capture=capture,
         ),
         None,
     )

@@ -21,8 +21,9 @@ class Relation:
 
     `topic` is `schema.table`, for a partition its root's. `key` names the columns of the log's key (primary key,
     else the replica identity's index), or is None. `identity` names the columns that an UPDATE or DELETE
-    identifies its row by, and is empty where there is none; `full` tells that these are all columns. As an event:
-    from here on the table looks like this.
+    identifies its row by, and is empty where there is none; `full` tells that these are all columns. `columns` names
+    all that a row has, less generated ones; empty where that is not known. As an event: from here on the table looks
+    like this.
     """
 
     schema: str
@@ -31,6 +32,7 @@ class Relation:
     key: tuple[str, ...] | None
     identity: frozenset[str]
     full: bool = False
+    columns: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)

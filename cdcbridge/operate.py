@@ -15,12 +15,12 @@ from cdcbridge.config import Config
 from cdcbridge.database import connect_source, source_errors
 from cdcbridge.errors import NotLeader, OperatorNeeded, UsageError
 from cdcbridge.gap import leave_gap
+from cdcbridge.history import compare_history
 from cdcbridge.lag import stored_slot
 from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
 from cdcbridge.problem import refuse
 from cdcbridge.replication import ReplicationStream
-from cdcbridge.setup import compare_history
 from cdcbridge.store import History, Store
 
 
@@ -118,11 +118,11 @@ def _same_source(config: Config, history: History) -> tuple[int, int | None]:
 
     Raises OperatorNeeded where the source is not the one that the store holds the changes of.
     """
-    stream = ReplicationStream(config.source_dsn, lambda _notice: None)
+    with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+        compare_history(history, source.identify(connection), config.source.slot)
+    stream = ReplicationStream(config.source_dsn)
     try:
-        identity = stream.identify()
-        compare_history(history, identity[0], identity[3], config.source.slot)
-        timeline = identity[1]
+        timeline = stream.identify()[1]
         return timeline, None if timeline == history.timeline else stream.branch(history.timeline, timeline)
     finally:
         stream.close()

@@ -15,6 +15,7 @@ from cdcbridge import source
 from cdcbridge.database import Connection, connect_source, source_errors
 
 _PROBE_TIMEOUT: Final = "3s"
+NUMBERS_AS_TEXT: Final = "numeric-data-types-as-string"
 
 
 def choose(connection: Connection, configured: str, slot: str, *, wal2json: Callable[[], bool]) -> str:
@@ -83,3 +84,27 @@ def probe(dsn: str, plugin: str) -> Literal["usable", "refused", "missing"]:
     except psycopg.Error as error:
         return "refused" if "output_plugin_libraries" in (error.diag.message_hint or "") else "missing"
     return "usable"
+
+
+def without_streaming(options: dict[str, str]) -> dict[str, str]:
+    """The same, but that transactions are sent when they have committed. The ordinals are the same either way."""
+    kept = {name: value for name, value in options.items() if name != "streaming"}
+    return {**kept, "proto_version": "1"} if "proto_version" in kept else kept
+
+
+def plugin_options(plugin: str, publications: list[str], own_schema: str) -> dict[str, str]:
+    """The options that the bridge gives the plugin at START_REPLICATION."""
+    if plugin == "pgoutput":
+        names = ",".join(f'"{name}"' for name in publications)
+        return {"proto_version": "2", "streaming": "on", "publication_names": names, "messages": "true"}
+    return {
+        "format-version": "2",
+        "include-xids": "1",
+        "include-timestamp": "1",
+        "include-lsn": "1",
+        "include-types": "0",
+        "include-type-oids": "1",
+        "include-pk": "1",
+        "filter-tables": f"{own_schema}.*",
+        NUMBERS_AS_TEXT: "1",
+    }

@@ -26,14 +26,17 @@ START = Position(0, -1)  # before the first change
 
 @dataclass(slots=True)
 class Progress:
-    """confirmed ≤ durable ≤ received, each only rising.
+    """confirmed ≤ vouched ≤ durable ≤ received, each only rising.
 
-    `received`: end of the last transaction read whole. `durable`: everything up to here is committed in the
-    store, or is nobody's. `confirmed`: what PostgreSQL was told it may forget.
+    received: end of the last transaction that was read whole.
+    durable: everything up to here is committed in the store, or no consumer wants it.
+    vouched: up to here the source sent everything that the consumers want (see capture.py).
+    confirmed: PostgreSQL was told that it may forget the WAL up to here.
     """
 
     received: int
     durable: int
+    vouched: int
     confirmed: int
 
     def receive(self, lsn: int) -> None:
@@ -45,7 +48,13 @@ class Progress:
             raise ValueError(f"stored up to {format_lsn(lsn)}, but received only up to {format_lsn(self.received)}")
         self.durable = max(self.durable, lsn)
 
+    def vouch(self, lsn: int) -> None:
+        """Nothing up to `lsn` is missing. Raises ValueError if it is not durable."""
+        if lsn > self.durable:
+            raise ValueError(f"vouched up to {format_lsn(lsn)}, but durable only up to {format_lsn(self.durable)}")
+        self.vouched = max(self.vouched, lsn)
+
     def confirm(self) -> int:
         """The LSN to report to PostgreSQL as flushed."""
-        self.confirmed = max(self.confirmed, self.durable)
+        self.confirmed = max(self.confirmed, self.vouched)
         return self.confirmed

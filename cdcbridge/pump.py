@@ -11,9 +11,10 @@ import selectors
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
+from psycopg import sql
 
 from cdcbridge.appender import Appender
 from cdcbridge.backfill import Session
@@ -24,7 +25,7 @@ from cdcbridge.config import Config
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.decoders.pgoutput import PgoutputDecoder
 from cdcbridge.decoders.wal2json import Wal2jsonDecoder
-from cdcbridge.errors import CdcbridgeError, OperatorNeeded, SourceUnavailable, StoreUnavailable
+from cdcbridge.errors import CaptureChanged, CdcbridgeError, OperatorNeeded, SourceUnavailable, StoreUnavailable
 from cdcbridge.health import Health
 from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
@@ -34,11 +35,13 @@ from cdcbridge.replication import ReplicationStream
 from cdcbridge.setup import Ready
 from cdcbridge.spill import Spill
 from cdcbridge.store import Store
+from cdcbridge.table_guard import TableGuard
 
 BATCH_ROWS: Final = 5_000  # rows worth an append of their own: enough that its commit costs little
 BATCH_BYTES: Final = 4 << 20  # and bytes
 WAITING_BATCHES: Final = 2  # what may be collected while an append is under way, in such batches; then reading stops
 READ_BYTES: Final = 512 << 10  # read before looking whether the append is done
+LOOK_INTERVAL: Final = 0.5  # seconds between two looks at what is captured
 _STATUS_SHARE: Final = 4  # status updates in one wal_sender_timeout
 _LONGEST_STATUS_INTERVAL: Final = 1.0
 _LOOK_AGAIN: Final = 0.2  # at the end, whether the append is done or the lead lost
@@ -46,6 +49,13 @@ _GENTLE_FOR: Final = 1.0  # seconds after a change
 _READS_WAIT: Final = 0.1  # then a chunk of a backfill goes with changes, if these leave no time between them
 _LOST: Final = re.compile(r'no tuple identifier for (UPDATE|DELETE) in table "(.+)"\."(.+)"')
 log = structlog.get_logger()
+
+
+class _Notice(NamedTuple):
+    """A notice of the server, and the commit LSN of the transaction that it stands in; None outside of one."""
+
+    message: str
+    begun: int | None
 
 
 class Pump:
@@ -58,7 +68,6 @@ class Pump:
         stream: ReplicationStream,
         ready: Ready,
         catalog: SourceCatalog,
-        notices: list[str],
         stop_fd: int,
         backfills: Session,
         lead: Lead,
@@ -68,19 +77,28 @@ class Pump:
         self._stream = stream
         self._ready = ready
         self._catalog = catalog
-        self._notices = notices
+        self._notices: list[_Notice] = []
+        stream.on_notice = self._note
         self._decoder = _decoder(ready, catalog, stream.last_lsn)
         self._blocks = blocks  # a session of the main loop's own: the other one is the appender's
         tail = ready.tail
-        self._collector = Collector(ready.router, ready.partitions, tail.position, tail.end_lsn, backfills.handed)
+        self._collector = Collector(
+            ready.router,
+            ready.partitions,
+            tail.position,
+            tail.end_lsn,
+            backfills.handed,
+            TableGuard(ready.router, catalog.has_identity, catalog.columns(), ready.left_out),
+        )
         self._spill = Spill(stream, self._collector.spill, self._read_block, self._collector.unspill)
-        self._progress = Progress(tail.end_lsn, tail.end_lsn, tail.end_lsn)
+        self._progress = Progress(tail.end_lsn, tail.end_lsn, tail.end_lsn, tail.end_lsn)
         self._store = store
         self._appender = Appender(store)
         self._idle_interval = config.source.heartbeat_interval
         self._status_interval = _status_interval(ready.wal_sender_timeout)
         self._next_status = self._next_idle_append = 0.0
-        self._told = 0
+        self._told = self._looked_at = 0
+        self._next_look = 0.0
         self._backfills = backfills
         self._lead = lead
         self._health = health
@@ -129,7 +147,7 @@ class Pump:
         try:
             self._collector.feed(self._decoder.events(self._spill.messages(READ_BYTES)))
         except OperatorNeeded as error:
-            error.hint = f"{error.hint or ''} {self._way_on()}".strip()
+            error.hint = error.hint or self._way_on()
             raise
         if self._notices:
             self._heed_notices()
@@ -158,10 +176,30 @@ class Pump:
             self._progress.receive(self._collector.end_lsn)
             written = self._progress.received
         now = time.monotonic()
+        self._vouch(now)
         if now >= self._next_status or self._stream.reply_wanted or written > self._told:
             # Reported as written: up to here nothing waits to be appended. `lag` tells idle from busy by it.
             self._stream.confirm(written, self._progress.confirm())
             self._next_status, self._told = now + self._status_interval, written
+
+    def _vouch(self, now: float, *, ending: bool = False) -> None:
+        """Look whether what is durable is all that the consumers want, before it is confirmed (capture.py).
+
+        Raises CaptureChanged where changes may be missing.
+        """
+        received, durable = self._progress.received, self._progress.durable
+        if self._ready.finishing and self._ready.plugin == "pgoutput":
+            return  # the next session compares what this one was begun with
+        if self._ready.watched is not None:
+            if received == self._looked_at and durable == self._progress.vouched:
+                return
+            if now < self._next_look and not ending:
+                return
+            self._next_look = now + LOOK_INTERVAL
+            if found := self._ready.watched.losses():
+                raise CaptureChanged(f"source: {'; '.join(found)}; starting again, behind a gap message")
+            self._looked_at = received
+        self._progress.vouch(durable)
 
     # helpers
 
@@ -242,30 +280,50 @@ class Pump:
             return self._appender.finished()
         except CdcbridgeError as error:
             if type(error) is CdcbridgeError:
-                raise OperatorNeeded(f"the store refuses an append: {error}", hint=self._way_on()) from error
+                batch = self._appender.given
+                skip = max(batch.end_lsn, batch.position.commit_lsn + 1 if batch.open else 0)
+                raise OperatorNeeded(
+                    f"the store refuses an append: {error}",
+                    hint=f"`cdcbridge slot skip --to {format_lsn(skip)}` leaves its {len(batch.rows)} messages behind,"
+                    " and a gap message in their place.",
+                ) from error
             raise
 
-    def _way_on(self) -> str:
-        """How to leave behind the transaction that cannot be read."""
+    def _way_on(self, begun: int | None = None) -> str:
+        """How to leave behind a transaction that cannot be read: the one that committed at `begun`, or the open one.
+
+        Where the server failed before it named the transaction, only the WAL's end is known to lie behind it.
+        """
+        if begun is None and self._collector.open:
+            begun = self._collector.position.commit_lsn
+        target = self._catalog.wal_end() if begun is None else begun + 1
+        what = "everything up to there" if begun is None else "this transaction"
+        return f"`cdcbridge slot skip --to {format_lsn(target)}` leaves {what} behind, and a gap message in its place."
+
+    def _note(self, message: str) -> None:
+        """A notice of the server, with the transaction that it stands in."""
         begun = self._collector.position.commit_lsn if self._collector.open else None
-        target = "LSN" if begun is None else format_lsn(begun + 1)
-        return f"`cdcbridge slot skip --to {target}` leaves this transaction behind, and a gap message in its place."
+        self._notices.append(_Notice(message, begun))
 
     def _heed_notices(self) -> None:
         """wal2json tells of changes that it drops for want of a replica identity as a warning, and only so."""
         for notice in self._notices:
-            match = _LOST.search(notice)
+            match = _LOST.search(notice.message)
             if match is None:
-                log.warning("source.notice", message=notice)
+                log.warning("source.notice", message=notice.message)
                 continue
             operation, schema, table = match[1].lower(), match[2], match[3]
-            relation = self._catalog.table(schema, table, match[1][0], {}).relation
-            if self._ready.router.plan(relation, operation) is not None:
+            found = self._catalog.table(schema, table, match[1][0], {})
+            relation = found.relation
+            if found.captured and self._ready.router.plan(relation, operation) is not None:
+                article = "an" if operation == "update" else "a"
+                name = sql.Identifier(schema, table).as_string(None)
                 raise OperatorNeeded(
-                    f"an {operation.upper()} of {relation.topic} is not in the WAL's output, because the table has no"
-                    f" usable replica identity; stopped before it was confirmed (position {self._collector.position})",
-                    hint=f"Mend it: ALTER TABLE {schema}.{table} REPLICA IDENTITY FULL (or give it a primary key). "
-                    + self._way_on(),
+                    f"{article} {operation.upper()} of {relation.topic} is not in the WAL's output, because the table"
+                    " has no usable replica identity; stopped before it was confirmed"
+                    f" (position {self._collector.position})",
+                    hint=f"First `ALTER TABLE {name} REPLICA IDENTITY FULL;` (or a primary key), so that later changes"
+                    f" are whole. Then {self._way_on(notice.begun)}",
                 )
         self._notices.clear()
 
@@ -277,8 +335,8 @@ class Pump:
             done = self._appender.finished()
             if done is not None:
                 self._stored(done)
-        durable = self._progress.confirm()
-        self._stream.confirm(durable, durable)
+        self._vouch(time.monotonic(), ending=True)
+        self._stream.confirm(self._progress.durable, self._progress.confirm())
         self._stream.finish()
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from psycopg import pq, sql
 
 from cdcbridge.database import conninfo, one_line
-from cdcbridge.errors import OperatorNeeded, SlotInUse, SourceUnavailable
+from cdcbridge.errors import OperatorNeeded, SlotInUse, SourceUnavailable, Unpublished
 from cdcbridge.lsn import format_lsn, parse_lsn
 
 _KEEPALIVE = struct.Struct("!cQqB")
@@ -23,6 +23,7 @@ _XLOG_DATA: Final = b"w"[0]
 _HEADER: Final = 25  # of XLogData: type, start, end, clock
 _READ_AHEAD: Final = 500_000
 _UNKNOWN_OPTION: Final = "is unknown"
+_UNDEFINED_OBJECT: Final = "42704"
 _PASSING: Final = ("08", "53", "55", "57")  # connection, resources, state, intervention: a retry may help
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 SENDER_TIMEOUT: Final = 3.0
@@ -49,7 +50,7 @@ class UnknownOption(Exception):
 class ReplicationStream:
     """One replication session. Raises SourceUnavailable when it breaks, OperatorNeeded when the slot is unusable."""
 
-    def __init__(self, dsn: str, on_notice: Callable[[str], None], *, patient: bool = False) -> None:
+    def __init__(self, dsn: str, *, patient: bool = False) -> None:
         """`patient`: the server waits for signs of life as long as it is set to; else for SENDER_TIMEOUT at most."""
         text = conninfo(dsn, "cdcbridge replication", SESSION, replication="database")
         self._pgconn = pq.PGconn.connect(text.encode())
@@ -60,7 +61,8 @@ class ReplicationStream:
         self._pgconn.exec_(b"select repeat(' ', %d)" % _READ_AHEAD)
         self.patient = patient
         self.sender_timeout = self._sender_timeout(None if patient else SENDER_TIMEOUT)
-        self._pgconn.notice_handler = lambda result: on_notice(_notice(result))
+        self._pgconn.notice_handler = lambda result: self.on_notice(_notice(result))
+        self.on_notice: Callable[[str], None] = lambda _message: None  # called where the notice stands in the stream
         self.wal_end = 0
         self.reply_wanted = False
         self.drained = False
@@ -229,11 +231,9 @@ class ReplicationStream:
         result = self._pgconn.get_result()
         message = _message(result) if result is not None else self._error()
         state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode() if result is not None else ""
-        if "publication" in message and state == "42704":
-            raise OperatorNeeded(
-                f"source: {message}",
-                hint="The slot is older than the publication, or the publication was dropped; see `cdcbridge check`.",
-            )
+        if state == _UNDEFINED_OBJECT:
+            # Only pgoutput looks objects up by name while it decodes, and only its publications.
+            raise Unpublished(f"source: {message}")
         if state and not state.startswith(_PASSING):
             raise OperatorNeeded(f"source: the server cannot decode what comes next: {message}")
         raise SourceUnavailable(f"source: the stream ended: {message or 'connection closed'}")

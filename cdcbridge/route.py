@@ -17,6 +17,7 @@ OPERATIONS: Final = ("insert", "update", "delete", "truncate")
 class Subscription:
     """What a consumer declared, as much as routing needs. `key` None: the log's key. `max_bytes` is of `data`.
     `in_order`: mode fifo. `reads_log`: mode stream, which gets no rows of its own. `topics`: of published messages.
+    `columns`: all that its key and its columns name.
     """
 
     consumer_id: int
@@ -29,6 +30,7 @@ class Subscription:
     in_order: bool = False
     topics: tuple[str, ...] = ()
     reads_log: bool = False
+    columns: frozenset[str] = frozenset()
 
     @property
     def plain(self) -> bool:
@@ -72,6 +74,11 @@ class Router:
             return []
         found = [s for p in (f"{schema}.{table}", f"{schema}.*", "*.*") for s in self._by_pattern.get(p, ())]
         return sorted(dict.fromkeys(found), key=lambda s: s.consumer_id)
+
+    @property
+    def patterns(self) -> list[str]:
+        """The tables that consumers name or cover, for example `public.orders`, `sales.*`."""
+        return list(self._by_pattern)
 
     def readers(self, topic: str) -> list[Subscription]:
         """All consumers of a published topic."""

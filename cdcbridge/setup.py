@@ -8,26 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
-from cdcbridge import consumers, plugins, publications, source
-from cdcbridge.check import SLOT_GONE, problems
+from cdcbridge import consumers, plugins, source
+from cdcbridge.capture import Capture, Watched
+from cdcbridge.check import OF_ONE_TABLE, SLOT_GONE, UNUSABLE, problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
-from cdcbridge.errors import OperatorNeeded, SourceUnavailable
-from cdcbridge.filters import Filter
+from cdcbridge.errors import OperatorNeeded
 from cdcbridge.gap import leave_gap
+from cdcbridge.history import compare_ends, compare_history
 from cdcbridge.initial import copy_tables
 from cdcbridge.lsn import format_lsn
-from cdcbridge.problem import refuse
+from cdcbridge.problem import Problem, refuse
+from cdcbridge.publishing import Publishing, bring_into_step
 from cdcbridge.replication import ReplicationStream, UnknownOption
 from cdcbridge.route import Router, Subscription
 from cdcbridge.store import History, Store, Tail
 from cdcbridge.tables import find_tables
 
-_NUMBERS_AS_TEXT: Final = "numeric-data-types-as-string"
 log = structlog.get_logger()
 
 
@@ -44,6 +45,9 @@ class Ready:
     wal_sender_timeout: float
     partitions: int
     timeline_on_standby: int | None = None  # None: the source is no standby
+    capture: Capture | None = None  # None: the plugin goes by names, or this session finishes a transaction
+    watched: Watched | None = None
+    left_out: frozenset[str] = frozenset()  # topics that cannot be captured as their consumers want
     router: Router = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,14 +56,14 @@ class Ready:
     @property
     def resume_options(self) -> dict[str, Any]:
         """What an open transaction must be finished with, if this session ends in its middle."""
-        return {"options": self.options, "subscriptions": [_dump(s) for s in self.subscriptions]}
+        return {"options": self.options, "subscriptions": [consumers.dump(s) for s in self.subscriptions]}
 
     def start(self, stream: ReplicationStream, slot: str) -> None:
         """START_REPLICATION; without numeric-data-types-as-string where wal2json is too old for it."""
         try:
             stream.start(slot, self.tail.end_lsn, self.options)
         except UnknownOption as error:
-            if self.options.pop(_NUMBERS_AS_TEXT, None) is None:
+            if self.options.pop(plugins.NUMBERS_AS_TEXT, None) is None:
                 raise OperatorNeeded(f"source: {error}") from error
             stream.start(slot, self.tail.end_lsn, self.options)
 
@@ -72,23 +76,32 @@ def prepare(
     consistent: bool = False,
     stopped: Callable[[], bool] = lambda: False,
     whole: bool = False,
+    again: bool = False,
+    unpublished: bool = False,
 ) -> Ready:
     """Compare, check and make. Raises OperatorNeeded, CheckFailed, or what a lost connection raises.
 
-    `consistent`: where this makes the slot, consumers with start: snapshot are filled from the slot's own snapshot
-    before anything is streamed. `whole`: let the server send no transaction before it has committed.
+    consistent: where this makes the slot, consumers with `start: snapshot` are filled from the slot's own snapshot
+        before anything is streamed.
+    whole: let the server send no transaction before it has committed.
+    again: an earlier session of this process streamed. A table that has become unusable since is left out and logged,
+        so that it does not stop the other consumers.
+    unpublished: the WAL at the store's end cannot be decoded, because a publication did not exist then.
     """
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         # First: one that is promoted after this is taken for a standby still, and looked at before each append.
         on_standby = source.in_recovery(connection)
-        identity = stream.identify()
+        _, timeline, _, _ = stream.identify()
+        identity = source.identify(connection)
         history = store.history()
         if history is not None:
-            compare_history(history, identity[0], identity[3], config.source.slot)
+            compare_history(history, identity, config.source.slot)
+            store.set_database(identity.database, identity.database_oid)
         _refuse_lost(config.source.slot, source.slots(connection, config.source.slot), history)
         plugin = _plugin(config, connection, history)
-        refuse(problems(config, connection, store.connection, plugin=plugin))
-        if store.tail().unfinished is None:
+        left_out = _refuse(problems(config, connection, store.connection, plugin=plugin), again=again)
+        finishing = store.tail().unfinished is not None and not unpublished
+        if not finishing:
             # Else a new consumer would get the first part of the open transaction, and not the rest of it.
             store.set_partitions(config.store.partitions)
             applied = consumers.apply(store.connection, config.consumers)
@@ -96,7 +109,9 @@ def prepare(
             _forget_beginnings(store.connection, config, applied.changed)
             if applied.added or applied.changed or applied.left:
                 log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
-        names = _publish(config, connection) if plugin == "pgoutput" else []
+        published = Publishing([])
+        if plugin == "pgoutput" and not finishing:
+            published = bring_into_step(config, connection, store.capture() if history else None, left_out)
         exported: str | None = None
         if consistent and not source.slots(connection, config.source.slot):
             slot_lsn, exported = _slot_with_snapshot(config, connection, stream, plugin)
@@ -105,21 +120,55 @@ def prepare(
         _keep_in_step(config, connection, stream)
         wal_end = source.current_lsn(connection)
     if history is None:
-        system_identifier, timeline, _, database = identity
-        store.begin_history(History(system_identifier, timeline, database, config.source.slot, plugin), slot_lsn)
+        made = History(
+            identity.system_identifier, timeline, identity.database, config.source.slot, plugin, identity.database_oid
+        )
+        store.begin_history(made, slot_lsn)
         if exported is not None:
             # The snapshot is good until the stream's session gets its next command.
             router = Router(consumers.subscriptions(store.connection, config.consumers), config.store.schema_)
             copy_tables(config, store, router, exported, slot_lsn, stopped)
-    elif history.timeline != identity[1]:
-        _follow_timeline(store, stream, history, identity[1], slot_lsn)
-    tail = store.tail()
-    _compare_ends(config.source.slot, tail.end_lsn, slot_lsn, wal_end, on_standby=on_standby)
-    ready = _ready(config, store, tail, plugin, names, stream.sender_timeout)
+    elif history.timeline != timeline:
+        _follow_timeline(store, stream, history, timeline, slot_lsn)
+    compare_ends(config.source.slot, store.tail().end_lsn, slot_lsn, wal_end, on_standby=on_standby)
+    _tell_losses(store, published, slot_lsn, wal_end, unpublished=unpublished)
+    ready = _ready(config, store, store.tail(), plugin, published.names, stream.sender_timeout)
+    ready.capture, ready.left_out = published.capture, left_out
     if whole:
-        ready.options = without_streaming(ready.options)
-    ready.timeline_on_standby = identity[1] if on_standby else None
+        ready.options = plugins.without_streaming(ready.options)
+    ready.timeline_on_standby = timeline if on_standby else None
     return ready
+
+
+def _refuse(found: list[Problem], *, again: bool) -> frozenset[str]:
+    """Raise CheckFailed for errors; `again`: tables that are unusable are returned, so that the others go on."""
+    of_tables = [p for p in found if p.severity == "error" and p.code in OF_ONE_TABLE] if again else []
+    for problem in of_tables:
+        log.error(
+            "table.left_out" if problem.code in UNUSABLE else "table.problem",
+            table=problem.object,
+            reason=problem.message,
+            fix=problem.fix,
+            then="restart the bridge",
+        )
+    refuse([problem for problem in found if problem not in of_tables])
+    return frozenset(problem.object for problem in of_tables if problem.code in UNUSABLE)
+
+
+def _tell_losses(store: Store, published: Publishing, slot_lsn: int, wal_end: int, *, unpublished: bool) -> None:
+    """Tell every consumer by a gap message what may be missing, and remember what this session begins with.
+
+    Everything up to the slot's confirmed LSN was vouched for. With `unpublished` the WAL up to its present end cannot
+    be decoded; otherwise the stream goes on where the log ends, and only changes of what was lost are missing.
+    """
+    capture = None if published.capture is None else published.capture.dump()
+    if published.losses or unpublished:
+        end = store.tail().end_lsn
+        reason = "; ".join(published.losses) or "a publication did not exist when these changes were made"
+        first = min(slot_lsn, end)
+        leave_gap(store, first, wal_end, go_on=wal_end if unpublished else end, reason=reason, capture=capture)
+    elif capture is not None:
+        store.set_capture(capture)
 
 
 def _begin_snapshots(config: Config, connection: Connection, store: Connection) -> None:
@@ -146,41 +195,6 @@ def _forget_beginnings(store: Connection, config: Config, changed: Sequence[str]
         store.execute("select forget_beginnings(array(select id from consumers where name = any (%s)))", (kept,))
 
 
-def _publish(config: Config, connection: Connection) -> list[str]:
-    """Publications in step with the consumers; the names to stream."""
-    wanted = publications.wanted_publications(config.source.publication, config.consumers)
-    if not source.slots(connection, config.source.slot):
-        publications.create_spare_publication(connection, config.source.publication)
-    for statement in publications.ensure_publications(connection, wanted):
-        log.info("publication.changed", sql=statement)
-    names = [publication.name for publication in wanted]
-    spare = f"{config.source.publication}_inserts"
-    if spare not in names and publications.publication(connection, spare) is not None:
-        names.append(spare)
-    return names
-
-
-def _compare_ends(slot: str, stored: int, slot_lsn: int, wal_end: int, *, on_standby: bool) -> None:
-    """Raises OperatorNeeded where the slot begins behind the store's end, or the source's WAL ends before it."""
-    if stored > wal_end and on_standby:
-        raise SourceUnavailable(
-            f"source: the standby has replayed up to {format_lsn(wal_end)}, and the store ends at {format_lsn(stored)}"
-        )
-    if stored > wal_end:
-        raise OperatorNeeded(
-            f"the store ends at {format_lsn(stored)}, but the source's WAL at {format_lsn(wal_end)}: the source"
-            " was set back (restored), and new commits would be taken for ones that are known",
-            hint="Use a new store.schema for the source's new history.",
-        )
-    if slot_lsn > stored:
-        raise OperatorNeeded(
-            f"the slot {slot!r} has confirmed {format_lsn(slot_lsn)}, but the store ends at"
-            f" {format_lsn(stored)}: what lies between is gone (the slot was recreated or advanced, or the store"
-            " was restored)",
-            hint=f"`cdcbridge slot skip --to {format_lsn(slot_lsn)}` goes on behind a gap message.",
-        )
-
-
 def refuse_other_source(config: Config, store: Store) -> None:
     """What can be told without the lead: raises OperatorNeeded where the store goes by another source, so that a
     stand-by says so before it is needed. Raises SourceUnavailable where the source is out of reach.
@@ -188,23 +202,7 @@ def refuse_other_source(config: Config, store: Store) -> None:
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         history = store.history()
         if history is not None:
-            compare_history(history, *source.identify(connection), config.source.slot)
-
-
-def compare_history(history: History, system_identifier: str, database: str, slot: str) -> None:
-    """Raises OperatorNeeded where the store holds another source's changes."""
-    for what, stored, found in (
-        ("system identifier", history.system_identifier, system_identifier),
-        ("database", history.database, database),
-        ("slot", history.slot, slot),
-    ):
-        if stored != found:
-            raise OperatorNeeded(
-                f"this store holds the changes of another source: its {what} is {stored!r}, the source's is {found!r}",
-                hint=f"Set source.slot back to {stored}, or store.schema to another name."
-                if what == "slot"
-                else "One store schema serves one source: set store.schema to another name, or mend source.dsn.",
-            )
+            compare_history(history, source.identify(connection), config.source.slot)
 
 
 def _plugin(config: Config, connection: Connection, history: History | None) -> str:
@@ -313,64 +311,11 @@ def _ready(
     own_schema, partitions = config.store.schema_, store.partitions()
     if tail.unfinished is not None:
         # Ordinals count what the plugin sent, so the rest must be sent, and routed, as the beginning was.
-        begun = [_load(entry) for entry in tail.unfinished["subscriptions"]]
+        begun = [consumers.load(entry) for entry in tail.unfinished["subscriptions"]]
         existing = {s.consumer_id for s in consumers.all_subscriptions(store.connection)}
         kept = [s for s in begun if s.consumer_id in existing]
         log.info("bridge.finishing", position=str(tail.position))
         return Ready(plugin, tail, tail.unfinished["options"], kept, own_schema, True, wal_sender_timeout, partitions)
     wanted = consumers.subscriptions(store.connection, config.consumers)
-    options = plugin_options(plugin, publications, own_schema)
+    options = plugins.plugin_options(plugin, publications, own_schema)
     return Ready(plugin, tail, options, wanted, own_schema, False, wal_sender_timeout, partitions)
-
-
-def without_streaming(options: dict[str, str]) -> dict[str, str]:
-    """The same, but that transactions are sent when they have committed. The ordinals are the same either way."""
-    kept = {name: value for name, value in options.items() if name != "streaming"}
-    return {**kept, "proto_version": "1"} if "proto_version" in kept else kept
-
-
-def plugin_options(plugin: str, publications: list[str], own_schema: str) -> dict[str, str]:
-    """The options that the bridge gives the plugin at START_REPLICATION."""
-    if plugin == "pgoutput":
-        names = ",".join(f'"{name}"' for name in publications)
-        return {"proto_version": "2", "streaming": "on", "publication_names": names, "messages": "true"}
-    return {
-        "format-version": "2",
-        "include-xids": "1",
-        "include-timestamp": "1",
-        "include-lsn": "1",
-        "include-types": "0",
-        "include-type-oids": "1",
-        "filter-tables": f"{own_schema}.*",
-        _NUMBERS_AS_TEXT: "1",
-    }
-
-
-def _dump(subscription: Subscription) -> dict[str, Any]:
-    return {
-        "consumer_id": subscription.consumer_id,
-        "name": subscription.name,
-        "tables": list(subscription.tables),
-        "operations": sorted(subscription.operations),
-        "filter": subscription.filter.source if subscription.filter else None,
-        "key": list(subscription.key) if subscription.key else None,
-        "max_bytes": subscription.max_bytes,
-        "in_order": subscription.in_order,
-        "reads_log": subscription.reads_log,
-        "topics": list(subscription.topics),
-    }
-
-
-def _load(entry: dict[str, Any]) -> Subscription:
-    return Subscription(
-        entry["consumer_id"],
-        entry["name"],
-        tuple(entry["tables"]),
-        frozenset(entry["operations"]),
-        Filter(entry["filter"]) if entry["filter"] else None,
-        tuple(entry["key"]) if entry["key"] else None,
-        entry["max_bytes"],
-        entry.get("in_order", False),
-        tuple(entry.get("topics", ())),
-        entry.get("reads_log", False),
-    )

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cdcbridge.database import Connection, connect_source, source_errors
 from cdcbridge.lsn import parse_lsn
@@ -49,12 +49,23 @@ def _lsn(text: str | None) -> int | None:
     return None if text is None else parse_lsn(text)
 
 
-def identify(connection: Connection) -> tuple[str, str]:
-    """(system identifier, database)."""
-    query = "select system_identifier::text, current_database()::text from pg_control_system()"
+class Identity(NamedTuple):
+    """Which database this is. A renamed database keeps its OID."""
+
+    system_identifier: str
+    database: str
+    database_oid: int
+
+
+def identify(connection: Connection) -> Identity:
+    """The identity of the database that the session is in."""
+    query = (
+        "select s.system_identifier::text, d.datname::text, d.oid::int8 from pg_control_system() s"
+        " join pg_database d on d.datname = current_database()"
+    )
     with source_errors():
         row = connection.execute(query).fetchone()
-    return (row[0], row[1]) if row else ("", "")
+    return Identity(*row) if row else Identity("", "", 0)
 
 
 def in_recovery(connection: Connection) -> bool:

@@ -32,13 +32,14 @@ _SEGMENT: Final = 1_000_000  # seqs in a segment, as create_segments() has it
 
 @dataclass(slots=True, frozen=True)
 class History:
-    """Whose changes the store holds."""
+    """The source whose changes the store holds. `database_oid`: None in a store that began before it was kept."""
 
     system_identifier: str
     timeline: int
     database: str
     slot: str
     plugin: str
+    database_oid: int | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -110,7 +111,7 @@ class Store:
         """The source that feeds this store, or None before the first start."""
         with store_errors():
             row = self._connection.execute(
-                "select system_identifier, timeline, database, slot, plugin from source"
+                "select system_identifier, timeline, database, slot, plugin, database_oid from source"
             ).fetchone()
             return History(*row) if row else None
 
@@ -118,8 +119,16 @@ class Store:
         """The first start: whose changes these will be, and from where."""
         with store_errors(), self._connection.transaction():
             self._connection.execute(
-                "insert into source (system_identifier, timeline, database, slot, plugin) values (%s, %s, %s, %s, %s)",
-                (history.system_identifier, history.timeline, history.database, history.slot, history.plugin),
+                "insert into source (system_identifier, timeline, database, slot, plugin, database_oid)"
+                " values (%s, %s, %s, %s, %s, %s)",
+                (
+                    history.system_identifier,
+                    history.timeline,
+                    history.database,
+                    history.slot,
+                    history.plugin,
+                    history.database_oid,
+                ),
             )
             self._finish(self._connection, Batch(end_lsn=lsn), None, None)
 
@@ -127,6 +136,27 @@ class Store:
         """The source was promoted, and everything stored is on the new timeline's history too."""
         with store_errors():
             self._connection.execute("update source set timeline = %s, recorded_at = now()", (timeline,))
+
+    def set_database(self, name: str, oid: int) -> None:
+        """The source's database has this name now."""
+        with store_errors():
+            self._connection.execute("update source set database = %s, database_oid = %s", (name, oid))
+
+    def capture(self) -> dict[str, Any] | None:
+        """The capture that the last session began with, as Capture.dump() has it; None before the first one."""
+        with store_errors():
+            row = self._connection.execute("select capture from source").fetchone()
+            return row[0] if row else None
+
+    def set_capture(self, capture: dict[str, Any]) -> None:
+        """Remember what a session begins with."""
+        with store_errors():
+            self._connection.execute("update source set capture = %s", (Jsonb(capture),))
+
+    def set_catalog(self, catalog: dict[str, Any]) -> None:
+        """Remember the captured tables as they are before a session streams."""
+        with store_errors():
+            self._connection.execute("update source set catalog = %s", (Jsonb(catalog),))
 
     def set_partitions(self, partitions: int) -> None:
         """How many partitions of the log keys are spread over, from the next message on."""
@@ -179,6 +209,8 @@ class Store:
             if batch.gap:
                 # What a gap swallowed did not come as a change, so backfills must not leave it out.
                 connection.execute("select forget_beginnings('{}')")
+            if batch.capture is not None:
+                connection.execute("update source set capture = %s", (Jsonb(batch.capture),))
             if catalog is not None:
                 connection.execute("update source set catalog = %s, recorded_at = now()", (Jsonb(catalog),))
             for chunk, sent in batch.chunks:

@@ -36,6 +36,8 @@ TAKEOVER = (
     "tests/acceptance/test_takeover.py"
     "::test_the_other_takes_over_within_five_seconds_and_the_first_comes_back_as_stand_by"
 )
+CAPTURE = "tests/integration/test_capture.py::test_a_"
+KEYS = "tests/integration/test_keys.py::test_"
 SNAPSHOT = (
     "tests/acceptance/test_backfill_kill.py::test_snapshots_and_backfills_while_the_bridge_is_killed[pg15-pgoutput]"
 )
@@ -55,7 +57,7 @@ MUTANTS = (
            "tests/unit/test_pure.py::test_an_open_transaction_is_never_reported_as_ended"),
     Mutant("I5", "sql/functions/020_log.sql", "if newest.epoch is distinct from begin_append.epoch then", "if false then",
            f"{FAULTS}test_an_append_of_an_older_epoch_writes_nothing"),
-    Mutant("I6", "cdcbridge/setup.py", "if slot_lsn > stored:", "if False:",
+    Mutant("I6", "cdcbridge/history.py", "if slot_lsn > stored:", "if False:",
            f"{FAULTS}test_a_slot_advanced_beyond_the_store_is_refused_from_where_to_where[pg15-wal2json]"),
     Mutant("I7", "cdcbridge/setup.py", "if tail.unfinished is not None:", "if False:", LARGE),
     Mutant("I8", "cdcbridge/route.py", "if schema == self._own_schema:", "if False:",
@@ -134,6 +136,22 @@ MUTANTS = (
            "tests/integration/test_in_progress.py::test_a_logical_message_that_was_rolled_back_with_its_savepoint_is_not_delivered[15]"),
     Mutant("I27", "cdcbridge/pump.py", "if timeline is not None and not", "if False and not",
            f"{FAILOVER}a_standby_is_a_source_and_stays_one_when_it_is_promoted"),
+    Mutant("I30", "cdcbridge/pump.py", "            if found := self._ready.watched.losses():",
+           "            if found := []:", f"{CAPTURE}publication_that_is_altered_is_mended_and_what_it_left_out_is_told"
+           "[pg18-running-table taken out]"),
+    Mutant("I30", "cdcbridge/publishing.py", "    if before is not None:\n", "    if False:\n",
+           f"{CAPTURE}publication_that_is_altered_is_mended_and_what_it_left_out_is_told[pg18-down-table taken out]"),
+    Mutant("I30", "cdcbridge/capture.py", "            if oid != known[name]:\n", "            if False:\n",
+           f"{CAPTURE}named_table_that_is_replaced_is_captured_again[pg15-pgoutput-running-swapped]"),
+    Mutant("I31", "cdcbridge/encode.py", "if primary_key and (full or not identity or set(primary_key) <= set(identity)):",
+           "if primary_key:", f"{KEYS}the_key_of_an_identity_index_beside_a_primary_key[pg15-pgoutput-live]"),
+    Mutant("I31", "cdcbridge/decoders/wal2json.py", "if not sent or set(table.primary_key) == set(sent) else sent",
+           "if True else sent",
+           f"{KEYS}a_table_that_is_gone_has_its_own_keys_and_no_generated_columns[pg15-wal2json-behind]"),
+    Mutant("I31", "cdcbridge/bridge.py", "                catalog.meet_all()\n", "",
+           f"{KEYS}a_primary_key_that_changes_while_the_bridge_is_behind[pg15-pgoutput-full]"),
+    Mutant("I32", "cdcbridge/decoders/pgoutput.py", "        if not leaves:\n", "        if True:\n",
+           f"{KEYS}a_root_with_full_identity_and_partitions_without[pg15-pgoutput]"),
 )  # fmt: skip
 
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
+import orjson
+
+from cdcbridge.decoders.wal2json import Table
+from cdcbridge.encode import key_columns
 from cdcbridge.errors import DecodeError
 from cdcbridge.model import (
     Begin,
@@ -19,6 +23,7 @@ from cdcbridge.model import (
     Converter,
     Event,
     Ignored,
+    JsonValue,
     LogicalMessage,
     Relation,
     Row,
@@ -34,16 +39,20 @@ _MESSAGE = struct.Struct("!BQ")
 _TEXT, _NULL, _UNCHANGED, _BINARY = b"t"[0], b"n"[0], b"u"[0], b"b"[0]
 _NEW, _OLD_KEY, _OLD_ROW = b"N"[0], b"K"[0], b"O"[0]
 _FULL: Final = b"f"[0]
+_DEFAULT: Final = b"d"[0]
 
 
 class Catalog(Protocol):
-    """What pgoutput does not say. Called once per Relation message."""
+    """What pgoutput does not say. Asked once per Relation message."""
 
-    def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:
-        """Columns of the primary key in key order, or None."""
+    def advance(self, begin: Begin) -> bool:
+        """The stream has come to this transaction."""
 
     def captures(self, schema: str, table: str) -> bool:
         """Whether any consumer may want this table."""
+
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
+        """The table as the current transaction saw it, for the columns and the order of its key."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,6 +62,9 @@ class _Known:
     relation: Relation
     columns: tuple[tuple[str, Converter], ...]
     captured: bool
+
+
+_Identity: TypeAlias = tuple[frozenset[str], bool]  # the columns of a replica identity; whether it is FULL
 
 
 class PgoutputDecoder:
@@ -66,6 +78,8 @@ class PgoutputDecoder:
         self._types = types
         self._catalog = catalog
         self._relations: dict[int, _Known] = {}
+        self._fresh: list[int] = []  # relations that were named since the last change
+        self._leaves: dict[int, dict[int, _Identity]] = {}  # partitioned table -> its leaves that had changes
         self._readers: dict[int, Callable[[bytes], Event | None]] = {
             b"I"[0]: self._insert,
             b"U"[0]: self._update,
@@ -111,20 +125,20 @@ class PgoutputDecoder:
     def _update(self, message: bytes) -> Event:
         known = self._known(message)
         position, old = 5, None
+        identity, full = known.relation.identity, known.relation.full
         if message[5] in (_OLD_KEY, _OLD_ROW):
             old, position, _ = self._row(message, 6, known)
-            if message[5] == _OLD_KEY:
-                old = {name: old[name] for name in old if name in known.relation.identity}
+            identity, full = self._identity_of(message, known, old)
+            if not full:
+                old = {name: old[name] for name in old if name in identity}
         if message[position] != _NEW:
             raise DecodeError(
                 self.plugin, f"UPDATE without a new row: {message[position : position + 1]!r}", offset=position
             )
         record, end, unchanged = self._row(message, position + 1, known)
         _expect_end(message, end)
-        if unchanged and old is not None and known.relation.full:
-            # Under REPLICA IDENTITY FULL the old row carries what the new one left out as unchanged.
-            record = {name: record[name] if name in record else old[name] for name, _ in known.columns}
-            unchanged = ()
+        if unchanged and old is not None:
+            record, unchanged, old = _filled(known, record, unchanged, old, keep=full)
         return Change("update", known.relation, record, old, unchanged) if known.captured else Ignored()
 
     def _delete(self, message: bytes) -> Event:
@@ -133,9 +147,27 @@ class PgoutputDecoder:
             raise DecodeError(self.plugin, f"DELETE without an old row: {message[5:6]!r}", offset=5)
         record, end, _ = self._row(message, 6, known)
         _expect_end(message, end)
-        if message[5] == _OLD_KEY:
-            record = {name: record[name] for name in record if name in known.relation.identity}
+        identity, full = self._identity_of(message, known, record)
+        if not full:
+            record = {name: record[name] for name in record if name in identity}
         return Change("delete", known.relation, record) if known.captured else Ignored()
+
+    def _identity_of(self, message: bytes, known: _Known, old: Row) -> _Identity:
+        """The replica identity that an old row was sent by.
+
+        Changes of a partition come under its root, whose Relation message speaks of the root's own identity. Before the
+        first change of each partition the server also names the partition, and it is that identity that counts.
+        """
+        leaves = self._leaves.get(_U32(message, 1)[0])
+        if not leaves:
+            return known.relation.identity, known.relation.full
+        found = set(leaves.values())
+        if len(found) == 1:
+            return next(iter(found))
+        # Partitions that differ: by a key alone, all other columns are sent as null.
+        carried = {name for name, value in old.items() if value is not None}
+        fitting = [identity for identity in found if not identity[1] and carried <= identity[0]]
+        return min(fitting, key=lambda identity: len(identity[0])) if fitting else (known.relation.identity, True)
 
     def _row(self, message: bytes, position: int, known: _Known) -> tuple[Row, int, tuple[str, ...]]:
         """TupleData at `position` → (values by column, position after it, columns not carried)."""
@@ -170,13 +202,26 @@ class PgoutputDecoder:
         known = self._relations.get(oid)
         if known is None:
             raise DecodeError(self.plugin, f"a change of relation {oid}, which no Relation message named", offset=1)
+        if self._fresh:
+            self._attribute(oid)
         return known
+
+    def _attribute(self, oid: int) -> None:
+        """Relations that were named just before a change of another one are partitions of that one."""
+        for leaf in self._fresh:
+            if leaf != oid:
+                relation = self._relations[leaf].relation
+                self._leaves.setdefault(oid, {})[leaf] = (relation.identity, relation.full)
+        self._fresh.clear()
 
     # everything else
 
     def _begin(self, message: bytes) -> Event:
         commit_lsn, commit_time, xid = _BEGIN.unpack(message[1:])
-        return Begin(commit_lsn, xid, commit_time)
+        begin = Begin(commit_lsn, xid, commit_time)
+        self._catalog.advance(begin)
+        self._fresh.clear()
+        return begin
 
     def _commit(self, message: bytes) -> Event:
         _flags, commit_lsn, end_lsn, _time = _COMMIT.unpack(message[1:])
@@ -203,11 +248,13 @@ class PgoutputDecoder:
         schema = schema or "pg_catalog"
         captured = self._catalog.captures(schema, table)
         full = replica_identity == _FULL
-        key = self._catalog.primary_key(oid) if captured else None
-        if key is None or not set(key) <= {name for name, _ in columns}:
-            key = tuple(identity) if identity and not full else None
-        relation = Relation(schema, table, f"{schema}.{table}", key, frozenset(identity), full)
+        names = frozenset(name for name, _ in columns)
+        key: tuple[str, ...] | None = None
+        if captured:
+            key = _key(self._catalog.table(schema, table, "I", {}), replica_identity, tuple(identity), names)
+        relation = Relation(schema, table, f"{schema}.{table}", key, frozenset(identity), full, names)
         self._relations[oid] = _Known(relation, tuple(columns), captured)
+        self._fresh.append(oid)
         return relation if captured else None
 
     def _truncate(self, message: bytes) -> Event:
@@ -217,6 +264,7 @@ class PgoutputDecoder:
         if missing:
             raise DecodeError(self.plugin, f"TRUNCATE of relation {missing[0]}, which no Relation message named")
         known = [self._relations[oid] for oid in oids]
+        self._fresh.clear()
         return Truncate(tuple(k.relation for k in known if k.captured), count)
 
     def _message(self, message: bytes) -> Event:
@@ -235,6 +283,46 @@ class PgoutputDecoder:
     def _origin(self, message: bytes) -> None:
         _name, position = _string(message, 9)
         _expect_end(message, position)
+
+
+def _key(table: Table, kind: int, sent: tuple[str, ...], columns: frozenset[str]) -> tuple[str, ...] | None:
+    """The columns of the log's key at a Relation message.
+
+    table: as the catalogue knows it, which tells the order of a key's columns and may be younger than the message.
+    kind: the replica identity, d, n, f or i. sent: the identity's columns as the message names them.
+    """
+    full = kind == _FULL
+    primary = table.primary_key if set(table.primary_key) <= columns else ()
+    identity = table.identity_order if set(table.identity_order) == set(sent) else sent
+    if kind == _DEFAULT and sent:
+        primary = primary if set(primary) == set(sent) else sent
+    return key_columns(primary, () if full else identity, full=full)
+
+
+def _filled(
+    known: _Known, record: Row, unchanged: tuple[str, ...], old: Row, *, keep: bool
+) -> tuple[Row, tuple[str, ...], Row | None]:
+    """An update whose old row carries what the new one left out as unchanged: (record, unchanged, old).
+
+    keep: the old row is a whole one. A key is also sent when none of it changed, because a column of it is stored out
+    of line: then there is no old key to tell.
+    """
+    carried = [name for name in unchanged if name in old]
+    if not keep and carried and all(_same(old[name], record[name]) for name in old if name in record):
+        kept: Row | None = None
+    else:
+        kept = old
+    row = {
+        name: record[name] if name in record else old[name]
+        for name, _ in known.columns
+        if name in record or name in old
+    }
+    return row, tuple(name for name in unchanged if name not in old), kept
+
+
+def _same(one: JsonValue, other: JsonValue) -> bool:
+    """Compared as JSON, since a Fragment is equal to itself alone."""
+    return orjson.dumps(one) == orjson.dumps(other)
 
 
 def _string(message: bytes, position: int) -> tuple[str, int]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeAlias
 
 import orjson
 
+from cdcbridge.encode import key_columns
 from cdcbridge.errors import DecodeError
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.model import (
@@ -59,7 +60,8 @@ class Table:
     """What the catalogue knows of one table, as of some moment.
 
     `toastable`: columns that an UPDATE may leave out. `partition`: rows go under the root's topic. `doubtful`: ask
-    again for the next row, which may tell more.
+    again for the next row, which may tell more. `primary_key`: the root's, in key order. `identity_order`: the columns
+    of the replica identity's index, in key order. `replica_identity`: d, n, f or i, as in pg_class.
     """
 
     relation: Relation
@@ -68,6 +70,9 @@ class Table:
     generated: frozenset[str] = frozenset()
     toastable: tuple[str, ...] = ()
     doubtful: bool = False
+    primary_key: tuple[str, ...] = ()
+    identity_order: tuple[str, ...] = ()
+    replica_identity: str = "d"
 
 
 class Catalog(Protocol):
@@ -164,7 +169,8 @@ class Wal2jsonDecoder:
         self._where = where
         self._catalog = catalog
         self._specials = _Specials(types, numbers_as_text)
-        self._tables: dict[tuple[str, str], Table] = {}
+        self._tables: dict[tuple[str, str], tuple[Table, list[Parsed] | None]] = {}  # with the row's primary key
+        self._keyed: dict[tuple[Relation, tuple[str, ...]], Table] = {}
         self._oids: list[int] = []  # of the last row, with what they call for
         self._special: _Special = ()
         self._readers: dict[str, Callable[[Parsed], Event]] = {
@@ -218,16 +224,15 @@ class Wal2jsonDecoder:
         columns, identity = parsed["columns"], parsed["identity"]
         record = self._row(columns, table)
         missing = [name for name in table.toastable if name not in record]
-        if table.relation.full:
-            old = self._row(identity, table)
-            # Under REPLICA IDENTITY FULL the old row carries what the new one left out as unchanged.
-            carried = [name for name in missing if name in old]
-            record.update((name, old[name]) for name in carried)
-            missing = [name for name in missing if name not in old]
-            return Change("update", table.relation, record, old, tuple(missing))
         new = {column["name"]: column["value"] for column in columns}
-        changed = any(column["value"] != new.get(column["name"], column["value"]) for column in identity)
-        return Change("update", table.relation, record, self._row(identity, table) if changed else None, tuple(missing))
+        full = table.relation.full
+        changed = full or any(column["value"] != new.get(column["name"], column["value"]) for column in identity)
+        old = self._row(identity, table) if changed or missing else {}
+        if missing:
+            # The old row, or the old key, carries what the new row left out as unchanged.
+            record.update((name, old[name]) for name in missing if name in old)
+            missing = [name for name in missing if name not in old]
+        return Change("update", table.relation, record, old if changed else None, tuple(missing))
 
     def _delete(self, parsed: Parsed) -> Event:
         table = self._table(parsed)
@@ -253,13 +258,34 @@ class Wal2jsonDecoder:
 
     def _table(self, parsed: Parsed) -> Table:
         name = (parsed["schema"], parsed["table"])
-        found = self._tables.get(name)
+        primary_key = parsed.get("pk")
+        known = self._tables.get(name)
+        if known is not None and known[1] == primary_key:
+            return known[0]
+        row = parsed.get("columns") or parsed.get("identity") or []
+        columns = {column["name"]: column["typeoid"] & 0xFFFFFFFF for column in row}  # printed as signed
+        found = self._catalog.table(*name, parsed["action"], columns)
+        if primary_key is not None and found.captured:
+            found = self._with_key(found, tuple(column["name"] for column in primary_key))
+        if not found.doubtful:
+            self._tables[name] = (found, primary_key)
+        return found
+
+    def _with_key(self, table: Table, sent: tuple[str, ...]) -> Table:
+        """The table with the primary key that it had at this change (`sent`, in the order of the columns).
+
+        The catalogue tells the order of the key's columns, and is older or younger than the change. It also tells the
+        key of rows that are older than the key itself, as `pg_restore` writes them.
+        """
+        primary = table.primary_key if not sent or set(table.primary_key) == set(sent) else sent
+        identity = primary if table.replica_identity == "d" else table.identity_order
+        key = key_columns(primary, identity, full=table.relation.full)
+        if key == table.relation.key:
+            return table
+        found = self._keyed.get((table.relation, sent))
         if found is None:
-            row = parsed.get("columns") or parsed.get("identity") or []
-            columns = {column["name"]: column["typeoid"] & 0xFFFFFFFF for column in row}  # printed as signed
-            found = self._catalog.table(*name, parsed["action"], columns)
-            if not found.doubtful:
-                self._tables[name] = found
+            relation = replace(table.relation, key=key, identity=frozenset(identity))
+            found = self._keyed[table.relation, sent] = replace(table, relation=relation)
         return found
 
     # everything else

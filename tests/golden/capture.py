@@ -12,8 +12,8 @@ from pathlib import Path
 import psycopg
 
 from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.plugins import plugin_options
 from cdcbridge.replication import ReplicationStream, UnknownOption
-from cdcbridge.setup import plugin_options
 from tests.conftest import DEBIAN_15
 
 FOLDER = Path(__file__).parent
@@ -42,7 +42,7 @@ def _run(session: psycopg.Connection[tuple[object, ...]], script: str) -> None:
 
 def _capture(dsn: str, plugin: str, end: int) -> list[bytes]:
     options = plugin_options(plugin, ["golden"], "cdcbridge")
-    stream = ReplicationStream(dsn, print)
+    stream = ReplicationStream(dsn)
     try:
         stream.start(plugin, 0, options)
     except UnknownOption:

@@ -35,9 +35,6 @@ TABLES = {
 class Catalog:
     """The catalogue as it was at the capture."""
 
-    def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:
-        return None  # the identity's columns are the same ones in this script
-
     def captures(self, schema: str, table: str) -> bool:
         return True
 

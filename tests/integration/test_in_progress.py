@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge import setup
+from cdcbridge import plugins
 from cdcbridge.embedded import EmbeddedServer, wheel_binaries
 from tests.conftest import DEBIAN_15, FAST
 from tests.world import World, eventually, fresh_database
@@ -94,14 +94,14 @@ def test_the_log_is_as_if_each_had_been_sent_at_its_commit(world: World, monkeyp
         eventually(lambda: spilled(world) == 0, "nothing is left aside")
     assert world.sql.execute("select stream_txns > 0 from pg_stat_replication_slots where slot_name = %s",
                              (world.slot,)).fetchone() == (True,)  # fmt: skip
-    original = setup.plugin_options
+    original = plugins.plugin_options
 
     def plain(*given: Any) -> dict[str, str]:
         options = original(*given)
         del options["streaming"]
         return {**options, "proto_version": "1"}
 
-    monkeypatch.setattr(setup, "plugin_options", plain)
+    monkeypatch.setattr(plugins, "plugin_options", plain)
     world.slot, world.schema = f"{world.slot}_b", "other"
     with world.bridge():
         eventually(lambda: world.rows("select from messages where key = '-2'"), "the last row")

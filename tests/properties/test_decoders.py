@@ -22,9 +22,6 @@ T = Relation("public", "t", "public.t", ("id",), frozenset({"id"}))
 class Everything:
     """A catalogue that captures every table and knows its key."""
 
-    def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:
-        return ("id",)
-
     def captures(self, schema: str, table: str) -> bool:
         return True
 

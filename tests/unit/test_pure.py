@@ -216,17 +216,21 @@ def test_events_out_of_order_are_a_decode_error(events: list[object]) -> None:
 
 
 def test_a_table_that_lost_its_identity_stops() -> None:
-    with pytest.raises(OperatorNeeded, match="no usable replica identity any more"):
+    with pytest.raises(OperatorNeeded, match="has lost its replica identity"):
         feed(collector(), [Begin(1, 1, 1), Relation("public", "t", "public.t", None, frozenset())])
 
 
 def test_progress_only_rises_and_never_stores_what_was_not_received() -> None:
-    progress = Progress(10, 10, 10)
+    progress = Progress(10, 10, 10, 10)
     progress.receive(20)
     progress.receive(15)
     progress.stored(20)
     progress.stored(12)
+    assert progress.confirm() == 10, "nobody has vouched for it"
+    progress.vouch(20)
     assert progress.confirm() == 20
+    with pytest.raises(ValueError, match="durable only up to"):
+        progress.vouch(21)
     with pytest.raises(ValueError, match="received only up to"):
         progress.stored(21)
 

@@ -21,17 +21,15 @@ from cdcbridge.capture import Watched
 from cdcbridge.catalog import SourceCatalog
 from cdcbridge.check import refuse_unwritable
 from cdcbridge.config import Config
-from cdcbridge.database import connect_source, connect_store
+from cdcbridge.database import Connection, connect_source, connect_store
 from cdcbridge.errors import (
     CdcbridgeError,
     ConfigError,
     Fenced,
     NotLeader,
-    SentTooEarly,
     SlotInUse,
     SourceUnavailable,
     StoreUnavailable,
-    Unpublished,
 )
 from cdcbridge.health import Health
 from cdcbridge.housekeeping import Housekeeper
@@ -39,7 +37,7 @@ from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
 from cdcbridge.pump import Pump
 from cdcbridge.replication import ReplicationStream
-from cdcbridge.setup import Ready, prepare, refuse_other_source
+from cdcbridge.setup import Learned, Ready, prepare, refuse_other_source
 from cdcbridge.store import Store
 
 # The appender mostly waits for the server, and after each wait it needs the interpreter lock, which the decoding thread
@@ -75,10 +73,7 @@ class Bridge:
         self._stopping = threading.Event()
         self._stop_read, self._stop_write = os.pipe()
         self._streamed = False
-        self._whole = False  # transactions are to be sent when they have committed, and not before
-        self._stuck = False  # the last session's stream ended before anything was appended
-        self._again = False  # a session of this process has streamed
-        self._unpublished = False  # the last session came to WAL that cannot be decoded for want of a publication
+        self._learned = Learned()
 
     def stop(self) -> None:
         """End after the append that is under way. Safe in a signal handler and from another thread."""
@@ -184,7 +179,8 @@ class Bridge:
     def _lead(self, lead: Lead, store: Store) -> None:
         """Prepare both sides, then stream until stopped, or until a transaction begun under older options is done."""
         self._health.prepares()
-        stream = ReplicationStream(self._config.source_dsn, patient=self._stuck)
+        learned = self._learned
+        stream = ReplicationStream(self._config.source_dsn, patient=learned.stuck)
         try:
             # The epoch before anything is read: an older bridge that still hangs can append nothing after that.
             epoch = store.begin_epoch()
@@ -192,13 +188,10 @@ class Bridge:
                 self._config,
                 store,
                 stream,
+                learned,
                 consistent=self._consistent,
                 stopped=self._stopping.is_set,
-                whole=self._whole,
-                again=self._again,
-                unpublished=self._unpublished,
             )
-            self._unpublished = False
             with (
                 connect_source(self._config.source_dsn, "cdcbridge catalog") as catalog_session,
                 connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge blocks") as blocks,
@@ -206,14 +199,11 @@ class Bridge:
                 Backfiller(Session(self._config, epoch, ready.router), idle=ready.finishing) as backfiller,
             ):
                 store.forget_spilled()
-                catalog = SourceCatalog(catalog_session, ready.router, store.catalog())
-                catalog.meet_all()
-                if (known := catalog.remember()) is not None:
-                    store.set_catalog(known)
+                catalog = _catalog(catalog_session, ready, store)
                 ready.watched = None if ready.capture is None else Watched(catalog_session, ready.capture)
                 ready.start(stream, self._config.source.slot)
                 self._tell_start(ready, epoch)
-                self._streamed = self._again = True
+                self._streamed = True
                 self._health.streams(epoch)
                 pump = Pump(
                     self._config,
@@ -227,16 +217,11 @@ class Bridge:
                     self._health,
                     blocks,
                 )
-                self._stuck = False
+                learned.streams()
                 try:
                     pump.run(self._stopping)
-                except SentTooEarly as error:
-                    self._whole = True
-                    log.warning("stream.whole_transactions", reason=str(error))
-                    raise
                 except SourceUnavailable as error:
-                    self._stuck = not pump.appended
-                    self._unpublished = isinstance(error, Unpublished)
+                    learned.failed(error, appended=pump.appended)
                     raise
                 finally:
                     # Others need not wait until everything here has ended: what is still under way is fenced.
@@ -244,3 +229,12 @@ class Bridge:
                     lead.release()
         finally:
             stream.close()
+
+
+def _catalog(connection: Connection, ready: Ready, store: Store) -> SourceCatalog:
+    """What is known of the source's tables, with every table that is captured now, and remembered in the store."""
+    catalog = SourceCatalog(connection, ready.router, store.catalog())
+    catalog.meet_all()
+    if (known := catalog.remember()) is not None:
+        store.set_catalog(known)
+    return catalog

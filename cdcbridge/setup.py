@@ -17,7 +17,7 @@ from cdcbridge.capture import Capture, Watched
 from cdcbridge.check import OF_ONE_TABLE, SLOT_GONE, UNUSABLE, problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
-from cdcbridge.errors import OperatorNeeded
+from cdcbridge.errors import OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
 from cdcbridge.gap import leave_gap
 from cdcbridge.history import compare_ends, compare_history
 from cdcbridge.initial import copy_tables
@@ -68,25 +68,49 @@ class Ready:
             stream.start(slot, self.tail.end_lsn, self.options)
 
 
+@dataclass(slots=True)
+class Learned:
+    """What the earlier sessions of this process learned, for the next one.
+
+    again: one of them streamed. A table that has become unusable since is left out and logged, so that it does not stop
+        the other consumers.
+    whole: let the server send no transaction before it has committed.
+    stuck: the last one ended before anything was appended.
+    unpublished: the WAL at the store's end cannot be decoded, because a publication did not exist when it was written.
+    """
+
+    again: bool = False
+    whole: bool = False
+    stuck: bool = False
+    unpublished: bool = False
+
+    def streams(self) -> None:
+        """A session begins to stream."""
+        self.again, self.stuck, self.unpublished = True, False, False
+
+    def failed(self, error: SourceUnavailable, *, appended: bool) -> None:
+        """It ended by this error, with or without having appended something."""
+        self.unpublished = isinstance(error, Unpublished)
+        if isinstance(error, SentTooEarly):
+            self.whole = True
+            log.warning("stream.whole_transactions", reason=str(error))
+        else:
+            self.stuck = not appended
+
+
 def prepare(
     config: Config,
     store: Store,
     stream: ReplicationStream,
+    learned: Learned,
     *,
     consistent: bool = False,
     stopped: Callable[[], bool] = lambda: False,
-    whole: bool = False,
-    again: bool = False,
-    unpublished: bool = False,
 ) -> Ready:
     """Compare, check and make. Raises OperatorNeeded, CheckFailed, or what a lost connection raises.
 
-    consistent: where this makes the slot, consumers with `start: snapshot` are filled from the slot's own snapshot
-        before anything is streamed.
-    whole: let the server send no transaction before it has committed.
-    again: an earlier session of this process streamed. A table that has become unusable since is left out and logged,
-        so that it does not stop the other consumers.
-    unpublished: the WAL at the store's end cannot be decoded, because a publication did not exist then.
+    `consistent`: where this makes the slot, consumers with `start: snapshot` are filled from the slot's own snapshot
+    before anything is streamed.
     """
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         # First: one that is promoted after this is taken for a standby still, and looked at before each append.
@@ -99,16 +123,11 @@ def prepare(
             store.set_database(identity.database, identity.database_oid)
         _refuse_lost(config.source.slot, source.slots(connection, config.source.slot), history)
         plugin = _plugin(config, connection, history)
-        left_out = _refuse(problems(config, connection, store.connection, plugin=plugin), again=again)
-        finishing = store.tail().unfinished is not None and not unpublished
+        left_out = _refuse(problems(config, connection, store.connection, plugin=plugin), again=learned.again)
+        # A new consumer would get the second half of a transaction that is to be finished, and not the first.
+        finishing = store.tail().unfinished is not None and not learned.unpublished
         if not finishing:
-            # Else a new consumer would get the first part of the open transaction, and not the rest of it.
-            store.set_partitions(config.store.partitions)
-            applied = consumers.apply(store.connection, config.consumers)
-            _begin_snapshots(config, connection, store.connection)
-            _forget_beginnings(store.connection, config, applied.changed)
-            if applied.added or applied.changed or applied.left:
-                log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
+            _apply_consumers(config, connection, store)
         published = Publishing([])
         if plugin == "pgoutput" and not finishing:
             published = bring_into_step(config, connection, store.capture() if history else None, left_out)
@@ -131,10 +150,10 @@ def prepare(
     elif history.timeline != timeline:
         _follow_timeline(store, stream, history, timeline, slot_lsn)
     compare_ends(config.source.slot, store.tail().end_lsn, slot_lsn, wal_end, on_standby=on_standby)
-    _tell_losses(store, published, slot_lsn, wal_end, unpublished=unpublished)
+    _tell_losses(store, published, slot_lsn, wal_end, unpublished=learned.unpublished)
     ready = _ready(config, store, store.tail(), plugin, published.names, stream.sender_timeout)
     ready.capture, ready.left_out = published.capture, left_out
-    if whole:
+    if learned.whole:
         ready.options = plugins.without_streaming(ready.options)
     ready.timeline_on_standby = timeline if on_standby else None
     return ready
@@ -169,6 +188,16 @@ def _tell_losses(store: Store, published: Publishing, slot_lsn: int, wal_end: in
         leave_gap(store, first, wal_end, go_on=wal_end if unpublished else end, reason=reason, capture=capture)
     elif capture is not None:
         store.set_capture(capture)
+
+
+def _apply_consumers(config: Config, connection: Connection, store: Store) -> None:
+    """Bring the file's consumers into the store, with the backfills that new ones ask for."""
+    store.set_partitions(config.store.partitions)
+    applied = consumers.apply(store.connection, config.consumers)
+    _begin_snapshots(config, connection, store.connection)
+    _forget_beginnings(store.connection, config, applied.changed)
+    if applied.added or applied.changed or applied.left:
+        log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
 
 
 def _begin_snapshots(config: Config, connection: Connection, store: Connection) -> None:

@@ -22,6 +22,9 @@ VALUES = (b"123456", b"42", b"paid", b"52.50", b"x" * 150, b"2024-02-29 12:34:56
 class _Catalog:
     relation = Relation("public", "t", "public.t", ("id",), frozenset({"id"}))
 
+    def generated_columns(self, relation_oid: int) -> frozenset[str]:  # noqa: ARG002 - one table
+        return frozenset()
+
     def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:  # noqa: ARG002 - one table
         return ("id",)
 

@@ -34,7 +34,7 @@ _PRIMARY_KEY: Final = """
 # since: the youngest transaction that changed the table's definition or its place in a partition tree.
 _TABLE: Final = """
     with t as (
-        select c.oid, c.relispartition, c.relreplident, c.xmin as changed,
+        select c.oid, c.relispartition, c.relreplident, c.relkind = 'm' as matview, c.xmin as changed,
                case when c.relispartition then pg_partition_root(c.oid) else c.oid end as root
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where n.nspname = %s and c.relname = %s
@@ -49,7 +49,7 @@ _TABLE: Final = """
                                  union all select i.xmin from pg_inherits i where i.inhrelid = t.oid) y
             order by age(x) limit 1),
            (select i.xmin::text::int8 from pg_inherits i where i.inhrelid = t.oid),
-           (select coalesce(json_object_agg(attnum, changed::text::int8), '{}') from a)
+           (select coalesce(json_object_agg(attnum, changed::text::int8), '{}') from a), t.matview
     from t join pg_class rc on rc.oid = t.root join pg_namespace rn on rn.oid = rc.relnamespace
 """
 _ROOTS: Final = """
@@ -57,6 +57,11 @@ _ROOTS: Final = """
     from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_attribute a on a.attrelid = c.oid
     where c.relkind = 'p' and not c.relispartition and a.attnum > 0
 """
+_GENERATED: Final = """
+    select attname from pg_attribute
+    where attrelid = %s and attnum > 0 and not attisdropped and attgenerated = 's'
+"""
+_GENERATED_SENT: Final = 180000  # publish_generated_columns
 _WAL_END: Final = "select pg_current_wal_insert_lsn()::text"
 _HALF: Final = 1 << 31
 _NEVER: Final = 1 << 64  # above every LSN
@@ -144,6 +149,13 @@ class SourceCatalog:
     def captures(self, schema: str, table: str) -> bool:
         return bool(self._router.subscriptions(schema, table))
 
+    def generated_columns(self, relation_oid: int) -> frozenset[str]:
+        """See the decoder's protocol. Before PostgreSQL 18 no generated column is sent."""
+        if self._connection.info.server_version < _GENERATED_SENT:
+            return frozenset()
+        with source_errors():
+            return frozenset(name for (name,) in self._connection.execute(_GENERATED, (relation_oid,)).fetchall())
+
     # for wal2json
 
     def advance(self, begin: Begin) -> bool:
@@ -193,7 +205,8 @@ class SourceCatalog:
             # Seen for the first time, as a partition: before it was attached it was a table of its own.
             versions.known.append(_Version(0, -1, 0, self._unknown(schema, table)))
             since = row[9]
-        versions.known.append(_Version(since, looked_at, row[8], found, row[7], row[10]))
+        # Without attributes it is never taken for a partition that is gone.
+        versions.known.append(_Version(since, looked_at, row[8], found, row[7], {} if row[11] else row[10]))
 
     def _ask(self, query: str, parameters: tuple[str, ...] = ()) -> tuple[int, list[tuple[Any, ...]], int]:
         """(LSN below which the look has seen every commit, rows, LSN above which it has seen none)."""
@@ -210,7 +223,8 @@ class SourceCatalog:
         relation = Relation(
             schema, table, f"{root_schema}.{root_table}", key, frozenset(identity), replica_identity == "f"
         )
-        captured = self.captures(root_schema, root_table)
+        # wal2json also sends what REFRESH MATERIALIZED VIEW CONCURRENTLY does; no publication has a view.
+        captured = self.captures(root_schema, root_table) and not row[11]
         return Table(relation, captured, partition, frozenset(generated), tuple(toastable))
 
     def _identity(self, oid: int, replica_identity: str) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from cdcbridge import plugins, publications, source
-from cdcbridge.check_tables import pattern_problems, special_floats
+from cdcbridge import event_trigger, plugins, publications, source
+from cdcbridge.check_tables import consumer_problems, special_floats
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import CdcbridgeError
@@ -34,10 +34,13 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
         *_plugin(config, connection, plugin),
     ]
     for consumer in config.consumers:
-        for pattern in consumer.tables:
-            found += pattern_problems(config, connection, consumer, pattern, plugin)
+        found += consumer_problems(config, connection, consumer, plugin)
+    found += event_trigger.problems(config, connection, plugin)
     if plugin == "pgoutput":
-        found += _publications(config, connection, refused=any(p.severity == "error" for p in found))
+        refused = any(p.severity == "error" for p in found)
+        begun = store is not None and _begun(store)
+        found += _made_by_hand(config, connection, begun=begun)
+        found += _publications(config, connection, refused=refused)
     if store is not None:
         found += _store(config, store)
         found += _roles(config, store)
@@ -196,12 +199,12 @@ def _publications(config: Config, connection: Connection, *, refused: bool) -> I
     """What the role may not mend by itself. Where tables are refused anyway, nothing more is said of them."""
     if refused:
         return
-    for wanted in publications.wanted_publications(config.source.publication, config.consumers):
+    for wanted in publications.needed(config, connection):
         existing = publications.publication(connection, wanted.name)
         statements = publications.publication_sql(wanted, existing)
         if not statements or (existing is not None and existing.covers(wanted)) or _may(connection, statements):
             continue
-        text = "; ".join(statement.as_string(connection) for statement in statements) + ";"
+        text = _text(connection, statements)
         state = "does not exist" if existing is None else "does not publish all that the consumers take"
         yield Problem(
             "publication",
@@ -212,11 +215,32 @@ def _publications(config: Config, connection: Connection, *, refused: bool) -> I
         )
 
 
+def _made_by_hand(config: Config, connection: Connection, *, begun: bool) -> Iterator[Problem]:
+    """A publication that leaves changes out: it was there before the first run, or was altered since.
+
+    Before the first run it may be somebody's on purpose, so `run` does not alter it. Later it is the bridge's own.
+    """
+    for wanted in publications.needed(config, connection):
+        existing = publications.publication(connection, wanted.name)
+        if existing is None:
+            continue
+        left_out = existing.left_out(wanted)
+        if not left_out:
+            continue
+        fix = _text(connection, publications.publication_sql(wanted, existing))
+        said = f"the publication {wanted.name} leaves changes out that the consumers take: {left_out}"
+        yield Problem("publication_leaves_out", "warning" if begun else "error", wanted.name, said, fix)
+
+
+def _text(connection: Connection, statements: list[sql.Composed]) -> str:
+    return "; ".join(statement.as_string(connection) for statement in statements) + ";"
+
+
 def _may(connection: Connection, statements: list[sql.Composed]) -> bool:
     """Whether this role may run these: tried, and rolled back."""
     try:
         with connection.transaction(force_rollback=True):
-            connection.execute("set local lock_timeout = '2s'")
+            connection.execute(f"set local lock_timeout = '{publications.LOCK_TIMEOUT}'")
             for statement in statements:
                 connection.execute(statement)
     except psycopg.Error as error:
@@ -262,6 +286,11 @@ def _roles(config: Config, store: Connection) -> Iterator[Problem]:
         if row and row[0]:
             message = f"consumer {consumer.name}: there is no role {consumer.role} in the store's server"
             yield Problem("role_missing", "error", consumer.role, message, f"create role {row[1]} login;")
+
+
+def _begun(store: Connection) -> bool:
+    """Whether a bridge has run with this store."""
+    return schema_version(store) > 0 and store.execute("select from source").fetchone() is not None
 
 
 def _history(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:

@@ -259,8 +259,9 @@ class Pump:
                 log.warning("source.notice", message=notice)
                 continue
             operation, schema, table = match[1].lower(), match[2], match[3]
-            relation = self._catalog.table(schema, table, match[1][0], {}).relation
-            if self._ready.router.plan(relation, operation) is not None:
+            found = self._catalog.table(schema, table, match[1][0], {})
+            relation = found.relation
+            if found.captured and self._ready.router.plan(relation, operation) is not None:
                 raise OperatorNeeded(
                     f"an {operation.upper()} of {relation.topic} is not in the WAL's output, because the table has no"
                     f" usable replica identity; stopped before it was confirmed (position {self._collector.position})",

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from cdcbridge import consumers, plugins, publications, source
+from cdcbridge import consumers, event_trigger, plugins, publications, source
 from cdcbridge.check import SLOT_GONE, problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
@@ -96,6 +96,7 @@ def prepare(
             _forget_beginnings(store.connection, config, applied.changed)
             if applied.added or applied.changed or applied.left:
                 log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
+        event_trigger.ensure(config, connection)  # before a publication makes the first UPDATE fail
         names = _publish(config, connection) if plugin == "pgoutput" else []
         exported: str | None = None
         if consistent and not source.slots(connection, config.source.slot):
@@ -148,7 +149,7 @@ def _forget_beginnings(store: Connection, config: Config, changed: Sequence[str]
 
 def _publish(config: Config, connection: Connection) -> list[str]:
     """Publications in step with the consumers; the names to stream."""
-    wanted = publications.wanted_publications(config.source.publication, config.consumers)
+    wanted = publications.needed(config, connection)
     if not source.slots(connection, config.source.slot):
         publications.create_spare_publication(connection, config.source.publication)
     for statement in publications.ensure_publications(connection, wanted):

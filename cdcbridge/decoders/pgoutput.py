@@ -45,6 +45,9 @@ class Catalog(Protocol):
     def captures(self, schema: str, table: str) -> bool:
         """Whether any consumer may want this table."""
 
+    def generated_columns(self, relation_oid: int) -> frozenset[str]:
+        """Columns that the publication sends and that are not in `record`: stored generated ones (PostgreSQL 18)."""
+
 
 @dataclass(slots=True, frozen=True)
 class _Known:
@@ -53,6 +56,7 @@ class _Known:
     relation: Relation
     columns: tuple[tuple[str, Converter], ...]
     captured: bool
+    generated: frozenset[str] = frozenset()  # sent, and left out of `record`
 
 
 class PgoutputDecoder:
@@ -123,7 +127,8 @@ class PgoutputDecoder:
         _expect_end(message, end)
         if unchanged and old is not None and known.relation.full:
             # Under REPLICA IDENTITY FULL the old row carries what the new one left out as unchanged.
-            record = {name: record[name] if name in record else old[name] for name, _ in known.columns}
+            names = (name for name, _ in known.columns if name not in known.generated)
+            record = {name: record[name] if name in record else old[name] for name in names}
             unchanged = ()
         return Change("update", known.relation, record, old, unchanged) if known.captured else Ignored()
 
@@ -163,6 +168,9 @@ class PgoutputDecoder:
                 raise DecodeError(
                     self.plugin, f"column {name}: unknown kind {message[position : position + 1]!r}", offset=position
                 )
+        if known.generated:
+            record = {name: value for name, value in record.items() if name not in known.generated}
+            unchanged = tuple(name for name in unchanged if name not in known.generated)
         return record, position, unchanged
 
     def _known(self, message: bytes) -> _Known:
@@ -207,7 +215,8 @@ class PgoutputDecoder:
         if key is None or not set(key) <= {name for name, _ in columns}:
             key = tuple(identity) if identity and not full else None
         relation = Relation(schema, table, f"{schema}.{table}", key, frozenset(identity), full)
-        self._relations[oid] = _Known(relation, tuple(columns), captured)
+        generated = self._catalog.generated_columns(oid) if captured else frozenset()
+        self._relations[oid] = _Known(relation, tuple(columns), captured, generated)
         return relation if captured else None
 
     def _truncate(self, message: bytes) -> Event:

@@ -35,6 +35,9 @@ TABLES = {
 class Catalog:
     """The catalogue as it was at the capture."""
 
+    def generated_columns(self, relation_oid: int) -> frozenset[str]:
+        return frozenset()
+
     def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:
         return None  # the identity's columns are the same ones in this script
 

@@ -22,6 +22,9 @@ T = Relation("public", "t", "public.t", ("id",), frozenset({"id"}))
 class Everything:
     """A catalogue that captures every table and knows its key."""
 
+    def generated_columns(self, relation_oid: int) -> frozenset[str]:
+        return frozenset()
+
     def primary_key(self, relation_oid: int) -> tuple[str, ...] | None:
         return ("id",)
 

@@ -39,7 +39,7 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
     if plugin == "pgoutput":
         refused = any(p.severity == "error" for p in found)
         begun = store is not None and _begun(store)
-        found += _made_by_hand(config, connection, begun=begun)
+        found += _left_out(config, connection, begun=begun)
         found += _publications(config, connection, refused=refused)
     if store is not None:
         found += _store(config, store)
@@ -215,7 +215,7 @@ def _publications(config: Config, connection: Connection, *, refused: bool) -> I
         )
 
 
-def _made_by_hand(config: Config, connection: Connection, *, begun: bool) -> Iterator[Problem]:
+def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterator[Problem]:
     """A publication that leaves changes out: it was there before the first run, or was altered since.
 
     Before the first run it may be somebody's on purpose, so `run` does not alter it. Later it is the bridge's own.
@@ -223,12 +223,17 @@ def _made_by_hand(config: Config, connection: Connection, *, begun: bool) -> Ite
     for wanted in publications.needed(config, connection):
         existing = publications.publication(connection, wanted.name)
         if existing is None:
+            if begun and wanted.name == config.source.publication:
+                said = f"the publication {wanted.name} is gone: changes since then are left out. `run` creates it"
+                fix = _text(connection, publications.publication_sql(wanted, None))
+                yield Problem("publication_leaves_out", "warning", wanted.name, said, fix)
             continue
-        left_out = existing.left_out(wanted)
+        left_out = existing.left_out(wanted, own=begun)
         if not left_out:
             continue
         fix = _text(connection, publications.publication_sql(wanted, existing))
         said = f"the publication {wanted.name} leaves changes out that the consumers take: {left_out}"
+        said += ". The next start of the bridge brings it into step" if begun else ""
         yield Problem("publication_leaves_out", "warning" if begun else "error", wanted.name, said, fix)
 
 

@@ -15,6 +15,13 @@ from cdcbridge.problem import Problem
 from cdcbridge.tables import Table, dotted_schemas, find_tables
 
 _VIRTUAL_SINCE: Final = 180000
+_STRANGERS: Final = """
+    select c.relname, rn.nspname, r.relname
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    join pg_class r on r.oid = pg_partition_root(c.oid) join pg_namespace rn on rn.oid = r.relnamespace
+    where c.relispartition and c.relkind in ('r', 'p') and n.nspname = %s and rn.oid <> n.oid
+    order by 1
+"""
 _KINDS: Final = {"f": "a foreign table", "v": "a view", "m": "a materialized view"}
 
 
@@ -57,6 +64,8 @@ def _pattern(
         yield from _table(connection, consumer, table, plugin)
     if pattern == "*.*":
         yield from _dotted(connection, consumer)
+    elif name == "*":
+        yield from _strangers(config, connection, consumer, schema)
 
 
 def _dotted(connection: Connection, consumer: Consumer) -> Iterator[Problem]:
@@ -70,6 +79,26 @@ def _dotted(connection: Connection, consumer: Consumer) -> Iterator[Problem]:
             " schema ends at the first dot, so the tables there cannot be named",
             f"alter schema {old} rename to {new}; -- or name the other schemas one by one",
         )
+
+
+def _strangers(config: Config, connection: Connection, consumer: Consumer, schema: str) -> Iterator[Problem]:
+    """Tell of partitions in a schema that is taken whole, of a table in another schema that nobody takes.
+
+    A partition's rows go by its root's name, so they would go to nobody, or with pgoutput by a name of their own.
+    """
+    taken = {pattern for other in config.consumers for pattern in other.tables}
+    for leaf, root_schema, root in connection.execute(_STRANGERS, (schema,)).fetchall():
+        if taken.isdisjoint({f"{root_schema}.{root}", f"{root_schema}.*", "*.*"}):
+            name = sql.Identifier(schema, leaf).as_string(connection)
+            home = sql.Identifier(root_schema).as_string(connection)
+            yield Problem(
+                "partition_elsewhere",
+                "error",
+                f"{schema}.{leaf}",
+                f"consumer {consumer.name} takes {schema}.*, and {schema}.{leaf} is a partition of"
+                f" {root_schema}.{root}, which no consumer takes: its rows have that name",
+                f"alter table {name} set schema {home}; -- or name {root_schema}.{root} in the consumer's tables",
+            )
 
 
 def _table(connection: Connection, consumer: Consumer, table: Table, plugin: str) -> Iterator[Problem]:

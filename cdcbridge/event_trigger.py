@@ -97,7 +97,7 @@ def install_sql(scope: Scope) -> str:
 
 
 def ensure(config: Config, connection: Connection) -> bool:
-    """Install or remove the trigger, as `source.event_trigger` says; whether something was changed.
+    """Install or remove the trigger, as `source.event_trigger` says; whether it was installed anew.
 
     One that was installed by hand stays. Raises OperatorNeeded where the role may not install it.
     """
@@ -123,7 +123,7 @@ def ensure(config: Config, connection: Connection) -> bool:
         log.warning("event_trigger.not_removed", error=str(error))
         return False
     log.info("event_trigger.removed")
-    return True
+    return False
 
 
 def remove(connection: Connection, slot: str) -> None:
@@ -135,6 +135,13 @@ def remove(connection: Connection, slot: str) -> None:
             connection.execute("drop event trigger if exists cdcbridge_identity_command")
             connection.execute("drop event trigger if exists cdcbridge_identity_drop")
             connection.execute("drop schema cdcbridge_identity cascade")
+
+
+def mend(connection: Connection) -> None:
+    """Look at all tables once: one may have been created by a transaction that was older than the trigger."""
+    if not _read_only(connection):
+        with source_errors():
+            connection.execute("select cdcbridge_identity.mend(null)")
 
 
 def problems(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:

@@ -17,6 +17,7 @@ from psycopg import sql
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable
+from cdcbridge.route import OPERATIONS
 from cdcbridge.tables import find_tables
 
 _WRITES: Final = frozenset({"update", "delete"})
@@ -51,17 +52,20 @@ class Publication:
         """Whether it publishes the table, which is given as schema.table."""
         return self.everything or table in self.tables or table.partition(".")[0] in self.schemas
 
-    def left_out(self, wanted: Publication) -> str:
-        """Say which changes of its tables this publication does not publish, or '' for none."""
+    def left_out(self, wanted: Publication, *, own: bool = False) -> str:
+        """Say which changes of its tables this publication does not publish, or '' for none.
+
+        own: the bridge made it, so it should have all that is wanted.
+        """
         parts = []
-        missing = [
-            one for one in ("insert", "update", "delete", "truncate") if one in wanted.operations - self.operations
-        ]
-        if missing:
-            parts.append(f"it does not publish {', '.join(missing)}")
+        if missing := wanted.operations - self.operations:
+            parts.append(f"it does not publish {', '.join(one for one in OPERATIONS if one in missing)}")
         for what, tables in (("a row filter", self.filtered), ("a column list", self.column_lists)):
             if concerned := sorted(table for table in tables if wanted.takes(table)):
                 parts.append(f"{what} on {', '.join(concerned)}")
+        lacking = sorted(wanted.schemas - self.schemas) + sorted(t for t in wanted.tables if not self.takes(t))
+        if own and not self.everything and (lacking or wanted.everything):
+            parts.append(f"it lacks {', '.join(lacking) or 'tables'}")
         return "; ".join(parts)
 
     def covers(self, wanted: Publication) -> bool:
@@ -87,7 +91,7 @@ def needed(config: Config, connection: Connection) -> list[Publication]:
     """Work out the publications that the consumers need on this server.
 
     Under REPLICA IDENTITY FULL, PostgreSQL 18 refuses UPDATE and DELETE of a table with a stored generated column,
-    unless the publication publishes such columns. A wildcard also takes tables that are created later.
+    unless the publication publishes such columns. Any table may come into that state later, so they always do.
     """
     wanted = wanted_publications(config.source.publication, config.consumers)
     if connection.info.server_version < _STORED_SINCE:
@@ -95,7 +99,7 @@ def needed(config: Config, connection: Connection) -> list[Publication]:
     patterns = {pattern for c in config.consumers if _WRITES & set(c.operations) for pattern in c.tables}
     tables = [t for p in sorted(patterns) for t in find_tables(connection, p, config.store.schema_)]
     full = [t for table in tables for t in (table, *table.leaves) if t.full]
-    if not full and not any(pattern.endswith(".*") for pattern in patterns):
+    if not patterns:
         return wanted
     # PostgreSQL refuses to decode a table of which two publications say different things about generated columns.
     return [replace(one, generated=True, generated_needed=any(t.generated for t in full)) for one in wanted]
@@ -156,7 +160,7 @@ def publication(connection: Connection, name: str) -> Publication | None:
             " where r.pnpubid = %s",
             (row[0],),
         ).fetchall()
-    operations = zip(("insert", "update", "delete", "truncate"), row[2:6], strict=True)
+    operations = zip(OPERATIONS, row[2:6], strict=True)
     return Publication(
         name,
         frozenset(operation for operation, on in operations if on),
@@ -179,7 +183,7 @@ def publication_sql(wanted: Publication, existing: Publication | None) -> list[s
     if existing == wanted:
         return []
     name = sql.Identifier(wanted.name)
-    operations = ", ".join(op for op in ("insert", "update", "delete", "truncate") if op in wanted.operations)
+    operations = ", ".join(operation for operation in OPERATIONS if operation in wanted.operations)
     generated = ", publish_generated_columns = stored" if wanted.generated else ""
     if existing is not None and existing.generated and not wanted.generated:
         generated = ", publish_generated_columns = none"

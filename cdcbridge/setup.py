@@ -96,13 +96,15 @@ def prepare(
             _forget_beginnings(store.connection, config, applied.changed)
             if applied.added or applied.changed or applied.left:
                 log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
-        event_trigger.ensure(config, connection)  # before a publication makes the first UPDATE fail
+        installed = event_trigger.ensure(config, connection)  # before a publication makes the first UPDATE fail
         names = _publish(config, connection) if plugin == "pgoutput" else []
         exported: str | None = None
         if consistent and not source.slots(connection, config.source.slot):
             slot_lsn, exported = _slot_with_snapshot(config, connection, stream, plugin)
         else:
             slot_lsn = _slot(config, connection, plugin)
+        if installed:
+            event_trigger.mend(connection)  # the slot has waited for the transactions that were older
         _keep_in_step(config, connection, stream)
         wal_end = source.current_lsn(connection)
     if history is None:

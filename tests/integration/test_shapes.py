@@ -272,3 +272,76 @@ def leaves_and_tables(world: World) -> Iterator[Table]:
         if table.kind == "r" and any(column.name == "v" for column in table.columns):
             yield table
         yield from (leaf for leaf in table.leaves if leaf.logged)
+
+
+SQL_FIX = re.compile(r"(alter|create|drop|grant) ")
+
+
+@pytest.mark.parametrize(
+    ("create", "name", "works"),
+    [
+        ("create view v as select 1 as id", "v", False),
+        ("create materialized view v as select 1 as id", "v", False),
+        ("create foreign data wrapper w; create server s foreign data wrapper w; create foreign table v (id int) server s", "v", False),
+        ("create unlogged table v (id int primary key)", "v", True),
+        ("create table r (id int primary key) partition by range (id); create table v partition of r default", "v", False),
+        ("create sequence v", "v", False),
+        ("create type v as (id int)", "v", False),
+    ],
+)  # fmt: skip
+def test_what_is_no_table_that_can_be_captured(world: World, create: str, name: str, works: bool) -> None:
+    world.execute(*create.split("; "))
+    world.consumer(tables=(f"public.{name}",))
+    (problem,) = errors(world)
+    assert problem.code in ("not_a_table", "table_missing")
+    assert bool(SQL_FIX.match(problem.fix)) == works
+    if works:
+        world.execute(problem.fix)
+        assert errors(world) == []
+
+
+def test_rows_that_no_consumer_gets_are_named(world: World) -> None:
+    world.execute(
+        "create foreign data wrapper w", "create server s foreign data wrapper w",
+        "create table root (id int, v text) partition by range (id)", "alter table root replica identity full",
+        "create table leaf partition of root for values from (0) to (10)", "alter table leaf replica identity full",
+        "create foreign table far partition of root for values from (10) to (20) server s",
+        "create unlogged table fast partition of root for values from (20) to (30)",
+        "create table base (id int primary key)", "create table kid () inherits (base)", "create table grandkid () inherits (kid)",
+    )  # fmt: skip
+    world.consumer(tables=("public.root", "public.base"))
+    found = {p.code: p for p in check(world.config())}
+    assert found.keys() == {"foreign_partition", "unlogged_partition", "inheritance_children"}
+    assert "public.far" in found["foreign_partition"].message and "alter table" not in found["foreign_partition"].fix
+    assert all(name in found["inheritance_children"].message for name in ("public.kid", "public.grandkid"))
+    with world.bridge():
+        world.execute("insert into fast values (21, 'no')", "insert into kid values (1)", "update kid set id = 2", "insert into leaf values (1, 'a')",
+                      "update root set v = 'b' where id = 1", "insert into base values (1)")  # fmt: skip
+        assert [(topic, data["op"]) for topic, _, data in world.messages(3)] == [
+            ("public.root", "insert"), ("public.root", "update"), ("public.base", "insert")
+        ]  # fmt: skip
+    world.execute(
+        *filter(str.strip, found["unlogged_partition"].fix.split(";")), "alter table fast replica identity full"
+    )
+    assert {p.code for p in check(world.config())} == {"foreign_partition", "inheritance_children"}
+    world.consumer(tables=("public.root", "public.base", "public.kid", "public.grandkid"))
+    assert "inheritance_children" not in {p.code for p in check(world.config())}
+
+
+def test_a_partition_in_a_schema_that_is_taken_of_a_table_that_is_not(world: World) -> None:
+    world.execute(
+        "create schema s",
+        "create table s.root (id int) partition by range (id)",
+        "create table leaf partition of s.root default",
+    )
+    world.consumer(tables=("public.*",), operations=["insert"])
+    (problem,) = errors(world)
+    assert (problem.code, problem.object) == ("partition_elsewhere", "public.leaf")
+    world.consumer("other", ("s.root",), operations=["insert"])
+    assert errors(world) == []
+    world.consumers.pop()
+    world.execute(problem.fix, "create table t (id int)")
+    assert errors(world) == []
+    with world.bridge():
+        world.execute("insert into s.root values (1)", "insert into t values (1)")
+        assert [topic for topic, _, _ in world.messages(1)] == ["public.t"]

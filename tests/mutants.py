@@ -134,6 +134,13 @@ MUTANTS = (
            "tests/integration/test_in_progress.py::test_a_logical_message_that_was_rolled_back_with_its_savepoint_is_not_delivered[15]"),
     Mutant("I27", "cdcbridge/pump.py", "if timeline is not None and not", "if False and not",
            f"{FAILOVER}a_standby_is_a_source_and_stays_one_when_it_is_promoted"),
+    Mutant("I31", "cdcbridge/publications.py", 'sql.SQL("table only {}")', 'sql.SQL("table {}")',
+           "tests/integration/test_publications.py::test_children_that_it_lists_are_taken_out[pg15]"),
+    Mutant("I31", "cdcbridge/tables.py", "i.indislive and i.indisvalid and i.indimmediate and i.indpred is null,",
+           "i.indislive and i.indisvalid and i.indpred is null,",
+           "tests/integration/test_shapes.py::test_the_identity_is_what_the_server_takes_for_one"),
+    Mutant("I31", "sql/source/identity.sql", "                  when 'd' then not keyed\n", "                  when 'd' then false\n",
+           "tests/integration/test_event_trigger.py::test_a_table_that_is_created_later_without_a_key[pg15-pgoutput]"),
 )  # fmt: skip
 
 

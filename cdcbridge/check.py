@@ -38,8 +38,8 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
     found += event_trigger.problems(config, connection, plugin)
     if plugin == "pgoutput":
         refused = any(p.severity == "error" for p in found)
-        begun = store is not None and _begun(store)
-        found += _left_out(config, connection, begun=begun)
+        applied = _applied(config, store)
+        found += _left_out(applied or config, connection, begun=applied is not None)
         found += _publications(config, connection, refused=refused)
     if store is not None:
         found += _store(config, store)
@@ -220,7 +220,7 @@ def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterato
 
     Before the first run it may be somebody's on purpose, so `run` does not alter it. Later it is the bridge's own.
     """
-    for wanted in publications.needed(config, connection):
+    for wanted in publications.needed(config, connection) if config.consumers else ():
         existing = publications.publication(connection, wanted.name)
         if existing is None:
             if begun and wanted.name == config.source.publication:
@@ -293,9 +293,13 @@ def _roles(config: Config, store: Connection) -> Iterator[Problem]:
             yield Problem("role_missing", "error", consumer.role, message, f"create role {row[1]} login;")
 
 
-def _begun(store: Connection) -> bool:
-    """Whether a bridge has run with this store."""
-    return schema_version(store) > 0 and store.execute("select from source").fetchone() is not None
+def _applied(config: Config, store: Connection | None) -> Config | None:
+    """Keep the consumers whose tables and operations a bridge has applied already; None before the first run."""
+    if store is None or schema_version(store) == 0 or store.execute("select from source").fetchone() is None:
+        return None
+    rows = store.execute("select name, config -> 'tables', config -> 'operations' from consumers").fetchall()
+    kept = [c for c in config.consumers if (c.name, list(c.tables), list(c.operations)) in rows]
+    return config.model_copy(update={"consumers": tuple(kept)})
 
 
 def _history(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:

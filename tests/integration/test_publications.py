@@ -66,16 +66,32 @@ def test_a_filter_on_a_table_that_nobody_takes_is_no_matter(published: World) ->
         assert publications.publication(published.sql, "cdcbridge").tables == {"public.t"}  # type: ignore[union-attr]
 
 
-def test_later_it_is_told_as_a_warning_and_a_restart_mends_it(published: World) -> None:
-    published.execute("create table t (id int primary key, v text)")
+@pytest.mark.parametrize(
+    "change", ["set table t (id)", "drop table t", "set (publish = 'insert')", "rename to other", None]
+)
+def test_later_it_is_told_as_a_warning_and_a_restart_mends_it(published: World, change: str | None) -> None:
+    published.execute("create table t (id int primary key, v text)", "create table u (id int primary key)")
     published.consumer()
     with published.bridge():
         pass
-    published.execute("alter publication cdcbridge set table t (id)")
+    published.execute(f"alter publication cdcbridge {change}" if change else "drop publication cdcbridge")
     problem = found(published)["publication_leaves_out"]
-    assert problem.severity == "warning" and "column list on public.t" in problem.message
+    assert (problem.severity == "warning" and "public.t" in problem.message) or change != "drop table t"
+    if change is None or change.startswith("rename"):
+        published.execute(problem.fix)
+        assert found(published) == {}
+        return
     with published.bridge():
         assert found(published) == {}
+
+
+def test_a_file_that_has_changed_is_no_fault_of_the_publication(published: World) -> None:
+    published.execute("create table t (id int primary key)", "create table u (id int primary key)")
+    published.consumer(operations=["insert"])
+    with published.bridge():
+        pass
+    published.consumer(tables=("public.t", "public.u"))
+    assert found(published) == {}
 
 
 def test_children_that_it_lists_are_taken_out(published: World) -> None:

@@ -216,9 +216,10 @@ def _publications(config: Config, connection: Connection, *, refused: bool) -> I
 
 
 def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterator[Problem]:
-    """A publication that leaves changes out: it was there before the first run, or was altered since.
+    """Find publications that leave changes out: made by hand before the first run, or altered since.
 
-    Before the first run it may be somebody's on purpose, so `run` does not alter it. Later it is the bridge's own.
+    Before the first run a publication may serve another subscriber, so `run` does not alter it. Later it is the
+    bridge's own.
     """
     for wanted in publications.needed(config, connection) if config.consumers else ():
         existing = publications.publication(connection, wanted.name)

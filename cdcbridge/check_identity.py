@@ -1,7 +1,7 @@
 """Whether a table's updates and deletes can be published, as the server decides it, each with its mend. Pure.
 
-Source: PostgreSQL, CheckCmdReplicaIdentity(). Where it finds no replica identity, an application's own UPDATE fails as
-soon as a publication has the table: so this says it before.
+Source: PostgreSQL, CheckCmdReplicaIdentity(). Without a replica identity, an application's own UPDATE fails as soon as
+a publication has the table. For example, a deferrable primary key is no replica identity.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KEY: Final = "bigint generated always as identity primary key"
 
 
 def identity_problems(consumer: Consumer, table: Table, *, strict: bool) -> Iterator[Problem]:
-    """Find what is wrong with the replica identity of a table, and of the leaves of a partitioned one.
+    """Find faults in the replica identity of a table, and of the leaves of a partitioned one.
 
     strict: pgoutput on PostgreSQL 18, which publishes no virtual generated column, and refuses REPLICA IDENTITY FULL
     with one.
@@ -75,7 +75,7 @@ def identity_trouble(table: Table, *, strict: bool) -> str | None:
 def identity_fix(table: Table, key: Sequence[str], *, strict: bool) -> str:
     """Write the statement that gives the table a replica identity which covers `key`.
 
-    It prefers what is there: the primary key, then a unique index, then the whole row, then a primary key that is new.
+    In order of preference: the primary key, a unique index, the whole row, a new primary key.
     """
     name = table.identifier.as_string()
     fitting = [index for index in table.indexes if index.suitable and set(key) <= set(index.columns)]

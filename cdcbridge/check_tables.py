@@ -82,9 +82,10 @@ def _dotted(connection: Connection, consumer: Consumer) -> Iterator[Problem]:
 
 
 def _strangers(config: Config, connection: Connection, consumer: Consumer, schema: str) -> Iterator[Problem]:
-    """Tell of partitions in a schema that is taken whole, of a table in another schema that nobody takes.
+    """Find partitions in the consumer's schema whose root is in another schema that no consumer takes.
 
-    A partition's rows go by its root's name, so they would go to nobody, or with pgoutput by a name of their own.
+    A partition's rows have the name of its root. For example, "public.*" does not take public.leaf, a
+    partition of s.root.
     """
     taken = {pattern for other in config.consumers for pattern in other.tables}
     for leaf, root_schema, root in connection.execute(_STRANGERS, (schema,)).fetchall():
@@ -141,7 +142,7 @@ def _table(connection: Connection, consumer: Consumer, table: Table, plugin: str
 
 
 def _left_out(connection: Connection, consumer: Consumer, table: Table) -> Iterator[Problem]:
-    """Tell which rows that a query of the table shows are not in the WAL as its own."""
+    """Find rows that a query of the table shows and that no consumer of it gets, for example of foreign partitions."""
     foreign = [leaf for leaf in table.leaves if leaf.kind == "f"]
     if foreign:
         yield Problem(

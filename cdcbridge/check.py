@@ -11,9 +11,9 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from cdcbridge import plugins, publications, source
+from cdcbridge import event_trigger, plugins, publications, source
 from cdcbridge.capture import Capture, look, losses
-from cdcbridge.check_tables import pattern_problems, special_floats
+from cdcbridge.check_tables import consumer_problems, special_floats
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import CdcbridgeError
@@ -26,7 +26,13 @@ SLOT_GONE: Final = (
 _OLDEST: Final = 150000
 # Errors about one table. The first ones mean that its changes cannot be captured.
 UNUSABLE: Final = frozenset({"table_missing", "schema_missing", "not_a_table", "replica_identity"})
-OF_ONE_TABLE: Final = UNUSABLE | {"key_not_covered", "unknown_column", "privilege_select"}
+OF_ONE_TABLE: Final = UNUSABLE | {
+    "key_not_covered",
+    "partition_elsewhere",
+    "privilege_select",
+    "schema_dot",
+    "unknown_column",
+}
 
 
 def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:
@@ -38,10 +44,13 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
         *_plugin(config, connection, plugin),
     ]
     for consumer in config.consumers:
-        for pattern in consumer.tables:
-            found += pattern_problems(config, connection, consumer, pattern, plugin)
+        found += consumer_problems(config, connection, consumer, plugin)
+    found += event_trigger.problems(config, connection, plugin)
     if plugin == "pgoutput":
-        found += _publications(config, connection, refused=any(p.severity == "error" for p in found))
+        refused = any(p.severity == "error" for p in found)
+        applied = _applied(config, store)
+        found += _left_out(applied or config, connection, begun=applied is not None)
+        found += _publications(config, connection, refused=refused)
     if store is not None:
         found += _store(config, store)
         found += _roles(config, store)
@@ -200,12 +209,12 @@ def _publications(config: Config, connection: Connection, *, refused: bool) -> I
     """What the role may not mend by itself. Where tables are refused anyway, nothing more is said of them."""
     if refused:
         return
-    for wanted in publications.wanted_publications(config.source.publication, config.consumers):
+    for wanted in publications.needed(config, connection):
         existing = publications.publication(connection, wanted.name)
         statements = publications.publication_sql(wanted, existing)
         if not statements or (existing is not None and existing.covers(wanted)) or _may(connection, statements):
             continue
-        text = "; ".join(statement.as_string(connection) for statement in statements) + ";"
+        text = _text(connection, statements)
         state = "does not exist" if existing is None else "does not publish all that the consumers take"
         yield Problem(
             "publication",
@@ -216,11 +225,38 @@ def _publications(config: Config, connection: Connection, *, refused: bool) -> I
         )
 
 
+def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterator[Problem]:
+    """Find publications that leave changes out: made by hand before the first run, or altered since.
+
+    Before the first run a publication may serve another subscriber, so `run` does not alter it. Later it is the
+    bridge's own.
+    """
+    for wanted in publications.needed(config, connection) if config.consumers else ():
+        existing = publications.publication(connection, wanted.name)
+        if existing is None:
+            if begun and wanted.name == config.source.publication:
+                said = f"the publication {wanted.name} is gone: changes since then are left out. `run` creates it"
+                fix = _text(connection, publications.publication_sql(wanted, None))
+                yield Problem("publication_leaves_out", "warning", wanted.name, said, fix)
+            continue
+        left_out = existing.left_out(wanted, own=begun)
+        if not left_out:
+            continue
+        fix = _text(connection, publications.publication_sql(wanted, existing))
+        said = f"the publication {wanted.name} leaves changes out that the consumers take: {left_out}"
+        said += ". The next start of the bridge brings it into step" if begun else ""
+        yield Problem("publication_leaves_out", "warning" if begun else "error", wanted.name, said, fix)
+
+
+def _text(connection: Connection, statements: list[sql.Composed]) -> str:
+    return "; ".join(statement.as_string(connection) for statement in statements) + ";"
+
+
 def _may(connection: Connection, statements: list[sql.Composed]) -> bool:
     """Whether this role may run these: tried, and rolled back."""
     try:
         with connection.transaction(force_rollback=True):
-            connection.execute("set local lock_timeout = '2s'")
+            connection.execute(f"set local lock_timeout = '{publications.LOCK_TIMEOUT}'")
             for statement in statements:
                 connection.execute(statement)
     except psycopg.Error as error:
@@ -266,6 +302,15 @@ def _roles(config: Config, store: Connection) -> Iterator[Problem]:
         if row and row[0]:
             message = f"consumer {consumer.name}: there is no role {consumer.role} in the store's server"
             yield Problem("role_missing", "error", consumer.role, message, f"create role {row[1]} login;")
+
+
+def _applied(config: Config, store: Connection | None) -> Config | None:
+    """Keep the consumers whose tables and operations a bridge has applied already; None before the first run."""
+    if store is None or schema_version(store) == 0 or store.execute("select from source").fetchone() is None:
+        return None
+    rows = store.execute("select name, config -> 'tables', config -> 'operations' from consumers").fetchall()
+    kept = [c for c in config.consumers if (c.name, list(c.tables), list(c.operations)) in rows]
+    return config.model_copy(update={"consumers": tuple(kept)})
 
 
 def _history(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
+from psycopg import sql
+
+from cdcbridge.check_columns import column_problems
+from cdcbridge.check_identity import identity_problems
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection
 from cdcbridge.problem import Problem
-from cdcbridge.tables import Table, find_tables
+from cdcbridge.tables import Table, dotted_schemas, find_tables
+
+_VIRTUAL_SINCE: Final = 180000
+_STRANGERS: Final = """
+    select c.relname, rn.nspname, r.relname
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    join pg_class r on r.oid = pg_partition_root(c.oid) join pg_namespace rn on rn.oid = r.relnamespace
+    where c.relispartition and c.relkind in ('r', 'p') and n.nspname = %s and rn.oid <> n.oid
+    order by 1
+"""
+_KINDS: Final = {"f": "a foreign table", "v": "a view", "m": "a materialized view"}
 
 
-def pattern_problems(
-    config: Config, connection: Connection, consumer: Consumer, pattern: str, plugin: str
+def consumer_problems(config: Config, connection: Connection, consumer: Consumer, plugin: str) -> Iterator[Problem]:
+    """What is wrong with the tables that a consumer names, and with the columns of these."""
+    found: list[Table] = []
+    for pattern in consumer.tables:
+        tables = find_tables(connection, pattern, config.store.schema_)
+        yield from _pattern(config, connection, consumer, pattern, tables, plugin)
+        found += [table for table in tables if table.kind in ("r", "p")]
+    yield from column_problems(consumer, list({table.oid: table for table in found}.values()))
+
+
+def _pattern(
+    config: Config, connection: Connection, consumer: Consumer, pattern: str, tables: list[Table], plugin: str
 ) -> Iterator[Problem]:
-    """What is wrong with a table or pattern that a consumer names."""
-    tables = find_tables(connection, pattern, config.store.schema_)
     schema, _, name = pattern.partition(".")
     if schema == config.store.schema_:
         yield Problem("own_schema", "error", pattern, "the bridge's own schema is never captured", "Leave it out.")
@@ -26,7 +49,8 @@ def pattern_problems(
                 "error",
                 pattern,
                 f"consumer {consumer.name}: there is no table {pattern}",
-                "Create it, or mend the consumer's tables. Names are as in pg_class, without quotes.",
+                "Create it, or mend the consumer's tables. Names are as in pg_class, without quotes; a schema's name"
+                " ends at the first dot.",
             )
     elif schema != "*" and not connection.execute("select to_regnamespace(quote_ident(%s))", (schema,)).fetchone()[0]:  # type: ignore[index]
         yield Problem(
@@ -34,65 +58,71 @@ def pattern_problems(
             "error",
             pattern,
             f"consumer {consumer.name}: there is no schema {schema}",
-            f"create schema {schema};",
+            f"create schema {sql.Identifier(schema).as_string(connection)};",
         )
     for table in tables:
-        yield from _table(connection, consumer, table)
-    if name == "*" and plugin == "pgoutput" and {"update", "delete"} & set(consumer.operations):
+        yield from _table(connection, consumer, table, plugin)
+    if pattern == "*.*":
+        yield from _dotted(connection, consumer)
+    elif name == "*":
+        yield from _strangers(config, connection, consumer, schema)
+
+
+def _dotted(connection: Connection, consumer: Consumer) -> Iterator[Problem]:
+    for schema in dotted_schemas(connection):
+        old, new = (sql.Identifier(name).as_string(connection) for name in (schema, schema.replace(".", "_")))
         yield Problem(
-            "wildcard_identity",
-            "warning",
-            pattern,
-            f"consumer {consumer.name} takes updates and deletes of every table in {pattern}: PostgreSQL will refuse an"
-            " UPDATE or DELETE of a table created there later without a primary key",
-            "Give each new table a primary key or REPLICA IDENTITY FULL, or take only [insert, truncate] of the rest.",
+            "schema_dot",
+            "error",
+            schema,
+            f"consumer {consumer.name} takes every table, and the name of the schema {schema} has a dot: a topic's"
+            " schema ends at the first dot, so the tables there cannot be named",
+            f"alter schema {old} rename to {new}; -- or name the other schemas one by one",
         )
 
 
-def _table(connection: Connection, consumer: Consumer, table: Table) -> Iterator[Problem]:
+def _strangers(config: Config, connection: Connection, consumer: Consumer, schema: str) -> Iterator[Problem]:
+    """Find partitions in the consumer's schema whose root is in another schema that no consumer takes.
+
+    A partition's rows have the name of its root. For example, "public.*" does not take public.leaf, a
+    partition of s.root.
+    """
+    taken = {pattern for other in config.consumers for pattern in other.tables}
+    for leaf, root_schema, root in connection.execute(_STRANGERS, (schema,)).fetchall():
+        if taken.isdisjoint({f"{root_schema}.{root}", f"{root_schema}.*", "*.*"}):
+            name = sql.Identifier(schema, leaf).as_string(connection)
+            home = sql.Identifier(root_schema).as_string(connection)
+            yield Problem(
+                "partition_elsewhere",
+                "error",
+                f"{schema}.{leaf}",
+                f"consumer {consumer.name} takes {schema}.*, and {schema}.{leaf} is a partition of"
+                f" {root_schema}.{root}, which no consumer takes: its rows have that name",
+                f"alter table {name} set schema {home}; -- or name {root_schema}.{root} in the consumer's tables",
+            )
+
+
+def _table(connection: Connection, consumer: Consumer, table: Table, plugin: str) -> Iterator[Problem]:
     name = table.identifier.as_string(connection)
     if table.kind not in ("r", "p"):
-        kinds = {"f": "a foreign table", "v": "a view", "m": "a materialized view"}
-        what = kinds.get(table.kind, "no table")
-        message = f"consumer {consumer.name}: {table.topic} is {what}; its changes are not in the WAL"
+        message = f"consumer {consumer.name}: {table.topic} is {_KINDS[table.kind]}; its changes are not in the WAL"
         yield Problem("not_a_table", "error", table.topic, message, "Leave it out of the consumer's tables.")
         return
-    if table.partition or table.persistence != "p":
-        what = "a partition: name its root" if table.partition else "unlogged: its changes are not in the WAL"
-        message = f"consumer {consumer.name}: {table.topic} is {what}"
-        yield Problem("not_a_table", "error", table.topic, message, "Mend the consumer's tables.")
+    if table.partition:
+        root = _root(connection, table)
+        message = f"consumer {consumer.name}: {table.topic} is a partition: name its root {root}"
+        yield Problem("not_a_table", "error", table.topic, message, f"Write {root} in the consumer's tables.")
         return
-    writes = [operation for operation in ("update", "delete") if operation in consumer.operations]
-    if writes and not table.identity:
+    if table.persistence != "p":
+        message = f"consumer {consumer.name}: {table.topic} is unlogged: its changes are not in the WAL"
         yield Problem(
-            "replica_identity",
-            "error",
-            table.topic,
-            f"consumer {consumer.name} takes {' and '.join(w + 's' for w in writes)} of {table.topic}, which has no"
-            " usable replica identity: they could not be told apart",
-            f"alter table {name} replica identity full; -- or give it a primary key",
+            "not_a_table", "error", table.topic, message, f"alter table {name} set logged; -- or leave it out"
         )
-    elif writes and table.leaves_without_identity:
-        leaves = table.leaves_without_identity
-        yield Problem(
-            "replica_identity",
-            "error",
-            table.topic,
-            f"consumer {consumer.name} takes {' and '.join(w + 's' for w in writes)} of {table.topic}, and partitions"
-            f" of it have no usable replica identity: {', '.join(leaves)}",
-            " ".join(f"alter table {leaf} replica identity full;" for leaf in leaves),
-        )
-    elif writes and consumer.key and not set(consumer.key) <= table.identity:
-        missing = ", ".join(sorted(set(consumer.key) - table.identity))
-        yield Problem(
-            "key_not_covered",
-            "error",
-            table.topic,
-            f"consumer {consumer.name} has the key ({', '.join(consumer.key)}), and a delete of {table.topic} carries"
-            f" no {missing}: its replica identity does not cover it",
-            f"alter table {name} replica identity full; -- or replica identity using an index of these columns",
-        )
-    readable = connection.execute("select has_table_privilege(%s, 'select')", (table.oid,)).fetchone()
+        return
+    strict = plugin == "pgoutput" and connection.info.server_version >= _VIRTUAL_SINCE
+    yield from identity_problems(consumer, table, strict=strict)
+    yield from _left_out(connection, consumer, table)
+    readable = connection.execute("select has_table_privilege(%s::oid, 'select')", (table.oid,)).fetchone()
     if consumer.start == "snapshot" and readable == (False,):
         yield Problem(
             "privilege_select",
@@ -109,6 +139,53 @@ def _table(connection: Connection, consumer: Consumer, table: Table) -> Iterator
             f"generated columns are not in record: {', '.join(table.generated)}",
             "Nothing to do, unless a consumer needs them.",
         )
+
+
+def _left_out(connection: Connection, consumer: Consumer, table: Table) -> Iterator[Problem]:
+    """Find rows that a query of the table shows and that no consumer of it gets, for example of foreign partitions."""
+    foreign = [leaf for leaf in table.leaves if leaf.kind == "f"]
+    if foreign:
+        yield Problem(
+            "foreign_partition",
+            "warning",
+            table.topic,
+            f"consumer {consumer.name}: partitions of {table.topic} are foreign tables: {_names(foreign)}. Their"
+            " changes are not in this server's WAL, and their rows are in no snapshot",
+            "Nothing to do, unless a consumer needs these rows: then capture them at the foreign server.",
+        )
+    unlogged = [leaf for leaf in table.leaves if leaf.kind == "r" and leaf.persistence != "p"]
+    if unlogged:
+        yield Problem(
+            "unlogged_partition",
+            "warning",
+            table.topic,
+            f"consumer {consumer.name}: partitions of {table.topic} are unlogged: {_names(unlogged)}. Their changes are"
+            " not in the WAL, and their rows are in no snapshot",
+            " ".join(f"alter table {leaf.identifier.as_string(connection)} set logged;" for leaf in unlogged),
+        )
+    named = f"{table.schema}.*" in consumer.tables or "*.*" in consumer.tables
+    if table.children and not named and not set(table.children) <= set(consumer.tables):
+        yield Problem(
+            "inheritance_children",
+            "warning",
+            table.topic,
+            f"consumer {consumer.name}: other tables inherit from {table.topic}: {', '.join(table.children)}. Each"
+            f" table is a topic of its own, and {table.topic} is that table alone",
+            "Nothing to do, unless a consumer needs these rows: then name the tables, too.",
+        )
+
+
+def _names(tables: list[Table]) -> str:
+    return ", ".join(table.topic for table in tables)
+
+
+def _root(connection: Connection, table: Table) -> str:
+    query = (
+        "select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where c.oid = pg_partition_root(%s::oid)"
+    )
+    row = connection.execute(query, (table.oid,)).fetchone()
+    return str(row[0]) if row else ""
 
 
 def special_floats(config: Config, connection: Connection) -> list[Problem]:

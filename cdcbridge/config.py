@@ -50,6 +50,7 @@ class Source(_Model):
     max_retained_wal: Size = 10 << 30
     max_slot_inactive: Duration = 300.0
     failover: Literal["auto"] | bool = "auto"
+    event_trigger: bool = False  # tables that are created later without a key get REPLICA IDENTITY FULL
 
 
 class Store(_Model):

@@ -63,6 +63,11 @@ class Filter:
             raise ValueError(f"unknown function {min(functions)!r}")
         self._reads = {name: _reads(tokens, name) for name in ("record", "old")}
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of `record` and `old` that the expression names."""
+        return frozenset().union(*(reads.columns | reads.tested for reads in self._reads.values()))
+
     def wants(self, environment: dict[str, Any], unchanged: Sequence[str] = ()) -> bool:
         """Whether the message is to be delivered; `unchanged` names columns that the WAL did not carry.
 

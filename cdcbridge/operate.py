@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cdcbridge import plugins, publications, source
+from cdcbridge import event_trigger, plugins, publications, source
 from cdcbridge.check import problems
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source, source_errors
@@ -42,9 +42,10 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
             wal2json=lambda: bool(plugins.supports_numbers_as_text(config.source_dsn)),
         )
         refuse(problems(config, connection, None, plugin=plugin))
+        event_trigger.ensure(config, connection)
         if plugin == "pgoutput":
             publications.create_spare_publication(connection, config.source.publication)
-            wanted = publications.wanted_publications(config.source.publication, config.consumers)
+            wanted = publications.needed(config, connection)
             publications.ensure_publications(connection, wanted)
     lsn = source.create_slot(
         config.source_dsn,

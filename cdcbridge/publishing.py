@@ -47,11 +47,11 @@ def bring_into_step(
     spare = f"{config.source.publication}_inserts"
     if not source.slots(connection, config.source.slot):
         publications.create_spare_publication(connection, config.source.publication)
-    kept = [
+    kept = tuple(
         consumer.model_copy(update={"tables": tuple(p for p in consumer.tables if p not in left_out)})
         for consumer in config.consumers
-    ]
-    wanted = publications.wanted_publications(config.source.publication, kept)
+    )
+    wanted = publications.needed(config.model_copy(update={"consumers": kept}), connection)
     for statement in publications.ensure_publications(connection, wanted):
         log.info("publication.changed", sql=statement)
     names = [publication.name for publication in wanted]

@@ -11,6 +11,7 @@ from cdcbridge.filters import Filter
 from cdcbridge.model import Relation
 
 OPERATIONS: Final = ("insert", "update", "delete", "truncate")
+IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.event_trigger); never captured, either
 
 
 @dataclass(slots=True, frozen=True)
@@ -69,8 +70,11 @@ class Router:
         self._plans: dict[tuple[Relation, str], Plan | None] = {}
 
     def subscriptions(self, schema: str, table: str) -> list[Subscription]:
-        """All consumers of a table, each once, whatever the operation."""
-        if schema == self._own_schema:
+        """All consumers of a table, each once, whatever the operation.
+
+        A schema whose name has a dot has none: the topic of "a.b"."c" would be that of "a"."b.c".
+        """
+        if schema in (self._own_schema, IDENTITY_SCHEMA) or "." in schema:
             return []
         found = [s for p in (f"{schema}.{table}", f"{schema}.*", "*.*") for s in self._by_pattern.get(p, ())]
         return sorted(dict.fromkeys(found), key=lambda s: s.consumer_id)

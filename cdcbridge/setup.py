@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from cdcbridge import consumers, plugins, source
+from cdcbridge import consumers, event_trigger, plugins, source
 from cdcbridge.capture import Capture, Watched
 from cdcbridge.check import OF_ONE_TABLE, SLOT_GONE, UNUSABLE, problems
 from cdcbridge.config import Config
@@ -128,6 +128,7 @@ def prepare(
         finishing = store.tail().unfinished is not None and not learned.unpublished
         if not finishing:
             _apply_consumers(config, connection, store)
+        installed = event_trigger.ensure(config, connection)  # before a publication makes the first UPDATE fail
         published = Publishing([])
         if plugin == "pgoutput" and not finishing:
             published = bring_into_step(config, connection, store.capture() if history else None, left_out)
@@ -136,6 +137,8 @@ def prepare(
             slot_lsn, exported = _slot_with_snapshot(config, connection, stream, plugin)
         else:
             slot_lsn = _slot(config, connection, plugin)
+        if installed:
+            event_trigger.mend(connection)  # the slot has waited for the transactions that were older
         _keep_in_step(config, connection, stream)
         wal_end = source.current_lsn(connection)
     if history is None:

@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from psycopg import sql
 
 from cdcbridge.database import Connection, source_errors
+from cdcbridge.route import IDENTITY_SCHEMA
+
+
+@dataclass(slots=True, frozen=True)
+class Column:
+    """A column; `generated` is '' for an ordinary one, 's' for a stored and 'v' for a virtual generated one."""
+
+    name: str
+    generated: str
+    floating: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Index:
+    """A unique index of a table.
+
+    usable: PostgreSQL takes it for a replica identity if it is the primary key, or was chosen.
+    suitable: `replica identity using index` may name it.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    primary: bool
+    chosen: bool
+    usable: bool
+    suitable: bool
 
 
 @dataclass(slots=True, frozen=True)
 class Table:
-    """A table that a consumer's pattern names or covers; for partitions, only their root."""
+    """A table that a consumer's pattern names or covers. For a partitioned table: the root, with its leaves."""
 
     schema: str
     name: str
     oid: int
     kind: str
-    identity: frozenset[str]
-    full: bool
-    generated: tuple[str, ...]
-    floats: tuple[str, ...]
-    partition: bool
     persistence: str
-    leaves_without_identity: tuple[str, ...]
+    partition: bool
+    replica_identity: str
+    columns: tuple[Column, ...]
+    indexes: tuple[Index, ...]
+    children: tuple[str, ...] = ()
+    leaves: tuple[Table, ...] = ()
 
     @property
     def topic(self) -> str:
@@ -34,60 +61,150 @@ class Table:
     def identifier(self) -> sql.Identifier:
         return sql.Identifier(self.schema, self.name)
 
+    @property
+    def full(self) -> bool:
+        return self.replica_identity == "f"
 
+    @property
+    def logged(self) -> bool:
+        """Whether its changes are in the WAL."""
+        return self.kind == "r" and self.persistence == "p"
+
+    @property
+    def primary_key(self) -> Index | None:
+        return next((index for index in self.indexes if index.primary), None)
+
+    @property
+    def identity_index(self) -> Index | None:
+        """The index that identifies old rows, as the server decides it.
+
+        Source: PostgreSQL, RelationGetIndexList() and RelationGetReplicaIndex(). For example, a deferrable primary key
+        is none.
+        """
+        wanted = {"d": "primary", "i": "chosen"}.get(self.replica_identity)
+        if wanted is None:
+            return None
+        return next((index for index in self.indexes if index.usable and getattr(index, wanted)), None)
+
+    @property
+    def identified(self) -> bool:
+        return self.full or self.identity_index is not None
+
+    @property
+    def identity(self) -> frozenset[str]:
+        """The columns of an old row that the WAL carries and that are in `record`."""
+        if self.full:
+            return frozenset(column.name for column in self.columns if not column.generated)
+        index = self.identity_index
+        return frozenset(index.columns) - set(self.generated) if index else frozenset()
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns if column.generated)
+
+    @property
+    def virtual(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns if column.generated == "v")
+
+    @property
+    def floats(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns if column.floating)
+
+
+# The conditions are those of RelationGetIndexList(): what it passes over is no replica identity.
 _TABLES: Final = """
-    select n.nspname, c.relname, c.oid, c.relkind,
-           case c.relreplident
-               when 'f' then (select array_agg(a.attname::text) from pg_attribute a
-                              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
-               when 'n' then null
-               else (select array_agg(a.attname::text) from pg_index i
-                     join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
-                     where i.indrelid = c.oid and i.indisvalid
-                       and case c.relreplident when 'd' then i.indisprimary else i.indisreplident end)
-           end,
-           c.relreplident = 'f',
-           (select coalesce(array_agg(a.attname::text order by a.attnum), '{{}}') from pg_attribute a
-            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> ''),
-           (select coalesce(array_agg(a.attname::text order by a.attnum), '{{}}') from pg_attribute a
-            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.atttypid in (700, 701, 1700)),
-           c.relispartition, c.relpersistence,
-           (select coalesce(array_agg(l.relid::regclass::text order by 1), '{{}}')
-            from pg_partition_tree(c.oid) l join pg_class p on p.oid = l.relid
-            where c.relkind = 'p' and l.isleaf and p.relreplident <> 'f' and not exists (
-                select from pg_index i where i.indrelid = p.oid and i.indisvalid
-                  and case p.relreplident when 'd' then i.indisprimary else i.indisreplident end))
+    select n.nspname, c.relname, c.oid::int8, c.relkind::text, c.relpersistence::text, c.relispartition,
+           c.relreplident::text,
+           (select coalesce(json_agg(json_build_array(a.attname, a.attgenerated::text,
+                                                      a.atttypid in (700, 701, 1700)) order by a.attnum), '[]')
+            from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
+           (select coalesce(json_agg(json_build_array(
+                x.relname, k.names, i.indisprimary, i.indisreplident,
+                i.indislive and i.indisvalid and i.indimmediate and i.indpred is null,
+                i.indislive and i.indisvalid and i.indimmediate and i.indpred is null and k.suitable)
+                order by i.indisprimary desc, x.relname), '[]')
+            from pg_index i join pg_class x on x.oid = i.indexrelid
+            cross join lateral (
+                select coalesce(json_agg(a.attname order by u.n) filter (where a.attnum is not null), '[]') as names,
+                       bool_and(coalesce(a.attnotnull and a.attgenerated = '', false)) as suitable
+                from unnest(i.indkey::int2[]) with ordinality u (attnum, n)
+                left join pg_attribute a on a.attrelid = c.oid and a.attnum = u.attnum and a.attnum > 0
+                where u.n <= i.indnkeyatts) k
+            where i.indrelid = c.oid and i.indisunique)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.relkind in ('r', 'p', 'f', 'v', 'm') and c.relpersistence <> 't'
-      and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' and {condition}
+    where c.relkind in ('r', 'p', 'f', 'v', 'm') and {condition}
     order by 1, 2
+"""
+_LEAVES: Final = """
+    select r.oid::int8, l.relid::oid::int8 from unnest(%s::oid[]) r (oid), pg_partition_tree(r.oid) l
+    where l.isleaf and l.relid <> r.oid
+"""
+_CHILDREN: Final = """
+    with recursive below (root, oid) as (
+        select inhparent, inhrelid from pg_inherits where inhparent = any (%s::oid[])
+        union select b.root, i.inhrelid from below b join pg_inherits i on i.inhparent = b.oid
+    )
+    select b.root::int8, array_agg(n.nspname || '.' || c.relname order by 1)
+    from below b join pg_class c on c.oid = b.oid join pg_namespace n on n.oid = c.relnamespace group by b.root
+"""
+# Topics are split at their first dot, so a table in a schema whose name has one has no topic of its own.
+_COVERED: Final = """
+    (%s = '*' or n.nspname = %s) and n.nspname <> all (%s) and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
+    and position('.' in n.nspname) = 0 and c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartition
 """
 
 
 def find_tables(connection: Connection, pattern: str, own_schema: str) -> list[Table]:
-    """The tables that a pattern names (any kind of relation) or covers (tables that can be published, root only)."""
+    """Look up the tables of a pattern.
+
+    A name finds any kind of relation. A wildcard finds the tables that can be published; of partitioned ones, the root.
+    """
     schema, _, name = pattern.partition(".")
     if name != "*":
-        condition, given = "n.nspname = %s and c.relname = %s", (schema, name)
+        condition = "c.relpersistence <> 't' and n.nspname = %s and c.relname = %s"
+        found = _look(connection, condition, (schema, name))
     else:
-        condition = "(%s = '*' or n.nspname = %s) and n.nspname <> %s and c.relkind in ('r', 'p')"
-        condition += " and c.relpersistence = 'p' and not c.relispartition"
-        given = (schema, schema, own_schema)  # type: ignore[assignment]
+        found = _look(connection, _COVERED, (schema, schema, [own_schema, IDENTITY_SCHEMA]))
+    return _with_children(connection, _with_leaves(connection, found))
+
+
+def dotted_schemas(connection: Connection) -> list[str]:
+    """Schemas with tables whose names have a dot: for these no topic can be written."""
+    query = (
+        "select nspname from pg_namespace n where position('.' in nspname) > 0 and exists (select from pg_class c"
+        " where c.relnamespace = n.oid and c.relkind in ('r', 'p') and c.relpersistence = 'p') order by 1"
+    )
+    with source_errors():
+        return [name for (name,) in connection.execute(query).fetchall()]
+
+
+def _look(connection: Connection, condition: str, given: Sequence[Any]) -> list[Table]:
     with source_errors():
         rows = connection.execute(_TABLES.format(condition=condition).encode(), given).fetchall()
-    return [
-        Table(
-            r[0],
-            r[1],
-            r[2],
-            r[3],
-            frozenset(r[4] or ()),
-            r[5],
-            tuple(r[6]),
-            tuple(r[7]),
-            r[8],
-            r[9],
-            tuple(r[10]),
-        )
-        for r in rows
-    ]
+    found = []
+    for schema, name, oid, kind, persistence, partition, identity, columns, indexes in rows:
+        made_columns = tuple(Column(*column) for column in columns)
+        made_indexes = tuple(Index(index, tuple(keys), *more) for index, keys, *more in indexes)
+        found.append(Table(schema, name, oid, kind, persistence, partition, identity, made_columns, made_indexes))
+    return found
+
+
+def _with_leaves(connection: Connection, tables: list[Table]) -> list[Table]:
+    roots = [table.oid for table in tables if table.kind == "p"]
+    if not roots:
+        return tables
+    with source_errors():
+        pairs = connection.execute(_LEAVES, (roots,)).fetchall()
+    known = {leaf.oid: leaf for leaf in _look(connection, "c.oid = any (%s::oid[])", ([leaf for _, leaf in pairs],))}
+    leaves: dict[int, list[Table]] = {}
+    for root, leaf in pairs:
+        if leaf in known:
+            leaves.setdefault(root, []).append(known[leaf])
+    return [replace(table, leaves=tuple(leaves.get(table.oid, ()))) for table in tables]
+
+
+def _with_children(connection: Connection, tables: list[Table]) -> list[Table]:
+    with source_errors():
+        rows = connection.execute(_CHILDREN, ([table.oid for table in tables if table.kind == "r"],)).fetchall()
+    children = {root: tuple(names) for root, names in rows}
+    return [replace(table, children=children.get(table.oid, ())) for table in tables]

@@ -152,6 +152,13 @@ MUTANTS = (
            f"{KEYS}a_primary_key_that_changes_while_the_bridge_is_behind[pg15-pgoutput-full]"),
     Mutant("I32", "cdcbridge/decoders/pgoutput.py", "        if not leaves:\n", "        if True:\n",
            f"{KEYS}a_root_with_full_identity_and_partitions_without[pg15-pgoutput]"),
+    Mutant("I33", "cdcbridge/publications.py", 'sql.SQL("table only {}")', 'sql.SQL("table {}")',
+           "tests/integration/test_publications.py::test_children_that_it_lists_are_taken_out[pg15]"),
+    Mutant("I33", "cdcbridge/tables.py", "i.indislive and i.indisvalid and i.indimmediate and i.indpred is null,",
+           "i.indislive and i.indisvalid and i.indpred is null,",
+           "tests/integration/test_shapes.py::test_the_identity_is_what_the_server_takes_for_one"),
+    Mutant("I33", "sql/source/identity.sql", "                  when 'd' then not keyed\n", "                  when 'd' then false\n",
+           "tests/integration/test_event_trigger.py::test_a_table_that_is_created_later_without_a_key[pg15-pgoutput]"),
 )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ class _Known:
     relation: Relation
     columns: tuple[tuple[str, Converter], ...]
     captured: bool
+    generated: frozenset[str] = frozenset()  # sent by PostgreSQL 18, and left out of `record`
 
 
 _Identity: TypeAlias = tuple[frozenset[str], bool]  # the columns of a replica identity; whether it is FULL
@@ -195,6 +196,9 @@ class PgoutputDecoder:
                 raise DecodeError(
                     self.plugin, f"column {name}: unknown kind {message[position : position + 1]!r}", offset=position
                 )
+        if known.generated:
+            record = {name: value for name, value in record.items() if name not in known.generated}
+            unchanged = tuple(name for name in unchanged if name not in known.generated)
         return record, position, unchanged
 
     def _known(self, message: bytes) -> _Known:
@@ -250,10 +254,14 @@ class PgoutputDecoder:
         full = replica_identity == _FULL
         names = frozenset(name for name, _ in columns)
         key: tuple[str, ...] | None = None
+        generated: frozenset[str] = frozenset()
         if captured:
-            key = _key(self._catalog.table(schema, table, "I", {}), replica_identity, tuple(identity), names)
-        relation = Relation(schema, table, f"{schema}.{table}", key, frozenset(identity), full, names)
-        self._relations[oid] = _Known(relation, tuple(columns), captured)
+            known = self._catalog.table(schema, table, "I", {})
+            generated = known.generated & names
+            names -= generated
+            key = _key(known, replica_identity, tuple(name for name in identity if name in names), names)
+        relation = Relation(schema, table, f"{schema}.{table}", key, frozenset(identity) & names, full, names)
+        self._relations[oid] = _Known(relation, tuple(columns), captured, generated)
         self._fresh.append(oid)
         return relation if captured else None
 

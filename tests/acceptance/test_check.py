@@ -166,7 +166,7 @@ def test_a_role_without_rights_gets_the_sql_for_the_owner_and_run_works_with_it(
                 owner.execute(found[code]["fix"].encode())
             if world.plugin == "pgoutput":
                 fix = found["publication"]["fix"] if "publication" in found else problems(world)["publication"]["fix"]
-                assert fix.startswith('create publication "cdcbridge" for table "public"."t"')
+                assert fix.startswith('create publication "cdcbridge" for table only "public"."t"')
                 owner.execute(fix.encode())
             assert problems(world) == {}
             with world.bridge():

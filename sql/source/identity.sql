@@ -1,0 +1,126 @@
+-- Installed in the source database by `source.event_trigger: true`, or by hand: `cdcbridge check` prints it.
+--
+-- PostgreSQL refuses UPDATE and DELETE of a table that is published with these and that has no replica identity. A wildcard
+-- such as "public.*" publishes tables that do not exist yet. So a table that is created there without a primary key gets
+-- REPLICA IDENTITY FULL in the transaction that creates it. When it gets a primary key, that is taken back.
+--
+-- Nothing here makes an application's statement fail: an error becomes a warning.
+
+create schema if not exists cdcbridge_identity;
+comment on schema cdcbridge_identity is 'cdcbridge event trigger 1';
+
+-- What each bridge takes updates and deletes of; `by_run`: put here by `cdcbridge run`, which takes it away again.
+create table if not exists cdcbridge_identity.bridges (
+    slot text primary key,
+    everything boolean not null,
+    schemas text[] not null,
+    tables text[] not null,
+    own_schema text not null,
+    by_run boolean not null
+);
+-- Tables that got REPLICA IDENTITY FULL from here.
+create table if not exists cdcbridge_identity.changed (relation oid primary key);
+
+-- taken(relation): whether a bridge takes updates or deletes of this table, or of one that it is a partition of.
+create or replace function cdcbridge_identity.taken(relation oid) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select exists (
+        select from (select relation union all select relid from pg_partition_ancestors(relation)) a (oid)
+        join pg_class c on c.oid = a.oid
+        join pg_namespace n on n.oid = c.relnamespace
+        join cdcbridge_identity.bridges b
+          on b.everything or n.nspname = any (b.schemas) or n.nspname || '.' || c.relname = any (b.tables)
+        where n.nspname <> b.own_schema and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
+    )
+$$;
+
+-- mend(relations): the replica identity of these tables and their partitions, or of all where it is null. Raises nothing
+-- but warnings. Locks: a table that it changes, ACCESS EXCLUSIVE, for which it waits for one second at most.
+create or replace function cdcbridge_identity.mend(relations oid[]) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '1s' as $$
+declare
+    found_table record;
+begin
+    for found_table in
+        with looked_at as (
+            select unnest(relations) as oid
+            union select p.relid from unnest(relations) r (oid), pg_partition_tree(r.oid) p
+            union select oid from pg_class where relations is null
+        ), shape as (
+            select c.oid, n.nspname, c.relname, c.relreplident,
+                   -- As the server decides it: RelationGetIndexList().
+                   exists (select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indislive
+                           and i.indimmediate and i.indisprimary) as keyed,
+                   exists (select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indislive
+                           and i.indimmediate and i.indisreplident) as chosen,
+                   exists (select from cdcbridge_identity.changed x where x.relation = c.oid) as ours
+            from looked_at l join pg_class c using (oid) join pg_namespace n on n.oid = c.relnamespace
+            where c.relkind in ('r', 'p') and c.relpersistence = 'p' and n.nspname !~ '^pg_'
+        )
+        select s.*, case when relreplident = 'f' then 'default' else 'full' end as wanted
+        from shape s
+        where case relreplident
+                  when 'f' then ours and keyed
+                  when 'd' then not keyed
+                  when 'i' then not chosen
+                  else true
+              end
+          and cdcbridge_identity.taken(s.oid)
+    loop
+        begin
+            execute format(
+                'alter table only %I.%I replica identity %s', found_table.nspname, found_table.relname, found_table.wanted
+            );
+            if found_table.wanted = 'default' then
+                delete from cdcbridge_identity.changed where relation = found_table.oid;
+            elsif found_table.relreplident <> 'n' then
+                insert into cdcbridge_identity.changed values (found_table.oid) on conflict do nothing;
+            end if;
+        exception when others then
+            raise warning 'cdcbridge could not set the replica identity of %.%: %',
+                found_table.nspname, found_table.relname, sqlerrm
+                using hint = 'Give the table a primary key, or UPDATE and DELETE of it may fail.';
+        end;
+    end loop;
+end $$;
+
+-- on_command(): at the end of a command that makes or alters tables. It looks at these alone.
+create or replace function cdcbridge_identity.on_command() returns event_trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform cdcbridge_identity.mend(array(
+        select distinct objid from pg_event_trigger_ddl_commands() where classid = 'pg_class'::regclass
+    ));
+exception when others then
+    raise warning 'cdcbridge could not look at replica identities: %', sqlerrm;
+end $$;
+
+-- on_drop(): when a key or an index has been dropped, of which table the event does not tell. It looks at all tables.
+create or replace function cdcbridge_identity.on_drop() returns event_trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if exists (
+        select from pg_event_trigger_dropped_objects() d
+        where not d.is_temporary and (d.object_type in ('table constraint', 'index', 'table column'))
+    ) then
+        perform cdcbridge_identity.mend(null);
+    end if;
+    delete from cdcbridge_identity.changed x
+    using pg_event_trigger_dropped_objects() d
+    where d.objid = x.relation and d.classid = 'pg_class'::regclass and d.objsubid = 0;
+exception when others then
+    raise warning 'cdcbridge could not look at replica identities: %', sqlerrm;
+end $$;
+
+drop event trigger if exists cdcbridge_identity_command;
+create event trigger cdcbridge_identity_command on ddl_command_end
+    when tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE SCHEMA', 'IMPORT FOREIGN SCHEMA')
+    execute function cdcbridge_identity.on_command();
+alter event trigger cdcbridge_identity_command enable always;
+drop event trigger if exists cdcbridge_identity_drop;
+create event trigger cdcbridge_identity_drop on sql_drop execute function cdcbridge_identity.on_drop();
+alter event trigger cdcbridge_identity_drop enable always;
+
+grant usage on schema cdcbridge_identity to public;
+grant select on cdcbridge_identity.bridges to public;
+revoke all on function cdcbridge_identity.taken, cdcbridge_identity.mend from public;

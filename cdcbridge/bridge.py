@@ -19,6 +19,7 @@ from cdcbridge.backfill import Session
 from cdcbridge.backfiller import Backfiller
 from cdcbridge.catalog import SourceCatalog
 from cdcbridge.check import refuse_unwritable
+from cdcbridge.check_sessions import open_stream
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source, connect_store
 from cdcbridge.errors import (
@@ -36,7 +37,6 @@ from cdcbridge.housekeeping import Housekeeper
 from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
 from cdcbridge.pump import Pump
-from cdcbridge.replication import ReplicationStream
 from cdcbridge.setup import Ready, prepare, refuse_other_source
 from cdcbridge.store import Store
 
@@ -181,7 +181,7 @@ class Bridge:
         """Prepare both sides, then stream until stopped, or until a transaction begun under older options is done."""
         notices: list[str] = []
         self._health.prepares()
-        stream = ReplicationStream(self._config.source_dsn, notices.append, patient=self._stuck)
+        stream = open_stream(self._config, notices.append, patient=self._stuck)
         try:
             # The epoch before anything is read: an older bridge that still hangs can append nothing after that.
             epoch = store.begin_epoch()

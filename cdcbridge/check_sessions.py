@@ -18,13 +18,14 @@ from cdcbridge.replication import ReplicationStream
 
 # A table without a key is read by its partitions, each with a policy of its own.
 _RESTRICTED: Final = """
-    select t.relid::regclass::text, quote_ident(current_user)
-    from (select %(oid)s::oid::regclass as relid
+    select format('%%s.%%s', n.nspname, c.relname), quote_ident(current_user)
+    from (select %(oid)s::oid as relid
           union
           select p.relid from pg_partition_tree(%(oid)s::oid::regclass) p where p.isleaf and not exists (
               select from pg_index i where i.indrelid = %(oid)s and i.indisvalid
                                       and (i.indisprimary or i.indisreplident))
-    ) t where row_security_active(t.relid::oid) order by 1 limit 1
+    ) t join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
+    where row_security_active(c.oid) order by 1 limit 1
 """
 _HBA: Final = "pg_hba.conf"  # in the server's message, whatever its language
 

@@ -243,7 +243,7 @@ def connect_reader(config: Config) -> Connection:
 
 
 def prepare_reader(reader: Connection) -> None:
-    """Make the planner read a table along its key, in chunks, whatever the statistics say."""
+    """Make the planner read a table along its key, even where its statistics are missing."""
     for setting in ("enable_seqscan = off", "enable_bitmapscan = off"):
         reader.execute(f"set {setting}".encode())
 

@@ -1,4 +1,4 @@
-"""Whether the sessions that `run` needs can be had, and see every row. Part of the rim; changes nothing.
+"""Checks of the sessions that `run` needs: that the servers grant them, and that they see every row. Part of the rim.
 
 A bridge needs ordinary sessions on both sides, one replication session, and for a snapshot a session that row-level
 security does not restrict. For example, PgBouncer in front of the source is named here before anything is written.
@@ -31,7 +31,10 @@ _HBA: Final = "pg_hba.conf"  # in the server's message, whatever its language
 
 
 def unreachable(error: CdcbridgeError, where: str, connection_of: str) -> Problem | None:
-    """The problem behind a session that could not be had, where waiting cannot help; `where`: the key of its DSN."""
+    """Name the problem of a session that the server or a pooler refused; None where a retry may help.
+
+    `where` is the key of the DSN, for example `source.dsn`.
+    """
     message = str(error).split(": ", 1)[-1]
     if isinstance(error, BehindPooler):
         return Problem("pooler", "error", where, message, error.hint or "")
@@ -48,7 +51,10 @@ def _entry(what: str) -> str:
 
 
 def replication_problems(config: Config, connection: Connection) -> list[Problem]:
-    """Why no replication session can be had on the source: tried, unless a bridge streams from the slot just now."""
+    """Try a replication session on the source, and name the reason of a failure.
+
+    A bridge that streams from the slot just now proves that it works, so nothing is tried then.
+    """
     if any(slot.active_pid is not None for slot in source.slots(connection, config.source.slot)):
         return []
     try:
@@ -77,7 +83,7 @@ def open_stream(config: Config, on_notice: Callable[[str], None], *, patient: bo
 
 
 def senders_taken(connection: Connection) -> Problem | None:
-    """The problem of a server all of whose WAL senders are in use; a restarted bridge waits for one."""
+    """Name the problem of a server whose WAL senders are all in use. A restarted bridge waits for one."""
     with source_errors():
         row = connection.execute(
             "select count(*), current_setting('max_wal_senders')::int from pg_stat_replication"
@@ -105,7 +111,10 @@ def _without_replication(connection: Connection, error: CdcbridgeError) -> Probl
 
 
 def snapshot_problems(config: Config, connection: Connection, filled: Iterable[str]) -> list[Problem]:
-    """Tables whose rows a snapshot would not see; `filled`: consumers that have had theirs."""
+    """Find tables of which row-level security hides rows from a snapshot.
+
+    `filled` are the consumers that have had their snapshot. They need no other.
+    """
     waiting = [c for c in config.consumers if c.start == "snapshot" and c.name not in set(filled)]
     if not waiting:
         return []

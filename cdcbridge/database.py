@@ -1,4 +1,4 @@
-"""Connections to either database. Part of the rim; what a session sets stands in session.py.
+"""Connections to either database. Part of the rim; session.py lists the settings of a session.
 
 Turns psycopg's exceptions into ours; holds no state.
 """

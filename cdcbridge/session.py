@@ -1,4 +1,4 @@
-"""Everything that the result of a statement may depend on, set for each session of the bridge. Part of the rim.
+"""The settings on which a statement's result may depend, pinned in each session of the bridge. Part of the rim.
 
 A setting can come from the server's file, the database, the role, PGOPTIONS, a service file, PGTZ or PGDATESTYLE.
 Startup options beat the first five, but libpq sends PGTZ, PGDATESTYLE and PGCLIENTENCODING after them. A session
@@ -65,7 +65,7 @@ _STATEMENT: Final = sql.SQL(
 
 
 def startup_options(settings: Mapping[str, str]) -> str:
-    """The same settings as startup options, for what happens before the first statement.
+    """The same settings as startup options, which hold before the first statement.
 
     An example is a hot standby, which refuses every statement of a session whose isolation level is serializable.
     """

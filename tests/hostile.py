@@ -76,15 +76,19 @@ def environment(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
     return {**ENVIRONMENT, "PGOPTIONS": options(settings), "PGSERVICE": "hostile", "PGSERVICEFILE": str(file)}
 
 
+def _statements() -> bytes:
+    statements = "; ".join(f"set {name} = {value!r}" for name, value in _OWN.items() if name != "search_path")
+    newer = "select set_config(n, '0', false) from unnest(array['transaction_timeout']) n"
+    newer += " where current_setting(n, true) is not null"  # 17 and later
+    return f'{statements}; set search_path = "$user", public; {newer}'.encode()
+
+
 def _behave(connection: psycopg.Connection[Any]) -> None:
     backend = connection.cursor(row_factory=psycopg.rows.tuple_row).execute("select pg_backend_pid()").fetchone()
     connection.rollback()
     if backend != (connection.info.backend_pid,):
         return  # a pooler's session is also used by others
-    statements = "; ".join(f"set {name} = {value!r}" for name, value in _OWN.items() if name != "search_path")
-    newer = "select set_config(n, '0', false) from unnest(array['transaction_timeout']) n"
-    newer += " where current_setting(n, true) is not null"  # 17 and later
-    connection.execute(f'{statements}; set search_path = "$user", public; {newer}'.encode())
+    connection.execute(_statements())
     if not connection.autocommit:
         connection.commit()
 
@@ -102,8 +106,27 @@ def connect(original: Callable[..., Any]) -> Callable[..., Any]:
     return behaving
 
 
+def connect_asynchronously(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of psycopg.AsyncConnection.connect."""
+
+    async def behave(pending: Any) -> Any:
+        connection = await pending
+        await connection.execute(_statements())
+        if not connection.autocommit:
+            await connection.commit()
+        return connection
+
+    def behaving(*args: Any, **kwargs: Any) -> Any:
+        pending = original(*args, **kwargs)
+        own = str(sys._getframe(1).f_globals["__name__"]).startswith("tests")
+        return behave(pending) if own else pending
+
+    return behaving
+
+
 def install(folder: Path) -> None:
     """Make everything hostile but the tests' own sessions."""
     cdcbridge.embedded._SETTINGS.update(SERVER)
     os.environ.update(environment(SERVER, folder))
     psycopg.connect = connect(psycopg.connect)
+    psycopg.AsyncConnection.connect = connect_asynchronously(psycopg.AsyncConnection.connect)  # type: ignore[method-assign]

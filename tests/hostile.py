@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import psycopg
@@ -76,6 +77,16 @@ def environment(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
     return {**ENVIRONMENT, "PGOPTIONS": options(settings), "PGSERVICE": "hostile", "PGSERVICEFILE": str(file)}
 
 
+def _is_own(caller: FrameType) -> bool:
+    return str(caller.f_globals["__name__"]).startswith("tests")
+
+
+def _without_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """An empty value, so that libpq does not look at PGOPTIONS, which PgBouncer would refuse."""
+    given = "options" in kwargs or any("options" in str(arg) for arg in args)
+    return kwargs if given else {**kwargs, "options": ""}
+
+
 def _statements() -> bytes:
     statements = "; ".join(f"set {name} = {value!r}" for name, value in _OWN.items() if name != "search_path")
     newer = "select set_config(n, '0', false) from unnest(array['transaction_timeout']) n"
@@ -98,9 +109,10 @@ def connect(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(original)
     def behaving(*args: Any, **kwargs: Any) -> Any:
-        connection = original(*args, **kwargs)
-        if str(sys._getframe(1).f_globals["__name__"]).startswith("tests"):
-            _behave(connection)
+        if not _is_own(sys._getframe(1)):
+            return original(*args, **kwargs)
+        connection = original(*args, **_without_options(args, kwargs))
+        _behave(connection)
         return connection
 
     return behaving
@@ -117,9 +129,9 @@ def connect_asynchronously(original: Callable[..., Any]) -> Callable[..., Any]:
         return connection
 
     def behaving(*args: Any, **kwargs: Any) -> Any:
-        pending = original(*args, **kwargs)
-        own = str(sys._getframe(1).f_globals["__name__"]).startswith("tests")
-        return behave(pending) if own else pending
+        if not _is_own(sys._getframe(1)):
+            return original(*args, **kwargs)
+        return behave(original(*args, **_without_options(args, kwargs)))
 
     return behaving
 

@@ -32,6 +32,10 @@ servers: ## PostgreSQL 15 with wal2json and what else the tests need, where it i
 test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
 	$(BIN)/pytest
 
+.PHONY: test-hostile
+test-hostile: $(BIN)/.installed servers ## the same suite where server settings and libpq's environment are as unusual as can be
+	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest
+
 .PHONY: mutants
 mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red (about 5 minutes)
 	$(BIN)/python -m tests.mutants

@@ -19,6 +19,7 @@ import psycopg
 import structlog
 
 from cdcbridge import chunks
+from cdcbridge.check_sessions import refuse_row_security
 from cdcbridge.collect import READ_ROWS, READ_ROWS_BESIDE
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
@@ -116,6 +117,7 @@ class Backfill:
         schema, _, name = order.table.partition(".")
         subscription = subscription_of(self._session.router, order.consumer_id, order.consumer, schema, name)
         shape = chunks.describe(reader, schema, name)
+        refuse_row_security(reader, schema, name)
         refuse_unknown_columns(shape, order.columns)
         self._watch = Watch(subscription, order.table)
         going_on = order.since is not None and order.place is not None
@@ -241,9 +243,8 @@ def connect_reader(config: Config) -> Connection:
 
 
 def prepare_reader(reader: Connection) -> None:
-    """Settings of a session that reads tables: along their keys, and with the texts that the stream's session has."""
-    for setting in ("enable_seqscan = off", "enable_bitmapscan = off", "jit = off", "timezone = 'UTC'",
-                    "datestyle = 'ISO'", "intervalstyle = 'postgres'", "bytea_output = 'hex'"):  # fmt: skip
+    """Make the planner read a table along its key, even where its statistics are missing."""
+    for setting in ("enable_seqscan = off", "enable_bitmapscan = off"):
         reader.execute(f"set {setting}".encode())
 
 

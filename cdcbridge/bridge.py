@@ -20,6 +20,7 @@ from cdcbridge.backfiller import Backfiller
 from cdcbridge.capture import Watched
 from cdcbridge.catalog import SourceCatalog
 from cdcbridge.check import refuse_unwritable
+from cdcbridge.check_sessions import open_stream
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store
 from cdcbridge.errors import (
@@ -36,7 +37,6 @@ from cdcbridge.housekeeping import Housekeeper
 from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
 from cdcbridge.pump import Pump
-from cdcbridge.replication import ReplicationStream
 from cdcbridge.setup import Learned, Ready, prepare, refuse_other_source
 from cdcbridge.store import Store
 
@@ -180,7 +180,7 @@ class Bridge:
         """Prepare both sides, then stream until stopped, or until a transaction begun under older options is done."""
         self._health.prepares()
         learned = self._learned
-        stream = ReplicationStream(self._config.source_dsn, patient=learned.stuck)
+        stream = open_stream(self._config, patient=learned.stuck)
         try:
             # The epoch before anything is read: an older bridge that still hangs can append nothing after that.
             epoch = store.begin_epoch()

@@ -13,9 +13,10 @@ from psycopg import sql
 
 from cdcbridge import event_trigger, plugins, publications, source
 from cdcbridge.capture import Capture, look, losses
+from cdcbridge.check_sessions import replication_problems, snapshot_problems, unreachable
 from cdcbridge.check_tables import consumer_problems, special_floats
 from cdcbridge.config import Config
-from cdcbridge.database import Connection, connect_source
+from cdcbridge.database import Connection, connect_source, connect_store
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.migrate import migrations, schema_version
 from cdcbridge.problem import Problem, refuse
@@ -55,6 +56,7 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
         found += _store(config, store)
         found += _roles(config, store)
         found += _history(config, connection, store)
+    found += snapshot_problems(config, connection, _filled(store))
     return list(dict.fromkeys(found))
 
 
@@ -291,6 +293,13 @@ def _store(config: Config, store: Connection) -> Iterator[Problem]:
             )
 
 
+def _filled(store: Connection | None) -> list[str]:
+    """Consumers that have had their snapshot."""
+    if store is None or schema_version(store) == 0:
+        return []
+    return [n for (n,) in store.execute("select name from consumers where snapshot_at is not null").fetchall()]
+
+
 def _roles(config: Config, store: Connection) -> Iterator[Problem]:
     """Roles that consumers name."""
     for consumer in config.consumers:
@@ -361,9 +370,14 @@ def refuse_unwritable(config: Config, store: Connection) -> None:
 
 def check(config: Config) -> list[Problem]:
     """All problems, with sessions of its own. Raises SourceUnavailable where the source cannot be reached."""
-    from cdcbridge.database import connect_store
-
-    with connect_source(config.source_dsn, "cdcbridge check") as connection:
+    try:
+        connection = connect_source(config.source_dsn, "cdcbridge check")
+    except CdcbridgeError as error:
+        known = unreachable(error, "source.dsn", "bridge")
+        if known is None:
+            raise
+        return [known]
+    with connection:
         supported: bool | None = None
         plugin: str = config.source.plugin
         if plugin != "pgoutput":
@@ -373,13 +387,16 @@ def check(config: Config) -> list[Problem]:
             store: Connection | None = connect_store(config.store_dsn, config.store.schema_, "cdcbridge check")
         except CdcbridgeError as error:
             fix = error.hint or "Check store.dsn and the server."
-            unreachable = Problem("store_unreachable", "error", "store", str(error).removeprefix("store: "), fix)
-            return [*problems(config, connection, None, plugin=plugin), unreachable]
+            away = Problem("store_unreachable", "error", "store", str(error).removeprefix("store: "), fix)
+            known = unreachable(error, "store.dsn", "bridge")
+            return [*problems(config, connection, None, plugin=plugin), known or away]
         try:
             found = problems(config, connection, store, plugin=plugin)
         finally:
             if store is not None:
                 store.close()
+        if not any(problem.code == "privilege_replication" for problem in found):
+            found += replication_problems(config, connection)
         if plugin == "wal2json" and supported is False:
             found += special_floats(config, connection)
         return found

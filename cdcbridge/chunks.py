@@ -41,6 +41,16 @@ _KEY: Final = """
           (select p.indexrelid from pg_index p where p.indrelid = i.indrelid and p.indisreplident))
     order by k.n
 """
+# A key is compared by operators that are found by name. Those of a type of an extension, such as citext in a schema
+# `extensions`, must be on the path: else `text` compares in their place, in another order than the key's index.
+_SEE_OPERATORS: Final = """
+    select set_config('search_path',
+                      concat_ws(', ', 'public', string_agg(distinct quote_ident(n.nspname), ', ')), false)
+    from pg_index i cross join lateral unnest(i.indclass::oid[]) k (class) join pg_opclass c on c.oid = k.class
+    join pg_amop a on a.amopfamily = c.opcfamily and a.amoplefttype = c.opcintype and a.amopstrategy = 5
+    join pg_operator o on o.oid = a.amopopr join pg_namespace n on n.oid = o.oprnamespace
+    where i.indrelid = %s and (i.indisprimary or i.indisreplident) and n.nspname not in ('pg_catalog', 'public')
+"""
 _LEAVES: Final = """
     select n.nspname, c.relname, c.oid::int8
     from pg_partition_tree(%s) t join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
@@ -143,6 +153,7 @@ def describe(connection: Connection, schema: str, name: str) -> Shape:
         oid = found[0]
         columns = {row[2]: Column(row[0], row[1], row[3], row[4])
                    for row in connection.execute(_COLUMNS, {"oid": oid}).fetchall()}  # fmt: skip
+        connection.execute(_SEE_OPERATORS, (oid,))
         key = [columns.get(number) for (number,) in connection.execute(_KEY, (oid,)).fetchall()]
         leaves = connection.execute(_LEAVES, (oid,)).fetchall()
         fingerprint = connection.execute(_FINGERPRINT, (schema, name)).fetchone()

@@ -1,4 +1,4 @@
-"""Connections to either database, and what every session of ours sets. Part of the rim.
+"""Connections to either database. Part of the rim; session.py lists the settings of a session.
 
 Turns psycopg's exceptions into ours; holds no state.
 """
@@ -17,7 +17,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from cdcbridge import session
 from cdcbridge.errors import (
+    BehindPooler,
     CdcbridgeError,
     OperatorNeeded,
     SourceUnavailable,
@@ -49,11 +51,19 @@ BRIDGE_SESSION: Final = {
 
 
 def conninfo(
-    dsn: str, application_name: str, settings: Mapping[str, str] | None = None, *, reads: bool = False, **extra: Any
+    dsn: str,
+    application_name: str,
+    settings: Mapping[str, str] | None = None,
+    *,
+    reads: bool = False,
+    pooler: bool = False,
+    **extra: Any,
 ) -> str:
     """The DSN with our keepalives under it and our session settings over it. Raises UsageError for a bad DSN.
 
     Where it names several hosts, the one that takes writes is meant, unless it says otherwise or is for `reads`.
+    `options` are always given, so that PGOPTIONS and a service file add none; `pooler`: only the DSN's own, since a
+    connection pooler refuses others.
     """
     try:
         given = conninfo_to_dict(dsn)
@@ -63,12 +73,12 @@ def conninfo(
             hint="postgresql://user:password@host:port/database, or host=… port=… user=… dbname=…; special characters"
             " of a password in a URL as %40 and so on.",
         ) from None
-    options = " ".join(f"-c {name}={value}" for name, value in (settings or {}).items())
+    options = "" if pooler else session.startup_options({**session.SETTINGS, **(settings or {})})
     merged: dict[str, Any] = {**_KEEPALIVE, "application_name": application_name, **given, **extra}
+    merged["client_encoding"] = "UTF8"
+    merged["options"] = f"{given.get('options') or ''} {options}".strip()
     if not reads and "," in str(given.get("host", given.get("hostaddr", ""))):
         merged.setdefault("target_session_attrs", "read-write")
-    if options:
-        merged["options"] = f"{given.get('options', '')} {options}".strip()
     return make_conninfo(**merged)
 
 
@@ -91,9 +101,11 @@ def _without_values(message: str) -> str:
 def connect_source(
     dsn: str, application_name: str = "cdcbridge", *, autocommit: bool = True, reads: bool = False
 ) -> Connection:
-    """A plain session on the source; `reads`: a standby will do. Raises SourceUnavailable."""
+    """A plain session on the source; `reads`: a standby will do. Raises SourceUnavailable, or BehindPooler."""
     with source_errors():
-        return psycopg.connect(conninfo(dsn, application_name, reads=reads), autocommit=autocommit)
+        connection = _connect(conninfo(dsn, application_name, reads=reads), {}, "source")
+        connection.autocommit = autocommit
+        return connection
 
 
 def connect_store(
@@ -103,20 +115,59 @@ def connect_store(
     settings: Mapping[str, str] | None = None,
     **extra: Any,
 ) -> Connection:
-    """A session on the store with the schema as its search_path. `extra`: parameters of libpq. Raises StoreUnavailable.
+    """A session on the store with the schema as its search_path. `extra`: parameters of libpq.
 
-    synchronous_commit is switched on where a role or database setting has it off: a position that a crash may
-    forget must never be confirmed.
+    Raises StoreUnavailable, BehindPooler, or OperatorNeeded where the role has no rights on the schema.
     """
     with store_errors():
-        connection = psycopg.connect(
-            conninfo(dsn, application_name, {"jit": "off", **(settings or {})}, **extra), autocommit=True
-        )
-        connection.execute(sql.SQL("set search_path = {}, pg_temp").format(sql.Identifier(schema)))
+        path = sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
+        given = {**(settings or {}), "search_path": path}
+        # Without the path, whose quotes libpq would have to pass on: it is set by the first statement.
+        connection = _connect(conninfo(dsn, application_name, settings, **extra), given, "store")
         _refuse_without_usage(connection, schema)
-        if connection.execute("show synchronous_commit").fetchone() == ("off",):
-            connection.execute("set synchronous_commit = on")
         return connection
+
+
+def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
+    """A session that depends on nothing around it. Raises psycopg.Error, BehindPooler or OperatorNeeded."""
+    settings = {**session.ORDINARY, **settings}
+    try:
+        connection = psycopg.connect(text, autocommit=True)
+    except psycopg.OperationalError as error:
+        if session.REFUSED_BY_POOLER in str(error):
+            raise behind_pooler(what, one_line(str(error))) from error
+        raise
+    try:
+        pid = connection.info.backend_pid
+        row = connection.execute(session.pin(settings, pid)).fetchone()
+        if row and row[0] != pid:
+            raise behind_pooler(what, f"the server process of a session is {row[0]}, and the pooler calls it {pid}")
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise _not_allowed(connection, settings, what) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def behind_pooler(what: str, reason: str) -> BehindPooler:
+    """The error for a DSN of the `source` or `store` that leads to a connection pooler."""
+    return BehindPooler(
+        f"{what}: a connection pooler such as PgBouncer is between the bridge and the server ({reason})",
+        hint=f"Put the server's own host and port into {what}.dsn. Clients and SQL functions may use the pooler.",
+    )
+
+
+def _not_allowed(connection: Connection, settings: Mapping[str, str], what: str) -> OperatorNeeded:
+    rows = connection.execute(session.differing(settings)).fetchall()
+    connection.close()
+    told = ", ".join(f"{name} is {value}, and must be {wanted}" for name, wanted, value, _ in rows)
+    fixes = " ".join(f"alter role {role} set {name} = {wanted};" for name, wanted, _, role in rows)
+    role = rows[0][3] if rows else connection.info.user
+    return OperatorNeeded(
+        f"{what}: the role {role} may not change a setting that the session depends on: {told}",
+        hint=f"As a superuser: {fixes}",
+    )
 
 
 def _refuse_without_usage(connection: Connection, schema: str) -> None:

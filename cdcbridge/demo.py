@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import psycopg
 
+from cdcbridge.database import Connection, connect_source
 from cdcbridge.embedded import EmbeddedServer, wheel_binaries
 from cdcbridge.errors import CdcbridgeError
 
@@ -41,7 +41,7 @@ def demo() -> None:
     with EmbeddedServer(wheel_binaries()) as server, tempfile.TemporaryDirectory(prefix="cdcbridge-demo-") as folder:
         config = Path(folder) / "cdcbridge.yaml"
         config.write_text(_CONFIG.format(dsn=server.dsn()))
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        with connect_source(server.dsn(), "cdcbridge demo") as connection:
             version = connection.execute("show server_version").fetchone()
             _step(f"an embedded PostgreSQL {version[0] if version else '?'} is up ({time.monotonic() - started:.1f} s)")
             connection.execute(
@@ -84,7 +84,7 @@ def _receive(config: Path, name: str, expected: int) -> None:
     click.echo(_indent(f"ack → {acked.strip()}"))
 
 
-def _wait_for_slot(connection: psycopg.Connection[Any], bridge: subprocess.Popen[str]) -> None:
+def _wait_for_slot(connection: Connection, bridge: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline and bridge.poll() is None:
         if connection.execute("select from pg_replication_slots where active").fetchone() is not None:

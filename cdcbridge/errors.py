@@ -35,6 +35,10 @@ class CheckFailed(UsageError):
     """`check` found errors; `run` refuses to start for the same ones."""
 
 
+class BehindPooler(UsageError):
+    """A connection pooler is between the bridge and a server: its sessions would not be its own."""
+
+
 class SourceUnavailable(CdcbridgeError):
     """The source database cannot be reached or went away: try again."""
 

@@ -19,6 +19,7 @@ from psycopg import sql
 from cdcbridge import chunks
 from cdcbridge.backfill import MOST_BYTES, prepare_reader
 from cdcbridge.batch import Batch
+from cdcbridge.check_sessions import refuse_row_security
 from cdcbridge.collect import READ_ROWS
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors
@@ -124,6 +125,7 @@ def _read_table(
     schema, _, name = order.table.partition(".")
     subscription = subscription_of(router, order.consumer_id, order.consumer, schema, name)
     shape = chunks.describe(reader, schema, name)
+    refuse_row_security(reader, schema, name)
     seen: Snapshot = chunks.snapshot(reader)
     begin(store, order, seen, chunks.estimate(reader, shape), going_on=False)
     watch = Watch(subscription, order.table, early=frozenset())

@@ -21,6 +21,8 @@ from cdcbridge.errors import StoreUnavailable
 
 SIGN_INTERVAL: Final = 0.5
 SILENCE: Final = 2.5  # seconds without a sign, after which a stand-by takes over
+# The pulse is a column of pg_stat_activity, which stays as it is in a session without track_activities.
+_SESSION: Final = {**BRIDGE_SESSION, "track_activities": "on"}
 log = structlog.get_logger()
 
 
@@ -28,7 +30,7 @@ class Lead:
     """try_take() until it is ours; then held until release(). Readable (fileno) when it is lost."""
 
     def __init__(self, dsn: str, schema: str) -> None:
-        self._connection = connect_store(dsn, schema, "cdcbridge lead", BRIDGE_SESSION)
+        self._connection = connect_store(dsn, schema, "cdcbridge lead", _SESSION)
         self._lost: str | None = None
         self._released = threading.Event()
         self._thread: threading.Thread | None = None

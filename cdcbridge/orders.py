@@ -9,6 +9,7 @@ import psycopg
 import structlog
 
 from cdcbridge import chunks
+from cdcbridge.check_sessions import refuse_row_security
 from cdcbridge.config import Config
 from cdcbridge.consumers import all_subscriptions
 from cdcbridge.database import Connection, store_errors
@@ -95,6 +96,8 @@ def refuse_order(
     router = Router(all_subscriptions(store), config.store.schema_)
     subscription_of(router, row[0] if row else 0, consumer, schema, name)
     refuse_unknown_columns(shape, columns)
+    if config.source.read_dsn is None:
+        refuse_row_security(source, schema, name)
     try:
         chunks.try_condition(source, shape, condition)
     except psycopg.errors.InsufficientPrivilege as error:

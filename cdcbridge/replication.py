@@ -13,7 +13,8 @@ from typing import Final
 
 from psycopg import pq, sql
 
-from cdcbridge.database import conninfo, one_line
+from cdcbridge import session
+from cdcbridge.database import behind_pooler, conninfo, one_line
 from cdcbridge.errors import OperatorNeeded, SlotInUse, SourceUnavailable, Unpublished
 from cdcbridge.lsn import format_lsn, parse_lsn
 
@@ -22,25 +23,14 @@ _STATUS = struct.Struct("!cQQQqB")
 _XLOG_DATA: Final = b"w"[0]
 _HEADER: Final = 25  # of XLogData: type, start, end, clock
 _READ_AHEAD: Final = 500_000
-_UNKNOWN_OPTION: Final = "is unknown"
+_UNKNOWN_OPTION: Final = "22023"  # invalid_parameter_value, as wal2json calls an option that it does not know
 _UNDEFINED_OBJECT: Final = "42704"
 _PASSING: Final = ("08", "53", "55", "57")  # connection, resources, state, intervention: a retry may help
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 SENDER_TIMEOUT: Final = 3.0
 _POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
 
-# What either plugin prints depends on these. client_min_messages lets wal2json's warnings through.
-SESSION: Final = {
-    "datestyle": "ISO",
-    "intervalstyle": "postgres",
-    "timezone": "UTC",
-    "bytea_output": "hex",
-    "extra_float_digits": "1",
-    "client_min_messages": "warning",
-    "client_encoding": "UTF8",
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-}
+SESSION: Final = {"client_min_messages": "warning"}  # lets wal2json's warnings through, and nothing else
 
 
 class UnknownOption(Exception):
@@ -55,7 +45,10 @@ class ReplicationStream:
         text = conninfo(dsn, "cdcbridge replication", SESSION, replication="database")
         self._pgconn = pq.PGconn.connect(text.encode())
         if self._pgconn.status != pq.ConnStatus.OK:
+            if session.REFUSED_BY_POOLER in self._error():
+                raise behind_pooler("source", self._error())
             raise SourceUnavailable(f"source: {self._error()}")
+        self._pin()
         # libpq's buffer grows to the largest message it ever held, and stays: one long row makes it take in hundreds of
         # messages per read instead of a few.
         self._pgconn.exec_(b"select repeat(' ', %d)" % _READ_AHEAD)
@@ -67,6 +60,12 @@ class ReplicationStream:
         self.reply_wanted = False
         self.drained = False
         self._last: bytes | memoryview = bytes(_HEADER)
+
+    def _pin(self) -> None:
+        """Set what the plugin's output depends on, also where libpq's environment says otherwise."""
+        pid = int(self.query(session.pin(SESSION, self.pid).as_bytes(None))[0])
+        if pid != self.pid:
+            raise behind_pooler("source", f"the server process is {pid}, and the pooler calls it {self.pid}")
 
     def fileno(self) -> int:
         return self._pgconn.socket
@@ -144,12 +143,12 @@ class ReplicationStream:
         )
         result = self._pgconn.exec_(command.as_bytes(None))
         if result.status != pq.ExecStatus.COPY_BOTH:
-            if _UNKNOWN_OPTION in _message(result):
+            if _state(result) == _UNKNOWN_OPTION:
                 raise UnknownOption(_message(result))
             self._refused(slot, result)
 
     def _refused(self, slot: str, result: pq.abc.PGresult) -> None:
-        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        state = _state(result)
         message = _message(result)
         if state == "55006":
             raise SlotInUse(f"source: {message}", hint="Another session streams from this slot; waiting for it.")
@@ -230,7 +229,7 @@ class ReplicationStream:
     def _ended(self) -> None:
         result = self._pgconn.get_result()
         message = _message(result) if result is not None else self._error()
-        state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode() if result is not None else ""
+        state = _state(result) if result is not None else ""
         if state == _UNDEFINED_OBJECT:
             # Only pgoutput looks objects up by name while it decodes, and only its publications.
             raise Unpublished(f"source: {message}")
@@ -249,6 +248,10 @@ def postgres_now() -> int:
 
 def _message(result: pq.abc.PGresult) -> str:
     return one_line(result.error_message.decode(errors="replace"))
+
+
+def _state(result: pq.abc.PGresult) -> str:
+    return (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
 
 
 def _notice(result: pq.abc.PGresult) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cdcbridge import chunks
+from cdcbridge.check_sessions import refuse_row_security
 from cdcbridge.config import Config
 from cdcbridge.consumers import all_subscriptions
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
@@ -56,6 +57,7 @@ def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
         connect_store(config.store_dsn, config.store.schema_, "cdcbridge verify") as store,
     ):
         shape = chunks.describe(source, schema, name)
+        refuse_row_security(source, schema, name)
         _refuse(config, store, schema, name)
         if not shape.key:
             raise UsageError(f"{table} has no primary key (or replica identity index) to tell its rows apart by")

@@ -31,6 +31,7 @@ QUEUE = "tests/sql/test_queue.py::"
 STREAM = "tests/sql/test_read_stream.py::"
 SEGMENTS = "tests/sql/test_segments.py::"
 SPILL = "tests/properties/test_spill.py::test_each_comes_whole_at_its_commit_or_not_at_all"
+SESSIONS = "tests/integration/test_sessions.py::"
 FAILOVER = "tests/acceptance/test_failover.py::test_"
 TAKEOVER = (
     "tests/acceptance/test_takeover.py"
@@ -134,6 +135,14 @@ MUTANTS = (
            f"{FAULTS}test_a_branch_beside_a_transaction_that_was_appended_in_part"),
     Mutant("I28", "cdcbridge/spill.py", "            if transaction.messages:\n", "            if False:\n",
            "tests/integration/test_in_progress.py::test_a_logical_message_that_was_rolled_back_with_its_savepoint_is_not_delivered[15]"),
+    Mutant("I29", "cdcbridge/session.py", "and current_setting(s.name, true) <> s.value", "and false",
+           f"{SESSIONS}test_every_type_is_the_same_as_change_and_as_row_of_a_snapshot[pg15-pgoutput-environment]"),
+    Mutant("I29", "cdcbridge/database.py", '"" if pooler else session.startup_options(', '"" if True else session.startup_options(',
+           f"{SESSIONS}test_a_standby_is_read_under_a_serializable_default"),
+    Mutant("I29", "sql/functions/032_claim.sql", "'at', time_text(at)", "'at', at",
+           f"{SESSIONS}test_sql_functions_do_not_depend_on_the_session_that_calls_them"),
+    Mutant("I29", "cdcbridge/session.py", '    "row_security": "off",\n', "",
+           f"{SESSIONS}test_postgresql_itself_refuses_rows_that_row_security_would_hide[pg18-pgoutput]"),
     Mutant("I27", "cdcbridge/pump.py", "if timeline is not None and not", "if False and not",
            f"{FAILOVER}a_standby_is_a_source_and_stays_one_when_it_is_promoted"),
     Mutant("I30", "cdcbridge/pump.py", "            if found := self._ready.watched.losses():",

@@ -99,9 +99,7 @@ class AsyncQueue(AsyncSessions):
 
     async def _receive(self, max_messages: int, visibility_timeout: float | None) -> list[AsyncMessage]:
         connection = await self._reader_session()
-        with store_errors():
-            cursor = await connection.execute(self.sql.receive, (self.consumer, max_messages, visibility_timeout))
-            rows = await cursor.fetchall()
+        rows = await self._rows(connection, self.sql.receive, (self.consumer, max_messages, visibility_timeout))
         return [AsyncMessage(row_delivery(row, time.monotonic()), self) for row in rows]
 
     async def messages(

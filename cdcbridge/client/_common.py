@@ -151,8 +151,8 @@ class QueueStatements(Statements):
         # The claim's transaction alone is committed asynchronously: the setting is local to it.
         # Made in an argument, which costs less than a join.
         self.receive = statement(
-            "select r.receipt, r.seq, r.topic, r.key, r.data::text, r.deliver_count, r.not_visible_until, r.commit_lsn,"
-            " r.ordinal, r.commit_time, r.inserted_at,"
+            "select r.receipt, r.seq, r.topic, r.key, r.data::text, r.deliver_count, r.not_visible_until,"
+            " r.commit_lsn::text, r.ordinal, r.commit_time, r.inserted_at,"
             " extract(epoch from r.not_visible_until - clock_timestamp())::float8"
             " from {schema}.receive(case when set_config('synchronous_commit', 'off', true) = 'off' then %s end, %s,"
             " make_interval(secs => %s)) r"
@@ -164,7 +164,7 @@ class QueueStatements(Statements):
             "select {schema}.publish(%s, %s, %s::json, clock_timestamp() + make_interval(secs => %s), %s)"
         )
         self.next_due = statement("select {schema}.next_visible(%s)")
-        self.settings = statement("select id, mode, pg_backend_pid() from {schema}.queue_settings(%s)")
+        self.settings = statement("select id, mode from {schema}.queue_settings(%s)")
 
 
 class StreamStatements(Statements):
@@ -174,7 +174,7 @@ class StreamStatements(Statements):
         super().__init__(schema)
         statement = self._statement
         self.read = statement(
-            "select r.receipt, r.partition, r.seq, r.topic, r.key, r.data::text, r.commit_lsn, r.ordinal,"
+            "select r.receipt, r.partition, r.seq, r.topic, r.key, r.data::text, r.commit_lsn::text, r.ordinal,"
             " r.commit_time, r.inserted_at from {schema}.read_stream(%s, %s, make_interval(secs => %s)) r"
         )
         self.commit = statement("select {schema}.commit_offset(%s, %s, %s, %s)")
@@ -182,7 +182,7 @@ class StreamStatements(Statements):
         self.seek = statement("select {schema}.seek(%s, %s, %s)")
         self.lag = statement("select partition, seq, messages, seconds from {schema}.group_lag(%s)")
         self.next_due = statement("select {schema}.next_readable(%s)")
-        self.settings = statement("select id, 'stream', pg_backend_pid() from {schema}.stream_settings(%s)")
+        self.settings = statement("select id, 'stream' from {schema}.stream_settings(%s)")
 
 
 class Standing(NamedTuple):
@@ -213,13 +213,10 @@ class Base:
         """End messages() and run() after what they are at. Safe in a signal handler and from another thread."""
         self.stopped = True
 
-    def learn(self, row: tuple[Any, ...] | None, backend_pid: int) -> None:
-        """What queue_settings() or stream_settings() says. A pooler gives another pid to its clients than the server
-        has.
-        """
+    def learn(self, row: tuple[Any, ...] | None) -> None:
+        """What queue_settings() or stream_settings() says of the consumer; behind a pooler nothing notifies."""
         if row is not None:
-            self._id, self.mode, server_pid = row
-            self.pooled = server_pid != backend_pid
+            self._id, self.mode = row
         if self.pooled and self.poll_interval is None:
             self.poll_interval = POOLED_INTERVAL
 

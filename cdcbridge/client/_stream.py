@@ -133,10 +133,12 @@ class Stream(Sessions):
         return self._until(time.monotonic() + wait, lambda: self._read(None, max_messages, self.lease))
 
     def _read(self, given: Connection | None, max_messages: int, lease: float | None) -> Batch | None:
-        connection = given or self._reader_session()
-        with store_errors():
-            cursor = connection.execute(self.sql.read, (self.consumer, max_messages, lease))
-            rows = cursor.fetchall()
+        values = (self.consumer, max_messages, lease)
+        if given is None:
+            rows = self._rows(self._reader_session(), self.sql.read, values)
+        else:
+            with store_errors():
+                rows = (given.execute(self.sql.read, values, binary=True)).fetchall()
         return Batch(self, rows, lease or 0, given) if rows else None
 
     def batches(
@@ -207,12 +209,10 @@ class Stream(Sessions):
         """Go on from elsewhere, in one partition or all: "earliest", "latest", a seq, or a time; how many partitions.
         Leases of all members end.
         """
-        place = target.isoformat() if isinstance(target, datetime) else str(target)
+        place = target.astimezone().isoformat() if isinstance(target, datetime) else str(target)
         return int(self._write(self.sql.seek, (self.consumer, place, partition)))
 
     def offsets(self) -> list[Standing]:
         """Where the group stands in each partition, and how much it has yet to read. For people: it counts."""
-        connection = self._writer_session()
-        with store_errors():
-            cursor = connection.execute(self.sql.lag, (self.consumer,))
-            return [Standing(*row) for row in cursor.fetchall()]
+        rows = self._rows(self._writer_session(), self.sql.lag, (self.consumer,))
+        return [Standing(*row) for row in rows]

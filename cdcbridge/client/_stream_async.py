@@ -135,10 +135,12 @@ class AsyncStream(AsyncSessions):
         return await self._until(time.monotonic() + wait, lambda: self._read(None, max_messages, self.lease))
 
     async def _read(self, given: Connection | None, max_messages: int, lease: float | None) -> AsyncBatch | None:
-        connection = given or await self._reader_session()
-        with store_errors():
-            cursor = await connection.execute(self.sql.read, (self.consumer, max_messages, lease))
-            rows = await cursor.fetchall()
+        values = (self.consumer, max_messages, lease)
+        if given is None:
+            rows = await self._rows(await self._reader_session(), self.sql.read, values)
+        else:
+            with store_errors():
+                rows = await (await given.execute(self.sql.read, values, binary=True)).fetchall()
         return AsyncBatch(self, rows, lease or 0, given) if rows else None
 
     async def batches(
@@ -209,12 +211,10 @@ class AsyncStream(AsyncSessions):
         """Go on from elsewhere, in one partition or all: "earliest", "latest", a seq, or a time; how many partitions.
         Leases of all members end.
         """
-        place = target.isoformat() if isinstance(target, datetime) else str(target)
+        place = target.astimezone().isoformat() if isinstance(target, datetime) else str(target)
         return int(await self._write(self.sql.seek, (self.consumer, place, partition)))
 
     async def offsets(self) -> list[Standing]:
         """Where the group stands in each partition, and how much it has yet to read. For people: it counts."""
-        connection = await self._writer_session()
-        with store_errors():
-            cursor = await connection.execute(self.sql.lag, (self.consumer,))
-            return [Standing(*row) for row in await cursor.fetchall()]
+        rows = await self._rows(await self._writer_session(), self.sql.lag, (self.consumer,))
+        return [Standing(*row) for row in rows]

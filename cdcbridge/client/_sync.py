@@ -97,9 +97,7 @@ class Queue(Sessions):
 
     def _receive(self, max_messages: int, visibility_timeout: float | None) -> list[Message]:
         connection = self._reader_session()
-        with store_errors():
-            cursor = connection.execute(self.sql.receive, (self.consumer, max_messages, visibility_timeout))
-            rows = cursor.fetchall()
+        rows = self._rows(connection, self.sql.receive, (self.consumer, max_messages, visibility_timeout))
         return [Message(row_delivery(row, time.monotonic()), self) for row in rows]
 
     def messages(

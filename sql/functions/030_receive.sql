@@ -21,8 +21,8 @@ set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
     moment timestamptz := moment();
-    until timestamptz := moment + coalesce(visibility_timeout,
-                                           make_interval(secs => (c.config ->> 'visibility_timeout')::float8));
+    until timestamptz := later(moment, coalesce(visibility_timeout,
+                                                make_interval(secs => (c.config ->> 'visibility_timeout')::float8)));
     claimed bigint;
     suffix text; -- of their receipts
     k record;    -- the claim

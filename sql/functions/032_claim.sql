@@ -71,7 +71,7 @@ create or replace function with_note(delivery delivery, at timestamptz, reason t
 language plpgsql immutable as $$
 begin
     delivery.history := delivery.history
-        || jsonb_build_object('at', at, 'deliver_count', delivery.deliver_count, 'reason', reason);
+        || jsonb_build_object('at', time_text(at), 'deliver_count', delivery.deliver_count, 'reason', reason);
     return delivery;
 end $$;
 

@@ -72,10 +72,10 @@ begin
                          tie, barrier, in_order)
     select consumer.id, b.seq, b.key, b.deliver_count, b.last_delivered_at, b.visible_at, b.history, b.inserted_at,
            b.ord, b.tie, b.barrier, consumer.mode = 'fifo'
-    from (select n.*, moment + coalesce(delay, retry_delay(consumer.config, n.deliver_count)) as visible_at
+    from (select n.*, later(moment, coalesce(delay, retry_delay(consumer.config, n.deliver_count))) as visible_at
           from unnest(nacked) n
           union all
-          select f.*, (select moment + coalesce(delay, retry_delay(consumer.config, n.deliver_count)) from unnest(nacked) n
+          select f.*, (select later(moment, coalesce(delay, retry_delay(consumer.config, n.deliver_count))) from unnest(nacked) n
                        where n.token = f.token and n.key = f.key order by n.ordinal limit 1)
           from unnest(followers) f) b;
 end $$;
@@ -127,9 +127,9 @@ begin
         order by l.part for no key update) l;
     wanted := in_flight(c.id, given.tokens, given.seqs, moment);
     if c.mode = 'fifo' then
-        perform extend_deliveries(c.id, key_mates(c.id, wanted), moment + visibility_timeout);
+        perform extend_deliveries(c.id, key_mates(c.id, wanted), later(moment, visibility_timeout));
     else
-        perform extend_deliveries(c.id, wanted, moment + visibility_timeout);
+        perform extend_deliveries(c.id, wanted, later(moment, visibility_timeout));
     end if;
     return cardinality(wanted);
 end $$;

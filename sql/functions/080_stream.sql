@@ -62,7 +62,7 @@ begin
             perform refuse_lost(c.name, o);
         end if;
         if lease is not null then
-            o := put_offset(o, o.seq, moment + lease);
+            o := put_offset(o, o.seq, later(moment, lease));
             receipt_ := o.partition || '-' || o.id;
         end if;
         return query
@@ -130,7 +130,7 @@ begin
     if at.id is distinct from fence_of(receipt, partition) or at.leased_until <= moment() then
         perform refuse_lease(c.name, partition, receipt);
     end if;
-    update offsets o set leased_until = moment() + extend_lease.lease
+    update offsets o set leased_until = later(moment(), extend_lease.lease)
     where o.consumer_id = at.consumer_id and o.partition = at.partition and o.id = at.id;
 end $$;
 

@@ -2,12 +2,13 @@
 
 -- seek(consumer, target, partition) → how many partitions were moved (null: all of the group). target: 'earliest' (what the log
 -- still holds), 'latest' (what comes from now on), a seq (the next to be read), or a timestamp (what was committed then or
--- later). Leases end: a commit under one is refused.
+-- later). A timestamp has the year first, and is UTC where it names no zone: '2026-05-01 10:00+02'. Leases end: a commit under one is refused.
 -- Raises CB001, CB002, CB004 (a target that is none of these, lies ahead of the log, or before what it still holds), CB008.
 -- Locks: the partitions; waits for transactions that read them.
 create or replace function seek(consumer text, target text, partition int default null) returns int
 language plpgsql volatile security definer
-set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set datestyle = 'ISO, MDY' set timezone = 'UTC' as $$
 declare
     c constant consumers := stream_named(consumer);
     goal bigint;
@@ -57,11 +58,15 @@ begin
         found := target::bigint - 1;
     else
         begin
+            -- 05.01.2026 is the first of May in one session and the fifth of January in another.
+            if target ~ '^ *[0-9]{1,2}[./ -]' then
+                raise invalid_datetime_format;
+            end if;
             at := target::timestamptz;
         exception
             when invalid_datetime_format or datetime_field_overflow then
                 raise exception '% is no place in the log', quote_nullable(target)
-                    using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp.';
+                    using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp such as 2026-05-01 10:00+02.';
         end;
         -- Not over what can still commit, although it was begun before.
         found := least(coalesce(seq_at(at) - 1, last), last);

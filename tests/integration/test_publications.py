@@ -79,7 +79,7 @@ def test_later_it_is_told_as_a_warning_and_a_restart_mends_it(published: World, 
     assert (problem.severity == "warning" and "public.t" in problem.message) or change != "drop table t"
     if change is None or change.startswith("rename"):
         published.execute(problem.fix)
-        assert found(published) == {}
+        assert found(published).keys() == {"capture_changed"}, "what was left out meanwhile stays missing"
         return
     with published.bridge():
         assert found(published) == {}

@@ -162,7 +162,7 @@ SESSION = (
 )
 
 
-def _create(world: World, cases: Cases) -> int:
+def create_types(world: World, cases: Cases) -> int:
     """One table with a column per case; a row per value. Returns how many rows."""
     world.execute(*TYPES)
     columns = ", ".join(f"c{n} {kind}" for n, (kind, _) in enumerate(cases))
@@ -171,13 +171,13 @@ def _create(world: World, cases: Cases) -> int:
     return sum(len(values) for _, values in cases)
 
 
-def _insert(world: World, cases: Cases) -> None:
+def insert_cases(world: World, cases: Cases) -> None:
     for number, (kind, values) in enumerate(cases):
         for value in values:
             world.execute(f"insert into public.t (c{number}) values (({value})::{kind})")
 
 
-def _differences(world: World, cases: Cases) -> list[str]:
+def differences(world: World, cases: Cases) -> list[str]:
     world.sql.close()
     world.execute(*SESSION)
     rows = world.sql.execute(
@@ -197,11 +197,11 @@ def test_record_equals_to_jsonb_for_every_type_under_hostile_settings(world: Wor
     for statement in HOSTILE:
         world.execute(statement.format(world.database))
     world.sql.close()
-    count = _create(world, cases)
+    count = create_types(world, cases)
     with world.bridge():
-        _insert(world, cases)
+        insert_cases(world, cases)
         world.messages(count)
-    assert _differences(world, cases) == []
+    assert differences(world, cases) == []
     assert (
         world.rows("select t.id from public.t left join cdcbridge.messages m on m.key = t.id::text where m.seq is null")
         == []
@@ -209,9 +209,9 @@ def test_record_equals_to_jsonb_for_every_type_under_hostile_settings(world: Wor
 
 
 def test_an_old_wal2json_sends_special_numbers_as_null_and_check_names_the_columns(world15: World) -> None:
-    count = _create(world15, SPECIAL)
+    count = create_types(world15, SPECIAL)
     with world15.bridge():
-        _insert(world15, SPECIAL)
+        insert_cases(world15, SPECIAL)
         records = [data["record"] for data in world15.data(count)]
     assert all(value is None for record in records for name, value in record.items() if name != "id")
     problems = world15.json("check", "--json")["problems"]

@@ -12,18 +12,20 @@ import psycopg
 from psycopg import sql
 
 from cdcbridge import event_trigger, plugins, publications, source
-from cdcbridge.capture import Capture, look, losses
 from cdcbridge.check_sessions import replication_problems, snapshot_problems, unreachable
+from cdcbridge.check_store import (
+    applied_config,
+    filled_consumers,
+    history_problems,
+    role_problems,
+    store_problems,
+)
 from cdcbridge.check_tables import consumer_problems, special_floats
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store
 from cdcbridge.errors import CdcbridgeError
-from cdcbridge.migrate import migrations, schema_version
 from cdcbridge.problem import Problem, refuse
 
-SLOT_GONE: Final = (
-    "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it"
-)
 _OLDEST: Final = 150000
 # Errors about one table. The first ones mean that its changes cannot be captured.
 UNUSABLE: Final = frozenset({"table_missing", "schema_missing", "not_a_table", "replica_identity"})
@@ -49,14 +51,14 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
     found += event_trigger.problems(config, connection, plugin)
     if plugin == "pgoutput":
         refused = any(p.severity == "error" for p in found)
-        applied = _applied(config, store)
+        applied = applied_config(config, store)
         found += _left_out(applied or config, connection, begun=applied is not None)
         found += _publications(config, connection, refused=refused)
     if store is not None:
-        found += _store(config, store)
-        found += _roles(config, store)
-        found += _history(config, connection, store)
-    found += snapshot_problems(config, connection, _filled(store))
+        found += store_problems(config, store)
+        found += role_problems(config, store)
+        found += history_problems(config, connection, store)
+    found += snapshot_problems(config, connection, filled_consumers(store))
     return list(dict.fromkeys(found))
 
 
@@ -266,105 +268,9 @@ def _may(connection: Connection, statements: list[sql.Composed]) -> bool:
     return True
 
 
-def _store(config: Config, store: Connection) -> Iterator[Problem]:
-    schema = config.store.schema_
-    version, newest = schema_version(store), migrations()[-1][0]
-    if version > newest:
-        yield Problem(
-            "store_newer",
-            "error",
-            schema,
-            f"the store's schema has version {version}, newer than this program's {newest}",
-            "Install the cdcbridge that made it, or a newer one.",
-        )
-    if version == 0:
-        row = store.execute(
-            "select has_database_privilege(current_database(), 'CREATE'), quote_ident(current_database()),"
-            " quote_ident(current_user), to_regnamespace(quote_ident(%s)) is not null",
-            (schema,),
-        ).fetchone()
-        if row and not row[0] and not row[3]:
-            yield Problem(
-                "privilege_store",
-                "error",
-                schema,
-                f"the role {row[2]} may not create the schema {schema} in {row[1]}",
-                f"grant create on database {row[1]} to {row[2]};",
-            )
-
-
-def _filled(store: Connection | None) -> list[str]:
-    """Consumers that have had their snapshot."""
-    if store is None or schema_version(store) == 0:
-        return []
-    return [n for (n,) in store.execute("select name from consumers where snapshot_at is not null").fetchall()]
-
-
-def _roles(config: Config, store: Connection) -> Iterator[Problem]:
-    """Roles that consumers name."""
-    for consumer in config.consumers:
-        if consumer.role is None:
-            continue
-        row = store.execute(
-            "select to_regrole(quote_ident(%s)) is null, quote_ident(%s)", (consumer.role,) * 2
-        ).fetchone()
-        if row and row[0]:
-            message = f"consumer {consumer.name}: there is no role {consumer.role} in the store's server"
-            yield Problem("role_missing", "error", consumer.role, message, f"create role {row[1]} login;")
-
-
-def _applied(config: Config, store: Connection | None) -> Config | None:
-    """Keep the consumers whose tables and operations a bridge has applied already; None before the first run."""
-    if store is None or schema_version(store) == 0 or store.execute("select from source").fetchone() is None:
-        return None
-    rows = store.execute("select name, config -> 'tables', config -> 'operations' from consumers").fetchall()
-    kept = [c for c in config.consumers if (c.name, list(c.tables), list(c.operations)) in rows]
-    return config.model_copy(update={"consumers": tuple(kept)})
-
-
-def _history(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:
-    """What the store goes by, beside what is there. `run` compares more, with a replication session."""
-    row = None
-    if schema_version(store):
-        row = store.execute("select s.slot, s.plugin, to_jsonb(s) -> 'capture' from source s").fetchone()
-    if row is None:
-        return
-    if row[2] is not None:
-        yield from _capture(config, connection, Capture(**row[2]))
-    if row[0] != config.source.slot:
-        yield Problem(
-            "other_source",
-            "error",
-            config.source.slot,
-            f"the store holds the changes of the slot {row[0]}: one store serves one source",
-            f"Set source.slot back to {row[0]}, or store.schema to another name.",
-        )
-    elif not source.slots(connection, row[0]):
-        yield Problem(
-            "slot_gone",
-            "error",
-            row[0],
-            SLOT_GONE,
-            "cdcbridge slot recreate -- goes on behind a gap message",
-        )
-
-
-def _capture(config: Config, connection: Connection, before: Capture) -> Iterator[Problem]:
-    """What changed in the publications since a bridge last streamed."""
-    patterns = [pattern for consumer in config.consumers for pattern in consumer.tables]
-    for loss in losses(before, look(connection, list(before.publications), patterns)):
-        yield Problem(
-            "capture_changed",
-            "warning",
-            config.source.publication,
-            f"{loss}; changes that were made since may be missing",
-            "cdcbridge run -- corrects the publication and tells every consumer by a gap message",
-        )
-
-
 def refuse_unwritable(config: Config, store: Connection) -> None:
     """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written."""
-    if any(problem.code == "privilege_store" for problem in _store(config, store)):
+    if any(problem.code == "privilege_store" for problem in store_problems(config, store)):
         refuse(check(config))
 
 

@@ -14,7 +14,8 @@ import structlog
 
 from cdcbridge import consumers, event_trigger, plugins, source
 from cdcbridge.capture import Capture, Watched
-from cdcbridge.check import OF_ONE_TABLE, SLOT_GONE, UNUSABLE, problems
+from cdcbridge.check import OF_ONE_TABLE, UNUSABLE, problems
+from cdcbridge.check_store import SLOT_GONE
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
 from cdcbridge.errors import OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished

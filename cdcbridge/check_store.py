@@ -1,0 +1,117 @@
+"""Checks of the store: that it can be written, and that it holds the changes of this source. Part of the rim.
+
+It changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from cdcbridge import source
+from cdcbridge.capture import Capture, look, losses
+from cdcbridge.config import Config
+from cdcbridge.database import Connection
+from cdcbridge.migrate import migrations, schema_version
+from cdcbridge.problem import Problem
+
+SLOT_GONE: Final = (
+    "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it"
+)
+
+
+def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
+    """Find what keeps `run` from bringing the store's schema to this version."""
+    schema = config.store.schema_
+    version, newest = schema_version(store), migrations()[-1][0]
+    if version > newest:
+        yield Problem(
+            "store_newer",
+            "error",
+            schema,
+            f"the store's schema has version {version}, newer than this program's {newest}",
+            "Install the cdcbridge that made it, or a newer one.",
+        )
+    if version == 0:
+        row = store.execute(
+            "select has_database_privilege(current_database(), 'CREATE'), quote_ident(current_database()),"
+            " quote_ident(current_user), to_regnamespace(quote_ident(%s)) is not null",
+            (schema,),
+        ).fetchone()
+        if row and not row[0] and not row[3]:
+            yield Problem(
+                "privilege_store",
+                "error",
+                schema,
+                f"the role {row[2]} may not create the schema {schema} in {row[1]}",
+                f"grant create on database {row[1]} to {row[2]};",
+            )
+
+
+def filled_consumers(store: Connection | None) -> list[str]:
+    """Consumers that have had their snapshot."""
+    if store is None or schema_version(store) == 0:
+        return []
+    return [n for (n,) in store.execute("select name from consumers where snapshot_at is not null").fetchall()]
+
+
+def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
+    """Roles that consumers name."""
+    for consumer in config.consumers:
+        if consumer.role is None:
+            continue
+        row = store.execute(
+            "select to_regrole(quote_ident(%s)) is null, quote_ident(%s)", (consumer.role,) * 2
+        ).fetchone()
+        if row and row[0]:
+            message = f"consumer {consumer.name}: there is no role {consumer.role} in the store's server"
+            yield Problem("role_missing", "error", consumer.role, message, f"create role {row[1]} login;")
+
+
+def applied_config(config: Config, store: Connection | None) -> Config | None:
+    """Keep the consumers whose tables and operations a bridge has applied already; None before the first run."""
+    if store is None or schema_version(store) == 0 or store.execute("select from source").fetchone() is None:
+        return None
+    rows = store.execute("select name, config -> 'tables', config -> 'operations' from consumers").fetchall()
+    kept = [c for c in config.consumers if (c.name, list(c.tables), list(c.operations)) in rows]
+    return config.model_copy(update={"consumers": tuple(kept)})
+
+
+def history_problems(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:
+    """What the store goes by, beside what is there. `run` compares more, with a replication session."""
+    row = None
+    if schema_version(store):
+        row = store.execute("select s.slot, s.plugin, to_jsonb(s) -> 'capture' from source s").fetchone()
+    if row is None:
+        return
+    if row[2] is not None:
+        yield from _capture(config, connection, Capture(**row[2]))
+    if row[0] != config.source.slot:
+        yield Problem(
+            "other_source",
+            "error",
+            config.source.slot,
+            f"the store holds the changes of the slot {row[0]}: one store serves one source",
+            f"Set source.slot back to {row[0]}, or store.schema to another name.",
+        )
+    elif not source.slots(connection, row[0]):
+        yield Problem(
+            "slot_gone",
+            "error",
+            row[0],
+            SLOT_GONE,
+            "cdcbridge slot recreate -- goes on behind a gap message",
+        )
+
+
+def _capture(config: Config, connection: Connection, before: Capture) -> Iterator[Problem]:
+    """What changed in the publications since a bridge last streamed."""
+    patterns = [pattern for consumer in config.consumers for pattern in consumer.tables]
+    for loss in losses(before, look(connection, list(before.publications), patterns)):
+        yield Problem(
+            "capture_changed",
+            "warning",
+            config.source.publication,
+            f"{loss}; changes that were made since may be missing",
+            "cdcbridge run -- corrects the publication and tells every consumer by a gap message",
+        )

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
+from cdcbridge.contents import content_reader
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.decoders.wal2json import Table
 from cdcbridge.lsn import parse_lsn
@@ -44,7 +45,7 @@ _TABLE: Final = """
     select t.oid::int8, t.root::int8, t.relispartition, t.relreplident::text, rn.nspname, rc.relname,
            (select coalesce(array_agg(attname::text), '{}') from a where not attisdropped and attgenerated <> ''),
            (select coalesce(json_object_agg(attname, array[attnum, changed::text::int8] order by attnum), '{}') from a
-            where not attisdropped and attgenerated = '' and attlen = -1 and attstorage <> 'p'),
+            where not attisdropped and attgenerated = '' and attlen = -1),  -- whatever attstorage says by now
            (select x::text::int8 from (select t.changed as x union all select a.changed from a
                                  union all select i.xmin from pg_inherits i where i.inhrelid = t.oid) y
             order by age(x) limit 1),
@@ -109,6 +110,7 @@ class SourceCatalog:
 
     def __init__(self, connection: Connection, router: Router, remembered: dict[str, Any]) -> None:
         self._connection = connection
+        self.to_utf8 = content_reader(connection)
         self._router = router
         self._transaction = Begin(0, 0, 0)
         self._passed: dict[int, None] = {}

@@ -12,10 +12,12 @@ import psycopg
 from psycopg import sql
 
 from cdcbridge import plugins, source
+from cdcbridge.check_encodings import encoding_problems, server_encoding
 from cdcbridge.check_tables import pattern_problems, special_floats
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
-from cdcbridge.errors import CdcbridgeError
+from cdcbridge.encodings import WITHOUT_CONVERSION, unusable
+from cdcbridge.errors import CdcbridgeError, CheckFailed
 from cdcbridge.migrate import migrations, schema_version
 from cdcbridge.problem import Problem, refuse
 
@@ -27,6 +29,9 @@ _OLDEST: Final = 150000
 
 def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:
     """Everything found; `plugin` is the one that `run` would use. `store` None: the store was not reached."""
+    encodings = list(encoding_problems(config, connection, store, plugin))
+    if encodings:
+        return encodings  # names could not be compared
     found = [
         *_server(connection),
         *_standbys(config, connection),
@@ -156,15 +161,6 @@ def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Probl
 
 
 def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:
-    encoding = _show(connection, "server_encoding")
-    if plugin == "wal2json" and encoding != "UTF8":
-        yield Problem(
-            "encoding",
-            "error",
-            connection.info.dbname,
-            f"the database is {encoding}, and wal2json writes the database's encoding whatever the client's is",
-            "Set source.plugin to pgoutput.",
-        )
     if _show(connection, "wal_level") != "logical":
         return
     listed = plugins.listed(connection)
@@ -288,16 +284,34 @@ def _history(config: Config, connection: Connection, store: Connection) -> Itera
 
 
 def refuse_unwritable(config: Config, store: Connection) -> None:
-    """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written."""
-    if any(problem.code == "privilege_store" for problem in _store(config, store)):
+    """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written.
+
+    Raises SourceUnavailable where the source cannot be reached: its encoding decides, too.
+    """
+    if schema_version(store):
+        return
+    with connect_source(config.source_dsn, "cdcbridge check") as connection:
+        unfit = any(encoding_problems(config, connection, store, config.source.plugin))
+    if unfit or any(problem.code == "privilege_store" for problem in _store(config, store)):
         refuse(check(config))
+
+
+def refuse_unconvertible(store: Connection) -> None:
+    """Raises CheckFailed where the store's characters cannot be converted."""
+    encoding = server_encoding(store)
+    if encoding in WITHOUT_CONVERSION:
+        refuse([unusable("store", encoding)])
 
 
 def check(config: Config) -> list[Problem]:
     """All problems, with sessions of its own. Raises SourceUnavailable where the source cannot be reached."""
     from cdcbridge.database import connect_store
 
-    with connect_source(config.source_dsn, "cdcbridge check") as connection:
+    try:
+        source_session = connect_source(config.source_dsn, "cdcbridge check")
+    except CheckFailed as error:
+        return list(error.problems)
+    with source_session as connection:
         supported: bool | None = None
         plugin: str = config.source.plugin
         if plugin != "pgoutput":
@@ -305,6 +319,8 @@ def check(config: Config) -> list[Problem]:
         plugin = plugins.choose(connection, plugin, config.source.slot, wal2json=lambda: bool(supported))
         try:
             store: Connection | None = connect_store(config.store_dsn, config.store.schema_, "cdcbridge check")
+        except CheckFailed as error:
+            return [*problems(config, connection, None, plugin=plugin), *error.problems]
         except CdcbridgeError as error:
             fix = error.hint or "Check store.dsn and the server."
             unreachable = Problem("store_unreachable", "error", "store", str(error).removeprefix("store: "), fix)
@@ -314,6 +330,6 @@ def check(config: Config) -> list[Problem]:
         finally:
             if store is not None:
                 store.close()
-        if plugin == "wal2json" and supported is False:
+        if plugin == "wal2json" and supported is False and server_encoding(connection) == "UTF8":
             found += special_floats(config, connection)
         return found

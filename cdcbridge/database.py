@@ -17,6 +17,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from cdcbridge.encodings import unusable, without_conversion
 from cdcbridge.errors import (
     CdcbridgeError,
     OperatorNeeded,
@@ -25,6 +26,7 @@ from cdcbridge.errors import (
     StoreUnavailable,
     UsageError,
 )
+from cdcbridge.problem import refuse
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -65,6 +67,7 @@ def conninfo(
         ) from None
     options = " ".join(f"-c {name}={value}" for name, value in (settings or {}).items())
     merged: dict[str, Any] = {**_KEEPALIVE, "application_name": application_name, **given, **extra}
+    merged["client_encoding"] = "UTF8"  # over PGCLIENTENCODING and the database's own setting
     if not reads and "," in str(given.get("host", given.get("hostaddr", ""))):
         merged.setdefault("target_session_attrs", "read-write")
     if options:
@@ -158,6 +161,8 @@ def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
+        if not error.sqlstate and (encoding := without_conversion(str(error))):
+            refuse([unusable("source" if what == "source" else "store", encoding)])
         message = f"{what}: {one_line(str(error))}"
         hint = error.diag.message_hint
         state = error.sqlstate or ""

@@ -39,7 +39,7 @@ def read_published(content: bytes) -> Published:
     except orjson.JSONDecodeError as error:
         return _malformed(content, f"not JSON: {error.msg}")
     if not isinstance(parsed, dict) or "data" not in parsed or not parsed.keys() <= {"key", "data"}:
-        return _malformed(content, 'expected {"key": …, "data": …}')
+        return _malformed(content, 'expected {"key": ..., "data": ...}')
     members = dict(_members(content.decode()))
     key = parsed.get("key")
     if isinstance(key, bool | dict | list):
@@ -48,7 +48,8 @@ def read_published(content: bytes) -> Published:
 
 
 def _malformed(content: bytes, reason: str) -> Published:
-    return Published(None, orjson.dumps(content.decode(errors="replace")), reason)
+    # With escapes instead of characters: the store's encoding may lack U+FFFD.
+    return Published(None, json.dumps(content.decode(errors="replace")).encode(), reason)
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 -- What the other functions share. Not part of the public surface.
 
--- consumer_named(name) → the consumer's row.
+-- consumer_named(name) -> the consumer's row.
 -- Raises CB001 where no consumer has that name.
 create or replace function consumer_named(name text) returns consumers
 language plpgsql stable as $$
@@ -17,7 +17,7 @@ begin
     return found;
 end $$;
 
--- queue_named(name) → the consumer's row, which must be one that is read message by message.
+-- queue_named(name) -> the consumer's row, which must be one that is read message by message.
 -- Raises CB001 (unknown), CB002 (a stream consumer has no queue), CB008 (not its role).
 create or replace function queue_named(name text) returns consumers
 language plpgsql stable as $$
@@ -53,7 +53,7 @@ begin
     end if;
 end $$;
 
--- parse_receipts(receipts) → seq and token of each.
+-- parse_receipts(receipts) -> seq and token of each.
 -- Raises CB003 for a text that is no receipt.
 create or replace function parse_receipts(receipts text[], out seqs bigint[], out tokens bigint[])
 language plpgsql immutable as $$
@@ -72,13 +72,13 @@ exception
             using errcode = 'CB003', hint = 'A receipt is what receive() returned in the column receipt.';
 end $$;
 
--- moment() → now. A function of its own, so that tests can set the clock.
+-- moment() -> now. A function of its own, so that tests can set the clock.
 create or replace function moment() returns timestamptz
 language sql volatile parallel safe as $$
     select clock_timestamp()
 $$;
 
--- project_row(object, columns) → the object with the columns that are let through; null stays null.
+-- project_row(object, columns) -> the object with the columns that are let through; null stays null.
 create or replace function project_row(object json, columns jsonb) returns json
 language sql immutable as $$
     select case when json_typeof(object) is distinct from 'object' then object else (
@@ -87,7 +87,7 @@ language sql immutable as $$
     ) end
 $$;
 
--- project(data, columns) → data with the columns that the consumer's configuration lets through; null where that
+-- project(data, columns) -> data with the columns that the consumer's configuration lets through; null where that
 -- cannot be told. Gap messages and published ones have no columns and stay whole.
 create or replace function project(data json, columns jsonb) returns json
 language plpgsql immutable as $$

@@ -1,6 +1,6 @@
 -- Dead letters: back to the queue, or away for good.
 
--- redrive(consumer, ids) → how many dead letters (dead_messages.id; null = all) went back to the end of the queue.
+-- redrive(consumer, ids) -> how many dead letters (dead_messages.id; null = all) went back to the end of the queue.
 -- They keep seq, position and data, start with a fresh count, come after everything that waits now, and keep their order.
 -- One whose message waits or is in flight already is left where it is; a NOTICE counts those.
 -- Raises CB001, CB002, CB007 (an id that is no dead letter of this consumer). Locks: the dead letters.
@@ -47,7 +47,7 @@ begin
     return revived;
 end $$;
 
--- replay_messages(consumer_id, chosen, keys) → how many of these messages of the log went to the end of the queue once more, in
+-- replay_messages(consumer_id, chosen, keys) -> how many of these messages of the log went to the end of the queue once more, in
 -- order, marked as replayed, with a fresh count; those that wait or are in flight are skipped. keys null: the log's.
 -- They carry their data with them, as redriven ones do. Raises CB001. Locks: the consumer; the gap guard's, to the end of the transaction.
 create or replace function replay_messages(consumer_id int, chosen bigint[], keys text[], out replayed int, out skipped int)
@@ -83,7 +83,7 @@ begin
     perform pg_notify(current_schema(), c.id::text);
 end $$;
 
--- purge(consumer, ids) → how many dead letters (null = all) were deleted for good.
+-- purge(consumer, ids) -> how many dead letters (null = all) were deleted for good.
 -- Raises CB001, CB002, CB007.
 create or replace function purge(consumer text, ids bigint[] default null) returns int
 language plpgsql volatile security definer

@@ -18,14 +18,9 @@ from cdcbridge.database import Connection, source_errors
 from cdcbridge.decoders.wal2json import Table
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.model import Begin, Relation
-from cdcbridge.pgtypes import PgType
 from cdcbridge.route import Router
+from cdcbridge.type_memory import TypeMemory
 
-_TYPE: Final = """
-    select t.typbasetype, case when t.typcategory = 'A' then t.typelem else 0 end, e.typdelim, t.typname
-    from pg_type t left join pg_type e on e.oid = t.typelem
-    where t.oid = %s
-"""
 _PRIMARY_KEY: Final = """
     select array_agg(a.attname::text order by k.n)
     from pg_index i cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, n)
@@ -58,6 +53,7 @@ _ROOTS: Final = """
     from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_attribute a on a.attrelid = c.oid
     where c.relkind = 'p' and not c.relispartition and a.attnum > 0
 """
+_TYPES: Final = "/types"  # among the names of tables, which have a schema: where types are remembered
 _WAL_END: Final = "select pg_current_wal_insert_lsn()::text"
 _HALF: Final = 1 << 31
 _NEVER: Final = 1 << 64  # above every LSN
@@ -119,7 +115,11 @@ class SourceCatalog:
         self._tables: dict[tuple[str, str], _Versions] = {}
         self._roots = _Roots()
         self._saved = remembered
+        self._types = TypeMemory(connection, remembered.get(_TYPES, {}))
+        self.lookup_type = self._types.lookup
         for name, entry in remembered.items():
+            if name == _TYPES:
+                continue
             schema, _, table = name.partition("/")
             versions = self._tables.setdefault((schema, table), _Versions())
             versions.known.append(_Version(0, -1, entry["changed"], self._restore(schema, table, entry)))
@@ -131,12 +131,6 @@ class SourceCatalog:
                 "select pg_is_in_recovery(), (select received_tli from pg_stat_wal_receiver)"
             ).fetchone()
         return row is not None and row[0] and row[1] in (None, timeline)
-
-    def lookup_type(self, oid: int) -> PgType | None:
-        """A type that is not built in, or None if it is gone."""
-        with source_errors():
-            row = self._connection.execute(_TYPE, (oid,)).fetchone()
-        return PgType(row[0], row[1], row[2] or ",", row[3]) if row else None
 
     # for pgoutput
 
@@ -179,7 +173,7 @@ class SourceCatalog:
             for (schema, table), versions in self._tables.items()
             for version in versions.known[:1]
             if version.table.captured
-        }
+        } | {_TYPES: self._types.dump()}
         if now == self._saved:
             return None
         self._saved = now

@@ -30,10 +30,7 @@ _COLUMNS: Final = """
            case when t.typtype = 'c' or t.typtype = 'b' and t.typcategory <> 'A' and t.oid >= 16384 then 'text'
                 when t.typcategory = 'A' and (e.typtype = 'c' or e.typtype = 'b' and e.oid >= 16384) then 'text[]' end,
            t.oid::int
-    from bases b join pg_type t on t.oid = b.of left join lateral (
-        with recursive x as (select t.typelem as oid union all
-            select p.typbasetype from x join pg_type p on p.oid = x.oid where p.typtype = 'd')
-        select p.* from x join pg_type p on p.oid = x.oid where p.typtype <> 'd') e on t.typcategory = 'A'
+    from bases b join pg_type t on t.oid = b.of left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
     where t.typtype <> 'd' order by b.attnum
 """
 _KEY: Final = """

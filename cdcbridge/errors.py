@@ -60,6 +60,10 @@ class StaleReceipt(CdcbridgeError):
     """The delivery is not ours any more: its visibility timeout passed, or it was acked or given back before."""
 
 
+class UnreadableData(UsageError, ValueError):
+    """A message's data is JSON that Python has no values for, such as 5,000 nested lists."""
+
+
 class NotLeader(CdcbridgeError):
     """Another bridge leads, or took over: this one must not write."""
 

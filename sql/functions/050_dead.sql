@@ -34,7 +34,7 @@ begin
         returning seq, key, ord, tie, topic, data
     ), tail as (
         insert into waiting (consumer_id, ord, tie, seqs, keys, barrier)
-        select c.id, b.ord, b.tie, array[b.seq], array[b.key], c.mode = 'fifo' and (b.data ->> 'op') = 'truncate'
+        select c.id, b.ord, b.tie, array[b.seq], array[b.key], c.mode = 'fifo' and op_of(b.data) = 'truncate'
         from back b
         returning seqs[1] as seq)
     delete from dead_messages d using tail t where d.consumer_id = c.id and d.seq = t.seq and d.id = any (chosen);
@@ -77,7 +77,7 @@ begin
         returning seq, key, ord, tie, data
     )
     insert into waiting (consumer_id, ord, tie, seqs, keys, barrier)
-    select c.id, a.ord, a.tie, array[a.seq], array[a.key], c.mode = 'fifo' and (a.data ->> 'op') = 'truncate' from again a;
+    select c.id, a.ord, a.tie, array[a.seq], array[a.key], c.mode = 'fifo' and op_of(a.data) = 'truncate' from again a;
     get diagnostics replayed = row_count;
     skipped := cardinality(chosen) - replayed;
     perform pg_notify(current_schema(), c.id::text);

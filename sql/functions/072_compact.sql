@@ -70,8 +70,8 @@ create or replace function compaction_candidates(beyond bigint)
 returns table (seq bigint, partition int, live boolean)
 language sql stable as $$
     with taken as materialized (
-        select m.seq, m.partition, m.topic, m.key, m.old_key, m.reader, m.data ->> 'op' as op,
-               m.data ->> 'op' = 'delete' or m.data ->> 'op' = 'message' and m.data ->> 'record' is null as gone
+        select m.seq, m.partition, m.topic, m.key, m.old_key, m.reader, op_of(m.data) as op,
+               op_of(m.data) = 'delete' or m.data::text ~ '^\{"op":"message","record":\s*null\s*,"old"' as gone
         from messages m
         where m.seq < $1 and exists (select from consumers c
                                      where compacts(c.config) and is_wanted(m.topic, m.data, m.reader, wish_of(c)))

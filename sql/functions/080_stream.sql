@@ -190,7 +190,7 @@ language sql immutable as $$
     select topic = any ((wish).topics) or topic = 'cdcbridge.gap' or reader = (wish).reader
         or strpos(topic, '.') > 0 and reader is null
            and ((wish).tables is null or topic = any ((wish).tables) or split_part(topic, '.', 1) = any ((wish).schemas))
-           and ((wish).operations is null or data ->> 'op' = any ((wish).operations))
+           and ((wish).operations is null or op_of(data) = any ((wish).operations))
 $$;
 
 -- newest_offsets(consumer_id) -> where the group stands, a row for each partition. No SET clause, so that it is inlined.

@@ -74,7 +74,7 @@ $$;
 create or replace function changed_behind(topic text, seq bigint, operations text[], most int) returns setof text
 language sql stable set search_path from current as $$
     select distinct k.key from messages m cross join lateral (values (m.key), (m.old_key)) k (key)
-    where m.seq > $2 and m.topic = $1 and m.reader is null and m.data ->> 'op' = any ($3) and k.key is not null
+    where m.seq > $2 and m.topic = $1 and m.reader is null and op_of(m.data) = any ($3) and k.key is not null
     limit $4
 $$;
 

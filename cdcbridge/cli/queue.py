@@ -120,7 +120,8 @@ def _settle(app: App, verb: str, query: str, name: str, receipts: Sequence[str],
     done = row[0] if row else 0
     print_line({verb: done})
     if done < len(given):
-        say(f"{len(given) - done} of {len(given)} receipts are stale: expired, or settled before")
+        which = "the receipt is" if len(given) == 1 else f"{len(given) - done} of {len(given)} receipts are"
+        say(f"{which} stale: expired, or settled before")
         return 1
     return 0
 

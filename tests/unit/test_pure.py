@@ -115,6 +115,18 @@ def wants(source: str, *unchanged: str, **changed: object) -> bool:
     return Filter(source).wants({**COMPLETE, **changed}, unchanged)
 
 
+@pytest.mark.parametrize("source", [
+    "record.tags[0] == 'x'", "record.tags[-1] == 'x'", "record.absent == 1", "int(record.s) > 0", "record.a / 0 > 1",
+    "record[record.s] == 2", "record.s.matches(record.s)", "record.s", "timestamp(record.s) > timestamp(record.s)",
+    "duration(record.s) > duration('1s')", "record.big * record.big > 0", "record.a.map(x, x.y) == []",
+])  # fmt: skip
+def test_a_filter_that_fails_says_so_in_a_text_that_postgresql_takes(source: str) -> None:
+    record = {"a": 1, "s": "(\0", "tags": [], "big": 1 << 62}
+    with pytest.raises(FilterError) as raised:
+        wants(source, record=record)
+    assert "\0" not in str(raised.value)
+
+
 def test_a_filter_decides_on_what_is_there() -> None:
     assert wants("record.s == 'paid' && op in ['insert', 'update']")
     assert not wants("record.s == 'open'")

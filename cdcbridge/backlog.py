@@ -27,14 +27,12 @@ log = structlog.get_logger()
 
 _LOG: Final = """
     select seq, topic, key, data::text, commit_lsn::text, ordinal, xid, octet_length(data::text),
-           array(select (data -> 'record' -> c)::text
-                 from unnest(%(key)s::text[]) with ordinality as k (c, n) order by n),
-           (data -> 'op')::text = '"truncate"'
+           record_values(data, %(key)s::text[]), op_of(data) = 'truncate'
     from messages
     where seq between %(low)s and %(high)s
       and (strpos(topic, '.') > 0
            and (topic = any (%(tables)s) or split_part(topic, '.', 1) = any (%(schemas)s) or %(all)s)
-           and (data -> 'op')::text = any (%(operations)s)
+           and op_of(data) = any (%(operations)s)
            or topic = any (%(topics)s) or topic = 'cdcbridge.gap')
     order by seq
 """
@@ -91,7 +89,7 @@ def _pages(connection: Connection, wanted: Subscription, low: int, high: int) ->
         "topics": list(wanted.topics),
         "schemas": [schema for schema in schemas if schema != "*"],
         "all": "*" in schemas,
-        "operations": [f'"{operation}"' for operation in sorted(wanted.operations)],
+        "operations": sorted(wanted.operations),
     }
     with connection.cursor(name="cdcbridge_fill") as reader:
         reader.execute(_LOG.encode(), given)
@@ -142,8 +140,5 @@ def _sort(rows: Sequence[tuple[Any, ...]], wanted: Subscription) -> tuple[Batch,
 
 def _own_key(values: Sequence[str | None]) -> str | None:
     """JSON texts of the key's columns → the key."""
-    fragments = {
-        str(n): orjson.loads(value) if value and value[0] in '"n' else value and orjson.Fragment(value)
-        for n, value in enumerate(values)
-    }
+    fragments = {str(n): value and orjson.Fragment(value) for n, value in enumerate(values)}
     return key_text(fragments, list(fragments))

@@ -14,18 +14,15 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from cdcbridge.catalog_look import NEVER, Found, all_tables, one_table, partitioned_tables
+from cdcbridge.contents import content_reader
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.decoders.wal2json import Table
 from cdcbridge.model import Begin, Relation
-from cdcbridge.pgtypes import PgType
 from cdcbridge.route import Router
 from cdcbridge.source import current_lsn
+from cdcbridge.type_memory import TypeMemory
 
-_TYPE: Final = """
-    select t.typbasetype, case when t.typcategory = 'A' then t.typelem else 0 end, e.typdelim, t.typname
-    from pg_type t left join pg_type e on e.oid = t.typelem
-    where t.oid = %s
-"""
+_TYPES: Final = "/types"  # among the names of tables, which have a schema: where types are remembered
 _HALF: Final = 1 << 31
 _REMEMBERED: Final = 100_000  # transactions of the stream that are known to have passed
 log = structlog.get_logger()
@@ -76,6 +73,7 @@ class SourceCatalog:
 
     def __init__(self, connection: Connection, router: Router, remembered: dict[str, Any]) -> None:
         self._connection = connection
+        self.to_utf8 = content_reader(connection)
         self._router = router
         self._transaction = Begin(0, 0, 0)
         self._passed: dict[int, None] = {}
@@ -85,7 +83,11 @@ class SourceCatalog:
         self._roots = _Roots()
         self._saved = remembered
         self._dirty = True  # what remember() gives may have changed
+        self._types = TypeMemory(connection, remembered.get(_TYPES, {}))
+        self.lookup_type = self._types.lookup
         for name, entry in remembered.items():
+            if name == _TYPES:
+                continue
             schema, _, table = name.partition("/")
             versions = self._tables.setdefault((schema, table), _Versions())
             versions.known.append(_Version(0, -1, entry["changed"], self._restore(schema, table, entry)))
@@ -97,12 +99,6 @@ class SourceCatalog:
                 "select pg_is_in_recovery(), (select received_tli from pg_stat_wal_receiver)"
             ).fetchone()
         return row is not None and row[0] and row[1] in (None, timeline)
-
-    def lookup_type(self, oid: int) -> PgType | None:
-        """A type that is not built in, or None if it is gone."""
-        with source_errors():
-            row = self._connection.execute(_TYPE, (oid,)).fetchone()
-        return PgType(row[0], row[1], row[2] or ",", row[3]) if row else None
 
     def captures(self, schema: str, table: str) -> bool:
         """Whether any consumer may want a table of this name."""
@@ -166,7 +162,8 @@ class SourceCatalog:
 
     def remember(self) -> dict[str, Any] | None:
         """What a restart must know of captured tables and partitions, if that changed since it was last asked for."""
-        if not self._dirty:
+        types = self._types.dump()
+        if not self._dirty and types is self._saved.get(_TYPES):
             return None
         self._dirty = False
         now = {
@@ -174,7 +171,7 @@ class SourceCatalog:
             for (schema, table), versions in self._tables.items()
             for version in versions.known[:1]
             if version.table.captured
-        }
+        } | {_TYPES: self._types.dump()}
         if now == self._saved:
             return None
         self._saved = now

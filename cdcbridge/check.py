@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from cdcbridge import event_trigger, plugins, publications, source
+from cdcbridge.check_encodings import encoding_problems, server_encoding
 from cdcbridge.check_sessions import replication_problems, snapshot_problems, unreachable
 from cdcbridge.check_store import (
     applied_config,
@@ -23,7 +24,9 @@ from cdcbridge.check_store import (
 from cdcbridge.check_tables import consumer_problems, special_floats
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store
-from cdcbridge.errors import CdcbridgeError
+from cdcbridge.encodings import WITHOUT_CONVERSION, unusable
+from cdcbridge.errors import CdcbridgeError, CheckFailed
+from cdcbridge.migrate import schema_version
 from cdcbridge.problem import Problem, refuse
 
 _OLDEST: Final = 150000
@@ -40,6 +43,9 @@ OF_ONE_TABLE: Final = UNUSABLE | {
 
 def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:
     """Everything found; `plugin` is the one that `run` would use. `store` None: the store was not reached."""
+    encodings = list(encoding_problems(config, connection, store, plugin))
+    if encodings:
+        return encodings  # names could not be compared
     found = [
         *_server(connection),
         *_standbys(config, connection),
@@ -173,15 +179,6 @@ def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Probl
 
 
 def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:
-    encoding = _show(connection, "server_encoding")
-    if plugin == "wal2json" and encoding != "UTF8":
-        yield Problem(
-            "encoding",
-            "error",
-            connection.info.dbname,
-            f"the database is {encoding}, and wal2json writes the database's encoding whatever the client's is",
-            "Set source.plugin to pgoutput.",
-        )
     if _show(connection, "wal_level") != "logical":
         return
     listed = plugins.listed(connection)
@@ -269,15 +266,31 @@ def _may(connection: Connection, statements: list[sql.Composed]) -> bool:
 
 
 def refuse_unwritable(config: Config, store: Connection) -> None:
-    """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written."""
-    if any(problem.code == "privilege_store" for problem in store_problems(config, store)):
+    """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written.
+
+    Raises SourceUnavailable where the source cannot be reached: its encoding decides, too.
+    """
+    if schema_version(store):
+        return
+    with connect_source(config.source_dsn, "cdcbridge check") as connection:
+        unfit = any(encoding_problems(config, connection, store, config.source.plugin))
+    if unfit or any(problem.code == "privilege_store" for problem in store_problems(config, store)):
         refuse(check(config))
+
+
+def refuse_unconvertible(store: Connection) -> None:
+    """Raises CheckFailed where the store's characters cannot be converted."""
+    encoding = server_encoding(store)
+    if encoding in WITHOUT_CONVERSION:
+        refuse([unusable("store", encoding)])
 
 
 def check(config: Config) -> list[Problem]:
     """All problems, with sessions of its own. Raises SourceUnavailable where the source cannot be reached."""
     try:
         connection = connect_source(config.source_dsn, "cdcbridge check")
+    except CheckFailed as error:
+        return list(error.problems)
     except CdcbridgeError as error:
         known = unreachable(error, "source.dsn", "bridge")
         if known is None:
@@ -291,6 +304,8 @@ def check(config: Config) -> list[Problem]:
         plugin = plugins.choose(connection, plugin, config.source.slot, wal2json=lambda: bool(supported))
         try:
             store: Connection | None = connect_store(config.store_dsn, config.store.schema_, "cdcbridge check")
+        except CheckFailed as error:
+            return [*problems(config, connection, None, plugin=plugin), *error.problems]
         except CdcbridgeError as error:
             fix = error.hint or "Check store.dsn and the server."
             away = Problem("store_unreachable", "error", "store", str(error).removeprefix("store: "), fix)
@@ -303,6 +318,6 @@ def check(config: Config) -> list[Problem]:
                 store.close()
         if not any(problem.code == "privilege_replication" for problem in found):
             found += replication_problems(config, connection)
-        if plugin == "wal2json" and supported is False:
+        if plugin == "wal2json" and supported is False and server_encoding(connection) == "UTF8":
             found += special_floats(config, connection)
         return found

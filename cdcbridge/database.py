@@ -18,6 +18,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdcbridge import session
+from cdcbridge.encodings import unusable, without_conversion
 from cdcbridge.errors import (
     BehindPooler,
     CdcbridgeError,
@@ -27,6 +28,7 @@ from cdcbridge.errors import (
     StoreUnavailable,
     UsageError,
 )
+from cdcbridge.problem import refuse
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -209,6 +211,8 @@ def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
+        if not error.sqlstate and (encoding := without_conversion(str(error))):
+            refuse([unusable("source" if what == "source" else "store", encoding)])
         message = f"{what}: {one_line(str(error))}"
         hint = error.diag.message_hint
         state = error.sqlstate or ""

@@ -69,7 +69,22 @@ def key_columns(primary_key: Sequence[str], identity: Sequence[str], *, full: bo
 def _as_text(value: JsonValue) -> str | None:
     if value is None or type(value) is str:
         return value
-    return orjson.dumps(value).decode()
+    document = orjson.dumps(value).decode()
+    return _text_of(document) if type(value) is orjson.Fragment else document
+
+
+def _text_of(document: str) -> str | None:
+    """A JSON document as `->>` gives it: `"a"` is a, `null` is None. What PostgreSQL has no text for stays JSON."""
+    document = document.strip()
+    if document == "null":
+        return None
+    if not document.startswith('"'):
+        return document
+    try:
+        found = str(orjson.loads(document))
+    except orjson.JSONDecodeError:
+        return document
+    return document if "\0" in found else found
 
 
 def partition_of(key: bytes | None, partitions: int) -> int:

@@ -6,7 +6,8 @@ databases or terminals; the command line turns these into a message on stderr an
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from cdcbridge.lsn import format_lsn
 
@@ -32,7 +33,11 @@ class ConfigError(UsageError):
 
 
 class CheckFailed(UsageError):
-    """`check` found errors; `run` refuses to start for the same ones."""
+    """`check` found errors; `run` refuses to start for the same ones. `problems` has them one by one."""
+
+    def __init__(self, message: str, problems: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class BehindPooler(UsageError):
@@ -65,6 +70,10 @@ class StoreUnavailable(CdcbridgeError):
 
 class StaleReceipt(CdcbridgeError):
     """The delivery is not ours any more: its visibility timeout passed, or it was acked or given back before."""
+
+
+class UnreadableData(UsageError, ValueError):
+    """A message's data is JSON that Python has no values for, such as 5,000 nested lists."""
 
 
 class NotLeader(CdcbridgeError):

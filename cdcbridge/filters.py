@@ -25,6 +25,7 @@ _TOKEN: Final = re.compile(
     r"""|(?P<name>[A-Za-z_]\w*)|(?P<number>\d[\w.]*)|(?P<mark>==|!=|&&|\|\||<=|>=|[^\s])""",
     re.DOTALL,
 )
+_PANIC: Final = "PanicException"  # what a bug in the library raises: no Exception, and no reason to stop
 _MACROS: Final = frozenset({"all", "exists", "exists_one", "map", "filter"})
 _NULL_TESTS: Final = frozenset({("==", "null"), ("!=", "null")})
 
@@ -76,11 +77,13 @@ class Filter:
         missing = self._missing(environment, unchanged)
         try:
             result = self._program.execute(environment)
-        except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
             if any(missing.values()):
                 return True
             message = f"no such field: {error.args[0]}" if isinstance(error, KeyError) else str(error).split(". ")[0]
-            raise FilterError(message) from error
+            raise FilterError(message.replace("\0", "\\0")) from error
         if not isinstance(result, bool):
             raise FilterError(f"the filter gave {type(result).__name__} {result!r}, not true or false")
         return result or any(

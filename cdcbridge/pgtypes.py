@@ -7,6 +7,7 @@ text. Source: PostgreSQL manual, "JSON Functions and Operators" (to_jsonb), and 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ INT2VECTOR, OIDVECTOR = 22, 30
 INTEGERS: Final = frozenset({INT2, INT4, INT8})
 FLOATING: Final = frozenset({FLOAT4, FLOAT8, NUMERIC})
 
-# Built-in array type → its element type, for input that comes without a catalogue. Arrays whose elements are plain
-# text to to_jsonb need no entry of their own converter but must still be taken apart.
-_ARRAYS: Final = {
+# Built-in array type → its element type, for input that comes without a catalogue: all of pg_type but the vectors.
+# Arrays whose elements are plain text to to_jsonb must be taken apart, too.
+ARRAYS: Final = {
     1000: 16, 1001: 17, 1002: 18, 1003: 19, 1016: 20, 1005: 21, 1006: 22, 1007: 23, 1008: 24, 1009: 25, 1028: 26,
     1010: 27, 1011: 28, 1012: 29, 1013: 30, 199: 114, 143: 142, 1017: 600, 1018: 601, 1019: 602, 1020: 603,
     1027: 604, 629: 628, 1021: 700, 1022: 701, 719: 718, 791: 790, 1040: 829, 1041: 869, 651: 650, 775: 774,
@@ -34,6 +35,7 @@ _ARRAYS: Final = {
     3905: 3904, 3907: 3906, 3909: 3908, 3911: 3910, 3913: 3912, 3927: 3926, 6150: 4451, 6151: 4532, 6152: 4533,
     6153: 4534, 6155: 4535, 6157: 4536, 271: 5069, 2949: 2970,
     2207: 2202, 2208: 2203, 2209: 2204, 2210: 2205, 2211: 2206, 3735: 3734, 3770: 3769, 4090: 4089, 4097: 4096,
+    1034: 1033, 3644: 3642, 4192: 4191, 5039: 5038, 210: 71, 270: 75, 272: 81, 273: 83, 1263: 2275, 2287: 2249,
 }  # fmt: skip
 _BOX: Final = 603
 _BUILT_IN_LIMIT: Final = 10_000  # smaller OIDs are PostgreSQL's own, assigned by hand ("System Catalog Initial Data")
@@ -99,11 +101,19 @@ _SCALARS: Final[dict[int, Converter]] = {
     INT2VECTOR: _vector(int), OIDVECTOR: _vector(text),
 }  # fmt: skip
 
-_TOKENS = {
-    delimiter: re.compile(rb'"((?:[^"\\]|\\.)*)"|([{}' + delimiter + rb"])|([^{}\"" + delimiter + rb"]+)", re.DOTALL)
-    for delimiter in (b",", b";")
-}
 _UNESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+_NOTHING: Final = object()
+_UNREADABLE: Final = ("{", "}", '"')  # as delimiters they make an array's text ambiguous, to PostgreSQL, too
+
+
+@functools.cache
+def _tokens(delimiter: bytes) -> re.Pattern[bytes]:
+    """An opening brace; or an element (quoted, NULL or bare), if there is one, with what ends it."""
+    mark = re.escape(delimiter)
+    return re.compile(
+        rb'(\{)|(?:"((?:[^"\\]|\\.)*)"|(NULL)(?=[}' + mark + rb'])|([^{}"\\' + mark + rb"]+))?([}" + mark + rb"])",
+        re.DOTALL,
+    )
 
 
 def parse_array(value: bytes, element: Converter, delimiter: bytes = b",") -> list[JsonValue]:
@@ -114,28 +124,43 @@ def parse_array(value: bytes, element: Converter, delimiter: bytes = b",") -> li
     body = value[value.index(b"=") + 1 :] if value[:1] == b"[" else value
     stack: list[list[JsonValue]] = []
     position = 0
-    for token in _TOKENS[delimiter].finditer(body):
-        if token.start() != position or (not stack and token[2] != b"{"):
+    done: list[JsonValue] | None = None  # the list that the last token closed
+    for token in _tokens(delimiter).finditer(body):
+        if token.start() != position or not (stack or token[1]):
             break
         position = token.end()
-        quoted, mark, bare = token.groups()
-        if quoted is not None:
-            stack[-1].append(element(_UNESCAPE.sub(rb"\1", quoted)))
-        elif bare is not None:
-            stack[-1].append(None if bare == b"NULL" else element(bare))
-        elif mark == b"{":
+        if token[1]:
             stack.append([])
-        elif mark == b"}":
+            continue
+        item = _item(token, element)
+        if item is not _NOTHING:
+            stack[-1].append(item)
+        elif done is None and (token[5] != b"}" or stack[-1]):
+            break  # no element where one must be
+        done = None
+        if token[5] == b"}":
             done = stack.pop()
             if not stack:
-                if position == len(body):
-                    return done
                 break
             stack[-1].append(done)
-    raise ValueError(f"not an array: {value[:80]!r}")
+    if done is None or stack or position != len(body):
+        raise ValueError(f"not an array: {value[:80]!r}")
+    return done
+
+
+def _item(token: re.Match[bytes], element: Converter) -> JsonValue:
+    """The value of an array's element; _NOTHING where the token is only a delimiter or a brace."""
+    _, quoted, null, bare, _ = token.groups()
+    if bare is not None:
+        return element(bare)
+    if quoted is not None:
+        return element(_UNESCAPE.sub(rb"\1", quoted))
+    return None if null is not None else _NOTHING
 
 
 def _array(element: Converter, delimiter: str) -> Converter:
+    if delimiter in _UNREADABLE or not delimiter.isascii():
+        return text
     mark = delimiter.encode()
 
     def convert(value: bytes) -> JsonValue:
@@ -159,8 +184,8 @@ class Types:
         return found
 
     def _resolve(self, oid: int) -> Converter:
-        if oid in _ARRAYS:
-            element = _ARRAYS[oid]
+        if oid in ARRAYS:
+            element = ARRAYS[oid]
             return _array(self.converter(element), ";" if element == _BOX else ",")
         if oid < _BUILT_IN_LIMIT:
             return text

@@ -25,4 +25,4 @@ def refuse(found: list[Problem]) -> None:
     """Raises CheckFailed if any problem is an error, with all of them in the message."""
     errors = [problem for problem in found if problem.severity == "error"]
     if errors:
-        raise CheckFailed("\n".join(f"{p.object}: {p.message}\n    fix: {p.fix}" for p in errors))
+        raise CheckFailed("\n".join(f"{p.object}: {p.message}\n    fix: {p.fix}" for p in errors), errors)

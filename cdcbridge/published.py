@@ -5,7 +5,9 @@ Anybody may write anything there: what cannot be read is told, and never raised.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +17,7 @@ import orjson
 from cdcbridge.encode import key_text
 
 TOPIC_PREFIX: Final = "cdcbridge:"
-_JSON = json.JSONDecoder()
+_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]|[^\s",:{}\[\]]+')
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,41 +30,87 @@ class Published:
 
     def own_key(self, columns: Sequence[str]) -> str | None:
         """The key that these members of the data make, as columns of a row would."""
-        data = json.loads(self.record, parse_float=str, parse_int=str)
-        return key_text(data, columns) if isinstance(data, dict) else None
+        if not self.record.startswith(b"{"):
+            return None
+        return key_text({name: orjson.Fragment(value) for name, value in _members(self.record.decode())}, columns)
 
 
 def read_published(content: bytes) -> Published:
     """`{"key": "42", "data": …}` → the message. The key may be a text, a number or null; data is any JSON value."""
     try:
-        parsed = orjson.loads(content)  # strict, where Python's own parser takes NaN and the like
+        parsed = _parsed(content)
     except orjson.JSONDecodeError as error:
         return _malformed(content, f"not JSON: {error.msg}")
     if not isinstance(parsed, dict) or "data" not in parsed or not parsed.keys() <= {"key", "data"}:
-        return _malformed(content, 'expected {"key": …, "data": …}')
+        return _malformed(content, 'expected {"key": ..., "data": ...}')
     members = dict(_members(content.decode()))
+    # A newline is legal between tokens only: a message stays on one line.
+    members["data"] = members["data"].replace("\n", " ").replace("\r", " ")
     key = parsed.get("key")
     if isinstance(key, bool | dict | list):
         return _malformed(content, "the key is not a text, a number or null")
+    if isinstance(key, str) and not _is_text(key):
+        return _malformed(content, "the key has \\u0000 or half of a surrogate pair, which PostgreSQL cannot hold")
     return Published(key if key is None or isinstance(key, str) else members["key"], members["data"].encode())
 
 
+def _parsed(content: bytes) -> object:
+    """The content, by orjson; by Python's parser what PostgreSQL takes and orjson refuses, such as 1e400.
+
+    Raises orjson.JSONDecodeError.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        with contextlib.suppress(ValueError, RecursionError):
+            return _JSON.decode(content.decode())
+        raise
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_JSON: Final = json.JSONDecoder(parse_constant=_refuse, parse_int=str, parse_float=str)
+
+
+def _is_text(value: str) -> bool:
+    """Whether PostgreSQL can hold it."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def _malformed(content: bytes, reason: str) -> Published:
-    return Published(None, orjson.dumps(content.decode(errors="replace")), reason)
+    # With escapes instead of characters: the store's encoding may lack U+FFFD.
+    return Published(None, json.dumps(content.decode(errors="replace")).encode(), reason)
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:
     """The members of a JSON object, each value as it is written: data is not to go through a Python number."""
-    position = text.index("{") + 1
-    while True:
-        name, position = _JSON.raw_decode(text, _past_space(text, position))
-        start = _past_space(text, text.index(":", position) + 1)
-        _, end = _JSON.raw_decode(text, start)
+    position = _past_space(text, text.index("{") + 1)
+    while text[position] != "}":
+        end = _value_end(text, position)
+        name = text[position:end]
+        with contextlib.suppress(orjson.JSONDecodeError):
+            name = orjson.loads(name)
+        start = _past_space(text, text.index(":", end) + 1)
+        end = _value_end(text, start)
         yield name, text[start:end]
         position = _past_space(text, end)
-        if text[position] == "}":
-            return
-        position += 1
+        if text[position] == ",":
+            position = _past_space(text, position + 1)
+
+
+def _value_end(text: str, start: int) -> int:
+    """Where the value that begins there ends. Counts braces: a parser would fail on 1,000 nested lists."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += (token[0] in "{[") - (token[0] in "}]")
+        if depth == 0:
+            return token.end()
+    raise ValueError("not JSON")
 
 
 def _past_space(text: str, position: int) -> int:

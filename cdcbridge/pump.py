@@ -343,7 +343,7 @@ class Pump:
 def _decoder(ready: Ready, catalog: SourceCatalog, where: Callable[[], int]) -> PgoutputDecoder | Wal2jsonDecoder:
     types = Types(catalog.lookup_type)
     if ready.plugin == "pgoutput":
-        return PgoutputDecoder(types, catalog, where)
+        return PgoutputDecoder(types, catalog, where, catalog.to_utf8)
     as_text = "numeric-data-types-as-string" in ready.options
     return Wal2jsonDecoder(types, catalog, where, numbers_as_text=as_text)
 

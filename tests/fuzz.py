@@ -18,7 +18,7 @@ from pathlib import Path
 from cdcbridge.decoders.pgoutput import PgoutputDecoder
 from cdcbridge.decoders.wal2json import Wal2jsonDecoder
 from cdcbridge.decoders.wal2json_file import decode_file
-from cdcbridge.errors import DecodeError
+from cdcbridge.errors import DecodeError, SentTooEarly
 from cdcbridge.pgtypes import Types
 from cdcbridge.spill import Spill
 from tests.golden.test_golden import Catalog
@@ -130,7 +130,7 @@ def fuzz(seconds: float, seed: int) -> tuple[int, int]:
             else:
                 for _ in read(plugin, messages, chance.choice((Catalog(), Everything()))):
                     pass
-        except DecodeError:
+        except (DecodeError, SentTooEarly):
             refused += 1
         except BaseException:
             print(f"{plugin}, seed {seed}, stream {tried}:", *messages, sep="\n", file=sys.stderr)

@@ -52,6 +52,23 @@ def test_each_sql_function_has_its_header(path: Path) -> None:
             assert pinned or not exposed, f"{match[1]} trusts its caller's search_path"
 
 
+@pytest.mark.parametrize("path", SQL, ids=lambda path: path.name)
+def test_sql_can_be_written_in_every_server_encoding(path: Path) -> None:
+    assert path.read_text().isascii()
+
+
+@short
+def test_sql_in_the_program_can_be_written_in_every_server_encoding(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    statement = re.compile(
+        r"\s*(select|with|insert|update|delete|create|alter|drop|set|copy|listen|begin)\b", re.IGNORECASE
+    )
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            assert node.value.isascii() or not statement.match(node.value), node.value
+
+
 def _public_functions() -> list[str]:
     text = (ROOT / "sql" / "functions" / "090_rights.sql").read_text()
     names = re.search(r"'\{([\w,\s]+)\}'::text\[\]", text)

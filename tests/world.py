@@ -89,7 +89,7 @@ class World:
     def sql(self) -> psycopg.Connection[Any]:
         """An autocommit session on the source."""
         if self._sql is None or self._sql.closed:
-            self._sql = psycopg.connect(self.dsn, autocommit=True)
+            self._sql = psycopg.connect(self.dsn, autocommit=True, client_encoding="UTF8")
         return self._sql
 
     def execute(self, *statements: str) -> None:
@@ -98,7 +98,7 @@ class World:
 
     def rows(self, query: str, *args: Any) -> list[tuple[Any, ...]]:
         """Rows from the store."""
-        with psycopg.connect(self.store_dsn or self.dsn, autocommit=True) as store:
+        with psycopg.connect(self.store_dsn or self.dsn, autocommit=True, client_encoding="UTF8") as store:
             store.execute(f"set search_path = {self.schema}, public".encode())
             return store.execute(query.encode(), args or None).fetchall()
 

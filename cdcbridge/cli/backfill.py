@@ -11,7 +11,17 @@ import click
 from psycopg.rows import dict_row
 
 from cdcbridge import verify as verifying
-from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
+from cdcbridge.cli.context import (
+    DURATION,
+    App,
+    as_json,
+    name_argument,
+    pass_app,
+    print_json,
+    print_line,
+    print_table,
+    say,
+)
 from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.orders import refuse_order
@@ -159,7 +169,7 @@ def _follow(store: Connection, name: str, made: int) -> None:
 
 @click.command()
 @click.argument("table")
-@click.option("--wait", type=float, default=30.0, show_default=True, help="Seconds for the bridge to bring the log up.")
+@click.option("--wait", type=DURATION, default="30s", show_default=True, help="For the bridge to bring the log up.")
 @as_json
 @pass_app
 def verify(app: App, table: str, wait: float, as_json: bool) -> int:

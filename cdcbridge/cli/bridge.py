@@ -14,7 +14,7 @@ from click.shell_completion import get_completion_class
 
 from cdcbridge import __version__
 from cdcbridge.bridge import Bridge
-from cdcbridge.check import check
+from cdcbridge.check import check, refuse_unconvertible
 from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line
 from cdcbridge.config import Config, load
 from cdcbridge.database import connect_store
@@ -71,6 +71,7 @@ def migrate(app: App, as_json: bool) -> None:
     """Bring the store's schema to this version. `run` does it too."""
     schema = app.config.store.schema_
     with connect_store(app.config.store_dsn, schema, "cdcbridge migrate") as connection:
+        refuse_unconvertible(connection)
         done = migrate_store(connection, schema)
     if as_json:
         print_json({"schema": schema, "before": done.before, "after": done.after, "code_replaced": done.code_replaced})

@@ -169,7 +169,7 @@ def replay(app: App, name: str, start: str, end: str) -> None:
         with reader.transaction():
             replayed, skipped = backlog.replay(store, reader, applying.subscription(*row[:4]), row[4], row[5])
     if skipped:
-        say(f"{name}: {skipped} messages wait or are in flight already; they were skipped")
+        say(f"{name}: {skipped} skipped, which wait or are in flight already")
     print_line({"replayed": replayed, "skipped": skipped})
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import orjson
@@ -17,7 +18,10 @@ from cdcbridge.database import Connection, connect_store, store_errors
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded
 from cdcbridge.logs import configure
 from cdcbridge.migrate import schema_version
+from cdcbridge.units import format_duration, parse_duration
 
+_LINE_ENDS: Final = {"\n": " ", "\r": " ", "\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_NUMBER: Final = re.compile(r"\d+(\.\d*)?|\.\d+")
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
 
 
@@ -32,6 +36,27 @@ def _complete_name(context: click.Context, _param: click.Parameter, incomplete: 
 
 
 name_argument = click.argument("name", shell_complete=_complete_name)
+
+
+class DurationType(click.ParamType[float]):
+    """A duration such as 30s, as in the configuration; a number alone is seconds."""
+
+    name = "duration"
+
+    def __init__(self, least: float = 0) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value) if _NUMBER.fullmatch(str(value).strip()) else parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{error}; a number alone is seconds", param, ctx)
+        if seconds < self._least:
+            self.fail(f"{value} is too short; the least is {format_duration(self._least)}", param, ctx)
+        return seconds
+
+
+DURATION: Final = DurationType()
 
 
 class App:
@@ -76,7 +101,17 @@ def print_json(value: Any) -> None:
 
 def print_line(value: Any) -> None:
     """One JSON line."""
-    click.echo(orjson.dumps(value, default=str))
+    print_document(orjson.dumps(value, default=str).decode())
+
+
+def print_document(text: str) -> None:
+    """A JSON document as one line, in UTF-8 whatever the locale is.
+
+    JSON has raw newlines between tokens only. What other programs take for the end of a line can stand in its strings.
+    """
+    for mark, instead in _LINE_ENDS.items():
+        text = text.replace(mark, instead)
+    click.echo(text.encode())
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str = "") -> None:

@@ -8,7 +8,16 @@ from typing import Any, TypeAlias
 
 import click
 
-from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table
+from cdcbridge.cli.context import (
+    App,
+    as_json,
+    name_argument,
+    pass_app,
+    print_document,
+    print_json,
+    print_line,
+    print_table,
+)
 from cdcbridge.database import Connection
 from cdcbridge.errors import UsageError
 
@@ -76,7 +85,7 @@ def dead_show(app: App, name: str, ids: tuple[int, ...]) -> None:
             " and d.id = any (%s) order by d.id",
             (name, list(ids)),
         ).fetchall():
-            click.echo(line)
+            print_document(line)
 
 
 @dead.command()

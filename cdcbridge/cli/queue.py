@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import click
-import orjson
+import psycopg
 
-from cdcbridge.cli.context import App, name_argument, pass_app, print_line, say
-from cdcbridge.database import Connection
+from cdcbridge.cli.context import DURATION, App, name_argument, pass_app, print_document, print_line, say
+from cdcbridge.cli.receipts import read_receipts
+from cdcbridge.database import Connection, one_line
 from cdcbridge.errors import UsageError
-from cdcbridge.units import parse_duration
 
 # Rows as JSON made by the server: data must not go through a Python number, and times are ISO as in JSON.
 _RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s) r"
@@ -22,26 +21,13 @@ _LONGEST_SLEEP = 5.0  # seconds between looks of a waiting reader whom no notifi
 _SHORTEST_SLEEP = 0.02  # and where messages wait that cannot be had
 
 
-class DurationType(click.ParamType[float]):
-    """A duration such as 30s."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return parse_duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-DURATION = DurationType()
 receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar="RECEIPT...")
 
 
 @click.command()
 @name_argument
 @click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most so many.")
-@click.option("--wait", type=click.FloatRange(0), default=0, metavar="SECONDS", help="Wait so long for the first one.")
+@click.option("--wait", type=DURATION, default=0, help="Wait so long for the first one: 20s.")
 @click.option("--ack", is_flag=True, help="Ack what was printed.")
 @pass_app
 def receive(app: App, name: str, count: int, wait: float, ack: bool) -> None:
@@ -57,7 +43,7 @@ def receive(app: App, name: str, count: int, wait: float, ack: bool) -> None:
     with app.store() as store:
         rows = _wait_for(store, name, count, wait)
         for line, _ in rows:
-            click.echo(line)
+            print_document(line)
         if ack and rows:
             sys.stdout.flush()
             store.execute("select ack(%s, %s, true)", (name, [receipt for _, receipt in rows]))
@@ -92,7 +78,7 @@ def peek(app: App, name: str, count: int) -> None:
     """Look at the next messages without taking them; receipt is null."""
     with app.store() as store:
         for (line,) in store.execute(_PEEK, (name, count)).fetchall():
-            click.echo(line)
+            print_document(line)
 
 
 @click.command()
@@ -134,7 +120,8 @@ def _settle(app: App, verb: str, query: str, name: str, receipts: Sequence[str],
     done = row[0] if row else 0
     print_line({verb: done})
     if done < len(given):
-        say(f"{len(given) - done} of {len(given)} receipts are stale: expired, or settled before")
+        which = "the receipt is" if len(given) == 1 else f"{len(given) - done} of {len(given)} receipts are"
+        say(f"{which} stale: expired, or settled before")
         return 1
     return 0
 
@@ -145,15 +132,7 @@ def _receipts(given: Sequence[str]) -> list[str]:
         if receipt != "-":
             found.append(receipt)
             continue
-        for line in sys.stdin:
-            text = line.strip()
-            if text.startswith("{"):
-                try:
-                    found.append(orjson.loads(text)["receipt"])
-                except (orjson.JSONDecodeError, KeyError):
-                    raise UsageError(f"stdin: not a line of `receive`: {text[:80]}") from None
-            elif text:
-                found.append(text)
+        found += read_receipts(sys.stdin.buffer)
     return found
 
 
@@ -174,17 +153,27 @@ def publish(
       cdcbridge publish invoices '{"id": 42}' --key 42
       jq -c .[] invoices.json | cdcbridge publish invoices
     """
-    texts = data or (line for line in map(str.strip, sys.stdin) if line)
     query = "select publish(%s, %s, %s::json, clock_timestamp() + make_interval(secs => %s), %s)"
+    texts: Iterable[str | bytes] = data or filter(None, map(bytes.strip, sys.stdin.buffer))
     with app.store() as store:
         for number, text in enumerate(texts, 1):
             try:
-                orjson.loads(text)
-            except orjson.JSONDecodeError as error:
+                row = store.execute(query, (topic, key, _decoded(text), delay, dedup_id)).fetchone()
+            except (psycopg.errors.InvalidTextRepresentation, UnicodeDecodeError) as error:
+                shown = text if isinstance(text, str) else text.decode(errors="replace")
                 where = f"argument {number}" if data else f"stdin: line {number}"
-                raise UsageError(f"{where}: not JSON: {error.msg}: {text[:80]}") from None
-            row = store.execute(query, (topic, key, text, delay, dedup_id)).fetchone()
+                raise UsageError(f"{where}: not JSON: {_reason(error)}: {shown[:80]}") from None
             print_line({"seq": row[0] if row else None})
+
+
+def _decoded(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode()
+
+
+def _reason(error: psycopg.Error | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    return one_line(error.diag.message_detail or error.diag.message_primary or "").rstrip(".")
 
 
 COMMANDS = (receive, peek, ack, nack, extend, publish)

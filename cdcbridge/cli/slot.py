@@ -10,7 +10,7 @@ import click
 from cdcbridge import operate
 from cdcbridge.cli.backfill import print_backfills
 from cdcbridge.cli.consumers import print_consumers
-from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_table, say
+from cdcbridge.cli.context import App, DurationType, as_json, pass_app, print_json, print_table, say
 from cdcbridge.database import connect_source
 from cdcbridge.errors import UsageError
 from cdcbridge.lag import Lag, measure
@@ -21,7 +21,7 @@ from cdcbridge.units import human_duration, human_size
 
 @click.command()
 @as_json
-@click.option("--watch", type=click.FloatRange(min=0.1), metavar="SECONDS", help="Look again and again.")
+@click.option("--watch", type=DurationType(0.1), help="Look again and again: 5s.")
 @pass_app
 def lag(app: App, as_json: bool, watch: float | None) -> int:
     """How far the slot and each consumer are behind. Works with the bridge stopped; a lost slot exits with 3."""

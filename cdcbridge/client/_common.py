@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 import orjson
 from psycopg import sql
+
+from cdcbridge.errors import UnreadableData
 
 LONGEST_WAIT: Final = 10.0  # seconds without a look, should a notification be lost
 POOLED_INTERVAL: Final = 1.0  # seconds between looks where notifications do not arrive
@@ -20,7 +23,7 @@ class LogMessage:
     stand as PostgreSQL wrote them. `position` is (commit_lsn, ordinal), None for a published message.
     """
 
-    __slots__ = ("commit_time", "data", "inserted_at", "key", "position", "raw", "seq", "topic")
+    __slots__ = ("_data", "commit_time", "inserted_at", "key", "position", "raw", "seq", "topic")
 
     def __init__(
         self,
@@ -36,13 +39,37 @@ class LogMessage:
         self.topic = topic
         self.key = key
         self.raw = raw
-        self.data: dict[str, Any] = orjson.loads(raw)
+        self._data: dict[str, Any] | None = None
         self.position = position
         self.commit_time = commit_time
         self.inserted_at = inserted_at
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """`raw` as Python values, made at the first use. Raises UnreadableData, a ValueError, where Python has none.
+
+        A json column can hold what orjson refuses, such as half of a surrogate pair: Python's own parser takes it.
+        """
+        if self._data is None:
+            self._data = _parsed(self)
+        return self._data
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} seq={self.seq} topic={self.topic!r} key={self.key!r}>"
+
+
+def _parsed(message: LogMessage) -> dict[str, Any]:
+    try:
+        found = orjson.loads(message.raw)
+    except orjson.JSONDecodeError:
+        try:
+            found = json.loads(message.raw)
+        except (ValueError, RecursionError) as error:
+            raise UnreadableData(
+                f"message {message.seq} of {message.topic}: its data cannot be made Python values: {error}",
+                hint="`raw` has it as JSON text.",
+            ) from None
+    return cast("dict[str, Any]", found)
 
 
 class Delivery(LogMessage):

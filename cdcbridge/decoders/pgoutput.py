@@ -73,9 +73,16 @@ class PgoutputDecoder:
 
     plugin: Final = "pgoutput"
 
-    def __init__(self, types: Types, catalog: Catalog, where: Callable[[], int | None] = lambda: None) -> None:
-        """`where`: the LSN of the message at hand, for errors."""
+    def __init__(
+        self,
+        types: Types,
+        catalog: Catalog,
+        where: Callable[[], int | None] = lambda: None,
+        to_utf8: Callable[[bytes], bytes] = lambda content: content,
+    ) -> None:
+        """`where`: the LSN of the message at hand, for errors. `to_utf8`: converts a logical message's content."""
         self._where = where
+        self._to_utf8 = to_utf8
         self._types = types
         self._catalog = catalog
         self._relations: dict[int, _Known] = {}
@@ -280,7 +287,7 @@ class PgoutputDecoder:
         prefix, position = _string(message, 10)
         (size,) = _U32(message, position)
         _expect_end(message, position + 4 + size)
-        return LogicalMessage(bool(flags & 1), prefix, message[position + 4 :], lsn)
+        return LogicalMessage(bool(flags & 1), prefix, self._to_utf8(message[position + 4 :]), lsn)
 
     def _type(self, message: bytes) -> None:
         """A type that is not built in, by name only: its definition comes from the catalogue when a column asks."""

@@ -1,6 +1,6 @@
 -- What the other functions share. Not part of the public surface.
 
--- consumer_named(name) → the consumer's row.
+-- consumer_named(name) -> the consumer's row.
 -- Raises CB001 where no consumer has that name.
 create or replace function consumer_named(name text) returns consumers
 language plpgsql stable as $$
@@ -17,7 +17,7 @@ begin
     return found;
 end $$;
 
--- queue_named(name) → the consumer's row, which must be one that is read message by message.
+-- queue_named(name) -> the consumer's row, which must be one that is read message by message.
 -- Raises CB001 (unknown), CB002 (a stream consumer has no queue), CB008 (not its role).
 create or replace function queue_named(name text) returns consumers
 language plpgsql stable as $$
@@ -53,7 +53,7 @@ begin
     end if;
 end $$;
 
--- parse_receipts(receipts) → seq and token of each.
+-- parse_receipts(receipts) -> seq and token of each.
 -- Raises CB003 for a text that is no receipt.
 create or replace function parse_receipts(receipts text[], out seqs bigint[], out tokens bigint[])
 language plpgsql immutable as $$
@@ -72,7 +72,7 @@ exception
             using errcode = 'CB003', hint = 'A receipt is what receive() returned in the column receipt.';
 end $$;
 
--- moment() → now. A function of its own, so that tests can set the clock.
+-- moment() -> now. A function of its own, so that tests can set the clock.
 create or replace function moment() returns timestamptz
 language sql volatile parallel safe as $$
     select clock_timestamp()
@@ -92,7 +92,7 @@ language sql stable parallel safe as $$
     select (to_jsonb(at at time zone 'UTC') #>> '{}') || '+00:00'
 $$;
 
--- project_row(object, columns) → the object with the columns that are let through; null stays null.
+-- project_row(object, columns) -> the object with the columns that are let through; null stays null.
 create or replace function project_row(object json, columns jsonb) returns json
 language sql immutable as $$
     select case when json_typeof(object) is distinct from 'object' then object else (
@@ -101,23 +101,62 @@ language sql immutable as $$
     ) end
 $$;
 
--- project(data, columns) → data with the columns that the consumer's configuration lets through; null where that
+-- op_of(data) -> the operation of a table's message. Goes by its text, because json operators refuse a document that has "\u0000"
+-- or half of a surrogate pair anywhere.
+create or replace function op_of(data json) returns text language sql immutable as $$
+    select split_part(left(data::text, 30), '"', 4)
+$$;
+
+-- harmless(data) -> the document with its escapes made plain text, so that json operators take it: "\u0000" becomes "\\u0000".
+create or replace function harmless(data json) returns json language sql immutable as $$
+    select replace(replace(data::text, E'\\\\', E'\\u005c'), E'\\u', E'\\\\u')::json
+$$;
+
+-- harmful(data) -> a part of a document that harmless() gave, with its escapes back.
+create or replace function harmful(data text) returns text language sql immutable as $$
+    select replace(data, E'\\\\u', E'\\u')
+$$;
+
+-- project(data, columns) -> data with the columns that the consumer's configuration lets through; null where that
 -- cannot be told. Gap messages and published ones have no columns and stay whole.
 create or replace function project(data json, columns jsonb) returns json
 language plpgsql immutable as $$
 begin
-    if columns is null or (data -> 'op')::text in ('"gap"', '"message"') then
+    if columns is null or op_of(data) in ('gap', 'message') then
         return data;
     end if;
+    begin
+        return project_columns(data, columns);
+    exception
+        when data_exception then
+            return harmful(project_columns(harmless(data), columns)::text)::json;
+    end;
+exception
+    when data_exception then
+        return null;
+end $$;
+
+-- project_columns(data, columns) -> the same of a table's message. Raises 22... for a document that json operators refuse.
+create or replace function project_columns(data json, columns jsonb) returns json
+language plpgsql immutable as $$
+begin
     return json_build_object(
-        'op', data -> 'op',
+        'op', op_of(data),
         'record', project_row(data -> 'record', columns),
         'old', project_row(data -> 'old', columns),
         'unchanged', (select coalesce(json_agg(c), '[]') from json_array_elements_text(data -> 'unchanged') c
                       where coalesce(columns -> 'include' ? c, true) and not coalesce(columns -> 'exclude' ? c, false)));
+end $$;
+
+-- record_values(data, columns) -> the JSON texts of these members of a message's record, whatever escapes the document has.
+create or replace function record_values(data json, columns text[]) returns text[]
+language plpgsql immutable as $$
+begin
+    return array(select (data -> 'record' -> c)::text from unnest(columns) with ordinality as k (c, n) order by n);
 exception
     when data_exception then
-        return null;
+        data := harmless(data);
+        return array(select harmful((data -> 'record' -> c)::text) from unnest(columns) with ordinality as k (c, n) order by n);
 end $$;
 
 -- require_read_committed(what): raises CB005 in a transaction whose snapshot may be older than the locks it takes.

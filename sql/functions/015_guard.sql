@@ -16,7 +16,7 @@ begin
     end if;
 end $$;
 
--- draw(seq, count) → the first of `count` consecutive values, registered before they are drawn; null for none.
+-- draw(seq, count) -> the first of `count` consecutive values, registered before they are drawn; null for none.
 -- Locks: the sequence's draw lock, for this call alone: shared, so that drawers do not wait for each other; whole for a block,
 -- which has no stranger's value in it.
 create or replace function draw(seq regclass, count int) returns bigint
@@ -59,19 +59,19 @@ exception
         raise;
 end $$;
 
--- draw_lock(seq) → the advisory lock under which a sequence is drawn from.
+-- draw_lock(seq) -> the advisory lock under which a sequence is drawn from.
 create or replace function draw_lock(seq regclass) returns bigint
 language sql immutable as $$
     select seq::oid::bigint << 32 | 1
 $$;
 
--- low_half(value) → its low 32 bits, as the second half of an advisory lock. No SET clause, so that it is inlined.
+-- low_half(value) -> its low 32 bits, as the second half of an advisory lock. No SET clause, so that it is inlined.
 create or replace function low_half(value bigint) returns int
 language sql immutable as $$
     select ((value + 2147483648) % 4294967296 - 2147483648)::int
 $$;
 
--- max_safe_seq(seq) → the greatest n such that no open transaction can still commit a value ≤ n; null = the log's sequence.
+-- max_safe_seq(seq) -> the greatest n such that no open transaction can still commit a value <= n; null = the log's sequence.
 -- 0 on a sequence that was never drawn from. Never falls. Read it in a statement before the one that reads the rows.
 -- Locks: the draw lock, for this call alone: so nobody is between reading the last value and holding its lock.
 create or replace function max_safe_seq(seq regclass default null) returns bigint

@@ -1,6 +1,6 @@
 -- The bridge's side of the store: segments, leadership, append. Called by the bridge alone.
 
--- create_segments() → how many segments were made. Keeps one whole segment ahead of the log's end.
+-- create_segments() -> how many segments were made. Keeps one whole segment ahead of the log's end.
 -- Locks: SHARE UPDATE EXCLUSIVE on messages for each new segment; readers and the bridge go on.
 create or replace function create_segments() returns int
 language plpgsql set search_path from current as $$
@@ -26,13 +26,13 @@ begin
     return made;
 end $$;
 
--- fence_key() → the advisory lock that an append and a change of leader exclude each other by.
+-- fence_key() -> the advisory lock that an append and a change of leader exclude each other by.
 create or replace function fence_key() returns bigint
 language sql stable set search_path from current as $$
     select ('leaders'::regclass::oid::bigint << 32) | 1
 $$;
 
--- advisory_holders(classid, objid, objsubid) → the sessions that hold this advisory lock of this database.
+-- advisory_holders(classid, objid, objsubid) -> the sessions that hold this advisory lock of this database.
 create or replace function advisory_holders(classid oid, objid oid, objsubid int) returns setof pg_stat_activity
 language sql stable as $$
     select a.* from pg_locks l join pg_stat_activity a using (pid)
@@ -40,7 +40,7 @@ language sql stable as $$
       and l.database = (select oid from pg_database where datname = current_database())
 $$;
 
--- evict_leader(silence) → whether the session that has the lead was ended, because it has shown no sign of life for so long:
+-- evict_leader(silence) -> whether the session that has the lead was ended, because it has shown no sign of life for so long:
 -- any statement is one. Without rights to see or end it (another role's): false, and its connection has to time out.
 create or replace function evict_leader(silence interval) returns boolean
 language sql volatile set search_path from current as $$
@@ -49,7 +49,7 @@ language sql volatile set search_path from current as $$
     where clock_timestamp() - a.state_change > silence and pg_has_role(a.usename, 'member')
 $$;
 
--- take_lead(holder, patience) → the new epoch. From the moment it commits no older bridge can append.
+-- take_lead(holder, patience) -> the new epoch. From the moment it commits no older bridge can append.
 -- Locks: the fence, to the end of the transaction: waits so long for an append that is under way, then ends its session. The bridge
 -- that began it may be stopped or cut off in its middle.
 create or replace function take_lead(holder text, patience interval default '1 s') returns bigint
@@ -71,7 +71,7 @@ begin
     return new_epoch;
 end $$;
 
--- begin_append(epoch, messages) → the first of `messages` consecutive seqs.
+-- begin_append(epoch, messages) -> the first of `messages` consecutive seqs.
 -- Raises CB010 where a newer epoch leads.
 -- Locks: the fence, and the gap guard's, to the end of the transaction.
 create or replace function begin_append(epoch bigint, messages int) returns bigint

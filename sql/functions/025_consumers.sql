@@ -1,6 +1,6 @@
 -- Consumers: made, removed, and the code that each has for itself.
 
--- add_consumer(name, mode, config) → its id. Makes its partitions and its functions, or a group's offsets. make_dispatch() must follow in the same
+-- add_consumer(name, mode, config) -> its id. Makes its partitions and its functions, or a group's offsets. make_dispatch() must follow in the same
 -- transaction. Locks: SHARE UPDATE EXCLUSIVE on waiting and dead_messages: readers, publishers and the bridge go on.
 create or replace function add_consumer(name text, mode text, config jsonb) returns int
 language plpgsql set search_path from current as $$
@@ -54,7 +54,7 @@ language plpgsql set search_path from current as $make$
 begin
     perform pg_advisory_xact_lock('consumers'::regclass::oid::bigint << 32 | 1);
     execute format($code$
--- claim_waiting(consumer_id, …): calls claim_waiting_<id>(…).
+-- claim_waiting(consumer_id, ...): calls claim_waiting_<id>(...).
 create or replace function claim_waiting(consumer_id int, hint hints, places smallint[], taken bigint[], claimed bigint,
                                          moment timestamptz, until timestamptz, out all_taken bigint[], out plain boolean)
 language plpgsql volatile as $$
@@ -70,7 +70,7 @@ end $$
                        'execute format(''select * from claim_waiting_%s($1, $2, $3, $4, $5, $6)'', consumer_id) into k
                         using hint, places, taken, claimed, moment, until;'));
     execute format($code$
--- claim_waiting_in_order(consumer_id, …): calls claim_in_order_<id>(…).
+-- claim_waiting_in_order(consumer_id, ...): calls claim_in_order_<id>(...).
 create or replace function claim_waiting_in_order(consumer_id int, hint hints, places smallint[], taken bigint[],
                                                   claimed bigint, moment timestamptz, until timestamptz, safe bigint)
 returns bigint[]
@@ -85,7 +85,7 @@ end $$
                         using hint, places, taken, claimed, moment, until, safe;'));
 end $make$;
 
--- call_by_id(ids, call, otherwise) → PL/pgSQL that finds consumer_id among the ids, which rise, and does the call with <id>
+-- call_by_id(ids, call, otherwise) -> PL/pgSQL that finds consumer_id among the ids, which rise, and does the call with <id>
 -- replaced. Otherwise: a session that stays in its transaction can have an older version, from before the consumer was added.
 create or replace function call_by_id(ids int[], call text, otherwise text) returns text
 language plpgsql immutable set search_path from current as $$

@@ -1,4 +1,4 @@
--- receive(consumer, max_messages, visibility_timeout) → up to max_messages deliveries.
+-- receive(consumer, max_messages, visibility_timeout) -> up to max_messages deliveries.
 --
 -- Each message is invisible to others for visibility_timeout (default: the consumer's) and carries a fresh receipt
 -- for ack, nack and extend. Those whose timeout passed come first, then those given back, then new ones; each of the
@@ -101,7 +101,7 @@ begin
     end if;
 end $$;
 
--- draw_token() → a new token, registered with the gap guard as draw() does it, but without its lock: the hints that it
+-- draw_token() -> a new token, registered with the gap guard as draw() does it, but without its lock: the hints that it
 -- serves only ever rise.
 create or replace function draw_token() returns bigint
 language plpgsql volatile as $$
@@ -117,7 +117,7 @@ begin
     return nextval('tokens_seq');
 end $$;
 
--- claim(consumer, wanted, token, moment, until) → the seqs of messages that now have a lease under this token, in order; plain:
+-- claim(consumer, wanted, token, moment, until) -> the seqs of messages that now have a lease under this token, in order; plain:
 -- all are delivered for the first time, none is redriven, and the order is the log's.
 create or replace function claim(consumer consumers, wanted int, token bigint, moment timestamptz, until timestamptz,
                                  out taken bigint[], out plain boolean)
@@ -166,7 +166,7 @@ begin
     end if;
 end $$;
 
--- take_slots(consumer_id, max_in_flight, wanted, slots) → `slots`, and more of max_in_flight that are ours until the
+-- take_slots(consumer_id, max_in_flight, wanted, slots) -> `slots`, and more of max_in_flight that are ours until the
 -- transaction ends: together enough for `wanted` if nothing were in flight, or all that are free.
 -- The limit is cut into up to 64 slots: so many receivers can hold their transactions open at once. A slot's leases are
 -- counted after its lock is held, so that no two receivers ever fill the same room; the sum of all slots is the limit.
@@ -188,7 +188,7 @@ begin
     return slots;
 end $$;
 
--- survey(consumer_id, hint, max_in_flight, wanted, slots, moment) → for each place that is free in these slots, the slot, up to
+-- survey(consumer_id, hint, max_in_flight, wanted, slots, moment) -> for each place that is free in these slots, the slot, up to
 -- `wanted`; whether there are leases whose timeout passed, or messages given back whose time has come.
 -- Called when the slots' locks are held: its snapshot is younger.
 create or replace function survey(consumer_id int, hint hints, max_in_flight int, wanted int, slots smallint[],

@@ -1,14 +1,14 @@
 -- Where a claim begins to look. Without it every claim would wade through what others have finished and vacuum has not
 -- removed: for as long as some old snapshot is held, that is everything since.
 
--- newest_hint(consumer_id) → the hint to go by. From the right end of the index.
+-- newest_hint(consumer_id) -> the hint to go by. From the right end of the index.
 create or replace function newest_hint(consumer_id int) returns hints
 language plpgsql stable as $$
 begin
     return (select h from hints h where h.consumer_id = newest_hint.consumer_id order by h.id desc limit 1);
 end $$;
 
--- live_leases(consumer_id, hint) → the consumer's leases, in flight or expired. No SET clause, so that it is inlined; lateral
+-- live_leases(consumer_id, hint) -> the consumer's leases, in flight or expired. No SET clause, so that it is inlined; lateral
 -- with offset 0, so that it is a look-up each, whatever the statistics say.
 create or replace function live_leases(consumer_id int, hint hints) returns setof leases
 language sql stable as $$
@@ -18,14 +18,14 @@ language sql stable as $$
     select l.* from leases l where l.consumer_id = $1 and l.token >= ($2).token_floor
 $$;
 
--- leases_of(consumer_id, tokens) → the rows of these claims, likewise.
+-- leases_of(consumer_id, tokens) -> the rows of these claims, likewise.
 create or replace function leases_of(consumer_id int, tokens bigint[]) returns setof leases
 language sql stable as $$
     select l.* from (select distinct t as token from unnest($2) t) t cross join lateral (
         select * from leases l where l.consumer_id = $1 and l.token = t.token offset 0) l
 $$;
 
--- held_keys(consumer_id, hint) → the claims and the keys that they hold: what is settled holds its key no longer, although its row
+-- held_keys(consumer_id, hint) -> the claims and the keys that they hold: what is settled holds its key no longer, although its row
 -- of leases is there for the others. Inlined, as live_leases() is. A look into settled per row, not per message.
 create or replace function held_keys(consumer_id int, hint hints) returns table (token bigint, key text)
 language sql stable as $$
@@ -70,12 +70,12 @@ language sql as $$
       and h.id < (select n.id from hints n where n.consumer_id = c.id order by n.id desc limit 1)
 $$;
 
--- live_waiting_template() → the code that gives what waits: first, by look-ups, what was passed by; then along the index. So in
+-- live_waiting_template() -> the code that gives what waits: first, by look-ups, what was passed by; then along the index. So in
 -- the order of (ord, tie), row by row as they are asked for.
 create or replace function live_waiting_template() returns text
 language sql immutable as $template$
     select $code$
--- live_waiting(hint) → the rows that wait, in order. No SET clause, so that it is inlined.
+-- live_waiting(hint) -> the rows that wait, in order. No SET clause, so that it is inlined.
 create or replace function live_waiting_<id>(hint hints) returns setof waiting_<id>
 language sql stable as $$
     select w.* from unnest(($1).passed) as p (ord) cross join lateral (
@@ -84,7 +84,7 @@ language sql stable as $$
     (select w.* from waiting_<id> w where w.consumer_id = <id> and w.ord >= ($1).waiting_floor order by w.ord, w.tie)
 $$;
 
--- find_floor(hint, cut) → a better floor than the hint's, where there is one: the first row that waits at cut or behind it.
+-- find_floor(hint, cut) -> a better floor than the hint's, where there is one: the first row that waits at cut or behind it.
 -- What waits before it has been passed by; where that is much, the floor stays before it.
 create or replace function find_floor_<id>(hint hints, cut bigint, out passed bigint[], out floor bigint)
 language plpgsql stable as $$

@@ -1,7 +1,7 @@
 -- How a queue consumer's messages are claimed: those whose timeout passed, those given back, new ones.
 -- Every function returns the seqs that now have a lease under the token, in order.
 
--- claim_expired(…): deliveries whose timeout passed. Those that had their last delivery die.
+-- claim_expired(...): deliveries whose timeout passed. Those that had their last delivery die.
 create or replace function claim_expired(consumer consumers, hint hints, places smallint[], token bigint,
                                          moment timestamptz, until timestamptz) returns bigint[]
 language plpgsql volatile as $$
@@ -21,7 +21,7 @@ begin
     return taken;
 end $$;
 
--- lock_expired(consumer_id, hint, wanted, at_least, claimed, moment) → deliveries whose timeout passed, the oldest first:
+-- lock_expired(consumer_id, hint, wanted, at_least, claimed, moment) -> deliveries whose timeout passed, the oldest first:
 -- `wanted` or a few more, of those that were delivered `at_least` times at least, and not by this very claim.
 -- Locks: their leases, by SKIP LOCKED.
 create or replace function lock_expired(consumer_id int, hint hints, wanted int, at_least int, claimed bigint,
@@ -47,7 +47,7 @@ begin
                  order by d.token, d.ordinal);
 end $$;
 
--- deliveries_of(consumer_id, tokens) → what these claims hold and is not settled, in claim order. Stable: in a statement that
+-- deliveries_of(consumer_id, tokens) -> what these claims hold and is not settled, in claim order. Stable: in a statement that
 -- looks elsewhere, too, it looks with the same snapshot, so that no message moves between the two looks.
 create or replace function deliveries_of(consumer_id int, tokens bigint[]) returns delivery[]
 language plpgsql stable as $$
@@ -66,7 +66,7 @@ begin
         order by l.token, abs(l.part) + u.n);
 end $$;
 
--- with_note(delivery, at, reason) → the delivery with a line more in its history.
+-- with_note(delivery, at, reason) -> the delivery with a line more in its history.
 create or replace function with_note(delivery delivery, at timestamptz, reason text) returns delivery
 language plpgsql immutable as $$
 begin
@@ -75,7 +75,7 @@ begin
     return delivery;
 end $$;
 
--- bury_last(consumer, expired) → the deliveries that may be delivered again, in their order; the others, now dead letters, are
+-- bury_last(consumer, expired) -> the deliveries that may be delivered again, in their order; the others, now dead letters, are
 -- left out.
 create or replace function bury_last(consumer consumers, expired delivery[]) returns delivery[]
 language plpgsql volatile as $$
@@ -109,7 +109,7 @@ begin
     return array(select d.seq from unnest(deliveries) d);
 end $$;
 
--- claim_delayed(…): messages given back by nack, or published for later, whose time has come.
+-- claim_delayed(...): messages given back by nack, or published for later, whose time has come.
 create or replace function claim_delayed(consumer_id int, places smallint[], offset_ int, token bigint,
                                          moment timestamptz, until timestamptz) returns bigint[]
 language plpgsql volatile as $$
@@ -131,12 +131,12 @@ begin
     return insert_leases(consumer_id, due, places, offset_, token, moment, until);
 end $$;
 
--- claim_waiting_template() → the code that claims messages which are delivered for the first time (or anew after a
+-- claim_waiting_template() -> the code that claims messages which are delivered for the first time (or anew after a
 -- redrive), and appends them to `taken`. Takes whole rows of `waiting`, and the front of the last one.
 create or replace function claim_waiting_template() returns text
 language sql immutable as $template$
     select $code$
--- claim_waiting(…): as its template says.
+-- claim_waiting(...): as its template says.
 create or replace function claim_waiting_<id>(hint hints, places smallint[], taken bigint[], claimed bigint,
                                               moment timestamptz, until timestamptz, out all_taken bigint[], out plain boolean)
 language plpgsql volatile as $$
@@ -192,7 +192,7 @@ end $$
     $code$
 $template$;
 
--- insert_claimed(…) → `taken` and these, which are delivered for the first time and now have leases: a row for each slot.
+-- insert_claimed(...) -> `taken` and these, which are delivered for the first time and now have leases: a row for each slot.
 create or replace function insert_claimed(consumer_id int, claimed bigint, places smallint[], taken bigint[], seqs bigint[],
                                           keys text[], moment timestamptz, until timestamptz, since timestamptz)
 returns bigint[]

@@ -6,7 +6,7 @@
 -- committed, so they are seen where they were. Every move of a message between waiting, leases and delayed is one
 -- transaction; so it is seen in one of them, or it is finished.
 
--- claim_in_order(…) → what claim() returns.
+-- claim_in_order(...) -> what claim() returns.
 create or replace function claim_in_order(consumer consumers, hint hints, places smallint[], expired boolean, token bigint,
                                           moment timestamptz, until timestamptz, out taken bigint[], out plain boolean)
 language plpgsql volatile as $$
@@ -33,7 +33,7 @@ begin
         and not exists (select from redriven r where r.consumer_id = consumer.id);
 end $$;
 
--- claim_expired_in_order(…): deliveries whose timeout passed, of keys that free_expired() gives.
+-- claim_expired_in_order(...): deliveries whose timeout passed, of keys that free_expired() gives.
 create or replace function claim_expired_in_order(consumer consumers, hint hints, places smallint[], token bigint,
                                                   moment timestamptz, until timestamptz) returns bigint[]
 language plpgsql volatile as $$
@@ -67,7 +67,7 @@ begin
     return taken;
 end $$;
 
--- free_expired(consumer_id, hint, claimed, moment, tokens, parts, wanted) → up to `wanted` deliveries whose timeout passed, in
+-- free_expired(consumer_id, hint, claimed, moment, tokens, parts, wanted) -> up to `wanted` deliveries whose timeout passed, in
 -- order, of these leases (null: of all): those with nothing of their key before them elsewhere, and none in flight.
 create or replace function free_expired(consumer_id int, hint hints, claimed bigint, moment timestamptz, tokens bigint[],
                                         parts int[], wanted int) returns delivery[]
@@ -93,7 +93,7 @@ begin
         select coalesce(array_agg(f.d order by f.ord, f.tie), '{}') from free f);
 end $$;
 
--- claim_delayed_in_order(…): messages given back whose time has come, of keys that free_delayed() gives.
+-- claim_delayed_in_order(...): messages given back whose time has come, of keys that free_delayed() gives.
 create or replace function claim_delayed_in_order(consumer consumers, hint hints, places smallint[], offset_ int,
                                                   token bigint, moment timestamptz, until timestamptz) returns bigint[]
 language plpgsql volatile as $$
@@ -117,7 +117,7 @@ begin
     return insert_leases(consumer.id, due, places, offset_, token, moment, until);
 end $$;
 
--- free_delayed(consumer_id, hint, claimed, moment, seqs, wanted) → up to `wanted` messages given back whose time has come, of
+-- free_delayed(consumer_id, hint, claimed, moment, seqs, wanted) -> up to `wanted` messages given back whose time has come, of
 -- these (null: of all): those with nothing of their key before them elsewhere, and none in flight.
 create or replace function free_delayed(consumer_id int, hint hints, claimed bigint, moment timestamptz, seqs bigint[],
                                         wanted int) returns bigint[]
@@ -144,13 +144,13 @@ begin
             order by d.visible_at, d.ord, d.tie limit wanted) f);
 end $$;
 
--- claim_in_order_template() → the code that claims messages which are delivered for the first time.
+-- claim_in_order_template() -> the code that claims messages which are delivered for the first time.
 -- A row that holds messages of other keys beside those that may not go out is cut up: the latter become runs, a key each,
 -- which the next claims pass by without a look inside for as long as their key is held.
 create or replace function claim_in_order_template() returns text
 language sql immutable as $template$
     select $code$
--- claim_in_order(…): as its template says.
+-- claim_in_order(...): as its template says.
 create or replace function claim_in_order_<id>(hint hints, places smallint[], taken bigint[], claimed bigint,
                                                moment timestamptz, until timestamptz, safe bigint)
 returns bigint[]
@@ -230,7 +230,7 @@ begin
     return taken;
 end $$;
 
--- free_messages(…) → the numbers of those messages in these locked rows that may go out; shut: a barrier is in front of them.
+-- free_messages(...) -> the numbers of those messages in these locked rows that may go out; shut: a barrier is in front of them.
 -- Called when the rows are locked: its snapshot is younger. One statement looks everywhere.
 create or replace function free_messages_<id>(hint hints, ords bigint[], ties bigint[], sizes int[], keys_ text[],
                                               claimed bigint, out free int[], out shut boolean)
@@ -279,7 +279,7 @@ begin
     end if;
 end $$;
 
--- remove_front(…): these locked rows are claimed, but for the rest of the last one.
+-- remove_front(...): these locked rows are claimed, but for the rest of the last one.
 create or replace function remove_front_<id>(ords bigint[], ties bigint[], rests int[]) returns void
 language plpgsql volatile as $$
 declare
@@ -298,7 +298,7 @@ begin
             where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie and d.rest = 0 offset 0) f));
 end $$;
 
--- cut_up(…): these locked rows, of which the first `room` of the free messages are claimed: what is held back goes into runs.
+-- cut_up(...): these locked rows, of which the first `room` of the free messages are claimed: what is held back goes into runs.
 create or replace function cut_up_<id>(ords bigint[], ties bigint[], runs boolean[], sizes int[], free int[], room int)
 returns void
 language plpgsql volatile as $$
@@ -338,7 +338,7 @@ begin
     end loop;
 end $$;
 
--- claim_barrier(…) → the barrier's seq, where nothing before it is unfinished.
+-- claim_barrier(...) -> the barrier's seq, where nothing before it is unfinished.
 create or replace function claim_barrier_<id>(hint hints, at bigint, at_tie bigint, place smallint, claimed bigint,
                                               moment timestamptz, until timestamptz) returns bigint[]
 language plpgsql volatile as $$

@@ -1,7 +1,7 @@
 -- Many rows of one key that is held, made few: so that a key with 100,000 messages does not slow the others, whose claims
 -- pass it by.
 
--- merge_runs() → how many rows of waiting went into others. The running bridge calls it.
+-- merge_runs() -> how many rows of waiting went into others. The running bridge calls it.
 create or replace function merge_runs() returns int
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
@@ -17,7 +17,7 @@ begin
     return merged;
 end $$;
 
--- merge_runs(consumer_id, hint, safe) → the same for one consumer. Looks at the first 10,000 rows, before the first that has
+-- merge_runs(consumer_id, hint, safe) -> the same for one consumer. Looks at the first 10,000 rows, before the first that has
 -- more than one key, and leaves alone what can still get a message of the key before it.
 -- Locks: the rows, by SKIP LOCKED. Of a key, nothing behind a row that another has locked is merged into one before it.
 create or replace function merge_runs(consumer_id int, hint hints, safe bigint) returns int

@@ -1,6 +1,6 @@
 -- What a receiver does with its deliveries. A receipt is good for one delivery, until its visibility timeout passes.
 
--- ack(consumer, receipts, strict) → how many messages are finished.
+-- ack(consumer, receipts, strict) -> how many messages are finished.
 -- A stale receipt (expired, redelivered, or acked before) counts 0. With strict it raises CB006 instead, so that
 -- the transaction which holds the message's effect rolls back with it.
 -- Raises CB001, CB002, CB003 (no receipt), CB005 (fifo above READ COMMITTED), CB006, CB008. Locks: the leases it removes,
@@ -32,7 +32,7 @@ begin
     return cardinality(acked);
 end $$;
 
--- settle_claim(consumer_id, receipts, moment) → the seqs that were settled by removing a claim, or one row of it, as a whole;
+-- settle_claim(consumer_id, receipts, moment) -> the seqs that were settled by removing a claim, or one row of it, as a whole;
 -- null where the receipts are not just those that it holds, in its order. What receivers mostly do: so the receipts
 -- are compared as they are, without taking them apart.
 create or replace function settle_claim(consumer_id int, receipts text[], moment timestamptz) returns bigint[]
@@ -83,14 +83,14 @@ begin
     return gone;
 end $$;
 
--- without(seqs, marked) → what rows of leases held and nobody had settled. One copy goes for each mark: a message that extend()
+-- without(seqs, marked) -> what rows of leases held and nobody had settled. One copy goes for each mark: a message that extend()
 -- took into a row of its own is marked in the row that it came from, and stands in both.
 create or replace function without(seqs bigint[], marked bigint[]) returns bigint[]
 language sql immutable as $$
     select array(select unnest(seqs) except all select unnest(marked))
 $$;
 
--- settle(consumer_id, tokens, seqs, moment) → the seqs of those deliveries that were in flight, and now are not.
+-- settle(consumer_id, tokens, seqs, moment) -> the seqs of those deliveries that were in flight, and now are not.
 -- A row of leases goes when all that it holds is settled. Otherwise the row stays, and each gets a mark: so those who
 -- settle different messages of one claim do not wait for each other, and those who settle the same one do.
 create or replace function settle(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz) returns bigint[]
@@ -108,7 +108,7 @@ begin
     return gone;
 end $$;
 
--- settle_whole(consumer_id, tokens, seqs, moment) → what was settled by removing rows of leases that hold nothing else.
+-- settle_whole(consumer_id, tokens, seqs, moment) -> what was settled by removing rows of leases that hold nothing else.
 create or replace function settle_whole(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
@@ -152,7 +152,7 @@ begin
     return gone;
 end $$;
 
--- settle_some(consumer_id, tokens, seqs, gone, moment) → those, not gone yet, that this call has marked as settled.
+-- settle_some(consumer_id, tokens, seqs, gone, moment) -> those, not gone yet, that this call has marked as settled.
 -- Locks: a share of the leases (KEY SHARE: a receiver that takes expired ones passes them by; extend does not wait).
 create or replace function settle_some(consumer_id int, tokens bigint[], seqs bigint[], gone bigint[], moment timestamptz)
 returns bigint[]
@@ -210,7 +210,7 @@ begin
     where s.consumer_id = remove_finished.consumer_id and s.token = f.token and s.part = f.part;
 end $$;
 
--- settle_moved(consumer_id, tokens, seqs, gone, moment) → those that extend() took out of their row while this waited for it.
+-- settle_moved(consumer_id, tokens, seqs, gone, moment) -> those that extend() took out of their row while this waited for it.
 create or replace function settle_moved(consumer_id int, tokens bigint[], seqs bigint[], gone bigint[], moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$

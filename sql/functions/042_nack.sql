@@ -1,7 +1,7 @@
 -- Giving back, keeping longer, burying.
 
--- nack(consumer, receipts, delay, reason, dead) → how many were given back, or became dead letters.
--- delay null: min(max, initial × factor^(deliver_count − 1)) of the consumer's retry_delay. The last of max_deliveries
+-- nack(consumer, receipts, delay, reason, dead) -> how many were given back, or became dead letters.
+-- delay null: min(max, initial * factor^(deliver_count - 1)) of the consumer's retry_delay. The last of max_deliveries
 -- kills at once, and so does dead. In fifo the later messages of the same key in the same claim go back with the first
 -- one that was given back, and their receipts are stale from then on; they are not counted here.
 -- Raises CB001, CB002, CB003, CB004 (negative delay), CB005 (fifo above READ COMMITTED), CB008.
@@ -35,7 +35,7 @@ begin
     return cardinality(nacked);
 end $$;
 
--- in_flight(consumer_id, tokens, seqs, moment) → those deliveries among them that are in flight.
+-- in_flight(consumer_id, tokens, seqs, moment) -> those deliveries among them that are in flight.
 create or replace function in_flight(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz)
 returns delivery[]
 language sql volatile as $$
@@ -44,7 +44,7 @@ language sql volatile as $$
                  where d.not_visible_until > moment)
 $$;
 
--- settle_deliveries(consumer_id, deliveries, moment) → those that were in flight and now are not.
+-- settle_deliveries(consumer_id, deliveries, moment) -> those that were in flight and now are not.
 create or replace function settle_deliveries(consumer_id int, deliveries delivery[], moment timestamptz) returns delivery[]
 language plpgsql volatile as $$
 declare
@@ -80,7 +80,7 @@ begin
           from unnest(followers) f) b;
 end $$;
 
--- followers_of(consumer_id, nacked) → what the same claims hold of the same keys behind the first one given back.
+-- followers_of(consumer_id, nacked) -> what the same claims hold of the same keys behind the first one given back.
 create or replace function followers_of(consumer_id int, nacked delivery[]) returns delivery[]
 language sql volatile as $$
     select array(
@@ -91,7 +91,7 @@ language sql volatile as $$
              on d.token = earliest.token and d.key = earliest.key and d.ordinal > earliest.ordinal)
 $$;
 
--- retry_delay(config, deliver_count) → min(max, initial × factor^(deliver_count − 1)).
+-- retry_delay(config, deliver_count) -> min(max, initial * factor^(deliver_count - 1)).
 create or replace function retry_delay(config jsonb, deliver_count int) returns interval
 language sql immutable as $$
     select make_interval(secs => least(maximum, case
@@ -104,7 +104,7 @@ language sql immutable as $$
                  (config #>> '{retry_delay,max}')::float8 as maximum) r
 $$;
 
--- extend(consumer, receipts, visibility_timeout) → how many deliveries were prolonged, counted from now.
+-- extend(consumer, receipts, visibility_timeout) -> how many deliveries were prolonged, counted from now.
 -- Zero makes them visible at once. In fifo all that the claim holds of their keys goes with them.
 -- Raises CB001, CB002, CB003, CB004, CB008. Locks: the leases.
 create or replace function extend(consumer text, receipts text[], visibility_timeout interval) returns int
@@ -134,7 +134,7 @@ begin
     return cardinality(wanted);
 end $$;
 
--- key_mates(consumer_id, deliveries) → they, and what the same claims hold of the same keys: these share their visibility.
+-- key_mates(consumer_id, deliveries) -> they, and what the same claims hold of the same keys: these share their visibility.
 create or replace function key_mates(consumer_id int, deliveries delivery[]) returns delivery[]
 language sql volatile as $$
     select array(
@@ -176,7 +176,7 @@ begin
     join unnest(deliveries) d on d.token = m.token and d.part = m.part and d.seq = m.seq;
 end $$;
 
--- bury(consumer_id, deliveries, reason) → how many became dead letters.
+-- bury(consumer_id, deliveries, reason) -> how many became dead letters.
 create or replace function bury(consumer_id int, deliveries delivery[], reason text) returns int
 language plpgsql volatile as $$
 declare
@@ -220,7 +220,7 @@ begin
     end if;
 end $$;
 
--- bury_expired() → how many messages died: those whose last delivery expired. The running bridge calls it.
+-- bury_expired() -> how many messages died: those whose last delivery expired. The running bridge calls it.
 -- Locks: the leases it removes, by SKIP LOCKED.
 create or replace function bury_expired() returns int
 language plpgsql volatile

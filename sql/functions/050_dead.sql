@@ -1,6 +1,6 @@
 -- Dead letters: back to the queue, or away for good.
 
--- redrive(consumer, ids) → how many dead letters (dead_messages.id; null = all) went back to the end of the queue.
+-- redrive(consumer, ids) -> how many dead letters (dead_messages.id; null = all) went back to the end of the queue.
 -- They keep seq, position and data, start with a fresh count, come after everything that waits now, and keep their order.
 -- One whose message waits or is in flight already is left where it is; a NOTICE counts those.
 -- Raises CB001, CB002, CB007 (an id that is no dead letter of this consumer). Locks: the dead letters.
@@ -34,7 +34,7 @@ begin
         returning seq, key, ord, tie, topic, data
     ), tail as (
         insert into waiting (consumer_id, ord, tie, seqs, keys, barrier)
-        select c.id, b.ord, b.tie, array[b.seq], array[b.key], c.mode = 'fifo' and (b.data ->> 'op') = 'truncate'
+        select c.id, b.ord, b.tie, array[b.seq], array[b.key], c.mode = 'fifo' and op_of(b.data) = 'truncate'
         from back b
         returning seqs[1] as seq)
     delete from dead_messages d using tail t where d.consumer_id = c.id and d.seq = t.seq and d.id = any (chosen);
@@ -47,7 +47,7 @@ begin
     return revived;
 end $$;
 
--- replay_messages(consumer_id, chosen, keys) → how many of these messages of the log went to the end of the queue once more, in
+-- replay_messages(consumer_id, chosen, keys) -> how many of these messages of the log went to the end of the queue once more, in
 -- order, marked as replayed, with a fresh count; those that wait or are in flight are skipped. keys null: the log's.
 -- They carry their data with them, as redriven ones do. Raises CB001. Locks: the consumer; the gap guard's, to the end of the transaction.
 create or replace function replay_messages(consumer_id int, chosen bigint[], keys text[], out replayed int, out skipped int)
@@ -77,13 +77,13 @@ begin
         returning seq, key, ord, tie, data
     )
     insert into waiting (consumer_id, ord, tie, seqs, keys, barrier)
-    select c.id, a.ord, a.tie, array[a.seq], array[a.key], c.mode = 'fifo' and (a.data ->> 'op') = 'truncate' from again a;
+    select c.id, a.ord, a.tie, array[a.seq], array[a.key], c.mode = 'fifo' and op_of(a.data) = 'truncate' from again a;
     get diagnostics replayed = row_count;
     skipped := cardinality(chosen) - replayed;
     perform pg_notify(current_schema(), c.id::text);
 end $$;
 
--- purge(consumer, ids) → how many dead letters (null = all) were deleted for good.
+-- purge(consumer, ids) -> how many dead letters (null = all) were deleted for good.
 -- Raises CB001, CB002, CB007.
 create or replace function purge(consumer text, ids bigint[] default null) returns int
 language plpgsql volatile security definer

@@ -1,6 +1,6 @@
 -- Messages of the application's own, beside the changes of tables.
 
--- publish(topic, key, data, deliver_at, dedup_id) → its seq. Logs the message and fans it out to the consumers of the topic
+-- publish(topic, key, data, deliver_at, dedup_id) -> its seq. Logs the message and fans it out to the consumers of the topic
 -- in the caller's transaction: they see it when that commits, and never if it does not.
 -- deliver_at: not delivered before; in fifo its key waits with it. dedup_id: a second message of the topic with the same one
 -- within 5 minutes of the first adds nothing, and gives the first one's seq.
@@ -90,7 +90,7 @@ begin
     end if;
 end $$;
 
--- record_key(record, columns) → the key that these columns of a published message make, as those of a row would.
+-- record_key(record, columns) -> the key that these columns of a published message make, as those of a row would.
 create or replace function record_key(record json, columns jsonb) returns text
 language sql immutable as $$
     select case
@@ -101,7 +101,7 @@ language sql immutable as $$
               from jsonb_array_elements_text(columns) with ordinality as k (c, n)) end
 $$;
 
--- partition_of(key, partitions) → CRC-32 (ISO 3309, as zlib has it) of the key's UTF-8 bytes, modulo the partitions; 0 for
+-- partition_of(key, partitions) -> CRC-32 (ISO 3309, as zlib has it) of the key's UTF-8 bytes, modulo the partitions; 0 for
 -- null. By the nibble, with a table of 16.
 create or replace function partition_of(key text, partitions int) returns int
 language plpgsql immutable as $$
@@ -122,7 +122,7 @@ begin
     return ((crc # 4294967295) % partitions)::int;
 end $$;
 
--- forget_published() → how many dedup ids were forgotten. The running bridge calls it.
+-- forget_published() -> how many dedup ids were forgotten. The running bridge calls it.
 create or replace function forget_published() returns int
 language plpgsql volatile set search_path from current as $$
 declare

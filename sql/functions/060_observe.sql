@@ -1,6 +1,6 @@
 -- Looking without touching.
 
--- peek(consumer, max_messages) → the messages that are visible now, with the columns of receive(); receipt is null.
+-- peek(consumer, max_messages) -> the messages that are visible now, with the columns of receive(); receipt is null.
 -- Raises CB001, CB002. Takes nothing and locks nothing.
 create or replace function peek(consumer text, max_messages int default 10)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
@@ -40,7 +40,7 @@ begin
     using c.id, max_messages, c.config -> 'columns';
 end $$;
 
--- consumer_lag() → per consumer that the caller may read, what is left to do. Counts rows: for people and monitors, not for every message.
+-- consumer_lag() -> per consumer that the caller may read, what is left to do. Counts rows: for people and monitors, not for every message.
 create or replace function consumer_lag()
 returns table (name text, mode text, pending bigint, in_flight bigint, dead bigint, oldest_age_seconds float8)
 language sql volatile security definer set search_path from current set jit = off as $$
@@ -65,7 +65,7 @@ language sql volatile security definer set search_path from current set jit = of
     order by c.name
 $$;
 
--- queue_settings(consumer) → what a client has to know of its consumer. channel: where appends are notified, with the ids of
+-- queue_settings(consumer) -> what a client has to know of its consumer. channel: where appends are notified, with the ids of
 -- the consumers that got something, or with nothing where these are many.
 -- Raises CB001, CB002, CB008.
 create or replace function queue_settings(consumer text, out id int, out mode text, out visibility_timeout interval,
@@ -80,7 +80,7 @@ begin
     channel := current_schema();
 end $$;
 
--- next_visible(consumer) → when to look again, in seconds from now: when a timeout or a delay ends, of which nothing
+-- next_visible(consumer) -> when to look again, in seconds from now: when a timeout or a delay ends, of which nothing
 -- notifies; null if none will. Soon where messages wait already: their keys are held, or max_in_flight is reached.
 -- Raises CB001, CB002, CB008.
 create or replace function next_visible(consumer text) returns float8

@@ -1,6 +1,6 @@
 -- The log's old segments: dropped whole, when nobody needs them any more; or folded into what compaction keeps.
 
--- drop_segments(retention, max_retention, max_bytes) → how many segments went; held_by: the consumer whose unfinished messages keep the
+-- drop_segments(retention, max_retention, max_bytes) -> how many segments went; held_by: the consumer whose unfinished messages keep the
 -- next one, or the group whose member reads there just now; lost: how many messages went that a group had not read, which its
 -- next read says; expired: how many unfinished messages became dead letters, being older than max_retention (null: none do).
 -- A segment goes when its newest message is older than the retention, or the log takes more than max_bytes (null: never); and
@@ -57,7 +57,7 @@ exception
         expired := 0;
 end $$;
 
--- expire_before(seq) → how many unfinished messages below seq became dead letters, with their data: what waits, what was given
+-- expire_before(seq) -> how many unfinished messages below seq became dead letters, with their data: what waits, what was given
 -- back, and deliveries whose timeout passed; what is in flight is left to its receiver. Up to 2,000 rows of waiting a consumer.
 -- Locks: these, by SKIP LOCKED.
 create or replace function expire_before(seq bigint) returns bigint
@@ -118,7 +118,7 @@ begin
     return total;
 end $$;
 
--- unfinished_before(seq) → a consumer that has an unfinished message of the log below seq; null if none has.
+-- unfinished_before(seq) -> a consumer that has an unfinished message of the log below seq; null if none has.
 create or replace function unfinished_before(seq bigint) returns text
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
@@ -147,7 +147,7 @@ begin
     return null;
 end $$;
 
--- reading_before(seq) → a group of which a member reads below seq just now, under a lease or in its transaction; null if none.
+-- reading_before(seq) -> a group of which a member reads below seq just now, under a lease or in its transaction; null if none.
 -- Not one that compacts: it finds there what compaction keeps.
 -- Locks: the partitions that stand below seq, to the end of the transaction: nobody begins to read there.
 create or replace function reading_before(seq bigint) returns text
@@ -160,7 +160,7 @@ begin
             limit 1);
 end $$;
 
--- leave_behind(seq) → how many messages below seq groups that do not compact want and have not read. Their offsets move there, and
+-- leave_behind(seq) -> how many messages below seq groups that do not compact want and have not read. Their offsets move there, and
 -- remember it.
 create or replace function leave_behind(seq bigint) returns bigint
 language plpgsql volatile

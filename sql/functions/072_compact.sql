@@ -5,19 +5,19 @@
 -- What tells that a key is gone (a delete, a truncate, an update away from it) stays while a compacting group has not read
 -- it, and so does what has no key.
 
--- compacts(config) → whether the consumer keeps its topics compacted.
+-- compacts(config) -> whether the consumer keeps its topics compacted.
 create or replace function compacts(config jsonb) returns boolean
 language sql immutable as $$
     select (config ->> 'compact')::boolean is true
 $$;
 
--- is_compacting() → whether any consumer does.
+-- is_compacting() -> whether any consumer does.
 create or replace function is_compacting() returns boolean
 language sql stable as $$
     select exists (select from consumers c where compacts(c.config))
 $$;
 
--- compact_segment(segment, beyond, too_old) → how many messages went that a compacting group had not read, being older than
+-- compact_segment(segment, beyond, too_old) -> how many messages went that a compacting group had not read, being older than
 -- too_old, and needed to know which keys are gone. The segment, which ends before seq beyond, becomes part of messages_compacted.
 -- Raises 55P03 where drop_segments() could not drop it.
 -- Locks: ACCESS EXCLUSIVE on messages, after the work; and partitions of compacting groups, as reading_before() does.
@@ -63,15 +63,15 @@ exception
     when sqlstate 'CB000' then
 end $$;
 
--- compaction_candidates(beyond) → what may be kept of the log below seq beyond. live: the latest message of its key, and not of one
+-- compaction_candidates(beyond) -> what may be kept of the log below seq beyond. live: the latest message of its key, and not of one
 -- that is gone; of rows that a backfill read, each reader's. Else it tells that keys are gone, or has no key: to be read by those
 -- who have not yet, and then superfluous.
 create or replace function compaction_candidates(beyond bigint)
 returns table (seq bigint, partition int, live boolean)
 language sql stable as $$
     with taken as materialized (
-        select m.seq, m.partition, m.topic, m.key, m.old_key, m.reader, m.data ->> 'op' as op,
-               m.data ->> 'op' = 'delete' or m.data ->> 'op' = 'message' and m.data ->> 'record' is null as gone
+        select m.seq, m.partition, m.topic, m.key, m.old_key, m.reader, op_of(m.data) as op,
+               op_of(m.data) = 'delete' or m.data::text ~ '^\{"op":"message","record":\s*null\s*,"old"' as gone
         from messages m
         where m.seq < $1 and exists (select from consumers c
                                      where compacts(c.config) and is_wanted(m.topic, m.data, m.reader, wish_of(c)))
@@ -94,7 +94,7 @@ language sql stable as $$
     select c.seq, c.partition, bool_or(c.live) from candidates c group by c.seq, c.partition
 $$;
 
--- leave_removals(too_old) → how many candidates that are not live, older than too_old, groups have not read. These groups' next
+-- leave_removals(too_old) -> how many candidates that are not live, older than too_old, groups have not read. These groups' next
 -- reads say so, and until somebody seeks, nothing is kept for them.
 create or replace function leave_removals(too_old timestamptz) returns bigint
 language plpgsql volatile as $$

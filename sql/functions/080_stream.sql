@@ -5,7 +5,7 @@
 -- Pages are said to cost nothing: then the index by partition is the cheaper one for the planner whatever it knows. Else it
 -- would read along the primary key, which is in the table's order, and throw away what is of other partitions.
 
--- read_stream(consumer, max_messages, lease) → up to max_messages of the least recently read free partition that has something
+-- read_stream(consumer, max_messages, lease) -> up to max_messages of the least recently read free partition that has something
 -- to return, in order of seq, behind the group's offset.
 -- lease null: the partition is the caller's until its transaction ends; commit_offset() in the same transaction makes
 -- reading, effect and offset one. With a lease it is the holder's of the receipt until the time is over.
@@ -80,7 +80,7 @@ begin
     end loop;
 end $$;
 
--- commit_offset(consumer, partition, seq, receipt) → whether the offset moved: all of the partition up to seq is done. The
+-- commit_offset(consumer, partition, seq, receipt) -> whether the offset moved: all of the partition up to seq is done. The
 -- partition is free again, when the transaction commits.
 -- Raises CB001, CB002, CB003 (no receipt), CB004 (no such partition; a seq below the offset, or beyond the log's end),
 -- CB006 (under a lease: its receipt is missing or stale), CB008. Locks: the partition; waits for a transaction that reads it.
@@ -157,7 +157,7 @@ begin
     end if;
 end $$;
 
--- stream_named(name) → the consumer's row, which must be one that reads the log.
+-- stream_named(name) -> the consumer's row, which must be one that reads the log.
 -- Raises CB001 (unknown), CB002 (a queue), CB008 (not its role).
 create or replace function stream_named(name text) returns consumers
 language plpgsql stable as $$
@@ -172,7 +172,7 @@ begin
     return found;
 end $$;
 
--- wish_of(consumer) → what the group reads of the log. tables null: of every schema; operations null: all.
+-- wish_of(consumer) -> what the group reads of the log. tables null: of every schema; operations null: all.
 create or replace function wish_of(consumer consumers) returns stream_wish
 language sql immutable as $$
     select row(array(select jsonb_array_elements_text(consumer.config -> 'topics')),
@@ -183,24 +183,24 @@ language sql immutable as $$
                consumer.id)::stream_wish
 $$;
 
--- is_wanted(topic, data, reader, wish) → whether the group reads it. Gap messages are everybody's, rows of a backfill its consumer's.
+-- is_wanted(topic, data, reader, wish) -> whether the group reads it. Gap messages are everybody's, rows of a backfill its consumer's.
 -- No SET clause, so that it is inlined.
 create or replace function is_wanted(topic text, data json, reader int, wish stream_wish) returns boolean
 language sql immutable as $$
     select topic = any ((wish).topics) or topic = 'cdcbridge.gap' or reader = (wish).reader
         or strpos(topic, '.') > 0 and reader is null
            and ((wish).tables is null or topic = any ((wish).tables) or split_part(topic, '.', 1) = any ((wish).schemas))
-           and ((wish).operations is null or data ->> 'op' = any ((wish).operations))
+           and ((wish).operations is null or op_of(data) = any ((wish).operations))
 $$;
 
--- newest_offsets(consumer_id) → where the group stands, a row for each partition. No SET clause, so that it is inlined.
+-- newest_offsets(consumer_id) -> where the group stands, a row for each partition. No SET clause, so that it is inlined.
 create or replace function newest_offsets(consumer_id int) returns setof offsets
 language sql stable as $$
     select o.* from generate_series(0, (select max(p.partitions) from partitionings p) - 1) n
     cross join lateral (select * from offsets o where o.consumer_id = $1 and o.partition = n order by o.id desc limit 1) o
 $$;
 
--- newest_offset(consumer_id, partition) → of one partition; null where there is none.
+-- newest_offset(consumer_id, partition) -> of one partition; null where there is none.
 create or replace function newest_offset(consumer_id int, partition int) returns offsets
 language plpgsql volatile as $$
 begin
@@ -209,7 +209,7 @@ begin
             order by o.id desc limit 1);
 end $$;
 
--- locked_offset(consumer, partition) → the same, locked. Raises CB004 where the log has no such partition.
+-- locked_offset(consumer, partition) -> the same, locked. Raises CB004 where the log has no such partition.
 -- Locks: the partition, to the end of the transaction; waits.
 create or replace function locked_offset(consumer consumers, partition int) returns offsets
 language plpgsql volatile as $$
@@ -225,13 +225,13 @@ begin
     return at;
 end $$;
 
--- partition_lock(consumer_id, partition) → the advisory lock of a group's partition.
+-- partition_lock(consumer_id, partition) -> the advisory lock of a group's partition.
 create or replace function partition_lock(consumer_id int, partition int) returns bigint
 language sql stable as $$
     select ('offsets'::regclass::oid::bigint << 32) | ((consumer_id::bigint * 4096 + partition) & 4294967295)
 $$;
 
--- put_offset(old, seq, leased_until) → the row that is the newest now; the partition is locked.
+-- put_offset(old, seq, leased_until) -> the row that is the newest now; the partition is locked.
 create or replace function put_offset(old offsets, seq bigint, leased_until timestamptz) returns offsets
 language plpgsql volatile as $$
 declare
@@ -243,7 +243,7 @@ begin
     return new;
 end $$;
 
--- fence_of(receipt, partition) → the id in a receipt of read_stream(); null for none. Raises CB003.
+-- fence_of(receipt, partition) -> the id in a receipt of read_stream(); null for none. Raises CB003.
 create or replace function fence_of(receipt text, partition int) returns bigint
 language plpgsql immutable as $$
 begin
@@ -257,7 +257,7 @@ begin
     return split_part(receipt, '-', 2)::bigint;
 end $$;
 
--- partitions_read(consumer_id) → those that this transaction has read and not committed the offset of.
+-- partitions_read(consumer_id) -> those that this transaction has read and not committed the offset of.
 create or replace function partitions_read(consumer_id int) returns int[]
 language plpgsql stable as $$
 declare
@@ -301,7 +301,7 @@ begin
     end if;
 end $$;
 
--- end_of_era(wish, spots) → the last seq before the number of partitions changed, where the group has not read all up to it;
+-- end_of_era(wish, spots) -> the last seq before the number of partitions changed, where the group has not read all up to it;
 -- else null. A key may be in another partition from then on: its later messages wait for its earlier ones.
 create or replace function end_of_era(wish stream_wish, spots offsets[]) returns bigint
 language plpgsql stable as $$

@@ -1,6 +1,6 @@
 -- Offsets: set, shown, and the number of partitions.
 
--- seek(consumer, target, partition) → how many partitions were moved (null: all of the group). target: 'earliest' (what the log
+-- seek(consumer, target, partition) -> how many partitions were moved (null: all of the group). target: 'earliest' (what the log
 -- still holds), 'latest' (what comes from now on), a seq (the next to be read), or a timestamp (what was committed then or
 -- later). A timestamp has the year first, and is UTC where it names no zone: '2026-05-01 10:00+02'. Leases end: a commit under one is refused.
 -- Raises CB001, CB002, CB004 (a target that is none of these, lies ahead of the log, or before what it still holds), CB008.
@@ -32,7 +32,7 @@ begin
     return moved;
 end $$;
 
--- seq_before(target, compacted) → the seq behind which a reader begins that seeks so. compacted: it reads what compaction kept, too.
+-- seq_before(target, compacted) -> the seq behind which a reader begins that seeks so. compacted: it reads what compaction kept, too.
 create or replace function seq_before(target text, compacted boolean default false) returns bigint
 language plpgsql volatile as $$
 declare
@@ -79,7 +79,7 @@ begin
     return greatest(found, 0);
 end $$;
 
--- seq_at(at) → the first seq that was committed then or later; null where none was. 0 where retention dropped what came first.
+-- seq_at(at) -> the first seq that was committed then or later; null where none was. 0 where retention dropped what came first.
 create or replace function seq_at(at timestamptz) returns bigint
 language plpgsql volatile as $$
 declare
@@ -103,20 +103,20 @@ begin
     return null;
 end $$;
 
--- log_segments() → the log's segments by name, in order. Not what compaction has kept of earlier ones.
+-- log_segments() -> the log's segments by name, in order. Not what compaction has kept of earlier ones.
 create or replace function log_segments() returns setof text
 language sql stable as $$
     select i.inhrelid::regclass::text from pg_inherits i join pg_class s on s.oid = i.inhrelid
     where i.inhparent = 'messages'::regclass and s.relname <> 'messages_compacted' order by s.relname
 $$;
 
--- log_begin() → the first seq that the log can still hold: 1, or the first segment's that retention has left.
+-- log_begin() -> the first seq that the log can still hold: 1, or the first segment's that retention has left.
 create or replace function log_begin() returns bigint
 language sql stable as $$
     select greatest(1, (substring((select s from log_segments() s limit 1) from '([0-9]+)"?$')::bigint) * 1000000)
 $$;
 
--- group_lag(consumer) → where the group stands in each partition, and how far behind: messages that it wants, and the age in
+-- group_lag(consumer) -> where the group stands in each partition, and how far behind: messages that it wants, and the age in
 -- seconds of the oldest of them (null where there is none). For people and monitors: it counts.
 -- Raises CB001, CB002, CB008.
 create or replace function group_lag(consumer text)
@@ -130,7 +130,7 @@ begin
     return query select * from group_lag_of(c.id, wish_of(c));
 end $$;
 
--- group_lag_of(consumer_id, wish) → the same of a group that was looked up.
+-- group_lag_of(consumer_id, wish) -> the same of a group that was looked up.
 create or replace function group_lag_of(consumer_id int, wish stream_wish)
 returns table (partition int, seq bigint, messages bigint, seconds float8, leased_until timestamptz, lost bigint,
                updated_at timestamptz)
@@ -145,7 +145,7 @@ set random_page_cost = 0 set seq_page_cost = 0 as $$
     order by o.partition
 $$;
 
--- stream_settings(consumer) → what a client has to know. channel: where appends are notified, as queue_settings() has it.
+-- stream_settings(consumer) -> what a client has to know. channel: where appends are notified, as queue_settings() has it.
 -- Raises CB001, CB002, CB008.
 create or replace function stream_settings(consumer text, out id int, out channel text)
 language plpgsql stable security definer set search_path from current as $$
@@ -154,7 +154,7 @@ begin
     channel := current_schema();
 end $$;
 
--- next_readable(consumer) → when to look again, in seconds from now: messages wait that others read or hold back, or a lease ends,
+-- next_readable(consumer) -> when to look again, in seconds from now: messages wait that others read or hold back, or a lease ends,
 -- of which nothing notifies; null where nothing is left.
 -- Raises CB001, CB002, CB008.
 create or replace function next_readable(consumer text) returns float8
@@ -173,13 +173,13 @@ begin
             having count(*) > 0);
 end $$;
 
--- log_partitions() → the number of partitions, as it is now, whatever the caller's snapshot.
+-- log_partitions() -> the number of partitions, as it is now, whatever the caller's snapshot.
 create or replace function log_partitions() returns int
 language sql volatile as $$
     select pg_sequence_last_value('partitions_seq')::int
 $$;
 
--- begin_partitions(wanted) → whether the number changes: then the caller's session holds the draw lock, nobody draws a seq, and
+-- begin_partitions(wanted) -> whether the number changes: then the caller's session holds the draw lock, nobody draws a seq, and
 -- finish_partitions() must follow when this has committed. From the next seq on keys are spread over so many, and the groups
 -- begin in new partitions there. In this order, because partitions must be known before anything is in them.
 -- Locks: the draw lock of the log's sequence, for the session.
@@ -214,7 +214,7 @@ begin
     return true;
 end $$;
 
--- groups_lock() → the advisory lock under which groups are made, and the number of partitions changed: so each group has all.
+-- groups_lock() -> the advisory lock under which groups are made, and the number of partitions changed: so each group has all.
 create or replace function groups_lock() returns bigint
 language sql stable as $$
     select ('partitionings'::regclass::oid::bigint << 32) | 1
@@ -228,7 +228,7 @@ begin
     perform pg_advisory_unlock(draw_lock('messages_seq'));
 end $$;
 
--- safe_seq_holders() → the transactions that hold max_safe_seq() back, the oldest first: from which seq on, since when.
+-- safe_seq_holders() -> the transactions that hold max_safe_seq() back, the oldest first: from which seq on, since when.
 create or replace function safe_seq_holders()
 returns table (pid int, seq bigint, age_seconds float8, state text, query text)
 language sql volatile security definer set search_path from current as $$

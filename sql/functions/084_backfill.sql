@@ -1,6 +1,6 @@
 -- Backfills: what is asked for, how far it is. The bridge reads the rows.
 
--- start_backfill(consumer, table, condition, columns, rate, after_seq) → its id. The bridge begins it within a second.
+-- start_backfill(consumer, table, condition, columns, rate, after_seq) -> its id. The bridge begins it within a second.
 -- Raises CB001 (unknown consumer), CB004 (one of this table is unfinished).
 create or replace function start_backfill(consumer text, table_name text, condition text default null,
                                           columns text[] default null, rate int default null,
@@ -20,7 +20,7 @@ exception
                                                    c.name, c.name, table_name);
 end $$;
 
--- change_backfills(consumer, table, states, state) → how many of the consumer's backfills (table null: of all tables) went from one
+-- change_backfills(consumer, table, states, state) -> how many of the consumer's backfills (table null: of all tables) went from one
 -- of the states to the state. Raises CB001, CB004 (none is in one of these states).
 create or replace function change_backfills(consumer text, table_name text, states text[], state text) returns int
 language plpgsql volatile set search_path from current as $$
@@ -70,21 +70,21 @@ language sql volatile set search_path from current as $$
     where b.state in ('waiting', 'running', 'paused', 'failed') and b.consumer_id <> all (kept)
 $$;
 
--- changed_behind(topic, seq, operations, most) → the keys that changes behind seq are of, or took away; no more than so many.
+-- changed_behind(topic, seq, operations, most) -> the keys that changes behind seq are of, or took away; no more than so many.
 create or replace function changed_behind(topic text, seq bigint, operations text[], most int) returns setof text
 language sql stable set search_path from current as $$
     select distinct k.key from messages m cross join lateral (values (m.key), (m.old_key)) k (key)
-    where m.seq > $2 and m.topic = $1 and m.reader is null and m.data ->> 'op' = any ($3) and k.key is not null
+    where m.seq > $2 and m.topic = $1 and m.reader is null and op_of(m.data) = any ($3) and k.key is not null
     limit $4
 $$;
 
--- newest_progress(backfill_id) → how far it is; null before its first rows.
+-- newest_progress(backfill_id) -> how far it is; null before its first rows.
 create or replace function newest_progress(backfill_id int) returns backfill_progress
 language sql stable as $$
     select p from backfill_progress p where p.backfill_id = $1 order by p.id desc limit 1
 $$;
 
--- backfill_status(consumer) → all backfills (null: of all consumers), the youngest last. percent and seconds_left are estimates: null
+-- backfill_status(consumer) -> all backfills (null: of all consumers), the youngest last. percent and seconds_left are estimates: null
 -- where nothing is known.
 create or replace function backfill_status(consumer text default null)
 returns table (id int, consumer text, table_name text, state text, note text, rows bigint, messages bigint, total bigint,

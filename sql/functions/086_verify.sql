@@ -1,6 +1,6 @@
 -- Verification: the state that the log's messages of a table lead to, to be compared with the table.
 
--- log_state(topic, xmax, running) → each key's record, folded from reads and changes by transactions that a snapshot of the source
+-- log_state(topic, xmax, running) -> each key's record, folded from reads and changes by transactions that a snapshot of the source
 -- sees: those before xmax that were not running. Both are transaction IDs less their epoch.
 create or replace function log_state(topic text, xmax bigint, running bigint[]) returns table (key text, record jsonb)
 language plpgsql volatile
@@ -32,7 +32,7 @@ begin
     drop table pg_temp.folded;
 end $$;
 
--- fold_back(key, seq) → the record of the key at that message: columns that it left unchanged are those of the one before, which
+-- fold_back(key, seq) -> the record of the key at that message: columns that it left unchanged are those of the one before, which
 -- has the row's former key where the message took that away. Reads log_state()'s table.
 create or replace function fold_back(key text, seq bigint) returns jsonb
 language plpgsql volatile set search_path from current as $$
@@ -56,7 +56,7 @@ begin
     return whole;
 end $$;
 
--- log_hashes(topic, xmax, running) → of log_state(), by bucket: how many keys, and a sum over their records that does not go by order.
+-- log_hashes(topic, xmax, running) -> of log_state(), by bucket: how many keys, and a sum over their records that does not go by order.
 create or replace function log_hashes(topic text, xmax bigint, running bigint[])
 returns table (bucket int, keys bigint, hash numeric)
 language sql volatile set search_path from current as $$

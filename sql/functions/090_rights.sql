@@ -1,7 +1,7 @@
 -- Who may call what. A role with usage on the schema and nothing else can receive, ack and so on, for the consumers that
 -- name no role, and for those whose role it is: these functions run with their owner's rights.
 
--- public_functions() → those that anybody who may use the schema can call. They pin their search_path, or are inlined. All others are
+-- public_functions() -> those that anybody who may use the schema can call. They pin their search_path, or are inlined. All others are
 -- called by these, by the bridge and by the owner, and by nobody else. publish() waits for a grant of its own.
 create or replace function public_functions() returns text[]
 language sql immutable set search_path from current as $$
@@ -25,7 +25,7 @@ begin
     end loop;
 end $$;
 
--- may_read(role) → whether the caller may read a consumer of this role: a member of it, or of the store's owner. Who calls
+-- may_read(role) -> whether the caller may read a consumer of this role: a member of it, or of the store's owner. Who calls
 -- is the session's user, or whom it has set its role to: current_user is the owner in a function with the owner's rights.
 create or replace function may_read(role text) returns boolean
 language sql stable as $$

@@ -133,11 +133,8 @@ def prepare(
         published = Publishing([])
         if plugin == "pgoutput" and not finishing:
             published = bring_into_step(config, connection, store.capture() if history else None, left_out)
-        exported: str | None = None
-        if consistent and not source.slots(connection, config.source.slot):
-            slot_lsn, exported = _slot_with_snapshot(config, connection, stream, plugin)
-        else:
-            slot_lsn = _slot(config, connection, plugin)
+        snapshot_from = stream if consistent else None
+        slot_lsn, exported = _slot(config, connection, snapshot_from, plugin)
         if installed:
             event_trigger.mend(connection)  # the slot has waited for the transactions that were older
         _keep_in_step(config, connection, stream)
@@ -271,12 +268,19 @@ def _refuse_lost(name: str, found: list[source.Slot], history: History | None) -
             )
 
 
-def _slot(config: Config, connection: Connection, plugin: str) -> int:
-    """The slot's confirmed position; created where this is the first start."""
+def _slot(
+    config: Config, connection: Connection, snapshot_from: ReplicationStream | None, plugin: str
+) -> tuple[int, str | None]:
+    """The slot's confirmed position, created where this is the first start; and the name of its snapshot.
+
+    `snapshot_from`: a stream that makes the slot and exports the snapshot; None: there is no need of one.
+    """
     name = config.source.slot
     found = source.slots(connection, name)
     if found:
-        return found[0].confirmed_flush_lsn or 0
+        return found[0].confirmed_flush_lsn or 0, None
+    if snapshot_from is not None:
+        return _slot_with_snapshot(config, connection, snapshot_from, plugin)
     log.info("slot.creating", slot=name, plugin=plugin)
     lsn = source.create_slot(
         config.source_dsn,
@@ -286,7 +290,7 @@ def _slot(config: Config, connection: Connection, plugin: str) -> int:
         waiting=lambda pids: log.info("slot.waiting", slot=name, waits_for=pids),
     )
     log.info("slot.created", slot=name, plugin=plugin, lsn=format_lsn(lsn))
-    return lsn
+    return lsn, None
 
 
 def _keep_in_step(config: Config, connection: Connection, stream: ReplicationStream) -> None:

@@ -66,7 +66,7 @@ _OWN: Final = {
 
 def options(settings: Mapping[str, str]) -> str:
     """Settings as PGOPTIONS has them."""
-    return " ".join(f"-c {name}={value}" for name, value in settings.items() if " " not in value)
+    return " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings.items())
 
 
 def environment(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -75,6 +75,14 @@ def environment(settings: Mapping[str, str], folder: Path) -> dict[str, str]:
     file.write_text(f"[hostile]\noptions={options(settings)}\nclient_encoding=LATIN1\n")
     file.chmod(0o644)
     return {**ENVIRONMENT, "PGOPTIONS": options(settings), "PGSERVICE": "hostile", "PGSERVICEFILE": str(file)}
+
+
+def own_environment() -> dict[str, str]:
+    """The environment of PostgreSQL's own programs, such as psql, which behave like the tests' sessions."""
+    kept = {
+        name: value for name, value in os.environ.items() if name not in {*ENVIRONMENT, "PGSERVICE", "PGSERVICEFILE"}
+    }
+    return {**kept, "PGOPTIONS": options(_OWN)}
 
 
 def _is_own(caller: FrameType) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 
 from cdcbridge.embedded import EmbeddedServer
+from tests import hostile
 from tests.sql.queue import Queue
 from tests.world import PATIENCE, eventually, fresh_database
 
@@ -81,10 +82,10 @@ def test_a_store_that_is_restored_elsewhere_goes_on(pg15: EmbeddedServer, pg18: 
         queue.all("select cdcbridge.commit_offset('s', %s, %s)", rows[-1]["partition"], rows[-1]["seq"])
         queue.close()
         dump = [str(pg15.binaries / "pg_dump"), "-d", pg15.dsn(old), "-n", "cdcbridge", "--no-owner"]
-        text = subprocess.run(dump, capture_output=True, check=True).stdout
+        text = subprocess.run(dump, capture_output=True, check=True, env=hostile.own_environment()).stdout
         # By psql 15: pg_dump of newer minor releases writes commands around the dump that others do not know.
         restore = [str(pg15.binaries / "psql"), "-q", "-d", pg18.dsn(new), "-v", "ON_ERROR_STOP=1"]
-        subprocess.run(restore, input=text, check=True, capture_output=True)
+        subprocess.run(restore, input=text, check=True, capture_output=True, env=hostile.own_environment())
         restored = Queue(pg18.dsn(new))
         hung = restored.open(autocommit=False)
         restored.value("select cdcbridge.publish('news', 'k0', '1')", session=hung)

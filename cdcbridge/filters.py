@@ -63,6 +63,12 @@ class Filter:
             raise ValueError(f"unknown function {min(functions)!r}")
         self._reads = {name: _reads(tokens, name) for name in ("record", "old")}
 
+    @property
+    def columns(self) -> frozenset[str] | None:
+        """The columns that it reads; None where it may read all of them."""
+        reads = self._reads["record"]
+        return None if reads.whole else frozenset(reads.columns | reads.tested)
+
     def wants(self, environment: dict[str, Any], unchanged: Sequence[str] = ()) -> bool:
         """Whether the message is to be delivered; `unchanged` names columns that the WAL did not carry.
 

@@ -70,12 +70,24 @@ language sql volatile set search_path from current as $$
     where b.state in ('waiting', 'running', 'paused', 'failed') and b.consumer_id <> all (kept)
 $$;
 
--- changed_behind(topic, seq, operations, most) → the keys that changes behind seq are of, or took away; no more than so many.
+-- op_of(data) -> the operation of a table's message. Goes by its text, because json operators refuse a document that has "\u0000"
+-- or half of a surrogate pair anywhere.
+create or replace function op_of(data json) returns text language sql immutable as $$
+    select split_part(left(data::text, 30), '"', 4)
+$$;
+
+-- changed_behind(topic, seq, operations, most) -> the keys that changes behind seq are of, or took away; no more than so many.
 create or replace function changed_behind(topic text, seq bigint, operations text[], most int) returns setof text
 language sql stable set search_path from current as $$
     select distinct k.key from messages m cross join lateral (values (m.key), (m.old_key)) k (key)
-    where m.seq > $2 and m.topic = $1 and m.reader is null and m.data ->> 'op' = any ($3) and k.key is not null
+    where m.seq > $2 and m.topic = $1 and m.reader is null and op_of(m.data) = any ($3) and k.key is not null
     limit $4
+$$;
+
+-- truncates(topic) -> the transactions of the TRUNCATEs of that table which the log has, less their epoch.
+create or replace function truncates(topic text) returns setof bigint
+language sql stable set search_path from current as $$
+    select m.xid from messages m where m.topic = $1 and m.xid is not null and m.key is null and op_of(m.data) = 'truncate'
 $$;
 
 -- newest_progress(backfill_id) → how far it is; null before its first rows.

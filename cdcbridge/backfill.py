@@ -18,14 +18,15 @@ from typing import Final
 import psycopg
 import structlog
 
-from cdcbridge import chunks
+from cdcbridge import shapes
 from cdcbridge.check_sessions import refuse_row_security
+from cdcbridge.chunks import CHUNK_BYTES, Read, Wanted, read_chunk
 from cdcbridge.collect import READ_ROWS, READ_ROWS_BESIDE
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable, UsageError
-from cdcbridge.handover import Handover
-from cdcbridge.orders import Order, begin, fail, refuse_unknown_columns, subscription_of
+from cdcbridge.handover import Handover, Room, mark
+from cdcbridge.orders import Order, begin, begin_anew, fail, refuse_unknown_columns, subscription_of, truncated_since
 from cdcbridge.reads import EARLY_LIMIT, Chunk, Snapshot, Watch
 from cdcbridge.route import Router, Subscription
 from cdcbridge.source import current_lsn
@@ -33,7 +34,6 @@ from cdcbridge.store import log_end
 
 READ_SECONDS: Final = 0.2  # what a chunk's reading should take
 FEWEST_ROWS, FIRST_ROWS = 20, 200
-MOST_BYTES: Final = 8 << 20
 _COMPARABLE: Final = 1 << 31  # while a database has used fewer transaction IDs, no old row's looks young
 _TELLS_OPERATIONS: Final = re.compile(r"\b(op|old|meta)\b")
 log = structlog.get_logger()
@@ -51,6 +51,7 @@ class Session:
     router: Router
     handed: dict[bytes, Watch | Chunk] = field(default_factory=dict)
     gentle: bool = False
+    room: Room = field(default_factory=Room)
     over: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -62,7 +63,7 @@ class Backfill:
         self._session = session
         self._config = session.config
         self._order = order
-        self._handover = Handover(session.handed, f"{session.epoch}/{order.backfill_id}", session.over)
+        self._handover = Handover(session.handed, f"{session.epoch}/{order.backfill_id}", session.over, session.room)
         self._reader: Connection | None = None
         self._place = order.place or []
         self._watch: Watch | None = None
@@ -116,17 +117,22 @@ class Backfill:
         order = self._order
         schema, _, name = order.table.partition(".")
         subscription = subscription_of(self._session.router, order.consumer_id, order.consumer, schema, name)
-        shape = chunks.describe(reader, schema, name)
+        shape = shapes.describe(reader, schema, name)
         refuse_row_security(reader, schema, name)
         refuse_unknown_columns(shape, order.columns)
         self._watch = Watch(subscription, order.table)
         going_on = order.since is not None and order.place is not None
+        if order.since is not None and going_on:
+            # What was written anew while nobody read looks young, and did not come as a change.
+            going_on = not shapes.altered_since(reader, shape, Snapshot.parse(order.since)) or self._truncated(
+                marker, store, Snapshot.parse(order.since)
+            )
         self._on_standby = reader.execute("select pg_is_in_recovery()").fetchone() == (True,)
         begun = self._handover.watch(marker, self._watch)
         self._wait_for_writers(reader, marker, store, shape)
         if self._stopping.is_set():
             return  # and whoever wrote may still do
-        since = begin(store, order, chunks.snapshot(reader), chunks.estimate(reader, shape), going_on=going_on)
+        since = begin(store, order, shapes.snapshot(reader), shapes.estimate(reader, shape), going_on=going_on)
         if since is None:
             return  # paused or cancelled meanwhile
         comes_as_change = _comes_as_change(subscription, since)
@@ -136,22 +142,33 @@ class Backfill:
             # Rows that a transaction which runs now has written in a savepoint, `since` cannot tell; the watch can.
             self._wait_for_writers(reader, marker, store, shape)
             self._watch.before = self._came_as_changes(store, subscription, begun)
-        wanted = chunks.Wanted(
-            order.condition,
-            tuple(order.columns) if order.columns else None,
-            subscription.key,
-            since if comes_as_change else None,
-        )
         log.info("backfill.reading", consumer=order.consumer, table=order.table, behind=self._place)
+        self._read_on(reader, marker, store, shape, wanted_of(order, subscription, since if comes_as_change else None))
+
+    def _read_on(
+        self, reader: Connection, marker: Connection, store: Connection, shape: shapes.Shape, wanted: Wanted
+    ) -> None:
+        """Chunk after chunk, until the last, or until it is stopped."""
+        order, watch = self._order, self._watch
         paced = time.monotonic()
         last = False
-        while not (last or self._stopping.is_set()):
+        while watch is not None and not (last or self._stopping.is_set()):
             started = time.monotonic()
-            shape, seen, rows, looked_at, last = self._chunk(reader, shape, wanted)
-            self._adapt(time.monotonic() - started, sum(map(len, rows)))
-            if not self._handover.has_room():
+            now, seen, read = self._chunk(reader, shape, wanted)
+            if read is None:
+                if wanted.since is not None and not self._truncated(marker, store, wanted.since):
+                    log.info("backfill.rewritten", consumer=order.consumer, table=order.table)
+                    begin_anew(store, order)
+                    return  # and it is started again, from its place
+                shape = now
+                continue
+            shape, self._place, last, looked_at = now, read.end, read.last, read.looked_at
+            size = sum(map(len, read.rows))
+            self._adapt(time.monotonic() - started, size, looked_at if read.bounded else self._size)
+            if not self._handover.has_room(size):
                 return
-            self._handover.chunk(marker, self._watch, order.backfill_id, seen, rows, self._place, looked_at, last=last)
+            self._handover.chunk(marker, watch, order.backfill_id, seen, read)
+            del read  # its memory belongs to the log's batch now
             if self._session.gentle:
                 self._handover.wait_for_all()
                 self._stopping.wait(time.monotonic() - started)
@@ -162,20 +179,29 @@ class Backfill:
             log.info("backfill.done", consumer=order.consumer, table=order.table)
 
     def _chunk(
-        self, reader: Connection, shape: chunks.Shape, wanted: chunks.Wanted
-    ) -> tuple[chunks.Shape, Snapshot, list[bytes], int, bool]:
-        """The next rows, in a transaction of their own: (the table as it is by now, what was visible, the rows, how
-        many were looked at, whether they are the last).
+        self, reader: Connection, shape: shapes.Shape, wanted: Wanted
+    ) -> tuple[shapes.Shape, Snapshot, Read | None]:
+        """The next rows, in a transaction of their own: (the table as it is by now, what was visible, what was read, or
+        None where the table was written anew).
         """
         with source_errors(), reader.transaction():
-            reader.execute("set transaction isolation level repeatable read, read only")
-            seen = chunks.snapshot(reader)
-            if not chunks.is_still(reader, shape):
-                shape = self._altered(shape, chunks.describe(reader, shape.schema, shape.name))
-            end, looked_at, last = chunks.next_place(reader, shape, self._place, self._size)
-            rows = chunks.copy_rows(reader, chunks.rows_query(shape, wanted, self._place, end)) if end else []
-        self._place = end
-        return shape, seen.certain() if self._on_standby else seen, rows, looked_at, last
+            shapes.begin_locked(reader, shape)
+            seen = shapes.snapshot(reader)
+            seen = seen.certain() if self._on_standby else seen
+            if not shapes.is_still(reader, shape):
+                before, shape = shape, self._altered(shape, shapes.describe(reader, shape.schema, shape.name))
+                if wanted.since is not None and shapes.rewritten(before, shape):
+                    return shape, seen, None
+            return shape, seen, read_chunk(reader, shape, wanted, self._place, self._size)
+
+    def _truncated(self, marker: Connection, store: Connection, since: Snapshot) -> bool:
+        """Whether the log has a TRUNCATE of the table by a transaction that `since` does not see: then each row that is
+        there now came as a change.
+        """
+        target = mark(marker, b"rewritten")
+        while log_end(store) < target and not self._stopping.is_set():
+            self._stopping.wait(0.02)
+        return truncated_since(store, self._order.table, since)
 
     def _came_as_changes(self, store: Connection, subscription: Subscription, begun: int) -> frozenset[str | None]:
         """Keys that the consumer got before the watch began, where it was made for this."""
@@ -190,17 +216,17 @@ class Backfill:
             ).fetchall()
         return frozenset(key for (key,) in rows)
 
-    def _wait_for_writers(self, reader: Connection, marker: Connection, store: Connection, shape: chunks.Shape) -> None:
+    def _wait_for_writers(self, reader: Connection, marker: Connection, store: Connection, shape: shapes.Shape) -> None:
         """Until what was committed by now is visible to the reader, and whoever writes into the table now has ended."""
         waiting_since = time.monotonic()
         told: str | None = None
-        first = chunks.writers(marker, shape)
+        first = shapes.writers(marker, shape)
         written: int | None = None  # where the primary's WAL ended when none of these was left
         while not self._stopping.is_set():
             if self._watch is not None:
-                seen = chunks.snapshot(reader)
+                seen = shapes.snapshot(reader)
                 self._watch.visible = seen.certain() if self._on_standby else seen
-            now = chunks.writers(marker, shape) if first else {}
+            now = shapes.writers(marker, shape) if first else {}
             blockers = [text for writer, text in now.items() if writer in first]
             if not blockers and self._on_standby:
                 written = written or current_lsn(marker)
@@ -214,21 +240,21 @@ class Backfill:
                 self._note(store, note)
             self._stopping.wait(0.05)
 
-    def _altered(self, before: chunks.Shape, after: chunks.Shape) -> chunks.Shape:
+    def _altered(self, before: shapes.Shape, after: shapes.Shape) -> shapes.Shape:
         """A table that was altered meanwhile: read on by its new columns, if its key is the same."""
         if [(c.name, c.type) for c in before.key] != [(c.name, c.type) for c in after.key] or (
-            not before.key and before.leaves != after.leaves
+            not before.key and before.oids != after.oids
         ):
             raise UsageError(f"the key of {self._order.table} was changed while it was read: start the backfill anew")
         refuse_unknown_columns(after, self._order.columns)
         log.info("backfill.altered", consumer=self._order.consumer, table=self._order.table)
         return after
 
-    def _adapt(self, seconds: float, size: int) -> None:
+    def _adapt(self, seconds: float, size: int, looked_at: int) -> None:
         """The next chunk's rows: so that reading takes the time it should, and they fit."""
-        factor = min(2.0, READ_SECONDS / max(seconds, 0.001), MOST_BYTES / max(size, 1))
+        factor = min(2.0, READ_SECONDS / max(seconds, 0.001), CHUNK_BYTES / max(size, 1))
         most = min(READ_ROWS_BESIDE if self._session.gentle else READ_ROWS, self._order.rate or READ_ROWS)
-        self._size = int(min(most, max(FEWEST_ROWS, self._size * max(0.1, factor))))
+        self._size = int(min(most, max(FEWEST_ROWS, looked_at * max(0.1, factor))))
 
     # telling
 
@@ -246,6 +272,20 @@ def prepare_reader(reader: Connection) -> None:
     """Make the planner read a table along its key, even where its statistics are missing."""
     for setting in ("enable_seqscan = off", "enable_bitmapscan = off"):
         reader.execute(f"set {setting}".encode())
+
+
+def wanted_of(order: Order, subscription: Subscription, since: Snapshot | None) -> Wanted:
+    """What to read for a consumer. Only queues and fifo consumers have a limit; a filter may need all of a row."""
+    read = frozenset[str]() if subscription.filter is None else subscription.filter.record_columns
+    limited = not subscription.reads_log and read is not None
+    return Wanted(
+        order.condition,
+        tuple(order.columns) if order.columns else None,
+        subscription.key,
+        since,
+        subscription.max_bytes if limited else None,
+        tuple(read or ()),
+    )
 
 
 def _comes_as_change(subscription: Subscription, since: Snapshot) -> bool:

@@ -1,230 +1,186 @@
-"""A table of the source, read in chunks: its shape, where a chunk ends, its rows as COPY gives them. Part of the rim.
+"""Chunks of a table: where each ends, in rows and in bytes, and its rows as COPY gives them. Part of the rim.
 
-PostgreSQL makes the JSON, as the decoders would make it from the WAL: composites and types of extensions as text, no
-generated columns. Reads by the log's key; a table without one by its pages.
+A table is read in the order of its key, or by its pages if it has no key. Sizes come from TOAST pointers, before any
+value is loaded. The length of a compressed json value only shows when it arrives. If a chunk turns out too large, it is
+read again with fewer rows.
 """
 
 from __future__ import annotations
 
-import select
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-from psycopg import errors, pq, sql
+from psycopg import sql
 
+from cdcbridge.copying import copy_rows
 from cdcbridge.database import Connection, source_errors
-from cdcbridge.errors import UsageError
 from cdcbridge.reads import Snapshot
+from cdcbridge.row_sql import COMMA, NONE, key_of, read_data, shown, total
+from cdcbridge.shapes import Column, KeyColumn, Shape
 
+CHUNK_BYTES: Final = 8 << 20  # of a chunk with more than one row, as estimated
+MOST_BYTES: Final = 12 << 20  # and as it arrives
 _ROWS_PER_PAGE: Final = 50  # of a table that is read by its pages, as a guess
-_COLUMNS: Final = """
-    with recursive bases as (
-        select a.attname, a.attnum, a.atttypid as of, format_type(a.atttypid, a.atttypmod) as type from pg_attribute a
-        where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
-        union all
-        select b.attname, b.attnum, t.typbasetype, b.type from bases b join pg_type t on t.oid = b.of
-        where t.typtype = 'd'
-    )
-    select b.attname, b.type, b.attnum,
-           case when t.typtype = 'c' or t.typtype = 'b' and t.typcategory <> 'A' and t.oid >= 16384 then 'text'
-                when t.typcategory = 'A' and (e.typtype = 'c' or e.typtype = 'b' and e.oid >= 16384) then 'text[]' end,
-           t.oid::int
-    from bases b join pg_type t on t.oid = b.of left join pg_type e on e.oid = t.typelem and t.typcategory = 'A'
-    where t.typtype <> 'd' order by b.attnum
-"""
-_KEY: Final = """
-    select k.attnum from pg_index i cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, n)
-    where i.indrelid = %s and i.indisvalid and k.n <= i.indnkeyatts
-      and i.indexrelid = coalesce(
-          (select p.indexrelid from pg_index p where p.indrelid = i.indrelid and p.indisprimary),
-          (select p.indexrelid from pg_index p where p.indrelid = i.indrelid and p.indisreplident))
-    order by k.n
-"""
-# A key is compared by operators that are found by name. Those of a type of an extension, such as citext in a schema
-# `extensions`, must be on the path: else `text` compares in their place, in another order than the key's index.
-_SEE_OPERATORS: Final = """
-    select set_config('search_path',
-                      concat_ws(', ', 'public', string_agg(distinct quote_ident(n.nspname), ', ')), false)
-    from pg_index i cross join lateral unnest(i.indclass::oid[]) k (class) join pg_opclass c on c.oid = k.class
-    join pg_amop a on a.amopfamily = c.opcfamily and a.amoplefttype = c.opcintype and a.amopstrategy = 5
-    join pg_operator o on o.oid = a.amopopr join pg_namespace n on n.oid = o.oprnamespace
-    where i.indrelid = %s and (i.indisprimary or i.indisreplident) and n.nspname not in ('pg_catalog', 'public')
-"""
-_LEAVES: Final = """
-    select n.nspname, c.relname, c.oid::int8
-    from pg_partition_tree(%s) t join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
-    where t.isleaf order by c.oid
-"""
-_FINGERPRINT: Final = """
-    select concat_ws(' ', c.oid,
-               (select string_agg(a.attnum || '/' || a.xmin, ' ' order by a.attnum) from pg_attribute a
-                where a.attrelid = c.oid and a.attnum > 0),
-               (select string_agg(i.indexrelid || '/' || i.xmin, ' ' order by i.indexrelid) from pg_index i
-                where i.indrelid = c.oid and (i.indisprimary or i.indisreplident)),
-               (select string_agg(t.relid::oid::text, ' ') from pg_partition_tree(c.oid) t))
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s and c.relname = %s
-"""
-_WRITERS: Final = """
-    select l.virtualtransaction, coalesce(format('pid %%s (%%s, open for %%s)', a.pid, a.state,
-                                                 date_trunc('second', clock_timestamp() - a.xact_start)),
-                                          'a prepared transaction')
-    from pg_locks l left join pg_stat_activity a on a.pid = l.pid
-    where l.locktype = 'relation' and l.relation = any (%s) and l.granted
-      and l.database = (select oid from pg_database where datname = current_database())
-      and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-"""
-_COMMA: Final = sql.SQL(", ")
-_NONE: Final = sql.SQL("")
-_PLAIN_TEXT: Final = frozenset({20, 21, 23, 25, 1043, 2950})  # types whose text is their JSON's: integers, text, uuid
-
-
-@dataclass(slots=True, frozen=True)
-class Column:
-    """A column; `cast`: what it must be cast to before JSON is made of it; `base`: its type's OID, less domains."""
-
-    name: str
-    type: str
-    cast: str | None
-    base: int
-
-    @property
-    def of_t(self) -> sql.Composable:
-        """In a query that calls the table t."""
-        return sql.SQL("t.{}").format(sql.Identifier(self.name))
-
-    @property
-    def value(self) -> sql.Composable:
-        """What JSON is made of."""
-        return sql.SQL("{}::{}").format(self.of_t, sql.SQL(self.cast)) if self.cast else self.of_t
-
-    @property
-    def shown(self) -> sql.Composable:
-        return sql.SQL("{} as {}").format(self.value, sql.Identifier(self.name))
-
-    @property
-    def text(self) -> sql.Composable:
-        """As `record ->> column` would be."""
-        if self.base in _PLAIN_TEXT:
-            return sql.SQL("{}::text").format(self.of_t)
-        return sql.SQL("(to_json({}) #>> '{{}}')").format(self.value)
-
-
-@dataclass(slots=True, frozen=True)
-class Shape:
-    """A table: `key` by which it is read and its messages are keyed, empty where it has none; `leaves`: (name, OID) of
-    the tables that hold its rows; `fingerprint`: changes with whatever of this does.
-    """
-
-    schema: str
-    name: str
-    columns: tuple[Column, ...]
-    key: tuple[Column, ...]
-    leaves: tuple[tuple[sql.Identifier, int], ...]
-    fingerprint: str
-
-    @property
-    def identifier(self) -> sql.Identifier:
-        return sql.Identifier(self.schema, self.name)
+_SMALL_ROW: Final = 100  # bytes of a row beside its values that may be large
+_ITEM: Final = "'({},{})'"
 
 
 @dataclass(slots=True, frozen=True)
 class Wanted:
     """What to read of a table: rows that meet `condition`, these columns (None: all), with the consumer's own key;
-    leaving out row versions that are younger than `since`, where that can be told.
+    leaving out row versions that are younger than `since`, where that can be told. Rows whose data has certainly more
+    than `limit` bytes are not loaded: of them the key is read, and columns that the consumer's filter needs.
     """
 
     condition: str | None = None
     columns: tuple[str, ...] | None = None
     own_key: tuple[str, ...] | None = None
     since: Snapshot | None = None
+    limit: int | None = None
+    needed: tuple[str, ...] = ()
+
+    def taken(self, shape: Shape) -> list[Column]:
+        return [column for column in shape.columns if self.columns is None or column.name in self.columns]
+
+    def of_large(self, shape: Shape) -> list[Column]:
+        """What is read of a row that is too large."""
+        names = {*(column.name for column in shape.key), *(self.own_key or ()), *self.needed}
+        return [c for c in self.taken(shape) if c.name in names or (not shape.key and c.narrow)]
 
 
-def describe(connection: Connection, schema: str, name: str) -> Shape:
-    """The table as it is now. Raises UsageError where there is none."""
+@dataclass(slots=True, frozen=True)
+class Stretch:
+    """The end of a chunk, how many rows it has, and whether it is the last one.
+
+    `bounded`: its bytes ended it, for example after 2 rows of 4 MB.
+    `single`: it certainly has one row.
+    `large`: some of its rows are too large to be loaded.
+    """
+
+    end: list[Any]
+    looked_at: int
+    last: bool
+    bounded: bool = False
+    single: bool = False
+    large: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Read:
+    """A chunk that was read.
+
+    `sized`: each row has one more field, which is null or the least size in bytes of a row that was not loaded.
+    """
+
+    end: list[Any]
+    rows: list[bytes]
+    looked_at: int
+    last: bool
+    bounded: bool = False
+    sized: bool = False
+
+
+def read_chunk(connection: Connection, shape: Shape, wanted: Wanted, place: list[Any], size: int) -> Read:
+    """Read about `size` rows after `place`, in the session's transaction.
+
+    A place is the key's texts, such as ["42"]. Without a key it is leaf, page and item, such as [0, 17, 3].
+    """
+    may_be_wide = any(column.wide for column in shape.columns)  # else all rows are about as long
+    wide, most = may_be_wide and _has_wide_rows(connection, shape), None
+    while True:
+        stretch = next_place(connection, shape, wanted, place, size, wide=wide, most_rows=most)
+        if not stretch.end:
+            return Read(place, [], 0, last=True)
+        query = rows_query(shape, wanted, place, stretch.end, sized=stretch.large)
+        with source_errors():
+            rows, whole = copy_rows(connection, query, MOST_BYTES if may_be_wide and not stretch.single else None)
+        if whole:
+            return Read(stretch.end, rows, stretch.looked_at, stretch.last, stretch.bounded, stretch.large)
+        # So many rows fit, and whatever a condition leaves out can only make them fewer.
+        wide, most = True, len(rows)
+
+
+def _has_wide_rows(connection: Connection, shape: Shape) -> bool:
+    """Whether anything of it is stored in TOAST tables."""
+    query = "select bool_or(pg_relation_size(reltoastrelid) > 0) from pg_class where oid = any (%s::oid[])"
     with source_errors():
-        found = connection.execute(
-            "select c.oid::int8, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p')",
-            (schema, name),
-        ).fetchone()
-        if found is None:
-            raise UsageError(f"the source has no table {schema}.{name}")
-        oid = found[0]
-        columns = {row[2]: Column(row[0], row[1], row[3], row[4])
-                   for row in connection.execute(_COLUMNS, {"oid": oid}).fetchall()}  # fmt: skip
-        connection.execute(_SEE_OPERATORS, (oid,))
-        key = [columns.get(number) for (number,) in connection.execute(_KEY, (oid,)).fetchall()]
-        leaves = connection.execute(_LEAVES, (oid,)).fetchall()
-        fingerprint = connection.execute(_FINGERPRINT, (schema, name)).fetchone()
-    if not leaves and found[1] == "r":
-        leaves = [(schema, name, oid)]
-    return Shape(
-        schema,
-        name,
-        tuple(columns[number] for number in sorted(columns)),
-        tuple(column for column in key if column is not None) if None not in key else (),
-        tuple((sql.Identifier(leaf[0], leaf[1]), leaf[2]) for leaf in leaves),
-        fingerprint[0] if fingerprint else "",
-    )
+        return connection.execute(query, (shape.oids,)).fetchone() == (True,)
 
 
-def writers(connection: Connection, shape: Shape) -> dict[str, str]:
-    """Transactions that write into the table just now, by name; what to tell people of each."""
-    oids = [oid for _, oid in shape.leaves]
-    with source_errors():
-        return dict(connection.execute(_WRITERS, (oids,)).fetchall())
+def next_place(
+    connection: Connection,
+    shape: Shape,
+    wanted: Wanted,
+    place: list[Any],
+    size: int,
+    *,
+    wide: bool = False,
+    most_rows: int | None = None,
+) -> Stretch:
+    """Find the end of a chunk that begins after `place` and has about `size` rows.
 
-
-def snapshot(connection: Connection) -> Snapshot:
-    """Of the transaction that the session is in."""
-    with source_errors():
-        row = connection.execute("select pg_current_snapshot()::text").fetchone()
-    return Snapshot.parse(row[0] if row else "")
-
-
-def estimate(connection: Connection, shape: Shape) -> int:
-    """How many rows the planner believes the table has."""
-    with source_errors():
-        row = connection.execute(sql.SQL("explain (format json) select from {}").format(shape.identifier)).fetchone()
-    return round(row[0][0]["Plan"]["Plan Rows"]) if row else 0
-
-
-def is_still(connection: Connection, shape: Shape) -> bool:
-    """Whether the table has not been altered since it was described."""
-    with source_errors():
-        row = connection.execute(_FINGERPRINT, (shape.schema, shape.name)).fetchone()
-    return row is not None and row[0] == shape.fingerprint
-
-
-def next_place(connection: Connection, shape: Shape, place: list[Any], size: int) -> tuple[list[Any], int, bool]:
-    """Where a chunk of about so many rows that begins behind `place` ends, how many rows that are, and whether it
-    is the last. A place is the key's texts, or without a key (leaf, page).
+    `wide`: end it by the bytes of its rows, too.
+    `most_rows`: with `wide`, the most rows that it may have.
     """
     if not shape.key:
-        return _next_page(connection, shape, place, max(1, size // _ROWS_PER_PAGE))
-    names = _COMMA.join(sql.Identifier(column.name) for column in shape.key)
-    texts = _COMMA.join(sql.SQL("{}::text").format(sql.Identifier(column.name)) for column in shape.key)
-    # Of s: a bare name would be the text beside it.
-    down = _COMMA.join(sql.SQL("s.{} desc").format(sql.Identifier(column.name)) for column in shape.key)
-    query = sql.SQL(
-        "with s as materialized (select {names} from {table} {behind} order by {names} limit {size})"
-        " select (select count(*) from s), {texts} from s order by {down} limit 1"
-    ).format(
-        names=names, table=shape.identifier, texts=texts, down=down, size=sql.Literal(size),
-        behind=sql.SQL("where {}").format(_beyond(shape, ">", place)) if place else _NONE,
-    )  # fmt: skip
+        return _next_page(connection, shape, wanted, place, max(1, size // _ROWS_PER_PAGE), wide, most_rows)
+    texts = COMMA.join(sql.SQL("format('%s', c{})").format(sql.SQL(str(n))) for n in range(len(shape.key)))
+    rows = sql.SQL("select {names}{sizes} from {rows} t {behind} order by {order} limit {size}").format(
+        names=COMMA.join(column.of_t for column in shape.key),
+        sizes=_sizes(shape, wanted) if wide else NONE,
+        rows=shape.rows,
+        behind=sql.SQL("where {}").format(_compared(shape.order, 5, place)) if place else NONE,
+        order=COMMA.join(column.order for column in shape.order),
+        size=sql.Literal(size),
+    )
+    names = COMMA.join(sql.SQL(f"c{n}") for n in range(len(shape.key)))
     with source_errors():
-        row = connection.execute(query).fetchone()
+        if wide:
+            row = connection.execute(_bounded(rows, names, texts, wanted, most_rows)).fetchone()
+        else:
+            row = connection.execute(
+                sql.SQL(
+                    "with s ({}) as materialized ({}), n as materialized (select count(*) as n from s)"
+                    " select {}, n.n, n.n, false from s, n offset greatest(0, (select n.n - 1 from n)) limit 1"
+                ).format(names, rows, texts)
+            ).fetchone()
     if row is None:
-        return place, 0, True
-    return list(row[1:]), row[0], row[0] < size
+        return Stretch([], 0, last=True)
+    *end, count, found, large = row
+    return Stretch(end, count, found < size and count == found, count < found, wide and count == 1, large)
 
 
-def _next_page(connection: Connection, shape: Shape, place: list[Any], size: int) -> tuple[list[Any], int, bool]:
-    leaf, page = place or (0, 0)
+def _sizes(shape: Shape, wanted: Wanted) -> sql.Composable:
+    """Two columns of a row: about how many bytes it has, and how many it has at least."""
+    columns = wanted.taken(shape)
+    return sql.SQL(", {}, {}").format(total(c.bytes for c in columns), total(c.least_bytes for c in columns))
+
+
+def _bounded(
+    rows: sql.Composable, names: sql.Composable, texts: sql.Composable, wanted: Wanted, most_rows: int | None
+) -> sql.Composed:
+    """Of these rows the last one that still fits, how many fit, how many there are, and whether one is too large."""
+    limit = sql.SQL("null::int8") if wanted.limit is None else sql.Literal(wanted.limit)
+    return sql.SQL(
+        "with s ({names}, bytes, at_least) as materialized ({rows}),"
+        " r as (select s.*, row_number() over () as n, bool_or(at_least > {limit}) over w as large,"
+        " sum({small} + case when at_least > {limit} then 0 else bytes end) over w as total"
+        " from s window w as (rows unbounded preceding))"
+        " select {texts}, r.n, (select count(*) from s), coalesce(r.large, false) from r"
+        " where r.n = 1 or r.total <= {most} and r.n <= {most_rows} order by r.n desc limit 1"
+    ).format(
+        names=names, rows=rows, texts=texts, limit=limit, small=sql.Literal(_SMALL_ROW), most=sql.Literal(CHUNK_BYTES),
+        most_rows=sql.Literal(1 << 30 if most_rows is None else most_rows),
+    )  # fmt: skip
+
+
+def _next_page(
+    connection: Connection, shape: Shape, wanted: Wanted, place: list[Any], size: int, wide: bool, most_rows: int | None
+) -> Stretch:
+    leaf, page, *_ = place or (0, 0)
     if leaf >= len(shape.leaves):
-        return place, 0, True
+        return Stretch([], 0, last=True)
     with source_errors():
         row = connection.execute(
             "select pg_relation_size(c.oid) / current_setting('block_size')::int8, c.reltuples"
@@ -234,32 +190,108 @@ def _next_page(connection: Connection, shape: Shape, place: list[Any], size: int
     pages, rows = row or (0, 0)
     density = max(0, rows) / pages if pages else 0
     if page + size < pages:
-        return [leaf, page + size], round(density * size), False
-    return [leaf + 1, 0], round(density * max(0, pages - page)), leaf + 1 >= len(shape.leaves)
-
-
-def _beyond(shape: Shape, operator: str, place: list[Any]) -> sql.Composable:
-    names = _COMMA.join(sql.Identifier(column.name) for column in shape.key)
-    values = _COMMA.join(
-        sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.type))
-        for text, column in zip(place, shape.key, strict=True)
-    )
-    return sql.SQL("({}) {} ({})").format(names, sql.SQL(operator), values)
-
-
-def rows_query(shape: Shape, wanted: Wanted, place: list[Any], end: list[Any]) -> sql.Composed:
-    """COPY of the rows behind `place`, up to `end`: the log's key, data, and the consumer's own key if it has one."""
-    table: sql.Composable = shape.identifier
-    conditions: list[sql.Composable] = []
-    if not shape.key:
-        leaf, page = place or (0, 0)
-        table = shape.leaves[leaf][0]
-        conditions.append(sql.SQL("ctid >= '({},0)'").format(sql.SQL(str(page))))
-        if end[0] == leaf:
-            conditions.append(sql.SQL("ctid < '({},0)'").format(sql.SQL(str(end[1]))))
+        whole = Stretch([leaf, page + size, 0], round(density * size), last=False)
     else:
-        conditions += [_beyond(shape, ">", place)] if place else []
-        conditions.append(_beyond(shape, "<=", end))
+        whole = Stretch([leaf + 1, 0, 0], round(density * max(0, pages - page)), leaf + 1 >= len(shape.leaves))
+    if not wide:
+        return whole
+    within = sql.SQL("select t.ctid{} from only {} t where {} order by t.ctid").format(
+        _sizes(shape, wanted), shape.leaves[leaf][0], _within(place, whole.end)
+    )
+    with source_errors():
+        query = _bounded(within, sql.SQL("c0"), sql.SQL("format('%s', c0)"), wanted, most_rows)
+        row = connection.execute(query).fetchone()
+    if row is None:
+        return Stretch(whole.end, 0, whole.last)
+    end, count, found, large = row
+    if count == found:
+        return Stretch(whole.end, count, whole.last, single=count == 1, large=large)
+    return Stretch([leaf, *map(int, end.strip("()").split(","))], count, False, True, count == 1, large)
+
+
+def _within(place: list[Any], end: list[Any]) -> sql.Composable:
+    """Rows of a leaf behind `place`, up to `end`."""
+    leaf, page, item = [*place, 0, 0, 0][:3]
+    behind = sql.SQL(f"ctid > '({page},{item})'")
+    return behind if end[0] != leaf else behind + sql.SQL(f" and ctid <= '({end[1]},{end[2]})'")
+
+
+def _compared(order: Sequence[KeyColumn], strategy: int, place: list[Any]) -> sql.Composable:
+    """`key > place` for btree's strategy 5, `key <= place` for 2, in the index's own order."""
+    if all(column.ordinary for column in order):
+        names = COMMA.join(column.column.of_t for column in order)
+        values = COMMA.join(
+            sql.SQL("{}::{}").format(sql.Literal(text), sql.SQL(column.column.type))
+            for text, column in zip(place, order, strict=True)
+        )
+        return sql.SQL("({}) operator(pg_catalog.{}) ({})").format(
+            names, sql.SQL(">" if strategy == 5 else "<="), values
+        )
+    return sql.SQL("{} and {}").format(_bound(order[0], strategy, place), _stepwise(order, strategy, place))
+
+
+def _bound(column: KeyColumn, strategy: int, place: list[Any]) -> sql.Composable:
+    """What an index can look up of it: the first column alone."""
+    return column.compared(4 if strategy == 5 else 2, place[0])
+
+
+def _stepwise(order: Sequence[KeyColumn], strategy: int, place: list[Any]) -> sql.Composable:
+    """Column by column, each with its own operators."""
+    text, *others = place
+    if not others:
+        return order[0].compared(strategy, text)
+    return sql.SQL("({} or {} and {})").format(
+        order[0].compared(5 if strategy == 5 else 1, text),
+        order[0].compared(3, text),
+        _stepwise(order[1:], strategy, others),
+    )
+
+
+def rows_query(shape: Shape, wanted: Wanted, place: list[Any], end: list[Any], *, sized: bool = False) -> sql.Composed:
+    """COPY of the rows behind `place`, up to `end`: the log's key, data, and the consumer's own key if it has one. With
+    `sized`, also how many bytes the data has at least, where that is too much to be loaded.
+    """
+    rows, inside, outside = shape.rows, _conditions(wanted), []
+    if shape.key:
+        outside = [_compared(shape.order, 5, place)] if place else []
+        outside.append(_compared(shape.order, 2, end))
+    else:
+        rows = sql.SQL("only {}").format(shape.leaves[place[0] if place else 0][0])
+        inside.append(_within(place, end))
+    taken = wanted.taken(shape)
+    data = read_data("r", taken, [column for column in shape.columns if column not in taken])
+    fields = [key_of(shape.key), data]
+    if wanted.own_key:
+        by_name = {column.name: column for column in shape.columns}
+        fields.append(key_of([by_name.get(name) for name in wanted.own_key]))
+    small = wanted.of_large(shape)
+    if sized:
+        least = total(column.least_bytes for column in taken)
+        large = sql.SQL("{} > {}").format(least, sql.Literal(wanted.limit))
+        stub = read_data("k", small, [column for column in shape.columns if column not in small])
+        fields[1] = sql.SQL("case when {} then {} else {} end").format(large, stub, data)
+        fields.append(sql.SQL("case when {} then {}::int8 end").format(large, least))
+    # Aliased from outside the condition, which may name the table or leave it out.
+    return sql.SQL(
+        "copy (select {fields} from (select * from {rows} {inside}) t cross join lateral (select {shown}) r"
+        "{small} {outside}{order}) to stdout (format binary)"
+    ).format(
+        fields=COMMA.join(fields),
+        rows=rows,
+        inside=_where(inside),
+        shown=shown(taken),
+        small=sql.SQL(" cross join lateral (select {}) k").format(shown(small)) if sized else NONE,
+        outside=_where(outside),
+        order=sql.SQL(" order by {}").format(COMMA.join(k.order for k in shape.order)) if shape.key else NONE,
+    )
+
+
+def _where(conditions: Sequence[sql.Composable]) -> sql.Composable:
+    return sql.SQL("where {}").format(sql.SQL(" and ").join(conditions)) if conditions else NONE
+
+
+def _conditions(wanted: Wanted) -> list[sql.Composable]:
+    conditions: list[sql.Composable] = []
     if wanted.condition:
         conditions.append(sql.SQL("({})").format(sql.SQL(wanted.condition)))
     if wanted.since is not None:
@@ -267,97 +299,4 @@ def rows_query(shape: Shape, wanted: Wanted, place: list[Any], end: list[Any]) -
         conditions.append(sql.SQL("age(xmin) > age({}::xid)").format(xmax))
         if wanted.since.running:
             conditions.append(sql.SQL("xmin <> all ({}::xid[])").format(running))
-    by_name = {column.name: column for column in shape.columns}
-    shown = [column for column in shape.columns if wanted.columns is None or column.name in wanted.columns]
-    left_out = [column.name for column in shape.columns if column not in shown]
-    fields = [_key_of(shape.key), sql.SQL("d.start || row_to_json(r)::text || d.rest")]
-    if wanted.own_key:
-        fields.append(_key_of(tuple(by_name.get(name) for name in wanted.own_key)))
-    # Aliased from outside the condition, which may name the table or leave it out.
-    return sql.SQL(
-        "copy (select {fields} from (select * from {table} where {conditions}) t cross join lateral (select {shown}) r"
-        " cross join (select {start}::text as start, {rest}::text as rest) d{order}) to stdout (format binary)"
-    ).format(
-        fields=_COMMA.join(fields),
-        table=table,
-        conditions=sql.SQL(" and ").join(conditions),
-        shown=_COMMA.join(column.shown for column in shown),
-        start=sql.Literal('{"op":"read","record":'),
-        rest=sql.Literal(',"old":null,"unchanged":' + orjson.dumps(left_out).decode() + "}"),
-        order=sql.SQL(" order by {}").format(_COMMA.join(column.of_t for column in shape.key)) if shape.key else _NONE,
-    )
-
-
-def _key_of(columns: tuple[Column | None, ...]) -> sql.Composable:
-    """The key as text: of one column as `record ->> column`; of several a compact JSON array of such texts."""
-    texts = [sql.SQL("null::text") if column is None else column.text for column in columns]
-    if len(texts) < 2:
-        return texts[0] if texts else sql.SQL("null::text")
-    parts = sql.SQL(" || ',' || ").join(sql.SQL("coalesce(to_json({})::text, 'null')").format(text) for text in texts)
-    nulls = sql.SQL(" and ").join(sql.SQL("{} is null").format(text) for text in texts)
-    return sql.SQL("case when {} then null else '[' || {} || ']' end").format(nulls, parts)
-
-
-_STATE: Final = sql.SQL(
-    "(select {key} as key, row_to_json(r)::jsonb::text as record"
-    " from {table} t cross join lateral (select {shown}) r) s"
-)
-
-
-def hashes_query(shape: Shape) -> sql.Composed:
-    """The table's keys and records by bucket, as log_hashes() has the log's."""
-    return sql.SQL(
-        "select ('x' || left(md5(key), 3))::bit(12)::int, count(*),"
-        " sum(('x' || left(md5(key || record), 15))::bit(60)::bigint) from {} group by 1"
-    ).format(_state(shape))
-
-
-def records_query(shape: Shape, buckets: list[int]) -> sql.Composed:
-    """(key, hash of the record) of all rows in these buckets."""
-    return sql.SQL(
-        "select key, md5(record) from {} where ('x' || left(md5(key), 3))::bit(12)::int = any ({}::int[])"
-    ).format(_state(shape), sql.Literal(buckets))
-
-
-def _state(shape: Shape) -> sql.Composed:
-    shown = _COMMA.join(column.shown for column in shape.columns)
-    return _STATE.format(key=_key_of(shape.key), table=shape.identifier, shown=shown)
-
-
-def try_condition(connection: Connection, shape: Shape, condition: str | None) -> None:
-    """Raises psycopg.Error where the table cannot be read with this condition."""
-    query = sql.SQL("select * from {} where ({}) limit 0").format(shape.identifier, sql.SQL(condition or "true"))
-    result = connection.pgconn.exec_params(query.as_bytes(connection), None)  # one statement, whatever it says
-    if result.status != pq.ExecStatus.TUPLES_OK:
-        _raise(result)
-
-
-def copy_rows(connection: Connection, query: sql.Composed) -> list[bytes]:
-    """The rows of a COPY in binary format, each less its number of fields. In one go: a chunk fits into memory."""
-    pgconn = connection.pgconn
-    result = pgconn.exec_params(query.as_bytes(connection), None)  # one statement, whatever a condition says
-    if result.status != pq.ExecStatus.COPY_OUT:
-        _raise(result)
-    rows: list[bytes] = []
-    get = pgconn.get_copy_data
-    while True:
-        length, data = get(1)
-        if length > 0:
-            rows.append(bytes(data[2:]))
-        elif length == 0:
-            select.select([pgconn.socket], [], [])
-            pgconn.consume_input()
-        else:
-            break
-    while (ended := pgconn.get_result()) is not None:
-        if ended.status == pq.ExecStatus.FATAL_ERROR:
-            _raise(ended)
-    if rows:
-        rows[0] = rows[0][19:]  # COPY's header is in the first one's message
-        rows.pop()  # and its trailer in a message of its own
-    return rows
-
-
-def _raise(result: pq.abc.PGresult) -> None:
-    """The error as psycopg would raise it."""
-    raise errors.error_from_result(result)
+    return conditions

@@ -26,6 +26,7 @@ from cdcbridge.route import Plan, Router
 from cdcbridge.table_guard import TableGuard
 
 READ_ROWS = 10000  # of backfills in one append
+READ_BYTES = 4 << 20  # in one append, beside the last chunk
 READ_ROWS_BESIDE = 300  # where there are changes, which have to wait for it
 
 
@@ -115,7 +116,8 @@ class Collector:
         `beside` changes, one into an empty batch.
         """
         while self._chunks and self._begin is None:
-            if self.rows and (not beside or self.rows + len(self._chunks[0].rows) > READ_ROWS):
+            full = self.rows + len(self._chunks[0].rows) > READ_ROWS or self.size > READ_BYTES
+            if self.rows and (not beside or full):
                 return
             chunk = self._chunks.popleft()
             if chunk.watch.over:

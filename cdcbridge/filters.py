@@ -69,6 +69,12 @@ class Filter:
         """The columns of `record` and `old` that the expression names."""
         return frozenset().union(*(reads.columns | reads.tested for reads in self._reads.values()))
 
+    @property
+    def record_columns(self) -> frozenset[str] | None:
+        """The columns of `record` that it reads; None where it may read all of them."""
+        reads = self._reads["record"]
+        return None if reads.whole else frozenset(reads.columns | reads.tested)
+
     def wants(self, environment: dict[str, Any], unchanged: Sequence[str] = ()) -> bool:
         """Whether the message is to be delivered; `unchanged` names columns that the WAL did not carry.
 

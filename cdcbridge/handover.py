@@ -8,27 +8,48 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
+from cdcbridge.chunks import Read
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Snapshot, Watch
 
 AHEAD: Final = 3  # chunks that are read and not yet durable
+BYTES_AHEAD: Final = 16 << 20  # of all backfills, beside one chunk
 _numbers = itertools.count(1)
+
+
+class Room:
+    """The memory that all backfills of a session share for rows that are read and not yet durable."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.taken = 0  # bytes
+
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes may be added. A single chunk always may. Call with `changed`."""
+        return not self.taken or self.taken + size <= BYTES_AHEAD
+
+    def leave(self, size: int) -> None:
+        """So many bytes are durable, or dropped."""
+        with self.changed:
+            self.taken -= size
+            self.changed.notify_all()
 
 
 class Handover:
     """Of one backfill, in one session of the bridge. `handed` is where the collector looks; `name` begins the
-    watermarks; `over` is set when the session has appended all that it ever will.
+    watermarks; `over` is set when the session has appended all that it ever will; `room` is shared with others.
     """
 
-    def __init__(self, handed: dict[bytes, Watch | Chunk], name: str, over: threading.Event) -> None:
+    def __init__(self, handed: dict[bytes, Watch | Chunk], name: str, over: threading.Event, room: Room) -> None:
         self._handed = handed
         self._name = name
         self._over = over
-        self._changed = threading.Condition()
-        self._outstanding: set[bytes] = set()
+        self._room = room
+        self._changed = room.changed
+        self._outstanding: dict[bytes, int] = {}  # bytes of each
         self._stopped = False
 
     def stop(self) -> None:
@@ -43,29 +64,21 @@ class Handover:
         self._handed[token] = watch
         return mark(marker, token)
 
-    def chunk(
-        self,
-        marker: Connection,
-        watch: Watch,
-        backfill_id: int,
-        seen: Snapshot,
-        rows: list[bytes],
-        place: list[Any],
-        looked_at: int,
-        *,
-        last: bool,
-    ) -> None:
+    def chunk(self, marker: Connection, watch: Watch, backfill_id: int, seen: Snapshot, read: Read) -> None:
         """Rows that were read, to enter the log when the stream has come past a watermark that is written now."""
         token = self._token()
         with self._changed:
-            self._outstanding.add(token)
-        self._handed[token] = Chunk(watch, backfill_id, seen, rows, place, looked_at, last, self._releaser(token))
+            self._outstanding[token] = size = sum(map(len, read.rows))
+            self._room.taken += size
+        self._handed[token] = Chunk(
+            watch, backfill_id, seen, read.rows, read.end, read.looked_at, read.last, self._releaser(token), read.sized
+        )
         mark(marker, token)
 
-    def has_room(self) -> bool:
-        """Wait until few enough chunks are on their way; False when stopped meanwhile."""
+    def has_room(self, size: int) -> bool:
+        """Wait until few enough chunks are on their way, and so many bytes fit beside them; False when stopped."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._outstanding) < AHEAD or self._stopped)
+            self._changed.wait_for(lambda: self._stopped or (len(self._outstanding) < AHEAD and self._room.fits(size)))
             return not self._stopped
 
     def wait_for_all(self) -> bool:
@@ -92,7 +105,7 @@ class Handover:
     def _releaser(self, token: bytes) -> Callable[[], None]:
         def release() -> None:
             with self._changed:
-                self._outstanding.discard(token)
+                self._room.taken -= self._outstanding.pop(token, 0)
                 self._changed.notify_all()
 
         return release

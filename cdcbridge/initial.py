@@ -10,20 +10,23 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import psycopg
 import structlog
 from psycopg import sql
 
-from cdcbridge import chunks
-from cdcbridge.backfill import MOST_BYTES, prepare_reader
+from cdcbridge import shapes
+from cdcbridge.backfill import FEWEST_ROWS, prepare_reader, wanted_of
 from cdcbridge.batch import Batch
 from cdcbridge.check_sessions import refuse_row_security
+from cdcbridge.chunks import CHUNK_BYTES, read_chunk
 from cdcbridge.collect import READ_ROWS
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable
+from cdcbridge.handover import Room
 from cdcbridge.inject import inject
 from cdcbridge.orders import Order, begin, fail, subscription_of, unfinished
 from cdcbridge.position import Position
@@ -32,6 +35,7 @@ from cdcbridge.route import Router
 from cdcbridge.store import Store
 
 READERS: Final = 2
+_ALTERED: Final = ("42703", "42P01", "42704", "42804")  # no such column, table or type, or of another type
 _AHEAD: Final = 4  # chunks that are read and not yet appended
 _FIRST_ROWS: Final = 1000
 log = structlog.get_logger()
@@ -49,9 +53,9 @@ def copy_tables(
     for order in unfinished(store.connection).values():
         orders.put(order)
     read: queue.Queue[Chunk | BaseException | None] = queue.Queue(_AHEAD)
-    over = threading.Event()
+    room, over = Room(), threading.Event()
     threads = [
-        threading.Thread(target=_read, args=(config, router, snapshot, orders, read, over), daemon=True)
+        threading.Thread(target=_read, args=(config, router, snapshot, orders, read, room, over), daemon=True)
         for _ in range(READERS)
     ]
     for thread in threads:
@@ -74,8 +78,11 @@ def copy_tables(
             batch = Batch(end_lsn=lsn, in_order=router.in_order)
             position = batch.position = inject(batch, chunk, position, None, partitions)
             store.append(batch, None)
+            chunk.release()
+            del batch, chunk  # rather than until the next one comes
     finally:
         over.set()
+        room.leave(0)  # who waits for room looks again
         for thread in threads:
             thread.join(10)
 
@@ -86,6 +93,7 @@ def _read(
     snapshot: str,
     orders: queue.SimpleQueue[Order],
     read: queue.Queue[Chunk | BaseException | None],
+    room: Room,
     over: threading.Event,
 ) -> None:
     """One reader: table after table, until none is left."""
@@ -104,10 +112,13 @@ def _read(
                     with source_errors(), reader.transaction():
                         reader.execute("set transaction isolation level repeatable read, read only")
                         reader.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot)))
-                        _read_table(router, order, reader, store, read, over)
+                        _read_table(router, order, reader, store, read, room, over)
                 except CdcbridgeError as error:
                     if isinstance(error, SourceUnavailable | StoreUnavailable):
                         raise
+                    if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate in _ALTERED:
+                        _later(order, "it was altered since")
+                        continue
                     fail(store, order, error)
         _put(read, None, over)
     except (CdcbridgeError, psycopg.Error) as error:
@@ -120,25 +131,45 @@ def _read_table(
     reader: Connection,
     store: Connection,
     read: queue.Queue[Chunk | BaseException | None],
+    room: Room,
     over: threading.Event,
 ) -> None:
     schema, _, name = order.table.partition(".")
     subscription = subscription_of(router, order.consumer_id, order.consumer, schema, name)
-    shape = chunks.describe(reader, schema, name)
+    shape = shapes.describe(reader, schema, name)
     refuse_row_security(reader, schema, name)
-    seen: Snapshot = chunks.snapshot(reader)
-    begin(store, order, seen, chunks.estimate(reader, shape), going_on=False)
+    shapes.lock(reader, shape)
+    if shapes.replaced_since_snapshot(reader, shape):
+        _later(order, "it was written anew since")
+        return
+    seen: Snapshot = shapes.snapshot(reader)
+    begin(store, order, seen, shapes.estimate(reader, shape), going_on=False)
     watch = Watch(subscription, order.table, early=frozenset())
     log.info("backfill.copying", consumer=order.consumer, table=order.table)
+    wanted = wanted_of(order, subscription, None)
     place, last, size = order.place or [], False, _FIRST_ROWS
     while not last and not over.is_set():
-        end, looked_at, last = chunks.next_place(reader, shape, place, size)
-        wanted = chunks.Wanted(own_key=subscription.key)
-        rows = chunks.copy_rows(reader, chunks.rows_query(shape, wanted, place, end)) if end else []
-        place = end
-        _put(read, Chunk(watch, order.backfill_id, seen, rows, place, looked_at, last, lambda: None), over)
-        bytes_read = max(1, sum(map(len, rows)))
-        size = int(min(READ_ROWS, size * min(2.0, MOST_BYTES / bytes_read)))
+        part = read_chunk(reader, shape, wanted, place, size)
+        place, last, bytes_read = part.end, part.last, max(1, sum(map(len, part.rows)))
+        size = part.looked_at if part.bounded else size
+        size = int(max(FEWEST_ROWS, min(READ_ROWS, size * min(2.0, CHUNK_BYTES / bytes_read))))
+        chunk = Chunk(watch, order.backfill_id, seen, part.rows, place, part.looked_at, last, lambda: None, part.sized)
+        del part
+        with room.changed:
+            room.changed.wait_for(partial(_may_go_on, room, bytes_read, over))
+            room.taken += bytes_read
+        chunk.release = partial(room.leave, bytes_read)
+        _put(read, chunk, over)
+        del chunk
+
+
+def _may_go_on(room: Room, size: int, over: threading.Event) -> bool:
+    return room.fits(size) or over.is_set()
+
+
+def _later(order: Order, reason: str) -> None:
+    """Leave the order waiting: the snapshot does not show the table as it is now. It is read beside the stream."""
+    log.info("backfill.later", consumer=order.consumer, table=order.table, reason=reason)
 
 
 def _put(

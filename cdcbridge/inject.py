@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from typing import Final
 
@@ -27,7 +28,7 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
     stale = watch.stale(chunk.snapshot)
     shared = read_part(watch.topic, behind.commit_lsn, commit_time, consumer)
     first = len(batch.rows)
-    if wanted.filter is None and wanted.key is None:
+    if wanted.filter is None and wanted.key is None and not chunk.sized:
         taken = _plain(batch, chunk, stale, behind.ordinal, shared, partitions)
         own_keys: list[str | None] = []
     else:
@@ -42,12 +43,14 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
         batch.groups.setdefault((consumer,), []).extend(taken)
     sent = len(batch.rows) - first
     batch.chunks.append((chunk, sent))
+    chunk.rows = []  # they are in the batch; of large ones memory has no place for two copies
     return Position(behind.commit_lsn, behind.ordinal + sent)
 
 
 def _plain(batch: Batch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes, partitions: int) -> list[int]:
     """All of it as it is: the way of most rows, and as short as can be."""
-    consumer, limit = chunk.watch.subscription.consumer_id, chunk.watch.subscription.max_bytes
+    consumer = chunk.watch.subscription.consumer_id
+    limit = sys.maxsize if chunk.watch.subscription.reads_log else chunk.watch.subscription.max_bytes
     rows, keys, numbers = batch.rows, batch.keys, batch.partitions
     first = index = len(rows)
     dead = set()
@@ -79,13 +82,16 @@ def _plain(batch: Batch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes
 def _looked_at(
     batch: Batch, chunk: Chunk, stale: Stale, behind: Position, shared: bytes, partitions: int
 ) -> tuple[list[int], list[str | None]]:
-    """For a consumer with a filter or a key of its own: which rows it takes, and their keys."""
+    """Add the rows that the consumer takes, and give their indexes and its own keys.
+
+    For consumers with a filter or a key of their own, and for chunks with rows that were not loaded.
+    """
     watch, wanted = chunk.watch, chunk.watch.subscription
     lsn, ordinal = format_lsn(behind.commit_lsn), behind.ordinal
     taken: list[int] = []
     own_keys: list[str | None] = []
     for row in chunk.rows:
-        body, key, data, own_key = _fields(row, wanted.key is not None)
+        body, key, data, own_key, least = _fields(row, wanted.key is not None, chunk.sized)
         text = None if key is None else key.decode()
         if text is not None and text in stale:
             continue
@@ -95,7 +101,12 @@ def _looked_at(
                 continue
         except FilterError as error:
             reason = f"filter_error: {error}"
-        if len(data) > wanted.max_bytes:
+        if least is not None:
+            reason = (
+                f"oversized: data has at least {least} bytes, max_message_bytes is {wanted.max_bytes}: the row was not"
+                " loaded"
+            )
+        elif len(data) > wanted.max_bytes:
             reason = f"oversized: data has {len(data)} bytes, max_message_bytes is {wanted.max_bytes}"
         ordinal += 1
         partition = partition_of(key, partitions)
@@ -112,13 +123,23 @@ def _looked_at(
     return taken, own_keys
 
 
-def _fields(row: bytes, keyed: bool) -> tuple[bytes, bytes | None, bytes, str | None]:
-    """(key and data as COPY has them, key, data, the consumer's own key) of a chunk's row."""
-    (length,) = _LENGTH.unpack_from(row)
-    start = 4 + max(0, length)
-    key = None if length < 0 else row[4:start]
-    end = start + 4 + _LENGTH.unpack_from(row, start)[0]
-    if not keyed:
-        return row, key, row[start + 4 :], None
-    own = None if _LENGTH.unpack_from(row, end)[0] < 0 else row[end + 4 :].decode()
-    return row[:end], key, row[start + 4 : end], own
+def _fields(row: bytes, keyed: bool, sized: bool) -> tuple[bytes, bytes | None, bytes, str | None, int | None]:
+    """(key and data as COPY has them, key, data, the consumer's own key, bytes at least) of a chunk's row."""
+    key, start = _field(row, 0)
+    data, end = _field(row, start)
+    own, behind = _field(row, end) if keyed else (None, end)
+    least = _field(row, behind)[0] if sized else None
+    return (
+        row[:end],
+        key,
+        data or b"",
+        None if own is None else own.decode(),
+        None if least is None else int.from_bytes(least),
+    )
+
+
+def _field(row: bytes, start: int) -> tuple[bytes | None, int]:
+    """A field's value, and where the next one begins."""
+    (length,) = _LENGTH.unpack_from(row, start)
+    start += 4
+    return (None, start) if length < 0 else (row[start : start + length], start + length)

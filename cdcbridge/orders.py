@@ -8,12 +8,13 @@ from typing import Any, Final, NamedTuple
 import psycopg
 import structlog
 
-from cdcbridge import chunks
+from cdcbridge import shapes
 from cdcbridge.check_sessions import refuse_row_security
 from cdcbridge.config import Config
 from cdcbridge.consumers import all_subscriptions
+from cdcbridge.copying import try_condition
 from cdcbridge.database import Connection, store_errors
-from cdcbridge.errors import OperatorNeeded, UsageError
+from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
 from cdcbridge.reads import Snapshot
 from cdcbridge.route import Router, Subscription
 
@@ -65,9 +66,22 @@ def begin(store: Connection, order: Order, now: Snapshot, rows: int, *, going_on
     return Snapshot.parse(row[0]) if row else None
 
 
+def begin_anew(store: Connection, order: Order) -> None:
+    """Forget since when changes tell the table: it was written anew, so that old rows look young."""
+    with store_errors():
+        store.execute("update backfills set since = null where id = %s", (order.backfill_id,))
+
+
+def truncated_since(store: Connection, table: str, since: Snapshot) -> bool:
+    """Whether the log has a TRUNCATE of the table by a transaction which the snapshot does not see."""
+    with store_errors():
+        return any(not since.sees(xid) for (xid,) in store.execute("select truncates(%s)", (table,)).fetchall())
+
+
 def fail(store: Connection, order: Order, error: Exception) -> None:
     """It ends, and says why. What changes from now on need not have come as a change when it is resumed."""
-    message = " ".join(str(error).split())
+    hint = error.hint if isinstance(error, CdcbridgeError) else None
+    message = " ".join(f"{error}: {hint}".split() if hint else str(error).split())
     log.error("backfill.failed", consumer=order.consumer, table=order.table, error=message)
     with store_errors():
         store.execute(
@@ -92,14 +106,14 @@ def refuse_order(
     with store_errors():
         row = store.execute("select (consumer_named(%s)).id", (consumer,)).fetchone()
     schema, _, name = table.partition(".")
-    shape = chunks.describe(source, schema, name)
+    shape = shapes.describe(source, schema, name)
     router = Router(all_subscriptions(store), config.store.schema_)
     subscription_of(router, row[0] if row else 0, consumer, schema, name)
     refuse_unknown_columns(shape, columns)
     if config.source.read_dsn is None:
         refuse_row_security(source, schema, name)
     try:
-        chunks.try_condition(source, shape, condition)
+        try_condition(source, shape, condition)
     except psycopg.errors.InsufficientPrivilege as error:
         reader = source.info.user
         raise OperatorNeeded(
@@ -121,7 +135,7 @@ def subscription_of(router: Router, consumer_id: int, consumer: str, schema: str
     )
 
 
-def refuse_unknown_columns(shape: chunks.Shape, columns: Iterable[str] | None) -> None:
+def refuse_unknown_columns(shape: shapes.Shape, columns: Iterable[str] | None) -> None:
     """Raises UsageError where the table has not all of these."""
     unknown = set(columns or ()) - {column.name for column in shape.columns}
     if unknown:

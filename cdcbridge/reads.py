@@ -111,10 +111,13 @@ class Watch:
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """Rows of one table, read with `snapshot`. `rows`: key and data, each with its length as COPY has it, and behind
-    them the consumer's own key, if it has one. `place`: the last row's key as texts, where the next chunk goes on;
-    `looked_at`: how many rows that took. `last`: the backfill is done with it. `release` is to be called when it is
-    durable, or dropped.
+    """Rows of one table, read with `snapshot`.
+
+    `rows`: key and data, each with its length as COPY has it, then the consumer's own key if it has one.
+    `sized`: then also the least size of a row that was not loaded, or null.
+    `place`: the last row's key as texts, after which the next chunk begins. `looked_at`: how many rows that took.
+    `last`: the backfill is done with it.
+    `release`: to be called when it is durable, or dropped.
     """
 
     watch: Watch
@@ -125,4 +128,5 @@ class Chunk:
     looked_at: int
     last: bool
     release: Callable[[], None]
+    sized: bool = False
     early: list[str | None] | None = None  # with the first chunk of all: the watch's, to be remembered

@@ -6,10 +6,14 @@ Compares hashes by bucket of keys, and looks at the keys themselves only where t
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from cdcbridge import chunks
+import psycopg
+
+from cdcbridge import shapes
 from cdcbridge.check_sessions import refuse_row_security
 from cdcbridge.config import Config
 from cdcbridge.consumers import all_subscriptions
@@ -17,21 +21,23 @@ from cdcbridge.database import Connection, connect_source, connect_store, source
 from cdcbridge.errors import CdcbridgeError, UsageError
 from cdcbridge.handover import mark
 from cdcbridge.lsn import format_lsn
+from cdcbridge.reads import Snapshot
 from cdcbridge.route import OPERATIONS, Router
+from cdcbridge.row_sql import hashes_query, records_query
+from cdcbridge.shapes import Column, Shape
 from cdcbridge.store import log_end
 
 _XIDS: Final = 1 << 32
+_HALF: Final = 1 << 31
 _POLL: Final = 0.05
-_IN_LOG: Final = """
-    select s.key, md5(s.record::text) from log_state(%s, %s, %s) s
-    where ('x' || left(md5(s.key), 3))::bit(12)::int = any (%s)
-"""
+_NO_KEY: Final = -1  # in place of a bucket
+_AT_ONCE: Final = 1000  # rows fetched from either side
 
 
 @dataclass(slots=True, frozen=True)
 class Verified:
     """What was compared. `missing`: keys that the table has and the log has not; `extra`: the other way round;
-    `different`: in both, with other values.
+    `different`: in both, with other values. `notes`: what could not be compared, and why.
     """
 
     table: str
@@ -39,6 +45,7 @@ class Verified:
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     different: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -56,29 +63,114 @@ def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
         connect_source(config.source_dsn, "cdcbridge verify") as source,
         connect_store(config.store_dsn, config.store.schema_, "cdcbridge verify") as store,
     ):
-        shape = chunks.describe(source, schema, name)
+        shape = shapes.describe(source, schema, name)
         refuse_row_security(source, schema, name)
         _refuse(config, store, schema, name)
         if not shape.key:
             raise UsageError(f"{table} has no primary key (or replica identity index) to tell its rows apart by")
-        with source_errors(), source.transaction():
-            source.execute("set transaction isolation level repeatable read")
-            seen = chunks.snapshot(source)
-            ours = _hashes(source.execute(chunks.hashes_query(shape)))
-            _wait_for_log(config, store, wait)
-            with store_errors():
-                given = (table, seen.xmax % _XIDS, [xid % _XIDS for xid in sorted(seen.running)])
-                theirs = _hashes(store.execute("select * from log_hashes(%s, %s, %s)", given))
-                buckets = sorted(b for b in ours.keys() | theirs.keys() if ours.get(b) != theirs.get(b))
-                in_log = _texts(store.execute(_IN_LOG, (*given, buckets))) if buckets else {}
-            in_table = _texts(source.execute(chunks.records_query(shape, buckets))) if buckets else {}
+        try:
+            return _compare(config, source, store, shape, wait, harmless=False)
+        except CdcbridgeError as error:
+            if not isinstance(error.__cause__, psycopg.DataError):
+                raise
+        # A json value that jsonb cannot hold: "\\u0000", half of a surrogate pair, a number that is too large.
+        return _compare(config, source, store, shape, wait, harmless=True)
+
+
+def _compare(
+    config: Config, source: Connection, store: Connection, shape: Shape, wait: float, *, harmless: bool
+) -> Verified:
+    table = f"{shape.schema}.{shape.name}"
+    with source_errors(), source.transaction():
+        shapes.begin_locked(source, shape)
+        seen = shapes.snapshot(source)
+        if not shapes.is_still(source, shape):
+            shape = shapes.describe(source, shape.schema, shape.name)
+        ours = _hashes(source.execute(hashes_query(shape, defused=harmless)))
+        _wait_for_log(config, store, wait)
+        running = [xid % _XIDS for xid in sorted(seen.running)]
+        given = (table, seen.xmax % _XIDS, running, [column.name for column in shape.key], harmless)
+        with store_errors():
+            theirs = _hashes(store.execute("select * from log_hashes(%s, %s, %s, %s, %s)", given))
+        keyless = _NO_KEY in theirs
+        buckets = sorted(b for b in ours.keys() | theirs.keys() if b != _NO_KEY and ours.get(b) != theirs.get(b))
+        found = _Found(shape, seen)
+        if buckets:
+            with store_errors(), store.transaction(), source.cursor("ours") as rows, store.cursor("theirs") as messages:
+                rows.itersize = messages.itersize = _AT_ONCE
+                rows.execute(records_query(shape, buckets, defused=harmless))
+                messages.execute("select * from log_records(%s, %s, %s, %s, %s, %s)", (*given, buckets))
+                found.merge(iter(rows), iter(messages))
     return Verified(
         table,
         sum(keys for keys, _ in ours.values()),
-        tuple(sorted(in_table.keys() - in_log.keys())),
-        tuple(sorted(in_log.keys() - in_table.keys())),
-        tuple(sorted(key for key in in_table.keys() & in_log.keys() if in_table[key] != in_log[key])),
+        tuple(found.missing),
+        tuple(found.extra),
+        tuple(found.different),
+        found.notes(keyless=keyless),
     )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What differs, as both sides are gone through by key."""
+
+    shape: Shape
+    seen: Snapshot
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    absent: Counter[str] = field(default_factory=Counter)  # rows by column that their records do not have
+    older: Counter[str] = field(
+        default_factory=Counter
+    )  # and by column that was altered, perhaps after the record was made
+
+    def merge(self, rows: Iterator[tuple[Any, ...]], messages: Iterator[tuple[Any, ...]]) -> None:
+        """Both in the order of their keys' bytes."""
+        row, message = next(rows, None), next(messages, None)
+        while row is not None or message is not None:
+            if message is None or (row is not None and row[0].encode() < message[0].encode()):
+                self.missing.append(row[0] if row else "")
+                row = next(rows, None)
+            elif row is None or row[0] != message[0]:
+                self.extra.append(message[0])
+                message = next(messages, None)
+            else:
+                self._row(row[0], row[1], message[1], message[2])
+                row, message = next(rows, None), next(messages, None)
+
+    def _row(self, key: str, ours: dict[str, str], theirs: dict[str, str], xid: int | None) -> None:
+        differs = False
+        for column in self.shape.columns:
+            if column.name not in theirs:
+                self.absent[column.name] += 1
+            elif ours[column.name] != theirs[column.name]:
+                if self._is_older(column, xid):
+                    self.older[column.name] += 1
+                else:
+                    differs = True
+        if differs:
+            self.different.append(key)
+
+    def _is_older(self, column: Column, xid: int | None) -> bool:
+        """Whether the column was altered after the record was made, or may have been."""
+        if column.changed is None:
+            return False
+        return xid is None or (column.changed - xid) % _XIDS < _HALF
+
+    def notes(self, *, keyless: bool) -> tuple[str, ...]:
+        notes = [
+            f"column {name!r}: the log's records of {rows} rows do not have it, because it was added or renamed since,"
+            " or not read"
+            for name, rows in sorted(self.absent.items())
+        ]
+        notes += [
+            f"column {name!r}: {rows} rows have other values in the log, from before the column was altered"
+            for name, rows in sorted(self.older.items())
+        ]
+        if keyless:
+            notes.append("the log has messages without a key, which were not compared")
+        return tuple(notes)
 
 
 def _refuse(config: Config, store: Connection, schema: str, name: str) -> None:
@@ -116,8 +208,4 @@ def _wait_for_log(config: Config, store: Connection, wait: float) -> None:
 
 
 def _hashes(rows: Any) -> dict[int, tuple[int, Any]]:
-    return {bucket: (keys, value) for bucket, keys, value in rows.fetchall()}
-
-
-def _texts(rows: Any) -> dict[str, str]:
-    return dict(rows.fetchall())
+    return {_NO_KEY if bucket is None else bucket: (keys, value) for bucket, keys, value in rows.fetchall()}

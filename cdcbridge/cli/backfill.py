@@ -179,8 +179,11 @@ def verify(app: App, table: str, wait: float, as_json: bool) -> int:
     """
     found = verifying.verify(app.config, table, wait)
     if as_json:
-        print_json({**asdict(found), "ok": found.ok})
+        fields = {name: value for name, value in asdict(found).items() if name != "notes" or value}
+        print_json({**fields, "ok": found.ok})
         return 0 if found.ok else 2
+    for note in found.notes:
+        say(f"{table}: {note}")
     if found.ok:
         click.echo(f"{table}: the log tells its {found.rows} rows exactly")
         return 0

@@ -78,6 +78,12 @@ language sql stable set search_path from current as $$
     limit $4
 $$;
 
+-- truncates(topic) -> the transactions of the TRUNCATEs of that table which the log has, less their epoch.
+create or replace function truncates(topic text) returns setof bigint
+language sql stable set search_path from current as $$
+    select m.xid from messages m where m.topic = $1 and m.xid is not null and m.key is null and op_of(m.data) = 'truncate'
+$$;
+
 -- newest_progress(backfill_id) -> how far it is; null before its first rows.
 create or replace function newest_progress(backfill_id int) returns backfill_progress
 language sql stable as $$

@@ -246,7 +246,7 @@ def test_ddl_while_a_table_is_read(world15: World) -> None:
         world.execute("alter table t drop constraint t_pkey, add primary key (v, id)")
         eventually(lambda: listed(world)["state"] == "failed")
         assert "the key of public.t was changed" in listed(world)["note"]
-        world.json("backfill", "start", "c", "public.t", "--rate", "1000")
+        world.json("backfill", "start", "c", "public.t", "--rate", "100")
         eventually(lambda: listed(world)["rows"] > 0)
         world.execute("drop table t")
         eventually(lambda: listed(world)["state"] == "failed")

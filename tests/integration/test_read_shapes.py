@@ -14,8 +14,8 @@ from psycopg import sql
 
 from cdcbridge import shapes
 from cdcbridge.bridge import Bridge
-from cdcbridge.chunks import Wanted, read_chunk
 from cdcbridge.check_sessions import refuse_row_security
+from cdcbridge.chunks import Wanted, read_chunk
 from cdcbridge.database import connect_source
 from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.errors import OperatorNeeded

@@ -332,7 +332,7 @@ def test_it_goes_on_after_a_restart_of_the_server(own15: EmbeddedServer, tmp_pat
         )
         world.consumer()
         with world.bridge():
-            world.json("backfill", "start", "c", "public.t", "--rate", "400")
+            world.json("backfill", "start", "c", "public.t", "--rate", "200")
             for mode in ("immediate", "fast"):
                 wanted = listed(world)["rows"] + 1
                 eventually(partial(has_read, world, wanted))

@@ -111,11 +111,11 @@ def test_a_store_of_another_source_is_refused(world15: World) -> None:
         pass
     for what, column, value in (
         ("system identifier", "system_identifier", "42"),
-        ("database", "database", "elsewhere"),
+        ("database", "database", "elsewhere"),  # a renamed database is known by its OID
         ("slot", "slot", "another"),
     ):
         was = world15.value(f"select {column} from source")
-        world15.execute(f"update cdcbridge.source set {column} = '{value}'")
+        world15.execute(f"update cdcbridge.source set {column} = '{value}', database_oid = null")
         error = world15.bridge_error()
         assert isinstance(error, OperatorNeeded) and what in str(error) and repr(value) in str(error)
         world15.execute(f"update cdcbridge.source set {column} = '{was}'")

@@ -40,11 +40,13 @@ class Capture:
         with each ALTER, and when the object is dropped and created again.
     tables: `schema.table` -> OID as text, or None where there is no such table.
     schemas: the schema of each `schema.*` -> OID as text, or None.
+    untold: what was found before this one was noted, and no gap message says yet.
     """
 
     publications: dict[str, dict[str, Any]]
     tables: dict[str, str | None]
     schemas: dict[str, str | None]
+    untold: tuple[str, ...] = ()
 
     def dump(self) -> dict[str, Any]:
         """For the store, as JSON."""

@@ -41,7 +41,7 @@ def bring_into_step(
     missing: list[str] = []
     if before is not None:
         began = Capture(**before)
-        missing = losses(began, look(connection, list(began.publications), patterns))
+        missing = [*began.untold, *losses(began, look(connection, list(began.publications), patterns))]
         for loss in missing:
             log.error("capture.changed", what=loss)
     spare = f"{config.source.publication}_inserts"

@@ -131,7 +131,7 @@ def prepare(
             _apply_consumers(config, connection, store)
         installed = event_trigger.ensure(config, connection)  # before a publication makes the first UPDATE fail
         published = Publishing([])
-        if plugin == "pgoutput" and not finishing:
+        if plugin == "pgoutput":
             published = bring_into_step(config, connection, store.capture() if history else None, left_out)
         snapshot_from = stream if consistent else None
         slot_lsn, exported = _slot(config, connection, snapshot_from, plugin)
@@ -151,9 +151,9 @@ def prepare(
     elif history.timeline != timeline:
         _follow_timeline(store, stream, history, timeline, slot_lsn)
     compare_ends(config.source.slot, store.tail().end_lsn, slot_lsn, wal_end, on_standby=on_standby)
-    _tell_losses(store, published, slot_lsn, wal_end, unpublished=learned.unpublished)
+    _tell_losses(store, published, slot_lsn, wal_end, finishing=finishing, unpublished=learned.unpublished)
     ready = _ready(config, store, store.tail(), plugin, published.names, stream.sender_timeout)
-    ready.capture, ready.left_out = published.capture, left_out
+    ready.capture, ready.left_out = None if finishing else published.capture, left_out
     if learned.whole:
         ready.options = plugins.without_streaming(ready.options)
     ready.timeline_on_standby = timeline if on_standby else None
@@ -175,14 +175,19 @@ def _refuse(found: list[Problem], *, again: bool) -> frozenset[str]:
     return frozenset(problem.object for problem in of_tables if problem.code in UNUSABLE)
 
 
-def _tell_losses(store: Store, published: Publishing, slot_lsn: int, wal_end: int, *, unpublished: bool) -> None:
+def _tell_losses(
+    store: Store, published: Publishing, slot_lsn: int, wal_end: int, *, finishing: bool, unpublished: bool
+) -> None:
     """Tell every consumer by a gap message what may be missing, and remember what this session begins with.
 
     Everything up to the slot's confirmed LSN was vouched for. With `unpublished` the WAL up to its present end cannot
-    be decoded; otherwise the stream goes on where the log ends, and only changes of what was lost are missing.
+    be decoded; otherwise the stream goes on where the log ends, and only changes of what was lost are missing. A
+    session that finishes a transaction leaves the message to the next one.
     """
     capture = None if published.capture is None else published.capture.dump()
-    if published.losses or unpublished:
+    if finishing and capture is not None:
+        store.set_capture({**capture, "untold": published.losses})
+    elif published.losses or unpublished:
         end = store.tail().end_lsn
         reason = "; ".join(published.losses) or "a publication did not exist when these changes were made"
         first = min(slot_lsn, end)

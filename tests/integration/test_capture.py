@@ -235,3 +235,20 @@ ONE = {"row": "1/1", "tables": {"10": "1"}, "schemas": {}}
 def test_losses(publications: dict[str, Any], tables: dict[str, str | None], expected: int) -> None:
     before = Capture({"p": ONE}, {"public.t": "10"}, {})
     assert len(losses(before, Capture(publications, tables, {}))) == expected
+
+
+def test_what_was_altered_inside_a_transaction_that_is_to_be_finished_is_told_after_it(pgoutput: World) -> None:
+    world = pgoutput
+    crashing = world.start_process(crash=("committed", 2))
+    eventually(world.active, "the bridge streams")
+    world.execute("insert into t select g, repeat('x', 200) from generate_series(1, 30000) g")
+    crashing.wait(30)
+    assert world.value("select unfinished is not null from positions")
+    before = _lsn(world)
+    world.execute("alter publication cdcbridge drop table t", "insert into t values (50000, 'lost')")
+    after = _lsn(world)
+    world.start_process()
+    eventually(lambda: world.value("select count(*) from messages where topic = 'public.t'") == 30000, "the rest of it")
+    gaps = eventually(lambda: world.rows(GAPS), "a gap message")
+    assert parse_lsn(gaps[0][0]) <= parse_lsn(before) < parse_lsn(after) <= parse_lsn(gaps[0][1])
+    assert "public.t was taken out" in gaps[0][2]

@@ -22,7 +22,7 @@ def test_ten_kills_under_pgbench_end_with_its_own_counts(world15: World) -> None
     world15.consumer("audit", ("public.pgbench_accounts", "public.pgbench_branches"), mode="stream")
     process = world15.start_process()
     eventually(world15.active, "the bridge streams")
-    load = subprocess.Popen([*pgbench, "-n", "-c", "4", "-R", "800", "-T", "30", world15.database],
+    load = subprocess.Popen([*pgbench, "-n", "-c", "4", "-R", "350", "-T", "32", world15.database],
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
     pause = threading.Event()
     for _ in range(10):

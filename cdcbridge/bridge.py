@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Final
 
@@ -71,7 +72,8 @@ class Bridge:
         self._consistent = consistent
         self._health = health or Health()
         self._stopping = threading.Event()
-        self._stop_read, self._stop_write = os.pipe()
+        self._stop_read, self._stop_write = ends = os.pipe()
+        weakref.finalize(self, _close, *ends)  # not when run() ends: another thread may call stop() after that
         self._streamed = False
         self._learned = Learned()
 
@@ -238,3 +240,8 @@ def _catalog(connection: Connection, ready: Ready, store: Store) -> SourceCatalo
     if (known := catalog.remember()) is not None:
         store.set_catalog(known)
     return catalog
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)

@@ -42,6 +42,8 @@ def _taken(pgconn: pq.abc.PGconn, most_bytes: int | None) -> tuple[list[bytes], 
     """Rows up to so many bytes, at least one, and whether there are no others; 0 bytes: none, to the end."""
     rows: list[bytes] = []
     get = pgconn.get_copy_data
+    wait = select.poll()  # select() fails where a process has more than 1,024 open files
+    wait.register(pgconn.socket, select.POLLIN)
     size, skipped = 0, 2 + _HEADER
     while True:
         length, data = get(1)
@@ -53,7 +55,7 @@ def _taken(pgconn: pq.abc.PGconn, most_bytes: int | None) -> tuple[list[bytes], 
                 rows.append(bytes(data[skipped:]))
                 skipped = 2
         elif length == 0:
-            select.select([pgconn.socket], [], [])
+            wait.poll()
             pgconn.consume_input()
         elif length < 0:
             return rows, True

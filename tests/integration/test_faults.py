@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -30,6 +32,31 @@ def test_sessions_cut_on_either_side_are_made_anew_and_nothing_is_lost(world: Wo
         eventually(lambda: world.value("select count(distinct key) from messages") == 500, "500 rows")
     assert world.value("select count(*) from messages") == 500
     assert world.value("select count(*) from consumer_messages") == 500
+
+
+def test_neither_sessions_nor_bridges_leave_files_open(world15: World) -> None:
+    def open_files() -> int:
+        gc.collect()
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    world15.execute("create table t (id int primary key)")
+    world15.consumer()
+    with world15.bridge():
+        pass
+    before = open_files()
+    with world15.bridge():
+        eventually(world15.active, "the bridge streams")
+        of_one_bridge = open_files()
+        for number in range(12):
+            world15.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where application_name like 'cdcbridge %' and datname = current_database()"
+            )
+            world15.execute(f"insert into t values ({number})")
+            world15.messages(number + 1)
+        # One file left open per session would be 12 more. The threads beside the stream reconnect in their own time.
+        eventually(lambda: open_files() < of_one_bridge + 8, f"about {of_one_bridge} open files")
+    assert open_files() <= before
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -230,6 +232,18 @@ def test_pages_are_read_to_the_last_row_and_no_row_twice(session: Any) -> None:
     session.execute("delete from t where n % 7 = 0")
     found = [int(data.split('"n":')[1].split(",")[0]) for _, data in read_all(session, "t", 5000)]
     assert found == [n for n in range(1, 401) if n % 7]
+
+
+@pytest.mark.parametrize("server", ["pg18", "pg15"])
+def test_a_process_with_more_than_1024_open_files_reads_a_table(request: pytest.FixtureRequest, server: str) -> None:
+    owner: EmbeddedServer = request.getfixturevalue(server)
+    with contextlib.ExitStack() as files, fresh_database(owner) as database:
+        for _ in range(1100):
+            files.enter_context(Path("/dev/null").open())
+        with connect_source(owner.dsn(database)) as connection:
+            assert connection.fileno() > 1024
+            connection.execute("create table t as select n, repeat('x', 1000) as big from generate_series(1, 2000) n")
+            assert len(read_all(connection, "t", 1000)) == 2000
 
 
 def test_row_security_that_would_hide_rows_is_refused_with_its_fix(world15: World) -> None:

@@ -95,19 +95,21 @@ def _without_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
     return kwargs if given else {**kwargs, "options": ""}
 
 
-def _statements() -> bytes:
-    statements = "; ".join(f"set {name} = {value!r}" for name, value in _OWN.items() if name != "search_path")
+def _statements(*given: object) -> bytes:
+    """Set everything but the client encoding where the connection's arguments name one."""
+    kept = {"search_path", *({"client_encoding"} if "client_encoding" in repr(given) else ())}
+    statements = "; ".join(f"set {name} = {value!r}" for name, value in _OWN.items() if name not in kept)
     newer = "select set_config(n, '0', false) from unnest(array['transaction_timeout']) n"
     newer += " where current_setting(n, true) is not null"  # 17 and later
     return f'{statements}; set search_path = "$user", public; {newer}'.encode()
 
 
-def _behave(connection: psycopg.Connection[Any]) -> None:
+def _behave(connection: psycopg.Connection[Any], *given: object) -> None:
     backend = connection.cursor(row_factory=psycopg.rows.tuple_row).execute("select pg_backend_pid()").fetchone()
     connection.rollback()
     if backend != (connection.info.backend_pid,):
         return  # a pooler's session is also used by others
-    connection.execute(_statements())
+    connection.execute(_statements(*given))
     if not connection.autocommit:
         connection.commit()
 
@@ -120,7 +122,7 @@ def connect(original: Callable[..., Any]) -> Callable[..., Any]:
         if not _is_own(sys._getframe(1)):
             return original(*args, **kwargs)
         connection = original(*args, **_without_options(args, kwargs))
-        _behave(connection)
+        _behave(connection, args, kwargs)
         return connection
 
     return behaving

@@ -20,7 +20,7 @@ $$;
 -- lock_consumers().
 create or replace function mend_consumer_change() returns void
 language sql volatile set search_path from current as $$
-    select setval('consumers_xid_seq', pg_snapshot_xmin(pg_current_snapshot())::text::bigint)
+    select setval('consumers_xid_seq', pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)
     where pg_sequence_last_value('consumers_xid_seq') >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
 $$;
 
@@ -133,8 +133,8 @@ end $$;
 
 -- remove_consumer(name): the consumer, what waits for it, what it has in flight and its dead letters are gone at once.
 -- Raises CB001, CB005, and 55P03 where a transaction uses the consumer or the log for longer than 500 ms: roll back and try again.
--- Locks, in this order: lock_consumers(); SHARE on messages; ACCESS EXCLUSIVE on the consumer's own tables, then on waiting and
--- dead_messages; a group's partitions. So no transaction that has published, and none that reads for this consumer, is open.
+-- Locks, in this order: lock_consumers(); for a queue SHARE on messages, ACCESS EXCLUSIVE on the consumer's own tables, then on
+-- waiting and dead_messages; else a group's partitions. So no transaction is open that uses what goes.
 create or replace function remove_consumer(name text) returns void
 language plpgsql set search_path from current set lock_timeout = '500ms' as $$
 declare
@@ -143,8 +143,8 @@ declare
 begin
     perform lock_consumers();
     consumer := consumer_named(name);
-    lock table only messages in share mode; -- a publisher looks for its consumers after it has locked messages
     if consumer.mode <> 'stream' then
+        lock table only messages in share mode; -- a publisher looks for its consumers after it has locked messages
         execute format('lock table %I, %I in access exclusive mode', 'waiting_' || consumer.id, 'dead_messages_' || consumer.id);
         lock table only waiting, only dead_messages in access exclusive mode;
     end if;

@@ -212,7 +212,7 @@ COMMANDS: dict[str, tuple[Callable[[Queue, Store], Any], set[str], Callable[[Que
     "apply the first stream": (applied(STREAM), {PUBLISHER}, lambda queue: queue.session.execute("drop index cdcbridge.messages_000000_partition")),
     "apply a change": (applied(BASE[0].model_copy(update={"max_in_flight": 7})), set(), None),
     "remove a queue": (removed("doomed"), {RECEIVER, PUBLISHER, DUMP}, None),
-    "remove a stream": (removed("s"), {RECEIVER, PUBLISHER}, None),
+    "remove a stream": (removed("s"), {RECEIVER}, None),
     "pause": (executed("update consumers set paused = not paused where name = 'c' returning id"), set(), None),
     "seek": (executed("select seek('s', 'earliest')"), {RECEIVER}, None),
     "replay": (replayed, set(), None),

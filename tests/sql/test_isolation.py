@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdcbridge.store import Store
 from tests.sql.queue import Queue, Row
 from tests.sql.test_queue import receipts, seqs
 
@@ -353,9 +354,45 @@ def test_dedup_gap_guard_and_partitions_of_a_publisher_with_an_old_snapshot(queu
     assert row == [{"right": True}]
 
 
+def _serializable_by_default(queue: Queue) -> None:
+    name = queue.value("select quote_ident(current_database())")
+    queue.session.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
+
+
+def test_the_fence_holds_where_the_default_is_serializable(queue: Queue) -> None:
+    _serializable_by_default(queue)
+    first = Store(queue.dsn, "cdcbridge")
+    first.begin_epoch()
+    second = Store(queue.dsn, "cdcbridge")
+    with first.connection.transaction():
+        first.connection.execute("select 1")
+        second.begin_epoch()
+        with pytest.raises(psycopg.Error, match="is over") as refused:
+            first.connection.execute("select begin_append(%s, 0)", (first._epoch,))
+    assert refused.value.sqlstate == "CB010"
+    for store in (first, second):
+        store.close()
+
+
+def test_two_sessions_that_end_a_claim_at_once_leave_nothing(queue: Queue) -> None:
+    queue.declare(visibility_timeout="1h")
+    queue.append(4)
+    given = receipts(queue.receive(4))
+    one, two = queue.open(autocommit=False), queue.open(autocommit=False)
+    for session, part in ((one, given[:2]), (two, given[2:])):
+        assert queue.ack(*part, session=session) == 2
+    one.commit()
+    two.commit()
+    assert queue.value("select count(*) from cdcbridge.leases") == 1, "neither has seen the other's marks"
+    assert queue.value("select cdcbridge.forget_settled()") == 1
+    assert queue.all("select * from cdcbridge.leases") == queue.all("select * from cdcbridge.settled") == []
+
+
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
 def test_a_consumer_that_is_added_while_publishers_of_every_level_publish_gets_all(queue: Queue, mode: str) -> None:
     queue.declare("c", topics=("t",))
+    _serializable_by_default(queue)
+    operator = Queue(queue.dsn)
     stop = threading.Event()
     failed: list[BaseException] = []
 
@@ -375,15 +412,19 @@ def test_a_consumer_that_is_added_while_publishers_of_every_level_publish_gets_a
         except BaseException as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=publish, args=(level,)) for level in (None, *LEVELS.values())]
+    threads = [
+        threading.Thread(target=publish, args=(level,))
+        for level in (psycopg.IsolationLevel.READ_COMMITTED, *LEVELS.values())
+    ]
     for thread in threads:
         thread.start()
     for n in range(4):
-        queue.append(5)
-        queue.declare(f"late{n}", mode=mode, topics=("t",), start="earliest")
+        operator.append(5)
+        operator.declare(f"late{n}", mode=mode, topics=("t",), start="earliest")
     stop.set()
     for thread in threads:
         thread.join()
+    operator.close()
     assert not failed, failed
     log = Counter(row["seq"] for row in queue.all("select seq from cdcbridge.messages where topic = 't'"))
     for n in range(4):

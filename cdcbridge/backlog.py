@@ -17,6 +17,7 @@ from cdcbridge.database import Connection
 from cdcbridge.encode import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC, key_text
 from cdcbridge.fan_out import barrier_rows, waiting_rows
 from cdcbridge.filters import FilterError, wants_text
+from cdcbridge.patience import patiently
 from cdcbridge.route import Subscription
 
 _PAGE: Final = 5000  # messages of the log at a time
@@ -38,23 +39,58 @@ _LOG: Final = """
 """
 
 
-def fill(connection: Connection, wanted: Subscription, low: int = 0) -> int:
-    """Fan what the log holds from seq `low` on into one consumer, and tell how far it is; the seq up to which nothing
-    can come any more. Call in the transaction that makes it.
+class Filling:
+    """What the log holds, fanned into one new consumer: most of it while the bridge appends, the rest under its fence.
+
+    Call in the transaction that makes the consumer.
     """
-    row = connection.execute("select max_safe_seq()").fetchone()  # before the look into the log
-    high: int = row[0] if row and not low else _END
-    for batch, dead in _pages(connection, wanted, low, high):
-        with connection.cursor() as cursor, cursor.copy(COPY_WAITING) as copy:
-            copy.write(COPY_HEADER + waiting_rows(batch, 0) + COPY_TRAILER)
-        if barriers := barrier_rows(batch, 0):
-            connection.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
-        if dead:
-            connection.execute(
-                "select bury_appended(%s, %s, %s, %s)",
-                ([wanted.consumer_id] * len(dead), *(list(column) for column in zip(*dead, strict=True))),
-            )
-    return high
+
+    def __init__(self, wanted: Subscription) -> None:
+        self.wanted = wanted
+        self._reached = -1  # the seq up to which nothing can come any more
+
+    def fill(self, connection: Connection) -> None:
+        """Give it what no open transaction can add to."""
+        high = self._settled(connection)
+        if high > self._reached:
+            self._fill(connection, high)
+            self._reached = high
+
+    def behind(self, connection: Connection) -> int:
+        """How many seqs of the log are left."""
+        return max(0, _last_seq(connection) - self._reached)
+
+    def finish(self, connection: Connection) -> None:
+        """Give it the rest, while nobody can append or publish what it wants."""
+        self._fill(connection, _END)
+
+    def _settled(self, connection: Connection) -> int:
+        if self.wanted.topics:
+            row = connection.execute("select max_safe_seq()").fetchone()  # before the look into the log
+            return row[0] if row else 0
+        # Publishers that stay in their transactions do not matter: the bridge alone writes what it wants.
+        with connection.transaction(force_rollback=True):
+            connection.execute("set local lock_timeout = '60s'")
+            connection.execute("select pg_advisory_xact_lock(fence_key())")
+            return _last_seq(connection)
+
+    def _fill(self, connection: Connection, high: int) -> None:
+        consumer_id = self.wanted.consumer_id
+        for batch, dead in _pages(connection, self.wanted, self._reached + 1, high):
+            with connection.cursor() as cursor, cursor.copy(COPY_WAITING) as copy:
+                copy.write(COPY_HEADER + waiting_rows(batch, 0) + COPY_TRAILER)
+            if barriers := barrier_rows(batch, 0):
+                connection.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
+            if dead:
+                connection.execute(
+                    "select bury_appended(%s, %s, %s, %s)",
+                    ([consumer_id] * len(dead), *(list(column) for column in zip(*dead, strict=True))),
+                )
+
+
+def _last_seq(connection: Connection) -> int:
+    row = connection.execute("select coalesce(pg_sequence_last_value('messages_seq'), 0)").fetchone()
+    return row[0] if row else 0
 
 
 def replay(connection: Connection, reader: Connection, wanted: Subscription, low: int, high: int) -> tuple[int, int]:
@@ -67,9 +103,13 @@ def replay(connection: Connection, reader: Connection, wanted: Subscription, low
     replayed = skipped = 0
     for batch, _dead in _pages(reader, wanted, low, high):
         seqs, keys = batch.keyed[wanted.consumer_id] if batch.keyed else (next(iter(batch.groups.values()), []), None)
-        row = connection.execute(
-            "select replayed, skipped from replay_messages(%s, %s, %s)", (wanted.consumer_id, seqs, keys)
-        ).fetchone()
+        row = patiently(
+            connection,
+            lambda page=(wanted.consumer_id, seqs, keys): connection.execute(  # type: ignore[misc]
+                "select replayed, skipped from replay_messages(%s, %s, %s)", page
+            ).fetchone(),
+            what=f"consumers replay {wanted.name}",
+        )
         replayed, skipped = replayed + (row[0] if row else 0), skipped + (row[1] if row else 0)
     return replayed, skipped
 

@@ -1,23 +1,28 @@
 """The consumers of the file, brought into the store. Part of the rim.
 
-Adds and changes; never removes by itself: a consumer that left the file keeps what waits for it and gets nothing new.
+Adds and changes, while bridge and publishers continue. apply() never removes: a consumer that left the file keeps what
+waits for it and gets nothing new.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from psycopg.types.json import Jsonb
 
-from cdcbridge import backlog
+from cdcbridge.backlog import Filling
 from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import UsageError
 from cdcbridge.filters import Filter
+from cdcbridge.patience import LOCK_TIMEOUT, PATIENCE, patiently
 from cdcbridge.route import Subscription
+
+_ROUNDS: Final = 4  # of filling, before the bridge has to wait for the rest whatever it is
+_MOST_BEHIND: Final = 10_000  # seqs
 
 
 @dataclass(slots=True, frozen=True)
@@ -87,45 +92,56 @@ def load(entry: dict[str, Any]) -> Subscription:
     )
 
 
-def apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool = False) -> Applied:
+def apply(
+    connection: Connection, consumers: Sequence[Consumer], *, fence: bool = False, patience: float = PATIENCE
+) -> Applied:
     """Make the store's consumers those of the file, in one transaction.
 
     A new one with start: earliest gets what the log holds; with start: now what the bridge reads from here on. A
-    changed one is routed anew from the next change; what it has queued already stays as it is. `fence`: a bridge that
-    runs with the old ones can append nothing more, and starts again with these.
+    changed one is routed anew from the next change; what it has queued already stays as it is.
+
+    fence: a bridge that runs with the old ones can append nothing more, and starts again with these.
+    patience: seconds after which a lock that another session holds is given up. Raises LockedOut.
     """
-    with store_errors(), connection.transaction():
-        # A bridge's session ends after some seconds of this; filters may take longer over what the log holds.
-        connection.execute("set local idle_in_transaction_session_timeout = 0")
-        rows = connection.execute("select id, name, mode, config from consumers order by name for update").fetchall()
-        known = {name: (consumer_id, mode, config) for consumer_id, name, mode, config in rows}
-        added: list[Consumer] = []
-        changed = []
-        for consumer in consumers:
-            config = stored_config(consumer)
-            if consumer.role is not None:
-                connection.execute("select use_role(%s)", (consumer.role,))
-            if consumer.name not in known:
-                added.append(consumer)
-                continue
-            consumer_id, mode, had = known[consumer.name]
-            if mode != consumer.mode:
-                raise UsageError(
-                    f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
-                    hint=f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
-                )
-            if had != config:
-                connection.execute(
-                    "update consumers set config = %s, updated_at = now() where id = %s", (Jsonb(config), consumer_id)
-                )
-                changed.append(consumer.name)
-        if added:
-            _add(connection, added)
-            connection.execute("select make_dispatch()")
-        if fence and (added or changed):
-            connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
+    with store_errors():
+        _index_segments(connection, consumers, patience)
+        return patiently(
+            connection,
+            lambda: _apply(connection, consumers, fence=fence, patience=patience),
+            what="consumers apply",
+            again="cdcbridge consumers apply",
+            patience=patience,
+        )
+
+
+def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool, patience: float) -> Applied:
+    # A bridge's session ends after some seconds of this; filters may take longer over what the log holds.
+    connection.execute("set local idle_in_transaction_session_timeout = 0")
+    connection.execute("select lock_consumers()")
+    rows = connection.execute("select id, name, mode, config from consumers order by name").fetchall()
+    known = {name: (consumer_id, mode, config) for consumer_id, name, mode, config in rows}
+    added: list[Consumer] = []
+    changed: dict[int, Consumer] = {}
+    for consumer in consumers:
+        if consumer.role is not None:
+            connection.execute("select use_role(%s)", (consumer.role,))
+        if consumer.name not in known:
+            added.append(consumer)
+            continue
+        consumer_id, mode, had = known[consumer.name]
+        if mode != consumer.mode:
+            raise UsageError(
+                f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
+                hint=f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
+            )
+        if had != stored_config(consumer):
+            changed[consumer_id] = consumer
+    if added or changed:
+        _change(connection, added, changed, fence=fence, patience=patience)
+    else:
+        connection.execute("select mend_consumer_change()")
     left = sorted(known.keys() - {consumer.name for consumer in consumers})
-    return Applied(tuple(consumer.name for consumer in added), tuple(changed), tuple(left))
+    return Applied(tuple(c.name for c in added), tuple(c.name for c in changed.values()), tuple(left))
 
 
 def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list[Subscription]:
@@ -145,25 +161,66 @@ def all_subscriptions(connection: Connection) -> list[Subscription]:
     return [subscription(*row) for row in rows]
 
 
-def _add(connection: Connection, added: Sequence[Consumer]) -> None:
-    """Make them. What the log holds is given to those with start: earliest while the bridge goes on; then it waits, and
-    so do publishers of their topics, until what came meanwhile is given, too, and this commits.
-    """
-    filled: list[tuple[Subscription, int]] = []
-    for consumer in added:
-        if consumer.mode != "stream":
-            wanted = _make(connection, consumer)
-            if consumer.start == "earliest":
-                filled.append((wanted, backlog.fill(connection, wanted)))
-    connection.execute("select pg_advisory_xact_lock(fence_key())")
-    if any(wanted.topics for wanted, _ in filled):
-        connection.execute("set local lock_timeout = '10s'")  # a publisher that hangs must not make the bridge wait
-        connection.execute("lock table messages in share mode")
-    for wanted, reached in filled:
-        backlog.fill(connection, wanted, reached + 1)
+class _FarBehind(Exception):
+    """The bridge has appended so much meanwhile that it would wait for too long."""
+
+
+def _change(
+    connection: Connection, added: Sequence[Consumer], changed: dict[int, Consumer], *, fence: bool, patience: float
+) -> None:
+    """Fill new consumers from the log while the bridge appends. Then, for a moment, bridge and publishers wait."""
+    queues = [(_make(connection, consumer), consumer.start) for consumer in added if consumer.mode != "stream"]
+    filled = [Filling(wanted) for wanted, start in queues if start == "earliest"]
+    for last in [False] * _ROUNDS + [True]:
+        for one in filled:
+            one.fill(connection)
+        try:
+            patiently(
+                connection,
+                lambda last=last: _finish(connection, added, changed, filled, fence=fence, last=last),  # type: ignore[misc]
+                what="consumers apply",
+                again="cdcbridge consumers apply",
+                patience=patience,
+            )
+        except _FarBehind:
+            continue
+        return
+
+
+def _finish(
+    connection: Connection,
+    added: Sequence[Consumer],
+    changed: dict[int, Consumer],
+    filled: Sequence[Filling],
+    *,
+    fence: bool,
+    last: bool,
+) -> None:
+    """Give the rest of the log to those that are filled, and make everything visible at once."""
+    if added:
+        # It comes with the end of the append that is under way, which waits for nothing that this transaction holds.
+        connection.execute("set local lock_timeout = '60s'")
+        connection.execute("select pg_advisory_xact_lock(fence_key())")
+        connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
+    if any(one.wanted.topics for one in filled):
+        connection.execute("lock table only messages in share mode")
+    if not last and any(one.behind(connection) > _MOST_BEHIND for one in filled):
+        raise _FarBehind
+    for one in filled:
+        one.finish(connection)
     for consumer in added:
         if consumer.mode == "stream":  # behind the fence: it makes an index, for which the bridge would have to wait
             _make(connection, consumer)
+    if fence:
+        connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
+    for consumer_id, consumer in changed.items():
+        connection.execute(
+            "update consumers set config = %s, updated_at = now() where id = %s",
+            (Jsonb(stored_config(consumer)), consumer_id),
+        )
+    if added:
+        connection.execute("select make_dispatch()")
+    connection.execute("select note_consumer_change()")
 
 
 def _make(connection: Connection, consumer: Consumer) -> Subscription:
@@ -172,3 +229,40 @@ def _make(connection: Connection, consumer: Consumer) -> Subscription:
         "select add_consumer(%s, %s, %s)", (consumer.name, consumer.mode, Jsonb(config))
     ).fetchone()
     return subscription(row[0] if row else 0, consumer.name, consumer.mode, config)
+
+
+def _index_segments(connection: Connection, consumers: Sequence[Consumer], patience: float) -> None:
+    """Index the log for a first stream, each segment in a transaction of its own: publishers wait for one at a time."""
+    known = {name for (name,) in connection.execute("select name from consumers").fetchall()}
+    if all(consumer.mode != "stream" or consumer.name in known for consumer in consumers):
+        return
+    made: tuple[Any, ...] | None = (True,)
+    while made == (True,):
+        made = patiently(
+            connection,
+            lambda: connection.execute("select create_partition_indexes(true)").fetchone(),
+            what="consumers apply",
+            again="cdcbridge consumers apply",
+            patience=patience,
+        )
+
+
+def remove(connection: Connection, name: str, patience: float = PATIENCE) -> None:
+    """Remove the consumer with all that it has. A running bridge appends nothing more for it, and starts again.
+
+    Raises LockedOut where a transaction that uses it stays open: then nothing was removed.
+    """
+
+    def work() -> None:
+        connection.execute("select lock_consumers()")
+        connection.execute("select take_lead('cdcbridge consumers remove', '1 min')")
+        connection.execute("select remove_consumer(%s)", (name,))
+
+    with store_errors():
+        patiently(
+            connection,
+            work,
+            what=f"consumers remove {name}",
+            again=f"cdcbridge consumers remove {name}",
+            patience=patience,
+        )

@@ -68,6 +68,10 @@ class StoreUnavailable(CdcbridgeError):
     """The store's database cannot be reached or went away: try again."""
 
 
+class LockedOut(StoreUnavailable):
+    """Another session holds a lock in the store for too long: nothing was changed. The message names the session."""
+
+
 class StaleReceipt(CdcbridgeError):
     """The delivery is not ours any more: its visibility timeout passed, or it was acked or given back before."""
 

@@ -2,7 +2,7 @@
 
 Heartbeats on the source, so that the slot moves on while only other databases write; messages whose last delivery
 expired become dead letters; many rows of a held key become few; segments of the log that nobody needs are dropped.
-Never touches the stream; what fails here is told and tried again.
+Never touches the stream, and waits for no lock longer than a second; what fails here is told and tried again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Housekeeper(Background):
         interval = self._config.source.heartbeat_interval
         with (
             connect_source(self._config.source_dsn, "cdcbridge heartbeat") as source,
-            connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge housekeeping") as store,
+            connect_store(
+                self._config.store_dsn, self._config.store.schema_, "cdcbridge housekeeping", {"lock_timeout": "1s"}
+            ) as store,
         ):
             next_heartbeat = next_retention = 0.0
             while not self._stop.is_set():
@@ -57,12 +59,14 @@ class Housekeeper(Background):
                 if buried and buried[0]:
                     log.info("messages.died", reason="max_deliveries", messages=buried[0])
                 if time.monotonic() >= next_retention:
-                    self._drop_segments(store)
-                    store.execute("select forget_hints()")
+                    while self._drop_segments(store) and not self._stop.is_set():
+                        pass
+                    store.execute("select forget_hints(), forget_settled()")
                     next_retention = time.monotonic() + _RETENTION_INTERVAL
                 self._stop.wait(min(_BURY_INTERVAL, interval))
 
-    def _drop_segments(self, store: Connection) -> None:
+    def _drop_segments(self, store: Connection) -> bool:
+        """Drop what nobody needs; whether there may be more."""
         limits = self._config.store
         row = store.execute(
             "select dropped, held_by, lost, expired"
@@ -89,3 +93,4 @@ class Housekeeper(Background):
                 "retention.held", consumer=held_by, reason="it has not finished messages older than store.retention"
             )
         self._held_by = held_by
+        return bool(dropped)

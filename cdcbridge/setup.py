@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -30,6 +30,7 @@ from cdcbridge.route import Router, Subscription
 from cdcbridge.store import History, Store, Tail
 from cdcbridge.tables import find_tables
 
+_PATIENCE: Final = 5.0  # seconds for a lock in the store, after which the bridge starts again
 log = structlog.get_logger()
 
 
@@ -199,7 +200,7 @@ def _tell_losses(
 def _apply_consumers(config: Config, connection: Connection, store: Store) -> None:
     """Bring the file's consumers into the store, with the backfills that new ones ask for."""
     store.set_partitions(config.store.partitions)
-    applied = consumers.apply(store.connection, config.consumers)
+    applied = consumers.apply(store.connection, config.consumers, patience=_PATIENCE)
     _begin_snapshots(config, connection, store.connection)
     _forget_beginnings(store.connection, config, applied.changed)
     if applied.added or applied.changed or applied.left:

@@ -6,19 +6,22 @@ confirms anything to the source, and never decides who gets what.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
-from psycopg import sql
+import structlog
 from psycopg.types.json import Jsonb
 
 from cdcbridge.batch import Batch
 from cdcbridge.database import BRIDGE_SESSION, Connection, connect_store, cut_off, store_errors
 from cdcbridge.encode import COPY_HEADER, COPY_MESSAGES, COPY_SPILLED, COPY_TRAILER, COPY_WAITING, message_rows
-from cdcbridge.errors import Fenced
+from cdcbridge.errors import Fenced, StoreUnavailable
 from cdcbridge.fan_out import barrier_rows, waiting_rows
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import migrate
@@ -28,6 +31,7 @@ from cdcbridge.position import START, Position
 # disk takes none of an append. Whether it is out of reach is told by the lead's session, which sends next to nothing.
 _PATIENCE: Final = 60
 _SEGMENT: Final = 1_000_000  # seqs in a segment, as create_segments() has it
+log = structlog.get_logger()
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,6 +57,18 @@ class Tail:
     unfinished: dict[str, Any] | None
 
 
+@contextlib.contextmanager
+def _segment_missing(seq: int) -> Iterator[None]:
+    """A row for which there is no segment yet. Another try helps when the transaction that makes it has ended."""
+    try:
+        yield
+    except psycopg.errors.CheckViolation as error:
+        raise StoreUnavailable(
+            f"the log's segment of seq {seq} is not there: a transaction that published is making it and stays open",
+            hint="`cdcbridge lag` names the transactions that hold things up.",
+        ) from error
+
+
 def log_end(connection: Connection) -> int:
     """Up to which LSN everything is in the log, or is nobody's; 0 before the first start."""
     with store_errors():
@@ -70,6 +86,7 @@ class Store:
         )
         self._epoch = 0
         self._next_segment = 0
+        self._next_try = 0.0
 
     @property
     def connection(self) -> Connection:
@@ -201,7 +218,8 @@ class Store:
         with store_errors(), connection.transaction():
             first = self._begin(connection, len(batch.rows))
             if batch.rows:
-                self._write(connection, batch, first)
+                with _segment_missing(first):
+                    self._write(connection, batch, first)
             if batch.spilled or batch.unspilled:
                 self._spill(connection, batch)
             woken = {consumer for group in batch.groups for consumer in group} | batch.keyed.keys() | batch.streams
@@ -227,7 +245,8 @@ class Store:
                     prepare=True,
                 )
             self._finish(connection, batch, unfinished if batch.open else None, names)
-        self._make_segments(first + len(batch.rows))
+        with store_errors():
+            self._make_segments(first + len(batch.rows))
 
     def _begin(self, connection: Connection, rows: int) -> int:
         try:
@@ -282,10 +301,20 @@ class Store:
         )
 
     def _make_segments(self, seq: int) -> None:
-        """Keep a whole segment ahead of the log's end; asked once per segment."""
-        if seq >= self._next_segment:
-            self._connection.execute(sql.SQL("select create_segments()"))
-            self._next_segment = (seq // _SEGMENT + 1) * _SEGMENT
+        """Keep a whole segment ahead of the log's end; asked once per segment, and again where a lock was not free."""
+        if seq < self._next_segment or time.monotonic() < self._next_try:
+            return
+        try:
+            self._connection.execute("select create_segments()")
+        except (
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.DuplicateTable,
+            psycopg.errors.UniqueViolation,
+        ) as error:
+            self._next_try = time.monotonic() + 1
+            log.warning("segment.waits", seq=seq, reason=str(error.diag.message_primary))
+            return
+        self._next_segment = (seq // _SEGMENT + 1) * _SEGMENT
 
     def forget_spilled(self) -> None:
         """What an earlier session has put aside goes: the source sends it again. Under the fence of this epoch."""

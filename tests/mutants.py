@@ -39,6 +39,8 @@ TAKEOVER = (
 )
 CAPTURE = "tests/integration/test_capture.py::test_a_"
 KEYS = "tests/integration/test_keys.py::test_"
+ISOLATION = "tests/sql/test_isolation.py::test_"
+LOCKS = "tests/integration/test_locks.py::test_"
 SNAPSHOT = (
     "tests/acceptance/test_backfill_kill.py::test_snapshots_and_backfills_while_the_bridge_is_killed[pg15-pgoutput]"
 )
@@ -85,7 +87,7 @@ MUTANTS = (
            "tests/sql/test_publish.py::test_a_claim_that_commits_late_is_not_forgotten"),
     Mutant("I14", "sql/functions/031_hints.sql", "array(select distinct p from unnest(passed) p where p < floor order by p)",
            "'{}'::bigint[]", "tests/sql/test_fifo.py::test_what_claims_have_passed_by_is_not_forgotten"),
-    Mutant("I15", "sql/functions/070_retention.sql", "        exit when held_by is not null;\n", "",
+    Mutant("I15", "sql/functions/070_retention.sql", "        if unfinished then\n            return c.name;", "        if false then\n            return c.name;",
            "tests/sql/test_retention.py::test_a_segment_stays_while_a_message_of_it_is_unfinished"),
     Mutant("I16", "sql/functions/034_claim_in_order.sql", "coalesce(array_agg(f.d order by f.ord, f.tie), '{}')",
            "coalesce(array_agg(f.d order by (f.d).token), '{}')",
@@ -99,7 +101,7 @@ MUTANTS = (
            f"{STREAM}test_under_a_lease_nobody_else_reads_the_partition_until_it_ends"),
     Mutant("I19", "sql/functions/080_stream.sql", ", end_of_era(w, spots));", ");",
            f"{SEGMENTS}test_the_order_of_a_key_stays_when_partitions_are_added"),
-    Mutant("I20", "sql/functions/070_retention.sql", "        lost := lost + leave_behind(beyond);\n", "",
+    Mutant("I20", "sql/functions/070_retention.sql", "        total := total + leave_behind(beyond);\n", "",
            f"{SEGMENTS}test_retention_tells_a_group_that_was_too_slow"),
     Mutant("I21", "sql/functions/040_ack.sql", "select unnest(seqs) except all select unnest(marked)",
            "select unnest(seqs) except select unnest(marked)",
@@ -168,6 +170,27 @@ MUTANTS = (
            "tests/integration/test_shapes.py::test_the_identity_is_what_the_server_takes_for_one"),
     Mutant("I33", "sql/source/identity.sql", "                  when 'd' then not keyed\n", "                  when 'd' then false\n",
            "tests/integration/test_event_trigger.py::test_a_table_that_is_created_later_without_a_key[pg15-pgoutput]"),
+    Mutant("I40", "sql/functions/041_isolation.sql", "    perform refuse_changed(consumer_id, tokens);\n    with held", "    with held",
+           f"{ISOLATION}what_another_session_did_since_the_snapshot_is_not_overwritten[pg18-shortened-repeatable read]"),
+    Mutant("I40", "sql/functions/040_ack.sql", "    if above_read_committed() then\n        return", "    if false then\n        return",
+           f"{ISOLATION}what_another_session_did_since_the_snapshot_is_not_overwritten[pg18-acked-repeatable read]"),
+    Mutant("I40", "sql/functions/055_publish.sql", "if above_read_committed() and not sees_consumers() then", "if false then",
+           f"{ISOLATION}a_publisher_whose_snapshot_misses_a_change_of_consumers[pg18-added-serializable]"),
+    Mutant("I40", "sql/functions/020_log.sql", "    perform require_read_committed('begin_append()');\n", "",
+           f"{ISOLATION}what_needs_a_younger_snapshot_refuses[pg18-repeatable read]"),
+    Mutant("I41", "cdcbridge/patience.py", 'LOCK_TIMEOUT: Final = "500ms"', 'LOCK_TIMEOUT: Final = "5s"',
+           f"{LOCKS}nobody_else_waits[pg18-migrate a table-receiver]"),
+    Mutant("I41", "sql/functions/025_consumers.sql", "set search_path from current set lock_timeout = '500ms' as $$\ndeclare\n    consumer consumers;",
+           "set search_path from current set lock_timeout = '10s' as $$\ndeclare\n    consumer consumers;",
+           f"{LOCKS}nobody_else_waits[pg18-remove a queue-receiver]"),
+    Mutant("I41", "sql/functions/082_offsets.sql", "where not pg_try_advisory_xact_lock(partition_lock(c.id, w)) limit 1", "where false limit 1",
+           f"{LOCKS}seek_holds_no_partition_while_it_waits_for_another"),
+    Mutant("I41", "sql/functions/031_hints.sql", "        for update of o skip locked))\n", "        for update of o))\n",
+           f"{LOCKS}housekeeping_passes_by_what_a_receiver_in_its_transaction_has_replaced"),
+    Mutant("I42", "sql/functions/055_publish.sql", "        perform ensure_segment(new_seq);\n", "        null;\n",
+           "tests/sql/test_end_of_segment.py::test_publishing_continues_beyond_the_last_segment[pg18-None]"),
+    Mutant("I42", "sql/functions/055_publish.sql", "(new_seq % 1000 = 0 or new_seq % 1000000 >= 999000)", "false",
+           "tests/sql/test_end_of_segment.py::test_the_one_who_makes_it_stays_in_its_transaction[pg18-commit]"),
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from cdcbridge.cli.context import (
 from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.orders import refuse_order
+from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
 
 _UNFINISHED = ("waiting", "running", "paused")
@@ -61,9 +62,13 @@ def start(
     with app.store() as store:
         with connect_source(app.config.source_dsn, "cdcbridge cli") as source:
             refuse_order(app.config, source, store, name, table, condition, wanted)
-        row = store.execute(
-            "select start_backfill(%s, %s, %s, %s, %s)", (name, table, condition, wanted, rate)
-        ).fetchone()
+        row = patiently(
+            store,
+            lambda: store.execute(
+                "select start_backfill(%s, %s, %s, %s, %s)", (name, table, condition, wanted, rate)
+            ).fetchone(),
+            what=f"backfill start {name}",
+        )
         made = row[0] if row else 0
         if follow:
             _follow(store, name, made)
@@ -143,7 +148,13 @@ def cancel(app: App, name: str, table: str | None) -> None:
 
 def _change(app: App, name: str, table: str | None, states: tuple[str, ...], state: str) -> None:
     with app.store() as store:
-        row = store.execute("select change_backfills(%s, %s, %s, %s)", (name, table, list(states), state)).fetchone()
+        row = patiently(
+            store,
+            lambda: store.execute(
+                "select change_backfills(%s, %s, %s, %s)", (name, table, list(states), state)
+            ).fetchone(),
+            what=f"the change of {name}'s backfills",
+        )
     print_line({state if state != "waiting" else "resumed": row[0] if row else 0})
 
 

@@ -11,6 +11,7 @@ from cdcbridge import consumers as applying
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
 from cdcbridge.database import Connection
 from cdcbridge.lag import ConsumerLag
+from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
 
 
@@ -113,8 +114,9 @@ def resume(app: App, name: str) -> None:
 
 
 def _set_paused(store: Connection, name: str, *, paused: bool) -> None:
-    store.execute(
-        "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id", (paused, name)
+    query = "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id"
+    patiently(
+        store, lambda: store.execute(query, (paused, name)), what=f"consumers {'pause' if paused else 'resume'} {name}"
     )
 
 
@@ -123,7 +125,11 @@ def _set_paused(store: Connection, name: str, *, paused: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_app
 def remove(app: App, name: str, yes: bool) -> None:
-    """Remove a consumer with all that waits for it, is in flight, or is dead."""
+    """Remove a consumer with all that waits for it, is in flight, or is dead.
+
+    Where a transaction that uses it stays open, this tries for 30 s, while all others continue. Then it names the
+    session and exits with 1, and nothing was removed.
+    """
     with app.store() as store:
         row = store.execute(
             "select l.* from consumer_lag() l where l.name = (consumer_named(%s)).name", (name,)
@@ -132,10 +138,7 @@ def remove(app: App, name: str, yes: bool) -> None:
         if found and not yes:
             say(f"{name}: {found.pending} pending, {found.in_flight} in flight, {found.dead} dead: all will be gone.")
             click.confirm(f"Remove {name}?", abort=True, err=True)
-        with store.transaction():
-            # A running bridge must not append for it any more: it starts again, with its file read anew.
-            store.execute("select take_lead('cdcbridge consumers remove')")
-            store.execute("select remove_consumer(%s)", (name,))
+        applying.remove(store, name)
     click.echo(f"removed: {name}")
     if name in {consumer.name for consumer in app.config.consumers}:
         say(f"{name} is still in {app.path}: the next `run` adds it again.")

@@ -20,6 +20,7 @@ from cdcbridge.cli.context import (
 )
 from cdcbridge.database import Connection
 from cdcbridge.errors import UsageError
+from cdcbridge.patience import patiently
 
 _CHOSEN = """
     from dead_messages d
@@ -167,7 +168,9 @@ def _paced(ids: list[int], rate: float | None) -> Iterator[list[int]]:
 
 
 def _count(store: Connection, query: str, *arguments: Any) -> int:
-    row = store.execute(query.encode(), arguments).fetchone()
+    row = patiently(
+        store, lambda: store.execute(query.encode(), arguments).fetchone(), what=f"the call for {arguments[0]}"
+    )
     return row[0] if row else 0
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table
+from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
 
 
@@ -54,7 +57,8 @@ def show(app: App, name: str, as_json: bool) -> None:
 def seek(app: App, name: str, target: str, partition: int | None) -> None:
     """Go on from elsewhere: TARGET is earliest, latest, a seq (the next to be read), or a time.
 
-    Leases end: what members read and have not committed is theirs no more.
+    Leases end: what members read and have not committed is theirs no more. Where a member reads in a transaction that
+    stays open, this tries for 30 s, then names the session and exits with 1.
 
     \b
     Examples:
@@ -62,7 +66,12 @@ def seek(app: App, name: str, target: str, partition: int | None) -> None:
       cdcbridge offsets seek audit "2026-05-01 12:00+02" --partition 3
     """
     with app.store() as store:
-        row = store.execute("select seek(%s, %s, %s)", (name, target, partition)).fetchone()
+        row = patiently(
+            store,
+            lambda: store.execute("select seek(%s, %s, %s)", (name, target, partition)).fetchone(),
+            what=f"offsets seek {name}",
+            again=f"cdcbridge offsets seek {name} {shlex.quote(target)}",
+        )
     print_line({"partitions": row[0] if row else 0})
 
 

@@ -13,6 +13,7 @@ from cdcbridge.cli.context import DURATION, App, name_argument, pass_app, print_
 from cdcbridge.cli.receipts import read_receipts
 from cdcbridge.database import Connection, one_line
 from cdcbridge.errors import UsageError
+from cdcbridge.patience import patiently
 
 # Rows as JSON made by the server: data must not go through a Python number, and times are ISO as in JSON.
 _RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s) r"
@@ -116,7 +117,11 @@ def extend(app: App, name: str, receipts: tuple[str, ...], by: float) -> int:
 def _settle(app: App, verb: str, query: str, name: str, receipts: Sequence[str], *arguments: object) -> int:
     given = list(dict.fromkeys(_receipts(receipts)))
     with app.store() as store:
-        row = store.execute(query.encode(), (name, given, *arguments)).fetchone()
+        row = patiently(
+            store,
+            lambda: store.execute(query.encode(), (name, given, *arguments)).fetchone(),
+            what=f"the call for {name}",
+        )
     done = row[0] if row else 0
     print_line({verb: done})
     if done < len(given):

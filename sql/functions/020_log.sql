@@ -1,18 +1,26 @@
 -- The bridge's side of the store: segments, leadership, append. Called by the bridge alone.
 
--- create_segments() -> how many segments were made. Keeps one whole segment ahead of the log's end.
--- Locks: SHARE UPDATE EXCLUSIVE on messages for each new segment; readers and the bridge go on.
-create or replace function create_segments() returns int
-language plpgsql set search_path from current as $$
+-- segment_name(seq) -> the segment that a seq belongs to, made or not. No SET clause, so that it is inlined.
+create or replace function segment_name(seq bigint) returns text
+language sql immutable as $$
+    select 'messages_' || lpad((seq / 1000000)::text, 6, '0')
+$$;
+
+-- create_segments(at) -> how many segments were made: the one of seq `at` (null: of the log's end) and the next one, where they are
+-- missing. The table settings are pinned, because a publisher may call this in a session with others.
+-- Raises 55P03 where another session holds the lock for longer than 500 ms, or has made the segment and has not committed.
+-- Locks: SHARE UPDATE EXCLUSIVE on messages, to the end of the transaction; receivers, publishers and the bridge continue.
+create or replace function create_segments(at bigint default null) returns int
+language plpgsql set search_path from current set lock_timeout = '500ms' set default_tablespace = ''
+set default_table_access_method = 'heap' as $$
 declare
     size constant bigint := 1000000;
-    tail bigint := (select last_value from messages_seq);
-    first bigint := tail / size;
+    first constant bigint := coalesce(at, (select last_value from messages_seq)) / size;
     made int := 0;
     name text;
 begin
     for number in first .. first + 1 loop
-        name := format('messages_%s', lpad(number::text, 6, '0'));
+        name := segment_name(number * size);
         continue when to_regclass(quote_ident(name)) is not null;
         execute format('create table %I (like messages including defaults including constraints)
                         with (autovacuum_vacuum_insert_scale_factor = 0.5)', name);
@@ -24,6 +32,41 @@ begin
         made := made + 1;
     end loop;
     return made;
+end $$;
+
+-- ensure_segment(seq): a publisher makes the segments that it needs. Without a bridge nobody else does.
+-- The next segment is made while the present one still has room: the others fill that while this transaction is open, since
+-- they cannot see the new one before it commits. Whoever needs a segment that such a transaction has made waits for its end.
+-- Raises 55P03 after 5 s of waiting. Locks: as create_segments().
+create or replace function ensure_segment(seq bigint) returns void
+language plpgsql volatile set search_path from current as $$
+declare
+    until constant timestamptz := clock_timestamp() + interval '5 s';
+begin
+    if to_regclass(segment_name(seq)) is not null
+        and exists (select from pg_locks l where l.relation = 'messages'::regclass and l.mode = 'ShareUpdateExclusiveLock'
+                    and l.granted and l.pid <> pg_backend_pid())
+    then
+        return; -- another session is making the next one; there is time
+    end if;
+    loop
+        begin
+            perform create_segments(seq);
+            return;
+        exception
+            when duplicate_table or unique_violation then
+                null; -- another session has made it, and has committed
+            when lock_not_available then
+                exit when to_regclass(segment_name(seq)) is not null; -- a later publisher makes the next one
+                if clock_timestamp() > until then
+                    raise exception 'the log''s segment of seq % is not there: a transaction that makes it, or holds a lock on the log, is open: pid %',
+                        seq, (select string_agg(distinct l.pid::text, ', ') from pg_locks l
+                              where l.relation = 'messages'::regclass and l.granted and l.pid <> pg_backend_pid()
+                                and l.mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock'))
+                        using errcode = 'lock_not_available', hint = 'End that transaction, and publish again.';
+                end if;
+        end;
+    end loop;
 end $$;
 
 -- fence_key() -> the advisory lock that an append and a change of leader exclude each other by.
@@ -57,6 +100,7 @@ language plpgsql set search_path from current set lock_timeout = '1s' as $$
 declare
     new_epoch bigint;
 begin
+    perform require_read_committed('take_lead()');
     begin
         perform set_config('lock_timeout', (extract(epoch from patience) * 1000)::int::text, true);
         perform pg_advisory_xact_lock(fence_key());
@@ -72,7 +116,7 @@ begin
 end $$;
 
 -- begin_append(epoch, messages) -> the first of `messages` consecutive seqs.
--- Raises CB010 where a newer epoch leads.
+-- Raises CB005 (isolation level above READ COMMITTED), CB010 where a newer epoch leads.
 -- Locks: the fence, and the gap guard's, to the end of the transaction.
 create or replace function begin_append(epoch bigint, messages int) returns bigint
 language plpgsql set search_path from current as $$
@@ -80,6 +124,7 @@ declare
     newest leaders;
     low bigint;
 begin
+    perform require_read_committed('begin_append()');
     perform pg_advisory_xact_lock(fence_key());
     -- A statement of its own: its snapshot is younger than the lock.
     select * into newest from leaders l order by l.epoch desc limit 1;

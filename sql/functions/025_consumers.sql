@@ -1,5 +1,35 @@
 -- Consumers: made, removed, and the code that each has for itself.
 
+-- lock_consumers(): one change of consumers at a time, to the end of the transaction. Take it before the fence, and before all else.
+-- Raises CB005 (isolation level above READ COMMITTED).
+create or replace function lock_consumers() returns void
+language plpgsql volatile set search_path from current as $$
+begin
+    perform require_read_committed('a change of consumers');
+    perform pg_advisory_xact_lock('consumers'::regclass::oid::bigint << 32 | 1);
+end $$;
+
+-- note_consumer_change(): publishers whose snapshot does not see this transaction are refused from now on. Call it last, under
+-- lock_consumers(): so the last noted transaction is the last one that commits.
+create or replace function note_consumer_change() returns void
+language sql volatile set search_path from current as $$
+    select setval('consumers_xid_seq', pg_current_xact_id()::text::bigint)
+$$;
+
+-- mend_consumer_change(): in a store that was restored on another server the noted transaction may lie in the future. Call it under
+-- lock_consumers().
+create or replace function mend_consumer_change() returns void
+language sql volatile set search_path from current as $$
+    select setval('consumers_xid_seq', pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)
+    where pg_sequence_last_value('consumers_xid_seq') >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+$$;
+
+-- sees_consumers() -> whether the caller's snapshot sees the last change of consumers.
+create or replace function sees_consumers() returns boolean
+language sql volatile as $$
+    select coalesce(pg_visible_in_snapshot(pg_sequence_last_value('consumers_xid_seq')::text::xid8, pg_current_snapshot()), true)
+$$;
+
 -- add_consumer(name, mode, config) -> its id. Makes its partitions and its functions, or a group's offsets. make_dispatch() must follow in the same
 -- transaction. Locks: SHARE UPDATE EXCLUSIVE on waiting and dead_messages: readers, publishers and the bridge go on.
 create or replace function add_consumer(name text, mode text, config jsonb) returns int
@@ -7,6 +37,7 @@ language plpgsql set search_path from current as $$
 declare
     new_id int;
 begin
+    perform require_read_committed('add_consumer()');
     insert into consumers (name, mode, config) values (name, mode, config) returning id into new_id;
     if mode = 'stream' then
         perform begin_group(new_id, config);
@@ -52,7 +83,7 @@ $$;
 create or replace function make_dispatch() returns void
 language plpgsql set search_path from current as $make$
 begin
-    perform pg_advisory_xact_lock('consumers'::regclass::oid::bigint << 32 | 1);
+    perform lock_consumers();
     execute format($code$
 -- claim_waiting(consumer_id, ...): calls claim_waiting_<id>(...).
 create or replace function claim_waiting(consumer_id int, hint hints, places smallint[], taken bigint[], claimed bigint,
@@ -101,13 +132,23 @@ begin
 end $$;
 
 -- remove_consumer(name): the consumer, what waits for it, what it has in flight and its dead letters are gone at once.
--- Raises CB001. Locks: a group's partitions; waits for transactions that read them.
+-- Raises CB001, CB005, and 55P03 where a transaction uses the consumer or the log for longer than 500 ms: roll back and try again.
+-- Locks, in this order: lock_consumers(); for a queue SHARE on messages, ACCESS EXCLUSIVE on the consumer's own tables, then on
+-- waiting and dead_messages; else a group's partitions. So no transaction is open that uses what goes.
 create or replace function remove_consumer(name text) returns void
-language plpgsql set search_path from current as $$
+language plpgsql set search_path from current set lock_timeout = '500ms' as $$
 declare
-    consumer consumers := consumer_named(name);
+    consumer consumers;
     code text;
 begin
+    perform lock_consumers();
+    consumer := consumer_named(name);
+    if consumer.mode <> 'stream' then
+        lock table only messages in share mode; -- a publisher looks for its consumers after it has locked messages
+        execute format('lock table %I, %I in access exclusive mode', 'waiting_' || consumer.id, 'dead_messages_' || consumer.id);
+        lock table only waiting, only dead_messages in access exclusive mode;
+    end if;
+    perform pg_advisory_xact_lock(partition_lock(consumer.id, o.partition)) from newest_offsets(consumer.id) o;
     for code in select p.oid::regprocedure from pg_proc p
                 where p.pronamespace = current_schema()::regnamespace
                   and p.proname = any (array(
@@ -119,7 +160,6 @@ begin
     end loop;
     execute format('drop table if exists %I', 'waiting_' || consumer.id);
     execute format('drop table if exists %I', 'dead_messages_' || consumer.id);
-    perform pg_advisory_xact_lock(partition_lock(consumer.id, o.partition)) from newest_offsets(consumer.id) o;
     delete from offsets where consumer_id = consumer.id;
     delete from leases where consumer_id = consumer.id;
     delete from settled where consumer_id = consumer.id;
@@ -128,4 +168,5 @@ begin
     delete from hints where consumer_id = consumer.id;
     delete from consumers where id = consumer.id;
     perform make_dispatch();
+    perform note_consumer_change();
 end $$;

@@ -63,11 +63,13 @@ begin
 end $$;
 
 -- forget_hints(): older ones than the newest, which two claims that renewed one hint at once have left.
+-- Locks: these, by SKIP LOCKED: a receiver that stays in its transaction may have replaced one of them.
 create or replace function forget_hints() returns void
 language sql as $$
-    delete from hints h using consumers c
-    where h.consumer_id = c.id
-      and h.id < (select n.id from hints n where n.consumer_id = c.id order by n.id desc limit 1)
+    delete from hints h where h.ctid = any (array(
+        select o.ctid from consumers c join hints o on o.consumer_id = c.id
+        where o.id < (select n.id from hints n where n.consumer_id = c.id order by n.id desc limit 1)
+        for update of o skip locked))
 $$;
 
 -- live_waiting_template() -> the code that gives what waits: first, by look-ups, what was passed by; then along the index. So in

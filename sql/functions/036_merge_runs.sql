@@ -11,6 +11,7 @@ declare
     merged int := 0;
     id int;
 begin
+    perform require_read_committed('merge_runs()');
     for id in select c.id from consumers c where c.mode = 'fifo' order by c.id loop
         merged := merged + merge_runs(id, newest_hint(id), safe);
     end loop;

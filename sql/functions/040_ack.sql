@@ -3,8 +3,8 @@
 -- ack(consumer, receipts, strict) -> how many messages are finished.
 -- A stale receipt (expired, redelivered, or acked before) counts 0. With strict it raises CB006 instead, so that
 -- the transaction which holds the message's effect rolls back with it.
--- Raises CB001, CB002, CB003 (no receipt), CB005 (fifo above READ COMMITTED), CB006, CB008. Locks: the leases it removes,
--- or shares of those that it removes a part of.
+-- Raises CB001, CB002, CB003 (no receipt), CB005 (fifo above READ COMMITTED), CB006, CB008; 40001 in a queue above READ
+-- COMMITTED (041_isolation). Locks: the leases it removes, or shares of those that it removes a part of.
 create or replace function ack(consumer text, receipts text[], strict boolean default false) returns int
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
@@ -15,10 +15,14 @@ declare
     acked bigint[];
     rest bigint[];
 begin
-    if c.mode = 'fifo' then
-        perform require_read_committed('ack() in fifo');
+    if above_read_committed() then
+        if c.mode = 'fifo' then
+            perform require_read_committed('ack() in fifo');
+        end if;
+        acked := '{}'; -- settle() marks them
+    else
+        acked := coalesce(settle_claim(c.id, receipts, moment()), '{}');
     end if;
-    acked := coalesce(settle_claim(c.id, receipts, moment()), '{}');
     if cardinality(acked) < cardinality(receipts) then
         given := parse_receipts(receipts);
         rest := settle(c.id, given.tokens, given.seqs, moment());
@@ -98,6 +102,9 @@ language plpgsql volatile as $$
 declare
     gone bigint[];
 begin
+    if above_read_committed() then
+        return settle_by_marks(consumer_id, tokens, seqs, moment);
+    end if;
     gone := settle_whole(consumer_id, tokens, seqs, moment);
     if cardinality(gone) < cardinality(seqs) then
         gone := gone || settle_some(consumer_id, tokens, seqs, gone, moment);

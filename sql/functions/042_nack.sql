@@ -4,7 +4,7 @@
 -- delay null: min(max, initial * factor^(deliver_count - 1)) of the consumer's retry_delay. The last of max_deliveries
 -- kills at once, and so does dead. In fifo the later messages of the same key in the same claim go back with the first
 -- one that was given back, and their receipts are stale from then on; they are not counted here.
--- Raises CB001, CB002, CB003, CB004 (negative delay), CB005 (fifo above READ COMMITTED), CB008.
+-- Raises CB001, CB002, CB003, CB004 (negative delay), CB005 (fifo above READ COMMITTED), CB008; 40001 as ack() does.
 -- Locks: the leases, as ack() does.
 create or replace function nack(consumer text, receipts text[], delay interval default null, reason text default null,
                                 dead boolean default false) returns int
@@ -22,8 +22,11 @@ begin
     if delay < interval '0' then
         raise exception 'delay is %; it must not be negative', delay using errcode = 'CB004';
     end if;
-    if c.mode = 'fifo' then
-        perform require_read_committed('nack() in fifo');
+    if above_read_committed() then
+        if c.mode = 'fifo' then
+            perform require_read_committed('nack() in fifo');
+        end if;
+        perform refuse_changed(c.id, given.tokens);
     end if;
     nacked := settle_deliveries(c.id, in_flight(c.id, given.tokens, given.seqs, moment), moment);
     nacked := array(select with_note(d, moment, note) from unnest(nacked) d);
@@ -35,12 +38,12 @@ begin
     return cardinality(nacked);
 end $$;
 
--- in_flight(consumer_id, tokens, seqs, moment) -> those deliveries among them that are in flight.
+-- in_flight(consumer_id, tokens, seqs, moment) -> those deliveries among them that are in flight, each once.
 create or replace function in_flight(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz)
 returns delivery[]
 language sql volatile as $$
     select array(select d from unnest(deliveries_of(consumer_id, tokens)) d
-                 join unnest(tokens, seqs) as g (token, seq) on g.token = d.token and g.seq = d.seq
+                 join (select distinct * from unnest(tokens, seqs)) as g (token, seq) on g.token = d.token and g.seq = d.seq
                  where d.not_visible_until > moment)
 $$;
 
@@ -106,7 +109,7 @@ $$;
 
 -- extend(consumer, receipts, visibility_timeout) -> how many deliveries were prolonged, counted from now.
 -- Zero makes them visible at once. In fifo all that the claim holds of their keys goes with them.
--- Raises CB001, CB002, CB003, CB004, CB008. Locks: the leases.
+-- Raises CB001, CB002, CB003, CB004, CB005 (isolation level above READ COMMITTED), CB008. Locks: the leases.
 create or replace function extend(consumer text, receipts text[], visibility_timeout interval) returns int
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
@@ -117,6 +120,7 @@ declare
     moment timestamptz := moment();
     wanted delivery[];
 begin
+    perform require_read_committed('extend()');
     if visibility_timeout is null or visibility_timeout < interval '0' then
         raise exception 'visibility_timeout is %; it must not be negative', coalesce(visibility_timeout::text, 'null')
             using errcode = 'CB004';
@@ -231,6 +235,7 @@ declare
     c consumers;
     expired delivery[];
 begin
+    perform require_read_committed('bury_expired()');
     for c in select * from consumers where mode <> 'stream' loop
         expired := lock_expired(c.id, newest_hint(c.id), 1000, (c.config ->> 'max_deliveries')::int, 0, moment());
         perform remove_locked(c.id, expired);

@@ -4,8 +4,10 @@
 -- in the caller's transaction: they see it when that commits, and never if it does not.
 -- deliver_at: not delivered before; in fifo its key waits with it. dedup_id: a second message of the topic with the same one
 -- within 5 minutes of the first adds nothing, and gives the first one's seq.
--- Raises CB004 (no topic, one with a dot, or an argument that is null). Registers with the gap guard.
--- Locks: the gap guard's, shared, to the end of the transaction; those who publish the same dedup_id wait for each other.
+-- Raises CB004 (no topic, one with a dot, or an argument that is null), CB005 (above READ COMMITTED, where a consumer was added,
+-- changed or removed since the transaction's snapshot), 55P03 (ensure_segment). Registers with the gap guard.
+-- Locks: the gap guard's, shared, to the end of the transaction; those who publish the same dedup_id wait for each other. Without a
+-- bridge, the one that makes the log's next segment locks as create_segments() does.
 create or replace function publish(topic text, key text, data json, deliver_at timestamptz default null,
                                    dedup_id text default null) returns bigint
 language plpgsql volatile security definer
@@ -60,8 +62,21 @@ declare
     size constant int := octet_length(body::text);
     woken text;
 begin
+    -- Its own segment, and in the second half of that the next one. A bridge makes segments earlier.
+    if to_regclass(segment_name(new_seq)) is null
+        or (new_seq % 1000 = 0 or new_seq % 1000000 >= 999000) and new_seq % 1000000 >= 500000
+           and to_regclass(segment_name(new_seq + 1000000)) is null
+    then
+        perform ensure_segment(new_seq);
+    end if;
     insert into messages (seq, topic, key, partition, data)
     values (new_seq, append_published.topic, append_published.key, append_published.partition, body);
+    -- Now that messages is locked: whoever adds a consumer from here on waits for this transaction, or was noted before.
+    if above_read_committed() and not sees_consumers() then
+        raise exception 'consumers were added, changed or removed since the snapshot of this % transaction',
+            upper(current_setting('transaction_isolation'))
+            using errcode = 'CB005', hint = 'Run the transaction again, or publish in READ COMMITTED.';
+    end if;
     with wanting as materialized (
         select c.id, c.mode = 'stream' as reads_log, c.mode = 'fifo' as in_order, (c.config ->> 'max_message_bytes')::bigint as max_bytes,
                c.config ? 'key' as own_key,

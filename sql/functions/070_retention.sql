@@ -7,8 +7,9 @@
 -- when nothing in it can still commit, and no queue or fifo consumer has an unfinished message there (redriven ones carry their
 -- data with them). The one that the log is in stays. Where groups compact, what they keep of it goes to messages_compacted; and
 -- that goes when none does any more.
--- Locks: ACCESS EXCLUSIVE on messages for the drop alone. Waits for it 50 ms, in which the bridge waits behind it, and
--- leaves it to the next call when a receiver that stays in its transaction holds it longer.
+-- Locks: ACCESS EXCLUSIVE on messages for the drop alone, after all that takes time. Waits for it 50 ms, in which the bridge waits,
+-- too, and leaves it to the next call when a receiver, a publisher or pg_dump stays in its transaction for longer. What became dead
+-- letters stays dead. Where groups compact, one segment a call.
 create or replace function drop_segments(retention interval, max_retention interval default null, max_bytes bigint default null,
                                          out dropped int, out held_by text, out lost bigint, out expired bigint)
 language plpgsql volatile
@@ -22,9 +23,10 @@ declare
     segment text;
     beyond bigint; -- the first seq behind the segment
     newest timestamptz;
+    doomed text[] := '{}';
+    ends bigint[] := '{}';
 begin
-    dropped := 0;
-    lost := 0;
+    perform require_read_committed('drop_segments()');
     expired := 0;
     for segment, beyond in
         select s, (substring(s from '([0-9]+)"?$')::bigint + 1) * size from log_segments() s
@@ -40,21 +42,43 @@ begin
         end if;
         held_by := coalesce(unfinished_before(beyond), reading_before(beyond));
         exit when held_by is not null;
-        lost := lost + leave_behind(beyond);
         bytes := bytes - pg_total_relation_size(segment::regclass);
-        if compacting then
-            lost := lost + compact_segment(segment, beyond, moment() - max_retention);
-        else
-            execute format('drop table %s', segment);
-        end if;
-        dropped := dropped + 1;
+        doomed := doomed || segment;
+        ends := ends || beyond;
+        exit when compacting;
     end loop;
+    lost := drop_all(doomed, ends, compacting, moment() - max_retention);
+    dropped := case when lost is null then 0 else cardinality(doomed) end;
+    lost := coalesce(lost, 0);
+end $$;
+
+-- drop_all(segments, ends, compacting, too_old) -> how many messages went that a group had not read; null where nothing was dropped,
+-- because somebody uses the log. Before the lock what takes time, and after it a last look: a consumer may have been added meanwhile.
+create or replace function drop_all(segments text[], ends bigint[], compacting boolean, too_old timestamptz) returns bigint
+language plpgsql volatile set search_path from current as $$
+declare
+    total bigint := 0;
+    beyond bigint;
+begin
+    if segments = '{}' then
+        return 0;
+    end if;
+    perform refuse_unlockable();
+    foreach beyond in array ends loop
+        total := total + leave_behind(beyond);
+    end loop;
+    if compacting then
+        return total + compact_segment(segments[1], ends[1], too_old);
+    end if;
+    lock table only messages in access exclusive mode;
+    if unfinished_before(ends[cardinality(ends)]) is not null then
+        raise exception 'in use' using errcode = 'lock_not_available';
+    end if;
+    execute format('drop table %s', array_to_string(segments, ', '));
+    return total;
 exception
     when lock_not_available then
-        -- What this call had done is undone.
-        dropped := 0;
-        lost := 0;
-        expired := 0;
+        return null; -- what this had done is undone
 end $$;
 
 -- expire_before(seq) -> how many unfinished messages below seq became dead letters, with their data: what waits, what was given

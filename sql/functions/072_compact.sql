@@ -43,6 +43,10 @@ begin
     alter table messages_compacting add primary key (seq);
     create index messages_compacting_partition on messages_compacting (partition, seq);
     execute format('alter table messages_compacting add constraint bounds check (seq >= 0 and seq < %s)', beyond);
+    lock table only messages in access exclusive mode;
+    if unfinished_before(beyond) is not null then -- a consumer that was added while this worked
+        raise exception 'in use' using errcode = 'lock_not_available';
+    end if;
     execute format('drop table %s', segment);
     drop table if exists messages_compacted;
     execute format('alter table messages attach partition messages_compacting for values from (0) to (%s)', beyond);
@@ -57,7 +61,7 @@ end $$;
 create or replace function refuse_unlockable() returns void
 language plpgsql volatile as $$
 begin
-    lock table messages in access exclusive mode;
+    lock table only messages in access exclusive mode;
     raise exception 'free' using errcode = 'CB000'; -- gives the lock back
 exception
     when sqlstate 'CB000' then

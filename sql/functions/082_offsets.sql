@@ -4,7 +4,8 @@
 -- still holds), 'latest' (what comes from now on), a seq (the next to be read), or a timestamp (what was committed then or
 -- later). A timestamp has the year first, and is UTC where it names no zone: '2026-05-01 10:00+02'. Leases end: a commit under one is refused.
 -- Raises CB001, CB002, CB004 (a target that is none of these, lies ahead of the log, or before what it still holds), CB008.
--- Locks: the partitions; waits for transactions that read them.
+-- Locks: the partitions; waits for transactions that read them, as long as the session's lock_timeout allows. While it waits for one
+-- partition it holds no other.
 create or replace function seek(consumer text, target text, partition int default null) returns int
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
@@ -12,15 +13,30 @@ set datestyle = 'ISO, MDY' set timezone = 'UTC' as $$
 declare
     c constant consumers := stream_named(consumer);
     goal bigint;
+    wanted int[];
+    held int; -- a partition that another transaction holds
     one int;
     at offsets;
     moved int := 0;
 begin
     perform require_read_committed('seek()');
     goal := seq_before(target, compacts(c.config));
-    for one in select n.partition from newest_offsets(c.id) n
-               where seek.partition is null or n.partition = seek.partition order by n.partition
+    wanted := array(select n.partition from newest_offsets(c.id) n
+                    where seek.partition is null or n.partition = seek.partition order by n.partition);
     loop
+        begin
+            if held is not null then
+                perform locked_offset(c, held);
+            end if;
+            held := (select w from unnest(wanted) w where not pg_try_advisory_xact_lock(partition_lock(c.id, w)) limit 1);
+            exit when held is null;
+            raise exception 'held' using errcode = 'CB000'; -- gives back those that it has
+        exception
+            when sqlstate 'CB000' then
+                null;
+        end;
+    end loop;
+    foreach one in array wanted loop
         at := locked_offset(c, one);
         -- 'latest' never leads back: a group of tables alone may have read beyond what publishers hold back.
         perform put_offset(at, case when target = 'latest' then greatest(goal, at.seq) else goal end, null);
@@ -188,6 +204,7 @@ language plpgsql volatile set search_path from current as $$
 declare
     last bigint;
 begin
+    perform require_read_committed('begin_partitions()');
     perform pg_advisory_xact_lock(groups_lock());
     if wanted = log_partitions()
         and wanted = (select p.partitions from partitionings p order by p.from_seq desc limit 1)
@@ -243,20 +260,25 @@ language sql volatile security definer set search_path from current as $$
     order by a.xact_start
 $$;
 
--- create_partition_indexes(): what groups read the log by, on each segment that has none. Without groups nobody pays for it.
--- Raises 55P03 where a transaction has written into the segment and stays open for 5 s; names it.
+-- create_partition_indexes(only_one) -> whether one was made: what groups read the log by, on each segment that has none. Without groups nobody pays for it.
+-- only_one: of the first such segment alone, before there is a group. Raises 55P03 where a transaction has written into the segment
+-- and stays open for 500 ms; names it.
 -- Locks: SHARE on a segment while its index is made: the bridge waits for the last one's, about a second for a full one.
-create or replace function create_partition_indexes() returns void
-language plpgsql volatile set search_path from current set lock_timeout = '5s' as $$
+create or replace function create_partition_indexes(only_one boolean default false) returns boolean
+language plpgsql volatile set search_path from current set lock_timeout = '500ms' as $$
 declare
     segment regclass;
     index text;
 begin
-    for segment in select s from log_segments() s where exists (select from consumers c where c.mode = 'stream') loop
+    for segment in select s from log_segments() s where only_one or exists (select from consumers c where c.mode = 'stream') loop
         index := (select c.relname || '_partition' from pg_class c where c.oid = segment);
         continue when to_regclass(quote_ident(index)) is not null; -- not IF NOT EXISTS, which locks first
         execute format('create index %I on %s (partition, seq)', index, segment);
+        if only_one then
+            return true;
+        end if;
     end loop;
+    return false;
 exception
     when lock_not_available then
         raise exception 'an index on % has to wait for transactions that published and stay open: pid %', segment,

@@ -166,3 +166,15 @@ def test_the_log_is_kept_within_its_bytes(queue: Queue) -> None:
     assert queue.value(query, size - 1) == 1
     assert queue.value(query, 1) == 1
     assert segments(queue) == 2
+
+
+def test_what_is_too_old_dies_although_an_open_transaction_prevents_the_drop(queue: Queue) -> None:
+    queue.declare()
+    fill_segments(queue)
+    session = queue.open(autocommit=False)
+    session.execute("select count(*) from cdcbridge.messages")
+    query = "select dropped, held_by, expired from cdcbridge.drop_segments('0', '0')"
+    assert queue.all(query) == [{"dropped": 0, "held_by": None, "expired": 6}]
+    assert queue.value("select count(*) from cdcbridge.dead_messages") == 6
+    session.commit()
+    assert queue.all(query) == [{"dropped": 2, "held_by": None, "expired": 0}]

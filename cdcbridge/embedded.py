@@ -142,12 +142,22 @@ class EmbeddedServer:
                 group=pwd.getpwnam(self._user).pw_gid if self._user else None,
                 extra_groups=[] if self._user else None,
                 cwd="/",
+                env=_environment(),
                 check=False,
                 start_new_session=True,
             )
             if result.returncode != 0:
                 output.seek(0)
                 raise UsageError(f"{program} failed: {output.read().decode(errors='replace').strip()}")
+
+
+def _environment() -> dict[str, str]:
+    """The environment without libpq's variables, some of which a server reads as well.
+
+    An example is PGCLIENTENCODING=LATIN1: at each reload of its settings the server sets it anew, and fails with it in
+    every session whose encoding is another one.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
 def _reachable(path: Path) -> bool:

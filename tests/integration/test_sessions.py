@@ -522,3 +522,19 @@ def test_a_standby_is_read_under_a_serializable_default(own15: EmbeddedServer) -
     with Standby(own15, settings=settings) as standby, connect_source(standby.dsn(), reads=True) as reader:
         assert reader.execute("select pg_is_in_recovery()").fetchone() == (True,)
         ReplicationStream(standby.dsn()).close()
+
+
+@pytest.mark.parametrize("binaries", [DEBIAN_15, wheel_binaries()], ids=["pg15", "pg18"])
+def test_an_embedded_server_takes_nothing_from_libpqs_environment(
+    binaries: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was started with PGCLIENTENCODING fails with it in its sessions, whenever its settings are reloaded."""
+    for name, value in {**hostile.ENVIRONMENT, "PGPORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with EmbeddedServer(binaries, settings=FAST) as server:
+        with psycopg.connect(server.dsn(), client_encoding="UTF8", autocommit=True) as session:
+            for text in ("á", "ж", "🦀"):
+                session.execute("select pg_reload_conf()")
+                assert session.execute("select %s::text", (text,)).fetchone() == (text,)
+            sources = session.execute("select distinct source from pg_settings").fetchall()
+        assert ("environment variable",) not in sources

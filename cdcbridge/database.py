@@ -123,12 +123,16 @@ def connect_store(
     Raises StoreUnavailable, BehindPooler, or OperatorNeeded where the role has no rights on the schema.
     """
     with store_errors():
-        path = sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
-        given = {**(settings or {}), "search_path": path}
+        given = {**(settings or {}), "search_path": search_path(schema)}
         # Without the path, whose quotes libpq would have to pass on: it is set by the first statement.
         connection = _connect(conninfo(dsn, application_name, settings, **extra), given, "store")
-        _refuse_without_usage(connection, schema)
+        refuse_without_usage(connection, schema)
         return connection
+
+
+def search_path(schema: str) -> str:
+    """The setting under which the store's objects are found by their names, and temporary ones last."""
+    return sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
 
 
 def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
@@ -173,7 +177,7 @@ def _not_allowed(connection: Connection, settings: Mapping[str, str], what: str)
     )
 
 
-def _refuse_without_usage(connection: Connection, schema: str) -> None:
+def refuse_without_usage(connection: Connection, schema: str) -> None:
     """To a role without rights on the schema its tables look as if they were not there."""
     row = connection.execute(
         "select quote_ident(nspname), quote_ident(current_user) from pg_namespace"

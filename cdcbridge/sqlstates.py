@@ -1,7 +1,7 @@
 """What each error code of PostgreSQL (SQLSTATE) means to the program. Pure.
 
-There are three verdicts. `away`: the server cannot do it now, so the bridge, workers and clients try again. `wrong`: the
-program or its user made a mistake, so the command ends. `operator`: somebody must repair something first.
+There are three verdicts. `away`: the server cannot do it now, so the bridge, workers and clients try again. `wrong`:
+the program or its user made a mistake, so the command ends. `operator`: somebody must repair something first.
 For example, 25006 (read-only transaction) is away: a standby that was promoted takes writes a moment later.
 
 A class is the first two characters of a code. A code of its own overrides its class. The manual of operations has the

@@ -129,7 +129,9 @@ def test_default_transaction_read_only_reaches_neither_bridge_nor_client(world15
         for number, value in enumerate(("on", "off", "on"), 1):
             with psycopg.connect(world15.server.dsn(), autocommit=True) as admin:
                 admin.execute(f"alter database {name} set default_transaction_read_only = {value}".encode())
-                admin.execute(f"alter role postgres in database {name} set default_transaction_read_only = {value}".encode())
+                admin.execute(
+                    f"alter role postgres in database {name} set default_transaction_read_only = {value}".encode()
+                )
                 # The sessions that are open already belong to an older value.
                 admin.execute(
                     "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and pid <> %s",
@@ -156,12 +158,12 @@ def test_clients_and_commands_wait_for_a_store_that_takes_no_writes(apart: World
         assert apart.run_program("publish", "news", "1").returncode == 0
         eventually(lambda: handled == [1], "the worker works")
         demote(own)
-        for arguments in (("publish", "news", "2"), ("receive", "c"), ("ack", "c", "1-1"), ("dead", "redrive", "c")):
-            result = apart.run_program(*arguments)
-            assert result.returncode == 1 and "takes no writes now" in result.stderr, (arguments, result.stderr)
-        for arguments in (("peek", "c"), ("consumers", "list"), ("dead", "list", "c"), ("lag",)):
-            result = apart.run_program(*arguments)
-            assert result.returncode == 0, (arguments, result.stderr)
+        for command in ("publish news 2", "receive c", "ack c 1-1", "dead redrive c", "migrate", "consumers apply"):
+            result = apart.run_program(*command.split())
+            assert result.returncode == 1 and "takes no writes now" in result.stderr, (command, result.stderr)
+        for command in ("peek c", "consumers list", "dead list c", "lag"):
+            result = apart.run_program(*command.split())
+            assert result.returncode == 0, (command, result.stderr)
         assert thread.is_alive()
         promote(own)
         assert apart.run_program("publish", "news", "2").returncode == 0

@@ -15,7 +15,7 @@ import click
 from cdcbridge import __version__
 from cdcbridge.cli import backfill, bridge, consumers, dead, offsets, queue, slot
 from cdcbridge.cli.context import TEXT, App, say
-from cdcbridge.errors import CdcbridgeError
+from cdcbridge.errors import CdcbridgeError, UsageError
 
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -66,6 +66,16 @@ def _take_text(command: click.Command) -> None:
 _take_text(cli)
 
 
+class _NoInput(io.RawIOBase):
+    """Stands for a stdin that the shell has closed."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, _buffer: object) -> int:
+        raise UsageError("stdin is closed", hint="Give the values as arguments, or redirect stdin from a file.")
+
+
 class _Closed(io.TextIOBase):
     """Stands for a stdout that the shell has closed, so that nobody takes what was never printed for printed."""
 
@@ -76,7 +86,8 @@ class _Closed(io.TextIOBase):
 def _repair_streams() -> None:
     """Print whatever the locale lacks as an escape, and keep the numbers of closed streams from other files."""
     if sys.stdin is None:
-        os.open(os.devnull, os.O_RDONLY)  # and the stream stays None
+        os.open(os.devnull, os.O_RDONLY)
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_NoInput()))
     if sys.stdout is None:
         os.open(os.devnull, os.O_WRONLY)
         sys.stdout = _Closed()

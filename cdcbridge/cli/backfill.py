@@ -62,7 +62,7 @@ def start(
         with connect_source(app.config.source_dsn, "cdcbridge cli") as source:
             refuse_order(app.config, source, store, name, table, condition, wanted)
         row = store.execute(
-            "select start_backfill(%s, %s, %s, %s, %s)", (name, table, condition, wanted, rate)
+            "select start_backfill(%s, %s, %s, %s, %s::int)", (name, table, condition, wanted, rate)
         ).fetchone()
         made = row[0] if row else 0
         if follow:

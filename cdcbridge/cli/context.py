@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import click
 import orjson
@@ -23,6 +24,7 @@ from cdcbridge.pooled import connect_for_calls
 from cdcbridge.units import format_duration, parse_duration
 
 _LINE_ENDS: Final = {"\n": " ", "\r": " ", "\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _NUMBER: Final = re.compile(r"\d+(\.\d*)?|\.\d+")
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
 
@@ -67,11 +69,9 @@ class TextType(click.types.StringParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(super().convert(value, param, ctx))
         try:
-            text.encode()
-        except UnicodeEncodeError:
-            encoding = sys.getfilesystemencoding().upper()
-            self.fail(f"{text!r} is not {encoding}: write it in {encoding}, or set LANG to its encoding", param, ctx)
-        return text
+            return os.fsencode(text).decode() if _HALF.search(text) else text  # in the locale C it may be UTF-8
+        except UnicodeError:
+            self.fail(f"{text!r} is not UTF-8: write it in UTF-8, or set LANG to its encoding", param, ctx)
 
 
 TEXT: Final = TextType()
@@ -119,13 +119,6 @@ def _refusing_values() -> Iterator[None]:
 
 
 pass_app = click.make_pass_decorator(App)
-
-
-def stdin() -> BinaryIO:
-    """The bytes of stdin. Raises UsageError where the shell has closed it."""
-    if sys.stdin is None:
-        raise UsageError("stdin is closed", hint="Give the values as arguments, or redirect stdin from a file.")
-    return sys.stdin.buffer
 
 
 def say(text: str) -> None:

@@ -79,10 +79,10 @@ def dead_list(
 def dead_show(app: App, name: str, ids: tuple[int, ...]) -> None:
     """Everything about dead letters, with data and history: a JSON line each."""
     with app.store(pooled=True) as store:
-        store.execute("select refuse_unknown_dead(queue_named(%s), %s)", (name, list(ids)))
+        store.execute("select refuse_unknown_dead(queue_named(%s), %s::bigint[])", (name, list(ids)))
         for (line,) in store.execute(
             "select to_json(d)::text from dead_messages d where d.consumer_id = (queue_named(%s)).id"
-            " and d.id = any (%s) order by d.id",
+            " and d.id = any (%s::bigint[]) order by d.id",
             (name, list(ids)),
         ).fetchall():
             print_document(line)
@@ -115,7 +115,7 @@ def redrive(
         if chosen is None:
             done = _count(store, "select redrive(%s)", name)
         else:
-            done = sum(_count(store, "select redrive(%s, %s)", name, batch) for batch in _paced(chosen, rate))
+            done = sum(_count(store, "select redrive(%s, %s::bigint[])", name, batch) for batch in _paced(chosen, rate))
     print_line({"redriven": done})
 
 
@@ -137,7 +137,7 @@ def purge(
         if chosen is None:
             purged = _count(store, "select purge(%s)", name)
         else:
-            purged = _count(store, "select purge(%s, %s)", name, chosen)
+            purged = _count(store, "select purge(%s, %s::bigint[])", name, chosen)
     print_line({"purged": purged})
 
 

@@ -62,7 +62,7 @@ def seek(app: App, name: str, target: str, partition: int | None) -> None:
       cdcbridge offsets seek audit "2026-05-01 12:00+02" --partition 3
     """
     with app.store(pooled=True) as store:
-        row = store.execute("select seek(%s, %s, %s)", (name, target, partition)).fetchone()
+        row = store.execute("select seek(%s, %s, %s::int)", (name, target, partition)).fetchone()
     print_line({"partitions": row[0] if row else 0})
 
 

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 import click
 import psycopg
 
-from cdcbridge.cli.context import DURATION, App, name_argument, pass_app, print_document, print_line, say, stdin
+from cdcbridge.cli.context import DURATION, App, name_argument, pass_app, print_document, print_line, say
 from cdcbridge.cli.receipts import read_receipts
 from cdcbridge.database import Connection, one_line
 from cdcbridge.errors import StoreUnavailable, UsageError
 from cdcbridge.pooled import PooledConnection
 
 # Rows as JSON made by the server: data must not go through a Python number, and times are ISO as in JSON.
-_RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s) r"
-_PEEK = "select to_json(r)::text from peek(%s, %s) r"
+_RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s::int) r"
+_PEEK = "select to_json(r)::text from peek(%s, %s::int) r"
 _LONGEST_SLEEP = 5.0  # seconds between looks of a waiting reader whom no notification reached
 _SHORTEST_SLEEP = 0.02  # and where messages wait that cannot be had
 _LOOK = 1.0  # and behind a pooler, where nobody is notified
@@ -149,7 +149,7 @@ def _receipts(given: Sequence[str]) -> list[str]:
         if receipt != "-":
             found.append(receipt)
             continue
-        found += read_receipts(stdin())
+        found += read_receipts(sys.stdin.buffer)
     return found
 
 
@@ -171,12 +171,14 @@ def publish(
       jq -c .[] invoices.json | cdcbridge publish invoices
     """
     query = "select publish(%s, %s, %s::json, clock_timestamp() + make_interval(secs => %s), %s)"
-    texts: Iterable[str | bytes] = data or filter(None, map(bytes.strip, stdin()))
+    texts: Iterable[str | bytes] = data or filter(None, map(bytes.strip, sys.stdin.buffer))
     with app.store(pooled=True) as store:
         for number, text in enumerate(texts, 1):
             try:
                 row = store.execute(query, (topic, key, _decoded(text), delay, dedup_id)).fetchone()
-            except (psycopg.errors.InvalidTextRepresentation, UnicodeDecodeError) as error:
+            except (psycopg.DataError, UnicodeDecodeError) as error:
+                if getattr(error, "sqlstate", None) not in (None, "22P02"):  # 22P02: it is no JSON; None: it has NUL
+                    raise
                 shown = text if isinstance(text, str) else text.decode(errors="replace")
                 where = f"argument {number}" if data else f"stdin: line {number}"
                 raise UsageError(f"{where}: not JSON: {_reason(error)}: {shown[:80]}") from None
@@ -190,7 +192,7 @@ def _decoded(text: str | bytes) -> str:
 def _reason(error: psycopg.Error | UnicodeDecodeError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "not UTF-8"
-    return one_line(error.diag.message_detail or error.diag.message_primary or "").rstrip(".")
+    return one_line(error.diag.message_detail or error.diag.message_primary or str(error)).rstrip(".")
 
 
 COMMANDS = (receive, peek, ack, nack, extend, publish)

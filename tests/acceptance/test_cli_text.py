@@ -76,6 +76,9 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         world.rows("select start_backfill('c', %s, null, null, null)", f"public.{CRAB}")
         receipts = [receipt for (receipt,) in world.rows("select receipt from receive('c', 5)")]
         world.rows("select nack('c', %s, dead => true, reason => %s)", receipts, CRAB)
+        # Neither a database's nor a role's encoding reaches a command, nor one of libpq's environment.
+        world.execute(f"alter database {database} set client_encoding = LATIN1")
+        world.execute(f"alter role postgres in database {database} set client_encoding = WIN1252")
         yield world
         world.close()
 
@@ -97,6 +100,14 @@ def run(world: World, path: str, **streams: object) -> tuple[int, bytes, bytes]:
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_terminal_that_lacks_characters(shop: World, path: str, encoding: str) -> None:
     run(shop, path, encoding=encoding, stdin=b"1-1\n")
+
+
+@each_command
+def test_client_encodings_of_the_environment(shop: World, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "WIN1252")
+    monkeypatch.setenv("PGOPTIONS", "-c client_encoding=LATIN1")
+    _, _, err = run(shop, path, stdin=f'"{CRAB}"\n'.encode())
+    assert b"in encoding" not in err, err.decode()
 
 
 @each_command

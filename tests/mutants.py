@@ -168,6 +168,15 @@ MUTANTS = (
            "tests/integration/test_shapes.py::test_the_identity_is_what_the_server_takes_for_one"),
     Mutant("I33", "sql/source/identity.sql", "                  when 'd' then not keyed\n", "                  when 'd' then false\n",
            "tests/integration/test_event_trigger.py::test_a_table_that_is_created_later_without_a_key[pg15-pgoutput]"),
+    Mutant("I60", "cdcbridge/sqlstates.py", '    "25006": ("away"', '    "25006": ("wrong"',
+           "tests/integration/test_read_only.py::test_a_bridge_waits_for_a_store_that_takes_no_writes[pg15]"),
+    Mutant("I61", "cdcbridge/pooled.py", "                super().execute(self.settings)\n", "                pass\n",
+           "tests/integration/test_pgbouncer.py::test_commands_that_call_functions_work_through_it"),
+    Mutant("I61", "cdcbridge/session.py", "    return _statement(settings, sql.SQL(\"true\"), local=True)",
+           "    return _statement(settings, sql.SQL(\"true\"), local=False)",
+           "tests/integration/test_pgbouncer.py::test_commands_that_call_functions_work_through_it"),
+    Mutant("I62", "cdcbridge/cli/__init__.py", "        sys.stdout = _Closed()\n", "",
+           "tests/acceptance/test_cli_text.py::test_a_closed_or_full_stdout_acks_nothing"),
 )  # fmt: skip
 
 

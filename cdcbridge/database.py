@@ -207,6 +207,13 @@ def store_errors() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def server_errors() -> Iterator[None]:
+    """The same for work on both, around everything: for a statement that nothing else translates."""
+    with _errors(SourceUnavailable, "server"):
+        yield
+
+
 _HINTS: Final = {
     "25006": "The server takes no writes now: it is a standby, or about to be promoted. Name all servers in the DSN"
     " (host=db1,db2), or the one that takes writes.",

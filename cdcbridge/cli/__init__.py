@@ -15,6 +15,7 @@ import click
 from cdcbridge import __version__
 from cdcbridge.cli import backfill, bridge, consumers, dead, offsets, queue, slot
 from cdcbridge.cli.context import TEXT, App, say
+from cdcbridge.database import server_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
 
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -108,7 +109,8 @@ def main() -> None:
     """Entry point: errors become a message on stderr and an exit code, never a traceback."""
     _repair_streams()
     try:
-        code = cli.main(standalone_mode=False)
+        with server_errors():
+            code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         say("aborted")

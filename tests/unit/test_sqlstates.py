@@ -8,6 +8,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from cdcbridge.bridge import Bridge
+from cdcbridge.cli.context import App
+from cdcbridge.config import load
 from cdcbridge.database import source_errors, store_errors
 from cdcbridge.embedded import wheel_binaries
 from cdcbridge.errors import (
@@ -19,6 +22,7 @@ from cdcbridge.errors import (
     UsageError,
 )
 from cdcbridge.sqlstates import CLASSES, CODES, verdict
+from tests.forked import command
 
 MANUAL = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
 KNOWN = sorted(code for code in psycopg.errors._sqlcodes if re.fullmatch("[0-9A-Z]{5}", code))
@@ -98,3 +102,42 @@ def test_each_code_becomes_the_error_of_its_verdict(errors: object, away: type[C
     with pytest.raises(CdcbridgeError) as caught, errors():  # type: ignore[operator]
         raise raised(None, psycopg.DataError)  # a text with NUL, which psycopg does not send
     assert type(caught.value) is CdcbridgeError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "bridge.yaml"
+    path.write_text("source: {dsn: host=nowhere}\nhttp: null\nconsumers: [{name: c, tables: [public.t]}]\n")
+    return path
+
+
+def test_a_bridge_judges_an_error_that_nothing_translated(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def fails(code: str) -> None:
+        tries.append(code)
+        if len(tries) == 3:
+            bridge.stop()
+        raise raised(code)
+
+    bridge = Bridge(load(file))
+    monkeypatch.setattr("cdcbridge.bridge.Store", lambda *_: fails("25006"))
+    bridge.run()
+    assert tries == ["25006"] * 3, "tried again until it was stopped"
+    for code, expected in (("42P01", CdcbridgeError), ("XX001", OperatorNeeded)):
+        monkeypatch.setattr("cdcbridge.bridge.Store", lambda *_, code=code: fails(code))
+        with pytest.raises(CdcbridgeError) as caught:
+            Bridge(load(file)).run()
+        assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [("57P01", 1), ("42P01", 1), ("42501", 3), ("CB001", 2)])
+def test_a_command_judges_an_error_that_nothing_translated(
+    file: Path, monkeypatch: pytest.MonkeyPatch, code: str, exit_code: int
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise raised(code)
+
+    monkeypatch.setattr(App, "store", fails)
+    result = command(["-c", str(file), "peek", "c"])
+    assert result.code == exit_code and result.err.startswith(b"error: "), result

@@ -78,14 +78,14 @@ class _NoInput(io.RawIOBase):
 
 
 class _Closed(io.TextIOBase):
-    """Stands for a stdout that the shell has closed, so that nobody takes what was never printed for printed."""
+    """Stands for a stdout that the shell has closed: a command fails, and acks no message that it could not print."""
 
     def write(self, _text: str) -> int:
         raise OSError(errno.EBADF, "stdout is closed")
 
 
 def _repair_streams() -> None:
-    """Print whatever the locale lacks as an escape, and keep the numbers of closed streams from other files."""
+    """Print a character that the locale lacks as an escape, and keep other files off the numbers of closed streams."""
     if sys.stdin is None:
         os.open(os.devnull, os.O_RDONLY)
         sys.stdin = io.TextIOWrapper(io.BufferedReader(_NoInput()))

@@ -109,7 +109,7 @@ class App:
 
 @contextmanager
 def _refusing_values() -> Iterator[None]:
-    """A value such as a year of 300,000 is a mistake of whoever typed it."""
+    """A value that the server cannot take, such as the year 300,000, is a mistake of the caller: exit code 2."""
     try:
         yield
     except CdcbridgeError as error:

@@ -23,7 +23,7 @@ from cdcbridge.check_sessions import refuse_row_security
 from cdcbridge.chunks import CHUNK_BYTES, Read, Wanted, read_chunk
 from cdcbridge.collect import READ_ROWS, READ_ROWS_BESIDE
 from cdcbridge.config import Config
-from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
+from cdcbridge.database import Connection, connect_source, connect_store, server_errors, source_errors, store_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable, UsageError
 from cdcbridge.handover import Handover, Room, mark
 from cdcbridge.orders import Order, begin, begin_anew, fail, refuse_unknown_columns, subscription_of, truncated_since
@@ -95,7 +95,8 @@ class Backfill:
                 self._reader = reader
                 prepare_reader(reader)
                 try:
-                    self._read(reader, marker, store)
+                    with server_errors():
+                        self._read(reader, marker, store)
                 except (UsageError, psycopg.Error, CdcbridgeError) as error:
                     if isinstance(error, SourceUnavailable | StoreUnavailable):
                         raise

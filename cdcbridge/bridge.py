@@ -23,7 +23,7 @@ from cdcbridge.catalog import SourceCatalog
 from cdcbridge.check import refuse_unwritable
 from cdcbridge.check_sessions import open_stream
 from cdcbridge.config import Config
-from cdcbridge.database import Connection, connect_source, connect_store
+from cdcbridge.database import Connection, connect_source, connect_store, server_errors
 from cdcbridge.errors import (
     CdcbridgeError,
     ConfigError,
@@ -126,6 +126,10 @@ class Bridge:
         log.warning("bridge.retry", error=str(error), **hint, retry_in_seconds=delay)
 
     def _session(self) -> None:
+        with server_errors():
+            self._one_session()
+
+    def _one_session(self) -> None:
         self._read_config()
         store = Store(self._config.store_dsn, self._config.store.schema_)
         try:

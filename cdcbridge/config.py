@@ -22,7 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from cdcbridge.errors import ConfigError
 from cdcbridge.filters import Filter
@@ -31,6 +31,7 @@ from cdcbridge.units import Duration, Size
 
 Operation = Literal["insert", "update", "delete", "truncate"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 _VARIABLE: Final = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
@@ -261,26 +262,44 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
 
     Raises ConfigError with one line per problem: file, path, what was given, what is allowed.
     """
-    try:
-        parsed = yaml.load(path.read_text(), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file", hint="Name it with -c FILE or CDCBRIDGE_CONFIG; config/ has an example."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(parsed, dict):
-        raise ConfigError(f"{path}: expected a mapping with source, store and consumers, found {type(parsed).__name__}")
-    values = _substitute(parsed, environment, f"{path}: ")
+    values = _read(path, environment)
+    for name, value in os.environ.items():
+        if name.startswith("CDCBRIDGE_") and name != "CDCBRIDGE_CONFIG":  # the name of a file may be any bytes
+            _text(value, f"{path}: the environment variable {name}")
     try:
         config = Config(**values)
+    except SettingsError as error:
+        raise ConfigError(
+            f"{path}: the environment: {error}", hint="A list or a mapping in a variable is JSON."
+        ) from None
     except ValidationError as error:
         lines = [_describe(str(path), problem) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from None
     config._path = path  # noqa: SLF001 - where the file's values came from is not one of them
     return config
+
+
+def _read(path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """The file's values, with variables substituted. Raises ConfigError."""
+    try:
+        parsed = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        if not isinstance(parsed, dict):
+            found = type(parsed).__name__
+            raise ConfigError(f"{path}: expected a mapping with source, store and consumers, found {found}")
+        substituted: dict[str, Any] = _substitute(parsed, environment, f"{path}: ")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file", hint="Name it with -c FILE or CDCBRIDGE_CONFIG; config/ has an example."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error}", hint="Save the file in UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter for a date such as 2026-02-30
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return substituted
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -296,7 +315,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _substitute(value: Any, environment: Mapping[str, str], where: str) -> Any:
     if isinstance(value, dict):
-        return {key: _substitute(item, environment, f"{where}{key}.") for key, item in value.items()}
+        return {_name(key, where): _substitute(item, environment, f"{where}{key}.") for key, item in value.items()}
     if isinstance(value, list):
         return [_substitute(item, environment, f"{where}{index}.") for index, item in enumerate(value)]
     if not isinstance(value, str):
@@ -312,7 +331,33 @@ def _substitute(value: Any, environment: Mapping[str, str], where: str) -> Any:
             )
         return found
 
-    return _VARIABLE.sub(replace, value)
+    return _text(_VARIABLE.sub(replace, value), where)
+
+
+def _name(key: Any, where: str) -> str:
+    if not isinstance(key, str):
+        raise ConfigError(f"{where.rstrip('.: ')}: the key {key!r} is no text")
+    return _text(key, where)
+
+
+def _text(value: str, where: str) -> str:
+    r"""A text that a server takes. JSON is YAML, and may have a character as two halves: `"\ud83d\ude00"`.
+
+    Raises ConfigError for NUL and for half a character, as of an environment that is not UTF-8.
+    """
+    if _NO_TEXT.search(value) is None:
+        return value
+    try:
+        text = value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        wrong = "half a character, such as '\\ud800' or a byte that is not UTF-8"
+    else:
+        if "\0" not in text:
+            return text
+        wrong = "a NUL character"
+    raise ConfigError(
+        f"{where.rstrip('.: ')}: the text has {wrong}", hint="Write characters as they are, and save them in UTF-8."
+    )
 
 
 def _describe(path: str, problem: Any) -> str:

@@ -29,6 +29,7 @@ from cdcbridge.errors import (
     UsageError,
 )
 from cdcbridge.problem import refuse
+from cdcbridge.sqlstates import verdict
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -122,12 +123,16 @@ def connect_store(
     Raises StoreUnavailable, BehindPooler, or OperatorNeeded where the role has no rights on the schema.
     """
     with store_errors():
-        path = sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
-        given = {**(settings or {}), "search_path": path}
+        given = {**(settings or {}), "search_path": search_path(schema)}
         # Without the path, whose quotes libpq would have to pass on: it is set by the first statement.
         connection = _connect(conninfo(dsn, application_name, settings, **extra), given, "store")
-        _refuse_without_usage(connection, schema)
+        refuse_without_usage(connection, schema)
         return connection
+
+
+def search_path(schema: str) -> str:
+    """The setting under which the store's objects are found by their names, and temporary ones last."""
+    return sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
 
 
 def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
@@ -172,7 +177,7 @@ def _not_allowed(connection: Connection, settings: Mapping[str, str], what: str)
     )
 
 
-def _refuse_without_usage(connection: Connection, schema: str) -> None:
+def refuse_without_usage(connection: Connection, schema: str) -> None:
     """To a role without rights on the schema its tables look as if they were not there."""
     row = connection.execute(
         "select quote_ident(nspname), quote_ident(current_user) from pg_namespace"
@@ -202,8 +207,23 @@ def store_errors() -> Iterator[None]:
         yield
 
 
-# connection, rollback, resources, state, intervention; and the session that was idle in a transaction for too long
-_RETRY_CLASSES: Final = ("08", "40", "53", "55", "57", "25P03")
+@contextmanager
+def server_errors() -> Iterator[None]:
+    """The same for work on both, around everything: for a statement that nothing else translates."""
+    with _errors(SourceUnavailable, "server"):
+        yield
+
+
+_HINTS: Final = {
+    "25006": "The server takes no writes now: it is a standby, or about to be promoted. Name all servers in the DSN"
+    " (host=db1,db2), or the one that takes writes.",
+    "28": "Check the DSN, the password and pg_hba.conf.",
+    "3D": "Check the DSN, the password and pg_hba.conf.",
+    "42501": "`cdcbridge check` prints the grants that are missing.",
+    "58": "The server's log names the file. Restore it, or restore the server from a backup.",
+    "XX001": "Restore the table from a backup. PostgreSQL's amcheck and pg_checksums show the extent.",
+    "XX002": "REINDEX the index, and let amcheck and pg_checksums show the extent.",
+}
 
 
 @contextmanager
@@ -213,19 +233,22 @@ def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
     except psycopg.Error as error:
         if not error.sqlstate and (encoding := without_conversion(str(error))):
             refuse([unusable("source" if what == "source" else "store", encoding)])
-        message = f"{what}: {one_line(str(error))}"
-        hint = error.diag.message_hint
-        state = error.sqlstate or ""
-        if state == "CB006":
-            raise StaleReceipt(str(error.diag.message_primary), hint=hint) from error
-        if state.startswith("CB"):
-            raise UsageError(str(error.diag.message_primary), hint=hint) from error
-        if state.startswith(_RETRY_CLASSES) or (not state and isinstance(error, psycopg.OperationalError)):
-            raise unavailable(message, hint=hint) from error
-        if state.startswith("28") or state == "3D000":
-            raise unavailable(message, hint="Check the DSN, the password and pg_hba.conf.") from error
-        if isinstance(error, psycopg.InterfaceError):
-            raise unavailable(message) from error
-        if state == "42501":
-            raise OperatorNeeded(message, hint="`cdcbridge check` prints the grants that are missing.") from error
-        raise CdcbridgeError(message, hint=hint) from error
+        raise _ours(error, unavailable, what) from error
+
+
+def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) -> CdcbridgeError:
+    """The error of ours for one of psycopg, as sqlstates.py judges its code."""
+    state = error.sqlstate or ""
+    if state == "CB006":
+        return StaleReceipt(str(error.diag.message_primary), hint=error.diag.message_hint)
+    if state.startswith("CB"):
+        return UsageError(str(error.diag.message_primary), hint=error.diag.message_hint)
+    message = f"{what}: {one_line(str(error))}"
+    hint = _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
+    # Without a code the server said nothing: the session is lost, or was closed.
+    lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    if lost or verdict(state) == "away":
+        return unavailable(message, hint=hint)
+    if verdict(state) == "operator":
+        return OperatorNeeded(message, hint=hint)
+    return CdcbridgeError(message, hint=hint)

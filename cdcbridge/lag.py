@@ -11,11 +11,12 @@ from psycopg.rows import dict_row
 
 from cdcbridge.alarms import Alarm, SlotState, alarms, average_growth, observed_growth, seconds_to
 from cdcbridge.config import Config
-from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
+from cdcbridge.database import Connection, connect_source, source_errors, store_errors
 from cdcbridge.errors import StoreUnavailable
 from cdcbridge.horizon import HorizonHolder, horizon_holders
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import schema_version
+from cdcbridge.pooled import connect_for_calls
 from cdcbridge.source import Slot, current_lsn, slots
 
 
@@ -176,10 +177,10 @@ class _StoreSide:
 
 
 def _store_side(config: Config) -> _StoreSide:
-    with connect_store(config.store_dsn, config.store.schema_, "cdcbridge lag") as store:
+    with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge lag") as store:
         if schema_version(store) == 0:
             return _StoreSide()
-        with store_errors():
+        with store_errors(), store.transaction():
             age = store.execute(
                 "select greatest(0, extract(epoch from clock_timestamp() - commit_time))::float8,"
                 " greatest(0, extract(epoch from clock_timestamp() - recorded_at))::float8"
@@ -203,7 +204,7 @@ def _store_side(config: Config) -> _StoreSide:
 
 def stored_slot(config: Config) -> str | None:
     """The slot that the store's position is of, or None before the first start."""
-    with connect_store(config.store_dsn, config.store.schema_, "cdcbridge cli") as store:
+    with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge cli") as store:
         if schema_version(store) == 0:
             return None
         with store_errors():

@@ -191,6 +191,15 @@ MUTANTS = (
            "tests/sql/test_end_of_segment.py::test_publishing_continues_beyond_the_last_segment[pg18-None]"),
     Mutant("I42", "sql/functions/055_publish.sql", "(new_seq % 1000 = 0 or new_seq % 1000000 >= 999000)", "false",
            "tests/sql/test_end_of_segment.py::test_the_one_who_makes_it_stays_in_its_transaction[pg18-commit]"),
+    Mutant("I60", "cdcbridge/sqlstates.py", '    "25006": ("away"', '    "25006": ("wrong"',
+           "tests/integration/test_read_only.py::test_a_bridge_waits_for_a_store_that_takes_no_writes[pg15]"),
+    Mutant("I61", "cdcbridge/pooled.py", "                super().execute(self.settings)\n", "                pass\n",
+           "tests/integration/test_pgbouncer.py::test_commands_that_call_functions_work_through_it"),
+    Mutant("I61", "cdcbridge/session.py", '    return _statement(settings, sql.SQL("true"), local=True)',
+           '    return _statement(settings, sql.SQL("true"), local=False)',
+           "tests/integration/test_pgbouncer.py::test_commands_that_call_functions_work_through_it"),
+    Mutant("I62", "cdcbridge/cli/__init__.py", "        sys.stdout = _Closed()\n", "",
+           "tests/acceptance/test_cli_text.py::test_a_closed_or_full_stdout_acks_nothing"),
 )  # fmt: skip
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -11,8 +14,9 @@ import click
 
 from cdcbridge import __version__
 from cdcbridge.cli import backfill, bridge, consumers, dead, offsets, queue, slot
-from cdcbridge.cli.context import App, say
-from cdcbridge.errors import CdcbridgeError
+from cdcbridge.cli.context import TEXT, App, say
+from cdcbridge.database import server_errors
+from cdcbridge.errors import CdcbridgeError, UsageError
 
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -50,13 +54,63 @@ for group in (bridge, consumers, queue, dead, offsets, backfill, slot):
         cli.add_command(command)
 
 
+def _take_text(command: click.Command) -> None:
+    """Let each argument and option of a command, and of those below it, be text that can be sent to a server."""
+    for parameter in command.params:
+        if parameter.type is click.STRING:
+            parameter.type = TEXT
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _take_text(child)
+
+
+_take_text(cli)
+
+
+class _NoInput(io.RawIOBase):
+    """Stands for a stdin that the shell has closed."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, _buffer: object) -> int:
+        raise UsageError("stdin is closed", hint="Give the values as arguments, or redirect stdin from a file.")
+
+
+class _Closed(io.TextIOBase):
+    """Stands for a stdout that the shell has closed: a command fails, and acks no message that it could not print."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EBADF, "stdout is closed")
+
+
+def _repair_streams() -> None:
+    """Print a character that the locale lacks as an escape, and keep other files off the numbers of closed streams."""
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_NoInput()))
+    if sys.stdout is None:
+        os.open(os.devnull, os.O_WRONLY)
+        sys.stdout = _Closed()
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the program runs
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _give_up_output() -> None:
+    """Keep Python from flushing stdout once more at its end, where it failed before: a disk may be full."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Entry point: errors become a message on stderr and an exit code, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what people read, in a locale that lacks a character
+    _repair_streams()
     try:
-        code = cli.main(standalone_mode=False)
+        with server_errors():
+            code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         say("aborted")
@@ -72,4 +126,12 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of our output left; nothing can be told to it any more.
         sys.stderr.close()
+        sys.exit(1)
+    except UnicodeError as error:
+        say(f"error: a text cannot be read or written: {error}")
+        say("hint: cdcbridge reads and writes UTF-8: look at the input, and at LANG and PYTHONIOENCODING.")
+        sys.exit(2)
+    except OSError as error:
+        say(f"error: {error}")
+        _give_up_output()
         sys.exit(1)

@@ -65,7 +65,7 @@ def start(
         row = patiently(
             store,
             lambda: store.execute(
-                "select start_backfill(%s, %s, %s, %s, %s)", (name, table, condition, wanted, rate)
+                "select start_backfill(%s, %s, %s, %s, %s::int)", (name, table, condition, wanted, rate)
             ).fetchone(),
             what=f"backfill start {name}",
         )

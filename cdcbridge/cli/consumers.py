@@ -45,7 +45,7 @@ def apply(app: App, as_json: bool) -> None:
 @pass_app
 def list_command(app: App, as_json: bool) -> None:
     """The store's consumers and what is left for them."""
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         rows = [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()").fetchall()]
         paused = dict(store.execute("select name, paused from consumers").fetchall())
     if as_json:
@@ -79,7 +79,7 @@ def print_consumers(rows: list[ConsumerLag], paused: dict[str, bool] | None = No
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
     """One consumer: its configuration as the store keeps it (seconds and bytes)."""
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         row = store.execute(
             "select id, name, mode, paused, created_at, updated_at, config from consumer_named(%s)", (name,)
         ).fetchone()
@@ -98,7 +98,7 @@ def show(app: App, name: str, as_json: bool) -> None:
 @pass_app
 def pause(app: App, name: str) -> None:
     """Stop `receive`; messages go on being queued."""
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         _set_paused(store, name, paused=True)
     click.echo(f"paused: {name}")
 
@@ -108,7 +108,7 @@ def pause(app: App, name: str) -> None:
 @pass_app
 def resume(app: App, name: str) -> None:
     """Let `receive` go on."""
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         _set_paused(store, name, paused=False)
     click.echo(f"resumed: {name}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,15 +13,18 @@ from typing import Any, Final
 
 import click
 import orjson
+import psycopg
 
 from cdcbridge.config import Config, load
 from cdcbridge.database import Connection, connect_store, store_errors
-from cdcbridge.errors import CdcbridgeError, OperatorNeeded
+from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
 from cdcbridge.logs import configure
 from cdcbridge.migrate import schema_version
+from cdcbridge.pooled import connect_for_calls
 from cdcbridge.units import format_duration, parse_duration
 
 _LINE_ENDS: Final = {"\n": " ", "\r": " ", "\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_HALF: Final = re.compile("[\ud800-\udfff]")
 _NUMBER: Final = re.compile(r"\d+(\.\d*)?|\.\d+")
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
 
@@ -59,6 +63,20 @@ class DurationType(click.ParamType[float]):
 DURATION: Final = DurationType()
 
 
+class TextType(click.types.StringParamType):
+    """Text that a server takes. In an argument, Python lets bytes that are no text through as half characters."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(super().convert(value, param, ctx))
+        try:
+            return os.fsencode(text).decode() if _HALF.search(text) else text  # in the locale C it may be UTF-8
+        except UnicodeError:
+            self.fail(f"{text!r} is not UTF-8: write it in UTF-8, or set LANG to its encoding", param, ctx)
+
+
+TEXT: Final = TextType()
+
+
 class App:
     """What the group hands to its commands."""
 
@@ -72,10 +90,14 @@ class App:
         return config
 
     @contextmanager
-    def store(self) -> Iterator[Connection]:
-        """A session on a store that has been migrated. Raises OperatorNeeded where it has not."""
-        connection = connect_store(self.config.store_dsn, self.config.store.schema_, "cdcbridge cli")
-        with connection, store_errors():
+    def store(self, *, pooled: bool = False) -> Iterator[Connection]:
+        """A session on a store that has been migrated. `pooled`: also through a connection pooler.
+
+        Raises OperatorNeeded where the store has not been migrated, and UsageError for a value that no server takes.
+        """
+        connect = connect_for_calls if pooled else connect_store
+        connection = connect(self.config.store_dsn, self.config.store.schema_, "cdcbridge cli")
+        with connection, _refusing_values(), store_errors():
             if schema_version(connection) == 0:
                 raise OperatorNeeded(
                     f"there is no cdcbridge store in the schema {self.config.store.schema_!r}",
@@ -83,6 +105,17 @@ class App:
                 )
             connection.add_notice_handler(lambda notice: say(f"notice: {notice.message_primary}"))
             yield connection
+
+
+@contextmanager
+def _refusing_values() -> Iterator[None]:
+    """A value that the server cannot take, such as the year 300,000, is a mistake of the caller: exit code 2."""
+    try:
+        yield
+    except CdcbridgeError as error:
+        if type(error) is CdcbridgeError and isinstance(error.__cause__, psycopg.DataError):
+            raise UsageError(str(error).removeprefix("store: "), hint=error.hint) from error.__cause__
+        raise
 
 
 pass_app = click.make_pass_decorator(App)

@@ -57,7 +57,7 @@ def dead_list(
     app: App, name: str, count: int, as_json: bool, topic: str | None, key: str | None, reason: str | None
 ) -> None:
     """A consumer's dead letters, the newest first."""
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         rows = store.execute(
             f"select d.id, d.seq, d.topic, d.key, d.deliver_count, d.reason, d.died_at {_CHOSEN}"
             " order by d.id desc limit %(count)s".encode(),
@@ -79,11 +79,11 @@ def dead_list(
 @pass_app
 def dead_show(app: App, name: str, ids: tuple[int, ...]) -> None:
     """Everything about dead letters, with data and history: a JSON line each."""
-    with app.store() as store:
-        store.execute("select refuse_unknown_dead(queue_named(%s), %s)", (name, list(ids)))
+    with app.store(pooled=True) as store:
+        store.execute("select refuse_unknown_dead(queue_named(%s), %s::bigint[])", (name, list(ids)))
         for (line,) in store.execute(
             "select to_json(d)::text from dead_messages d where d.consumer_id = (queue_named(%s)).id"
-            " and d.id = any (%s) order by d.id",
+            " and d.id = any (%s::bigint[]) order by d.id",
             (name, list(ids)),
         ).fetchall():
             print_document(line)
@@ -111,12 +111,12 @@ def redrive(
       cdcbridge dead redrive billing 7 8
       cdcbridge dead redrive billing --reason max_deliveries: --rate 100
     """
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         chosen = _choose(store, name, ids, {"topic": topic, "key": key, "reason": reason}, listed=rate is not None)
         if chosen is None:
             done = _count(store, "select redrive(%s)", name)
         else:
-            done = sum(_count(store, "select redrive(%s, %s)", name, batch) for batch in _paced(chosen, rate))
+            done = sum(_count(store, "select redrive(%s, %s::bigint[])", name, batch) for batch in _paced(chosen, rate))
     print_line({"redriven": done})
 
 
@@ -130,7 +130,7 @@ def purge(
     app: App, name: str, ids: tuple[int, ...], yes: bool, topic: str | None, key: str | None, reason: str | None
 ) -> None:
     """Delete dead letters (all, or those chosen) for good."""
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         chosen = _choose(store, name, ids, {"topic": topic, "key": key, "reason": reason}, listed=False)
         if not yes:
             what = "all" if chosen is None else str(len(chosen))
@@ -138,7 +138,7 @@ def purge(
         if chosen is None:
             purged = _count(store, "select purge(%s)", name)
         else:
-            purged = _count(store, "select purge(%s, %s)", name, chosen)
+            purged = _count(store, "select purge(%s, %s::bigint[])", name, chosen)
     print_line({"purged": purged})
 
 

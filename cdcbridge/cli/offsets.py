@@ -26,7 +26,7 @@ def show(app: App, name: str, as_json: bool) -> None:
     OFFSET: all up to this seq is done. LOST: dropped by retention before the group had read it; until somebody seeks,
     the partition is not read.
     """
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         cursor = store.execute("select * from group_lag(%s)", (name,))
         headings = [column.name for column in cursor.description or ()]
         rows = cursor.fetchall()
@@ -65,10 +65,10 @@ def seek(app: App, name: str, target: str, partition: int | None) -> None:
       cdcbridge offsets seek audit earliest
       cdcbridge offsets seek audit "2026-05-01 12:00+02" --partition 3
     """
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         row = patiently(
             store,
-            lambda: store.execute("select seek(%s, %s, %s)", (name, target, partition)).fetchone(),
+            lambda: store.execute("select seek(%s, %s, %s::int)", (name, target, partition)).fetchone(),
             what=f"offsets seek {name}",
             again=f"cdcbridge offsets seek {name} {shlex.quote(target)}",
         )

@@ -12,14 +12,17 @@ import psycopg
 from cdcbridge.cli.context import DURATION, App, name_argument, pass_app, print_document, print_line, say
 from cdcbridge.cli.receipts import read_receipts
 from cdcbridge.database import Connection, one_line
-from cdcbridge.errors import UsageError
+from cdcbridge.errors import StoreUnavailable, UsageError
 from cdcbridge.patience import patiently
+from cdcbridge.pooled import PooledConnection
 
 # Rows as JSON made by the server: data must not go through a Python number, and times are ISO as in JSON.
-_RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s) r"
-_PEEK = "select to_json(r)::text from peek(%s, %s) r"
+_RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s::int) r"
+_PEEK = "select to_json(r)::text from peek(%s, %s::int) r"
 _LONGEST_SLEEP = 5.0  # seconds between looks of a waiting reader whom no notification reached
 _SHORTEST_SLEEP = 0.02  # and where messages wait that cannot be had
+_LOOK = 1.0  # and behind a pooler, where nobody is notified
+_RETRY = 1.0  # between tries to reach a server that is away
 
 
 receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar="RECEIPT...")
@@ -41,19 +44,30 @@ def receive(app: App, name: str, count: int, wait: float, ack: bool) -> None:
       cdcbridge receive billing -n 100 --wait 20 > batch && ./handle batch && cdcbridge ack billing - < batch
       cdcbridge receive billing --ack | jq .data.record
     """
-    with app.store() as store:
-        rows = _wait_for(store, name, count, wait)
-        for line, _ in rows:
-            print_document(line)
-        if ack and rows:
-            sys.stdout.flush()
-            store.execute("select ack(%s, %s, true)", (name, [receipt for _, receipt in rows]))
-
-
-def _wait_for(store: Connection, name: str, count: int, wait: float) -> list[tuple[str, str]]:
-    """receive(), again when notified, when a timeout or a delay ends, and now and then, until there is something."""
     deadline = time.monotonic() + wait
-    if wait:
+    taken = False
+    while not taken:
+        try:
+            with app.store(pooled=True) as store:
+                rows = _wait_for(store, name, count, deadline)
+                taken = True
+                for line, _ in rows:
+                    print_document(line)
+                if ack and rows:
+                    sys.stdout.flush()
+                    store.execute("select ack(%s, %s, true)", (name, [receipt for _, receipt in rows]))
+        except StoreUnavailable as error:
+            left = deadline - time.monotonic()
+            if taken or left <= 0:
+                raise
+            say(f"{error}; trying again")
+            time.sleep(min(left, _RETRY))
+
+
+def _wait_for(store: Connection, name: str, count: int, deadline: float) -> list[tuple[str, str]]:
+    """receive(), again when notified, when a timeout or a delay ends, and now and then, until there is something."""
+    listens = deadline > time.monotonic() and not isinstance(store, PooledConnection)
+    if listens:
         store.execute(b"listen " + _channel(store))
     while True:
         rows = store.execute(_RECEIVE, (name, count)).fetchall()
@@ -62,6 +76,9 @@ def _wait_for(store: Connection, name: str, count: int, wait: float) -> list[tup
             return [(row[0], row[1]) for row in rows]
         soon = store.execute("select next_visible(%s)", (name,)).fetchone()
         sleep = _LONGEST_SLEEP if not soon or soon[0] is None else max(_SHORTEST_SLEEP, min(soon[0], _LONGEST_SLEEP))
+        if not listens:
+            time.sleep(min(left, sleep, _LOOK))
+            continue
         for _ in store.notifies(timeout=min(left, sleep), stop_after=1):
             pass
 
@@ -77,7 +94,7 @@ def _channel(store: Connection) -> bytes:
 @pass_app
 def peek(app: App, name: str, count: int) -> None:
     """Look at the next messages without taking them; receipt is null."""
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         for (line,) in store.execute(_PEEK, (name, count)).fetchall():
             print_document(line)
 
@@ -116,7 +133,7 @@ def extend(app: App, name: str, receipts: tuple[str, ...], by: float) -> int:
 
 def _settle(app: App, verb: str, query: str, name: str, receipts: Sequence[str], *arguments: object) -> int:
     given = list(dict.fromkeys(_receipts(receipts)))
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         row = patiently(
             store,
             lambda: store.execute(query.encode(), (name, given, *arguments)).fetchone(),
@@ -160,11 +177,13 @@ def publish(
     """
     query = "select publish(%s, %s, %s::json, clock_timestamp() + make_interval(secs => %s), %s)"
     texts: Iterable[str | bytes] = data or filter(None, map(bytes.strip, sys.stdin.buffer))
-    with app.store() as store:
+    with app.store(pooled=True) as store:
         for number, text in enumerate(texts, 1):
             try:
                 row = store.execute(query, (topic, key, _decoded(text), delay, dedup_id)).fetchone()
-            except (psycopg.errors.InvalidTextRepresentation, UnicodeDecodeError) as error:
+            except (psycopg.DataError, UnicodeDecodeError) as error:
+                if getattr(error, "sqlstate", None) not in (None, "22P02"):  # 22P02: it is no JSON; None: it has NUL
+                    raise
                 shown = text if isinstance(text, str) else text.decode(errors="replace")
                 where = f"argument {number}" if data else f"stdin: line {number}"
                 raise UsageError(f"{where}: not JSON: {_reason(error)}: {shown[:80]}") from None
@@ -178,7 +197,7 @@ def _decoded(text: str | bytes) -> str:
 def _reason(error: psycopg.Error | UnicodeDecodeError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "not UTF-8"
-    return one_line(error.diag.message_detail or error.diag.message_primary or "").rstrip(".")
+    return one_line(error.diag.message_detail or error.diag.message_primary or str(error)).rstrip(".")
 
 
 COMMANDS = (receive, peek, ack, nack, extend, publish)

@@ -12,7 +12,7 @@ from cdcbridge.cli.backfill import print_backfills
 from cdcbridge.cli.consumers import print_consumers
 from cdcbridge.cli.context import App, DurationType, as_json, pass_app, print_json, print_table, say
 from cdcbridge.database import connect_source
-from cdcbridge.errors import UsageError
+from cdcbridge.errors import SourceUnavailable, UsageError
 from cdcbridge.lag import Lag, measure
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.source import slots
@@ -26,7 +26,14 @@ from cdcbridge.units import human_duration, human_size
 def lag(app: App, as_json: bool, watch: float | None) -> int:
     """How far the slot and each consumer are behind. Works with the bridge stopped; a lost slot exits with 3."""
     while True:
-        found = measure(app.config)
+        try:
+            found = measure(app.config)
+        except SourceUnavailable as error:
+            if not watch:
+                raise
+            say(f"{error}; looking again")
+            time.sleep(watch)
+            continue
         if watch and not as_json:
             click.clear()
         _print(found, app.config.source.slot, as_json)

@@ -1,7 +1,7 @@
 -- What the other functions share. Not part of the public surface.
 
 -- consumer_named(name) -> the consumer's row.
--- Raises CB001 where no consumer has that name.
+-- Raises CB001 where no consumer has that name. Its hint names the consumers that the caller may read, and no others.
 create or replace function consumer_named(name text) returns consumers
 language plpgsql stable as $$
 declare
@@ -11,8 +11,9 @@ begin
     if found.id is null then
         raise exception 'no consumer named %', quote_nullable(name)
             using errcode = 'CB001',
-                  hint = coalesce('Known: ' || (select string_agg(c.name, ', ' order by c.name) from consumers c),
-                                  'No consumer has been applied yet.');
+                  hint = coalesce('Known: ' || (select string_agg(c.name, ', ' order by c.name) from consumers c
+                                                where c.config ->> 'role' is null or may_read(c.config ->> 'role')),
+                                  'No consumer has been applied yet, or none that this role may read.');
     end if;
     return found;
 end $$;

@@ -7,17 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cdcbridge.embedded import EmbeddedServer
 from tests import stream_soak
 from tests.soak import soak
 
 
+@pytest.mark.parametrize("server", ["pg15", "pg18"])
 def test_receivers_and_bridges_are_killed_and_nothing_is_lost_or_overtaken(
-    pg15: EmbeddedServer, tmp_path: Path
+    request: pytest.FixtureRequest, tmp_path: Path, server: str
 ) -> None:
+    """With handlers that misbehave in every way, on a database whose default isolation level is serializable."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    soak(pg15, tmp_path, 15, seed)
+    soak(request.getfixturevalue(server), tmp_path, 15, seed)
 
 
 def test_members_are_killed_and_seek_and_each_group_sees_everything(pg15: EmbeddedServer, tmp_path: Path) -> None:

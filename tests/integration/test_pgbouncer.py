@@ -1,22 +1,26 @@
-"""The Python client behind a real PgBouncer in transaction mode: no notifications, and another session for each transaction."""
+"""The Python client and the command line behind a real PgBouncer in transaction mode: no notifications, and another session for each transaction."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+import yaml
 
 from cdcbridge import Message
 from cdcbridge import Queue as Client
 from cdcbridge.embedded import EmbeddedServer
+from tests.forked import Result, command
 from tests.sql.queue import Queue
 from tests.world import eventually, fresh_database
 
@@ -95,3 +99,82 @@ def test_a_worker_handles_all_through_it(pooled: tuple[Queue, str]) -> None:
         client.stop()
         thread.join()
     assert sorted(handled) == list(range(1, 201))
+
+
+@pytest.fixture
+def shop(pooled: tuple[Queue, str], tmp_path: Path) -> Callable[..., Result]:
+    """The command line with the store behind PgBouncer; the source is reached directly, or not."""
+    queue, dsn = pooled
+    queue.declare()
+    queue.declare("s", mode="stream", topics=("news",))
+
+    def run(line: str, *, source: str = queue.dsn, stdin: bytes = b"") -> Result:
+        config: dict[str, Any] = {"source": {"dsn": source}, "store": {"dsn": dsn}, "http": None}
+        config["consumers"] = [{"name": "c", "topics": ["news"]}]
+        file = tmp_path / "cdcbridge.yaml"
+        file.write_text(yaml.safe_dump(config))
+        return command(["-c", str(file), *line.split()], stdin=stdin)
+
+    return run
+
+
+def test_commands_that_call_functions_work_through_it(pooled: tuple[Queue, str], shop: Callable[..., Result]) -> None:
+    queue, dsn = pooled
+    queue.append(6)
+
+    def good(line: str, stdin: bytes = b"") -> list[Any]:
+        result = shop(line, stdin=stdin)
+        assert (result.code, result.err) == (0, b""), (line, result)
+        return [json.loads(one) for one in result.out.splitlines()]
+
+    database = queue.value("select current_database() as name")
+    settings = ("search_path = pg_temp", "client_encoding = LATIN1", "default_transaction_isolation = serializable",
+                "default_transaction_read_only = on", "datestyle = German")  # fmt: skip
+    for setting in settings:
+        queue.session.execute(f"alter database {database} set {setting}".encode())
+    with psycopg.connect(queue.dsn, autocommit=True) as direct:  # PgBouncer makes new sessions
+        direct.execute("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+                       " and datname = current_database() and client_port > 0")  # fmt: skip
+    rows = good("receive c -n 5 --wait 1s")
+    receipts = [row["receipt"] for row in rows]
+    assert len(good("peek c")) == 1 and len(receipts) == 5
+    assert good(f"extend c {receipts[0]} --by 1m") == [{"extended": 1}]
+    assert good(f"nack c {receipts[0]} --dead --reason poison") == [{"nacked": 1}]
+    assert good("ack c -", stdin=b"\n".join(json.dumps(row).encode() for row in rows[1:])) == [{"acked": 4}]
+    (dead,) = good("dead list c --json")[0]
+    assert good(f"dead show c {dead['id']}")[0]["history"]
+    assert good(f"dead redrive c {dead['id']}") == [{"redriven": 1}]
+    assert [row["data"]["record"] for row in good("receive c --ack") if row["topic"] == "news"] == []
+    assert good("publish news", stdin='"🦀"\n2\n'.encode()) == [{"seq": 7}, {"seq": 8}]
+    assert good("offsets show s --json")[0][0]["partition"] == 0
+    assert good("offsets seek s latest") == [{"partitions": 16}]
+    assert good("dead purge c --yes") == [{"purged": 0}]
+    assert shop("consumers pause c").out == b"paused: c\n" and shop("consumers resume c").out == b"resumed: c\n"
+    assert {row["name"] for row in good("consumers list --json")[0]} == {"c", "s"}
+    assert good("consumers show c --json")[0]["name"] == "c"
+    assert {row["name"] for row in good("lag --json")[0]["consumers"]} == {"c", "s"}
+    with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as session:
+        for _ in range(3):
+            found = session.execute("select current_setting('search_path'), array(select pg_listening_channels())")
+            assert found.fetchone() == ("pg_temp", []), "nothing is left in the server's session"
+
+
+def test_a_waiting_command_looks_now_and_then(pooled: tuple[Queue, str], shop: Callable[..., Result]) -> None:
+    queue, _ = pooled
+    threading.Timer(1.0, queue.append, (1,)).start()
+    started = time.monotonic()
+    result = shop("receive c --wait 20s")
+    assert len(result.out.splitlines()) == 1 and 0.9 < time.monotonic() - started < 10
+
+
+def test_other_commands_name_the_setting_that_has_to_change(
+    pooled: tuple[Queue, str], shop: Callable[..., Result]
+) -> None:
+    _, dsn = pooled
+    for line in ("migrate", "consumers apply", "consumers remove c --yes", "consumers replay c --from earliest",
+                 "backfill list", "backfill pause c", "run --no-wait"):  # fmt: skip
+        result = shop(line)
+        assert result.code == 2 and b"host and port into store.dsn" in result.err, (line, result)
+    for line in ("lag", "slot list", "slot create", "verify public.t"):
+        result = shop(line, source=dsn)
+        assert result.code == 2 and b"host and port into source.dsn" in result.err, (line, result)

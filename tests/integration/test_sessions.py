@@ -170,15 +170,15 @@ def test_the_commands_of_a_queue(hostile15: World) -> None:
         assert world.json("check", "--json")["ok"]
         world.execute("insert into public.t values (1, '2024-02-29 12:34:56.789+01')")
         world.messages(1)
-        assert world.run_program("publish", "notes", '{"n": 1}', "--key", "é").returncode == 0
+        assert world.run_program("publish", "notes", '{"n": 1}', "--key", "🦀é").returncode == 0
         lines = [json.loads(line) for line in world.run_program("receive", "c", "--ack", "-n", "1").stdout.splitlines()]
         assert [line["data"]["record"] for line in lines] == [{"id": 1, "at": "2024-02-29T11:34:56.789+00:00"}]
         (again,) = (json.loads(line) for line in world.run_program("receive", "c").stdout.splitlines())
-        assert (again["data"]["record"], again["key"]) == ({"n": 1}, "é")
+        assert (again["data"]["record"], again["key"]) == ({"n": 1}, "🦀é")
         assert again["inserted_at"].endswith("+00:00")
-        assert world.run_program("nack", "c", again["receipt"], "--dead", "--reason", "ü").returncode == 0
+        assert world.run_program("nack", "c", again["receipt"], "--dead", "--reason", "🦀ü").returncode == 0
         ((history,),) = world.rows("select history from dead_messages")
-        assert [line["reason"] for line in history] == ["ü"]
+        assert [line["reason"] for line in history] == ["🦀ü"]
         assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[0-9:.]+\+00:00", line["at"]) for line in history)
         (lag,) = (c for c in world.json("lag", "--json")["consumers"] if c["name"] == "c")
         assert (lag["pending"], lag["dead"]) == (0, 1)

@@ -111,3 +111,25 @@ def test_functions_are_not_led_astray_by_a_search_path(queue: Queue, roles: None
     stranger.execute("set search_path = pg_temp, public, cdcbridge")
     (row,) = queue.receive(session=stranger)
     assert queue.ack(row["receipt"], session=stranger) == 1
+
+
+@pytest.mark.parametrize("call", ["receive('no')", "ack('no', '{}')", "read_stream('no')", "group_lag('no')"])
+def test_the_hint_for_an_unknown_name_tells_those_that_the_caller_may_read(
+    queue: Queue, roles: None, call: str
+) -> None:
+    queue.session.execute("grant usage on schema cdcbridge to reader, stranger")
+    reader, stranger = (session_of(queue, role) for role in ("reader", "stranger"))
+
+    def hint(session: psycopg.Connection[Any]) -> str:
+        with pytest.raises(psycopg.DatabaseError) as raised:
+            queue.all(f"select * from cdcbridge.{call}", session=session)
+        assert raised.value.sqlstate == "CB001"
+        return str(raised.value.diag.message_hint)
+
+    assert hint(reader) == "No consumer has been applied yet, or none that this role may read."
+    queue.declare("mine", role="reader")
+    assert hint(stranger) == "No consumer has been applied yet, or none that this role may read."
+    queue.declare("theirs", role="stranger")
+    queue.declare("open")
+    assert (hint(reader), hint(stranger)) == ("Known: mine, open", "Known: open, theirs")
+    assert hint(queue.session) == "Known: mine, open, theirs", "the owner"

@@ -121,3 +121,54 @@ def test_compaction_is_of_a_whole_state(tmp_path: Path, settings: str, message: 
 def test_messages_are_kept_for_consumers_as_long_as_for_anybody(tmp_path: Path) -> None:
     message = refused(tmp_path, GOOD + "store: {retention: 7d, max_retention: 1d}\n")
     assert "max_retention is shorter than retention" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (r'x: "\ud800"', "x: the text has half a character"),
+        (r'"\udfff": 1', "the text has half a character"),
+        (r'store: {dsn: "\udc80"}', "store.dsn: the text has half a character"),
+        (r'store: {dsn: "host=\0"}', "store.dsn: the text has a NUL character"),
+        ("store: {dsn: '${LATIN}'}", "store.dsn: the text has half a character"),
+        ("1: 2", "the key 1 is no text"),
+        ("~: 2", "the key None is no text"),
+        ("x: 2026-02-30", "not YAML: day is out of range"),
+        ("x: " + "9" * 5000, "not YAML: "),
+        ("x: " + "[" * 3000, "nested too deeply"),
+        ("x: &a [*a]", "nested too deeply"),
+    ],
+)
+def test_odd_yaml_is_an_error_and_no_traceback(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refused(tmp_path, GOOD + text, LATIN="caf\udce9")
+
+
+def test_a_character_in_two_halves_is_one_as_in_json(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(r'{"source": {"dsn": "host=db"}, "consumers": [{"name": "a", "topics": ["\ud83e\udd80"]}]}')
+    assert load(path).consumers[0].topics == ("🦀",)
+
+
+def test_the_file_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(GOOD.encode() + "# caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "CDCBRIDGE_SOURCE__DSN",
+            "host=caf\udce9",
+            "the environment variable CDCBRIDGE_SOURCE__DSN: the text has half",
+        ),
+        ("CDCBRIDGE_CONSUMERS", "[", "the environment: error parsing value"),
+    ],
+)
+def test_an_odd_environment_is_an_error_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert message in refused(tmp_path, GOOD)

@@ -1,0 +1,83 @@
+"""The command line in a forked process: as fast as a call, with streams and an encoding of its own."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cdcbridge.cli import main
+
+CLOSED = "closed"
+FULL = "full"
+LEFT = "left"  # a pipe whose reader has gone, as after `| head -1`
+TRACEBACK = 99
+
+
+class Result(NamedTuple):
+    """How it ended, and what it wrote."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
+def command(arguments: Sequence[str], *, stdin: bytes | str = b"", stdout: str = "", encoding: str = "utf-8") -> Result:
+    """Run the program with these arguments. `stdin`: its bytes, or CLOSED; `stdout`: CLOSED, FULL, LEFT or read."""
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        if isinstance(stdin, bytes):
+            given.write(stdin)
+            given.seek(0)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_child(arguments, given.fileno(), out.fileno(), err.fileno(), stdin, stdout, encoding))
+        _, status = os.waitpid(pid, 0)
+        out.seek(0)
+        err.seek(0)
+        return Result(os.waitstatus_to_exitcode(status), out.read(), err.read())
+
+
+def _child(
+    arguments: Sequence[str], given: int, out: int, err: int, stdin: bytes | str, stdout: str, encoding: str
+) -> int:
+    if stdout == FULL:
+        out = os.open("/dev/full", os.O_WRONLY)
+    elif stdout == LEFT:
+        reader, out = os.pipe()
+        os.close(reader)
+    for number, file in ((0, given), (1, out), (2, err)):
+        os.dup2(file, number)
+    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding)
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding)
+    sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), encoding, line_buffering=True)
+    if stdin == CLOSED:
+        os.close(0)
+        sys.stdin = None  # as Python does
+    if stdout == CLOSED:
+        os.close(1)
+        sys.stdout = None
+    sys.argv = ["cdcbridge", *arguments]
+    code = TRACEBACK
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        os.write(2, traceback.format_exc().encode(errors="replace"))
+    return _flushed(code)
+
+
+def _flushed(code: int) -> int:
+    """As Python does at its end: a stream that cannot be flushed then is told, and another exit code."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
+    except OSError:
+        os.write(2, b"Exception ignored: a stream could not be flushed")
+        return 120
+    return code

@@ -1,0 +1,220 @@
+"""A server that takes no writes for a while is a server that is away: the bridge, clients and commands wait for it.
+
+A restart as a standby, and a promotion later, is the real thing: `default_transaction_read_only` alone reaches no
+session of the program, and recovery cannot be turned off by a session.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from cdcbridge import Message, Queue
+from cdcbridge.bridge import Bridge
+from cdcbridge.embedded import EmbeddedServer, wheel_binaries
+from tests.conftest import DEBIAN_15, FAST
+from tests.forked import Result, command
+from tests.standby import Standby
+from tests.world import PATIENCE, World, clean_environment, eventually, fresh_database
+
+
+@pytest.fixture(params=["pg15", "pg18"])
+def own(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A server that the test restarts."""
+    with EmbeddedServer(DEBIAN_15 if request.param == "pg15" else wheel_binaries(), settings=FAST) as server:
+        yield server
+
+
+@pytest.fixture
+def apart(own: EmbeddedServer, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """A world whose store is on that server, and the source on another one of the same version."""
+    version = request.node.callspec.params["own"]
+    with fresh_database(request.getfixturevalue(version)) as database, fresh_database(own) as store:
+        made = World(request.getfixturevalue(version), database, "pgoutput", tmp_path)
+        made.store_dsn = own.dsn(store)
+        made.execute("create table t (id int primary key)")
+        made.consumer("c", topics=["news"])
+        yield made
+        made.close()
+        if (own.data / "standby.signal").exists():
+            promote(own)  # the test failed, and its database is dropped now
+
+
+def demote(server: EmbeddedServer) -> None:
+    """Restart it as a standby that follows nobody: it takes no writes until it is promoted."""
+    server.stop()
+    signal = server.data / "standby.signal"
+    signal.touch()
+    shutil.chown(signal, (server.data / "PG_VERSION").owner())
+    server.start()
+
+
+def promote(server: EmbeddedServer) -> None:
+    """Let it take writes."""
+    server._run("pg_ctl", "-w", "promote")
+
+
+def waits(bridge: Bridge) -> Callable[[], bool]:
+    """Whether the bridge tries again because a server is read-only."""
+
+    def told() -> bool:
+        ready, why = bridge._health.ready()
+        return not ready and ("read-only" in why or "in recovery" in why or "during recovery" in why)
+
+    return told
+
+
+def test_a_bridge_waits_for_a_store_that_takes_no_writes(apart: World, own: EmbeddedServer) -> None:
+    with apart.bridge() as bridge:
+        apart.execute("insert into t values (1)")
+        apart.messages(1)
+        demote(own)
+        apart.execute("insert into t values (2)")
+        eventually(waits(bridge), "the bridge says why it waits")
+        promote(own)
+        assert [key for _, key, _ in apart.messages(2)] == ["1", "2"]
+
+
+def test_a_bridge_waits_for_a_source_that_takes_no_writes(own: EmbeddedServer, tmp_path: Path) -> None:
+    with fresh_database(own) as database:
+        world = World(own, database, "pgoutput", tmp_path)
+        world.execute("create table t (id int primary key)")
+        world.consumer()
+        with world.bridge() as bridge:
+            world.execute("insert into t values (1)")
+            world.messages(1)
+            demote(own)
+            eventually(waits(bridge), "the bridge says why it waits")
+            promote(own)
+            world.sql.close()
+            world.execute("insert into t values (2)")
+            assert [key for _, key, _ in world.messages(2)] == ["1", "2"]
+        world.close()
+
+
+def test_a_bridge_follows_its_store_to_a_standby_that_is_promoted_later(apart: World, own: EmbeddedServer) -> None:
+    """With target_session_attrs=any it reaches the standby before the promotion, and gets 25006."""
+    assert apart.store_dsn is not None
+    first = apart.store_dsn
+    with Standby(own, settings=FAST) as standby:
+        home, port = (f"{own._home},{standby._home}", f"{own.port},{standby.port}")
+        database = psycopg.conninfo.conninfo_to_dict(first)["dbname"]
+        apart.store_dsn = f"host={home} port={port} user=postgres dbname={database} target_session_attrs=any"
+        with apart.bridge() as bridge:
+            apart.execute("insert into t values (1)")
+            apart.messages(1)
+            with psycopg.connect(first, autocommit=True) as primary:
+                same = "select count(*) = 1 from pg_stat_replication where replay_lsn = pg_current_wal_lsn()"
+                eventually(lambda: primary.execute(same).fetchone() == (True,), "the standby has all")
+                own.stop("immediate")
+            apart.execute("insert into t values (2)")
+            eventually(waits(bridge), "the bridge says why it waits")
+            standby.promote()
+            assert [key for _, key, _ in apart.messages(2)] == ["1", "2"]
+        own.start()
+        apart.store_dsn = first
+
+
+def test_default_transaction_read_only_reaches_neither_bridge_nor_client(world15: World) -> None:
+    """The sessions set it themselves, so a server that turns it on and off again does not stop anything."""
+    world15.execute("create table t (id int primary key)")
+    world15.consumer()
+    name = world15.database
+    with world15.bridge(), Queue.connect(world15.dsn, consumer="c") as queue:
+        for number, value in enumerate(("on", "off", "on"), 1):
+            with psycopg.connect(world15.server.dsn(), autocommit=True) as admin:
+                admin.execute(f"alter database {name} set default_transaction_read_only = {value}".encode())
+                admin.execute(
+                    f"alter role postgres in database {name} set default_transaction_read_only = {value}".encode()
+                )
+                # The sessions that are open already belong to an older value.
+                admin.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and pid <> %s",
+                    (name, world15.sql.info.backend_pid),
+                )
+            world15.execute(f"insert into t values ({number})")
+            (message,) = eventually(lambda: queue.receive(wait=5), "it is delivered")
+            assert (message.key, message.ack()) == (str(number), True)
+            assert world15.run_program("publish", "news", "1").returncode == 0
+
+
+def store_of(apart: World) -> str:
+    """The store's DSN, with the consumers applied and no bridge."""
+    assert run(apart, "migrate").code == 0 == run(apart, "consumers apply").code
+    assert apart.store_dsn is not None
+    return apart.store_dsn
+
+
+def run(world: World, line: str) -> Result:
+    return command(["-c", str(world.write_config()), *line.split()])
+
+
+def publish(dsn: str, number: int) -> None:
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute("select cdcbridge.publish('news', null, %s::json)", (str(number),))
+
+
+def test_a_worker_waits_for_a_store_that_takes_no_writes(apart: World, own: EmbeddedServer) -> None:
+    handled: list[int] = []
+    dsn = store_of(apart)
+    with Queue.connect(dsn, consumer="c") as queue:
+
+        @queue.worker(wait=1)
+        def handle(message: Message) -> None:
+            handled.append(message.data["record"])
+
+        thread = threading.Thread(target=handle.run)
+        thread.start()
+        publish(dsn, 1)
+        eventually(lambda: handled == [1], "the worker works")
+        demote(own)
+        with psycopg.connect(dsn, autocommit=True) as session:
+            looks = "select count(*) > 0 from pg_stat_activity where application_name like 'cdcbridge client%'"
+            eventually(lambda: session.execute(looks).fetchone() == (True,), "it has found the standby")
+        assert thread.is_alive()
+        promote(own)
+        publish(dsn, 2)
+        eventually(lambda: handled == [1, 2], "the worker goes on")
+        queue.stop()
+        thread.join(PATIENCE)
+
+
+def test_a_command_says_that_the_store_takes_no_writes(apart: World, own: EmbeddedServer) -> None:
+    store_of(apart)
+    demote(own)
+    for line in (
+        "publish news 2",
+        "receive c",
+        "ack c 1-1",
+        "dead redrive c",
+        "consumers pause c",
+        "receive c --wait 1",
+    ):
+        result = run(apart, line)
+        assert result.code == 1 and b"takes no writes now" in result.err, (line, result)
+    for line in ("peek c", "consumers list", "dead list c", "lag"):
+        result = run(apart, line)
+        assert result.code == 0, (line, result)
+    promote(own)
+
+
+def test_a_command_that_waits_tries_again_until_the_store_takes_writes(apart: World, own: EmbeddedServer) -> None:
+    dsn = store_of(apart)
+    demote(own)
+    program = [sys.executable, "-m", "cdcbridge", "-c", str(apart.write_config()), "receive", "c", "--wait", "60s"]
+    with subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment()
+    ) as reader:
+        assert reader.stderr is not None and "trying again" in reader.stderr.readline()
+        promote(own)
+        publish(dsn, 1)
+        out, _ = reader.communicate(timeout=PATIENCE)
+    assert reader.returncode == 0 and json.loads(out)["data"]["record"] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -12,6 +12,43 @@ T = TypeVar("T")
 Handler: TypeAlias = Callable[[T], Awaitable[object]]
 Lock = asyncio.Lock
 sleep = asyncio.sleep
+Cancelled = asyncio.CancelledError
+ASYNCHRONOUS = True  # which kind of handler a worker takes
+_GIVING_BACK = 5.0  # seconds that a handler which was cancelled has to end
+
+
+async def acquired(lock: Lock, timeout: float) -> bool:  # noqa: ASYNC109 - as the threads' has it
+    """Whether the lock was taken in time."""
+    if lock.locked() and timeout <= 0:
+        return False
+    try:
+        async with asyncio.timeout(timeout if lock.locked() else None):
+            await lock.acquire()
+    except TimeoutError:
+        return False
+    return True
+
+
+@contextmanager
+def if_unused(lock: Lock) -> Iterator[bool]:
+    """Whether nobody has the lock. Nothing may wait inside."""
+    yield not lock.locked()
+
+
+def being_cancelled() -> bool:
+    """Whether the current task was told to end; else a CancelledError is another one's."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def begin(call: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+    """Run it beside everything else."""
+    return asyncio.create_task(call(), name="cdcbridge leases")
+
+
+def end(task: asyncio.Task[None]) -> None:
+    """It has nothing left to do."""
+    task.cancel()
 
 
 class Slots:
@@ -52,10 +89,15 @@ class Group:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._tasks:
-            _done, late = await asyncio.wait(self._tasks, timeout=self._grace)
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=self._grace)
+        finally:
+            late = list(self._tasks)
             for task in late:
                 task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=_GIVING_BACK)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
@@ -13,6 +14,40 @@ T = TypeVar("T")
 Handler: TypeAlias = Callable[[T], object]
 Lock = threading.Lock
 sleep = time.sleep
+Cancelled = asyncio.CancelledError
+ASYNCHRONOUS = False  # which kind of handler a worker takes
+
+
+def acquired(lock: threading.Lock, timeout: float) -> bool:
+    """Whether the lock was taken in time."""
+    return lock.acquire(timeout=timeout) if timeout > 0 else lock.acquire(blocking=False)
+
+
+@contextmanager
+def if_unused(lock: threading.Lock) -> Iterator[bool]:
+    """Whether nobody has the lock; nobody takes it inside."""
+    free = lock.acquire(blocking=False)
+    try:
+        yield free
+    finally:
+        if free:
+            lock.release()
+
+
+def being_cancelled() -> bool:
+    """Nobody can tell a thread to end."""
+    return False
+
+
+def begin(call: Callable[[], None]) -> threading.Thread:
+    """Run it beside everything else."""
+    thread = threading.Thread(target=call, daemon=True, name="cdcbridge leases")
+    thread.start()
+    return thread
+
+
+def end(_thread: threading.Thread) -> None:
+    """It has nothing left to do, and ends by itself when it sees that."""
 
 
 class Slots:

@@ -1,0 +1,88 @@
+"""Leases that are prolonged from beside while what they are for is handled, asynchronous.
+
+`_leases.py` is made from this file by `make client`: change this one.
+
+Never begins a delivery and never ends one. What it cannot prolong any more is marked as lost by its owner.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, Protocol, TypeAlias
+
+from cdcbridge.client._tasks import begin, end, sleep
+from cdcbridge.errors import CdcbridgeError
+
+_TICK: Final = 0.25  # seconds between looks at what has to be prolonged
+_LINGER: Final = 10.0  # seconds after which it ends where nothing is held
+log: Final = logging.getLogger("cdcbridge.client")
+
+
+class Lease(Protocol):
+    """A delivery, or a batch of a stream."""
+
+    @property
+    def half_over(self) -> bool: ...
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def visibility(self) -> float: ...
+
+
+Renew: TypeAlias = Callable[[list[Any]], Awaitable[None]]
+
+
+class AsyncKeeper:
+    """Prolongs the leases that it holds, each when half of it is over. `renew` does it, and marks what is lost."""
+
+    def __init__(self, renew: Renew) -> None:
+        self._renew = renew
+        self._held: set[Lease] = set()
+        self._guard = threading.Lock()  # nothing waits under it, so it serves tasks as well
+        self._beside: Any = None
+
+    def hold(self, leases: Iterable[Lease]) -> None:
+        """Prolong these from now on."""
+        with self._guard:
+            self._held.update(leases)
+            if self._held and self._beside is None:
+                self._beside = begin(self._run)
+
+    def drop(self, leases: Iterable[Lease]) -> None:
+        """Let these end when they do."""
+        with self._guard:
+            self._held.difference_update(leases)
+
+    def close(self) -> None:
+        """Let all of them end when they do."""
+        with self._guard:
+            self._held.clear()
+            beside, self._beside = self._beside, None
+        if beside is not None:
+            end(beside)
+
+    async def _run(self) -> None:
+        with self._guard:  # hold() has it until it knows this one
+            mine = self._beside
+        unused = 0.0
+        while True:
+            with self._guard:
+                held = [lease for lease in self._held if not lease.idle]
+                unused = 0.0 if held else unused + _TICK
+                if self._beside is not mine or unused > _LINGER:
+                    self._beside = None if self._beside is mine else self._beside
+                    return
+            due = [lease for lease in held if lease.half_over]
+            if due:
+                await self._prolong(due)
+            await sleep(min([_TICK, *(lease.visibility / 8 for lease in held)]))
+
+    async def _prolong(self, due: list[Lease]) -> None:
+        try:
+            await self._renew(due)
+        except CdcbridgeError as error:
+            log.warning("%s; what is being handled may come again", error)
+        except Exception:
+            log.exception("leases could not be prolonged; what is being handled may come again")

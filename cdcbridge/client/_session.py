@@ -1,0 +1,85 @@
+"""One session of a client, asynchronous: it never waits for an answer without end, and it knows when it was ended.
+
+Made from `_session.py` by `make client`.
+
+Never sends a statement by itself but the first one, which pins the settings.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Any, Final
+
+import psycopg
+
+from cdcbridge.client._limits import ANSWER, NoAnswer, limited
+from cdcbridge.client._threads import if_unused
+from cdcbridge.database import conninfo, store_errors
+from cdcbridge.session import pin, pin_locally
+
+# Every statement of a client names the schema of its function. A claim must not be committed after its receiver has
+# given up, so the server ends a late statement before the client ends the session.
+SETTINGS: Final = {"search_path": "pg_catalog, pg_temp", "statement_timeout": f"{ANSWER - 1:g}s"}
+PATIENT: Final = {**SETTINGS, "statement_timeout": "0"}
+SETTINGS_HERE: Final = pin_locally(SETTINGS)
+PATIENT_HERE: Final = pin_locally(PATIENT)
+
+
+class Session(psycopg.Connection[tuple[Any, ...]]):
+    """A connection whose statements raise NoAnswer, and close it, where the server stays silent for `limit` seconds."""
+
+    limit = ANSWER
+    pooled = False
+    ended = False  # the server said so
+
+    def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
+        """Psycopg's one place for waiting."""
+        try:
+            return super().wait(limited(gen, self.limit), *arguments, **named)
+        except NoAnswer:
+            self.pgconn.finish()
+            raise
+
+    @property
+    def gone(self) -> bool:
+        """It was ended while nobody used it, so a statement would not arrive. A look at the socket, no exchange."""
+        with if_unused(self.lock) as unused:
+            if unused and not self.closed:
+                self._hear()
+        return self.closed
+
+    def _hear(self) -> None:
+        poll = select.poll()
+        poll.register(self.pgconn.socket, select.POLLIN)
+        try:
+            while poll.poll(0):
+                self.pgconn.consume_input()
+                self.pgconn.is_busy()  # reads on, as far as the notice that ends a session
+                if self.ended:
+                    raise psycopg.OperationalError
+        except psycopg.OperationalError:
+            self.pgconn.finish()
+
+    def note(self, diagnostic: Any) -> None:
+        """Hear a notice: also the one with which a server ends an idle session."""
+        self.ended = self.ended or diagnostic.severity_nonlocalized in {"FATAL", "PANIC"}
+
+
+def open_session(dsn: str, name: str, *, patient: bool = False) -> Session:
+    """A session on the store that depends on nothing around it. Raises StoreUnavailable, or UsageError for a bad DSN.
+
+    `patient`: for statements that take their time.
+    """
+    with store_errors():
+        session = Session.connect(conninfo(dsn, name, pooler=True), autocommit=True)
+        try:
+            pid = session.info.backend_pid
+            row = (session.execute(pin(PATIENT if patient else SETTINGS, pid))).fetchone()
+        except BaseException:
+            session.close()
+            raise
+    session.add_notice_handler(session.note)
+    session.pooled = row is not None and row[0] != pid
+    if session.pooled:
+        session.prepare_threshold = None  # the next transaction may be another server session's
+    return session

@@ -203,7 +203,7 @@ def store_errors() -> Iterator[None]:
 
 
 # connection, rollback, resources, state, intervention; and the session that was idle in a transaction for too long
-_RETRY_CLASSES: Final = ("08", "40", "53", "55", "57", "25P03")
+_RETRY_CLASSES: Final = ("08", "25006", "40", "53", "55", "57", "25P03")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cdcbridge.client._limits import AWAY, PATIENCE, now, patient, refuse_bad_ti
 from cdcbridge.client._session_async import AsyncSession
 from cdcbridge.client._sessions_async import Connection
 from cdcbridge.client._settling_async import AsyncMessage, AsyncSettling
-from cdcbridge.client._tasks import Handler, sleep
+from cdcbridge.client._tasks import Closing, Handler, sleep
 from cdcbridge.client._worker_async import AsyncWorker
 from cdcbridge.database import store_errors
 from cdcbridge.errors import ClientClosed, StoreUnavailable, UsageError
@@ -67,7 +67,7 @@ class AsyncQueue(AsyncSettling):
         receipts = [row[0] for row in rows]
         await self._quietly(lambda: self._write(self.sql.give_back, (self.consumer, receipts)))
 
-    async def messages(
+    def messages(
         self, *, wait: float = 20, max_messages: int = 10, stop_when_empty: bool = False
     ) -> AsyncGenerator[AsyncMessage, None]:
         """Messages, one after the other, until stop() or close(); `stop_when_empty`: until a poll of `wait` seconds
@@ -77,10 +77,15 @@ class AsyncQueue(AsyncSettling):
         """
         self.refuse_unusable()
         refuse_bad_time("wait", wait)
+        return Closing(self._messages(patient(wait, stop_when_empty), max_messages, stop_when_empty))
+
+    async def _messages(
+        self, wait: float, max_messages: int, stop_when_empty: bool
+    ) -> AsyncGenerator[AsyncMessage, None]:
         waiting: list[AsyncMessage] = []
         try:
             while not self.stopped:
-                fetched = await self.fetch(max_messages, patient(wait, stop_when_empty))
+                fetched = await self.fetch(max_messages, wait)
                 if stop_when_empty and fetched == []:
                     return
                 waiting = list(reversed(fetched or []))

@@ -21,7 +21,7 @@ from cdcbridge.client._common import Base, Statements, due_in
 from cdcbridge.client._leases import Keeper
 from cdcbridge.client._limits import COUNTING, LEAVING, PATIENCE, Pace, now, refuse_bad_time
 from cdcbridge.client._session import PATIENT_HERE, SETTINGS_HERE, Session, open_session
-from cdcbridge.client._threads import Lock, acquired, sleep
+from cdcbridge.client._threads import Cancelled, Lock, acquired, sleep
 from cdcbridge.database import store_errors
 from cdcbridge.errors import CdcbridgeError, StoreUnavailable
 
@@ -47,6 +47,7 @@ class Sessions(Base):
         self._reading = Lock()
         self._opening = Lock()
         self._calling = Lock()
+        self._giving = Lock()  # what was not begun goes back
         self._keeper = Keeper(self._renew)
 
     def close(self) -> None:
@@ -61,6 +62,8 @@ class Sessions(Base):
         if not self.closed:
             try:
                 self._leave()
+                if acquired(self._giving, LEAVING):  # another task or thread had begun to
+                    self._giving.release()
             finally:
                 self.closed = True
                 # The one who waits for notifications sees that it is time.
@@ -117,10 +120,18 @@ class Sessions(Base):
 
     def _quietly(self, call: Callable[[], object]) -> CdcbridgeError | None:
         """The call, in a hurry: what is not given back now comes again after its timeout. Its error, if any."""
+        mine = acquired(self._giving, LEAVING)
         try:
-            self._again(now() + LEAVING, call)
+            try:
+                self._again(now() + LEAVING, call)
+            except Cancelled:
+                self._again(now() + LEAVING, call)  # who cancels this wants an end of it, and loses nothing
+                raise
         except CdcbridgeError as error:
             return error
+        finally:
+            if mine:
+                self._giving.release()
         return None
 
     # reading

@@ -21,7 +21,7 @@ from cdcbridge.client._common import Base, Statements, due_in
 from cdcbridge.client._leases_async import AsyncKeeper
 from cdcbridge.client._limits import COUNTING, LEAVING, PATIENCE, Pace, now, refuse_bad_time
 from cdcbridge.client._session_async import PATIENT_HERE, SETTINGS_HERE, AsyncSession, open_session
-from cdcbridge.client._tasks import Lock, acquired, sleep
+from cdcbridge.client._tasks import Cancelled, Lock, acquired, sleep
 from cdcbridge.database import store_errors
 from cdcbridge.errors import CdcbridgeError, StoreUnavailable
 
@@ -47,6 +47,7 @@ class AsyncSessions(Base):
         self._reading = Lock()
         self._opening = Lock()
         self._calling = Lock()
+        self._giving = Lock()  # what was not begun goes back
         self._keeper = AsyncKeeper(self._renew)
 
     async def close(self) -> None:
@@ -61,6 +62,8 @@ class AsyncSessions(Base):
         if not self.closed:
             try:
                 await self._leave()
+                if await acquired(self._giving, LEAVING):  # another task or thread had begun to
+                    self._giving.release()
             finally:
                 self.closed = True
                 # The one who waits for notifications sees that it is time.
@@ -117,10 +120,18 @@ class AsyncSessions(Base):
 
     async def _quietly(self, call: Callable[[], Awaitable[object]]) -> CdcbridgeError | None:
         """The call, in a hurry: what is not given back now comes again after its timeout. Its error, if any."""
+        mine = await acquired(self._giving, LEAVING)
         try:
-            await self._again(now() + LEAVING, call)
+            try:
+                await self._again(now() + LEAVING, call)
+            except Cancelled:
+                await self._again(now() + LEAVING, call)  # who cancels this wants an end of it, and loses nothing
+                raise
         except CdcbridgeError as error:
             return error
+        finally:
+            if mine:
+                self._giving.release()
         return None
 
     # reading

@@ -20,9 +20,9 @@ from cdcbridge.client._common import LogMessage, Standing, StreamStatements, row
 from cdcbridge.client._limits import AWAY, LONGEST, PATIENCE, now, patient, refuse_bad_time
 from cdcbridge.client._session import Session
 from cdcbridge.client._sessions import Connection, Sessions
-from cdcbridge.client._threads import sleep
+from cdcbridge.client._threads import Closing, sleep
 from cdcbridge.database import store_errors
-from cdcbridge.errors import CdcbridgeError, ClientClosed, StaleReceipt, StoreUnavailable, UsageError
+from cdcbridge.errors import ClientClosed, StaleReceipt, StoreUnavailable, UsageError
 
 log: Final = logging.getLogger("cdcbridge.client")
 
@@ -178,9 +178,12 @@ class Stream(Sessions):
         """
         self.refuse_unusable()
         refuse_bad_time("wait", wait)
+        return self._batches(patient(wait, stop_when_empty), max_messages, stop_when_empty)
+
+    def _batches(self, wait: float, max_messages: int, stop_when_empty: bool) -> Generator[Batch, None, None]:
         while not self.stopped:
             try:
-                batch = self.read(max_messages, wait=patient(wait, stop_when_empty))
+                batch = self.read(max_messages, wait=wait)
             except ClientClosed:
                 return
             except StoreUnavailable as error:
@@ -200,7 +203,11 @@ class Stream(Sessions):
         batch, and at the end behind the last message that was done. The lease is kept while you handle a message; a
         batch whose lease was lost is left to the others.
         """
-        for batch in self.batches(wait=wait, max_messages=max_messages, stop_when_empty=stop_when_empty):
+        batches = self.batches(wait=wait, max_messages=max_messages, stop_when_empty=stop_when_empty)
+        return Closing(self._messages(batches))
+
+    def _messages(self, batches: Generator[Batch, None, None]) -> Generator[LogMessage, None, None]:
+        for batch in batches:
             self._open.add(batch)
             self.keep(batch)
             try:
@@ -242,9 +249,8 @@ class Stream(Sessions):
         self.let_go(batch)
         if batch.idle or self.closed:
             return
-        try:
-            batch.commit(batch.done)
-        except CdcbridgeError as error:
+        error = self._quietly(lambda: batch.commit(batch.done))
+        if error is not None:
             log.warning("%r was handled up to %s, which is not committed: %s", batch, batch.done, error)
 
     def _leave(self) -> None:

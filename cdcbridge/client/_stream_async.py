@@ -20,9 +20,9 @@ from cdcbridge.client._common import LogMessage, Standing, StreamStatements, row
 from cdcbridge.client._limits import AWAY, LONGEST, PATIENCE, now, patient, refuse_bad_time
 from cdcbridge.client._session_async import AsyncSession
 from cdcbridge.client._sessions_async import AsyncSessions, Connection
-from cdcbridge.client._tasks import sleep
+from cdcbridge.client._tasks import Closing, sleep
 from cdcbridge.database import store_errors
-from cdcbridge.errors import CdcbridgeError, ClientClosed, StaleReceipt, StoreUnavailable, UsageError
+from cdcbridge.errors import ClientClosed, StaleReceipt, StoreUnavailable, UsageError
 
 log: Final = logging.getLogger("cdcbridge.client")
 
@@ -174,7 +174,7 @@ class AsyncStream(AsyncSessions):
         values = (self.consumer, partition, seq - 1, receipt)
         await self._quietly(lambda: self._write(self.sql.commit, values))
 
-    async def batches(
+    def batches(
         self, *, wait: float = 20, max_messages: int = 100, stop_when_empty: bool = False
     ) -> AsyncGenerator[AsyncBatch, None]:
         """Batches, until stop() or close(); `stop_when_empty`: until `wait` seconds bring none. Use each as a context
@@ -182,9 +182,12 @@ class AsyncStream(AsyncSessions):
         """
         self.refuse_unusable()
         refuse_bad_time("wait", wait)
+        return self._batches(patient(wait, stop_when_empty), max_messages, stop_when_empty)
+
+    async def _batches(self, wait: float, max_messages: int, stop_when_empty: bool) -> AsyncGenerator[AsyncBatch, None]:
         while not self.stopped:
             try:
-                batch = await self.read(max_messages, wait=patient(wait, stop_when_empty))
+                batch = await self.read(max_messages, wait=wait)
             except ClientClosed:
                 return
             except StoreUnavailable as error:
@@ -197,14 +200,18 @@ class AsyncStream(AsyncSessions):
             elif stop_when_empty:
                 return
 
-    async def messages(
+    def messages(
         self, *, wait: float = 20, max_messages: int = 100, stop_when_empty: bool = False
     ) -> AsyncGenerator[LogMessage, None]:
         """Messages, one after the other. A message is done when the next one is asked for; offsets are committed by the
         batch, and at the end behind the last message that was done. The lease is kept while you handle a message; a
         batch whose lease was lost is left to the others.
         """
-        async for batch in self.batches(wait=wait, max_messages=max_messages, stop_when_empty=stop_when_empty):
+        batches = self.batches(wait=wait, max_messages=max_messages, stop_when_empty=stop_when_empty)
+        return Closing(self._messages(batches))
+
+    async def _messages(self, batches: AsyncGenerator[AsyncBatch, None]) -> AsyncGenerator[LogMessage, None]:
+        async for batch in batches:
             self._open.add(batch)
             self.keep(batch)
             try:
@@ -246,9 +253,8 @@ class AsyncStream(AsyncSessions):
         self.let_go(batch)
         if batch.idle or self.closed:
             return
-        try:
-            await batch.commit(batch.done)
-        except CdcbridgeError as error:
+        error = await self._quietly(lambda: batch.commit(batch.done))
+        if error is not None:
             log.warning("%r was handled up to %s, which is not committed: %s", batch, batch.done, error)
 
     async def _leave(self) -> None:

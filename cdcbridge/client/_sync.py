@@ -18,7 +18,7 @@ from cdcbridge.client._limits import AWAY, PATIENCE, now, patient, refuse_bad_ti
 from cdcbridge.client._session import Session
 from cdcbridge.client._sessions import Connection
 from cdcbridge.client._settling import Message, Settling
-from cdcbridge.client._threads import Handler, sleep
+from cdcbridge.client._threads import Closing, Handler, sleep
 from cdcbridge.client._worker import Worker
 from cdcbridge.database import store_errors
 from cdcbridge.errors import ClientClosed, StoreUnavailable, UsageError
@@ -73,10 +73,13 @@ class Queue(Settling):
         """
         self.refuse_unusable()
         refuse_bad_time("wait", wait)
+        return Closing(self._messages(patient(wait, stop_when_empty), max_messages, stop_when_empty))
+
+    def _messages(self, wait: float, max_messages: int, stop_when_empty: bool) -> Generator[Message, None, None]:
         waiting: list[Message] = []
         try:
             while not self.stopped:
-                fetched = self.fetch(max_messages, patient(wait, stop_when_empty))
+                fetched = self.fetch(max_messages, wait)
                 if stop_when_empty and fetched == []:
                     return
                 waiting = list(reversed(fetched or []))

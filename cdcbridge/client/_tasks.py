@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -49,6 +49,42 @@ def begin(call: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
 def end(task: asyncio.Task[None]) -> None:
     """It has nothing left to do."""
     task.cancel()
+
+
+class Closing(AsyncGenerator[T, None]):
+    """A generator that is closed at once when a loop over it was left, and not when the event loop gets to it.
+
+    What a generator gives back at its end would be lost where the event loop ends first, as asyncio.run() does after a
+    `return` inside `async for`. Its task is there already, so asyncio.run() waits for it.
+    """
+
+    def __init__(self, inner: AsyncGenerator[T, None]) -> None:
+        self._inner = inner
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def asend(self, value: None) -> T:
+        self._loop = asyncio.get_running_loop()
+        return await self._inner.asend(value)
+
+    async def athrow(self, *details: Any) -> T:
+        return await self._inner.athrow(*details)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    def __del__(self) -> None:
+        with suppress(RuntimeError):
+            loop = asyncio.get_running_loop()
+            if loop is self._loop:
+                task = loop.create_task(self._inner.aclose())
+                _closing.add(task)
+                task.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Task[None]] = set()
 
 
 class Slots:

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -48,6 +48,11 @@ def begin(call: Callable[[], None]) -> threading.Thread:
 
 def end(_thread: threading.Thread) -> None:
     """It has nothing left to do, and ends by itself when it sees that."""
+
+
+def Closing(inner: Generator[T, None, None]) -> Generator[T, None, None]:  # noqa: N802 - the tasks' needs a class
+    """A generator is closed at once when a loop over it was left."""
+    return inner
 
 
 class Slots:

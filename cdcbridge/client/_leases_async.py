@@ -1,4 +1,4 @@
-"""Leases that are prolonged from beside while what they are for is handled, asynchronous.
+"""Leases that are prolonged in the background while their messages are handled, asynchronous.
 
 `_leases.py` is made from this file by `make client`: change this one.
 
@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, Protocol, TypeAlias
 
 from cdcbridge.client._tasks import begin, end, sleep
-from cdcbridge.errors import CdcbridgeError
+from cdcbridge.errors import CdcbridgeError, ClientClosed
 
 _TICK: Final = 0.25  # seconds between looks at what has to be prolonged
+_SHORTEST: Final = 0.02  # for the shortest leases
 _LINGER: Final = 10.0  # seconds after which it ends where nothing is held
 log: Final = logging.getLogger("cdcbridge.client")
 
@@ -35,7 +36,7 @@ Renew: TypeAlias = Callable[[list[Any]], Awaitable[None]]
 
 
 class AsyncKeeper:
-    """Prolongs the leases that it holds, each when half of it is over. `renew` does it, and marks what is lost."""
+    """Prolongs the leases that it holds, each when half of it is over. `renew` does it, and marks lost ones."""
 
     def __init__(self, renew: Renew) -> None:
         self._renew = renew
@@ -77,11 +78,13 @@ class AsyncKeeper:
             due = [lease for lease in held if lease.half_over]
             if due:
                 await self._prolong(due)
-            await sleep(min([_TICK, *(lease.visibility / 8 for lease in held)]))
+            await sleep(max(_SHORTEST, min([_TICK, *(lease.visibility / 8 for lease in held)])))
 
     async def _prolong(self, due: list[Lease]) -> None:
         try:
             await self._renew(due)
+        except ClientClosed:
+            pass
         except CdcbridgeError as error:
             log.warning("%s; what is being handled may come again", error)
         except Exception:

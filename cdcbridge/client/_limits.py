@@ -19,6 +19,7 @@ COUNTING: Final = 600.0  # the same for a statement that counts the log
 PATIENCE: Final = 10.0  # seconds of further attempts for a call that has neither a lease nor a `wait`
 LONGEST: Final = 300.0  # and for one whose lease is longer than this
 LEAVING: Final = 2.0  # seconds of further attempts to give back what was fetched and not begun
+MANY: Final = 5_000  # deliveries whose end may take longer than ANSWER
 AWAY: Final = 0.5  # seconds between two tries of a loop, each of which has made its own attempts
 IDLE: Final = 1.0  # messages() and workers wait at least so long for a message, whatever `wait` is
 

@@ -29,6 +29,7 @@ class AsyncSession(psycopg.AsyncConnection[tuple[Any, ...]]):
     """A connection whose statements raise NoAnswer, and close it, where the server stays silent for `limit` seconds."""
 
     limit = ANSWER
+    patient = False  # its statements may take longer than ANSWER
     pooled = False
     ended = False  # the server said so
 
@@ -79,6 +80,7 @@ async def open_session(dsn: str, name: str, *, patient: bool = False) -> AsyncSe
             await session.close()
             raise
     session.add_notice_handler(session.note)
+    session.patient = patient
     session.pooled = row is not None and row[0] != pid
     if session.pooled:
         session.prepare_threshold = None  # the next transaction may be another server session's

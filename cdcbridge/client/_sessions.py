@@ -19,7 +19,7 @@ from psycopg.sql import Composed
 
 from cdcbridge.client._common import Base, Statements, due_in
 from cdcbridge.client._leases import Keeper
-from cdcbridge.client._limits import COUNTING, LEAVING, PATIENCE, Pace, now, refuse_bad_time
+from cdcbridge.client._limits import ANSWER, LEAVING, PATIENCE, Pace, now, refuse_bad_time
 from cdcbridge.client._session import PATIENT_HERE, SETTINGS_HERE, Session, open_session
 from cdcbridge.client._threads import Cancelled, Lock, acquired, sleep
 from cdcbridge.database import store_errors
@@ -216,7 +216,7 @@ class Sessions(Base):
         try:
             with session.pipeline():
                 session.execute("begin isolation level read committed, read write")
-                session.execute(SETTINGS_HERE if session.limit < COUNTING else PATIENT_HERE)
+                session.execute(PATIENT_HERE if session.patient else SETTINGS_HERE)
                 cursor.execute(query, values)
                 session.execute("commit")
         except BaseException:
@@ -224,22 +224,26 @@ class Sessions(Base):
                 session.rollback()
             raise
 
-    def _counted(self, query: Composed, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """The rows of a statement that may count for minutes, from a session of its own."""
+    def _patiently(self, query: Composed, values: tuple[Any, ...], seconds: float) -> list[tuple[Any, ...]]:
+        """The rows of a statement that may take so long, in a session of its own."""
         self.refuse_unusable()
         session = open_session(self.dsn, "cdcbridge client, counting", patient=True)
-        session.limit = COUNTING
+        session.limit = max(ANSWER, seconds)
         with session:
             return self._rows(session, query, values)
 
     # sessions
 
     def _writer_session(self) -> Session:
-        with self._opening:
+        if not acquired(self._opening, ANSWER):
+            raise StoreUnavailable("store: another call waits for a session in vain")
+        try:
             if self._writer is None or self._writer.gone:
                 self.refuse_unusable()
                 self._writer = open_session(self.dsn, "cdcbridge client, settling")
             return self._writer
+        finally:
+            self._opening.release()
 
     def _reader_session(self) -> Session:
         if self._reader is None or self._reader.gone:

@@ -19,7 +19,7 @@ from psycopg.sql import Composed
 
 from cdcbridge.client._common import Base, Statements, due_in
 from cdcbridge.client._leases_async import AsyncKeeper
-from cdcbridge.client._limits import COUNTING, LEAVING, PATIENCE, Pace, now, refuse_bad_time
+from cdcbridge.client._limits import ANSWER, LEAVING, PATIENCE, Pace, now, refuse_bad_time
 from cdcbridge.client._session_async import PATIENT_HERE, SETTINGS_HERE, AsyncSession, open_session
 from cdcbridge.client._tasks import Cancelled, Lock, acquired, sleep
 from cdcbridge.database import store_errors
@@ -216,7 +216,7 @@ class AsyncSessions(Base):
         try:
             async with session.pipeline():
                 await session.execute("begin isolation level read committed, read write")
-                await session.execute(SETTINGS_HERE if session.limit < COUNTING else PATIENT_HERE)
+                await session.execute(PATIENT_HERE if session.patient else SETTINGS_HERE)
                 await cursor.execute(query, values)
                 await session.execute("commit")
         except BaseException:
@@ -224,22 +224,26 @@ class AsyncSessions(Base):
                 await session.rollback()
             raise
 
-    async def _counted(self, query: Composed, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """The rows of a statement that may count for minutes, from a session of its own."""
+    async def _patiently(self, query: Composed, values: tuple[Any, ...], seconds: float) -> list[tuple[Any, ...]]:
+        """The rows of a statement that may take so long, in a session of its own."""
         self.refuse_unusable()
         session = await open_session(self.dsn, "cdcbridge client, counting", patient=True)
-        session.limit = COUNTING
+        session.limit = max(ANSWER, seconds)
         async with session:
             return await self._rows(session, query, values)
 
     # sessions
 
     async def _writer_session(self) -> AsyncSession:
-        async with self._opening:
+        if not await acquired(self._opening, ANSWER):
+            raise StoreUnavailable("store: another call waits for a session in vain")
+        try:
             if self._writer is None or self._writer.gone:
                 self.refuse_unusable()
                 self._writer = await open_session(self.dsn, "cdcbridge client, settling")
             return self._writer
+        finally:
+            self._opening.release()
 
     async def _reader_session(self) -> AsyncSession:
         if self._reader is None or self._reader.gone:

@@ -18,7 +18,7 @@ from psycopg.sql import Composed
 
 from cdcbridge.client._common import Delivery, QueueStatements, behind
 from cdcbridge.client._handlers import clean, reason_of
-from cdcbridge.client._limits import LONGEST, now, refuse_bad_time
+from cdcbridge.client._limits import LONGEST, MANY, now, refuse_bad_time
 from cdcbridge.client._sessions_async import AsyncSessions, Connection
 from cdcbridge.database import store_errors
 from cdcbridge.errors import CdcbridgeError, StoreUnavailable
@@ -227,9 +227,12 @@ class AsyncSettling(AsyncSessions):
         async def attempt() -> int:
             nonlocal attempts
             attempts += 1
-            return int(await self._write(query, values))
+            if len(chosen) <= MANY:
+                return int(await self._write(query, values))
+            return int((await self._patiently(query, values, deadline - now()))[0][0])
 
-        done = await self._again(self._deadline(chosen), attempt)
+        deadline = self._deadline(chosen)
+        done = await self._again(deadline, attempt)
         if attempts > 1 and self.mode == "queue":
             # An earlier attempt may have done it, and its answer was lost: nobody else has these receipts.
             done = max(done, sum(message.settled is None and message.ends > now() for message in chosen))

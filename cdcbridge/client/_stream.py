@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from psycopg.pq import TransactionStatus
 
 from cdcbridge.client._common import LogMessage, Standing, StreamStatements, row_message
-from cdcbridge.client._limits import AWAY, LONGEST, PATIENCE, now, patient, refuse_bad_time
+from cdcbridge.client._limits import AWAY, COUNTING, LONGEST, PATIENCE, now, patient, refuse_bad_time
 from cdcbridge.client._session import Session
 from cdcbridge.client._sessions import Connection, Sessions
 from cdcbridge.client._threads import Closing, sleep
@@ -291,7 +291,7 @@ class Stream(Sessions):
             if attempts == 1 or now() > deadline:
                 raise
             # Nobody else can have moved it under this lease.
-            rows = self._counted(self.sql.offset, values[:2])
+            rows = self._patiently(self.sql.offset, values[:2], COUNTING)
             if not rows or rows[0][0] != values[2]:
                 raise
             return True
@@ -315,7 +315,7 @@ class Stream(Sessions):
 
     def offsets(self) -> list[Standing]:
         """Where the group stands in each partition, and how much it has yet to read. For people: it counts."""
-        rows = self._again(now() + PATIENCE, lambda: self._counted(self.sql.lag, (self.consumer,)))
+        rows = self._again(now() + PATIENCE, lambda: self._patiently(self.sql.lag, (self.consumer,), COUNTING))
         return [Standing(*row) for row in rows]
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from psycopg.pq import TransactionStatus
 
 from cdcbridge.client._common import LogMessage, Standing, StreamStatements, row_message
-from cdcbridge.client._limits import AWAY, LONGEST, PATIENCE, now, patient, refuse_bad_time
+from cdcbridge.client._limits import AWAY, COUNTING, LONGEST, PATIENCE, now, patient, refuse_bad_time
 from cdcbridge.client._session_async import AsyncSession
 from cdcbridge.client._sessions_async import AsyncSessions, Connection
 from cdcbridge.client._tasks import Closing, sleep
@@ -295,7 +295,7 @@ class AsyncStream(AsyncSessions):
             if attempts == 1 or now() > deadline:
                 raise
             # Nobody else can have moved it under this lease.
-            rows = await self._counted(self.sql.offset, values[:2])
+            rows = await self._patiently(self.sql.offset, values[:2], COUNTING)
             if not rows or rows[0][0] != values[2]:
                 raise
             return True
@@ -319,7 +319,7 @@ class AsyncStream(AsyncSessions):
 
     async def offsets(self) -> list[Standing]:
         """Where the group stands in each partition, and how much it has yet to read. For people: it counts."""
-        rows = await self._again(now() + PATIENCE, lambda: self._counted(self.sql.lag, (self.consumer,)))
+        rows = await self._again(now() + PATIENCE, lambda: self._patiently(self.sql.lag, (self.consumer,), COUNTING))
         return [Standing(*row) for row in rows]
 
 

@@ -338,7 +338,7 @@ def test_a_concurrency_that_is_none_is_refused(store: Store, opened: Any, number
 
 def test_times_that_are_none_are_refused(store: Store, opened: Any) -> None:
     client, stream = opened(), opened("s")
-    for call, message in (
+    cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: client.receive(wait=float("nan")), "wait is nan"),
         (lambda: client.receive(wait=-1), "wait is -1"),
         (lambda: client.worker(wait=-1), "wait is -1"),
@@ -351,7 +351,8 @@ def test_times_that_are_none_are_refused(store: Store, opened: Any) -> None:
         (lambda: client.publish("t", float("nan")), "data is nan"),
         (lambda: client.publish("t", 1, key="\0"), "key is"),
         (lambda: client.publish("t\ud800", 1), "topic is"),
-    ):
+    ]
+    for call, message in cases:
         with pytest.raises(UsageError, match=message):
             call()
     assert store.value("select count(*) from cdcbridge.messages") == 0

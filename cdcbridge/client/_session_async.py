@@ -32,6 +32,7 @@ class AsyncSession(psycopg.AsyncConnection[tuple[Any, ...]]):
     patient = False  # its statements may take longer than ANSWER
     pooled = False
     ended = False  # the server said so
+    _socket: select.poll | None = None
 
     async def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
         """Psycopg's one place for waiting."""
@@ -44,16 +45,16 @@ class AsyncSession(psycopg.AsyncConnection[tuple[Any, ...]]):
     @property
     def gone(self) -> bool:
         """It was ended while nobody used it, so a statement would not arrive. A look at the socket, no exchange."""
-        with if_unused(self.lock) as unused:
-            if unused and not self.closed:
-                self._hear()
+        if not self.closed:
+            if_unused(self.lock, self._hear)
         return self.closed
 
     def _hear(self) -> None:
-        poll = select.poll()
-        poll.register(self.pgconn.socket, select.POLLIN)
         try:
-            while poll.poll(0):
+            if self._socket is None:
+                self._socket = select.poll()
+                self._socket.register(self.pgconn.socket, select.POLLIN)
+            while self._socket.poll(0):
                 self.pgconn.consume_input()
                 self.pgconn.is_busy()  # reads on, as far as the notice that ends a session
                 if self.ended:

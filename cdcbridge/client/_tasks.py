@@ -29,10 +29,10 @@ async def acquired(lock: Lock, timeout: float) -> bool:  # noqa: ASYNC109 - as t
     return True
 
 
-@contextmanager
-def if_unused(lock: Lock) -> Iterator[bool]:
-    """Whether nobody has the lock. Nothing may wait inside."""
-    yield not lock.locked()
+def if_unused(lock: Lock, call: Callable[[], None]) -> None:
+    """Do it where the lock is free. The call does not wait."""
+    if not lock.locked():
+        call()
 
 
 def being_cancelled() -> bool:

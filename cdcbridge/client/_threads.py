@@ -23,14 +23,12 @@ def acquired(lock: threading.Lock, timeout: float) -> bool:
     return lock.acquire(timeout=timeout) if timeout > 0 else lock.acquire(blocking=False)
 
 
-@contextmanager
-def if_unused(lock: threading.Lock) -> Iterator[bool]:
-    """Whether nobody has the lock; nobody takes it inside."""
-    free = lock.acquire(blocking=False)
-    try:
-        yield free
-    finally:
-        if free:
+def if_unused(lock: threading.Lock, call: Callable[[], None]) -> None:
+    """Do it under the lock, where that is free."""
+    if lock.acquire(blocking=False):
+        try:
+            call()
+        finally:
             lock.release()
 
 

@@ -81,7 +81,7 @@ class Sessions(Base):
 
     # the subclass's
 
-    def _renew(self, due: list[Any]) -> None:
+    def _renew(self, due: Any) -> None:
         """Prolong leases; mark the lost ones."""
 
     def _leave(self) -> None:

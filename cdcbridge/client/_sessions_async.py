@@ -81,7 +81,7 @@ class AsyncSessions(Base):
 
     # the subclass's
 
-    async def _renew(self, due: list[Any]) -> None:
+    async def _renew(self, due: Any) -> None:
         """Prolong leases; mark the lost ones."""
 
     async def _leave(self) -> None:

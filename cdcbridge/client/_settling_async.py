@@ -73,13 +73,15 @@ class AsyncSettling(AsyncSessions):
     async def begin(self, message: AsyncMessage) -> bool:
         """Whether the delivery is good, so that its handling may begin. Asks where half of the lease is over."""
         if not message.idle and message.half_over:
+            with self._turns:
+                others = [
+                    other for other in self._unbegun if other is not message and other.half_over and not other.idle
+                ]
             try:
-                message.lost = not await message.extend(message.visibility)
-            except StoreUnavailable:
+                await self._renew([message, *others])
+            except StoreUnavailable as error:
                 message.lost = True  # its lease ended while the store was away
-            if message.lost:
-                text = "message %s of %s is not handled: its delivery had expired while it waited for its turn"
-                log.warning(text, message.seq, self.consumer)
+                log.warning("message %s of %s is not begun, and comes again: %s", message.seq, self.consumer, error)
         with self._turns:
             self._unbegun.discard(message)
             good = not message.idle
@@ -200,7 +202,7 @@ class AsyncSettling(AsyncSessions):
     async def _leave(self) -> None:
         await self.leave(list(self._unbegun))
 
-    async def extend(self, messages: Iterable[AsyncMessage], seconds: float) -> int:
+    async def extend(self, messages: Iterable[Delivery], seconds: float) -> int:
         """Keep deliveries invisible for so many seconds from now; how many were still ours. 0 gives them back."""
         chosen = list(messages)
         asked = now()
@@ -211,12 +213,12 @@ class AsyncSettling(AsyncSessions):
                 message.prolonged(asked, seconds)
         return done
 
-    async def _renew(self, due: list[AsyncMessage]) -> None:
+    async def _renew(self, due: Sequence[Delivery]) -> None:
         seconds = max(message.visibility for message in due)
         if await self.extend(due, seconds) == len(due):
             return
         for message in due:
-            if not message.idle and not await message.extend(seconds) and not message.idle:
+            if not message.idle and not await self.extend([message], seconds) and not message.idle:
                 message.lost = True
                 log.warning("the delivery of message %s of %s was lost: it comes again", message.seq, self.consumer)
 

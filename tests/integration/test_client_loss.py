@@ -283,3 +283,50 @@ def test_a_read_only_moment_is_waited_for(pg15: Any, pg18: Any) -> None:
                 threading.Timer(1, standby.promote).start()
                 handle.run()
             store.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_worker_whose_sessions_are_ended_all_the_time_loses_nothing(store: Store, asynchronous: bool) -> None:
+    store.declare("f", mode="fifo", topics=("t",), visibility_timeout="2s", max_deliveries=100)
+    put = publish(store, *[str(n % 5) for n in range(40)])
+    done: dict[str, list[int]] = {}
+    ended = threading.Event()
+
+    def end_sessions() -> None:
+        with psycopg.connect(store.dsn, autocommit=True) as other:
+            while not ended.wait(0.7):
+                other.execute(KILL.replace(", 5000", ""))
+
+    def note(message: Any, stop: Callable[[], None]) -> None:
+        done.setdefault(message.key, []).append(message.seq)
+        if len({seq for seqs in done.values() for seq in seqs}) == len(put):
+            ended.set()
+            stop()
+
+    async def work() -> None:
+        async with await AsyncQueue.connect(store.dsn, "f") as client:
+
+            @client.worker(concurrency=4, wait=1)
+            async def handle(message: Any) -> None:
+                await asyncio.sleep(0.02)
+                note(message, client.stop)
+
+            await handle.run()
+
+    thread = threading.Thread(target=end_sessions)
+    thread.start()
+    if asynchronous:
+        asyncio.run(work())
+    else:
+        with Queue.connect(store.dsn, "f") as client:
+
+            @client.worker(concurrency=4, wait=1)
+            def handle(message: Any) -> None:
+                threading.Event().wait(0.02)
+                note(message, client.stop)
+
+            handle.run()
+    thread.join()
+    for seqs in done.values():
+        assert list(dict.fromkeys(seqs)) == sorted(set(seqs)), "first handled in order"
+    assert store.value("select count(*) from cdcbridge.dead_messages") == 0

@@ -160,7 +160,7 @@ STOPPED = r"""
 import sys
 from cdcbridge import Queue
 queue = Queue.connect(sys.argv[1], "c")
-@queue.worker(concurrency=1)
+@queue.worker(concurrency=4)
 def handle(message):
     print(message.seq, flush=True)
     sys.stdin.readline()
@@ -183,17 +183,19 @@ def test_a_process_that_was_stopped_begins_nothing_that_expired_meanwhile(store:
         process.send_signal(signal.SIGSTOP)
         try:
             taken = eventually(lambda: store.receive(10, "60 s"), "all of it expired, and is another receiver's")
-            while len(taken) < (3 if loop == "messages" else 1):
+            while len(taken) < 3:
                 taken += eventually(lambda: store.receive(10, "60 s"))
-            rest = [row["receipt"] for row in taken]
             (fresh,) = publish(store, "b")
         finally:
             process.send_signal(signal.SIGCONT)
-        process.stdin.write("\n")
+        process.stdin.write("\n" * 5)
         process.stdin.flush()
-        assert int(process.stdout.readline()) == fresh, "nothing that another receiver has"
-        assert store.ack(*rest) == len(rest)
+        seen = []
+        while fresh not in seen:
+            seen.append(int(process.stdout.readline()))
         process.kill()
+        seen += [int(line) for line in process.stdout.read().split()]
+    assert seen == [fresh], "nothing that another receiver has"
 
 
 def test_a_message_that_expired_before_its_turn_is_passed_over(store: Store, opened: Any) -> None:

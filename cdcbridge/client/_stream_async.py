@@ -334,5 +334,5 @@ def refuse_unfit(connection: Connection) -> None:
     if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
         raise UsageError(
             "the connection is in autocommit mode and outside of a transaction, so nothing would hold the batch",
-            hint="with connection.transaction(): … around read(), the effect and the batch's commit()",
+            hint="Put read(), the effect and the batch's commit() inside `with connection.transaction():`.",
         )

@@ -71,9 +71,9 @@ class AsyncQueue(AsyncSettling):
         self, *, wait: float = 20, max_messages: int = 10, stop_when_empty: bool = False
     ) -> AsyncGenerator[AsyncMessage, None]:
         """Messages, one after the other, until stop() or close(); `stop_when_empty`: until a poll of `wait` seconds
-        brings none. Fetches `max_messages` at a time, and keeps the one that you handle and those that wait their turn
-        from expiring. What was fetched and not yielded is given back at the end, uncounted. In fifo the next message of
-        a key comes after the ack of the one before is committed; otherwise the key's messages go back.
+        brings none. Fetches `max_messages` at a time, and extends the leases of the message that you handle and of
+        those that wait. Messages that were not yielded are given back at the end, uncounted. In fifo the next message
+        of a key follows when the ack of the one before is committed; otherwise the key's messages go back.
         """
         self.refuse_unusable()
         refuse_bad_time("wait", wait)
@@ -102,7 +102,7 @@ class AsyncQueue(AsyncSettling):
             await self.leave(waiting)
 
     async def fetch(self, max_messages: int, wait: float) -> list[AsyncMessage] | None:
-        """Messages that begin() hands out and leave() gives back. None: the store is away, or the client closed."""
+        """Fetch messages for begin() and leave(). Returns None if the store is away or the client is closed."""
         try:
             fetched = await self.receive(max_messages, wait=wait)
         except ClientClosed:

@@ -125,11 +125,11 @@ class Delivery(LogMessage):
 
     @property
     def idle(self) -> bool:
-        """Nothing is left to keep: it was settled, or its delivery is over."""
+        """Whether its lease need not be extended: the message is settled, or the lease is lost."""
         return self.lost or self.settled is not None
 
     def prolonged(self, asked: float, seconds: float) -> None:
-        """Its timeout counts anew, from when that was asked for."""
+        """Note a new end of the lease, counted from the moment of the request."""
         self.ends = asked + seconds
 
 
@@ -166,7 +166,7 @@ def by_key(messages: Sequence[D]) -> list[list[D]]:
 
 
 def tie_mates(messages: Iterable[Delivery]) -> None:
-    """Let each message know those of its key that came with it."""
+    """Connect the messages of each key that arrived in one batch."""
     keys: dict[str, list[Delivery]] = {}
     for message in messages:
         if message.key is not None:
@@ -175,7 +175,7 @@ def tie_mates(messages: Iterable[Delivery]) -> None:
 
 
 def behind(message: Delivery) -> list[Delivery]:
-    """The later messages of its key that came with it and that nobody began."""
+    """Return the later messages of the same key that arrived in the same batch and were not begun."""
     if not message.mates:
         return []
     place = message.mates.index(message) + 1
@@ -309,7 +309,7 @@ class Base:
         return not payload or str(self._id) in payload.split(",")
 
     def meets_new(self, payloads: list[str]) -> bool:
-        """Notifications name a consumer made since: this client's may have been removed and made again, with it."""
+        """Whether a notification names an unknown, newer consumer. The client's own may have been made again."""
         names = [one for payload in payloads for one in payload.split(",")]
         newest = max((int(one) for one in names if one.isdecimal()), default=0)
         if newest <= self._newest_id:

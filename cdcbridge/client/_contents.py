@@ -1,6 +1,6 @@
-"""What a client writes: a message's data as JSON, and texts that PostgreSQL takes. Pure.
+"""Turn published data into JSON, and check the texts that go with it. Pure.
 
-Never changes a value on the way: what JSON or PostgreSQL cannot hold is refused, with its place.
+Never changes a value: it refuses each value that JSON or PostgreSQL cannot hold, and names the value's place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
 def json_text(data: Any, *, ascii_only: bool = False) -> str:
-    """The data as JSON. Raises UsageError for NaN and infinity, which JSON does not have and orjson makes null.
+    """Return the data as JSON. Raises UsageError for NaN and infinity, which orjson would write as null.
 
     `ascii_only` escapes other characters, for a session whose client_encoding may not have them.
     """

@@ -1,4 +1,4 @@
-"""Handlers of messages: which ones a worker takes, and what is said of an error. Pure."""
+"""Handlers of messages: refuse those that a worker cannot run, and describe their errors. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ REASON: Final = 500  # characters of an error that the message's history keeps
 
 
 def clean(text: str) -> str:
-    """The text as PostgreSQL takes it: without NUL and without halves of surrogate pairs."""
+    """Replace NUL and halves of surrogate pairs, which PostgreSQL's text cannot hold, by escapes."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def reason_of(error: BaseException) -> str:
-    """An error for the message's history. An error that cannot be made text has its type there."""
+    """Describe an error for the message's history, for example "ValueError: no such order"."""
     try:
         text = str(error)
     except Exception as worse:  # noqa: BLE001 - whatever it is, the message goes back

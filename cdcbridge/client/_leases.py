@@ -2,7 +2,7 @@
 
 Made from `_leases.py` by `make client`.
 
-Never begins a delivery and never ends one. What it cannot prolong any more is marked as lost by its owner.
+Never begins a delivery and never ends one. The owner marks the leases that cannot be extended as lost.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ Renew: TypeAlias = Callable[[list[Any]], None]
 
 
 class Keeper:
-    """Prolongs the leases that it holds, each when half of it is over. `renew` does it, and marks lost ones."""
+    """Extends each lease that it holds when half of it is over. `renew` extends them, and marks lost ones."""
 
     def __init__(self, renew: Renew) -> None:
         self._renew = renew
         self._held: set[Lease] = set()
-        self._guard = threading.Lock()  # nothing waits under it, so it serves tasks as well
+        self._guard = threading.Lock()  # held for a moment only, so tasks can use it as well
         self._beside: Any = None
 
     def hold(self, leases: Iterable[Lease]) -> None:
-        """Prolong these from now on."""
+        """Extend these from now on."""
         with self._guard:
             self._held.update(leases)
             if self._held and self._beside is None:
                 self._beside = begin(self._run)
 
     def drop(self, leases: Iterable[Lease]) -> None:
-        """Let these end when they do."""
+        """Do not extend these any more."""
         with self._guard:
             self._held.difference_update(leases)
 
     def close(self) -> None:
-        """Let all of them end when they do."""
+        """Extend nothing any more."""
         with self._guard:
             self._held.clear()
             beside, self._beside = self._beside, None

@@ -1,6 +1,6 @@
-"""How long a client's call may take: the clock, the limits, and the pauses between two attempts.
+"""Time limits of a client's calls: the clock, the limits, and the pauses between two attempts.
 
-Knows no session. Never decides that a call is given up: _sessions_async.py does, by these limits.
+Knows no session. Never gives up a call: _sessions_async.py does that, by these limits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cdcbridge.errors import UsageError
 
 ANSWER: Final = 5.0  # seconds for an answer of the server; a session that stays silent for longer is given up
 COUNTING: Final = 600.0  # the same for a statement that counts the log
-PATIENCE: Final = 10.0  # seconds of further attempts for a call that has neither a lease nor a `wait`
+PATIENCE: Final = 10.0  # seconds of further attempts for a call without a lease or `wait`
 LONGEST: Final = 300.0  # and for one whose lease is longer than this
 LEAVING: Final = 2.0  # seconds of further attempts to give back what was fetched and not begun
 MANY: Final = 5_000  # deliveries whose end may take longer than ANSWER
@@ -28,18 +28,18 @@ T = TypeVar("T")
 if hasattr(time, "CLOCK_BOOTTIME"):
 
     def now() -> float:
-        """Seconds that pass while the process is stopped and while the machine sleeps, too: leases end then."""
+        """Return seconds of a clock that also runs while the process is stopped or the machine sleeps."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 else:
     now = time.monotonic
 
 
 class NoAnswer(psycopg.OperationalError):
-    """The server, or a proxy before it, takes statements and does not answer."""
+    """The server, or a proxy in front of it, accepts statements and does not answer."""
 
 
 def limited(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
-    """The steps of one exchange with the server. Raises NoAnswer where one takes longer than this without a byte.
+    """Run the steps of one exchange. Raises NoAnswer after so many seconds without a byte from the server.
 
     psycopg resumes the steps ten times a second with 0 where nothing arrived.
     """
@@ -70,11 +70,11 @@ class Pace:
 
 
 def refuse_bad_time(name: str, value: float | None, *, zero: bool = True) -> None:
-    """Raise UsageError where the value of an argument is no number of seconds. None is a default, and good."""
+    """Raise UsageError for an argument that is not a number of seconds. None stands for a default."""
     if value is not None and not (value >= 0 if zero else value > 0):
         raise UsageError(f"{name} is {value}; it must be {'at least' if zero else 'more than'} 0 seconds")
 
 
 def patient(wait: float, stop_when_empty: bool) -> float:
-    """How long a loop waits for messages: without end, a `wait` of 0 would ask a thousand times a second."""
+    """Return how long a loop waits for messages. With `wait=0` it would ask a thousand times a second."""
     return wait if stop_when_empty else max(wait, IDLE)

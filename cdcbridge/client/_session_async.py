@@ -1,4 +1,4 @@
-"""One session of a client, asynchronous: it never waits for an answer without end, and it knows when it was ended.
+"""One session of a client, asynchronous. It limits the wait for an answer, and notices its end while it is idle.
 
 `_session.py` is made from this file by `make client`: change this one.
 
@@ -35,7 +35,7 @@ class AsyncSession(psycopg.AsyncConnection[tuple[Any, ...]]):
     _socket: select.poll | None = None
 
     async def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
-        """Psycopg's one place for waiting."""
+        """Wait for the server; psycopg calls this for every exchange."""
         try:
             return await super().wait(limited(gen, self.limit), *arguments, **named)
         except NoAnswer:
@@ -44,7 +44,7 @@ class AsyncSession(psycopg.AsyncConnection[tuple[Any, ...]]):
 
     @property
     def gone(self) -> bool:
-        """It was ended while nobody used it, so a statement would not arrive. A look at the socket, no exchange."""
+        """Whether the server ended the session while it was idle. Reads the socket, and sends nothing."""
         if not self.closed:
             if_unused(self.lock, self._hear)
         return self.closed
@@ -63,14 +63,14 @@ class AsyncSession(psycopg.AsyncConnection[tuple[Any, ...]]):
             self.pgconn.finish()
 
     def note(self, diagnostic: Any) -> None:
-        """Hear a notice: also the one with which a server ends an idle session."""
+        """Note the notice with which a server ends an idle session."""
         self.ended = self.ended or diagnostic.severity_nonlocalized in {"FATAL", "PANIC"}
 
 
 async def open_session(dsn: str, name: str, *, patient: bool = False) -> AsyncSession:
     """A session on the store that depends on nothing around it. Raises StoreUnavailable, or UsageError for a bad DSN.
 
-    `patient`: for statements that take their time.
+    `patient` removes the time limit of statements.
     """
     with store_errors():
         session = await AsyncSession.connect(conninfo(dsn, name, pooler=True), autocommit=True)

@@ -3,10 +3,10 @@ attempts, waiting.
 
 `_sessions.py` is made from this file by `make client`: change this one.
 
-Two sessions: one reads and waits, one settles, so that an ack never stands behind a long poll, and neither does another
-read. Waits for notifications, not for time; behind a pooler, where notifications do not arrive, it looks every now and
-then instead. A direct session sets what its statements depend on once. Behind a pooler each call is a transaction that
-sets it for itself, since the server's session is also used by other applications.
+Two sessions: one reads and waits for notifications, one settles and serves further readers. So an ack never waits for a
+long poll. Through a pooler notifications do not arrive, and the client looks once a second instead. A direct session is
+pinned once. Through a pooler each call is a transaction with settings of its own, since the server's session is also
+used by other applications.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AsyncSessions(Base):
         self._reading = Lock()
         self._opening = Lock()
         self._calling = Lock()
-        self._giving = Lock()  # what was not begun goes back
+        self._giving = Lock()  # held while messages are given back
         self._keeper = AsyncKeeper(self._renew)
 
     async def close(self) -> None:
@@ -66,7 +66,7 @@ class AsyncSessions(Base):
                     self._giving.release()
             finally:
                 self.closed = True
-                # The one who waits for notifications sees that it is time.
+                # A call that waits for notifications notices the stop first.
                 if await acquired(self._reading, 2 * _SLICE):
                     self._reading.release()
                 for session in (self._reader, self._writer):
@@ -85,12 +85,12 @@ class AsyncSessions(Base):
         """Prolong leases; mark the lost ones."""
 
     async def _leave(self) -> None:
-        """Give back what was fetched and not begun."""
+        """Give back messages that were fetched and not begun."""
 
     # attempts
 
     async def _again(self, deadline: float, call: Callable[[], Awaitable[T]], *, stoppable: bool = False) -> T:
-        """What the call gives. One policy for all: another attempt where the store was away, until the deadline."""
+        """Return the result of the call. While the store is away, make further attempts until the deadline."""
         pace = Pace()
         while True:
             self.refuse_unusable()
@@ -105,7 +105,7 @@ class AsyncSessions(Base):
             await sleep(min(left, pace.next()))
 
     async def _once(self, query: Composed, values: tuple[Any, ...], what: str) -> Any:
-        """A statement that must not run twice: again only where it surely did not run. Raises StoreUnavailable."""
+        """Run a statement that must not run twice: repeat it only if it surely did not run."""
 
         async def attempt() -> Any:
             session = await self._writer_session()  # where this fails, nothing was sent
@@ -119,13 +119,13 @@ class AsyncSessions(Base):
         return await self._again(now() + PATIENCE, attempt)
 
     async def _quietly(self, call: Callable[[], Awaitable[object]]) -> CdcbridgeError | None:
-        """The call, in a hurry: what is not given back now comes again after its timeout. Its error, if any."""
+        """Make the call with little time for further attempts. Returns its error, if there was one."""
         mine = await acquired(self._giving, LEAVING)
         try:
             try:
                 await self._again(now() + LEAVING, call)
             except Cancelled:
-                await self._again(now() + LEAVING, call)  # who cancels this wants an end of it, and loses nothing
+                await self._again(now() + LEAVING, call)  # a cancelled task must not lose messages
                 raise
         except CdcbridgeError as error:
             return error
@@ -143,7 +143,7 @@ class AsyncSessions(Base):
         return await self._again(deadline, lambda: self._look(deadline, look), stoppable=True)
 
     async def _look(self, deadline: float, look: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """One call waits for notifications, on the reader. Others look on the writer, and wait for its end."""
+        """One call waits for notifications, on the reader. Others look on the writer, and then wait for that call."""
         mine = await acquired(self._reading, 0)
         try:
             while True:
@@ -225,7 +225,7 @@ class AsyncSessions(Base):
             raise
 
     async def _patiently(self, query: Composed, values: tuple[Any, ...], seconds: float) -> list[tuple[Any, ...]]:
-        """The rows of a statement that may take so long, in a session of its own."""
+        """Return the rows of a statement that may take so many seconds, in a session of its own."""
         self.refuse_unusable()
         session = await open_session(self.dsn, "cdcbridge client, counting", patient=True)
         session.limit = max(ANSWER, seconds)

@@ -67,11 +67,11 @@ class Settling(Sessions):
     def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
         super().__init__(dsn, consumer, poll_interval)
         self.sql = QueueStatements(schema)
-        self._unbegun: set[Delivery] = set()  # fetched by messages() or a worker, and not handed out
-        self._turns = threading.Lock()  # a message is begun or given back; nothing waits under it
+        self._unbegun: set[Delivery] = set()  # fetched by messages() or a worker, and not begun
+        self._turns = threading.Lock()  # held for a moment, so that a message is begun or given back
 
     def begin(self, message: Message) -> bool:
-        """Whether the delivery is good, so that its handling may begin. Asks where half of the lease is over."""
+        """Whether the handling of the message may begin. If half of its lease is over, the server is asked first."""
         if not message.idle and message.half_over:
             with self._turns:
                 others = [
@@ -90,11 +90,11 @@ class Settling(Sessions):
         return good
 
     def done(self, message: Delivery) -> None:
-        """Its handling has ended: the delivery is not prolonged any more."""
+        """Stop extending the lease of a message whose handling has ended."""
         self._keeper.drop([message])
 
     def let_next(self, message: Message) -> bool:
-        """Whether the next message of its key may be handled. In fifo: the ack is committed. Else these go back."""
+        """Whether the next message of its key may be handled. In fifo, give these back unless the ack is committed."""
         others = behind(message) if self.mode == "fifo" else []
         if not others or (message.settled == "acked" and message.xid is None):
             return True
@@ -107,7 +107,7 @@ class Settling(Sessions):
         return False
 
     def outcome(self, message: Message) -> Literal["finished", "rolled back", "open"]:
-        """The end of a message: its ack is committed, or was rolled back with the caller's transaction, or neither."""
+        """Whether the ack is committed ("finished"), was rolled back with the caller's transaction, or neither."""
         if message.settled != "acked":
             return "open"
         if message.xid is None:
@@ -153,7 +153,7 @@ class Settling(Sessions):
     ) -> int:
         """Give deliveries back: visible again after `delay` seconds, or by the consumer's back-off; `dead`: no more.
 
-        In fifo what messages() or a worker fetched of the same keys and did not begin goes back, too, uncounted.
+        In fifo, later messages of the same keys that messages() or a worker fetched go back as well, uncounted.
         """
         refuse_bad_time("delay", delay)
         chosen = list(messages)
@@ -175,7 +175,7 @@ class Settling(Sessions):
                 log.warning(text, message.seq, self.consumer, worse)
 
     def leave(self, messages: Iterable[Delivery]) -> None:
-        """Give back what was fetched and not begun, uncounted and at once. Raises nothing."""
+        """Give back messages that were not begun, at once and uncounted. Raises nothing."""
         with self._turns:
             chosen = [message for message in messages if message in self._unbegun and not message.idle]
             for message in chosen:
@@ -192,7 +192,7 @@ class Settling(Sessions):
             )
 
     def leave_unbegun(self, messages: Iterable[Delivery]) -> list[Delivery]:
-        """Give back those that nobody began. The others, not settled, are the result, and not prolonged any more."""
+        """Give back messages that were not begun. Returns those that were begun and are not settled."""
         late = list(messages)
         self.leave(late)
         begun = [message for message in late if not message.idle]
@@ -223,7 +223,7 @@ class Settling(Sessions):
                 log.warning("the delivery of message %s of %s was lost: it comes again", message.seq, self.consumer)
 
     def _settle(self, chosen: Sequence[Delivery], query: Composed, values: tuple[Any, ...]) -> int:
-        """An ack or a nack, until the leases end. Either may run twice: the second time it finds nothing."""
+        """Ack or nack, with further attempts until the leases end. A second run finds nothing left to do."""
         attempts = 0
 
         def attempt() -> int:

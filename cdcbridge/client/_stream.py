@@ -47,7 +47,7 @@ class Batch:
         self.lost = False
         self.visibility = lease
         self.ends = asked + lease
-        self.done = self.messages[0].seq - 1  # what messages() has handed out and got back
+        self.done = self.messages[0].seq - 1  # the last message that messages() yielded and that is handled
         self._stream = stream
         self._connection = connection
 
@@ -94,7 +94,7 @@ class Batch:
 
     @property
     def idle(self) -> bool:
-        """Nothing is left to keep: its offset was committed, or its lease is lost."""
+        """Whether its lease need not be extended: the offset is committed, or the lease is lost."""
         return self.settled or self.lost or self._connection is not None
 
     def __enter__(self) -> Self:
@@ -220,7 +220,7 @@ class Stream(Sessions):
                 self._finish(batch)
 
     def _is_held(self, batch: Batch) -> bool:
-        """Whether the lease is good. Asks where half of it is over."""
+        """Whether the lease is good. If half of it is over, the server is asked first."""
         if batch.half_over and not batch.lost:
             self._renew([batch])
         return not batch.lost
@@ -235,16 +235,16 @@ class Stream(Sessions):
                     log.warning("the lease of %r was lost: %s", batch, error)
 
     def keep(self, batch: Batch) -> None:
-        """Prolong its lease until let_go()."""
+        """Extend its lease until let_go()."""
         if not batch.idle:
             self._keeper.hold([batch])
 
     def let_go(self, batch: Batch) -> None:
-        """Prolong it no more."""
+        """Stop extending its lease."""
         self._keeper.drop([batch])
 
     def _finish(self, batch: Batch) -> None:
-        """Commit what messages() got back, and give the rest back. Raises nothing: it comes again otherwise."""
+        """Commit the offset of the handled messages, and give the rest back. Raises nothing."""
         self._open.discard(batch)
         self.let_go(batch)
         if batch.idle or self.closed:
@@ -277,7 +277,7 @@ class Stream(Sessions):
         return self._commit((self.consumer, batch.partition, seq, batch.receipt), batch.ends)
 
     def _commit(self, values: tuple[Any, ...], deadline: float) -> bool:
-        """May run twice: where an earlier attempt's answer was lost, the second one finds the offset there."""
+        """Commit with further attempts. After a lost answer, the offset shows whether the first attempt succeeded."""
         attempts = 0
 
         def attempt() -> bool:

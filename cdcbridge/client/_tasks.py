@@ -42,20 +42,20 @@ def being_cancelled() -> bool:
 
 
 def begin(call: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-    """Run it beside everything else."""
+    """Run it in the background."""
     return asyncio.create_task(call(), name="cdcbridge leases")
 
 
 def end(task: asyncio.Task[None]) -> None:
-    """It has nothing left to do."""
+    """End a background task."""
     task.cancel()
 
 
 class Closing(AsyncGenerator[T, None]):
-    """A generator that is closed at once when a loop over it was left, and not when the event loop gets to it.
+    """A generator that is closed as soon as a loop over it was left.
 
-    What a generator gives back at its end would be lost where the event loop ends first, as asyncio.run() does after a
-    `return` inside `async for`. Its task is there already, so asyncio.run() waits for it.
+    By default the event loop closes it later, and never if the event loop ends first: asyncio.run() ends so after a
+    `return` inside `async for`. Here the closing task exists at once, and asyncio.run() waits for it.
     """
 
     def __init__(self, inner: AsyncGenerator[T, None]) -> None:

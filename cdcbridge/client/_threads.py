@@ -38,18 +38,18 @@ def being_cancelled() -> bool:
 
 
 def begin(call: Callable[[], None]) -> threading.Thread:
-    """Run it beside everything else."""
+    """Run it in the background."""
     thread = threading.Thread(target=call, daemon=True, name="cdcbridge leases")
     thread.start()
     return thread
 
 
 def end(_thread: threading.Thread) -> None:
-    """It has nothing left to do, and ends by itself when it sees that."""
+    """A background thread ends by itself."""
 
 
 def Closing(inner: Generator[T, None, None]) -> Generator[T, None, None]:  # noqa: N802 - the tasks' needs a class
-    """A generator is closed at once when a loop over it was left."""
+    """Return the generator: Python closes it as soon as a loop over it was left."""
     return inner
 
 

@@ -61,7 +61,7 @@ class Worker:
             raise self._exit
 
     def _take(self, group: Group) -> None:
-        """Hand out messages: a job for each key, as many at a time as handlers are free."""
+        """Fetch messages, and start a job for each key while handlers are free."""
         queue, slots = self._queue, Slots(self._concurrency)
         while not queue.stopped:
             free = slots.take(_TICK)
@@ -75,12 +75,12 @@ class Worker:
                 group.start(self._work, job, slots)
 
     def _end(self) -> None:
-        """What nobody began goes back. What is being handled still, after the grace, comes again when it expires."""
+        """Give back messages that were not begun. Messages still being handled come again when they expire."""
         for message in self._queue.leave_unbegun(self._fetched):
             log.warning("message %s of %s was still being handled at the end", message.seq, self._queue.consumer)
 
     def _work(self, job: list[Message], slots: Slots) -> None:
-        """Messages of one key, in order. In fifo, one that was not finished takes the later ones back with it."""
+        """Handle messages of one key, in order. In fifo, give back the later ones after one that is not finished."""
         queue = self._queue
         try:
             for number, message in enumerate(job):
@@ -113,7 +113,7 @@ class Worker:
             queue.done(message)
 
     def _failed(self, message: Message, error: BaseException) -> None:
-        """Whatever a handler raises is a failure of its message. Two of them end the worker as well."""
+        """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt end the worker as well."""
         self._queue.give_up(message, error)
         log.error("message %s of %s failed", message.seq, self._queue.consumer, exc_info=error)
         if isinstance(error, SystemExit | KeyboardInterrupt):

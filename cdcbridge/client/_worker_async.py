@@ -63,7 +63,7 @@ class AsyncWorker:
             raise self._exit
 
     async def _take(self, group: Group) -> None:
-        """Hand out messages: a job for each key, as many at a time as handlers are free."""
+        """Fetch messages, and start a job for each key while handlers are free."""
         queue, slots = self._queue, Slots(self._concurrency)
         while not queue.stopped:
             free = await slots.take(_TICK)
@@ -77,12 +77,12 @@ class AsyncWorker:
                 group.start(self._work, job, slots)
 
     async def _end(self) -> None:
-        """What nobody began goes back. What is being handled still, after the grace, comes again when it expires."""
+        """Give back messages that were not begun. Messages still being handled come again when they expire."""
         for message in await self._queue.leave_unbegun(self._fetched):
             log.warning("message %s of %s was still being handled at the end", message.seq, self._queue.consumer)
 
     async def _work(self, job: list[AsyncMessage], slots: Slots) -> None:
-        """Messages of one key, in order. In fifo, one that was not finished takes the later ones back with it."""
+        """Handle messages of one key, in order. In fifo, give back the later ones after one that is not finished."""
         queue = self._queue
         try:
             for number, message in enumerate(job):
@@ -115,7 +115,7 @@ class AsyncWorker:
             queue.done(message)
 
     async def _failed(self, message: AsyncMessage, error: BaseException) -> None:
-        """Whatever a handler raises is a failure of its message. Two of them end the worker as well."""
+        """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt end the worker as well."""
         await self._queue.give_up(message, error)
         log.error("message %s of %s failed", message.seq, self._queue.consumer, exc_info=error)
         if isinstance(error, SystemExit | KeyboardInterrupt):

@@ -4,7 +4,7 @@
 -- while it handles the first one gives nine back, however often that happens. The messages are visible at once, and receivers
 -- that wait are woken. In fifo the later messages of the same key in the same claim go back, too, uncounted as well.
 -- A stale receipt is left alone and counts 0. Internal: the Python clients call it; nack() and extend() are for everybody.
--- Raises CB001, CB002, CB003, CB005 (fifo above READ COMMITTED), CB008. Locks: the leases, as ack() does.
+-- Raises CB001, CB002, CB003, CB005 (isolation level above READ COMMITTED), CB008. Locks: the leases, as ack() does.
 create or replace function give_back(consumer text, receipts text[]) returns int
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
@@ -15,9 +15,7 @@ declare
     moment timestamptz := moment();
     wanted delivery[];
 begin
-    if c.mode = 'fifo' then
-        perform require_read_committed('give_back() in fifo');
-    end if;
+    perform require_read_committed('give_back()');
     wanted := in_flight(c.id, given.tokens, given.seqs, moment);
     if c.mode = 'fifo' then
         wanted := wanted || array(

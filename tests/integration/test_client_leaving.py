@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
 from cdcbridge import AsyncMessage, AsyncQueue, AsyncStream, Message, Queue
@@ -272,6 +273,11 @@ def test_given_back_in_fifo_the_order_stays_and_a_stale_receipt_counts_nothing(s
     second = [row["receipt"] for row in rows if row["seq"] == put[1]]
     assert store.value(give, second) == 1
     assert store.value(give, second) == 0
+    with psycopg.connect(store.dsn) as mine:
+        mine.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with pytest.raises(psycopg.Error, match="REPEATABLE READ") as raised:
+            mine.execute(give, (second,))
+        assert raised.value.sqlstate == "CB005"
     assert unfinished(store, "f") == {put[0]: (1, True), put[3]: (1, True)} | free(put[1], put[2])
     assert store.receive(10, name="f") == []
     store.session.execute("select cdcbridge.nack('f', %s, '0 s')", ([rows[0]["receipt"]],))

@@ -96,7 +96,7 @@ class Settling(Sessions):
     def let_next(self, message: Message) -> bool:
         """Whether the next message of its key may be handled. In fifo, give these back unless the ack is committed."""
         others = behind(message) if self.mode == "fifo" else []
-        if not others or (message.settled == "acked" and message.xid is None):
+        if not others or (message.settled == "acked" and message.xid is None and not message.lost):
             return True
         outcome = self.outcome(message)
         if outcome == "finished":
@@ -108,7 +108,7 @@ class Settling(Sessions):
 
     def outcome(self, message: Message) -> Literal["finished", "rolled back", "open"]:
         """Whether the ack is committed ("finished"), was rolled back with the caller's transaction, or neither."""
-        if message.settled != "acked":
+        if message.settled != "acked" or message.lost:
             return "open"
         if message.xid is None:
             return "finished"
@@ -139,8 +139,9 @@ class Settling(Sessions):
                 row = cursor.fetchone()
             done, xid = row or (0, None)
         for message in chosen:
-            if message.settled is None:
+            if message.settled is None or message.xid is not None:
                 message.settled, message.xid = "acked", xid
+            message.lost = message.lost or done < len(chosen)  # one of them was: in fifo its key is another's
         return int(done)
 
     def nack(

@@ -76,6 +76,35 @@ def test_a_savepoint_that_was_rolled_back_is_no_ack(store: Store) -> None:
         messages.close()
 
 
+def test_an_ack_that_came_too_late_lets_nothing_out(store: Store, opened: Any) -> None:
+    put = publish(store, *"aab")
+    client = opened("f")
+    seen = []
+    for message in client.messages(wait=0, stop_when_empty=True):
+        seen.append(message.seq)
+        if len(seen) == 1:
+            store.session.execute(
+                "update cdcbridge.leases set not_visible_until = now() - interval '1 s' where 'a' = any (keys)"
+            )
+            taken = [row["seq"] for row in store.receive(10, "60 s", name="f") if row["key"] == "a"]
+            assert taken == put[:2]
+            assert not message.ack()
+    assert seen[0] == put[0] and put[1] not in seen
+
+
+def test_an_ack_that_was_repeated_after_a_rollback_counts(store: Store) -> None:
+    put = publish(store, *"aa")
+    seen = []
+    with Queue.connect(store.dsn, "f") as client, psycopg.connect(store.dsn) as mine:
+        for message in client.messages(wait=0, stop_when_empty=True):
+            client.ack([message], connection=mine)
+            mine.rollback()
+            client.ack([message], connection=mine)
+            mine.commit()
+            seen.append((message.seq, message.deliver_count))
+    assert seen == [(seq, 1) for seq in put]
+
+
 def test_a_committed_ack_lets_the_next_one_out_at_once(store: Store) -> None:
     put = publish(store, *"aaa")
 

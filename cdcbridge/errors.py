@@ -80,6 +80,14 @@ class UnreadableData(UsageError, ValueError):
     """A message's data is JSON that Python has no values for, such as 5,000 nested lists."""
 
 
+class UnusableHandler(UsageError, TypeError):
+    """A worker's handler that calling would not run, such as an `async def` function for a synchronous client."""
+
+
+class ClientClosed(UsageError):
+    """The client was closed: connect() makes a new one."""
+
+
 class NotLeader(CdcbridgeError):
     """Another bridge leads, or took over: this one must not write."""
 

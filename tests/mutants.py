@@ -44,6 +44,10 @@ LOCKS = "tests/integration/test_locks.py::test_"
 SNAPSHOT = (
     "tests/acceptance/test_backfill_kill.py::test_snapshots_and_backfills_while_the_bridge_is_killed[pg15-pgoutput]"
 )
+LEAVING = "tests/integration/test_client_leaving.py::test_"
+ORDER = "tests/integration/test_client_order.py::test_"
+LOSS = "tests/integration/test_client_loss.py::test_"
+ENDING = "tests/integration/test_client_handlers.py::test_"
 LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
 MUTANTS = (
     Mutant("I1", "cdcbridge/pump.py", "self._stream.confirm(written, self._progress.confirm())",
@@ -200,6 +204,40 @@ MUTANTS = (
            "tests/integration/test_pgbouncer.py::test_commands_that_call_functions_work_through_it"),
     Mutant("I62", "cdcbridge/cli/__init__.py", "        sys.stdout = _Closed()\n", "",
            "tests/acceptance/test_cli_text.py::test_a_closed_or_full_stdout_acks_nothing"),
+    Mutant("I50", "sql/functions/043_give_back.sql", "d.deliver_count - 1, case", "d.deliver_count, case",
+           f"{LEAVING}every_way_of_leaving_a_loop[pg15-by_return]"),
+    Mutant("I50", "cdcbridge/client/_sync.py", "            self.leave(waiting)\n", "            pass\n",
+           f"{LEAVING}next_of_messages_takes_one[pg15]"),
+    Mutant("I50", "cdcbridge/client/_sessions_async.py", "                await self._leave()\n", "                pass\n",
+           f"{LEAVING}every_way_of_leaving_an_asynchronous_loop[pg15-True-async_kept]"),
+    Mutant("I50", "cdcbridge/client/_tasks.py", "            if loop is self._loop:\n", "            if False:\n",
+           f"{LEAVING}every_way_of_leaving_an_asynchronous_loop[pg15-False-async_return]"),
+    Mutant("I50", "cdcbridge/client/_sessions_async.py", "            if rescue is not None and result", "            if False and result",
+           f"{LEAVING}a_claim_that_had_ended_when_it_was_cancelled_goes_back[pg15]"),
+    Mutant("I50", "cdcbridge/client/_worker.py", "                if queue.stopped or self._ending:\n", "                if False:\n",
+           f"{LEAVING}a_polite_stop_counts_nothing[pg15-sync]"),
+    Mutant("I51", "cdcbridge/client/_settling.py", 'if not others or (message.settled == "acked" and message.xid is None and not message.lost):',
+           "if True:", f"{ORDER}an_ack_that_was_rolled_back_lets_nothing_out[pg15]"),
+    Mutant("I51", "cdcbridge/client/_settling.py", "message.lost = message.lost or done < len(chosen)", "pass",
+           f"{ORDER}an_ack_that_came_too_late_lets_nothing_out[pg15-sync]"),
+    Mutant("I51", "cdcbridge/client/_common.py", '" then {schema}.extend(', '" then 0 * {schema}.extend(',
+           f"{ORDER}a_savepoint_that_was_rolled_back_is_no_ack[pg15]"),
+    Mutant("I52", "cdcbridge/client/_settling_async.py", "        if not message.idle and message.half_over:\n", "        if False:\n",
+           f"{ORDER}a_message_that_expired_before_its_turn_is_passed_over[pg15-async]"),
+    Mutant("I52", "cdcbridge/client/_leases.py", "            if due:\n", "            if False:\n",
+           f"{ORDER}the_lease_of_a_stream_is_kept_while_a_slow_handler_runs[pg15-messages-False]"),
+    Mutant("I53", "cdcbridge/client/_sessions.py", "                if not session.closed:\n", "                if True:\n",
+           f"{LOSS}publish_never_publishes_twice[pg15]"),
+    Mutant("I53", "cdcbridge/client/_sessions.py", "if self.closed or left <= 0 or", "if True or",
+           f"{LOSS}a_worker_handles_once_although_the_database_was_away[pg15]"),
+    Mutant("I53", "cdcbridge/client/_sessions.py", "self._writer.gone:", "self._writer.closed:",
+           f"{LOSS}an_idle_session_that_was_ended_costs_nobody_an_error[pg15-sync]"),
+    Mutant("I53", "cdcbridge/client/_session_async.py", "limited(gen, self.limit)", "gen",
+           f"{LOSS}an_asynchronous_client_behind_a_silent_proxy[pg15]"),
+    Mutant("I54", "cdcbridge/client/_worker.py", "        except BaseException as error:\n", "        except Exception as error:\n",
+           f"{ENDING}a_handler_ends_and_the_worker_goes_on[pg15-CancelledError-sync]"),
+    Mutant("I54", "cdcbridge/client/_handlers.py", '.replace("\\0", "\\\\x00")', "",
+           f"{ENDING}a_handler_ends_and_the_worker_goes_on[pg15-raises with NUL-sync]"),
 )  # fmt: skip
 
 

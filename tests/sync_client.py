@@ -13,7 +13,10 @@ from pathlib import Path
 CLIENT = Path(__file__).parents[1] / "cdcbridge" / "client"
 FILES = {
     "_async.py": "_sync.py",
+    "_leases_async.py": "_leases.py",
+    "_session_async.py": "_session.py",
     "_sessions_async.py": "_sessions.py",
+    "_settling_async.py": "_settling.py",
     "_stream_async.py": "_stream.py",
     "_worker_async.py": "_worker.py",
 }
@@ -25,8 +28,8 @@ WORDS = (
     (r"asynchronous\.", "synchronous."),
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bawait ", ""),
-    (r"\b_(worker|sessions|stream)_async\b", r"_\1"),
-    (r"\bAwaitable\[T\]", "T"),
+    (r"\b_(worker|session|sessions|settling|stream|leases)_async\b", r"_\1"),
+    (r"\bAwaitable\[(T|None|object)\]", r"\1"),
     (r"\bclient\._async\b", "client._sync"),
     (r"\b_tasks\b", "_threads"),
     (r"\bAsyncGenerator\[(\w+), None\]", r"Generator[\1, None, None]"),

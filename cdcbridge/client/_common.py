@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
-import time
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 import orjson
 from psycopg import sql
 
-from cdcbridge.errors import UnreadableData
+from cdcbridge.client._limits import now, refuse_bad_time
+from cdcbridge.errors import ClientClosed, UnreadableData, UsageError
 
 LONGEST_WAIT: Final = 10.0  # seconds without a look, should a notification be lost
 POOLED_INTERVAL: Final = 1.0  # seconds between looks where notifications do not arrive
@@ -73,9 +73,23 @@ def _parsed(message: LogMessage) -> dict[str, Any]:
 
 
 class Delivery(LogMessage):
-    """A message as it was delivered to a receiver."""
+    """A message as it was delivered to a receiver.
 
-    __slots__ = ("_expires", "deliver_count", "not_visible_until", "receipt", "settled", "visibility")
+    `settled` is how the delivery ended, as far as this client did it. `xid` is the transaction of an ack that the
+    caller commits. `mates` holds the messages of the same key that came with it, in order.
+    """
+
+    __slots__ = (
+        "deliver_count",
+        "ends",
+        "lost",
+        "mates",
+        "not_visible_until",
+        "receipt",
+        "settled",
+        "visibility",
+        "xid",
+    )
 
     def __init__(
         self,
@@ -90,34 +104,43 @@ class Delivery(LogMessage):
         commit_time: datetime | None,
         inserted_at: datetime,
         visibility: float,
-        received: float,
+        asked: float,
     ) -> None:
         super().__init__(seq, topic, key, raw, position, commit_time, inserted_at)
         self.receipt = receipt
         self.deliver_count = deliver_count
         self.not_visible_until = not_visible_until
         self.visibility = visibility
-        self.settled: Literal["acked", "nacked"] | None = None
-        self._expires = received + visibility
+        self.settled: Literal["acked", "nacked", "given back"] | None = None
+        self.lost = False
+        self.xid: str | None = None
+        self.mates: Sequence[Delivery] = ()
+        # By when it was asked for: a process that was stopped reads the answer late.
+        self.ends = asked + visibility
 
     @property
     def half_over(self) -> bool:
         """Half of its visibility timeout has passed."""
-        return time.monotonic() > self._expires - self.visibility / 2
+        return now() > self.ends - self.visibility / 2
 
-    def prolonged(self, seconds: float) -> None:
-        """Its timeout counts anew."""
-        self._expires = time.monotonic() + seconds
+    @property
+    def idle(self) -> bool:
+        """Whether its lease need not be extended: the message is settled, or the lease is lost."""
+        return self.lost or self.settled is not None
+
+    def prolonged(self, asked: float, seconds: float) -> None:
+        """Note a new end of the lease, counted from the moment of the request."""
+        self.ends = asked + seconds
 
 
 D = TypeVar("D", bound=Delivery)
 
 
-def row_delivery(row: tuple[Any, ...], received: float) -> tuple[Any, ...]:
+def row_delivery(row: tuple[Any, ...], asked: float) -> tuple[Any, ...]:
     """A row of the receive statement → the arguments of a Delivery."""
     *head, commit_lsn, ordinal, commit_time, inserted_at, visibility = row
     position = None if commit_lsn is None else (commit_lsn, ordinal)
-    return (*head, position, commit_time, inserted_at, visibility, received)
+    return (*head, position, commit_time, inserted_at, visibility, asked)
 
 
 def row_message(row: tuple[Any, ...]) -> LogMessage:
@@ -142,15 +165,21 @@ def by_key(messages: Sequence[D]) -> list[list[D]]:
     return list(jobs.values())
 
 
-class Pace:
-    """Growing pauses, from 0.05 to 2 seconds, with jitter."""
+def tie_mates(messages: Iterable[Delivery]) -> None:
+    """Connect the messages of each key that arrived in one batch."""
+    keys: dict[str, list[Delivery]] = {}
+    for message in messages:
+        if message.key is not None:
+            message.mates = keys.setdefault(message.key, [])
+            keys[message.key].append(message)
 
-    def __init__(self) -> None:
-        self._next = 0.05
 
-    def next(self) -> float:
-        pause, self._next = self._next, min(2.0, self._next * 2)
-        return pause * random.uniform(0.5, 1)  # noqa: S311 - no secret depends on it
+def behind(message: Delivery) -> list[Delivery]:
+    """Return the later messages of the same key that arrived in the same batch and were not begun."""
+    if not message.mates:
+        return []
+    place = message.mates.index(message) + 1
+    return [mate for mate in message.mates[place:] if not mate.idle]
 
 
 class Statements:
@@ -184,7 +213,15 @@ class QueueStatements(Statements):
             " from {schema}.receive(case when set_config('synchronous_commit', 'off', true) = 'off' then %s end, %s,"
             " make_interval(secs => %s)) r"
         )
-        self.ack = statement("select {schema}.ack(%s, %s, %s)")
+        self.ack = statement("select {schema}.ack(%s, %s, false)")
+        self.ack_strictly = statement("select {schema}.ack(%s, %s, true), pg_catalog.pg_current_xact_id()::text")
+        self.give_back = statement("select {schema}.give_back(%s, %s)")
+        # The end of an ack in the caller's transaction. 0: it is finished. 1: it was rolled back, perhaps to a
+        # savepoint. -1: the transaction is open, and extend(), which is not called then, would wait for it.
+        self.outcome = statement(
+            "select case pg_xact_status(%s::text::xid8) when 'committed'"
+            " then {schema}.extend(%s, %s, make_interval(secs => %s)) when 'aborted' then 1 else -1 end"
+        )
         self.nack = statement("select {schema}.nack(%s, %s, make_interval(secs => %s), %s, %s)")
         self.extend = statement("select {schema}.extend(%s, %s, make_interval(secs => %s))")
         self.publish = statement(
@@ -207,6 +244,7 @@ class StreamStatements(Statements):
         self.commit = statement("select {schema}.commit_offset(%s, %s, %s, %s)")
         self.extend = statement("select {schema}.extend_lease(%s, %s, %s, make_interval(secs => %s))")
         self.seek = statement("select {schema}.seek(%s, %s, %s)")
+        self.offset = statement("select seq from {schema}.group_lag(%s) where partition = %s")
         self.lag = statement("select partition, seq, messages, seconds from {schema}.group_lag(%s)")
         self.next_due = statement("select {schema}.next_readable(%s)")
         self.settings = statement("select id, 'stream' from {schema}.stream_settings(%s)")
@@ -227,6 +265,7 @@ class Base:
     """A client's settings, and what it learned of its consumer."""
 
     def __init__(self, dsn: str, consumer: str, poll_interval: float | None) -> None:
+        refuse_bad_time("poll_interval", poll_interval, zero=False)
         self.dsn = dsn
         self.consumer = consumer
         self.poll_interval = poll_interval
@@ -235,18 +274,45 @@ class Base:
         self.closed = False
         self.mode = ""
         self._id = 0
+        self._newest_id = 0
+        self._process = os.getpid()
 
     def stop(self) -> None:
         """End messages() and run() after what they are at. Safe in a signal handler and from another thread."""
         self.stopped = True
 
+    def refuse_unusable(self) -> None:
+        """Raise ClientClosed after close(), and UsageError in another process than the one that connected."""
+        if self.closed:
+            raise ClientClosed(f"the client of {self.consumer!r} is closed", hint="connect() makes a new one.")
+        if self.forked:
+            raise UsageError(
+                f"the client of {self.consumer!r} belongs to process {self._process}, and this is {os.getpid()}",
+                hint="A process that was forked shares its parent's sessions. Call connect() in each process.",
+            )
+
+    @property
+    def forked(self) -> bool:
+        """Whether the process is a child of the one that connected."""
+        return os.getpid() != self._process
+
     def learn(self, row: tuple[Any, ...] | None) -> None:
         """What queue_settings() or stream_settings() says of the consumer; behind a pooler nothing notifies."""
         if row is not None:
             self._id, self.mode = row
+            self._newest_id = max(self._newest_id, self._id)
         if self.pooled and self.poll_interval is None:
             self.poll_interval = POOLED_INTERVAL
 
     def concerns(self, payload: str) -> bool:
         """A notification names the consumers that got something, or nobody where they are many."""
         return not payload or str(self._id) in payload.split(",")
+
+    def meets_new(self, payloads: list[str]) -> bool:
+        """Whether a notification names an unknown, newer consumer. The client's own may have been made again."""
+        names = [one for payload in payloads for one in payload.split(",")]
+        newest = max((int(one) for one in names if one.isdecimal()), default=0)
+        if newest <= self._newest_id:
+            return False
+        self._newest_id = newest
+        return True

@@ -1,34 +1,38 @@
-"""What the clients of queues and streams share, asynchronous: sessions that are made anew where they were lost,
-waiting.
+"""What the clients of queues and streams share, asynchronous: sessions that are made anew where they were lost, further
+attempts, waiting.
 
 `_sessions.py` is made from this file by `make client`: change this one.
 
-Two sessions: one reads and waits, one settles, so that an ack never stands behind a long poll. Waits for notifications,
-not for time; behind a pooler, where notifications do not arrive, it looks every now and then instead. A direct session
-sets what its statements depend on once. Behind a pooler each call is a transaction that sets it for itself, since the
-server's session is also used by other applications.
+Two sessions: one reads and waits for notifications, one settles and serves further readers. So an ack never waits for a
+long poll. Through a pooler notifications do not arrive, and the client looks once a second instead. A direct session is
+pinned once. Through a pooler each call is a transaction with settings of its own, since the server's session is also
+used by other applications.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import psycopg
 from psycopg.sql import Composed
 
-from cdcbridge.client._common import Base, Pace, Statements, due_in
-from cdcbridge.client._tasks import Lock, sleep
-from cdcbridge.database import conninfo, store_errors
-from cdcbridge.errors import StoreUnavailable
-from cdcbridge.session import pin, pin_locally
+from cdcbridge.client._common import Base, Statements, due_in
+from cdcbridge.client._leases_async import AsyncKeeper
+from cdcbridge.client._limits import ANSWER, LEAVING, PATIENCE, Pace, now, refuse_bad_time
+from cdcbridge.client._session_async import PATIENT_HERE, SETTINGS_HERE, AsyncSession, open_session
+from cdcbridge.client._tasks import Cancelled, Lock, acquired, sleep
+from cdcbridge.database import store_errors
+from cdcbridge.errors import CdcbridgeError, StoreUnavailable
 
 Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 T = TypeVar("T")
-# Every statement of a client names the schema of its function.
-SETTINGS: Final = {"search_path": "pg_catalog, pg_temp"}
-SETTINGS_HERE: Final = pin_locally(SETTINGS)
+Rescue: TypeAlias = Callable[[list[tuple[Any, ...]]], Awaitable[None]]
+_SLICE: Final = 0.5  # seconds in which stop() is noticed
+
+
+class Uncertain(StoreUnavailable):
+    """The session was lost while a statement ran that must not run twice."""
 
 
 class AsyncSessions(Base):
@@ -38,19 +42,36 @@ class AsyncSessions(Base):
 
     def __init__(self, dsn: str, consumer: str, poll_interval: float | None) -> None:
         super().__init__(dsn, consumer, poll_interval)
-        self._reader: Connection | None = None
-        self._writer: Connection | None = None
+        self._reader: AsyncSession | None = None
+        self._writer: AsyncSession | None = None
         self._reading = Lock()
         self._opening = Lock()
         self._calling = Lock()
+        self._giving = Lock()  # held while messages are given back
+        self._keeper = AsyncKeeper(self._renew)
 
     async def close(self) -> None:
-        """Stop, and close both sessions. What was received and not settled comes again after its timeout."""
+        """Stop, give back what was fetched and not begun, and close both sessions. What is being handled comes again
+        after its timeout.
+        """
         self.stop()
-        self.closed = True
-        for connection in (self._reader, self._writer):
-            if connection is not None:
-                await connection.close()
+        if self.forked:  # they are the parent's
+            self.closed = True
+            return
+        self._keeper.close()
+        if not self.closed:
+            try:
+                await self._leave()
+                if await acquired(self._giving, LEAVING):  # another task or thread had begun to
+                    self._giving.release()
+            finally:
+                self.closed = True
+                # A call that waits for notifications notices the stop first.
+                if await acquired(self._reading, 2 * _SLICE):
+                    self._reading.release()
+                for session in (self._reader, self._writer):
+                    if session is not None:
+                        await session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,102 +79,188 @@ class AsyncSessions(Base):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _until(self, deadline: float, look: Callable[[], Awaitable[T]]) -> T:
-        """What `look` finds, once that is something or the deadline has come; a lost session is made anew meanwhile."""
+    # the subclass's
+
+    async def _renew(self, due: Any) -> None:
+        """Prolong leases; mark the lost ones."""
+
+    async def _leave(self) -> None:
+        """Give back messages that were fetched and not begun."""
+
+    # attempts
+
+    async def _again(self, deadline: float, call: Callable[[], Awaitable[T]], *, stoppable: bool = False) -> T:
+        """Return the result of the call. While the store is away, make further attempts until the deadline."""
         pace = Pace()
         while True:
+            self.refuse_unusable()
             try:
-                async with self._reading:
-                    found = await look()
-                    if found or self.stopped or time.monotonic() >= deadline:
-                        return found
-                    await self._wait(deadline)
+                return await call()
+            except Uncertain:
+                raise
             except StoreUnavailable:
-                left = deadline - time.monotonic()
-                if self.stopped or left <= 0:
+                left = deadline - now()
+                if self.closed or left <= 0 or (stoppable and self.stopped):
                     raise
-                await sleep(min(left, pace.next()))
+            await sleep(min(left, pace.next()))
 
-    async def _wait(self, deadline: float) -> None:
-        """Until a notification for this consumer, a timeout or delay of its own that ends, or the deadline."""
-        connection = await self._reader_session()
-        with store_errors():
-            rows = await self._rows(connection, self.sql.next_due, (self.consumer,))
-            until = min(deadline, time.monotonic() + due_in(rows[0] if rows else None, self.poll_interval))
-            while not self.stopped and (left := until - time.monotonic()) > 0:
-                if self.poll_interval is not None:
-                    await sleep(min(left, 0.5))
-                    continue
-                async for notify in connection.notifies(timeout=min(left, 0.5), stop_after=1):
-                    if self.concerns(notify.payload):
-                        return
+    async def _once(self, query: Composed, values: tuple[Any, ...], what: str) -> Any:
+        """Run a statement that must not run twice: repeat it only if it surely did not run."""
 
-    async def _settle(self, query: Composed, values: tuple[Any, ...]) -> int:
-        """One statement of the writing session, again where that was lost: each of them may run twice."""
+        async def attempt() -> Any:
+            session = await self._writer_session()  # where this fails, nothing was sent
+            try:
+                return await self._first(session, query, values)
+            except StoreUnavailable as error:
+                if not session.closed:
+                    raise  # the server answered, so it was rolled back
+                raise Uncertain(f"{error}; whether {what} is not known") from error
+
+        return await self._again(now() + PATIENCE, attempt)
+
+    async def _quietly(self, call: Callable[[], Awaitable[object]]) -> CdcbridgeError | None:
+        """Make the call with little time for further attempts. Returns its error, if there was one."""
+        mine = await acquired(self._giving, LEAVING)
         try:
-            return await self._write(query, values)
-        except StoreUnavailable:
-            return await self._write(query, values)
+            try:
+                await self._again(now() + LEAVING, call)
+            except Cancelled:
+                await self._again(now() + LEAVING, call)  # a cancelled task must not lose messages
+                raise
+        except CdcbridgeError as error:
+            return error
+        finally:
+            if mine:
+                self._giving.release()
+        return None
 
-    async def _write(self, query: Composed, values: tuple[Any, ...]) -> int:
-        rows = await self._rows(await self._writer_session(), query, values)
+    # reading
+
+    async def _until(self, wait: float, look: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """What `look` finds, once that is something or `wait` is over; a lost session is made anew meanwhile."""
+        refuse_bad_time("wait", wait)
+        deadline = now() + wait
+        return await self._again(deadline, lambda: self._look(deadline, look), stoppable=True)
+
+    async def _look(self, deadline: float, look: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """One call waits for notifications, on the reader. Others look on the writer, and then wait for that call."""
+        mine = await acquired(self._reading, 0)
+        try:
+            while True:
+                session = await (self._reader_session() if mine else self._writer_session())
+                found = await look(session)
+                if found or self.stopped or now() >= deadline:
+                    return found
+                if mine:
+                    await self._wait(session, deadline)
+                while not (mine or self.stopped) and (left := deadline - now()) > 0:
+                    mine = await acquired(self._reading, min(left, _SLICE))
+        finally:
+            if mine:
+                self._reading.release()
+
+    async def _wait(self, session: AsyncSession, deadline: float) -> None:
+        """Until a notification for this consumer, a timeout or delay of its own that ends, or the deadline."""
+        rows = await self._rows(session, self.sql.next_due, (self.consumer,))
+        until = min(deadline, now() + due_in(rows[0] if rows else None, self.poll_interval))
+        while not self.stopped and (left := until - now()) > 0:
+            if self.poll_interval is not None:
+                await sleep(min(left, _SLICE))
+                continue
+            with store_errors():
+                heard = [one.payload async for one in session.notifies(timeout=min(left, _SLICE), stop_after=1)]
+            if self.meets_new(heard):
+                await self._learn(session)
+            if any(self.concerns(payload) for payload in heard):
+                return
+
+    # statements
+
+    async def _write(self, query: Composed, values: tuple[Any, ...]) -> Any:
+        return await self._first(await self._writer_session(), query, values)
+
+    async def _first(self, session: AsyncSession, query: Composed, values: tuple[Any, ...]) -> Any:
+        rows = await self._rows(session, query, values)
         return rows[0][0] if rows else 0
 
-    async def _rows(self, connection: Connection, query: Composed, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """A statement's rows, in binary: what they look like as text depends on settings."""
-        with store_errors():
-            if not self.pooled:
-                return await (await connection.execute(query, values, binary=True)).fetchall()
-            async with self._calling:
-                return await self._transaction(connection, query, values)
-
-    async def _transaction(
-        self, connection: Connection, query: Composed, values: tuple[Any, ...]
+    async def _rows(
+        self, session: AsyncSession, query: Composed, values: tuple[Any, ...], rescue: Rescue | None = None
     ) -> list[tuple[Any, ...]]:
-        """A statement behind a pooler: four in one round trip, so no other call may come between them."""
+        """A statement's rows, in binary: what they look like as text depends on settings.
+
+        `rescue` gets the rows of a statement that had ended on the server when the caller was cancelled.
+        """
+        cursor = session.cursor(binary=True)
         try:
-            async with connection.pipeline():
-                await connection.execute("begin isolation level read committed, read write")
-                await connection.execute(SETTINGS_HERE)
-                cursor = await connection.execute(query, values, binary=True)
-                await connection.execute("commit")
-            return await cursor.fetchall()
+            with store_errors():
+                if session.pooled:
+                    async with self._calling:
+                        await self._transaction(session, cursor, query, values)
+                else:
+                    await cursor.execute(query, values)
+                return await cursor.fetchall()
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction):
+                await session.close()  # the next one may come to a server that takes writes
+            raise
+        except Exception:
+            raise
         except BaseException:
-            if not connection.closed:
-                await connection.rollback()
+            result = cursor.pgresult
+            if rescue is not None and result is not None and result.ntuples and result.nfields:
+                await rescue(await cursor.fetchall())
             raise
 
-    async def _writer_session(self) -> Connection:
-        async with self._opening:
-            if self._writer is None or self._writer.closed:
-                self._writer = await self._open("cdcbridge client, settling")
-            return self._writer
+    async def _transaction(self, session: AsyncSession, cursor: Any, query: Composed, values: tuple[Any, ...]) -> None:
+        """A statement behind a pooler: four in one round trip, so no other call may come between them."""
+        try:
+            async with session.pipeline():
+                await session.execute("begin isolation level read committed, read write")
+                await session.execute(PATIENT_HERE if session.patient else SETTINGS_HERE)
+                await cursor.execute(query, values)
+                await session.execute("commit")
+        except BaseException:
+            if not session.closed:
+                await session.rollback()
+            raise
 
-    async def _reader_session(self) -> Connection:
-        if self._reader is None or self._reader.closed:
-            connection = await self._open("cdcbridge client, receiving")
+    async def _patiently(self, query: Composed, values: tuple[Any, ...], seconds: float) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement that may take so many seconds, in a session of its own."""
+        self.refuse_unusable()
+        session = await open_session(self.dsn, "cdcbridge client, counting", patient=True)
+        session.limit = max(ANSWER, seconds)
+        async with session:
+            return await self._rows(session, query, values)
+
+    # sessions
+
+    async def _writer_session(self) -> AsyncSession:
+        if not await acquired(self._opening, ANSWER):
+            raise StoreUnavailable("store: another call waits for a session in vain")
+        try:
+            if self._writer is None or self._writer.gone:
+                self.refuse_unusable()
+                self._writer = await open_session(self.dsn, "cdcbridge client, settling")
+            return self._writer
+        finally:
+            self._opening.release()
+
+    async def _reader_session(self) -> AsyncSession:
+        if self._reader is None or self._reader.gone:
+            self.refuse_unusable()
+            session = await open_session(self.dsn, "cdcbridge client, receiving")
+            self.pooled = session.pooled
             try:
-                rows = await self._rows(connection, self.sql.settings, (self.consumer,))
-                self.learn(rows[0] if rows else None)
+                await self._learn(session)
                 if self.poll_interval is None:
                     with store_errors():
-                        await connection.execute(self.sql.listen)
+                        await session.execute(self.sql.listen)
             except BaseException:
-                await connection.close()
+                await session.close()
                 raise
-            self._reader = connection
+            self._reader = session
         return self._reader
 
-    async def _open(self, name: str) -> Connection:
-        with store_errors():
-            connection = await psycopg.AsyncConnection.connect(conninfo(self.dsn, name, pooler=True), autocommit=True)
-            try:
-                pid = connection.info.backend_pid
-                row = await (await connection.execute(pin(SETTINGS, pid))).fetchone()
-            except BaseException:
-                await connection.close()
-                raise
-        self.pooled = row is not None and row[0] != pid
-        if self.pooled:
-            connection.prepare_threshold = None  # the next transaction may be another server session's
-        return connection
+    async def _learn(self, session: AsyncSession) -> None:
+        rows = await self._rows(session, self.sql.settings, (self.consumer,))
+        self.learn(rows[0] if rows else None)

@@ -9,37 +9,46 @@ member may hold several. Never moves an offset over what its caller has not said
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Generator
-from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self
 
+from psycopg.pq import TransactionStatus
+
 from cdcbridge.client._common import LogMessage, Standing, StreamStatements, row_message
+from cdcbridge.client._limits import AWAY, COUNTING, LONGEST, PATIENCE, now, patient, refuse_bad_time
+from cdcbridge.client._session import Session
 from cdcbridge.client._sessions import Connection, Sessions
-from cdcbridge.client._threads import sleep
+from cdcbridge.client._threads import Closing, sleep
 from cdcbridge.database import store_errors
-from cdcbridge.errors import StaleReceipt, StoreUnavailable
+from cdcbridge.errors import ClientClosed, StaleReceipt, StoreUnavailable, UsageError
 
 log: Final = logging.getLogger("cdcbridge.client")
 
 
 class Batch:
-    """Messages of one partition, in order. As a context manager it commits the offset behind its last message on
-    leaving, or gives the partition back where its block raised.
+    """Messages of one partition, in order. As a context manager it keeps its lease while its block runs, and commits
+    the offset behind its last message on leaving, or gives the partition back where its block raised.
     """
 
     def __init__(
-        self, stream: Stream, rows: list[tuple[Any, ...]], lease: float, connection: Connection | None
+        self,
+        stream: Stream,
+        rows: list[tuple[Any, ...]],
+        lease: float,
+        connection: Connection | None,
+        asked: float,
     ) -> None:
         self.receipt: str | None = rows[0][0]
         self.partition: int = rows[0][1]
         self.messages: list[LogMessage] = [row_message(row[2:]) for row in rows]
         self.settled = False
+        self.lost = False
+        self.visibility = lease
+        self.ends = asked + lease
+        self.done = self.messages[0].seq - 1  # the last message that messages() yielded and that is handled
         self._stream = stream
-        self._lease = lease
-        self._ends = time.monotonic() + lease
         self._connection = connection
 
     def __repr__(self) -> str:
@@ -50,39 +59,52 @@ class Batch:
         return len(self.messages)
 
     def commit(self, seq: int | None = None) -> bool:
-        """All up to `seq` (default: its last message) is done, and the partition free; whether the offset moved.
+        """All up to `seq` (default: its last message) is done, and the partition free; whether the offset moved. Tries
+        again until the lease ends.
 
         Raises StaleReceipt where the lease ended: another member reads these messages, or will.
         """
         seq = self.messages[-1].seq if seq is None else seq
-        moved = self._stream.commit(self.partition, seq, self.receipt, connection=self._connection)
+        moved = self._stream.commit_batch(self, seq, self._connection)
         self.settled = True
         return moved
 
     def release(self) -> None:
         """Give it back: the group reads it again, at once."""
         if self._connection is None:
-            with suppress(StaleReceipt):
+            try:
                 self.commit(self.messages[0].seq - 1)
+            except StaleReceipt:
+                pass  # it went back before
+            except StoreUnavailable as error:
+                log.warning("%r could not be given back, and is read again when its lease ends: %s", self, error)
         self.settled = True  # else the caller's transaction holds it, until that ends
 
     def extend(self, seconds: float | None = None) -> None:
         """Keep the lease for so long from now (default: as long as it was). Raises StaleReceipt where it is over."""
-        seconds = self._lease if seconds is None else seconds
+        seconds = self.visibility if seconds is None else seconds
+        asked = now()
         self._stream.extend(self, seconds)
-        self._lease, self._ends = seconds, time.monotonic() + seconds
+        self.visibility, self.ends = seconds, asked + seconds
 
     @property
     def half_over(self) -> bool:
         """Half of its lease has passed."""
-        return self._connection is None and time.monotonic() > self._ends - self._lease / 2
+        return self._connection is None and now() > self.ends - self.visibility / 2
+
+    @property
+    def idle(self) -> bool:
+        """Whether its lease need not be extended: the offset is committed, or the lease is lost."""
+        return self.settled or self.lost or self._connection is not None
 
     def __enter__(self) -> Self:
+        self._stream.keep(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._stream.let_go(self)
         if self.settled:
             return
         if error is None:
@@ -98,8 +120,10 @@ class Stream(Sessions):
 
     def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None, lease: float) -> None:
         super().__init__(dsn, consumer, poll_interval)
+        refuse_bad_time("lease", lease, zero=False)
         self.sql = StreamStatements(schema)
         self.lease = lease
+        self._open: set[Batch] = set()  # those of messages()
 
     @classmethod
     def connect(
@@ -126,20 +150,25 @@ class Stream(Sessions):
         within `wait` seconds.
 
         `connection`: in the caller's transaction, which holds the partition instead of a lease: the batch's commit() is
-        part of it, and so reading, effect and offset are one. It does not wait then.
+        part of it, and so reading, effect and offset are one. It does not wait then. Raises UsageError where there is
+        no transaction: nobody would hold the partition, and another member would read the same messages.
         """
         if connection is not None:
-            return self._read(connection, max_messages, None)
-        return self._until(time.monotonic() + wait, lambda: self._read(None, max_messages, self.lease))
-
-    def _read(self, given: Connection | None, max_messages: int, lease: float | None) -> Batch | None:
-        values = (self.consumer, max_messages, lease)
-        if given is None:
-            rows = self._rows(self._reader_session(), self.sql.read, values)
-        else:
+            refuse_unfit(connection)
             with store_errors():
-                rows = (given.execute(self.sql.read, values, binary=True)).fetchall()
-        return Batch(self, rows, lease or 0, given) if rows else None
+                rows = (connection.execute(self.sql.read, (self.consumer, max_messages, None), binary=True)).fetchall()
+            return Batch(self, rows, 0, connection, now()) if rows else None
+        return self._until(wait, lambda session: self._read(session, max_messages))
+
+    def _read(self, session: Session, max_messages: int) -> Batch | None:
+        asked = now()
+        rows = self._rows(session, self.sql.read, (self.consumer, max_messages, self.lease), rescue=self._rescue)
+        return Batch(self, rows, self.lease, None, asked) if rows else None
+
+    def _rescue(self, rows: list[tuple[Any, ...]]) -> None:
+        receipt, partition, seq = rows[0][:3]
+        values = (self.consumer, partition, seq - 1, receipt)
+        self._quietly(lambda: self._write(self.sql.commit, values))
 
     def batches(
         self, *, wait: float = 20, max_messages: int = 100, stop_when_empty: bool = False
@@ -147,12 +176,20 @@ class Stream(Sessions):
         """Batches, until stop() or close(); `stop_when_empty`: until `wait` seconds bring none. Use each as a context
         manager, or commit() it; one that is neither is read again when its lease ends.
         """
+        self.refuse_unusable()
+        refuse_bad_time("wait", wait)
+        return self._batches(patient(wait, stop_when_empty), max_messages, stop_when_empty)
+
+    def _batches(self, wait: float, max_messages: int, stop_when_empty: bool) -> Generator[Batch, None, None]:
         while not self.stopped:
             try:
                 batch = self.read(max_messages, wait=wait)
+            except ClientClosed:
+                return
             except StoreUnavailable as error:
-                log.warning("%s; trying again", error)
-                sleep(min(wait, 1.0))
+                if not self.stopped:
+                    log.warning("%s; trying again", error)
+                    sleep(AWAY)
                 continue
             if batch is not None:
                 yield batch
@@ -163,30 +200,62 @@ class Stream(Sessions):
         self, *, wait: float = 20, max_messages: int = 100, stop_when_empty: bool = False
     ) -> Generator[LogMessage, None, None]:
         """Messages, one after the other. A message is done when the next one is asked for; offsets are committed by the
-        batch, and at the end behind the last message that was done. A batch whose lease was lost is left to the others.
+        batch, and at the end behind the last message that was done. The lease is kept while you handle a message; a
+        batch whose lease was lost is left to the others.
         """
-        for batch in self.batches(wait=wait, max_messages=max_messages, stop_when_empty=stop_when_empty):
-            done = batch.messages[0].seq - 1
+        batches = self.batches(wait=wait, max_messages=max_messages, stop_when_empty=stop_when_empty)
+        return Closing(self._messages(batches))
+
+    def _messages(self, batches: Generator[Batch, None, None]) -> Generator[LogMessage, None, None]:
+        for batch in batches:
+            self._open.add(batch)
+            self.keep(batch)
             try:
                 for message in batch.messages:
-                    if self.stopped:
+                    if self.stopped or not self._is_held(batch):
                         break
-                    if batch.half_over:
-                        batch.extend()
                     yield message
-                    done = message.seq
-            except StaleReceipt as error:
-                batch.settled = True
-                log.warning("the lease of %r was lost: %s", batch, error)
+                    batch.done = message.seq
             finally:
-                if not (batch.settled or self.closed):
-                    self._finish(batch, done)
+                self._finish(batch)
 
-    def _finish(self, batch: Batch, seq: int) -> None:
-        try:
-            batch.commit(seq)
-        except StaleReceipt as error:
-            log.warning("%r was handled up to %s, but its lease had ended: %s", batch, seq, error)
+    def _is_held(self, batch: Batch) -> bool:
+        """Whether the lease is good. If half of it is over, the server is asked first."""
+        if batch.half_over and not batch.lost:
+            self._renew([batch])
+        return not batch.lost
+
+    def _renew(self, due: list[Batch]) -> None:
+        for batch in due:
+            try:
+                batch.extend()
+            except (StaleReceipt, StoreUnavailable) as error:
+                if not batch.idle:
+                    batch.lost = True
+                    log.warning("the lease of %r was lost: %s", batch, error)
+
+    def keep(self, batch: Batch) -> None:
+        """Extend its lease until let_go()."""
+        if not batch.idle:
+            self._keeper.hold([batch])
+
+    def let_go(self, batch: Batch) -> None:
+        """Stop extending its lease."""
+        self._keeper.drop([batch])
+
+    def _finish(self, batch: Batch) -> None:
+        """Commit the offset of the handled messages, and give the rest back. Raises nothing."""
+        self._open.discard(batch)
+        self.let_go(batch)
+        if batch.idle or self.closed:
+            return
+        error = self._quietly(lambda: batch.commit(batch.done))
+        if error is not None:
+            log.warning("%r was handled up to %s, which is not committed: %s", batch, batch.done, error)
+
+    def _leave(self) -> None:
+        for batch in list(self._open):
+            self._finish(batch)
 
     def commit(
         self, partition: int, seq: int, receipt: str | None = None, *, connection: Connection | None = None
@@ -196,23 +265,70 @@ class Stream(Sessions):
         """
         values = (self.consumer, partition, seq, receipt)
         if connection is None:
-            return bool(self._write(self.sql.commit, values))
+            return self._commit(values, now() + (PATIENCE if receipt is None else self.lease))
         with store_errors():
             row = (connection.execute(self.sql.commit, values)).fetchone()
         return bool(row and row[0])
 
+    def commit_batch(self, batch: Batch, seq: int, connection: Connection | None) -> bool:
+        """What Batch.commit() does."""
+        if connection is not None:
+            return self.commit(batch.partition, seq, connection=connection)
+        return self._commit((self.consumer, batch.partition, seq, batch.receipt), batch.ends)
+
+    def _commit(self, values: tuple[Any, ...], deadline: float) -> bool:
+        """Commit with further attempts. After a lost answer, the offset shows whether the first attempt succeeded."""
+        attempts = 0
+
+        def attempt() -> bool:
+            nonlocal attempts
+            attempts += 1
+            return bool(self._write(self.sql.commit, values))
+
+        try:
+            return self._again(min(deadline, now() + LONGEST), attempt)
+        except StaleReceipt:
+            if attempts == 1 or now() > deadline:
+                raise
+            # Nobody else can have moved it under this lease.
+            rows = self._patiently(self.sql.offset, values[:2], COUNTING)
+            if not rows or rows[0][0] != values[2]:
+                raise
+            return True
+
     def extend(self, batch: Batch, seconds: float) -> None:
         """What Batch.extend() does."""
-        self._write(self.sql.extend, (self.consumer, batch.partition, batch.receipt, seconds))
+        values = (self.consumer, batch.partition, batch.receipt, seconds)
+        self._again(min(batch.ends, now() + LONGEST), lambda: self._write(self.sql.extend, values))
 
     def seek(self, target: str | int | datetime, partition: int | None = None) -> int:
-        """Go on from elsewhere, in one partition or all: "earliest", "latest", a seq, or a time; how many partitions.
-        Leases of all members end.
+        """Go on from elsewhere, in one partition or all: "earliest", "latest", a seq, or a time with a zone; how many
+        partitions. Leases of all members end. Raises UsageError for a time without one.
         """
-        place = target.astimezone().isoformat() if isinstance(target, datetime) else str(target)
-        return int(self._write(self.sql.seek, (self.consumer, place, partition)))
+        if isinstance(target, datetime) and target.utcoffset() is None:
+            raise UsageError(
+                f"the time {target.isoformat(sep=' ')} has no zone, so it names no instant",
+                hint="datetime.now(UTC), or datetime(…, tzinfo=ZoneInfo('Europe/Berlin')).",
+            )
+        place = target.isoformat() if isinstance(target, datetime) else str(target)
+        return int(self._once(self.sql.seek, (self.consumer, place, partition), "the group was moved"))
 
     def offsets(self) -> list[Standing]:
         """Where the group stands in each partition, and how much it has yet to read. For people: it counts."""
-        rows = self._rows(self._writer_session(), self.sql.lag, (self.consumer,))
+        rows = self._again(now() + PATIENCE, lambda: self._patiently(self.sql.lag, (self.consumer,), COUNTING))
         return [Standing(*row) for row in rows]
+
+
+def refuse_unfit(connection: Connection) -> None:
+    """Raise UsageError for a caller's connection on which a batch cannot be read."""
+    if connection.info.encoding != "utf-8":
+        raise UsageError(
+            f"the connection's client_encoding is {connection.info.parameter_status('client_encoding')}, which does not"
+            " have all characters of the log",
+            hint="psycopg.connect(dsn, client_encoding='UTF8')",
+        )
+    if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+        raise UsageError(
+            "the connection is in autocommit mode and outside of a transaction, so nothing would hold the batch",
+            hint="Put read(), the effect and the batch's commit() inside `with connection.transaction():`.",
+        )

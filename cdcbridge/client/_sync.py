@@ -2,74 +2,32 @@
 
 Made from `_async.py` by `make client`.
 
-A claim is committed asynchronously (losing it in a crash only delivers again), an ack never. Never decides what a
-failure means: back-off and dead letters are the server's.
+Receives, publishes, and makes workers. A claim is committed asynchronously, since losing it in a crash only delivers
+again. Never keeps a message that it fetched and did not hand out.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from collections.abc import Callable, Generator
+from typing import Any, Final, Self
 
-import orjson
-
-from cdcbridge.client._common import Delivery, QueueStatements, row_delivery
-from cdcbridge.client._sessions import Connection, Sessions
-from cdcbridge.client._threads import Handler, sleep
+from cdcbridge.client._common import row_delivery, tie_mates
+from cdcbridge.client._contents import json_text, refuse_bad_text
+from cdcbridge.client._limits import AWAY, PATIENCE, now, patient, refuse_bad_time
+from cdcbridge.client._session import Session
+from cdcbridge.client._sessions import Connection
+from cdcbridge.client._settling import Message, Settling
+from cdcbridge.client._threads import Closing, Handler, sleep
 from cdcbridge.client._worker import Worker
 from cdcbridge.database import store_errors
-from cdcbridge.errors import StoreUnavailable
+from cdcbridge.errors import ClientClosed, StoreUnavailable, UsageError
 
 log: Final = logging.getLogger("cdcbridge.client")
 
 
-class Message(Delivery):
-    """One delivery. As a context manager it acks on leaving, or gives back where its block raised."""
-
-    __slots__ = ("_queue",)
-
-    def __init__(self, row: tuple[Any, ...], queue: Queue) -> None:
-        super().__init__(*row)
-        self._queue = queue
-
-    def ack(self) -> bool:
-        """Finish it. False where the delivery is not ours any more."""
-        return self._queue.ack([self]) == 1
-
-    def nack(self, *, delay: float | None = None, reason: str | None = None, dead: bool = False) -> bool:
-        """Give it back, by default after the consumer's back-off; or kill it. False where it is not ours any more."""
-        return self._queue.nack([self], delay=delay, reason=reason, dead=dead) == 1
-
-    def extend(self, seconds: float) -> bool:
-        """Keep it for so long from now. False where it is not ours any more."""
-        return self._queue.extend([self], seconds) == 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.settled is not None:
-            return
-        if error is not None:
-            self.nack(reason=f"{type(error).__name__}: {error}"[:500])
-        elif not self.ack():
-            log.warning("message %s of %s was handled, but its delivery had expired", self.seq, self._queue.consumer)
-
-
-class Queue(Sessions):
+class Queue(Settling):
     """A consumer's queue. Made by connect(); a context manager."""
-
-    sql: QueueStatements
-
-    def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
-        super().__init__(dsn, consumer, poll_interval)
-        self.sql = QueueStatements(schema)
 
     @classmethod
     def connect(cls, dsn: str, consumer: str, *, schema: str = "cdcbridge", poll_interval: float | None = None) -> Self:
@@ -88,104 +46,73 @@ class Queue(Sessions):
         self, max_messages: int = 10, *, wait: float = 0, visibility_timeout: float | None = None
     ) -> list[Message]:
         """Up to `max_messages` deliveries, each invisible to others for `visibility_timeout` seconds (default: the
-        consumer's). Waits up to `wait` seconds for the first one; a lost session is made anew meanwhile.
+        consumer's). Waits up to `wait` seconds for the first one; a lost session is made anew meanwhile. Where the call
+        is cancelled, its messages go back at once.
 
         Raises StoreUnavailable where the store is still away when the time is over.
         """
-        deadline = time.monotonic() + wait
-        return self._until(deadline, lambda: self._receive(max_messages, visibility_timeout))
+        return self._until(wait, lambda session: self._receive(session, max_messages, visibility_timeout))
 
-    def _receive(self, max_messages: int, visibility_timeout: float | None) -> list[Message]:
-        connection = self._reader_session()
-        rows = self._rows(connection, self.sql.receive, (self.consumer, max_messages, visibility_timeout))
-        return [Message(row_delivery(row, time.monotonic()), self) for row in rows]
+    def _receive(self, session: Session, max_messages: int, visibility_timeout: float | None) -> list[Message]:
+        asked = now()
+        values = (self.consumer, max_messages, visibility_timeout)
+        rows = self._rows(session, self.sql.receive, values, rescue=self._rescue)
+        return [Message(row_delivery(row, asked), self) for row in rows]
+
+    def _rescue(self, rows: list[tuple[Any, ...]]) -> None:
+        receipts = [row[0] for row in rows]
+        self._quietly(lambda: self._write(self.sql.give_back, (self.consumer, receipts)))
 
     def messages(
         self, *, wait: float = 20, max_messages: int = 10, stop_when_empty: bool = False
     ) -> Generator[Message, None, None]:
         """Messages, one after the other, until stop() or close(); `stop_when_empty`: until a poll of `wait` seconds
-        brings none. Fetches `max_messages` at a time, and keeps those that wait their turn from expiring. What was
-        fetched and not yielded is given back at the end.
+        brings none. Fetches `max_messages` at a time, and extends the leases of the message that you handle and of
+        those that wait. Messages that were not yielded are given back at the end, uncounted. In fifo the next message
+        of a key follows when the ack of the one before is committed; otherwise the key's messages go back.
         """
+        self.refuse_unusable()
+        refuse_bad_time("wait", wait)
+        return Closing(self._messages(patient(wait, stop_when_empty), max_messages, stop_when_empty))
+
+    def _messages(self, wait: float, max_messages: int, stop_when_empty: bool) -> Generator[Message, None, None]:
         waiting: list[Message] = []
-        failed = False  # the last one went back, and those of its key with it
         try:
             while not self.stopped:
-                waiting = list(reversed(self.receive_or_pause(max_messages, wait)))
-                if not waiting and stop_when_empty:
+                fetched = self.fetch(max_messages, wait)
+                if stop_when_empty and fetched == []:
                     return
+                waiting = list(reversed(fetched or []))
                 while waiting and not self.stopped:
-                    if failed or waiting[-1].half_over:
-                        waiting = self._still_ours(waiting)
-                        failed = False
-                        continue
                     message = waiting.pop()
-                    yield message
-                    failed = self.mode == "fifo" and message.settled == "nacked"
+                    if not self.begin(message):
+                        continue
+                    try:
+                        yield message
+                    finally:
+                        self.done(message)
+                    self.let_next(message)
         finally:
-            if waiting and not self.closed:
-                with suppress(StoreUnavailable):
-                    self.extend(waiting, 0)
+            self.leave(waiting)
 
-    def _still_ours(self, messages: list[Message]) -> list[Message]:
-        """Those that have not expired or gone back, with their timeout anew."""
-        seconds = max((message.visibility for message in messages), default=0)
-        if self.extend(messages, seconds) == len(messages):
-            return messages
-        return [message for message in messages if message.extend(seconds)]
-
-    def receive_or_pause(self, max_messages: int, wait: float) -> list[Message]:
-        """receive(), where a store that is away is waited for."""
+    def fetch(self, max_messages: int, wait: float) -> list[Message] | None:
+        """Fetch messages for begin() and leave(). Returns None if the store is away or the client is closed."""
         try:
-            return self.receive(max_messages, wait=wait)
+            fetched = self.receive(max_messages, wait=wait)
+        except ClientClosed:
+            return None
         except StoreUnavailable as error:
-            log.warning("%s; trying again", error)
-            sleep(min(wait, 1.0))
-            return []
+            if not self.stopped:
+                log.warning("%s; trying again", error)
+                sleep(AWAY)
+            return None
+        self._unbegun.update(fetched)
+        self._keeper.hold(fetched)
+        if self.mode == "fifo":
+            tie_mates(fetched)
+        return fetched
 
-    # settling
-
-    def ack(self, messages: Iterable[Message], *, connection: Connection | None = None) -> int:
-        """Finish deliveries; how many were still ours.
-
-        `connection`: in the caller's transaction, and strict: raises StaleReceipt where one is not ours any more, so
-        that the effect rolls back with it.
-        """
-        chosen = list(messages)
-        receipts = [message.receipt for message in chosen]
-        if connection is None:
-            done = self._settle(self.sql.ack, (self.consumer, receipts, False))
-        else:
-            with store_errors():
-                cursor = connection.execute(self.sql.ack, (self.consumer, receipts, True))
-                row = cursor.fetchone()
-            done = row[0] if row else 0
-        self._mark(chosen, "acked")
-        return done
-
-    def nack(
-        self,
-        messages: Iterable[Message],
-        *,
-        delay: float | None = None,
-        reason: str | None = None,
-        dead: bool = False,
-    ) -> int:
-        """Give deliveries back: visible again after `delay` seconds, or by the consumer's back-off; `dead`: no more."""
-        chosen = list(messages)
-        receipts = [message.receipt for message in chosen]
-        done = self._settle(self.sql.nack, (self.consumer, receipts, delay, reason, dead))
-        self._mark(chosen, "nacked")
-        return done
-
-    def extend(self, messages: Iterable[Message], seconds: float) -> int:
-        """Keep deliveries invisible for so many seconds from now; how many were still ours. 0 gives them back."""
-        chosen = list(messages)
-        done = self._settle(self.sql.extend, (self.consumer, [m.receipt for m in chosen], seconds))
-        if done == len(chosen):
-            for message in chosen:
-                message.prolonged(seconds)
-        return done
+    # publishing
 
     def publish(
         self,
@@ -198,14 +125,23 @@ class Queue(Sessions):
         connection: Connection | None = None,
     ) -> int:
         """Publish a message to the consumers of a topic, in the caller's transaction where `connection` is given; its
-        seq. `data` is anything that orjson writes.
+        seq. `data` is anything that orjson writes, without NaN and infinity.
+
+        Where the session is lost while it runs, it is tried again with a `dedup_id`; without one it raises
+        StoreUnavailable, since the message may be there.
         """
-        values = (topic, key, orjson.dumps(data).decode(), delay, dedup_id)
-        if connection is None:
-            return self._write(self.sql.publish, values)  # once: it would stand there twice
-        with store_errors():
-            row = (connection.execute(self.sql.publish, values)).fetchone()
-        return row[0] if row else 0
+        refuse_bad_time("delay", delay)
+        refuse_bad_text(topic=topic, key=key, dedup_id=dedup_id)
+        if connection is not None:
+            text = json_text(data, ascii_only=connection.info.encoding != "utf-8")
+            with store_errors():
+                cursor = connection.execute(self.sql.publish, (topic, key, text, delay, dedup_id))
+                row = cursor.fetchone()
+            return row[0] if row else 0
+        values = (topic, key, json_text(data), delay, dedup_id)
+        if dedup_id is None:
+            return int(self._once(self.sql.publish, values, "the message was published"))
+        return int(self._again(now() + PATIENCE, lambda: self._write(self.sql.publish, values)))
 
     # workers
 
@@ -218,12 +154,12 @@ class Queue(Sessions):
         work is extended by itself. Messages of one key that came together are handled one after the other. On a
         signal, handlers get `grace` seconds to end.
         """
+        if type(concurrency) is not int or concurrency < 1:
+            raise UsageError(f"concurrency is {concurrency!r}; it must be a whole number of at least 1")
+        refuse_bad_time("wait", wait)
+        refuse_bad_time("grace", grace)
 
         def decorate(handler: Handler[Message]) -> Worker:
-            return Worker(self, handler, concurrency, wait, grace)
+            return Worker(self, handler, concurrency, patient(wait, stop_when_empty=False), grace)
 
         return decorate
-
-    def _mark(self, messages: list[Message], state: Literal["acked", "nacked"]) -> None:
-        for message in messages:
-            message.settled = message.settled or state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -12,6 +12,79 @@ T = TypeVar("T")
 Handler: TypeAlias = Callable[[T], Awaitable[object]]
 Lock = asyncio.Lock
 sleep = asyncio.sleep
+Cancelled = asyncio.CancelledError
+ASYNCHRONOUS = True  # which kind of handler a worker takes
+_GIVING_BACK = 5.0  # seconds that a handler which was cancelled has to end
+
+
+async def acquired(lock: Lock, timeout: float) -> bool:  # noqa: ASYNC109 - as the threads' has it
+    """Whether the lock was taken in time."""
+    if lock.locked() and timeout <= 0:
+        return False
+    try:
+        async with asyncio.timeout(timeout if lock.locked() else None):
+            await lock.acquire()
+    except TimeoutError:
+        return False
+    return True
+
+
+def if_unused(lock: Lock, call: Callable[[], None]) -> None:
+    """Do it where the lock is free. The call does not wait."""
+    if not lock.locked():
+        call()
+
+
+def being_cancelled() -> bool:
+    """Whether the current task was told to end; else a CancelledError is another one's."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def begin(call: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+    """Run it in the background."""
+    return asyncio.create_task(call(), name="cdcbridge leases")
+
+
+def end(task: asyncio.Task[None]) -> None:
+    """End a background task."""
+    task.cancel()
+
+
+class Closing(AsyncGenerator[T, None]):
+    """A generator that is closed as soon as a loop over it was left.
+
+    By default the event loop closes it later, and never if the event loop ends first: asyncio.run() ends so after a
+    `return` inside `async for`. Here the closing task exists at once, and asyncio.run() waits for it.
+    """
+
+    def __init__(self, inner: AsyncGenerator[T, None]) -> None:
+        self._inner = inner
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def asend(self, value: None) -> T:
+        self._loop = asyncio.get_running_loop()
+        return await self._inner.asend(value)
+
+    async def athrow(self, *details: Any) -> T:
+        return await self._inner.athrow(*details)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    def __del__(self) -> None:
+        with suppress(RuntimeError):
+            loop = asyncio.get_running_loop()
+            if loop is self._loop:
+                task = loop.create_task(self._inner.aclose())
+                _closing.add(task)
+                task.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Task[None]] = set()
 
 
 class Slots:
@@ -52,10 +125,15 @@ class Group:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._tasks:
-            _done, late = await asyncio.wait(self._tasks, timeout=self._grace)
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=self._grace)
+        finally:
+            late = list(self._tasks)
             for task in late:
                 task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=_GIVING_BACK)
 
 
 @contextmanager

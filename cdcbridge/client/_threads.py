@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -13,6 +14,43 @@ T = TypeVar("T")
 Handler: TypeAlias = Callable[[T], object]
 Lock = threading.Lock
 sleep = time.sleep
+Cancelled = asyncio.CancelledError
+ASYNCHRONOUS = False  # which kind of handler a worker takes
+
+
+def acquired(lock: threading.Lock, timeout: float) -> bool:
+    """Whether the lock was taken in time."""
+    return lock.acquire(timeout=timeout) if timeout > 0 else lock.acquire(blocking=False)
+
+
+def if_unused(lock: threading.Lock, call: Callable[[], None]) -> None:
+    """Do it under the lock, where that is free."""
+    if lock.acquire(blocking=False):
+        try:
+            call()
+        finally:
+            lock.release()
+
+
+def being_cancelled() -> bool:
+    """Nobody can tell a thread to end."""
+    return False
+
+
+def begin(call: Callable[[], None]) -> threading.Thread:
+    """Run it in the background."""
+    thread = threading.Thread(target=call, daemon=True, name="cdcbridge leases")
+    thread.start()
+    return thread
+
+
+def end(_thread: threading.Thread) -> None:
+    """A background thread ends by itself."""
+
+
+def Closing(inner: Generator[T, None, None]) -> Generator[T, None, None]:  # noqa: N802 - the tasks' needs a class
+    """Return the generator: Python closes it as soon as a loop over it was left."""
+    return inner
 
 
 class Slots:

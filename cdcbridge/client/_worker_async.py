@@ -1,6 +1,8 @@
 """A worker: takes messages, hands them to a handler, and settles them by how that ends.
 
 `_worker.py` is made from this file by `make client`: change this one.
+
+docs/CONSUMERS.md has the table of how a handler can end. Never begins a handler whose delivery may have expired.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from cdcbridge.client._common import by_key
-from cdcbridge.client._tasks import Group, Handler, Slots, on_signals, sleep
-from cdcbridge.errors import StoreUnavailable
+from cdcbridge.client._handlers import refuse_handler, refuse_unrun
+from cdcbridge.client._tasks import ASYNCHRONOUS, Cancelled, Group, Handler, Slots, being_cancelled, on_signals
+from cdcbridge.errors import CdcbridgeError
 
 if TYPE_CHECKING:
-    from cdcbridge.client._async import AsyncMessage, AsyncQueue
+    from cdcbridge.client._async import AsyncQueue
+    from cdcbridge.client._settling_async import AsyncMessage
 
-_TICK: Final = 0.25  # seconds between looks at what has to be extended
+_TICK: Final = 0.25  # seconds in which stop() is noticed while all handlers are busy
 log: Final = logging.getLogger("cdcbridge.client")
 
 
@@ -25,71 +29,96 @@ class AsyncWorker:
     def __init__(
         self, queue: AsyncQueue, handler: Handler[AsyncMessage], concurrency: int, wait: float, grace: float
     ) -> None:
+        refuse_handler(handler, asynchronous=ASYNCHRONOUS)
         self._queue = queue
         self._handler = handler
         self._concurrency = concurrency
         self._wait = wait
         self._grace = grace
-        self._held: set[AsyncMessage] = set()
+        self._fetched: set[AsyncMessage] = set()  # and neither settled nor given back
         self._ending = False
+        self._exit: BaseException | None = None  # a handler's sys.exit() or KeyboardInterrupt
 
     async def __call__(self, message: AsyncMessage) -> object:
         return await self._handler(message)
 
     async def run(self) -> None:
-        """Handle messages until stop(), SIGTERM or SIGINT; then let those that are being handled end."""
-        queue, slots = self._queue, Slots(self._concurrency)
-        with on_signals(queue.stop):
-            async with Group(_TICK * 4) as beside:
-                beside.start(self._keep)
+        """Handle messages until stop(), SIGTERM or SIGINT; then let those that are being handled end.
+
+        A handler's sys.exit() or KeyboardInterrupt is such a stop, and is raised here at its end.
+        """
+        queue = self._queue
+        queue.refuse_unusable()
+        self._ending, self._exit = False, None
+        try:
+            with on_signals(queue.stop):
                 async with Group(self._grace) as group:
-                    while not queue.stopped:
-                        free = await slots.take(_TICK)
-                        if not free:
-                            continue
-                        jobs = by_key(await queue.receive_or_pause(free, self._wait))
-                        slots.give(free - len(jobs))
-                        for job in jobs:
-                            self._held.update(job)
-                            group.start(self._work, job, slots)
-                self._ending = True
+                    try:
+                        await self._take(group)
+                    finally:
+                        self._ending = True
+        finally:
+            await self._end()
+        if self._exit is not None:
+            raise self._exit
+
+    async def _take(self, group: Group) -> None:
+        """Fetch messages, and start a job for each key while handlers are free."""
+        queue, slots = self._queue, Slots(self._concurrency)
+        while not queue.stopped:
+            free = await slots.take(_TICK)
+            if not free:
+                continue
+            fetched = await queue.fetch(free, self._wait) or []
+            self._fetched.update(fetched)
+            jobs = by_key(fetched)
+            slots.give(free - len(jobs))
+            for job in jobs:
+                group.start(self._work, job, slots)
+
+    async def _end(self) -> None:
+        """Give back messages that were not begun. Messages still being handled come again when they expire."""
+        for message in await self._queue.leave_unbegun(self._fetched):
+            log.warning("message %s of %s was still being handled at the end", message.seq, self._queue.consumer)
 
     async def _work(self, job: list[AsyncMessage], slots: Slots) -> None:
-        """Messages of one key, in order. In fifo, one that failed took the later ones back with it."""
+        """Handle messages of one key, in order. In fifo, give back the later ones after one that is not finished."""
+        queue = self._queue
         try:
             for number, message in enumerate(job):
-                if number and self._queue.stopped:
-                    await self._queue.extend(job[number:], 0)
-                    return
-                if not await self._handle(message) and self._queue.mode == "fifo":
-                    return
-        except StoreUnavailable as error:
+                if queue.stopped or self._ending:
+                    return await queue.leave(job[number:])
+                if await queue.begin(message):
+                    await self._handle(message)
+                    if not await queue.let_next(message):
+                        return None
+                elif queue.mode == "fifo":
+                    return await queue.leave(job[number + 1 :])
+        except CdcbridgeError as error:
             log.warning("%s; what was being handled comes again", error)
         finally:
-            self._held.difference_update(job)
+            self._fetched.difference_update(job)
             slots.give(1)
 
-    async def _handle(self, message: AsyncMessage) -> bool:
-        """Whether it was handled, and not given back."""
+    async def _handle(self, message: AsyncMessage) -> None:
+        queue = self._queue
         try:
-            await self._handler(message)
-        except Exception as error:
-            log.exception("message %s of %s failed", message.seq, self._queue.consumer)
-            if message.settled is None:
-                await message.nack(reason=f"{type(error).__name__}: {error}"[:500])
-            return False
-        if message.settled is None and not await message.ack():
-            log.warning("message %s of %s was handled, but its delivery had expired", message.seq, self._queue.consumer)
-        return message.settled == "acked"
+            refuse_unrun(self._handler, await self._handler(message))
+        except BaseException as error:
+            await self._failed(message, error)
+            if isinstance(error, Cancelled) and being_cancelled():
+                raise
+        else:
+            if message.settled is None and not await message.ack():
+                log.warning("message %s of %s was handled, but its delivery had expired", message.seq, queue.consumer)
+        finally:
+            queue.done(message)
 
-    async def _keep(self) -> None:
-        """Extend what is being handled, or waits for one of its key, before it expires."""
-        while not self._ending:
-            await sleep(_TICK)
-            due = [message for message in list(self._held) if message.settled is None and message.half_over]
-            if not due:
-                continue
-            try:
-                await self._queue.extend(due, max(message.visibility for message in due))
-            except StoreUnavailable as error:
-                log.warning("%s; what is being handled may come again", error)
+    async def _failed(self, message: AsyncMessage, error: BaseException) -> None:
+        """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt end the worker as well."""
+        await self._queue.give_up(message, error)
+        log.error("message %s of %s failed", message.seq, self._queue.consumer, exc_info=error)
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            self._exit = self._exit or error
+            self._ending = True
+            self._queue.stop()

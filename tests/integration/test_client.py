@@ -214,13 +214,13 @@ def test_stop_when_empty_and_stop(queue: Queue, connect: Any) -> None:
 
 
 def test_messages_that_wait_their_turn_do_not_expire(queue: Queue, connect: Any) -> None:
-    queue.declare(topics=("t",), visibility_timeout="400ms")
+    queue.declare(topics=("t",), visibility_timeout="2s")
     queue.append(6)
     seen = []
     for message in connect().messages(wait=0, stop_when_empty=True):
         with message:
             seen.append((message.seq, message.deliver_count))
-            threading.Event().wait(0.15)
+            threading.Event().wait(0.6)
     assert seen == [(n, 1) for n in range(1, 7)]
 
 

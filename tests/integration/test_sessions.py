@@ -494,7 +494,7 @@ def test_a_client_behind_a_pooler_leaves_nothing_in_the_servers_sessions(
         assert message.data["record"] == {"n": "é"}
         assert message.ack()
         with pytest.raises(Exception, match="not a receipt"):
-            queue._settle(queue.sql.ack, ("c", ["nonsense"], False))
+            queue._write(queue.sql.ack, ("c", ["nonsense"]))
         batch = stream.read(wait=5)
         assert batch is not None and batch.commit()
         names = "statement_timeout", "default_transaction_isolation", "default_transaction_read_only", "intervalstyle"

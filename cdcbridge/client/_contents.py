@@ -1,0 +1,64 @@
+"""Turn published data into JSON, and check the texts that go with it. Pure.
+
+Never changes a value: it refuses each value that JSON or PostgreSQL cannot hold, and names the value's place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import orjson
+
+from cdcbridge.errors import UsageError
+
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+
+
+def json_text(data: Any, *, ascii_only: bool = False) -> str:
+    """Return the data as JSON. Raises UsageError for NaN and infinity, which orjson would write as null.
+
+    `ascii_only` escapes other characters, for a session whose client_encoding may not have them.
+    """
+    text = orjson.dumps(data).decode()
+    if "null" in text:
+        for place, value in _not_finite(data, "data"):
+            raise UsageError(
+                f"{place} is {value}, which JSON does not have", hint="Publish None, or the number as a string."
+            )
+    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text) if ascii_only else text
+
+
+def _not_finite(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield place, value
+    elif isinstance(value, enum.Enum):
+        yield from _not_finite(value.value, place)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _not_finite(inner, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _not_finite(inner, f"{place}[{number}]")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _not_finite(getattr(value, field.name, None), f"{place}.{field.name}")
+
+
+def refuse_bad_text(**arguments: str | None) -> None:
+    """Raise UsageError for an argument with NUL or half of a surrogate pair, which PostgreSQL's text cannot hold."""
+    for name, value in arguments.items():
+        if value is None or (value.isascii() and "\0" not in value):
+            continue
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{name} is {value!r}: half of a surrogate pair is no character") from None
+        if "\0" in value:
+            raise UsageError(f"{name} is {value!r}: PostgreSQL's text cannot hold NUL")

@@ -1,0 +1,73 @@
+"""Handlers of messages: refuse those that a worker cannot run, and describe their errors. Pure."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final
+
+from cdcbridge.errors import UnusableHandler
+
+REASON: Final = 500  # characters of an error that the message's history keeps
+
+
+def clean(text: str) -> str:
+    """Replace NUL and halves of surrogate pairs, which PostgreSQL's text cannot hold, by escapes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def reason_of(error: BaseException) -> str:
+    """Describe an error for the message's history, for example "ValueError: no such order"."""
+    try:
+        text = str(error)
+    except Exception as worse:  # noqa: BLE001 - whatever it is, the message goes back
+        text = f"its text cannot be had: {type(worse).__name__}"
+    return clean(f"{type(error).__name__}: {text}"[:REASON])
+
+
+def refuse_handler(handler: object, *, asynchronous: bool) -> None:
+    """Raise UnusableHandler where calling the handler would not run it, or not to its end."""
+    if not callable(handler):
+        raise UnusableHandler(f"a handler must be a function, and {handler!r} is a {type(handler).__name__}")
+    kind = _kind(handler)
+    if asynchronous and kind == "a plain function" and _is_coroutine_function(inspect.unwrap(handler)):
+        return  # a decorator's, which passes on what the function gives
+    wanted = "an `async def` function" if asynchronous else "a plain function"
+    if kind != wanted:
+        client = "an AsyncQueue" if asynchronous else "a Queue"
+        other = "Queue" if asynchronous else "AsyncQueue"
+        hint = f"{other} takes it." if not kind.endswith("generator") else "A handler may not `yield`."
+        raise UnusableHandler(
+            f"the worker of {client} takes {wanted}, and {_name(handler)} is {kind}: it would not be run", hint=hint
+        )
+
+
+def _kind(handler: Callable[..., Any]) -> str:
+    targets = (handler, getattr(handler, "__call__", None))  # noqa: B004 - an instance may have an async one
+    if any(map(inspect.isasyncgenfunction, targets)):
+        return "an asynchronous generator"
+    if any(map(inspect.isgeneratorfunction, targets)):
+        return "a generator"
+    if any(map(_is_coroutine_function, targets)):
+        return "an `async def` function"
+    return "a plain function"
+
+
+def _is_coroutine_function(function: object) -> bool:
+    return inspect.iscoroutinefunction(function)
+
+
+def _name(handler: object) -> str:
+    return str(getattr(handler, "__qualname__", None) or repr(handler))
+
+
+def refuse_unrun(handler: object, result: object) -> None:
+    """Raise UnusableHandler where a handler returned something that has yet to be run, such as a coroutine."""
+    if inspect.iscoroutine(result) or inspect.isgenerator(result):
+        result.close()
+    elif not inspect.isasyncgen(result):
+        return
+    raise UnusableHandler(
+        f"the handler {_name(handler)} returned a {type(result).__name__}, which nobody runs",
+        hint="Wait for it inside the handler, or use AsyncQueue with an `async def` function.",
+    )

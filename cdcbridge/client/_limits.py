@@ -1,0 +1,80 @@
+"""Time limits of a client's calls: the clock, the limits, and the pauses between two attempts.
+
+Knows no session. Never gives up a call: _sessions_async.py does that, by these limits.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Generator
+from typing import Any, Final, TypeVar
+
+import psycopg
+
+from cdcbridge.errors import UsageError
+
+ANSWER: Final = 5.0  # seconds for an answer of the server; a session that stays silent for longer is given up
+COUNTING: Final = 600.0  # the same for a statement that counts the log
+PATIENCE: Final = 10.0  # seconds of further attempts for a call without a lease or `wait`
+LONGEST: Final = 300.0  # and for one whose lease is longer than this
+LEAVING: Final = 2.0  # seconds of further attempts to give back what was fetched and not begun
+MANY: Final = 5_000  # deliveries whose end may take longer than ANSWER
+AWAY: Final = 0.5  # seconds between two tries of a loop, each of which has made its own attempts
+IDLE: Final = 1.0  # messages() and workers wait at least so long for a message, whatever `wait` is
+
+T = TypeVar("T")
+
+if hasattr(time, "CLOCK_BOOTTIME"):
+
+    def now() -> float:
+        """Return seconds of a clock that also runs while the process is stopped or the machine sleeps."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+else:
+    now = time.monotonic
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server, or a proxy in front of it, accepts statements and does not answer."""
+
+
+def limited(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
+    """Run the steps of one exchange. Raises NoAnswer after so many seconds without a byte from the server.
+
+    psycopg resumes the steps ten times a second with 0 where nothing arrived.
+    """
+    end = now() + seconds
+    try:
+        wanted = next(steps)
+        while True:
+            ready = yield wanted
+            if ready:
+                end = now() + seconds
+            elif now() > end:
+                raise NoAnswer(f"no answer within {seconds:g} s")
+            wanted = steps.send(ready)
+    except StopIteration as last:
+        result: T = last.value
+        return result
+
+
+class Pace:
+    """Growing pauses, from 0.05 to 2 seconds, with jitter."""
+
+    def __init__(self) -> None:
+        self._next = 0.05
+
+    def next(self) -> float:
+        pause, self._next = self._next, min(2.0, self._next * 2)
+        return pause * random.uniform(0.5, 1)  # noqa: S311 - no secret depends on it
+
+
+def refuse_bad_time(name: str, value: float | None, *, zero: bool = True) -> None:
+    """Raise UsageError for an argument that is not a number of seconds. None stands for a default."""
+    if value is not None and not (value >= 0 if zero else value > 0):
+        raise UsageError(f"{name} is {value}; it must be {'at least' if zero else 'more than'} 0 seconds")
+
+
+def patient(wait: float, stop_when_empty: bool) -> float:
+    """Return how long a loop waits for messages. With `wait=0` it would ask a thousand times a second."""
+    return wait if stop_when_empty else max(wait, IDLE)

@@ -1,0 +1,245 @@
+"""How deliveries end, asynchronous: acked, nacked, given back, or kept for longer.
+
+Made from `_settling.py` by `make client`.
+
+An ack is committed before it counts, also for the order of fifo. Never decides what a failure means: back-off and dead
+letters are the server's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from psycopg.sql import Composed
+
+from cdcbridge.client._common import Delivery, QueueStatements, behind
+from cdcbridge.client._handlers import clean, reason_of
+from cdcbridge.client._limits import LONGEST, MANY, now, refuse_bad_time
+from cdcbridge.client._sessions import Connection, Sessions
+from cdcbridge.database import store_errors
+from cdcbridge.errors import CdcbridgeError, StoreUnavailable
+
+log: Final = logging.getLogger("cdcbridge.client")
+
+
+class Message(Delivery):
+    """One delivery. As a context manager it acks on leaving, or gives back where its block raised."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, row: tuple[Any, ...], queue: Settling) -> None:
+        super().__init__(*row)
+        self._queue = queue
+
+    def ack(self) -> bool:
+        """Finish it. False where the delivery is not ours any more."""
+        return self._queue.ack([self]) == 1
+
+    def nack(self, *, delay: float | None = None, reason: str | None = None, dead: bool = False) -> bool:
+        """Give it back, by default after the consumer's back-off; or kill it. False where it is not ours any more."""
+        return self._queue.nack([self], delay=delay, reason=reason, dead=dead) == 1
+
+    def extend(self, seconds: float) -> bool:
+        """Keep it for so long from now. False where it is not ours any more."""
+        return self._queue.extend([self], seconds) == 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._queue.give_up(self, error)
+        elif self.settled is None and not self.ack():
+            log.warning("message %s of %s was handled, but its delivery had expired", self.seq, self._queue.consumer)
+
+
+class Settling(Sessions):
+    """A queue's deliveries, from when they were fetched to their end."""
+
+    sql: QueueStatements
+
+    def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
+        super().__init__(dsn, consumer, poll_interval)
+        self.sql = QueueStatements(schema)
+        self._unbegun: set[Delivery] = set()  # fetched by messages() or a worker, and not begun
+        self._turns = threading.Lock()  # held for a moment, so that a message is begun or given back
+
+    def begin(self, message: Message) -> bool:
+        """Whether the handling of the message may begin. If half of its lease is over, the server is asked first."""
+        if not message.idle and message.half_over:
+            with self._turns:
+                others = [
+                    other for other in self._unbegun if other is not message and other.half_over and not other.idle
+                ]
+            try:
+                self._renew([message, *others])
+            except StoreUnavailable as error:
+                message.lost = True  # its lease ended while the store was away
+                log.warning("message %s of %s is not begun, and comes again: %s", message.seq, self.consumer, error)
+        with self._turns:
+            self._unbegun.discard(message)
+            good = not message.idle
+        if not good:
+            self._keeper.drop([message])
+        return good
+
+    def done(self, message: Delivery) -> None:
+        """Stop extending the lease of a message whose handling has ended."""
+        self._keeper.drop([message])
+
+    def let_next(self, message: Message) -> bool:
+        """Whether the next message of its key may be handled. In fifo, give these back unless the ack is committed."""
+        others = behind(message) if self.mode == "fifo" else []
+        if not others or (message.settled == "acked" and message.xid is None and not message.lost):
+            return True
+        outcome = self.outcome(message)
+        if outcome == "finished":
+            return True
+        self.leave(others)
+        if outcome == "rolled back":
+            self._quietly(lambda: self.nack([message], reason="its ack was rolled back"))
+        return False
+
+    def outcome(self, message: Message) -> Literal["finished", "rolled back", "open"]:
+        """Whether the ack is committed ("finished"), was rolled back with the caller's transaction, or neither."""
+        if message.settled != "acked" or message.lost:
+            return "open"
+        if message.xid is None:
+            return "finished"
+        values = (message.xid, self.consumer, [message.receipt], message.visibility)
+        try:
+            found = self._again(self._deadline([message]), lambda: self._write(self.sql.outcome, values))
+        except StoreUnavailable:
+            return "open"
+        if found == 0:
+            message.xid = None
+            return "finished"
+        return "rolled back" if found == 1 else "open"
+
+    def ack(self, messages: Iterable[Message], *, connection: Connection | None = None) -> int:
+        """Finish deliveries; how many were still ours. Tries again until their leases end.
+
+        `connection`: in the caller's transaction, and strict: raises StaleReceipt where one is not ours any more, so
+        that the effect rolls back with it.
+        """
+        chosen = list(messages)
+        receipts = [message.receipt for message in chosen]
+        if connection is None:
+            done = self._settle(chosen, self.sql.ack, (self.consumer, receipts))
+            xid = None
+        else:
+            with store_errors():
+                cursor = connection.execute(self.sql.ack_strictly, (self.consumer, receipts))
+                row = cursor.fetchone()
+            done, xid = row or (0, None)
+        for message in chosen:
+            if message.settled is None or message.xid is not None:
+                message.settled, message.xid = "acked", xid
+            message.lost = message.lost or done < len(chosen)  # one of them was: in fifo its key is another's
+        return int(done)
+
+    def nack(
+        self,
+        messages: Iterable[Message],
+        *,
+        delay: float | None = None,
+        reason: str | None = None,
+        dead: bool = False,
+    ) -> int:
+        """Give deliveries back: visible again after `delay` seconds, or by the consumer's back-off; `dead`: no more.
+
+        In fifo, later messages of the same keys that messages() or a worker fetched go back as well, uncounted.
+        """
+        refuse_bad_time("delay", delay)
+        chosen = list(messages)
+        self.leave([mate for message in chosen for mate in behind(message)])
+        values = (self.consumer, [m.receipt for m in chosen], delay, None if reason is None else clean(reason), dead)
+        done = self._settle(chosen, self.sql.nack, values)
+        for message in chosen:
+            if message.settled is None or message.xid is not None:
+                message.settled, message.xid = "nacked", None
+        return done
+
+    def give_up(self, message: Message, error: BaseException) -> None:
+        """Give back a message whose handling raised, unless it is finished. Never hides the error of the handling."""
+        if message.settled is None or self.outcome(message) == "rolled back":
+            try:
+                self.nack([message], reason=reason_of(error))
+            except CdcbridgeError as worse:
+                text = "message %s of %s could not be given back, and comes again when its delivery expires: %s"
+                log.warning(text, message.seq, self.consumer, worse)
+
+    def leave(self, messages: Iterable[Delivery]) -> None:
+        """Give back messages that were not begun, at once and uncounted. Raises nothing."""
+        with self._turns:
+            chosen = [message for message in messages if message in self._unbegun and not message.idle]
+            for message in chosen:
+                message.settled = "given back"
+            self._unbegun.difference_update(chosen)
+        self._keeper.drop(chosen)
+        if not chosen or self.closed:
+            return
+        values = (self.consumer, [message.receipt for message in chosen])
+        error = self._quietly(lambda: self._write(self.sql.give_back, values))
+        if error is not None:
+            log.warning(
+                "%s messages of %s were not begun; they come again later: %s", len(chosen), self.consumer, error
+            )
+
+    def leave_unbegun(self, messages: Iterable[Delivery]) -> list[Delivery]:
+        """Give back messages that were not begun. Returns those that were begun and are not settled."""
+        late = list(messages)
+        self.leave(late)
+        begun = [message for message in late if not message.idle]
+        self._keeper.drop(begun)
+        return begun
+
+    def _leave(self) -> None:
+        self.leave(list(self._unbegun))
+
+    def extend(self, messages: Iterable[Delivery], seconds: float) -> int:
+        """Keep deliveries invisible for so many seconds from now; how many were still ours. 0 gives them back."""
+        chosen = list(messages)
+        asked = now()
+        values = (self.consumer, [message.receipt for message in chosen], seconds)
+        done = int(self._again(self._deadline(chosen), lambda: self._write(self.sql.extend, values)))
+        if done == len(chosen):
+            for message in chosen:
+                message.prolonged(asked, seconds)
+        return done
+
+    def _renew(self, due: Sequence[Delivery]) -> None:
+        seconds = max(message.visibility for message in due)
+        if self.extend(due, seconds) == len(due):
+            return
+        for message in due:
+            if not message.idle and not self.extend([message], seconds) and not message.idle:
+                message.lost = True
+                log.warning("the delivery of message %s of %s was lost: it comes again", message.seq, self.consumer)
+
+    def _settle(self, chosen: Sequence[Delivery], query: Composed, values: tuple[Any, ...]) -> int:
+        """Ack or nack, with further attempts until the leases end. A second run finds nothing left to do."""
+        attempts = 0
+
+        def attempt() -> int:
+            nonlocal attempts
+            attempts += 1
+            if len(chosen) <= MANY:
+                return int(self._write(query, values))
+            return int((self._patiently(query, values, deadline - now()))[0][0])
+
+        deadline = self._deadline(chosen)
+        done = self._again(deadline, attempt)
+        if attempts > 1 and self.mode == "queue":
+            # An earlier attempt may have done it, and its answer was lost: nobody else has these receipts.
+            done = max(done, sum(message.settled is None and message.ends > now() for message in chosen))
+        return done
+
+    def _deadline(self, messages: Iterable[Delivery]) -> float:
+        return min(now() + LONGEST, max((message.ends for message in messages), default=0.0))

@@ -1,0 +1,37 @@
+-- give_back(consumer, receipts) -> how many deliveries went back whose handling had not begun.
+--
+-- Such a delivery does not count: deliver_count is what it was before. For example, a client that took ten messages and is stopped
+-- while it handles the first one gives nine back, however often that happens. The messages are visible at once, and receivers
+-- that wait are woken. In fifo the later messages of the same key in the same claim go back, too, uncounted as well.
+-- A stale receipt is left alone and counts 0. Internal: the Python clients call it; nack() and extend() are for everybody.
+-- Raises CB001, CB002, CB003, CB005 (isolation level above READ COMMITTED), CB008. Locks: the leases, as ack() does.
+create or replace function give_back(consumer text, receipts text[]) returns int
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+    c consumers := queue_named(consumer);
+    given record := parse_receipts(receipts);
+    moment timestamptz := moment();
+    wanted delivery[];
+begin
+    perform require_read_committed('give_back()');
+    wanted := in_flight(c.id, given.tokens, given.seqs, moment);
+    if c.mode = 'fifo' then
+        wanted := wanted || array(
+            select f from unnest(followers_of(c.id, wanted)) f
+            where not exists (select from unnest(wanted) w where w.token = f.token and w.seq = f.seq));
+    end if;
+    wanted := settle_deliveries(c.id, wanted, moment);
+    if wanted = '{}' then
+        return 0;
+    end if;
+    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at, ord,
+                         tie, barrier, in_order)
+    select c.id, d.seq, d.key, d.deliver_count - 1, case when d.deliver_count > 1 then d.last_delivered_at else '-infinity' end,
+           moment, d.history, d.inserted_at, d.ord, d.tie, d.barrier, c.mode = 'fifo'
+    from unnest(wanted) d;
+    perform pg_notify(current_schema(), c.id::text);
+    return (select count(*) from unnest(wanted) d
+            where (d.token, d.seq) in (select g.token, g.seq from unnest(given.tokens, given.seqs) as g (token, seq)));
+end $$;

@@ -59,7 +59,7 @@ begin
             when lock_not_available then
                 exit when to_regclass(segment_name(seq)) is not null; -- a later publisher makes the next one
                 if clock_timestamp() > until then
-                    raise exception 'the log''s segment of seq % is not there: a transaction that makes it, or holds a lock on the log, is open: pid %',
+                    raise exception 'the segment of seq % is not there: a transaction that makes it, or locks the log, is open: pid %',
                         seq, (select string_agg(distinct l.pid::text, ', ') from pg_locks l
                               where l.relation = 'messages'::regclass and l.granted and l.pid <> pg_backend_pid()
                                 and l.mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock'))

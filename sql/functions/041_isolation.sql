@@ -1,6 +1,7 @@
 -- ack() and nack() of a queue above READ COMMITTED, where all statements of a transaction see what its first statement saw.
 --
--- There a message is settled by its mark in `settled` alone; a row of `leases` is never removed because of what an old snapshot shows.
+-- There a message is settled by its mark in `settled` alone. What an old snapshot shows never removes a row of `leases` that
+-- others still need.
 -- PostgreSQL raises 40001 where another session acked, gave back, extended or took over the message since the snapshot: by the lock
 -- of its row of `leases`, or by the unique index of the marks. The application then runs its transaction again.
 -- Example: begin isolation level serializable; insert into invoices ...; select ack('billing', '{17-4}', strict => true); commit;

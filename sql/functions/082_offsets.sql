@@ -260,9 +260,9 @@ language sql volatile security definer set search_path from current as $$
     order by a.xact_start
 $$;
 
--- create_partition_indexes(only_one) -> whether one was made: what groups read the log by, on each segment that has none. Without groups nobody pays for it.
--- only_one: of the first such segment alone, before there is a group. Raises 55P03 where a transaction has written into the segment
--- and stays open for 500 ms; names it.
+-- create_partition_indexes(only_one) -> whether one was made: what groups read the log by, on each segment that has none.
+-- Without groups nobody pays for it. only_one: on the first such segment alone, before there is a group.
+-- Raises 55P03 where a transaction has written into the segment and stays open for 500 ms; names it.
 -- Locks: SHARE on a segment while its index is made: the bridge waits for the last one's, about a second for a full one.
 create or replace function create_partition_indexes(only_one boolean default false) returns boolean
 language plpgsql volatile set search_path from current set lock_timeout = '500ms' as $$

@@ -59,7 +59,8 @@ def test_a_reader_comes_to_the_state_wherever_it_stood(queue: Queue, steps: list
     state = fold(everything)
     assert fold(sorted(heard, key=lambda row: row["seq"])) == state
     queue.next_segment()
-    compact(queue)
+    while compact(queue)["dropped"]:  # a segment at a time
+        pass
     queue.value("select cdcbridge.seek('s', 'earliest')")
     kept = [row for row in drain(queue) if (row["key"] or "").startswith(prefix)]
     assert {row["key"]: row["seq"] for row in kept} == state, "and nothing else, once all was read"

@@ -157,10 +157,10 @@ class World:
         if raised:
             raise raised[0]
 
-    def bridge_error(self) -> BaseException:
-        """Run a bridge that must end by itself; what it raised."""
+    def bridge_error(self, patience: float = PATIENCE) -> BaseException:
+        """Run a bridge that must end by itself within so many seconds; what it raised."""
         bridge = Bridge(self.config())
-        timer = threading.Timer(PATIENCE, bridge.stop)
+        timer = threading.Timer(patience, bridge.stop)
         timer.start()
         try:
             bridge.run()

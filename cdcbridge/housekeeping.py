@@ -58,7 +58,7 @@ class Housekeeper(Background):
                     log.info("messages.died", reason="max_deliveries", messages=buried[0])
                 if time.monotonic() >= next_retention:
                     self._drop_segments(store)
-                    store.execute("select forget_hints()")
+                    store.execute("select forget_hints(), note_safe_point()")
                     next_retention = time.monotonic() + _RETENTION_INTERVAL
                 self._stop.wait(min(_BURY_INTERVAL, interval))
 

@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from cdcbridge.errors import ConfigError
 from cdcbridge.filters import Filter
 from cdcbridge.route import OPERATIONS
-from cdcbridge.units import Duration, Size
+from cdcbridge.units import Duration, Size, format_duration
 
 Operation = Literal["insert", "update", "delete", "truncate"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
@@ -129,7 +129,7 @@ class Consumer(_Model):
     columns: Columns | None = None
     key: tuple[str, ...] | None = None
     start: Literal["now", "earliest", "snapshot"] = "now"
-    visibility_timeout: Duration = 30.0
+    visibility_timeout: Annotated[Duration, Field(gt=0)] = 30.0
     max_deliveries: Annotated[int, Field(ge=1, le=10_000)] = 5
     retry_delay: RetryDelay = RetryDelay()
     max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
@@ -243,6 +243,26 @@ class Config(BaseSettings):
                 raise ValueError(f"two consumers are named {consumer.name!r}")
             seen.add(consumer.name)
         return value
+
+    @model_validator(mode="after")
+    def _no_wait_outlasts_the_log(self) -> Self:
+        """A message that waits for longer than store.max_retention is a dead letter by then."""
+        most = self.store.max_retention
+        for consumer in self.consumers:
+            delay = consumer.retry_delay
+            given = [
+                ("visibility_timeout", consumer.visibility_timeout)
+                for _ in consumer.model_fields_set & {"visibility_timeout"}
+            ]
+            written = sorted(delay.model_fields_set & {"initial", "max"})
+            given += [(f"retry_delay.{name}", getattr(delay, name)) for name in written]
+            for name, value in given:
+                if value > most:
+                    raise ValueError(
+                        f"consumer {consumer.name!r}: {name} is {format_duration(value)}, longer than"
+                        f" store.max_retention, {format_duration(most)}"
+                    )
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -200,6 +200,7 @@ def _tell_losses(
 def _apply_consumers(config: Config, connection: Connection, store: Store) -> None:
     """Bring the file's consumers into the store, with the backfills that new ones ask for."""
     store.set_partitions(config.store.partitions)
+    store.set_max_retention(config.store.max_retention)
     applied = consumers.apply(store.connection, config.consumers, patience=_PATIENCE)
     _begin_snapshots(config, connection, store.connection)
     _forget_beginnings(store.connection, config, applied.changed)

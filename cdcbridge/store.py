@@ -175,6 +175,11 @@ class Store:
         with store_errors():
             self._connection.execute("update source set catalog = %s", (Jsonb(catalog),))
 
+    def set_max_retention(self, seconds: float) -> None:
+        """What visibility timeouts, delays and deliver_at are limited by from now on."""
+        with store_errors():
+            self._connection.execute("select set_max_retention(make_interval(secs => %s))", (seconds,))
+
     def set_partitions(self, partitions: int) -> None:
         """How many partitions of the log keys are spread over, from the next message on."""
         with store_errors():

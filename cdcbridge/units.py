@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, PlainSerializer
 
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES: Final = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
-_NUMBER_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+_NUMBER_UNIT: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]+)", re.ASCII)
+_LONGEST: Final = 36500 * 86400.0  # seconds; what PostgreSQL adds to a time without an overflow
 
 
 def parse_duration(value: Any) -> float:
@@ -17,7 +18,10 @@ def parse_duration(value: Any) -> float:
     match = _NUMBER_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None or match[2] not in _SECONDS:
         raise ValueError(f"{value!r} is not a duration; write a number and one of ms, s, m, h, d, as in 30s")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > _LONGEST:
+        raise ValueError(f"{value!r} is longer than {format_duration(_LONGEST)}")
+    return seconds
 
 
 def parse_size(value: Any) -> int:

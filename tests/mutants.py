@@ -48,6 +48,7 @@ LEAVING = "tests/integration/test_client_leaving.py::test_"
 ORDER = "tests/integration/test_client_order.py::test_"
 LOSS = "tests/integration/test_client_loss.py::test_"
 ENDING = "tests/integration/test_client_handlers.py::test_"
+PLACES = "tests/sql/test_places.py::test_"
 LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
 MUTANTS = (
     Mutant("I1", "cdcbridge/pump.py", "self._stream.confirm(written, self._progress.confirm())",
@@ -72,9 +73,15 @@ MUTANTS = (
     Mutant("I9", "sql/functions/040_ack.sql",
            "l.token = claimed and l.not_visible_until > moment\n      and cardinality", "l.token = claimed\n      and cardinality",
            f"{QUEUE}test_a_receipt_is_good_for_one_delivery"),
-    Mutant("I10", "sql/functions/030_receive.sql",
+    Mutant("I10", "sql/functions/033_places.sql",
            "and pg_try_advisory_xact_lock(class, take_slots.consumer_id * 64 + slot) then", "then",
            f"{QUEUE}test_many_receivers_get_each_message_once_and_never_more_than_max_in_flight"),
+    Mutant("I10", "sql/functions/030_receive.sql", "if not (pg_try_advisory_lock(sharing_lock(consumer.id)) and pg_advisory_unlock(sharing_lock(consumer.id)))\n", "if false\n",
+           f"{PLACES}a_large_claim_leaves_to_others_what_it_does_not_use[pg15]"),
+    Mutant("I10", "sql/functions/033_places.sql", "used[k.slot % number] + coalesce(k.used, 1000000)", "used[k.slot % number]",
+           f"{PLACES}a_large_claim_leaves_to_others_what_it_does_not_use[pg15]"),
+    Mutant("I10", "sql/functions/030_receive.sql", "'hints'::regclass::oid::int, told_lock(", "0, told_lock(",
+           f"{PLACES}a_hundred_receivers_in_their_transactions_get_a_message_each[pg15-queue]"),
     Mutant("I11", "cdcbridge/catalog.py",
            "        doubtful = not self.captures(schema, table) and self._in_doubt(versions)\n", "        doubtful = False\n",
            "tests/integration/test_stream.py"
@@ -110,7 +117,7 @@ MUTANTS = (
     Mutant("I21", "sql/functions/040_ack.sql", "select unnest(seqs) except all select unnest(marked)",
            "select unnest(seqs) except select unnest(marked)",
            f"{QUEUE}test_a_claim_of_which_a_part_was_extended_ends_as_a_whole"),
-    Mutant("I22", "sql/functions/031_hints.sql", "(l.settled = '{}' or u.seq <> all (l.settled))", "true",
+    Mutant("I22", "sql/functions/031_hints.sql", "(not l.partly or not exists", "(true or not exists",
            "tests/sql/test_fifo.py::test_a_key_is_free_when_all_of_it_is_acked_though_its_claim_holds_others"),
     Mutant("I23", "sql/functions/072_compact.sql", "t.old_key, null, t.seq, t.partition, false from taken t where t.old_key is not null",
            "t.old_key, null, t.seq, t.partition, false from taken t where false",
@@ -238,6 +245,10 @@ MUTANTS = (
            f"{ENDING}a_handler_ends_and_the_worker_goes_on[pg15-CancelledError-sync]"),
     Mutant("I54", "cdcbridge/client/_handlers.py", '.replace("\\0", "\\\\x00")', "",
            f"{ENDING}a_handler_ends_and_the_worker_goes_on[pg15-raises with NUL-sync]"),
+    Mutant("I43", "sql/functions/082_offsets.sql", "s.seq > $2 and (s.publisher < $3) is not true", "false",
+           "tests/sql/test_times.py::test_what_was_published_before_and_committed_after_is_there[pg15]"),
+    Mutant("I44", "sql/functions/030_receive.sql", "    token bigint;\n    look", "    token bigint := draw_token();\n    look",
+           f"{PLACES}a_receive_that_finds_nothing_costs_no_transaction_id[pg15-empty-queue]"),
 )  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def replay(app: App, name: str, start: str, end: str) -> None:
     """
     with app.store() as store, app.store() as reader:
         row = store.execute(
-            "select c.id, c.name, c.mode, c.config, seq_before(%s) + 1, seq_before(%s) from queue_named(%s) c",
+            "select c.id, c.name, c.mode, c.config, seq_before(%s) + 1, seq_until(%s) from queue_named(%s) c",
             (start, end, name),
         ).fetchone()
         if row is None:

@@ -7,8 +7,8 @@
 -- Raises CB001 (unknown consumer), CB002 (a stream), CB004 (bad argument), CB005 (isolation level above READ COMMITTED,
 -- where the claim would work on a snapshot older than its locks), CB008 (not this consumer's role). A paused consumer
 -- gives a NOTICE and nothing else.
--- Locks: the rows it takes, by SKIP LOCKED, and a share of max_in_flight, to the end of the caller's transaction. So
--- receivers do not wait for each other, and one that stays in its transaction only keeps its own share from others.
+-- Locks: the rows it takes, by SKIP LOCKED, and places within max_in_flight (033), to the end of the caller's transaction. So
+-- receivers do not wait for each other, and one that stays in its transaction only keeps from others the places that it uses.
 -- Planner settings are pinned: missing or stale statistics must never turn a claim into a scan of everything.
 create or replace function receive(consumer text, max_messages int default 10, visibility_timeout interval default null)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
@@ -29,7 +29,7 @@ declare
     lowest bigint;
     highest bigint;
 begin
-    if c.paused or coalesce(max_messages, 0) < 1 or visibility_timeout < interval '0'
+    if c.paused or coalesce(max_messages, 0) < 1 or visibility_timeout < interval '0' or visibility_timeout > interval '1 min'
         or current_setting('transaction_isolation') <> 'read committed'
     then
         perform check_receive(max_messages, visibility_timeout);
@@ -38,12 +38,12 @@ begin
             return;
         end if;
     end if;
-    claimed := draw_token();
-    suffix := '-' || claimed;
-    k := claim(c, max_messages, claimed, moment, until);
+    k := claim(c, max_messages, moment, until);
     if k.taken = '{}' then
         return;
     end if;
+    claimed := currval('tokens_seq'); -- the claim's
+    suffix := '-' || claimed;
     if k.plain and not c.config ?| '{columns,key}' then
         -- All that there is to know stands in the log, in this order. Where there is no other message between: one walk along it.
         lowest := k.taken[1];
@@ -99,6 +99,7 @@ begin
     if visibility_timeout < interval '0' then
         raise exception 'visibility_timeout is %; it must not be negative', visibility_timeout using errcode = 'CB004';
     end if;
+    perform refuse_too_long('visibility_timeout', visibility_timeout);
 end $$;
 
 -- draw_token() -> a new token, registered with the gap guard as draw() does it, but without its lock: the hints that it
@@ -117,110 +118,98 @@ begin
     return nextval('tokens_seq');
 end $$;
 
--- claim(consumer, wanted, token, moment, until) -> the seqs of messages that now have a lease under this token, in order; plain:
+-- token_drawn(token, taken) -> the token of a claim that has taken these: what it had, or has drawn for them.
+create or replace function token_drawn(token bigint, taken bigint[]) returns bigint
+language sql volatile as $$
+    select case when token is null and taken <> '{}' then currval('tokens_seq') else token end
+$$;
+
+-- claim(consumer, wanted, moment, until) -> the seqs of messages that now have a lease under the token drawn last, in order; plain:
 -- all are delivered for the first time, none is redriven, and the order is the log's.
-create or replace function claim(consumer consumers, wanted int, token bigint, moment timestamptz, until timestamptz,
-                                 out taken bigint[], out plain boolean)
+-- places, expired, due: what claim_shared() has found; else null.
+create or replace function claim(consumer consumers, wanted int, moment timestamptz, until timestamptz, places smallint[] default null,
+                                 expired boolean default null, due boolean default null, out taken bigint[], out plain boolean)
 language plpgsql volatile as $$
 declare
     max_in_flight constant int := consumer.config ->> 'max_in_flight';
     slots smallint[] := '{}';
     number int;
     hint constant hints := newest_hint(consumer.id);
+    token bigint;
     look record;
     fresh record;
 begin
     taken := '{}';
     plain := true;
-    for i in 0 .. 3 loop
-        number := cardinality(slots);
-        slots := take_slots(consumer.id, max_in_flight, least(wanted, max_in_flight) << 2 * i, slots);
-        look := survey(consumer.id, hint, max_in_flight, wanted, slots, moment);
-        -- Enough slots if nothing were in flight, but something is: more of them, and not at once all that others need.
-        exit when cardinality(look.places) >= wanted or cardinality(slots) = number;
-    end loop;
-    if cardinality(look.places) = 0 then
-        return;
+    if places is null then
+        if claimed_before(consumer.id) then
+            select k.taken, k.plain into taken, plain from claim_shared(consumer, hint, wanted, slots, moment, until) k;
+            return;
+        end if;
+        for i in 0 .. 3 loop
+            number := cardinality(slots);
+            slots := take_slots(consumer.id, max_in_flight, least(wanted, max_in_flight) << 2 * i, slots);
+            -- Asked when it has slots: a claim that begins to share after that sees them taken. Twice: two that ask at once meet.
+            if not (pg_try_advisory_lock(sharing_lock(consumer.id)) and pg_advisory_unlock(sharing_lock(consumer.id)))
+                and not (pg_try_advisory_lock(sharing_lock(consumer.id)) and pg_advisory_unlock(sharing_lock(consumer.id)))
+            then
+                select k.taken, k.plain into taken, plain from claim_shared(consumer, hint, wanted, slots, moment, until) k;
+                return;
+            end if;
+            look := survey(consumer.id, hint, max_in_flight, wanted, slots, null, moment);
+            -- Enough slots if nothing were in flight, but something is: more of them, and not at once all that others need.
+            exit when cardinality(look.places) >= wanted or cardinality(slots) = number;
+        end loop;
+        if cardinality(look.places) < wanted and cardinality(slots) < least(64, max_in_flight)
+            and exists (select from claims_in_progress(consumer.id) p where p.used is not null)
+        then
+            select k.taken, k.plain into taken, plain from claim_shared(consumer, hint, wanted, slots, moment, until) k;
+            return;
+        end if;
+        places := look.places;
+        expired := look.expired;
+        due := look.due;
     end if;
-    if consumer.mode = 'fifo' then
+    if cardinality(places) = 0 then
+        null;
+    elsif consumer.mode = 'fifo' then
         select k.taken, k.plain into taken, plain
-        from claim_in_order(consumer, hint, look.places, look.expired, token, moment, until) k;
+        from claim_in_order(consumer, hint, places, expired, token, moment, until) k;
     else
-        if look.expired then
-            taken := claim_expired(consumer, hint, look.places, token, moment, until);
+        if expired then
+            taken := claim_expired(consumer, hint, places, token, moment, until);
+            token := token_drawn(token, taken);
         end if;
-        if look.due and cardinality(taken) < cardinality(look.places) then
-            taken := taken || claim_delayed(consumer.id, look.places[cardinality(taken) + 1:], cardinality(taken), token,
+        if due and cardinality(taken) < cardinality(places) then
+            taken := taken || claim_delayed(consumer.id, places[cardinality(taken) + 1:], cardinality(taken), token,
                                             moment, until);
+            token := token_drawn(token, taken);
         end if;
-        if cardinality(taken) < cardinality(look.places) then
-            fresh := claim_waiting(consumer.id, hint, look.places, taken, token, moment, until);
+        if cardinality(taken) < cardinality(places) then
+            fresh := claim_waiting(consumer.id, hint, places, taken, token, moment, until);
             taken := fresh.all_taken;
             plain := fresh.plain;
         else
             plain := false;
         end if;
     end if;
-    if token >= hint.token_floor + 128 or taken[cardinality(taken)] >= hint.waiting_floor + 4096 then
-        perform renew_hint(consumer.id, hint, coalesce(taken[cardinality(taken)], 0));
+    if slots <> '{}' then
+        -- Mostly each slot is full but for the last, and full ones need not be told. Else some are not used.
+        if slots[cardinality(slots)] <> coalesce(places[cardinality(taken)], slots[1]) then
+            perform tell_claim(consumer.id, places[:cardinality(taken)], slots);
+        -- Expressions, where a PERFORM would be a statement.
+        elsif pg_advisory_xact_lock_shared('hints'::regclass::oid::int, told_lock(
+                  consumer.id, slots[cardinality(slots)],
+                  coalesce(cardinality(taken) + 1 - array_position(places, slots[cardinality(slots)]), 0))) is null
+            or set_config('cdcbridge.claimed_' || consumer.id, slots[cardinality(slots)] || ':' ||
+                  coalesce(cardinality(taken) + 1 - array_position(places, slots[cardinality(slots)]), 0), true) is null
+        then
+            null;
+        end if;
     end if;
-end $$;
-
--- take_slots(consumer_id, max_in_flight, wanted, slots) -> `slots`, and more of max_in_flight that are ours until the
--- transaction ends: together enough for `wanted` if nothing were in flight, or all that are free.
--- The limit is cut into up to 64 slots: so many receivers can hold their transactions open at once. A slot's leases are
--- counted after its lock is held, so that no two receivers ever fill the same room; the sum of all slots is the limit.
--- Locks: an advisory transaction lock per slot, never waited for.
-create or replace function take_slots(consumer_id int, max_in_flight int, wanted int, slots smallint[]) returns smallint[]
-language plpgsql volatile as $$
-declare
-    number constant int := least(64, max_in_flight);
-    class constant int := 'leases'::regclass::oid::int;
-    slot int := floor(random() * number);
-begin
-    for i in 1 .. number loop
-        if slot <> all (slots) and pg_try_advisory_xact_lock(class, take_slots.consumer_id * 64 + slot) then
-            slots := slots || slot::smallint;
-        end if;
-        exit when cardinality(slots) * (max_in_flight / number) >= wanted;
-        slot := (slot + 1) % number;
-    end loop;
-    return slots;
-end $$;
-
--- survey(consumer_id, hint, max_in_flight, wanted, slots, moment) -> for each place that is free in these slots, the slot, up to
--- `wanted`; whether there are leases whose timeout passed, or messages given back whose time has come.
--- Called when the slots' locks are held: its snapshot is younger.
-create or replace function survey(consumer_id int, hint hints, max_in_flight int, wanted int, slots smallint[],
-                                  moment timestamptz, out places smallint[], out expired boolean, out due boolean)
-language plpgsql volatile as $$
-declare
-    number constant int := least(64, max_in_flight);
-    used int[] := array_fill(0, array[number], array[0]);
-    l record;
-    free int;
-begin
-    for l in
-        -- Modulo: the limit may have been lowered since.
-        select v.slot % number as slot,
-               case when v.not_visible_until > moment then cardinality(v.seqs) - (
-                   select count(*) from settled s where s.consumer_id = v.consumer_id and s.token = v.token
-                   and s.part = v.part)::int end as size
-        from live_leases(survey.consumer_id, hint) v
-        union all
-        (select null, null from delayed d where d.consumer_id = survey.consumer_id and d.visible_at <= moment limit 1)
-    loop
-        if l.size is not null then
-            used[l.slot] := used[l.slot] + l.size;
-        elsif l.slot is not null then
-            expired := true;
-        else
-            due := true;
-        end if;
-    end loop;
-    places := '{}';
-    for i in 1 .. cardinality(slots) loop
-        free := max_in_flight / number + (slots[i] < max_in_flight % number)::int - used[slots[i]];
-        places := places || array_fill(slots[i], array[greatest(0, least(free, wanted - cardinality(places)))]);
-    end loop;
+    if taken <> '{}'
+        and (currval('tokens_seq') >= hint.token_floor + 128 or taken[cardinality(taken)] >= hint.waiting_floor + 4096)
+    then
+        perform renew_hint(consumer.id, hint, taken[cardinality(taken)]);
+    end if;
 end $$;

@@ -1,5 +1,6 @@
 -- How a queue consumer's messages are claimed: those whose timeout passed, those given back, new ones.
--- Every function returns the seqs that now have a lease under the token, in order.
+-- Every function returns the seqs that now have a lease under the token, in order. A token that is null is drawn when there is
+-- something to take: a receive that finds nothing costs no transaction id.
 
 -- claim_expired(...): deliveries whose timeout passed. Those that had their last delivery die.
 create or replace function claim_expired(consumer consumers, hint hints, places smallint[], token bigint,
@@ -14,6 +15,7 @@ begin
         expired := (lock_expired(consumer.id, hint, cardinality(places), 0, token, moment))[:cardinality(places)];
         perform remove_locked(consumer.id, expired);
         alive := bury_last(consumer, expired);
+        token := coalesce(token, draw_token());
         taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token, moment, until);
         places := places[cardinality(alive) + 1:];
         exit when cardinality(alive) = cardinality(expired) or places = '{}';
@@ -35,7 +37,7 @@ begin
     -- A row holds a message at least.
     select array_agg(l.token), array_agg(l.part) into tokens, parts
     from (select v.token, v.part from live_leases(lock_expired.consumer_id, hint) v
-          where v.not_visible_until <= moment and v.deliver_count >= at_least and v.token <> claimed
+          where v.not_visible_until <= moment and v.deliver_count >= at_least and v.token is distinct from claimed
           order by v.token, abs(v.part) limit wanted) v
     cross join lateral (
         select l.token, l.part from leases l
@@ -66,12 +68,22 @@ begin
         order by l.token, abs(l.part) + u.n);
 end $$;
 
--- with_note(delivery, at, reason) -> the delivery with a line more in its history.
+-- with_note(delivery, at, reason) -> the delivery with a line more in its history. The history keeps the first 5 lines and the last
+-- 20; one between them, {"left_out": 7}, counts the others. A line keeps 2,000 characters of its reason.
 create or replace function with_note(delivery delivery, at timestamptz, reason text) returns delivery
 language plpgsql immutable as $$
+declare
+    lines constant int := jsonb_array_length(delivery.history);
+    left_out constant bigint := (delivery.history #>> '{5,left_out}')::bigint;
 begin
-    delivery.history := delivery.history
-        || jsonb_build_object('at', time_text(at), 'deliver_count', delivery.deliver_count, 'reason', reason);
+    if lines - (left_out is not null)::int >= 25 then
+        delivery.history := jsonb_path_query_array(delivery.history, '$[0 to 4]')
+            || jsonb_build_object('left_out', coalesce(left_out, 0) + lines - (left_out is not null)::int - 24)
+            || jsonb_path_query_array(delivery.history, '$[last - 18 to last]');
+    end if;
+    delivery.history := delivery.history || jsonb_build_object(
+        'at', time_text(at), 'deliver_count', delivery.deliver_count,
+        'reason', left(reason, 2000) || case when length(reason) > 2000 then '...' else '' end);
     return delivery;
 end $$;
 
@@ -128,7 +140,7 @@ begin
     if due is null then
         return '{}';
     end if;
-    return insert_leases(consumer_id, due, places, offset_, token, moment, until);
+    return insert_leases(consumer_id, due, places, offset_, coalesce(token, draw_token()), moment, until);
 end $$;
 
 -- claim_waiting_template() -> the code that claims messages which are delivered for the first time (or anew after a
@@ -164,6 +176,7 @@ begin
     loop
         fetch cur into r;
         exit when not found;
+        claimed := coalesce(claimed, draw_token());
         if cardinality(r.seqs) > room then
             update waiting_<id> w set seqs = r.seqs[room + 1:], keys = r.keys[room + 1:] where w.ctid = r.ctid;
             r.seqs := r.seqs[:room];

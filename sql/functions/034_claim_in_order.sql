@@ -17,10 +17,12 @@ begin
     taken := '{}';
     if expired then
         taken := claim_expired_in_order(consumer, hint, places, token, moment, until);
+        token := token_drawn(token, taken);
     end if;
     if cardinality(taken) < room and exists (select from delayed d where d.consumer_id = consumer.id) then
         taken := taken || claim_delayed_in_order(consumer, hint, places[cardinality(taken) + 1:], cardinality(taken),
                                                  token, moment, until);
+        token := token_drawn(token, taken);
     end if;
     plain := taken = '{}';
     if cardinality(taken) < room then
@@ -60,6 +62,7 @@ begin
         exit when wanted = '{}';
         perform remove_locked(consumer.id, wanted);
         alive := bury_last(consumer, wanted);
+        token := coalesce(token, draw_token());
         taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token, moment, until);
         places := places[cardinality(alive) + 1:];
         exit when cardinality(alive) = cardinality(wanted) or places = '{}';
@@ -79,15 +82,18 @@ begin
                    d.not_visible_until <= moment and (tokens is null or (d.token, d.part) in (
                        select t.token, t.part from unnest(tokens, parts) as t (token, part))) as mine
             from unnest(deliveries_of(free_expired.consumer_id, array(
-                select l.token from live_leases(free_expired.consumer_id, hint) l where l.token <> claimed))) d
+                select l.token from live_leases(free_expired.consumer_id, hint) l where l.token is distinct from claimed))) d
         ), free as (
             select c.d, c.ord, c.tie from every c
             where c.mine
               and (c.key is null
-                   or not exists (select from every o where o.key = c.key and not o.mine
-                                  and (o.in_flight or (o.ord, o.tie) < (c.ord, c.tie)))
+                   or case when c.key in (select o.key from every o where not o.mine and o.key is not null) -- by hash
+                      then not exists (select from every o where o.key = c.key and not o.mine
+                                       and (o.in_flight or (o.ord, o.tie) < (c.ord, c.tie)))
+                      else true end
                       and not exists (select from delayed e
                                       where e.consumer_id = free_expired.consumer_id and e.in_order and e.key = c.key
+                                        and hashtextextended(e.key, 0) = hashtextextended(c.key, 0)
                                         and (e.ord, e.tie) < (c.ord, c.tie)))
             order by c.ord, c.tie limit wanted)
         select coalesce(array_agg(f.d order by f.ord, f.tie), '{}') from free f);
@@ -101,8 +107,11 @@ declare
     wanted bigint[] := free_delayed(consumer.id, hint, token, moment, null, cardinality(places));
     due delivery[];
 begin
-    wanted := array(select d.seq from delayed d where d.consumer_id = consumer.id and d.seq = any (wanted)
-                    and d.visible_at <= moment for update skip locked);
+    -- Lateral: a look-up each.
+    wanted := array(select d.seq from unnest(wanted) as w (seq) cross join lateral (
+                        select d.seq from delayed d
+                        where d.consumer_id = consumer.id and d.seq = w.seq and d.visible_at <= moment
+                        for update skip locked) d);
     if wanted <> '{}' then
         -- A statement of its own: its snapshot is younger than the locks.
         wanted := free_delayed(consumer.id, hint, token, moment, wanted, cardinality(places));
@@ -111,10 +120,11 @@ begin
         return '{}';
     end if;
     with gone as (
-        delete from delayed d where d.consumer_id = consumer.id and d.seq = any (wanted) returning d.*)
+        delete from delayed d using unnest(wanted) as w (seq)
+        where d.consumer_id = consumer.id and d.seq = w.seq returning d.*)
     select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
                          g.visible_at, g.inserted_at, g.ord, g.tie)::delivery order by g.ord, g.tie) into due from gone g;
-    return insert_leases(consumer.id, due, places, offset_, token, moment, until);
+    return insert_leases(consumer.id, due, places, offset_, coalesce(token, draw_token()), moment, until);
 end $$;
 
 -- free_delayed(consumer_id, hint, claimed, moment, seqs, wanted) -> up to `wanted` messages given back whose time has come, of
@@ -127,20 +137,24 @@ begin
         with held as materialized (
             select o.key, o.ord, o.tie, o.not_visible_until > moment as in_flight
             from unnest(deliveries_of(free_delayed.consumer_id, array(
-                select l.token from live_leases(free_delayed.consumer_id, hint) l where l.token <> claimed))) o
+                select l.token from live_leases(free_delayed.consumer_id, hint) l where l.token is distinct from claimed))) o
         )
         select coalesce(array_agg(f.seq), '{}') from (
             select d.seq from delayed d
             where d.consumer_id = free_delayed.consumer_id and d.visible_at <= moment
-              and (seqs is null or d.seq = any (seqs))
+              and (seqs is null or d.seq in (select s from unnest(seqs) s))
               and (d.key is null
-                   or not exists (select from held h where h.key = d.key
-                                  and (h.in_flight or (h.ord, h.tie) < (d.ord, d.tie)))
+                   or case when d.key in (select h.key from held h where h.in_flight and h.key is not null) then false -- by hash
+                      when d.key in (select h.key from held h where h.key is not null)
+                      then not exists (select from held h where h.key = d.key and (h.ord, h.tie) < (d.ord, d.tie))
+                      else true end
                       -- An earlier one that is due, too, goes with it if it comes to its turn before.
                       and not exists (select from delayed e
                                       where e.consumer_id = free_delayed.consumer_id and e.in_order and e.key = d.key
+                                        and hashtextextended(e.key, 0) = hashtextextended(d.key, 0)
                                         and (e.ord, e.tie) < (d.ord, d.tie)
-                                        and not (e.visible_at <= d.visible_at and (seqs is null or e.seq = any (seqs)))))
+                                        and not (e.visible_at <= d.visible_at
+                                                 and (seqs is null or e.seq in (select s from unnest(seqs) s)))))
             order by d.visible_at, d.ord, d.tie limit wanted) f);
 end $$;
 
@@ -156,7 +170,7 @@ create or replace function claim_in_order_<id>(hint hints, places smallint[], ta
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    held constant text[] := array(select h.key from held_keys(<id>, hint) h where h.token <> claimed);
+    held constant text[] := array(select h.key from held_keys(<id>, hint) h where h.token is distinct from claimed);
     given_back constant boolean := exists (select from delayed d where d.consumer_id = <id>);
     barrier record;
     last_ord bigint := 0;
@@ -173,7 +187,8 @@ declare
           and not (cardinality(l.keys) = 1 and l.keys[1] is not null and (
                        l.keys[1] in (select h from unnest(held) h)
                        or given_back and exists (select from delayed d where d.consumer_id = <id> and d.in_order
-                                                 and d.key = l.keys[1])));
+                                                 and d.key = l.keys[1]
+                                                 and hashtextextended(d.key, 0) = hashtextextended(l.keys[1], 0))));
     room int;
     look int := cardinality(places) - cardinality(taken); -- how many messages to look at; more and more if many are held
     ords bigint[];
@@ -210,6 +225,7 @@ begin
             exit when cardinality(seqs_) >= look;
         end loop;
         exit when seqs_ = '{}';
+        claimed := coalesce(claimed, draw_token());
         select f.free, f.shut into free, shut from free_messages_<id>(hint, ords, ties, sizes, keys_, claimed) f;
         if cardinality(free) = cardinality(seqs_) and cardinality(free) <= room then
             taken := insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
@@ -245,10 +261,11 @@ declare
     ends int[] := '{}';
 begin
     select array(select h.key from held_keys(<id>, hint) h
-                 where h.token <> claimed and h.key in (select k from unnest(keys_) k))
+                 where h.token is distinct from claimed and h.key in (select k from unnest(keys_) k))
         || case when exists (select from delayed d where d.consumer_id = <id>)
            then array(select k from unnest(keys_) k
-                      where exists (select from delayed d where d.consumer_id = <id> and d.in_order and d.key = k)) end,
+                      where exists (select from delayed d where d.consumer_id = <id> and d.in_order and d.key = k
+                                    and hashtextextended(d.key, 0) = hashtextextended(k, 0))) end,
         exists (select from live_leases(<id>, hint) l where l.barrier)
         or exists (select from delayed d where d.consumer_id = <id> and d.barrier)
         or exists (select from waiting_<id> w where w.barrier and w.ord >= hint.waiting_floor
@@ -358,6 +375,7 @@ begin
         return '{}';
     end if;
     delete from waiting_<id> w where w.consumer_id = <id> and w.ord = at and w.tie = at_tie;
+    claimed := coalesce(claimed, draw_token());
     insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count, last_delivered_at,
                         not_visible_until, inserted_at)
     values (<id>, claimed, 1, place, b.seqs, b.keys, true, 1, moment, until, b.inserted_at);

@@ -169,22 +169,25 @@ declare
     held_parts int[];
     marked bigint[];
 begin
+    -- Sets are compared by hash: a claim may hold 100,000 messages, and `= any` or && would look at each pair of them.
     with given as materialized (
-        select g.token, g.seq from unnest(tokens, seqs) as g (token, seq) where not g.seq = any (gone)
+        select g.token, g.seq from unnest(tokens, seqs) as g (token, seq) where g.seq not in (select s from unnest(gone) s)
     ), held as materialized (
         select l.token, l.part, l.seqs
-        from (select g.token, array_agg(g.seq) as seqs from given g group by g.token order by g.token) t
+        from (select distinct g.token from given g order by g.token) t
         cross join lateral (
             select l.token, l.part, l.seqs from leases l
             where l.consumer_id = settle_some.consumer_id and l.token = t.token and l.not_visible_until > moment
-              and l.seqs && t.seqs
+              and exists (select from unnest(l.seqs) as u (seq)
+                          where case when true then (l.token, u.seq) in (select g.token, g.seq from given g) end)
             order by l.part for key share) l
+    ), named as materialized (
+        select h.token, h.part, u.seq from held h cross join lateral unnest(h.seqs) as u (seq) where h.part > 0
     ), made as (
         insert into settled (consumer_id, token, part, seq)
-        select settle_some.consumer_id, h.token, h.part, g.seq
-        from held h join given g on g.token = h.token and g.seq = any (h.seqs)
-        where h.part > 0
-        order by h.token, h.part, g.seq
+        select settle_some.consumer_id, n.token, n.part, n.seq
+        from named n where case when true then (n.token, n.seq) in (select g.token, g.seq from given g) end
+        order by n.token, n.part, n.seq
         on conflict do nothing
         returning token, part, seq)
     select array_agg(m.token), array_agg(m.part), coalesce(array_agg(m.seq), '{}')
@@ -231,7 +234,7 @@ begin
         select l.not_visible_until from leases l
         where l.consumer_id = settle_moved.consumer_id and l.token = g.token and l.part < 0 and l.seqs[1] = g.seq
         offset 0) l
-    where not g.seq = any (gone) and l.not_visible_until > moment;
+    where g.seq not in (select s from unnest(gone) s) and l.not_visible_until > moment;
     if moved_tokens is null then
         return '{}';
     end if;
@@ -255,7 +258,7 @@ create or replace function refuse_stale(consumer text, tokens bigint[], seqs big
 language plpgsql stable as $$
 declare
     stale text := (select string_agg(r.seq || '-' || r.token, ', ' order by r.seq) from unnest(tokens, seqs) as r (token, seq)
-                   where not r.seq = any (acked));
+                   where r.seq not in (select a from unnest(acked) a));
 begin
     if stale is null then
         return; -- a receipt was given twice

@@ -4,7 +4,8 @@
 -- delay null: min(max, initial * factor^(deliver_count - 1)) of the consumer's retry_delay. The last of max_deliveries
 -- kills at once, and so does dead. In fifo the later messages of the same key in the same claim go back with the first
 -- one that was given back, and their receipts are stale from then on; they are not counted here.
--- Raises CB001, CB002, CB003, CB004 (negative delay), CB005 (fifo above READ COMMITTED), CB008; 40001 as ack() does.
+-- Raises CB001, CB002, CB003, CB004 (a delay that is negative, or longer than store.max_retention), CB005 (fifo above READ COMMITTED),
+-- CB008; 40001 as ack() does.
 -- Locks: the leases, as ack() does.
 create or replace function nack(consumer text, receipts text[], delay interval default null, reason text default null,
                                 dead boolean default false) returns int
@@ -21,6 +22,8 @@ declare
 begin
     if delay < interval '0' then
         raise exception 'delay is %; it must not be negative', delay using errcode = 'CB004';
+    elsif delay > interval '0' then
+        perform refuse_too_long('delay', delay);
     end if;
     if above_read_committed() then
         if c.mode = 'fifo' then
@@ -54,7 +57,7 @@ declare
     gone bigint[] := settle(consumer_id, array(select d.token from unnest(deliveries) d),
                             array(select d.seq from unnest(deliveries) d), moment);
 begin
-    return array(select d from unnest(deliveries) d where d.seq = any (gone));
+    return array(select d from unnest(deliveries) d where case when true then d.seq in (select g from unnest(gone) g) end);
 end $$;
 
 -- delay_deliveries(consumer, nacked, delay, moment): visible again after the delay, or by the consumer's back-off. In fifo
@@ -125,6 +128,7 @@ begin
         raise exception 'visibility_timeout is %; it must not be negative', coalesce(visibility_timeout::text, 'null')
             using errcode = 'CB004';
     end if;
+    perform refuse_too_long('visibility_timeout', visibility_timeout);
     -- First the locks, in one order, then what there is.
     perform from (select distinct t as token from unnest(given.tokens) t order by t) t cross join lateral (
         select from leases l where l.consumer_id = c.id and l.token = t.token and l.not_visible_until > moment

@@ -25,9 +25,10 @@ begin
         select d.consumer_id, d.seq, d.topic, d.key, d.data, d.commit_lsn, d.ordinal, d.commit_time, d.inserted_at,
                greatest(1, (select last_value from messages_seq)), nextval('redrives_seq')
         from (select * from dead_messages d where d.consumer_id = c.id and d.id = any (chosen)
-                and not exists (select from leases l where l.consumer_id = c.id and d.seq = any (l.seqs) and not exists (
-                                    select from settled s where s.consumer_id = c.id and s.token = l.token
-                                    and s.part = l.part and s.seq = d.seq))
+                and d.seq not in (select u.seq from leases l cross join lateral unnest(l.seqs) as u (seq)
+                                  where l.consumer_id = c.id and not exists (
+                                      select from settled s where s.consumer_id = c.id and s.token = l.token
+                                      and s.part = l.part and s.seq = u.seq))
                 and not exists (select from delayed l where l.consumer_id = c.id and l.seq = d.seq)
               order by d.seq, d.id offset 0) d
         on conflict do nothing

@@ -4,8 +4,9 @@
 -- in the caller's transaction: they see it when that commits, and never if it does not.
 -- deliver_at: not delivered before; in fifo its key waits with it. dedup_id: a second message of the topic with the same one
 -- within 5 minutes of the first adds nothing, and gives the first one's seq.
--- Raises CB004 (no topic, one with a dot, or an argument that is null), CB005 (above READ COMMITTED, where a consumer was added,
--- changed or removed since the transaction's snapshot), 55P03 (ensure_segment). Registers with the gap guard.
+-- Raises CB004: no topic, or one with a dot or of more than 1,024 bytes; deliver_at infinite or beyond store.max_retention from now;
+-- a dedup_id that is empty or has more than 1,024 bytes. CB005: above READ COMMITTED, where a consumer was added, changed or removed
+-- since the transaction's snapshot. 55P03: ensure_segment(). Registers with the gap guard.
 -- Locks: the gap guard's, shared, to the end of the transaction; those who publish the same dedup_id wait for each other. Without a
 -- bridge, the one that makes the log's next segment locks as create_segments() does.
 create or replace function publish(topic text, key text, data json, deliver_at timestamptz default null,
@@ -14,6 +15,7 @@ language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
 declare
+    horizon constant bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint; -- before the moment
     moment constant timestamptz := moment();
     first_seq bigint;
     new_seq bigint;
@@ -22,6 +24,9 @@ begin
     if topic is null or topic = '' or strpos(topic, '.') > 0 then
         raise exception 'topic is %; it must be a name without a dot', quote_nullable(topic) using errcode = 'CB004',
             hint = 'Names with a dot are tables''.';
+    end if;
+    if deliver_at is not null or dedup_id is not null or octet_length(topic) > 1024 then
+        perform check_publish(topic, deliver_at, dedup_id);
     end if;
     if dedup_id is not null then
         select p.seq into first_seq from published p
@@ -45,15 +50,39 @@ begin
         end if;
     end if;
     perform append_published(new_seq, topic, key, partition_of(key, number), coalesce(data, 'null'),
-                             case when deliver_at > moment then deliver_at end);
+                             case when deliver_at > moment then deliver_at end, moment, horizon);
     return new_seq;
 end $$;
 revoke execute on function publish(text, text, json, timestamptz, text) from public;
 
--- append_published(seq, topic, key, partition, data, deliver_at): the log's row, each consumer's, and one notification. Streams read
+-- check_publish(topic, deliver_at, dedup_id): raises what publish() documents of these.
+create or replace function check_publish(topic text, deliver_at timestamptz, dedup_id text) returns void
+language plpgsql stable as $$
+declare
+    most constant interval := (select l.max_retention from limits l);
+begin
+    -- An entry of a btree holds 2,700 bytes, and dedup ids are found by both.
+    if octet_length(topic) > 1024 then
+        raise exception 'topic % has % bytes; it must have at most 1024', quote_literal(left(topic, 40) || '...'), octet_length(topic)
+            using errcode = 'CB004';
+    elsif dedup_id = '' then
+        raise exception 'dedup_id is empty' using errcode = 'CB004', hint = 'null publishes without one.';
+    elsif octet_length(dedup_id) > 1024 then
+        raise exception 'dedup_id % has % bytes; it must have at most 1024', quote_literal(left(dedup_id, 40) || '...'),
+            octet_length(dedup_id) using errcode = 'CB004', hint = 'A hash of it serves as well: encode(sha256(...), ''hex'').';
+    elsif not isfinite(deliver_at) then
+        raise exception 'deliver_at is %; it must be a time', deliver_at using errcode = 'CB004',
+            hint = 'null delivers at once.';
+    elsif deliver_at > later(moment(), most) then
+        raise exception 'deliver_at is %; it must be at most % from now', deliver_at, justify_hours(most) using errcode = 'CB004',
+            hint = 'store.max_retention is the longest that a message may wait.';
+    end if;
+end $$;
+
+-- append_published(seq, topic, key, partition, data, deliver_at, moment, horizon): the log's row, each consumer's, and one notification. Streams read
 -- the log itself, and do not wait for deliver_at.
 create or replace function append_published(new_seq bigint, topic text, key text, partition int, data json,
-                                            deliver_at timestamptz)
+                                            deliver_at timestamptz, moment timestamptz, horizon bigint)
 returns void
 language plpgsql volatile as $$
 #variable_conflict use_column
@@ -69,8 +98,9 @@ begin
     then
         perform ensure_segment(new_seq);
     end if;
-    insert into messages (seq, topic, key, partition, data)
-    values (new_seq, append_published.topic, append_published.key, append_published.partition, body);
+    insert into messages (seq, topic, key, partition, data, inserted_at, publisher, horizon)
+    values (new_seq, append_published.topic, append_published.key, append_published.partition, body, append_published.moment,
+            pg_current_xact_id()::text::bigint, append_published.horizon);
     -- Now that messages is locked: whoever adds a consumer from here on waits for this transaction, or was noted before.
     if above_read_committed() and not sees_consumers() then
         raise exception 'consumers were added, changed or removed since the snapshot of this % transaction',
@@ -110,11 +140,37 @@ create or replace function record_key(record json, columns jsonb) returns text
 language sql immutable as $$
     select case
         when json_typeof(record) is distinct from 'object' then null
+        when strpos(record::text, '\u') > 0 then escaped_key(record, array(select jsonb_array_elements_text(columns)))
         when jsonb_array_length(columns) = 1 then record ->> (columns ->> 0)
         else (select case when count(record ->> c) > 0
                      then '[' || string_agg(coalesce(to_json(record ->> c)::text, 'null'), ',' order by n) || ']' end
               from jsonb_array_elements_text(columns) with ordinality as k (c, n)) end
 $$;
+
+-- escaped_key(record, columns) -> the same of a document with escapes, which may be "\u0000" or half of a surrogate pair.
+create or replace function escaped_key(record json, columns text[]) returns text
+language plpgsql immutable as $$
+declare
+    texts text[] := array(select text_of(v)
+                          from unnest(record_values(('{"record":' || record || '}')::json, columns)) with ordinality as u (v, n)
+                          order by n);
+begin
+    if cardinality(texts) = 1 then
+        return texts[1];
+    end if;
+    return (select case when count(t) > 0 then '[' || string_agg(coalesce(to_json(t)::text, 'null'), ',' order by n) || ']' end
+            from unnest(texts) with ordinality as u (t, n));
+end $$;
+
+-- text_of(document) -> a JSON document as ->> gives it. One that PostgreSQL has no text for stays JSON: "\u0000".
+create or replace function text_of(document text) returns text
+language plpgsql immutable as $$
+begin
+    return case when left(document, 1) = '"' or document = 'null' then document::json #>> '{}' else document end;
+exception
+    when data_exception then
+        return document;
+end $$;
 
 -- partition_of(key, partitions) -> CRC-32 (ISO 3309, as zlib has it) of the key's UTF-8 bytes, modulo the partitions; 0 for
 -- null. By the nibble, with a table of 16.

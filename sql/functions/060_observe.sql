@@ -102,7 +102,9 @@ begin
         execute format('select min(w.not_before) from waiting_%s w where w.not_before is not null', c.id)
         into published_later;
     end if;
-    return (select extract(epoch from least(published_later, min(n.at)) - moment())
+    -- A day at most: nobody sleeps longer, and infinity would be no number of seconds.
+    return (select case when coalesce(published_later, min(n.at)) is not null
+                   then extract(epoch from least(published_later, min(n.at), moment() + interval '1 day') - moment()) end
             from (select min(l.not_visible_until) as at from live_leases(c.id, hint) l
                   union all
                   (select d.visible_at from delayed d where d.consumer_id = c.id order by d.visible_at limit 1)) n);

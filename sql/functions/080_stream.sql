@@ -154,6 +154,8 @@ begin
     end if;
     if lease <= interval '0' then
         raise exception 'lease is %; it must be positive', lease using errcode = 'CB004';
+    elsif lease is not null then
+        perform refuse_too_long('lease', lease);
     end if;
 end $$;
 

@@ -2,14 +2,14 @@
 
 -- seek(consumer, target, partition) -> how many partitions were moved (null: all of the group). target: 'earliest' (what the log
 -- still holds), 'latest' (what comes from now on), a seq (the next to be read), or a timestamp (what was committed then or
--- later). A timestamp has the year first, and is UTC where it names no zone: '2026-05-01 10:00+02'. Leases end: a commit under one is refused.
+-- later; seq_at() says what that means). A timestamp has the year first, and names its zone: '2026-05-01 10:00+02'. Leases end: a
+-- commit under one is refused.
 -- Raises CB001, CB002, CB004 (a target that is none of these, lies ahead of the log, or before what it still holds), CB008.
 -- Locks: the partitions; waits for transactions that read them, as long as the session's lock_timeout allows. While it waits for one
 -- partition it holds no other.
 create or replace function seek(consumer text, target text, partition int default null) returns int
 language plpgsql volatile security definer
-set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
-set datestyle = 'ISO, MDY' set timezone = 'UTC' as $$
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     c constant consumers := stream_named(consumer);
     goal bigint;
@@ -50,11 +50,10 @@ end $$;
 
 -- seq_before(target, compacted) -> the seq behind which a reader begins that seeks so. compacted: it reads what compaction kept, too.
 create or replace function seq_before(target text, compacted boolean default false) returns bigint
-language plpgsql volatile as $$
+language plpgsql volatile set search_path from current as $$
 declare
     first constant bigint := case when compacted then 1 else log_begin() end;
     last bigint;
-    at timestamptz;
     found bigint;
 begin
     if target is null then
@@ -73,19 +72,8 @@ begin
         end if;
         found := target::bigint - 1;
     else
-        begin
-            -- 05.01.2026 is the first of May in one session and the fifth of January in another.
-            if target ~ '^ *[0-9]{1,2}[./ -]' then
-                raise invalid_datetime_format;
-            end if;
-            at := target::timestamptz;
-        exception
-            when invalid_datetime_format or datetime_field_overflow then
-                raise exception '% is no place in the log', quote_nullable(target)
-                    using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp such as 2026-05-01 10:00+02.';
-        end;
         -- Not over what can still commit, although it was begun before.
-        found := least(coalesce(seq_at(at) - 1, last), last);
+        found := least(coalesce(seq_at(time_of(target), last) - 1, last), last);
     end if;
     if found < first - 1 and first > 1 then
         raise exception '% lies before what the log still holds: it begins at seq %, of %', quote_literal(target), first,
@@ -95,28 +83,96 @@ begin
     return greatest(found, 0);
 end $$;
 
--- seq_at(at) -> the first seq that was committed then or later; null where none was. 0 where retention dropped what came first.
-create or replace function seq_at(at timestamptz) returns bigint
-language plpgsql volatile as $$
+-- seq_until(target) -> the last seq of a range that ends there, without the target itself. For a time: the last message that may
+-- have been committed before it, as seq_before() gives the first that may have been committed after it.
+create or replace function seq_until(target text) returns bigint
+language plpgsql volatile set search_path from current set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
-    segment text;
-    newest timestamptz;
-    found bigint;
+    before constant bigint := seq_before(target);
+    at timestamptz;
 begin
+    if target in ('earliest', 'latest') or target ~ '^[0-9]{1,18}$' then
+        return before;
+    end if;
+    at := time_of(target);
+    return greatest(before, (select m.seq from messages m where coalesce(m.commit_time, m.inserted_at) < at
+                             order by m.seq desc limit 1));
+end $$;
+
+-- time_of(target) -> the time that a text names, whatever the session's settings.
+-- Raises CB004 for a text that is none, or that names no zone: 10:00 is another moment for each reader.
+create or replace function time_of(target text) returns timestamptz
+language plpgsql volatile set search_path from current set datestyle = 'ISO, MDY' set timezone = 'UTC' as $$
+declare
+    at timestamptz;
+    elsewhere timestamptz;
+begin
+    -- 05.01.2026 is the first of May in one session and the fifth of January in another.
+    if target ~ '^ *[0-9]{1,2}[./ -]' then
+        raise invalid_datetime_format;
+    end if;
+    at := target::timestamptz;
+    perform set_config('timezone', '+07:30', true); -- to the end of this function
+    elsewhere := target::timestamptz;
+    if at <> elsewhere then
+        raise exception '% names no time zone', quote_literal(target)
+            using errcode = 'CB004', hint = 'Add it: 2026-05-01 10:00+02, or 2026-05-01 08:00Z.';
+    end if;
+    return at;
+exception
+    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
+        raise exception '% is no place in the log', quote_nullable(target)
+            using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp such as 2026-05-01 10:00+02.';
+end $$;
+
+-- seq_at(at, safe) -> the first seq that was committed then or later, or that may have been; null where none was. 0 where
+-- retention dropped what came first. safe: max_safe_seq().
+-- A change of a table was committed when its source's clock says so. A published message tells when it was inserted, by the
+-- store's clock, and may have been committed long after. It is passed over only where a safe point, or a message published
+-- before `at`, shows that it was committed by then. So nothing is missed; some that were committed shortly before may come, too.
+create or replace function seq_at(at timestamptz, safe bigint) returns bigint
+language plpgsql volatile set search_path from current set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    settled constant bigint := case when at > moment() then safe else coalesce((
+        select p.seq from safe_points p where p.at < seq_at.at order by p.seq desc limit 1), 0) end;
+    ended bigint; -- transactions with lower ids had ended
+    segment text;
+    newest record;
+    found record;
+begin
+    if settled < safe then
+        select m.horizon into ended from messages m
+        where m.seq > settled and m.seq <= safe and m.horizon is not null and m.inserted_at <= seq_at.at order by m.seq desc limit 1;
+    end if;
     for segment in select s from log_segments() s loop
-        execute format('select s.inserted_at from %s s order by s.seq desc limit 1', segment) into newest;
-        continue when newest is null or newest < at;
-        -- From the log's beginning on, so it may be older than all that is left.
-        execute format('select min(s.seq) from %s s where coalesce(s.commit_time, s.inserted_at) >= $1', segment)
-        into found using at;
-        if found = log_begin() and found > 1 then
-            return 0;
-        end if;
-        if found is not null then
-            return found;
+        -- A day: clocks are corrected.
+        execute format('select max(s.seq) as seq, max(greatest(s.commit_time, s.inserted_at)) as at
+                        from (select * from %s s order by s.seq desc limit 1000) s', segment) into newest;
+        continue when newest.seq is null or newest.seq <= settled and newest.at < at - interval '1 day';
+        execute format('select s.seq, coalesce(s.commit_time, s.inserted_at) as at from %s s
+                        where coalesce(s.commit_time, s.inserted_at) >= $1
+                           or s.commit_time is null and s.seq > $2 and (s.publisher < $3) is not true
+                        order by s.seq limit 1', segment)
+        into found using at, settled, ended;
+        if found.seq = log_begin() and found.seq > 1 and found.at >= at then
+            return 0; -- from the log's beginning on, so it may be older than all that is left
+        elsif found.seq is not null then
+            return found.seq;
         end if;
     end loop;
     return null;
+end $$;
+
+-- note_safe_point(): from now on seq_at() can tell that all which is committed now was committed by now. The running bridge calls it.
+create or replace function note_safe_point() returns void
+language plpgsql volatile set search_path from current as $$
+declare
+    safe constant bigint := max_safe_seq(); -- before the moment
+begin
+    insert into safe_points (seq, at) select safe, moment()
+    where safe > coalesce((select p.seq from safe_points p order by p.seq desc limit 1), 0)
+    on conflict do nothing;
+    delete from safe_points p where p.seq < log_begin() - 1;
 end $$;
 
 -- log_segments() -> the log's segments by name, in order. Not what compaction has kept of earlier ones.

@@ -46,7 +46,7 @@ begin
                               and not c.config -> 'operations' @> '["insert", "update", "delete", "truncate"]'))
     )
     select s.* from seen s where s.seq > coalesce((select max(t.seq) from seen t where t.op = 'truncate'), 0);
-    create index on pg_temp.folded (key, seq);
+    create index on pg_temp.folded (hashtextextended(key, 0), seq); -- a key may be too long for an entry of its own
     analyze pg_temp.folded;
     return query
         select l.key, case when l.partial then fold_back(l.key, l.seq, harmless) else record_in(m.data, harmless)::jsonb end,
@@ -79,7 +79,8 @@ begin
     loop
         select f.seq, f.old_key, m.data into at
         from pg_temp.folded f join messages m on m.seq = f.seq
-        where f.key = fold_back.key and f.seq <= fold_back.seq and f.op <> 'delete' order by f.seq desc limit 1;
+        where hashtextextended(f.key, 0) = hashtextextended(fold_back.key, 0) and f.key = fold_back.key
+          and f.seq <= fold_back.seq and f.op <> 'delete' order by f.seq desc limit 1;
         exit when not found;
         document := case when harmless then defused(at.data::text)::json else at.data end;
         whole := coalesce((select jsonb_object_agg(r.key, r.value) from json_each(document -> 'record') r

@@ -208,7 +208,7 @@ def test_seek_goes_anywhere_in_the_log(queue: Queue) -> None:
     partition = queue.value("select distinct partition from cdcbridge.messages")
     assert drain(queue) == put
     for target, expected in (("earliest", put), (str(put[1]), put[1:]), ("latest", []), ("2030-01-02 00:00+00", put[1:]),
-                             ("2031-01-01", []), ("2029-01-01", put), (str(put[2] + 1), [])):  # fmt: skip
+                             ("2031-01-01Z", []), ("2029-01-01 00:00Z", put), (str(put[2] + 1), [])):  # fmt: skip
         assert queue.value("select cdcbridge.seek('s', %s)", target) == 16
         assert drain(queue) == expected, target
     assert queue.value("select cdcbridge.seek('s', 'earliest', %s)", (partition + 1) % 16) == 1

@@ -172,3 +172,23 @@ def test_an_odd_environment_is_an_error_and_no_traceback(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert message in refused(tmp_path, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("visibility_timeout: 0s", "consumers.0.visibility_timeout: input should be greater than 0"),
+        ("visibility_timeout: 3000000d", "'3000000d' is longer than 36500d"),
+        ("visibility_timeout: 31d", "consumer 'a': visibility_timeout is 31d, longer than store.max_retention, 30d"),
+        ("retry_delay: {max: 31d}", "retry_delay.max is 31d, longer than"),
+        ("retry_delay: {initial: 721h}", "retry_delay.initial is 721h, longer than"),
+        (f"max_message_bytes: {'9' * 400}GB", "is not a size"),
+    ],
+)
+def test_no_wait_is_endless_or_longer_than_the_log_is_kept(tmp_path: Path, settings: str, message: str) -> None:
+    assert message in refused(tmp_path, CONSUMER + "{name: a, tables: [s.t], " + settings + "}")
+
+
+def test_a_short_log_does_not_refuse_waits_that_nobody_wrote(tmp_path: Path) -> None:
+    config = load(write(tmp_path, GOOD + "store: {retention: 5s, max_retention: 10s}\n"), {})
+    assert (config.consumers[0].visibility_timeout, config.consumers[0].retry_delay.max) == (30, 600)

@@ -1,0 +1,186 @@
+"""Times, keys, claims and histories at their limits: refused where they are given, or handled in linear time."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.sql.queue import Queue
+from tests.sql.test_queue import receipts, seqs
+
+TOO_LONG = ["31 days", "3000000 days"]
+
+
+def refused(queue: Queue, query: str, *args: Any) -> str:
+    with pytest.raises(psycopg.Error) as raised:
+        queue.all(query, *args)
+    assert raised.value.sqlstate == "CB004", raised.value
+    return str(raised.value.diag.message_primary)
+
+
+@pytest.mark.parametrize("span", TOO_LONG)
+def test_nothing_is_put_off_for_longer_than_max_retention(queue: Queue, span: str) -> None:
+    queue.declare()
+    queue.declare("s", mode="stream", topics=("news",))
+    queue.append(3)
+    (row,) = queue.receive(1)
+    receipt = [row["receipt"]]
+    limit = "it must be at most 30 days"
+    assert limit in refused(queue, "select * from cdcbridge.receive('c', 1, %s::interval)", span)
+    assert limit in refused(queue, "select cdcbridge.extend('c', %s, %s::interval)", receipt, span)
+    assert limit in refused(queue, "select cdcbridge.nack('c', %s, %s::interval)", receipt, span)
+    assert limit in refused(queue, "select * from cdcbridge.read_stream('s', 10, %s::interval)", span)
+    assert limit in refused(queue, "select cdcbridge.publish('news', 'k', '1', now() + %s::interval)", span)
+    queue.session.execute("select cdcbridge.set_max_retention('1 day')")
+    assert "at most 1 day" in refused(queue, "select cdcbridge.extend('c', %s, '25 hours')", receipt)
+    assert queue.extend("24 hours", *receipt) == 1
+    assert queue.nack(*receipt, delay="23:59:00") == 1
+    assert len(queue.receive(1, "23:59:00")) == 1
+    assert queue.receive(1, "0")[0]["deliver_count"] == 1
+
+
+@pytest.mark.parametrize("at", ["infinity", "-infinity"])
+def test_a_message_is_never_delivered_at_infinity(queue: Queue, at: str) -> None:
+    queue.declare(topics=("news",))
+    assert at in refused(queue, "select cdcbridge.publish('news', 'k', '1', %s::timestamptz)", at)
+    assert queue.value("select count(*) from cdcbridge.messages") == 0
+    queue.all("select cdcbridge.publish('news', 'k', '1', '2001-01-01Z')")
+    assert len(queue.receive()) == 1, "a time that has passed is now"
+
+
+def test_a_wait_of_before_the_limit_does_not_stop_pollers(queue: Queue) -> None:
+    queue.declare(topics=("news",))
+    queue.all("select cdcbridge.publish('news', 'k', '1', now() + interval '1 day')")
+    queue.session.execute("update cdcbridge.delayed set visible_at = 'infinity'")
+    assert queue.value("select cdcbridge.next_visible('c')") == pytest.approx(86400, abs=60)
+
+
+def test_infinite_intervals(queue: Queue) -> None:
+    if queue.session.info.server_version < 170000:
+        pytest.skip("PostgreSQL 17 brought infinite intervals")
+    queue.declare()
+    queue.append(1)
+    receipt = receipts(queue.receive())
+    assert "infinity" in refused(queue, "select * from cdcbridge.receive('c', 1, 'infinity'::interval)")
+    assert "infinity" in refused(queue, "select cdcbridge.extend('c', %s, 'infinity'::interval)", receipt)
+    assert "infinity" in refused(queue, "select cdcbridge.nack('c', %s, 'infinity'::interval)", receipt)
+    refused(queue, "select cdcbridge.extend('c', %s, '-infinity'::interval)", receipt)
+
+
+def incompressible(number: int, length: int) -> str:
+    return "".join(f"{(n * 2654435761 + number * 97) % 16**8:08x}" for n in range(length // 8))
+
+
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+@pytest.mark.parametrize("length", [2704, 10_000, 300_000])
+def test_keys_of_any_length_are_given_back_with_their_neighbours(queue: Queue, mode: str, length: int) -> None:
+    queue.declare(mode=mode, topics=("news",), max_deliveries=3)
+    long = incompressible(1, length)
+    almost = long[:-1] + "x"
+    put = [queue.value("select cdcbridge.publish('news', %s, '1')", key) for key in (long, "k", almost, long)]
+    batch = queue.receive(10)
+    assert [row["key"] for row in batch] == [long, "k", almost, long]
+    assert queue.nack(*receipts(batch[:3]), delay="0") == 3
+    again = queue.receive(10)
+    assert sorted(seqs(again)) == (put if mode == "fifo" else put[:3])
+    if mode == "fifo":
+        first = next(row for row in again if row["seq"] == put[0])
+        assert queue.nack(first["receipt"], delay="1 hour") == 1
+        assert put[3] not in seqs(queue.receive(10)), "its key waits with it"
+    queue.expire()
+    assert queue.receive(10)
+    assert queue.value("select count(*) from cdcbridge.message_key_seqs") == (3 if mode == "fifo" else 0)
+
+
+def test_long_keys_of_the_consumers_own(queue: Queue) -> None:
+    queue.declare(mode="fifo", topics=("news",), key=("name",))
+    long = incompressible(2, 20_000)
+    for _ in range(2):
+        queue.all("select cdcbridge.publish('news', 'k', %s::json)", json.dumps({"name": long}))
+    batch = queue.receive(1)
+    assert batch[0]["key"] == long
+    assert queue.nack(batch[0]["receipt"], delay="1 hour") == 1
+    assert queue.receive() == []
+    queue.due()
+    assert len(queue.receive()) == 2
+
+
+def test_dedup_ids_are_found_by_an_index_and_so_have_a_length(queue: Queue) -> None:
+    queue.declare(topics=("news",))
+    query = "select cdcbridge.publish(%s, 'k', '1', null, %s)"
+    assert "has 1025 bytes" in refused(queue, query, "news", "x" * 1025)
+    assert "has 1026 bytes" in refused(queue, query, "news", "ä" * 513)
+    assert "dedup_id is empty" in refused(queue, query, "news", "")
+    assert "has 1025 bytes" in refused(queue, query, "n" * 1025, "x")
+    topic, dedup_id = incompressible(3, 1024), incompressible(4, 1024)
+    assert queue.value(query, topic, dedup_id) == queue.value(query, topic, dedup_id)
+    assert queue.value(query, "news", "x") != queue.value(query, "news", None)
+
+
+def processor_time(queue: Queue) -> float:
+    """Seconds of the session's server process: what else the machine does is not in it."""
+    fields = Path(f"/proc/{queue.session.info.backend_pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def settled_in_parts(queue: Queue, mode: str, size: int) -> list[float]:
+    """The processor time of each step of a claim that is settled in parts."""
+    name = f"{mode}{size}"
+    consumer = queue.declare(name, mode=mode, max_in_flight=100_000)
+    queue.append_keys(*map(str, range(size)), consumers=(consumer,))
+    tokens = receipts(queue.receive(size, "1 hour", name=name))
+    half = size // 2
+    times = [processor_time(queue)]
+    assert queue.value("select cdcbridge.ack(%s, %s)", name, tokens[:half]) == half
+    times.append(processor_time(queue))
+    assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, tokens[half:-100]) == half - 100
+    times.append(processor_time(queue))
+    assert len(queue.receive(size, "1 hour", name=name)) == half - 100
+    times.append(processor_time(queue))
+    queue.expire()
+    times.append(processor_time(queue))
+    assert len(queue.receive(size, "1 hour", name=name)) == half
+    times.append(processor_time(queue))
+    return [after - before for before, after in pairwise(times)]
+
+
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+def test_settling_a_part_of_a_large_claim_is_linear(queue: Queue, mode: str) -> None:
+    small = settled_in_parts(queue, mode, 4_000)
+    large = settled_in_parts(queue, mode, 32_000)
+    for step, one, eight in zip(("ack", "nack", "receive", "expire", "receive"), small, large, strict=True):
+        assert eight < 24 * max(one, 0.02), f"{step}: {eight} s for 32,000, {one} s for 4,000"
+
+
+def test_a_history_keeps_the_first_and_the_last_and_counts_the_others(queue: Queue) -> None:
+    queue.declare(max_deliveries=1000, retry_delay={"initial": "0s"})
+    queue.append(1)
+    for n in range(1, 25):
+        queue.nack(queue.receive()[0]["receipt"], delay="0", reason=f"{n} " + "x" * (n == 1) * 3000)
+    queue.receive()
+    queue.expire()
+    for n in range(26, 101):
+        queue.nack(queue.receive()[0]["receipt"], delay="0", reason=f"{n} ", dead=n == 100)
+    (dead,) = queue.all("select history, reason, deliver_count from cdcbridge.dead_messages")
+    history = dead["history"]
+    assert [line.get("deliver_count") for line in history] == [1, 2, 3, 4, 5, None, *range(81, 101)]
+    assert history[5] == {"left_out": 75}
+    assert len(history[0]["reason"]) == 2003
+    assert (dead["deliver_count"], dead["reason"]) == (100, "nacked: 100 ")
+
+
+def test_a_long_history_of_an_earlier_version_is_shortened(queue: Queue) -> None:
+    lines = "(select jsonb_agg(jsonb_build_object('deliver_count', n)) from generate_series(1, 60) n)"
+    row = f"(null, null, null, 1, null, false, 61, {lines}, now(), now(), now(), 1, 0)::cdcbridge.delivery"
+    queue.session.execute("set search_path = cdcbridge")
+    history = queue.value(f"select (with_note(with_note({row}, now(), 'a'), now(), 'b')).history")
+    assert history[5] == {"left_out": 37}
+    assert len(history) == 26
+    assert [line["reason"] for line in history[-2:]] == ["a", "b"]
+    assert [line["deliver_count"] for line in history[:5] + history[6:24]] == [1, 2, 3, 4, 5, *range(43, 61)]

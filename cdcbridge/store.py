@@ -63,6 +63,8 @@ def _segment_missing(seq: int) -> Iterator[None]:
     try:
         yield
     except psycopg.errors.CheckViolation as error:
+        if error.diag.constraint_name is not None:  # a constraint of somebody's own: another try does not help
+            raise
         raise StoreUnavailable(
             f"the log's segment of seq {seq} is not there: a transaction that published is making it and stays open",
             hint="`cdcbridge lag` names the transactions that hold things up.",

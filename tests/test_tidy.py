@@ -57,6 +57,13 @@ def test_sql_can_be_written_in_every_server_encoding(path: Path) -> None:
     assert path.read_text().isascii()
 
 
+@pytest.mark.parametrize("path", SQL, ids=lambda path: path.name)
+def test_a_backslash_in_sql_means_the_same_whatever_the_session_says(path: Path) -> None:
+    """Without E before the quote, standard_conforming_strings decides; an inlined function is read in its caller's session."""
+    for line in path.read_text().splitlines():
+        assert line.lstrip().startswith("--") or not re.search(r"(^|[^E])'[^']*\\[^']*'", line), line
+
+
 @short
 def test_sql_in_the_program_can_be_written_in_every_server_encoding(path: Path) -> None:
     tree = ast.parse(path.read_text())

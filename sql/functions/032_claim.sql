@@ -133,8 +133,9 @@ begin
         where d.consumer_id = claim_delayed.consumer_id and d.visible_at <= moment
         order by d.visible_at, d.seq limit cardinality(places) for update skip locked
     ), gone as (
-        delete from delayed d using locked l
-        where d.consumer_id = claim_delayed.consumer_id and d.seq = l.seq returning d.*)
+        -- An array, which the index looks up whatever the statistics say; a join could go over all pairs.
+        delete from delayed d
+        where d.consumer_id = claim_delayed.consumer_id and d.seq = any (array(select l.seq from locked l)) returning d.*)
     select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
                          g.visible_at, g.inserted_at, g.ord, g.tie)::delivery order by g.visible_at, g.seq) into due from gone g;
     if due is null then

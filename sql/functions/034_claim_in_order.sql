@@ -120,8 +120,7 @@ begin
         return '{}';
     end if;
     with gone as (
-        delete from delayed d using unnest(wanted) as w (seq)
-        where d.consumer_id = consumer.id and d.seq = w.seq returning d.*)
+        delete from delayed d where d.consumer_id = consumer.id and d.seq = any (wanted) returning d.*)
     select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
                          g.visible_at, g.inserted_at, g.ord, g.tie)::delivery order by g.ord, g.tie) into due from gone g;
     return insert_leases(consumer.id, due, places, offset_, coalesce(token, draw_token()), moment, until);

@@ -140,7 +140,7 @@ create or replace function record_key(record json, columns jsonb) returns text
 language sql immutable as $$
     select case
         when json_typeof(record) is distinct from 'object' then null
-        when strpos(record::text, '\u') > 0 then escaped_key(record, array(select jsonb_array_elements_text(columns)))
+        when strpos(record::text, E'\\u') > 0 then escaped_key(record, array(select jsonb_array_elements_text(columns)))
         when jsonb_array_length(columns) = 1 then record ->> (columns ->> 0)
         else (select case when count(record ->> c) > 0
                      then '[' || string_agg(coalesce(to_json(record ->> c)::text, 'null'), ',' order by n) || ']' end

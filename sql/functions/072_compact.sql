@@ -75,7 +75,7 @@ returns table (seq bigint, partition int, live boolean)
 language sql stable as $$
     with taken as materialized (
         select m.seq, m.partition, m.topic, m.key, m.old_key, m.reader, op_of(m.data) as op,
-               op_of(m.data) = 'delete' or m.data::text ~ '^\{"op":"message","record":\s*null\s*,"old"' as gone
+               op_of(m.data) = 'delete' or m.data::text ~ '^[{]"op":"message","record":[[:space:]]*null[[:space:]]*,"old"' as gone
         from messages m
         where m.seq < $1 and exists (select from consumers c
                                      where compacts(c.config) and is_wanted(m.topic, m.data, m.reader, wish_of(c)))

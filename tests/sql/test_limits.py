@@ -61,9 +61,8 @@ def test_a_wait_of_before_the_limit_does_not_stop_pollers(queue: Queue) -> None:
     assert queue.value("select cdcbridge.next_visible('c')") == pytest.approx(86400, abs=60)
 
 
+@pytest.mark.parametrize("queue", ["pg18"], indirect=True)  # PostgreSQL 17 brought infinite intervals
 def test_infinite_intervals(queue: Queue) -> None:
-    if queue.session.info.server_version < 170000:
-        pytest.skip("PostgreSQL 17 brought infinite intervals")
     queue.declare()
     queue.append(1)
     receipt = receipts(queue.receive())
@@ -139,9 +138,12 @@ def settled_in_parts(queue: Queue, mode: str, size: int) -> list[float]:
     times = [processor_time(queue)]
     assert queue.value("select cdcbridge.ack(%s, %s)", name, tokens[:half]) == half
     times.append(processor_time(queue))
+    # Statistics of a moment when there was next to nothing must not lead to a plan that is only good for that.
+    assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, tokens[-1:]) == 1
+    queue.session.execute("vacuum analyze cdcbridge.delayed, cdcbridge.leases, cdcbridge.settled")
     assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, tokens[half:-100]) == half - 100
     times.append(processor_time(queue))
-    assert len(queue.receive(size, "1 hour", name=name)) == half - 100
+    assert len(queue.receive(size, "1 hour", name=name)) == half - 99
     times.append(processor_time(queue))
     queue.expire()
     times.append(processor_time(queue))
@@ -155,7 +157,7 @@ def test_settling_a_part_of_a_large_claim_is_linear(queue: Queue, mode: str) -> 
     small = settled_in_parts(queue, mode, 4_000)
     large = settled_in_parts(queue, mode, 32_000)
     for step, one, eight in zip(("ack", "nack", "receive", "expire", "receive"), small, large, strict=True):
-        assert eight < 24 * max(one, 0.02), f"{step}: {eight} s for 32,000, {one} s for 4,000"
+        assert eight < 24 * max(one, 0.1), f"{step}: {eight} s for 32,000, {one} s for 4,000"
 
 
 def test_a_history_keeps_the_first_and_the_last_and_counts_the_others(queue: Queue) -> None:

@@ -29,12 +29,12 @@ servers: ## PostgreSQL 15 with wal2json and what else the tests need, where it i
 		! command -v ip >/dev/null; then ./docker/install-servers; fi
 
 .PHONY: test
-test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
-	$(BIN)/pytest
+test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15 (TESTS="-n 1": one process)
+	$(BIN)/pytest -n 2 --dist loadscope $(TESTS)
 
 .PHONY: test-hostile
 test-hostile: $(BIN)/.installed servers ## the same suite where server settings and libpq's environment are as unusual as can be
-	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest
+	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest -n 2 --dist loadscope $(TESTS)
 
 .PHONY: mutants
 mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red (about 5 minutes)

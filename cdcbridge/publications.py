@@ -219,9 +219,10 @@ def ensure_publications(connection: Connection, wanted: list[Publication]) -> li
     pairs = [(one, publication(connection, one.name)) for one in wanted]
     try:
         return _alter(connection, pairs)
-    except SourceUnavailable:
-        raise
-    except CdcbridgeError:
+    except CdcbridgeError as error:
+        # A standby takes no writes, and what its primary publishes may be enough.
+        if isinstance(error, SourceUnavailable) and getattr(error.__cause__, "sqlstate", None) != "25006":
+            raise
         kept = [existing for one, existing in pairs if existing is not None and existing.covers(one)]
         if not kept:
             raise

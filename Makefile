@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PG15 ?= /usr/lib/postgresql/15
+# They measure seconds of a running bridge, so nothing else runs beside them.
+ALONE := $(addprefix tests/acceptance/test_,pgbench.py takeover.py failover.py)
 export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help
@@ -29,12 +31,14 @@ servers: ## PostgreSQL 15 with wal2json and what else the tests need, where it i
 		! command -v ip >/dev/null; then ./docker/install-servers; fi
 
 .PHONY: test
-test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15 (TESTS="-n 1": one process)
-	$(BIN)/pytest -n 2 --dist loadscope $(TESTS)
+test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
+	$(BIN)/pytest -n 2 --dist loadscope $(ALONE:%=--ignore=%)
+	$(BIN)/pytest $(ALONE)
 
 .PHONY: test-hostile
 test-hostile: $(BIN)/.installed servers ## the same suite where server settings and libpq's environment are as unusual as can be
-	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest -n 2 --dist loadscope $(TESTS)
+	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest -n 2 --dist loadscope $(ALONE:%=--ignore=%)
+	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest $(ALONE)
 
 .PHONY: mutants
 mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red (about 5 minutes)

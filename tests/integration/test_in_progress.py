@@ -149,6 +149,7 @@ def test_much_that_was_rolled_back_is_passed_over_in_pieces(world: World) -> Non
         assert world.sql.execute(pid, (world.slot,)).fetchone() == streaming
 
 
+@pytest.mark.timeout(400)  # half a million rows, of which each kill takes back the ones that were not confirmed
 def test_transactions_in_progress_while_the_bridge_is_killed(world: World) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -199,7 +200,7 @@ def test_transactions_in_progress_while_the_bridge_is_killed(world: World) -> No
         for writer in writers:
             writer.join()
     assert seen, "nothing was aside when it was killed: the test tests nothing"
-    eventually(lambda: world.value("select count(*) from messages") >= len(kept), f"{len(kept)} rows")
+    eventually(lambda: world.value("select count(*) from messages") >= len(kept), f"{len(kept)} rows", patience=150)
     keys = [int(key) for _, key, _ in world.messages(len(kept))]
     assert sorted(keys) == sorted(kept)
     positions = "select count(*) - count(distinct (commit_lsn, ordinal)) from messages"

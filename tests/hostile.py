@@ -105,7 +105,15 @@ def _statements(*given: object) -> bytes:
 
 
 def _behave(connection: psycopg.Connection[Any], *given: object) -> None:
-    backend = connection.cursor(row_factory=psycopg.rows.tuple_row).execute("select pg_backend_pid()").fetchone()
+    cursor = connection.cursor(row_factory=psycopg.rows.tuple_row)
+    try:
+        backend = cursor.execute("select pg_backend_pid()").fetchone()
+    except psycopg.errors.FeatureNotSupported:  # a standby has no serializable transactions
+        connection.rollback()
+        connection.execute("set default_transaction_isolation = 'read committed'")
+        if not connection.autocommit:
+            connection.commit()
+        backend = cursor.execute("select pg_backend_pid()").fetchone()
     connection.rollback()
     if backend != (connection.info.backend_pid,):
         return  # a pooler's session is also used by others

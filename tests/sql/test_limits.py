@@ -128,8 +128,8 @@ def processor_time(queue: Queue) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def settled_in_parts(queue: Queue, mode: str, size: int, *, stale: bool = False) -> list[float]:
-    """The processor time of each step of a claim that is settled in parts; `stale`: statistics are of an empty table."""
+def settled_in_parts(queue: Queue, mode: str, size: int) -> list[float]:
+    """The processor time of each step of a claim that is settled in parts."""
     name = f"{mode}{size}"
     consumer = queue.declare(name, mode=mode, max_in_flight=100_000)
     queue.append_keys(*map(str, range(size)), consumers=(consumer,))
@@ -138,12 +138,12 @@ def settled_in_parts(queue: Queue, mode: str, size: int, *, stale: bool = False)
     times = [processor_time(queue)]
     assert queue.value("select cdcbridge.ack(%s, %s)", name, tokens[:half]) == half
     times.append(processor_time(queue))
-    if stale:
-        assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, tokens[-1:]) == 1
-        queue.session.execute("vacuum analyze cdcbridge.delayed, cdcbridge.leases, cdcbridge.settled")
+    # Statistics of a moment when there was next to nothing must not lead to a plan that is only good for that.
+    assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, tokens[-1:]) == 1
+    queue.session.execute("vacuum analyze cdcbridge.delayed, cdcbridge.leases, cdcbridge.settled")
     assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, tokens[half:-100]) == half - 100
     times.append(processor_time(queue))
-    assert len(queue.receive(size, "1 hour", name=name)) == half - 100 + stale
+    assert len(queue.receive(size, "1 hour", name=name)) == half - 99
     times.append(processor_time(queue))
     queue.expire()
     times.append(processor_time(queue))
@@ -157,13 +157,7 @@ def test_settling_a_part_of_a_large_claim_is_linear(queue: Queue, mode: str) -> 
     small = settled_in_parts(queue, mode, 4_000)
     large = settled_in_parts(queue, mode, 32_000)
     for step, one, eight in zip(("ack", "nack", "receive", "expire", "receive"), small, large, strict=True):
-        assert eight < 24 * max(one, 0.02), f"{step}: {eight} s for 32,000, {one} s for 4,000"
-
-
-@pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_a_large_claim_takes_no_plan_that_is_good_for_an_empty_table(queue: Queue, mode: str) -> None:
-    _ack, _nack, receive, *_rest = settled_in_parts(queue, mode, 32_000, stale=True)
-    assert receive < 5, f"{receive} s for 16,000 messages; over all pairs it would be 50 s"
+        assert eight < 24 * max(one, 0.1), f"{step}: {eight} s for 32,000, {one} s for 4,000"
 
 
 def test_a_history_keeps_the_first_and_the_last_and_counts_the_others(queue: Queue) -> None:

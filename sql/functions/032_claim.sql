@@ -130,10 +130,10 @@ declare
 begin
     with locked as materialized (
         select d.seq from delayed d
-        where d.consumer_id = claim_delayed.consumer_id and d.visible_at <= moment
+        where d.consumer_id = claim_delayed.consumer_id and d.visible_at > '-infinity' and d.visible_at <= moment
         order by d.visible_at, d.seq limit cardinality(places) for update skip locked
     ), gone as (
-        -- An array, which the index looks up whatever the statistics say; a join could go over all pairs.
+        -- An array, which the primary key looks up whatever the statistics say. A join could go over all pairs.
         delete from delayed d
         where d.consumer_id = claim_delayed.consumer_id and d.seq = any (array(select l.seq from locked l)) returning d.*)
     select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,

@@ -52,7 +52,8 @@ begin
                    and s.part = v.part)::int end as size
         from live_leases(survey.consumer_id, hint) v
         union all
-        (select null, null from delayed d where d.consumer_id = survey.consumer_id and d.visible_at <= moment limit 1)
+        (select null, null from delayed d
+         where d.consumer_id = survey.consumer_id and d.visible_at > '-infinity' and d.visible_at <= moment limit 1)
     loop
         if l.size is not null then
             used[l.slot] := used[l.slot] + l.size;

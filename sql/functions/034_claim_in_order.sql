@@ -5,6 +5,9 @@
 -- a statement of its own, at all that it did not lock: whatever another session is about to do with those is not
 -- committed, so they are seen where they were. Every move of a message between waiting, leases and delayed is one
 -- transaction; so it is seen in one of them, or it is finished.
+--
+-- Each look into `delayed` has one index that serves it, so that statistics of an almost empty table do no harm: by key it says
+-- `consumer_id + 0` (delayed_key), by time `visible_at > '-infinity'` (delayed_visible_at), by seq neither (the primary key).
 
 -- claim_in_order(...) -> what claim() returns.
 create or replace function claim_in_order(consumer consumers, hint hints, places smallint[], expired boolean, token bigint,
@@ -92,8 +95,9 @@ begin
                                        and (o.in_flight or (o.ord, o.tie) < (c.ord, c.tie)))
                       else true end
                       and not exists (select from delayed e
-                                      where e.consumer_id = free_expired.consumer_id and e.in_order and e.key = c.key
-                                        and hashtextextended(e.key, 0) = hashtextextended(c.key, 0)
+                                      where e.consumer_id + 0 = free_expired.consumer_id and e.in_order and e.key = c.key
+                                        and hashtextextended(e.key, e.consumer_id)
+                                          = hashtextextended(c.key, free_expired.consumer_id)
                                         and (e.ord, e.tie) < (c.ord, c.tie)))
             order by c.ord, c.tie limit wanted)
         select coalesce(array_agg(f.d order by f.ord, f.tie), '{}') from free f);
@@ -140,7 +144,7 @@ begin
         )
         select coalesce(array_agg(f.seq), '{}') from (
             select d.seq from delayed d
-            where d.consumer_id = free_delayed.consumer_id and d.visible_at <= moment
+            where d.consumer_id = free_delayed.consumer_id and d.visible_at > '-infinity' and d.visible_at <= moment
               and (seqs is null or d.seq in (select s from unnest(seqs) s))
               and (d.key is null
                    or case when d.key in (select h.key from held h where h.in_flight and h.key is not null) then false -- by hash
@@ -149,8 +153,9 @@ begin
                       else true end
                       -- An earlier one that is due, too, goes with it if it comes to its turn before.
                       and not exists (select from delayed e
-                                      where e.consumer_id = free_delayed.consumer_id and e.in_order and e.key = d.key
-                                        and hashtextextended(e.key, 0) = hashtextextended(d.key, 0)
+                                      where e.consumer_id + 0 = free_delayed.consumer_id and e.in_order and e.key = d.key
+                                        and hashtextextended(e.key, e.consumer_id)
+                                          = hashtextextended(d.key, free_delayed.consumer_id)
                                         and (e.ord, e.tie) < (d.ord, d.tie)
                                         and not (e.visible_at <= d.visible_at
                                                  and (seqs is null or e.seq in (select s from unnest(seqs) s)))))
@@ -185,9 +190,9 @@ declare
           and (l.not_before is null or l.not_before <= moment)
           and not (cardinality(l.keys) = 1 and l.keys[1] is not null and (
                        l.keys[1] in (select h from unnest(held) h)
-                       or given_back and exists (select from delayed d where d.consumer_id = <id> and d.in_order
-                                                 and d.key = l.keys[1]
-                                                 and hashtextextended(d.key, 0) = hashtextextended(l.keys[1], 0))));
+                       or given_back and exists (select from delayed d where d.consumer_id + 0 = <id> and d.in_order
+                                                 and d.key = l.keys[1] and hashtextextended(d.key, d.consumer_id)
+                                                                         = hashtextextended(l.keys[1], <id>))));
     room int;
     look int := cardinality(places) - cardinality(taken); -- how many messages to look at; more and more if many are held
     ords bigint[];
@@ -263,8 +268,8 @@ begin
                  where h.token is distinct from claimed and h.key in (select k from unnest(keys_) k))
         || case when exists (select from delayed d where d.consumer_id = <id>)
            then array(select k from unnest(keys_) k
-                      where exists (select from delayed d where d.consumer_id = <id> and d.in_order and d.key = k
-                                    and hashtextextended(d.key, 0) = hashtextextended(k, 0))) end,
+                      where exists (select from delayed d where d.consumer_id + 0 = <id> and d.in_order and d.key = k
+                                    and hashtextextended(d.key, d.consumer_id) = hashtextextended(k, <id>))) end,
         exists (select from live_leases(<id>, hint) l where l.barrier)
         or exists (select from delayed d where d.consumer_id = <id> and d.barrier)
         or exists (select from waiting_<id> w where w.barrier and w.ord >= hint.waiting_floor

@@ -21,7 +21,7 @@ begin
              order by u.token, u.ordinal limit $2)
             union all
             (select d.seq, d.key, d.deliver_count, d.visible_at, false, 1
-             from delayed d where d.consumer_id = $1 and d.visible_at <= moment()
+             from delayed d where d.consumer_id = $1 and d.visible_at > '-infinity' and d.visible_at <= moment()
              order by d.visible_at, d.seq limit $2)
             union all
             (select u.seq, case when cardinality(w.keys) = 1 then w.keys[1] else u.key end, 0, null, w.keys is null, 2
@@ -107,5 +107,6 @@ begin
                    then extract(epoch from least(published_later, min(n.at), moment() + interval '1 day') - moment()) end
             from (select min(l.not_visible_until) as at from live_leases(c.id, hint) l
                   union all
-                  (select d.visible_at from delayed d where d.consumer_id = c.id order by d.visible_at limit 1)) n);
+                  (select d.visible_at from delayed d where d.consumer_id = c.id and d.visible_at > '-infinity'
+                   order by d.visible_at limit 1)) n);
 end $$;

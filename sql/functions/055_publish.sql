@@ -7,7 +7,7 @@
 -- dedup_id: a second message of the topic with the same one within 5 minutes of the first adds nothing, and gives the first one's seq.
 -- A NOTICE says so, and the setting cdcbridge.duplicate, on or off, tells a program, to the end of the transaction:
 -- select seq, current_setting('cdcbridge.duplicate') from publish('invoices', '42', '{"id": 42}', dedup_id => 'i-42') seq.
--- Where no consumer lists the topic, a NOTICE says so, once in a transaction.
+-- Where no consumer lists the topic, a NOTICE (CB011) says so, once in a transaction.
 -- Raises CB004: no topic, or one with a dot or of more than 1,024 bytes; data of another type; deliver_at infinite or beyond
 -- store.max_retention from now; a delay that is negative or longer than that, or both; a dedup_id that is empty or has more than
 -- 1,024 bytes. 22P02: a text that is no JSON. CB005: above READ COMMITTED, where a consumer was added, changed or removed
@@ -98,7 +98,7 @@ begin
     if current_setting('cdcbridge.unlisted', true) is distinct from told then
         perform set_config('cdcbridge.unlisted', told, true);
         raise notice 'no consumer lists the topic %: the message is in the log, and nobody gets it', quote_literal(left(topic, 80))
-            using hint = 'A consumer lists it under topics. One that is added later gets it with start: earliest.';
+            using errcode = 'CB011', hint = 'A consumer lists it under topics. One that is added later gets it with start: earliest.';
     end if;
 end $$;
 

@@ -22,4 +22,4 @@ begin
     end loop;
     execute format('drop function %s', old);
 end $$;
-drop function if exists check_publish(text, timestamptz, text);
+drop function if exists check_publish(text, timestamptz, text), time_of(text);

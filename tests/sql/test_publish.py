@@ -174,7 +174,9 @@ def test_data_is_json_jsonb_or_a_literal(queue: Queue, shape: tuple[str, Any], p
 def test_a_domain_over_jsonb_and_null_are_data_and_other_types_are_refused(queue: Queue) -> None:
     queue.declare(topics=("t",))
     queue.session.execute("create domain public.document as jsonb")
-    queue.session.execute("select cdcbridge.publish('t', null, '{}'::public.document), cdcbridge.publish('t', null, null)")
+    queue.session.execute(
+        "select cdcbridge.publish('t', null, '{}'::public.document), cdcbridge.publish('t', null, null)"
+    )
     assert [row["data"]["record"] for row in queue.receive()] == [{}, None]
     for value in ("42", "true", "now()", "array[1]", "row(1, 2)"):
         with pytest.raises(psycopg.DatabaseError, match="it must be json, jsonb, or a text that is JSON") as raised:
@@ -192,11 +194,12 @@ def test_a_delay_counts_from_now_and_is_one_of_two(queue: Queue, mode: str) -> N
     queue.session.execute(f"update cdcbridge.{table} set {column} = now() - interval '1 s'".encode())
     assert seqs(queue.receive()) == [late]
     assert seqs(queue.receive()) == [] and publish(queue, "b", delay="0") in seqs(queue.receive())
-    for named, message in (
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"delay": "-1 s"}, "delay is -00:00:01; it must not be negative"),
         ({"delay": "31 d"}, "delay is 31 days; it must be at most 30 days"),
         ({"delay": "1 s", "deliver_at": "2030-01-01 00:00+00"}, "both are given"),
-    ):
+    )
+    for named, message in refused:
         with pytest.raises(psycopg.DatabaseError, match=message) as raised:
             publish(queue, **named)
         assert raised.value.sqlstate == "CB004"

@@ -47,7 +47,7 @@ def _widened(node: dict[str, Any]) -> dict[str, Any]:
     kind = made.get("type")
     if kind not in _AS_TEXT and not any(key in made for key in _CONSTRAINTS):
         return made
-    remarks = {key: made.pop(key) for key in _REMARKS if key in made}
+    remarks: dict[str, Any] = {key: made.pop(key) for key in _REMARKS if key in made}
     return {**remarks, "anyOf": [made, *_AS_TEXT.get(kind or "", []), _VARIABLE]}
 
 

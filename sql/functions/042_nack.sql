@@ -58,7 +58,7 @@ begin
     if done = 0 then
         return;
     end if;
-    return query select d.deliver_count, allowed, extract(epoch from d.visible_at - moment())::float8, null::bigint
+    return query select d.deliver_count, allowed, extract(epoch from retry_delay(c.config, d.deliver_count))::float8, null::bigint
                  from delayed d where d.consumer_id = c.id and d.seq = place;
     if not found then
         return query select x.deliver_count, allowed, null::float8, x.id

@@ -70,10 +70,15 @@ def test_malformed_messages_are_dead_letters_and_stop_nothing(world: World) -> N
     assert all(reason.startswith("undecodable: ") for reason in reasons)
 
 
+def assert_logged(world: World, words: tuple[str, ...]) -> None:
+    """A line of the bridge's log has all of the words."""
+    eventually(lambda: [one for one in world.log().splitlines() if all(word in one for word in words)], words[0])
+
+
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
 def test_a_message_in_the_wal_waits_for_its_time(world15: World, mode: str) -> None:
     """In fifo its key waits with it, also for messages that the same transaction wrote behind it."""
-    world15.consumer(tables=(), topics=["invoices"], mode=mode)
+    world15.consumer(tables=(), topics=["invoices"], mode=mode, visibility_timeout="10m")
     late = datetime.now(UTC) + timedelta(hours=1)
     with world15.bridge():
         with world15.sql.transaction():
@@ -92,7 +97,7 @@ def test_a_message_in_the_wal_waits_for_its_time(world15: World, mode: str) -> N
         assert world15.value(f"select max({column}) from {table}") == late
         world15.execute(f"update cdcbridge.{table} set {column} = now() - interval '1 s' where {column} is not null")
         rest = received(world15, 1 if mode == "queue" else 67)
-        assert [row["data"]["record"] for row in rest][0] == "late"
+        assert rest[0]["data"]["record"] == "late"
         assert [row["seq"] for row in rest] == sorted(row["seq"] for row in rest)
         reasons = sorted(reason for (reason,) in world15.rows("select reason from dead_messages"))
         assert [reason.split(",")[0] for reason in reasons] == [
@@ -127,9 +132,7 @@ def test_what_is_not_delivered_of_the_wal_is_logged_and_counted(world: World) ->
         ("published.unlisted", "topic=invoicse", "no consumer lists the topic"),
         ("published.outside", "topic=invoices", "not transactional"),
     ):
-        eventually(
-            lambda words=words: [one for one in world.log().splitlines() if all(w in one for w in words)], words[0]
-        )
+        assert_logged(world, words)
 
     def counted() -> dict[str, str]:
         text = urllib.request.urlopen(f"http://{address}/metrics").read().decode()

@@ -27,6 +27,7 @@ def received(world: World, count: int) -> list[dict[str, Any]]:
     def more() -> bool:
         for (line,) in world.rows("select to_json(r)::text from receive('c', 100) r"):
             got.append(orjson.loads(line))
+        world.rows("select ack('c', %s)", [row["receipt"] for row in got])
         return len(got) >= count
 
     eventually(more, f"{count} messages")

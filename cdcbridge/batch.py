@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,7 +19,9 @@ class Batch:
     `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates.
     `in_order`: which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`;
     `streams`: those that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and
-    keys. `dead`: (consumer, index, reason, key). `chunks`: what backfills read, with how many messages that made.
+    keys. `later`: (consumer, index, key, time) of messages that are not delivered before. `dead`: (consumer, index,
+    reason, key). `refused`: what was wrong with messages in the WAL → how many, as (event, topic, reason).
+    `chunks`: what backfills read, with how many messages that made.
     `spilled`: blocks of transactions in progress, as (xid, n, block); `unspilled`: transactions whose blocks may go.
     `gap`: the row is a gap message, with the `capture` to be remembered. `position` is of the last change read;
     `end_lsn` of the last transaction that is complete; `open` tells that the position stands inside a transaction
@@ -33,6 +36,8 @@ class Batch:
     groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
     streams: set[int] = field(default_factory=set)
     keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
+    later: list[tuple[int, int, str | None, str]] = field(default_factory=list)
+    refused: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
     chunks: list[tuple[Chunk, int]] = field(default_factory=list)
     spilled: list[tuple[int, int, bytes]] = field(default_factory=list)

@@ -20,9 +20,9 @@ from cdcbridge.inject import inject
 from cdcbridge.lsn import format_lsn
 from cdcbridge.model import Begin, Change, Commit, Event, LogicalMessage, Relation, Row, Truncate
 from cdcbridge.position import Position
-from cdcbridge.published import TOPIC_PREFIX, read_published
+from cdcbridge.published import TOPIC_PREFIX, Published, read_published
 from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Watch
-from cdcbridge.route import Plan, Router
+from cdcbridge.route import Plan, Router, Subscription
 from cdcbridge.table_guard import TableGuard
 
 READ_ROWS = 10000  # of backfills in one append
@@ -74,7 +74,6 @@ class Collector:
         self._chunks: deque[Chunk] = deque()  # that the stream has passed the watermark of
         self._awaited = False  # a watermark came: where it stands must be in the store soon
         self.changes = 0  # rows collected that are no backfill's
-        self.outside = 0
 
     @property
     def open(self) -> bool:
@@ -161,7 +160,8 @@ class Collector:
         elif type(event) is Relation:
             self._guard.require_identity(event, self.position)
         elif type(event) is LogicalMessage and not event.transactional:
-            self.outside += event.prefix.startswith(TOPIC_PREFIX)  # in no transaction: no message, and no position
+            if event.prefix.startswith(TOPIC_PREFIX):  # in no transaction: no message, and no position
+                self._refuse("published.outside", event, "it was not transactional, and is in no transaction")
         else:
             self._ordinal += 1
             if type(event) is LogicalMessage and self._ordinal > self._skip_through:
@@ -268,9 +268,12 @@ class Collector:
         topic = event.prefix.removeprefix(TOPIC_PREFIX)
         readers = self._router.readers(topic)
         if not readers:
+            self._refuse("published.unlisted", event, "no consumer lists the topic")
             return
         message = read_published(event.content)
-        data = b'{"op":"message","record":%b,"old":null,"unchanged":[]}' % message.record
+        if message.malformed is not None:
+            self._refuse("published.malformed", event, message.malformed)
+        data = message.data
         batch = self._batch
         index = len(batch.rows)
         text = None if message.key is None else message.key.encode()
@@ -282,15 +285,27 @@ class Collector:
         for reader in readers:
             if reader.reads_log:
                 batch.streams.add(reader.consumer_id)
-                continue
-            key = message.key if reader.key is None else message.own_key(reader.key)
-            if message.malformed is not None:
-                batch.dead.append((reader.consumer_id, index, f"undecodable: {message.malformed}", key))
-            elif len(data) > reader.max_bytes:
-                reason = f"oversized: data has {len(data)} bytes, max_message_bytes is {reader.max_bytes}"
-                batch.dead.append((reader.consumer_id, index, reason, key))
             else:
+                self._give(reader, message, index, len(data))
+
+    def _give(self, reader: Subscription, message: Published, index: int, size: int) -> None:
+        """Fan a published message out to a queue: now, later, or as a dead letter."""
+        batch = self._batch
+        key = message.key if reader.key is None else message.own_key(reader.key)
+        if message.malformed is not None:
+            batch.dead.append((reader.consumer_id, index, f"undecodable: {message.malformed}", key))
+        elif size > reader.max_bytes:
+            reason = f"oversized: data has {size} bytes, max_message_bytes is {reader.max_bytes}"
+            batch.dead.append((reader.consumer_id, index, reason, key))
+        else:
+            if message.deliver_at is not None:
+                batch.later.append((reader.consumer_id, index, key, message.deliver_at))
+            if message.deliver_at is None or reader.in_order:  # waiting_rows() leaves the later ones out
                 self._fan_out({reader.consumer_id: _Wish(key, reader.key is not None, None)}, index)
+
+    def _refuse(self, what: str, event: LogicalMessage, why: str) -> None:
+        """Count what is not delivered of the messages that applications wrote into the WAL, for the log and metrics."""
+        self._batch.refused[what, event.prefix.removeprefix(TOPIC_PREFIX), why] += 1
 
     def _share(self, topic: str) -> bytes:
         begin = self._begin

@@ -13,10 +13,14 @@ from cdcbridge.encode import chunk_rows
 
 
 def waiting_rows(batch: Batch, first: int) -> bytes:
-    """Rows for COPY waiting (CHUNK_COLUMNS) of all but the barriers. `first`: the seq of the batch's first row."""
+    """Rows for COPY waiting (CHUNK_COLUMNS) of all but the barriers and what is delivered later.
+
+    `first`: the seq of the batch's first row.
+    """
     rows = []
     appended = len(batch.rows)
-    barriers = set(batch.barriers)
+    # A row of many messages must not go beyond one that has a row of its own.
+    alone = set(batch.barriers) | {index for _, index, _, _ in batch.later}
     for consumers, indexes, keys in _parts(batch):
         plain = tuple(c for c in consumers if c not in batch.in_order)
         if plain:
@@ -24,7 +28,7 @@ def waiting_rows(batch: Batch, first: int) -> bytes:
         ordered = tuple(c for c in consumers if c in batch.in_order)
         if ordered:
             own = [batch.keys[i] for i in indexes] if keys is None else keys
-            for piece, piece_keys in between(indexes, own, barriers):
+            for piece, piece_keys in between(indexes, own, alone):
                 rows.append(chunk_rows(ordered, [first + i for i in piece], piece_keys, appended))
     return b"".join(rows)
 

@@ -52,6 +52,12 @@ class Metrics:
             "Dead letters made while appending: oversized, undecodable, failing in a filter",
             registry=self.registry,
         )
+        self._refused = Counter(
+            "cdcbridge_wal_messages_not_delivered",
+            "Messages that applications wrote into the WAL: malformed, without a consumer, or not transactional",
+            ["kind"],
+            registry=self.registry,
+        )
         self._seconds = Histogram(
             "cdcbridge_append_seconds", "Time that an append took", registry=self.registry, buckets=_SECONDS
         )
@@ -63,6 +69,8 @@ class Metrics:
         self._messages.inc(len(batch.rows))
         self._bytes.inc(batch.size)
         self._dead.inc(len(batch.dead))
+        for (event, _topic, _reason), number in batch.refused.items():
+            self._refused.labels(event.removeprefix("published.")).inc(number)
         self._seconds.observe(seconds)
         self._looks.last_append = time.time()
 

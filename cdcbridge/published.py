@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import orjson
@@ -17,6 +18,7 @@ import orjson
 from cdcbridge.encode import key_text
 
 TOPIC_PREFIX: Final = "cdcbridge:"
+_MEMBERS: Final = frozenset({"key", "data", "deliver_at"})
 _TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]|[^\s",:{}\[\]]+')
 
 
@@ -27,6 +29,13 @@ class Published:
     key: str | None
     record: bytes
     malformed: str | None = None
+    deliver_at: str | None = None  # in ISO 8601
+
+    @property
+    def data(self) -> bytes:
+        """The message's `data`. What is malformed says so: a stream has no dead letters, and reads the log as it is."""
+        why = b"" if self.malformed is None else b',"malformed":' + orjson.dumps(self.malformed)
+        return b'{"op":"message","record":%b,"old":null,"unchanged":[]%b}' % (self.record, why)
 
     def own_key(self, columns: Sequence[str]) -> str | None:
         """The key that these members of the data make, as columns of a row would."""
@@ -36,13 +45,16 @@ class Published:
 
 
 def read_published(content: bytes) -> Published:
-    """`{"key": "42", "data": …}` → the message. The key may be a text, a number or null; data is any JSON value."""
+    """`{"key": "42", "data": …}` → the message. The key may be a text, a number or null; data is any JSON value.
+
+    `deliver_at` is null, or a text such as "2026-05-01T10:00:00Z".
+    """
     try:
         parsed = _parsed(content)
     except orjson.JSONDecodeError as error:
         return _malformed(content, f"not JSON: {error.msg}")
-    if not isinstance(parsed, dict) or "data" not in parsed or not parsed.keys() <= {"key", "data"}:
-        return _malformed(content, 'expected {"key": ..., "data": ...}')
+    if not isinstance(parsed, dict) or "data" not in parsed or not parsed.keys() <= _MEMBERS:
+        return _malformed(content, 'expected {"key": ..., "data": ..., "deliver_at": ...}')
     members = dict(_members(content.decode()))
     # A newline is legal between tokens only: a message stays on one line.
     members["data"] = members["data"].replace("\n", " ").replace("\r", " ")
@@ -51,7 +63,22 @@ def read_published(content: bytes) -> Published:
         return _malformed(content, "the key is not a text, a number or null")
     if isinstance(key, str) and not _is_text(key):
         return _malformed(content, "the key has \\u0000 or half of a surrogate pair, which PostgreSQL cannot hold")
-    return Published(key if key is None or isinstance(key, str) else members["key"], members["data"].encode())
+    try:
+        deliver_at = _time(parsed.get("deliver_at"))
+    except ValueError:
+        return _malformed(content, "deliver_at is not a time with its zone, such as 2026-05-01T10:00:00Z")
+    text = key if key is None or isinstance(key, str) else members["key"]
+    return Published(text, members["data"].encode(), deliver_at=deliver_at)
+
+
+def _time(value: object) -> str | None:
+    """A member's time. Raises ValueError for one that is no text, no time, or names no zone."""
+    if value is None:
+        return None
+    found = datetime.fromisoformat(value) if isinstance(value, str) else None
+    if found is None or found.utcoffset() is None:
+        raise ValueError(f"no time: {value!r}")
+    return found.isoformat()
 
 
 def _parsed(content: bytes) -> object:

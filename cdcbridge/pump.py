@@ -31,6 +31,7 @@ from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
 from cdcbridge.pgtypes import Types
 from cdcbridge.position import Progress
+from cdcbridge.refused import Refused
 from cdcbridge.replication import ReplicationStream
 from cdcbridge.setup import Ready
 from cdcbridge.spill import Spill
@@ -78,6 +79,7 @@ class Pump:
         self._ready = ready
         self._catalog = catalog
         self._notices: list[_Notice] = []
+        self._refused = Refused()
         stream.on_notice = self._note
         self._decoder = _decoder(ready, catalog, stream.last_lsn)
         self._blocks = blocks  # a session of the main loop's own: the other one is the appender's
@@ -224,6 +226,7 @@ class Pump:
         """It is durable: so far the LSN may be confirmed, and backfills may read on."""
         self._progress.stored(batch.end_lsn)
         self._health.stored(batch)
+        self._refused.tell(batch)
         for xid, n, _ in batch.spilled:
             self._spill.stored(xid, n)
         for chunk, _ in batch.chunks:

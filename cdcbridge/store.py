@@ -230,6 +230,7 @@ class Store:
             if batch.spilled or batch.unspilled:
                 self._spill(connection, batch)
             woken = {consumer for group in batch.groups for consumer in group} | batch.keyed.keys() | batch.streams
+            woken |= {consumer for consumer, *_ in batch.later}
             names = ",".join(map(str, sorted(woken))) or None
             if batch.gap:
                 # What a gap swallowed did not come as a change, so backfills must not leave it out.
@@ -277,6 +278,11 @@ class Store:
                     copy.write(COPY_HEADER + waiting_rows(batch, first) + COPY_TRAILER)
             if barriers := barrier_rows(batch, first):
                 cursor.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
+            if batch.later:
+                consumers, indexes, keys, times = zip(*batch.later, strict=True)
+                seqs = [first + index for index in indexes]
+                query = "select delay_appended(%s, %s, %s, %s::timestamptz[])"
+                cursor.execute(query, (list(consumers), seqs, list(keys), list(times)))
             if batch.dead:
                 consumers, indexes, reasons, keys = zip(*batch.dead, strict=True)
                 seqs = [first + index for index in indexes]

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from cdcbridge import __version__
-from cdcbridge.cli import backfill, bridge, consumers, dead, offsets, queue, slot
+from cdcbridge.cli import backfill, bridge, consumers, dead, offsets, queue, slot, stream
 from cdcbridge.cli.context import TEXT, App, say
 from cdcbridge.database import server_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
@@ -49,7 +49,7 @@ def cli(context: click.Context, path: Path) -> None:
     context.obj = App(path)
 
 
-for group in (bridge, consumers, queue, dead, offsets, backfill, slot):
+for group in (bridge, consumers, queue, stream, dead, offsets, backfill, slot):
     for command in group.COMMANDS:
         cli.add_command(command)
 
@@ -94,9 +94,9 @@ def _repair_streams() -> None:
         sys.stdout = _Closed()
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the program runs
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    for standard in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(standard, io.TextIOWrapper):
+            standard.reconfigure(errors="backslashreplace")
 
 
 def _give_up_output() -> None:

@@ -16,6 +16,7 @@ from cdcbridge import __version__
 from cdcbridge.bridge import Bridge
 from cdcbridge.check import check, refuse_unconvertible
 from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line
+from cdcbridge.cli.schema import file_schema
 from cdcbridge.config import Config, load
 from cdcbridge.database import connect_store
 from cdcbridge.decoders.wal2json_file import decode_file
@@ -173,7 +174,7 @@ def config_show(app: App, as_json: bool) -> None:
 @config.command("schema")
 def config_schema() -> None:
     """The file's JSON schema, for editors."""
-    print_json(Config.model_json_schema(by_alias=True))
+    print_json(file_schema())
 
 
 @click.command()

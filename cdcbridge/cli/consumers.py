@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Final
 
 import click
 
 from cdcbridge import backlog
 from cdcbridge import consumers as applying
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
+from cdcbridge.cli.where import PLACE, PLACE_HELP
 from cdcbridge.database import Connection
 from cdcbridge.lag import ConsumerLag
 from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
+
+_WHEN: Final = "%Y-%m-%d %H:%M:%S%z"
+# The first and the last message of a range of the log.
+_ENDS: Final = """
+    select f.seq, coalesce(f.commit_time, f.inserted_at), l.seq, coalesce(l.commit_time, l.inserted_at)
+    from (select * from messages where seq between %(low)s and %(high)s order by seq limit 1) f,
+         (select * from messages where seq between %(low)s and %(high)s order by seq desc limit 1) l
+"""
 
 
 @click.group()
@@ -146,20 +156,20 @@ def remove(app: App, name: str, yes: bool) -> None:
 
 @consumers.command()
 @name_argument
-@click.option("--from", "start", required=True, metavar="TARGET", help="earliest, a seq, or a time: the first one.")
-@click.option(
-    "--to", "end", default="latest", show_default=True, metavar="TARGET", help="Up to, and without, this one."
-)
+@click.option("--from", "start", required=True, type=PLACE, help=f"The first one. {PLACE_HELP}")
+@click.option("--to", "end", default="latest", show_default=True, type=PLACE, help="Up to, and without, this one.")
 @pass_app
 def replay(app: App, name: str, start: str, end: str) -> None:
     """Put a range of the log into a consumer's queue once more, behind all that waits, with a fresh count.
 
     Goes by what the consumer takes today: tables, topics, operations, filter, key. Messages that still wait or are in
-    flight are skipped. Prints how many were replayed, and how many skipped.
+    flight are skipped. Prints how many were replayed and how many skipped, the range's first and last seq, and the
+    times of these.
 
     \b
     Examples:
       cdcbridge consumers replay billing --from "2026-05-01 12:00+02" --to "2026-05-01 13:00+02"
+      cdcbridge consumers replay billing --from -1h
       cdcbridge consumers replay billing --from 1742 --to 1743
     """
     with app.store() as store, app.store() as reader:
@@ -171,9 +181,16 @@ def replay(app: App, name: str, start: str, end: str) -> None:
             return
         with reader.transaction():
             replayed, skipped = backlog.replay(store, reader, applying.subscription(*row[:4]), row[4], row[5])
+        ends = reader.execute(_ENDS, {"low": row[4], "high": row[5]}).fetchone() or (None,) * 4
     if skipped:
         say(f"{name}: {skipped} skipped, which wait or are in flight already")
-    print_line({"replayed": replayed, "skipped": skipped})
+    first, first_time, last, last_time = ends
+    if first is None:
+        say(f"{name}: the log has no message from {start} up to {end}")
+    else:
+        say(f"{name}: from seq {first} of {first_time:{_WHEN}} to seq {last} of {last_time:{_WHEN}}")
+    where = {"from_seq": first, "from_time": first_time, "to_seq": last, "to_time": last_time}
+    print_line({"replayed": replayed, "skipped": skipped, **where})
 
 
 COMMANDS = (consumers,)

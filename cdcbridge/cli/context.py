@@ -15,6 +15,7 @@ import click
 import orjson
 import psycopg
 
+from cdcbridge.cli.modes import right_command
 from cdcbridge.config import Config, load
 from cdcbridge.database import Connection, connect_store, store_errors
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
@@ -26,6 +27,8 @@ from cdcbridge.units import format_duration, parse_duration
 _LINE_ENDS: Final = {"\n": " ", "\r": " ", "\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _HALF: Final = re.compile("[\ud800-\udfff]")
 _NUMBER: Final = re.compile(r"\d+(\.\d*)?|\.\d+")
+OTHER_MODE: Final = "CB002"  # the SQLSTATE of an error: the consumer is a stream, or is not
+UNLISTED: Final = "CB011"  # of a notice: no consumer lists the topic
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
 
 
@@ -103,16 +106,35 @@ class App:
                     f"there is no cdcbridge store in the schema {self.config.store.schema_!r}",
                     hint="`cdcbridge migrate` makes it; `cdcbridge run` does so too.",
                 )
-            connection.add_notice_handler(lambda notice: say(f"notice: {notice.message_primary}"))
+            connection.add_notice_handler(_Notices())
             yield connection
+
+
+class _Notices:
+    """Say the server's notices, each once where the same one comes again: a paused consumer tells each look."""
+
+    def __init__(self) -> None:
+        self._last: str | None = None
+
+    def __call__(self, notice: psycopg.errors.Diagnostic) -> None:
+        kind = "warning" if notice.sqlstate == UNLISTED else "notice"
+        text = f"{kind}: {notice.message_primary}"
+        if text != self._last:
+            say(text)
+            self._last = text
 
 
 @contextmanager
 def _refusing_values() -> Iterator[None]:
-    """A value that the server cannot take, such as the year 300,000, is a mistake of the caller: exit code 2."""
+    """A value that the server cannot take, such as the year 300,000, is a mistake of the caller: exit code 2.
+
+    A consumer of the other mode is one, too, and the hint names the right command.
+    """
     try:
         yield
     except CdcbridgeError as error:
+        if getattr(error.__cause__, "sqlstate", None) == OTHER_MODE:
+            raise UsageError(str(error), hint=right_command() or error.hint) from error.__cause__
         if type(error) is CdcbridgeError and isinstance(error.__cause__, psycopg.DataError):
             raise UsageError(str(error).removeprefix("store: "), hint=error.hint) from error.__cause__
         raise

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import click
 
-from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table
+from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
+from cdcbridge.cli.where import PLACE, PlaceCommand
 from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
 
@@ -49,13 +51,16 @@ def show(app: App, name: str, as_json: bool) -> None:
     )
 
 
-@offsets.command()
+@offsets.command(cls=PlaceCommand)
 @name_argument
-@click.argument("target")
+@click.argument("target", type=PLACE, metavar="PLACE")
 @click.option("--partition", type=click.IntRange(0), help="Only this one; else all.")
 @pass_app
 def seek(app: App, name: str, target: str, partition: int | None) -> None:
-    """Go on from elsewhere: TARGET is earliest, latest, a seq (the next to be read), or a time.
+    """Continue from elsewhere: PLACE is earliest, latest, a seq (the next to be read), or a time.
+
+    A time is 2026-05-01 10:00+02, -1h (an hour ago), now, today or yesterday (from midnight in UTC). Prints for each
+    partition its old and new offset, and the time of the message that is read next.
 
     Leases end: what members read and have not committed is theirs no more. Where a member reads in a transaction that
     stays open, this tries for 30 s, then names the session and exits with 1.
@@ -63,16 +68,38 @@ def seek(app: App, name: str, target: str, partition: int | None) -> None:
     \b
     Examples:
       cdcbridge offsets seek audit earliest
+      cdcbridge offsets seek audit -1h
       cdcbridge offsets seek audit "2026-05-01 12:00+02" --partition 3
     """
     with app.store(pooled=True) as store:
-        row = patiently(
+        rows = patiently(
             store,
-            lambda: store.execute("select seek(%s, %s, %s::int)", (name, target, partition)).fetchone(),
+            lambda: store.execute(
+                "select * from seek_partitions(%s, %s, %s::int)", (name, target, partition)
+            ).fetchall(),
             what=f"offsets seek {name}",
             again=f"cdcbridge offsets seek {name} {shlex.quote(target)}",
         )
-    print_line({"partitions": row[0] if row else 0})
+    for text in _summary(rows):
+        say(f"{name}: {text}")
+    moved = [dict(zip(("partition", "old_seq", "new_seq", "time"), row, strict=True)) for row in rows]
+    print_line({"partitions": len(rows), "moved": moved})
+
+
+def _summary(rows: list[tuple[Any, ...]]) -> list[str]:
+    """Where partitions went, for people: a line for those that went to the same place."""
+    places: dict[int, list[tuple[Any, ...]]] = {}
+    for row in rows:
+        places.setdefault(row[2], []).append(row)
+    said = []
+    for new, group in places.items():
+        which = f"partition {group[0][0]} continues" if len(group) == 1 else f"{len(group)} partitions continue"
+        first = min((row[3] for row in group if row[3] is not None), default=None)
+        what = "nothing comes there yet" if first is None else f"the next message is of {first:%Y-%m-%d %H:%M:%S%z}"
+        olds = sorted({row[1] for row in group})
+        before = f"{olds[0]}" if len(olds) == 1 else f"{olds[0]} to {olds[-1]}"
+        said.append(f"{which} after seq {new} ({what}); before: after seq {before}")
+    return said
 
 
 COMMANDS = (offsets,)

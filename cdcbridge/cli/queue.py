@@ -11,14 +11,20 @@ import psycopg
 
 from cdcbridge.cli.context import DURATION, App, name_argument, pass_app, print_document, print_line, say
 from cdcbridge.cli.receipts import read_receipts
+from cdcbridge.cli.where import TIME
 from cdcbridge.database import Connection, one_line
 from cdcbridge.errors import StoreUnavailable, UsageError
 from cdcbridge.patience import patiently
 from cdcbridge.pooled import PooledConnection
 
 # Rows as JSON made by the server: data must not go through a Python number, and times are ISO as in JSON.
-_RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s::int) r"
+_RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s::int, make_interval(secs => %s)) r"
 _PEEK = "select to_json(r)::text from peek(%s, %s::int) r"
+# In FROM, so that the setting is read after the call.
+_PUBLISH = (
+    "select p.seq, current_setting('cdcbridge.duplicate', true)"
+    " from publish(%s, %s, %s::json, time_of(%s, 'time'), %s, make_interval(secs => %s)) p (seq)"
+)
 _LONGEST_SLEEP = 5.0  # seconds between looks of a waiting reader whom no notification reached
 _SHORTEST_SLEEP = 0.02  # and where messages wait that cannot be had
 _LOOK = 1.0  # and behind a pooler, where nobody is notified
@@ -32,9 +38,10 @@ receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar=
 @name_argument
 @click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most so many.")
 @click.option("--wait", type=DURATION, default=0, help="Wait so long for the first one: 20s.")
+@click.option("--visibility-timeout", "timeout", type=DURATION, help="Invisible for so long; default: the consumer's.")
 @click.option("--ack", is_flag=True, help="Ack what was printed.")
 @pass_app
-def receive(app: App, name: str, count: int, wait: float, ack: bool) -> None:
+def receive(app: App, name: str, count: int, wait: float, timeout: float | None, ack: bool) -> None:
     """Take messages from a consumer's queue: a JSON line each, with the columns of the SQL function.
 
     An empty queue prints nothing. What is not acked becomes visible again after its visibility timeout.
@@ -49,7 +56,7 @@ def receive(app: App, name: str, count: int, wait: float, ack: bool) -> None:
     while not taken:
         try:
             with app.store(pooled=True) as store:
-                rows = _wait_for(store, name, count, deadline)
+                rows = _wait_for(store, (name, count, timeout), deadline)
                 taken = True
                 for line, _ in rows:
                     print_document(line)
@@ -64,17 +71,17 @@ def receive(app: App, name: str, count: int, wait: float, ack: bool) -> None:
             time.sleep(min(left, _RETRY))
 
 
-def _wait_for(store: Connection, name: str, count: int, deadline: float) -> list[tuple[str, str]]:
+def _wait_for(store: Connection, wanted: tuple[str, int, float | None], deadline: float) -> list[tuple[str, str]]:
     """receive(), again when notified, when a timeout or a delay ends, and now and then, until there is something."""
     listens = deadline > time.monotonic() and not isinstance(store, PooledConnection)
     if listens:
         store.execute(b"listen " + _channel(store))
     while True:
-        rows = store.execute(_RECEIVE, (name, count)).fetchall()
+        rows = store.execute(_RECEIVE, wanted).fetchall()
         left = deadline - time.monotonic()
         if rows or left <= 0:
             return [(row[0], row[1]) for row in rows]
-        soon = store.execute("select next_visible(%s)", (name,)).fetchone()
+        soon = store.execute("select next_visible(%s)", wanted[:1]).fetchone()
         sleep = _LONGEST_SLEEP if not soon or soon[0] is None else max(_SHORTEST_SLEEP, min(soon[0], _LONGEST_SLEEP))
         if not listens:
             time.sleep(min(left, sleep, _LOOK))
@@ -162,32 +169,42 @@ def _receipts(given: Sequence[str]) -> list[str]:
 @click.argument("topic")
 @click.argument("data", nargs=-1)
 @click.option("--key", help="The messages' key.")
-@click.option("--delay", type=DURATION, help="Not delivered before this has passed.")
+@click.option("--delay", type=DURATION, help="Not delivered before this has passed: 5m.")
+@click.option("--deliver-at", type=TIME, help="Not delivered before: 2026-05-01 10:00+02, +1h, tomorrow.")
 @click.option("--dedup-id", help="Publish once within 5 minutes, however often it is repeated.")
 @pass_app
 def publish(
-    app: App, topic: str, data: tuple[str, ...], key: str | None, delay: float | None, dedup_id: str | None
+    app: App,
+    topic: str,
+    data: tuple[str, ...],
+    key: str | None,
+    delay: float | None,
+    deliver_at: str | None,
+    dedup_id: str | None,
 ) -> None:
     """Publish JSON to the consumers of a topic: each DATA, or each line of stdin; prints a seq for each.
+
+    With --dedup-id also "duplicate": true where a message with it was there before, and nothing was added.
 
     \b
     Examples:
       cdcbridge publish invoices '{"id": 42}' --key 42
+      cdcbridge publish reminders '{"id": 42}' --delay 5m
       jq -c .[] invoices.json | cdcbridge publish invoices
     """
-    query = "select publish(%s, %s, %s::json, clock_timestamp() + make_interval(secs => %s), %s)"
     texts: Iterable[str | bytes] = data or filter(None, map(bytes.strip, sys.stdin.buffer))
     with app.store(pooled=True) as store:
         for number, text in enumerate(texts, 1):
             try:
-                row = store.execute(query, (topic, key, _decoded(text), delay, dedup_id)).fetchone()
+                row = store.execute(_PUBLISH, (topic, key, _decoded(text), deliver_at, dedup_id, delay)).fetchone()
             except (psycopg.DataError, UnicodeDecodeError) as error:
                 if getattr(error, "sqlstate", None) not in (None, "22P02"):  # 22P02: it is no JSON; None: it has NUL
                     raise
                 shown = text if isinstance(text, str) else text.decode(errors="replace")
                 where = f"argument {number}" if data else f"stdin: line {number}"
                 raise UsageError(f"{where}: not JSON: {_reason(error)}: {shown[:80]}") from None
-            print_line({"seq": row[0] if row else None})
+            seq, duplicate = row or (None, None)
+            print_line({"seq": seq} if dedup_id is None else {"seq": seq, "duplicate": duplicate == "on"})
 
 
 def _decoded(text: str | bytes) -> str:

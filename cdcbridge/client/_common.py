@@ -198,6 +198,26 @@ class Statements:
         return sql.SQL(text).format(schema=sql.Identifier(self._schema))
 
 
+class Seq(int):
+    """The seq of a published message, a number with a remark.
+
+    `duplicate`: whether a message with this dedup_id was there before, so that nothing was added. None where that is
+    not known: the session was lost during a first attempt, which may have added it.
+    """
+
+    duplicate: bool | None
+
+    @classmethod
+    def of(cls, row: tuple[Any, ...] | None, *, once: bool, attempts: int = 1) -> Seq:
+        """Make it of the publish statement's row. `once`: with a dedup_id; without one there are no duplicates."""
+        seq, told = row or (0, None)
+        made = cls(seq)
+        made.duplicate = once and told == "on"
+        if made.duplicate and attempts > 1:
+            made.duplicate = None
+        return made
+
+
 class QueueStatements(Statements):
     """Those of a queue."""
 
@@ -224,8 +244,11 @@ class QueueStatements(Statements):
         )
         self.nack = statement("select {schema}.nack(%s, %s, make_interval(secs => %s), %s, %s)")
         self.extend = statement("select {schema}.extend(%s, %s, make_interval(secs => %s))")
+        self.nack_failed = statement("select * from {schema}.nack_failed(%s, %s, %s)")
+        # In FROM, so that the setting is read after the call.
         self.publish = statement(
-            "select {schema}.publish(%s, %s, %s::json, clock_timestamp() + make_interval(secs => %s), %s)"
+            "select p.seq, current_setting('cdcbridge.duplicate', true) from {schema}.publish(%s, %s, %s::json,"
+            " %s::timestamptz, %s, make_interval(secs => %s)) p (seq)"
         )
         self.next_due = statement("select {schema}.next_visible(%s)")
         self.settings = statement("select id, mode from {schema}.queue_settings(%s)")

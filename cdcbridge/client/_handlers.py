@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from cdcbridge.errors import UnusableHandler
+from cdcbridge.units import human_duration
 
+_SOON: Final = 0.05  # seconds
 REASON: Final = 500  # characters of an error that the message's history keeps
 
 
@@ -23,6 +25,19 @@ def reason_of(error: BaseException) -> str:
     except Exception as worse:  # noqa: BLE001 - whatever it is, the message goes back
         text = f"its text cannot be had: {type(worse).__name__}"
     return clean(f"{type(error).__name__}: {text}"[:REASON])
+
+
+def fate_of(consumer: str, row: tuple[Any, ...] | None) -> str:
+    """Say what nack_failed() made of a delivery, for example "delivery 2 of 5, again in 2 s"."""
+    if row is None:
+        return "its delivery had ended before, so the message may have been delivered again"
+    number, of, again_in, dead_id = row
+    if dead_id is not None:
+        return f"delivery {number} of {of}, now a dead letter: cdcbridge dead show {consumer} {dead_id}"
+    if again_in is None or again_in < _SOON:
+        return f"delivery {number} of {of}, again at once"
+    seconds = round(again_in, 1)
+    return f"delivery {number} of {of}, again in {f'{seconds:g} s' if seconds < 60 else human_duration(seconds)}"
 
 
 def refuse_handler(handler: object, *, asynchronous: bool) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Generator
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import psycopg
 
 from cdcbridge.errors import UsageError
+from cdcbridge.units import parse_duration
 
 ANSWER: Final = 5.0  # seconds for an answer of the server; a session that stays silent for longer is given up
 COUNTING: Final = 600.0  # the same for a statement that counts the log
@@ -73,6 +75,31 @@ def refuse_bad_time(name: str, value: float | None, *, zero: bool = True) -> Non
     """Raise UsageError for an argument that is not a number of seconds. None stands for a default."""
     if value is not None and not (value >= 0 if zero else value > 0):
         raise UsageError(f"{name} is {value}; it must be {'at least' if zero else 'more than'} 0 seconds")
+
+
+def refuse_bad_delay(delay: float | str | None, deliver_at: datetime | None) -> float | None:
+    """Return the delay in seconds; "5m" is 300. Raises UsageError where one is bad, or both are given."""
+    if isinstance(delay, str):
+        try:
+            delay = parse_duration(delay)
+        except ValueError as error:
+            raise UsageError(f"delay: {error}") from None
+    refuse_bad_time("delay", delay)
+    if delay is not None and deliver_at is not None:
+        raise UsageError(
+            f"delay is {delay:g} s and deliver_at is {deliver_at}: both are given", hint="Give one of them."
+        )
+    refuse_no_zone("deliver_at", deliver_at)
+    return delay
+
+
+def refuse_no_zone(name: str, time: datetime | None) -> None:
+    """Raise UsageError for a time that names no instant."""
+    if time is not None and time.utcoffset() is None:
+        raise UsageError(
+            f"{name} is {time.isoformat(sep=' ')}, which has no zone, so it names no instant",
+            hint="datetime.now(UTC), or datetime(…, tzinfo=ZoneInfo('Europe/Berlin')).",
+        )
 
 
 def patient(wait: float, stop_when_empty: bool) -> float:

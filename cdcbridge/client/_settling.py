@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Self
 from psycopg.sql import Composed
 
 from cdcbridge.client._common import Delivery, QueueStatements, behind
-from cdcbridge.client._handlers import clean, reason_of
+from cdcbridge.client._handlers import clean, fate_of, reason_of
 from cdcbridge.client._limits import LONGEST, MANY, now, refuse_bad_time
 from cdcbridge.client._sessions import Connection, Sessions
 from cdcbridge.database import store_errors
@@ -54,7 +54,8 @@ class Message(Delivery):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            self._queue.give_up(self, error)
+            fate = self._queue.give_up(self, error)
+            log.info("message %s of %s was given back: %s", self.seq, self._queue.consumer, fate or "settled before")
         elif self.settled is None and not self.ack():
             log.warning("message %s of %s was handled, but its delivery had expired", self.seq, self._queue.consumer)
 
@@ -166,14 +167,31 @@ class Settling(Sessions):
                 message.settled, message.xid = "nacked", None
         return done
 
-    def give_up(self, message: Message, error: BaseException) -> None:
-        """Give back a message whose handling raised, unless it is finished. Never hides the error of the handling."""
+    def give_up(self, message: Message, error: BaseException) -> str:
+        """Give back a message whose handling raised, unless it is finished. Never hides the error of the handling.
+
+        Returns what became of it, for example "delivery 2 of 5, again in 2 s"; nothing where it was finished before.
+        """
         if message.settled is None or self.outcome(message) == "rolled back":
             try:
-                self.nack([message], reason=reason_of(error))
+                return self._nack_failed(message, reason_of(error))
             except CdcbridgeError as worse:
                 text = "message %s of %s could not be given back, and comes again when its delivery expires: %s"
                 log.warning(text, message.seq, self.consumer, worse)
+        return ""
+
+    def _nack_failed(self, message: Message, reason: str) -> str:
+        """Do what nack() does for one message, and return what became of it, as the same statement tells."""
+        self.leave(behind(message))
+        values = (self.consumer, message.receipt, reason)
+        deadline = self._deadline([message])
+
+        def attempt() -> list[tuple[Any, ...]]:
+            return self._rows(self._writer_session(), self.sql.nack_failed, values)
+
+        rows = self._again(deadline, attempt)
+        message.settled, message.xid = "nacked", None
+        return fate_of(self.consumer, rows[0] if rows else None)
 
     def leave(self, messages: Iterable[Delivery]) -> None:
         """Give back messages that were not begun, at once and uncounted. Raises nothing."""

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Self
 from psycopg.sql import Composed
 
 from cdcbridge.client._common import Delivery, QueueStatements, behind
-from cdcbridge.client._handlers import clean, reason_of
+from cdcbridge.client._handlers import clean, fate_of, reason_of
 from cdcbridge.client._limits import LONGEST, MANY, now, refuse_bad_time
 from cdcbridge.client._sessions_async import AsyncSessions, Connection
 from cdcbridge.database import store_errors
@@ -54,7 +54,8 @@ class AsyncMessage(Delivery):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            await self._queue.give_up(self, error)
+            fate = await self._queue.give_up(self, error)
+            log.info("message %s of %s was given back: %s", self.seq, self._queue.consumer, fate or "settled before")
         elif self.settled is None and not await self.ack():
             log.warning("message %s of %s was handled, but its delivery had expired", self.seq, self._queue.consumer)
 
@@ -166,14 +167,31 @@ class AsyncSettling(AsyncSessions):
                 message.settled, message.xid = "nacked", None
         return done
 
-    async def give_up(self, message: AsyncMessage, error: BaseException) -> None:
-        """Give back a message whose handling raised, unless it is finished. Never hides the error of the handling."""
+    async def give_up(self, message: AsyncMessage, error: BaseException) -> str:
+        """Give back a message whose handling raised, unless it is finished. Never hides the error of the handling.
+
+        Returns what became of it, for example "delivery 2 of 5, again in 2 s"; nothing where it was finished before.
+        """
         if message.settled is None or await self.outcome(message) == "rolled back":
             try:
-                await self.nack([message], reason=reason_of(error))
+                return await self._nack_failed(message, reason_of(error))
             except CdcbridgeError as worse:
                 text = "message %s of %s could not be given back, and comes again when its delivery expires: %s"
                 log.warning(text, message.seq, self.consumer, worse)
+        return ""
+
+    async def _nack_failed(self, message: AsyncMessage, reason: str) -> str:
+        """Do what nack() does for one message, and return what became of it, as the same statement tells."""
+        await self.leave(behind(message))
+        values = (self.consumer, message.receipt, reason)
+        deadline = self._deadline([message])
+
+        async def attempt() -> list[tuple[Any, ...]]:
+            return await self._rows(await self._writer_session(), self.sql.nack_failed, values)
+
+        rows = await self._again(deadline, attempt)
+        message.settled, message.xid = "nacked", None
+        return fate_of(self.consumer, rows[0] if rows else None)
 
     async def leave(self, messages: Iterable[Delivery]) -> None:
         """Give back messages that were not begun, at once and uncounted. Raises nothing."""

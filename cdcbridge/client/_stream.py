@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from psycopg.pq import TransactionStatus
 
 from cdcbridge.client._common import LogMessage, Standing, StreamStatements, row_message
-from cdcbridge.client._limits import AWAY, COUNTING, LONGEST, PATIENCE, now, patient, refuse_bad_time
+from cdcbridge.client._limits import AWAY, COUNTING, LONGEST, PATIENCE, now, patient, refuse_bad_time, refuse_no_zone
 from cdcbridge.client._session import Session
 from cdcbridge.client._sessions import Connection, Sessions
 from cdcbridge.client._threads import Closing, sleep
@@ -302,14 +302,11 @@ class Stream(Sessions):
         self._again(min(batch.ends, now() + LONGEST), lambda: self._write(self.sql.extend, values))
 
     def seek(self, target: str | int | datetime, partition: int | None = None) -> int:
-        """Go on from elsewhere, in one partition or all: "earliest", "latest", a seq, or a time with a zone; how many
-        partitions. Leases of all members end. Raises UsageError for a time without one.
+        """Continue from elsewhere, in one partition or all: "earliest", "latest", a seq, a time with a zone, or "-1h",
+        an hour ago; how many partitions. Leases of all members end. Raises UsageError for a time without a zone.
         """
-        if isinstance(target, datetime) and target.utcoffset() is None:
-            raise UsageError(
-                f"the time {target.isoformat(sep=' ')} has no zone, so it names no instant",
-                hint="datetime.now(UTC), or datetime(…, tzinfo=ZoneInfo('Europe/Berlin')).",
-            )
+        if isinstance(target, datetime):
+            refuse_no_zone("target", target)
         place = target.isoformat() if isinstance(target, datetime) else str(target)
         return int(self._once(self.sql.seek, (self.consumer, place, partition), "the group was moved"))
 

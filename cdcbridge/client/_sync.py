@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
+from datetime import datetime
 from typing import Any, Final, Self
 
-from cdcbridge.client._common import row_delivery, tie_mates
+from cdcbridge.client._common import Seq, row_delivery, tie_mates
 from cdcbridge.client._contents import json_text, refuse_bad_text
-from cdcbridge.client._limits import AWAY, PATIENCE, now, patient, refuse_bad_time
+from cdcbridge.client._limits import AWAY, PATIENCE, now, patient, refuse_bad_delay, refuse_bad_time
 from cdcbridge.client._session import Session
 from cdcbridge.client._sessions import Connection
 from cdcbridge.client._settling import Message, Settling
@@ -120,28 +121,38 @@ class Queue(Settling):
         data: Any,
         *,
         key: str | None = None,
-        delay: float | None = None,
+        delay: float | str | None = None,
+        deliver_at: datetime | None = None,
         dedup_id: str | None = None,
         connection: Connection | None = None,
-    ) -> int:
+    ) -> Seq:
         """Publish a message to the consumers of a topic, in the caller's transaction where `connection` is given; its
-        seq. `data` is anything that orjson writes, without NaN and infinity.
+        seq, a number whose `duplicate` tells whether a message with this `dedup_id` was there before. `data` is
+        anything that orjson writes, without NaN and infinity. It is not delivered before `delay` (seconds, or a text
+        such as "5m") has passed, or before `deliver_at`.
 
         Where the session is lost while it runs, it is tried again with a `dedup_id`; without one it raises
         StoreUnavailable, since the message may be there.
         """
-        refuse_bad_time("delay", delay)
+        seconds = refuse_bad_delay(delay, deliver_at)
         refuse_bad_text(topic=topic, key=key, dedup_id=dedup_id)
+        once = dedup_id is not None
         if connection is not None:
             text = json_text(data, ascii_only=connection.info.encoding != "utf-8")
             with store_errors():
-                cursor = connection.execute(self.sql.publish, (topic, key, text, delay, dedup_id))
-                row = cursor.fetchone()
-            return row[0] if row else 0
-        values = (topic, key, json_text(data), delay, dedup_id)
-        if dedup_id is None:
-            return int(self._once(self.sql.publish, values, "the message was published"))
-        return int(self._again(now() + PATIENCE, lambda: self._write(self.sql.publish, values)))
+                cursor = connection.execute(self.sql.publish, (topic, key, text, deliver_at, dedup_id, seconds))
+                return Seq.of(cursor.fetchone(), once=once)
+        values = (topic, key, json_text(data), deliver_at, dedup_id, seconds)
+        if not once:
+            return Seq.of((self._once(self.sql.publish, values, "the message was published"), None), once=False)
+        attempts = 0
+
+        def attempt() -> tuple[Any, ...]:
+            nonlocal attempts
+            attempts += 1
+            return (self._rows(self._writer_session(), self.sql.publish, values))[0]
+
+        return Seq.of(self._again(now() + PATIENCE, attempt), once=True, attempts=attempts)
 
     # workers
 

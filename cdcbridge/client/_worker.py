@@ -114,8 +114,9 @@ class Worker:
 
     def _failed(self, message: Message, error: BaseException) -> None:
         """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt end the worker as well."""
-        self._queue.give_up(message, error)
-        log.error("message %s of %s failed", message.seq, self._queue.consumer, exc_info=error)
+        fate = self._queue.give_up(message, error)
+        what = f"message {message.seq} of {self._queue.consumer} failed"
+        log.error("%s", f"{what}: {fate}" if fate else what, exc_info=error)
         if isinstance(error, SystemExit | KeyboardInterrupt):
             self._exit = self._exit or error
             self._ending = True

@@ -116,8 +116,9 @@ class AsyncWorker:
 
     async def _failed(self, message: AsyncMessage, error: BaseException) -> None:
         """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt end the worker as well."""
-        await self._queue.give_up(message, error)
-        log.error("message %s of %s failed", message.seq, self._queue.consumer, exc_info=error)
+        fate = await self._queue.give_up(message, error)
+        what = f"message {message.seq} of {self._queue.consumer} failed"
+        log.error("%s", f"{what}: {fate}" if fate else what, exc_info=error)
         if isinstance(error, SystemExit | KeyboardInterrupt):
             self._exit = self._exit or error
             self._ending = True

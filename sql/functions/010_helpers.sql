@@ -38,7 +38,8 @@ create or replace function refuse_queue(consumer consumers) returns void
 language plpgsql stable as $$
 begin
     if consumer.mode = 'stream' then
-        raise exception 'consumer % reads the log as a stream', quote_literal(consumer.name) using errcode = 'CB002';
+        raise exception 'consumer % reads the log as a stream', quote_literal(consumer.name)
+            using errcode = 'CB002', hint = 'A stream is read by read_stream(), by Stream.connect() in Python, and by `cdcbridge read`.';
     end if;
     perform refuse_stranger(consumer);
 end $$;

@@ -170,6 +170,28 @@ language sql set search_path from current as $$
     order by m.seq, d.consumer_id
 $$;
 
+-- delay_appended(consumer_ids, seqs, keys, times): messages of the log that are delivered from these times on, as publish() does it with
+-- deliver_at. Beyond store.max_retention they are dead letters.
+create or replace function delay_appended(consumer_ids int[], seqs bigint[], keys text[], times timestamptz[]) returns void
+language plpgsql set search_path from current as $$
+declare
+    moment constant timestamptz := moment();
+    most constant interval := (select l.max_retention from limits l);
+    last constant timestamptz := later(moment, most);
+begin
+    perform bury_appended(array_agg(d.consumer_id), array_agg(d.seq), array_agg(
+                format('undecodable: deliver_at is %s, more than %s ahead', time_text(d.at), justify_hours(most))), array_agg(d.key))
+    from unnest(consumer_ids, seqs, keys, times) as d (consumer_id, seq, key, at) where d.at > last;
+    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at, ord)
+    select d.consumer_id, d.seq, d.key, 0, '-infinity', greatest(d.at, moment), '[]', moment, d.seq
+    from unnest(consumer_ids, seqs, keys, times) as d (consumer_id, seq, key, at)
+    join consumers c on c.id = d.consumer_id and c.mode = 'queue' where d.at <= last;
+    insert into waiting (consumer_id, ord, seqs, keys, not_before)
+    select d.consumer_id, d.seq, array[d.seq], array[d.key], case when d.at > moment then d.at end
+    from unnest(consumer_ids, seqs, keys, times) as d (consumer_id, seq, key, at)
+    join consumers c on c.id = d.consumer_id and c.mode = 'fifo' where d.at <= last;
+end $$;
+
 -- insert_barriers(consumer_ids, seqs): truncates, for fifo consumers: behind all before them, before all behind them.
 create or replace function insert_barriers(consumer_ids int[], seqs bigint[]) returns void
 language sql set search_path from current as $$

@@ -1,16 +1,21 @@
 -- Messages of the application's own, beside the changes of tables.
 
--- publish(topic, key, data, deliver_at, dedup_id) -> its seq. Logs the message and fans it out to the consumers of the topic
+-- publish(topic, key, data, deliver_at, dedup_id, delay) -> its seq. Logs the message and fans it out to the consumers of the topic
 -- in the caller's transaction: they see it when that commits, and never if it does not.
--- deliver_at: not delivered before; in fifo its key waits with it. dedup_id: a second message of the topic with the same one
--- within 5 minutes of the first adds nothing, and gives the first one's seq.
--- Raises CB004: no topic, or one with a dot or of more than 1,024 bytes; deliver_at infinite or beyond store.max_retention from now;
--- a dedup_id that is empty or has more than 1,024 bytes. CB005: above READ COMMITTED, where a consumer was added, changed or removed
+-- data: json, jsonb, or a text that is JSON. anycompatible, so that one function takes the three, and '{"id": 1}' is a text.
+-- deliver_at: not delivered before; in fifo its key waits with it. delay: the same, counted from now; one of the two.
+-- dedup_id: a second message of the topic with the same one within 5 minutes of the first adds nothing, and gives the first one's seq.
+-- A NOTICE says so, and the setting cdcbridge.duplicate, on or off, tells a program, to the end of the transaction:
+-- select seq, current_setting('cdcbridge.duplicate') from publish('invoices', '42', '{"id": 42}', dedup_id => 'i-42') seq.
+-- Where no consumer lists the topic, a NOTICE (CB011) says so, once in a transaction.
+-- Raises CB004: no topic, or one with a dot or of more than 1,024 bytes; data of another type; deliver_at infinite or beyond
+-- store.max_retention from now; a delay that is negative or longer than that, or both; a dedup_id that is empty or has more than
+-- 1,024 bytes. 22P02: a text that is no JSON. CB005: above READ COMMITTED, where a consumer was added, changed or removed
 -- since the transaction's snapshot. 55P03: ensure_segment(). Registers with the gap guard.
 -- Locks: the gap guard's, shared, to the end of the transaction; those who publish the same dedup_id wait for each other. Without a
 -- bridge, the one that makes the log's next segment locks as create_segments() does.
-create or replace function publish(topic text, key text, data json, deliver_at timestamptz default null,
-                                   dedup_id text default null) returns bigint
+create or replace function publish(topic text, key text, data anycompatible, deliver_at timestamptz default null,
+                                   dedup_id text default null, delay interval default null) returns bigint
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
@@ -25,13 +30,18 @@ begin
         raise exception 'topic is %; it must be a name without a dot', quote_nullable(topic) using errcode = 'CB004',
             hint = 'Names with a dot are tables''.';
     end if;
-    if deliver_at is not null or dedup_id is not null or octet_length(topic) > 1024 then
-        perform check_publish(topic, deliver_at, dedup_id);
+    if pg_typeof(data) not in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype) then
+        perform refuse_no_json(pg_typeof(data));
+    end if;
+    if deliver_at is not null or dedup_id is not null or delay is not null or octet_length(topic) > 1024 then
+        perform check_publish(topic, deliver_at, dedup_id, delay);
+        deliver_at := coalesce(deliver_at, later(moment, delay));
     end if;
     if dedup_id is not null then
         select p.seq into first_seq from published p
         where p.topic = publish.topic and p.dedup_id = publish.dedup_id and p.published_at > moment - interval '5 minutes';
         if found then
+            perform tell_duplicate(topic, dedup_id, first_seq);
             return first_seq;
         end if;
     end if;
@@ -46,17 +56,54 @@ begin
         where p.published_at <= moment - interval '5 minutes'
         returning p.seq into first_seq;
         if not found then -- another session was faster
-            return (select p.seq from published p where p.topic = publish.topic and p.dedup_id = publish.dedup_id);
+            first_seq := (select p.seq from published p where p.topic = publish.topic and p.dedup_id = publish.dedup_id);
+            perform tell_duplicate(topic, dedup_id, first_seq);
+            return first_seq;
         end if;
+        perform set_config('cdcbridge.duplicate', 'off', true);
     end if;
-    perform append_published(new_seq, topic, key, partition_of(key, number), coalesce(data, 'null'),
+    perform append_published(new_seq, topic, key, partition_of(key, number), coalesce(data::json, 'null'),
                              case when deliver_at > moment then deliver_at end, moment, horizon);
     return new_seq;
 end $$;
-revoke execute on function publish(text, text, json, timestamptz, text) from public;
+revoke execute on function publish(text, text, anycompatible, timestamptz, text, interval) from public;
 
--- check_publish(topic, deliver_at, dedup_id): raises what publish() documents of these.
-create or replace function check_publish(topic text, deliver_at timestamptz, dedup_id text) returns void
+-- refuse_no_json(type): raises CB004 where data of this type is not taken. A varchar is, and a domain over json.
+create or replace function refuse_no_json(type regtype) returns void
+language plpgsql stable as $$
+declare
+    base constant regtype := coalesce(nullif((select t.typbasetype from pg_type t where t.oid = type), 0), type);
+begin
+    if base not in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype, 'varchar'::regtype) then
+        raise exception 'data is of type %; it must be json, jsonb, or a text that is JSON', type using errcode = 'CB004',
+            hint = 'to_json(...) makes JSON of a value.';
+    end if;
+end $$;
+
+-- tell_duplicate(topic, dedup_id, seq): that nothing was added, by a NOTICE to people and by a setting to programs.
+create or replace function tell_duplicate(topic text, dedup_id text, seq bigint) returns void
+language plpgsql volatile as $$
+begin
+    perform set_config('cdcbridge.duplicate', 'on', true);
+    raise notice 'dedup_id % of topic % was published before, as seq %: nothing was added', quote_literal(left(dedup_id, 80)),
+        quote_literal(topic), seq;
+end $$;
+
+-- tell_unlisted(topic): that no consumer gets it; once in a transaction for the topics in a row that are the same.
+create or replace function tell_unlisted(topic text) returns void
+language plpgsql volatile as $$
+declare
+    told constant text := pg_current_xact_id() || ' ' || topic;
+begin
+    if current_setting('cdcbridge.unlisted', true) is distinct from told then
+        perform set_config('cdcbridge.unlisted', told, true);
+        raise notice 'no consumer lists the topic %: the message is in the log, and nobody gets it', quote_literal(left(topic, 80))
+            using errcode = 'CB011', hint = 'A consumer lists it under topics. One that is added later gets it with start: earliest.';
+    end if;
+end $$;
+
+-- check_publish(topic, deliver_at, dedup_id, delay): raises what publish() documents of these.
+create or replace function check_publish(topic text, deliver_at timestamptz, dedup_id text, delay interval) returns void
 language plpgsql stable as $$
 declare
     most constant interval := (select l.max_retention from limits l);
@@ -70,12 +117,19 @@ begin
     elsif octet_length(dedup_id) > 1024 then
         raise exception 'dedup_id % has % bytes; it must have at most 1024', quote_literal(left(dedup_id, 40) || '...'),
             octet_length(dedup_id) using errcode = 'CB004', hint = 'A hash of it serves as well: encode(sha256(...), ''hex'').';
+    elsif deliver_at is not null and delay is not null then
+        raise exception 'deliver_at is % and delay is %: both are given', deliver_at, delay using errcode = 'CB004',
+            hint = 'deliver_at is a time, delay counts from now: give one of them.';
+    elsif delay < interval '0' then
+        raise exception 'delay is %; it must not be negative', delay using errcode = 'CB004';
     elsif not isfinite(deliver_at) then
         raise exception 'deliver_at is %; it must be a time', deliver_at using errcode = 'CB004',
             hint = 'null delivers at once.';
     elsif deliver_at > later(moment(), most) then
         raise exception 'deliver_at is %; it must be at most % from now', deliver_at, justify_hours(most) using errcode = 'CB004',
             hint = 'store.max_retention is the longest that a message may wait.';
+    elsif delay is not null then
+        perform refuse_too_long('delay', delay);
     end if;
 end $$;
 
@@ -90,6 +144,7 @@ declare
     body constant json := '{"op":"message","record":' || data || ',"old":null,"unchanged":[]}';
     size constant int := octet_length(body::text);
     woken text;
+    readers int;
 begin
     -- Its own segment, and in the second half of that the next one. A bridge makes segments earlier.
     if to_regclass(segment_name(new_seq)) is null
@@ -129,7 +184,11 @@ begin
         insert into waiting (consumer_id, ord, seqs, keys, not_before)
         select w.id, new_seq, array[new_seq], case when w.in_order or w.own_key then array[w.key] end, deliver_at
         from queued w where size <= w.max_bytes and (w.in_order or deliver_at is null))
-    select string_agg(w.id::text, ',' order by w.id) into woken from wanting w where w.reads_log or deliver_at is null;
+    select string_agg(w.id::text, ',' order by w.id) filter (where w.reads_log or deliver_at is null), count(*)
+    into woken, readers from wanting w;
+    if readers = 0 then
+        perform tell_unlisted(append_published.topic);
+    end if;
     if woken is not null then
         perform pg_notify(current_schema(), case when length(woken) < 7900 then woken else '' end);
     end if;

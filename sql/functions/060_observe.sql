@@ -14,28 +14,28 @@ declare
 begin
     return query execute format($query$
         with visible as (
-            (select u.seq, u.key, u.deliver_count, u.not_visible_until, false as log_key, 0 as place
+            (select u.seq, u.key, u.deliver_count, u.not_visible_until, false as log_key, 0 as place, u.token as ord, u.ordinal::bigint as tie, 0 as n
              from unnest(deliveries_of($1, array(select l.token from live_leases($1, newest_hint($1)) l
                                                  where l.not_visible_until <= moment()))) u
              where u.not_visible_until <= moment()
              order by u.token, u.ordinal limit $2)
             union all
-            (select d.seq, d.key, d.deliver_count, d.visible_at, false, 1
+            (select d.seq, d.key, d.deliver_count, d.visible_at, false, 1, (extract(epoch from d.visible_at) * 1000000)::bigint, d.seq, 0
              from delayed d where d.consumer_id = $1 and d.visible_at > '-infinity' and d.visible_at <= moment()
              order by d.visible_at, d.seq limit $2)
             union all
-            (select u.seq, case when cardinality(w.keys) = 1 then w.keys[1] else u.key end, 0, null, w.keys is null, 2
+            (select u.seq, case when cardinality(w.keys) = 1 then w.keys[1] else u.key end, 0, null, w.keys is null, 2, w.ord, w.tie, u.n
              from (select * from %I(newest_hint($1)) where not_before is null limit $2) w
-             cross join lateral unnest(w.seqs, w.keys) as u (seq, key)
-             order by w.ord, w.tie limit $2))
+             cross join lateral unnest(w.seqs, w.keys) with ordinality as u (seq, key, n)
+             order by w.ord, w.tie, u.n limit $2))
         select null::text, v.seq, coalesce(m.topic, r.topic), case when v.log_key then m.key else v.key end,
                project(coalesce(m.data, r.data), $3), v.deliver_count, v.not_visible_until,
                coalesce(m.commit_lsn, r.commit_lsn), coalesce(m.ordinal, r.ordinal),
                coalesce(m.commit_time, r.commit_time), coalesce(m.inserted_at, r.inserted_at)
-        from (select *, row_number() over (order by place) as n from visible limit $2) v
+        from (select *, row_number() over (order by place, ord, tie, n) as rank from visible order by rank limit $2) v
         left join messages m on m.seq = v.seq
         left join redriven r on r.consumer_id = $1 and r.seq = v.seq
-        order by v.n
+        order by v.rank
         $query$, 'live_waiting_' || c.id)
     using c.id, max_messages, c.config -> 'columns';
 end $$;

@@ -168,7 +168,7 @@ declare
 begin
     if found.mode <> 'stream' then
         raise exception 'consumer % is a %, not a stream', quote_literal(name), found.mode
-            using errcode = 'CB002', hint = 'receive() reads it.';
+            using errcode = 'CB002', hint = 'It is read by receive(), by Queue.connect() in Python, and by `cdcbridge receive`.';
     end if;
     perform refuse_stranger(found);
     return found;

@@ -1,15 +1,41 @@
 -- Offsets: set, shown, and the number of partitions.
 
 -- seek(consumer, target, partition) -> how many partitions were moved (null: all of the group). target: 'earliest' (what the log
--- still holds), 'latest' (what comes from now on), a seq (the next to be read), or a timestamp (what was committed then or
--- later; seq_at() says what that means). A timestamp has the year first, and names its zone: '2026-05-01 10:00+02'. Leases end: a
--- commit under one is refused.
+-- still holds), 'latest' (what comes from now on), a seq (the next to be read), or a time as time_of() takes it (what was committed
+-- then or later; seq_at() says what that means). Also with a timestamptz or a number: seek('audit', now() - interval '1 hour').
+-- Leases end: a commit under one is refused.
 -- Raises CB001, CB002, CB004 (a target that is none of these, lies ahead of the log, or before what it still holds), CB008.
 -- Locks: the partitions; waits for transactions that read them, as long as the session's lock_timeout allows. While it waits for one
 -- partition it holds no other.
 create or replace function seek(consumer text, target text, partition int default null) returns int
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+    return (select count(*) from seek_partitions(consumer, target, partition));
+end $$;
+
+-- seek(consumer, target, partition) -> the same, for a time.
+create or replace function seek(consumer text, target timestamptz, partition int default null) returns int
+language plpgsql volatile security definer set search_path from current set timezone = 'UTC' set datestyle = 'ISO, MDY' as $$
+begin
+    return seek(consumer, target::text, partition);
+end $$;
+
+-- seek(consumer, target, partition) -> the same, for a seq.
+create or replace function seek(consumer text, target bigint, partition int default null) returns int
+language plpgsql volatile security definer set search_path from current as $$
+begin
+    return seek(consumer, target::text, partition);
+end $$;
+
+-- seek_partitions(consumer, target, chosen) -> what seek() does, with where each partition went: the offset that it had and the one
+-- that it has now, and the time of the next message behind that; null where there is none yet.
+create or replace function seek_partitions(consumer text, target text, chosen int default null)
+returns table (partition int, old_seq bigint, new_seq bigint, "time" timestamptz)
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set random_page_cost = 0 set seq_page_cost = 0 as $$
+#variable_conflict use_column
 declare
     c constant consumers := stream_named(consumer);
     goal bigint;
@@ -17,12 +43,11 @@ declare
     held int; -- a partition that another transaction holds
     one int;
     at offsets;
-    moved int := 0;
 begin
     perform require_read_committed('seek()');
     goal := seq_before(target, compacts(c.config));
     wanted := array(select n.partition from newest_offsets(c.id) n
-                    where seek.partition is null or n.partition = seek.partition order by n.partition);
+                    where chosen is null or n.partition = chosen order by n.partition);
     loop
         begin
             if held is not null then
@@ -36,16 +61,53 @@ begin
                 null;
         end;
     end loop;
+    if wanted = '{}' then
+        perform locked_offset(c, chosen); -- says that there is none
+    end if;
     foreach one in array wanted loop
         at := locked_offset(c, one);
+        partition := one;
+        old_seq := at.seq;
         -- 'latest' never leads back: a group of tables alone may have read beyond what publishers hold back.
-        perform put_offset(at, case when target = 'latest' then greatest(goal, at.seq) else goal end, null);
-        moved := moved + 1;
+        new_seq := case when target = 'latest' then greatest(goal, at.seq) else goal end;
+        perform put_offset(at, new_seq, null);
+        "time" := (select coalesce(m.commit_time, m.inserted_at) from messages m
+                   where m.partition = one and m.seq > new_seq order by m.seq limit 1);
+        return next;
     end loop;
-    if moved = 0 then
-        perform locked_offset(c, partition); -- says that there is none
+end $$;
+
+-- peek_stream(consumer, max_messages, place, newest) -> messages that the group reads, in order of seq, with the columns of
+-- read_stream(); receipt is null. place: as seek() takes it; null = from the group's offsets on. newest: the last ones.
+-- Raises CB001, CB002, CB004 (a bad place), CB008. Moves no offset, and locks nothing.
+create or replace function peek_stream(consumer text, max_messages int default 10, place text default null, newest boolean default false)
+returns table (receipt text, partition int, seq bigint, topic text, key text, data json, commit_lsn pg_lsn,
+               ordinal int, commit_time timestamptz, inserted_at timestamptz)
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+declare
+    c constant consumers := stream_named(consumer);
+    w constant stream_wish := wish_of(c);
+    -- A statement of its own, before those that look into the log.
+    safe constant bigint := case when w.topics <> '{}' then max_safe_seq() else 9223372036854775807 end;
+    spots offsets[] := array(select n from newest_offsets(c.id) n where place is null order by n.partition);
+    after bigint := case when place is null then (select min(s.seq) from unnest(spots) s) else seq_before(place, compacts(c.config)) end;
+begin
+    if newest then
+        return query
+            select null::text, m.partition, m.seq, m.topic, m.key, m.data, m.commit_lsn, m.ordinal, m.commit_time, m.inserted_at
+            from (select * from messages m where m.seq > coalesce(case when place is not null then after end, 0) and m.seq <= safe
+                    and is_wanted(m.topic, m.data, m.reader, w) order by m.seq desc limit max_messages) m
+            order by m.seq;
+        return;
     end if;
-    return moved;
+    return query
+        select null::text, m.partition, m.seq, m.topic, m.key, m.data, m.commit_lsn, m.ordinal, m.commit_time, m.inserted_at
+        from messages m
+        where m.seq > after and m.seq <= safe and is_wanted(m.topic, m.data, m.reader, w)
+          and (place is not null or m.seq > (select s.seq from unnest(spots) s where s.partition = m.partition))
+        order by m.seq limit max_messages;
 end $$;
 
 -- seq_before(target, compacted) -> the seq behind which a reader begins that seeks so. compacted: it reads what compaction kept, too.
@@ -57,7 +119,7 @@ declare
     found bigint;
 begin
     if target is null then
-        raise exception 'the target is null' using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp.';
+        raise exception 'the target is null' using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a time.';
     end if;
     last := max_safe_seq();
     if target = 'earliest' then
@@ -99,14 +161,26 @@ begin
                              order by m.seq desc limit 1));
 end $$;
 
--- time_of(target) -> the time that a text names, whatever the session's settings.
+-- time_of(target, what) -> the time that a text names, whatever the session's settings: 2026-05-01 10:00+02; -1h, an hour ago (ms, s, m, h
+-- or d); now; today, yesterday or tomorrow, which begin at midnight in UTC. what: the word for it in an error.
 -- Raises CB004 for a text that is none, or that names no zone: 10:00 is another moment for each reader.
-create or replace function time_of(target text) returns timestamptz
-language plpgsql volatile set search_path from current set datestyle = 'ISO, MDY' set timezone = 'UTC' as $$
+create or replace function time_of(target text, what text default 'place in the log') returns timestamptz
+language plpgsql volatile set search_path from current set datestyle = 'ISO, MDY' set timezone = 'UTC'
+set intervalstyle = 'postgres' as $$
 declare
+    word constant text := lower(btrim(target));
     at timestamptz;
     elsewhere timestamptz;
 begin
+    if word ~ '^[-+] *[0-9]{1,15}([.][0-9]{1,15})? *(ms|s|m|h|d)$' then
+        return later(moment(), word::interval);
+    elsif word ~ '^[0-9]{1,15}([.][0-9]{1,15})? *(ms|s|m|h|d)$' then
+        raise exception '% is a duration, and no %', quote_literal(target), what
+            using errcode = 'CB004', hint = format('-%s is that long ago, and +%1$s that far ahead.', word);
+    elsif word in ('now', 'today', 'yesterday', 'tomorrow') then
+        return case word when 'now' then moment() else
+            date_trunc('day', moment()) + array_position('{yesterday,today,tomorrow}', word) * interval '1 day' - interval '2 days' end;
+    end if;
     -- 05.01.2026 is the first of May in one session and the fifth of January in another.
     if target ~ '^ *[0-9]{1,2}[./ -]' then
         raise invalid_datetime_format;
@@ -120,9 +194,10 @@ begin
     end if;
     return at;
 exception
-    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value then
-        raise exception '% is no place in the log', quote_nullable(target)
-            using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a timestamp such as 2026-05-01 10:00+02.';
+    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value or interval_field_overflow then
+        raise exception '% is no %', quote_nullable(target), what using errcode = 'CB004',
+            hint = case what when 'time' then '' else 'A place is earliest, latest, a seq, or a time. ' end
+                || 'A time is 2026-05-01 10:00+02, -1h (an hour ago), or yesterday.';
 end $$;
 
 -- seq_at(at, safe) -> the first seq that was committed then or later, or that may have been; null where none was. 0 where

@@ -5,8 +5,8 @@
 -- called by these, by the bridge and by the owner, and by nobody else. publish() waits for a grant of its own.
 create or replace function public_functions() returns text[]
 language sql immutable set search_path from current as $$
-    select '{receive,peek,ack,nack,extend,give_back,redrive,purge,consumer_lag,queue_settings,next_visible,
-             read_stream,commit_offset,extend_lease,seek,group_lag,stream_settings,next_readable,
+    select '{receive,peek,ack,nack,extend,give_back,nack_failed,redrive,purge,consumer_lag,queue_settings,next_visible,
+             read_stream,commit_offset,extend_lease,seek,seek_partitions,peek_stream,time_of,group_lag,stream_settings,next_readable,
              register_sequence_transaction,max_safe_seq,draw,
              draw_lock,low_half}'::text[]
 $$;

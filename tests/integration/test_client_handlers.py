@@ -390,3 +390,55 @@ def test_no_loop_asks_a_thousand_times_a_second(store: Store, loop: str, monkeyp
         stream.stop()
         thread.join(PATIENCE)
     assert 1 <= len(looks) <= 4
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_the_log_says_which_delivery_failed_and_when_the_message_comes_again(
+    store: Store, asynchronous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    delay = {"initial": "2s", "max": "2s"}
+    store.declare(topics=("t",), max_deliveries=2, retry_delay=delay)
+    publish(store, "a")
+    deliveries = 0
+
+    def fail(queue: Any) -> None:
+        nonlocal deliveries
+        deliveries += 1
+        if deliveries == 1:
+            # The delay is over as soon as the message has it.
+            threading.Timer(0.2, lambda: eventually(due)).start()
+        else:
+            queue.stop()
+        raise ValueError("no such invoice")
+
+    def due() -> bool:
+        query = "update cdcbridge.delayed set visible_at = now() - interval '1 s' returning seq"
+        return bool(store.all(query, session=other))
+
+    other = store.open()
+    if asynchronous:
+
+        async def work() -> None:
+            async with await AsyncQueue.connect(store.dsn, "c", poll_interval=0.1) as client:
+
+                @client.worker()
+                async def handle(_message: Any) -> None:
+                    fail(client)
+
+                await handle.run()
+
+        asyncio.run(work())
+    else:
+        with Queue.connect(store.dsn, "c", poll_interval=0.1) as client:
+
+            @client.worker()
+            def handle(_message: Any) -> None:
+                fail(client)
+
+            handle.run()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said == [
+        "message 1 of c failed: delivery 1 of 2, again in 2 s",
+        "message 1 of c failed: delivery 2 of 2, now a dead letter: cdcbridge dead show c 1",
+    ]
+    assert store.value("select seq from cdcbridge.dead_messages where id = 1") == 1

@@ -13,12 +13,14 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.types.json import Json, Jsonb
 
 from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.encode import partition_of
+from cdcbridge.migrate import migrate
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts, seqs
-from tests.world import fresh_database
+from tests.world import eventually, fresh_database
 
 
 def publish(queue: Queue, key: str | None = "k", data: str = '{"n": 1}', *, topic: str = "t",
@@ -138,6 +140,141 @@ def test_a_topic_has_a_name_without_a_dot(queue: Queue, topic: str | None) -> No
     with pytest.raises(psycopg.errors.DatabaseError, match="a name without a dot") as raised:
         queue.value("select cdcbridge.publish(%s, null, '1')", topic)
     assert raised.value.sqlstate == "CB004"
+
+
+SHAPES: list[tuple[str, Any]] = [
+    ("'{\"a\": 1.50}'", None),
+    ("'{\"a\": 1.50}'::text", None),
+    ("'{\"a\": 1.50}'::varchar", None),
+    ("'{\"a\": 1.50}'::json", None),
+    ("'{\"a\": 1.50}'::jsonb", None),
+    ("json_build_object('a', 1.50)", None),
+    ("jsonb_build_object('a', 1.50)", None),
+    ("%s", '{"a": 1.50}'),
+    ("%s::json", '{"a": 1.50}'),
+    ("%s::jsonb", '{"a": 1.50}'),
+    ("%s", Json({"a": 1.5})),
+    ("%s", Jsonb({"a": 1.5})),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_data_is_json_jsonb_or_a_literal(queue: Queue, shape: tuple[str, Any], prepared: bool) -> None:
+    queue.declare(topics=("t",))
+    given, value = shape
+    values = () if value is None else (value,)
+    for call in (f"'t', 'k', {given}", f"'t', 'k', {given}, null, null", f"key => 'k', data => {given}, topic => 't'"):
+        query = f"select cdcbridge.publish({call}) as seq"
+        row = queue.session.execute(query.encode(), values, prepare=prepared).fetchone()
+        assert row and queue.value("select data -> 'record' ->> 'a' from cdcbridge.messages where seq = %s", row["seq"])
+    assert {float(row["data"]["record"]["a"]) for row in queue.receive()} == {1.5}
+
+
+def test_a_domain_over_jsonb_and_null_are_data_and_other_types_are_refused(queue: Queue) -> None:
+    queue.declare(topics=("t",))
+    queue.session.execute("create domain public.document as jsonb")
+    queue.session.execute(
+        "select cdcbridge.publish('t', null, '{}'::public.document), cdcbridge.publish('t', null, null)"
+    )
+    assert [row["data"]["record"] for row in queue.receive()] == [{}, None]
+    for value in ("42", "true", "now()", "array[1]", "row(1, 2)"):
+        with pytest.raises(psycopg.DatabaseError, match="it must be json, jsonb, or a text that is JSON") as raised:
+            queue.value(f"select cdcbridge.publish('t', null, {value})")
+        assert raised.value.sqlstate == "CB004"
+    with pytest.raises(psycopg.DatabaseError, match="invalid input syntax for type json"):
+        queue.value("select cdcbridge.publish('t', null, 'hello'::text)")
+
+
+def test_a_delay_counts_from_now_and_is_one_of_two(queue: Queue, mode: str) -> None:
+    late = publish(queue, "a", delay="5 min")
+    assert queue.receive() == []
+    table, column = ("waiting", "not_before") if mode == "fifo" else ("delayed", "visible_at")
+    assert queue.value(f"select {column} - now() between '4 min 50 s' and '5 min' from cdcbridge.{table}")
+    queue.session.execute(f"update cdcbridge.{table} set {column} = now() - interval '1 s'".encode())
+    assert seqs(queue.receive()) == [late]
+    assert seqs(queue.receive()) == [] and publish(queue, "b", delay="0") in seqs(queue.receive())
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"delay": "-1 s"}, "delay is -00:00:01; it must not be negative"),
+        ({"delay": "31 d"}, "delay is 31 days; it must be at most 30 days"),
+        ({"delay": "1 s", "deliver_at": "2030-01-01 00:00+00"}, "both are given"),
+    )
+    for named, message in refused:
+        with pytest.raises(psycopg.DatabaseError, match=message) as raised:
+            publish(queue, **named)
+        assert raised.value.sqlstate == "CB004"
+
+
+def notices(session: psycopg.Connection[Any]) -> list[str]:
+    """The notices of the session from now on."""
+    found: list[str] = []
+    session.execute("set client_min_messages = notice")
+    session.add_notice_handler(lambda notice: found.append(str(notice.message_primary)))
+    return found
+
+
+def test_a_duplicate_can_be_told(queue: Queue, mode: str) -> None:
+    found = notices(queue.session)
+    call = (
+        "select seq, current_setting('cdcbridge.duplicate') as duplicate"
+        " from cdcbridge.publish('t', 'k', '1', dedup_id => %s) seq"
+    )
+    first = queue.all(call, "x")
+    assert first[0]["duplicate"] == "off" and found == []
+    assert queue.all(call, "x") == [{"seq": first[0]["seq"], "duplicate": "on"}]
+    assert found == [f"dedup_id 'x' of topic 't' was published before, as seq {first[0]['seq']}: nothing was added"]
+    assert queue.all(call, "y")[0]["duplicate"] == "off", "it tells of the last one"
+
+
+def test_the_loser_of_two_that_publish_one_dedup_id_is_told(queue: Queue, mode: str) -> None:
+    one, two = queue.open(autocommit=False), queue.open()
+    found = notices(two)
+    publish(queue, dedup_id="x", session=one)
+    thread = threading.Thread(target=lambda: publish(queue, dedup_id="x", session=two))
+    thread.start()
+    waits = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    eventually(lambda: queue.all(waits), "it waits for the first")
+    one.commit()
+    thread.join()
+    assert found == ["dedup_id 'x' of topic 't' was published before, as seq 1: nothing was added"]
+
+
+def test_a_topic_that_nobody_lists_is_told_once_in_a_transaction(queue: Queue) -> None:
+    queue.declare(topics=("invoices",))
+    queue.declare("audit", mode="stream", tables=(), topics=("visits",))
+    session = queue.open(autocommit=False)
+    found = notices(session)
+    for topic in ("invoices", "visits", "invoicse", "invoicse"):
+        publish(queue, topic=topic, session=session)
+    assert found == ["no consumer lists the topic 'invoicse': the message is in the log, and nobody gets it"]
+    session.commit()
+    publish(queue, topic="invoicse", session=session)
+    assert len(found) == 2
+
+
+def test_a_migration_keeps_who_may_publish(queue: Queue) -> None:
+    """The store of an earlier version: its publish() has five arguments, and rights of its own."""
+    session = queue.session
+    roles = ("publisher", "granter", "stranger2")
+    session.execute("".join(f"drop role if exists {role}; create role {role};" for role in roles).encode())
+    try:
+        session.execute(
+            "set search_path = cdcbridge; drop function publish;"
+            " create function publish(topic text, key text, data json, deliver_at timestamptz default null,"
+            " dedup_id text default null) returns bigint language sql as 'select 1::bigint';"
+            " revoke execute on function publish from public; grant execute on function publish to publisher;"
+            " grant execute on function publish to granter with grant option;"
+            " delete from schema_migrations where version >= 14; update schema_code set checksum = ''"
+        )
+        session.execute("set search_path = public")
+        with psycopg.connect(queue.dsn, autocommit=True) as connection:
+            migrate(connection, "cdcbridge")
+        may = "select has_function_privilege(%s, p.oid, %s) from pg_proc p where p.proname = 'publish'"
+        assert [queue.value(may, role, "execute") for role in roles] == [True, True, False]
+        assert [queue.value(may, role, "execute with grant option") for role in roles] == [False, True, False]
+        assert publish(queue, delay="1 s") == 1
+    finally:
+        session.execute("".join(f"drop owned by {role}; drop role {role};" for role in roles).encode())
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,32 @@
+"""Which command is the right one, for a command that was given a consumer of the other mode. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+# A queue's command, given a stream; and a stream's command, given a queue or fifo consumer.
+_RIGHT: Final = {
+    "receive": "`cdcbridge read {name}` shows a stream's messages; programs take them with read_stream().",
+    "peek": "`cdcbridge read {name}` shows what a stream's group has yet to read.",
+    "ack": "A stream has offsets, not receipts: `cdcbridge offsets show {name}`; commit_offset() moves them.",
+    "nack": "A stream has offsets, not receipts: `cdcbridge offsets seek {name} SEQ` goes back to a message.",
+    "extend": "A stream has leases, not receipts: `cdcbridge offsets show {name}` shows them.",
+    "dead": "A stream has no dead letters: `cdcbridge read {name}` shows its messages.",
+    "replay": "`cdcbridge offsets seek {name} PLACE` moves a stream back.",
+    "read": "`cdcbridge peek {name}` looks at a queue, and `cdcbridge receive {name}` takes messages from it.",
+    "tail": "`cdcbridge peek {name}` looks at a queue, and `cdcbridge receive {name} --wait 20s` waits for it.",
+    "show": "A queue has no offsets: `cdcbridge lag` counts what waits, `cdcbridge peek {name}` shows it.",
+    "seek": "A queue has no offsets: `cdcbridge consumers replay {name} --from PLACE` delivers messages again.",
+}
+
+
+def right_command() -> str | None:
+    """The hint for the command that runs now, for example "`cdcbridge read audit` shows …"."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return None
+    group = context.parent.info_name if context.parent else None
+    hint = _RIGHT.get("dead" if group == "dead" else context.info_name or "")
+    return hint and hint.format(name=context.params.get("name"))

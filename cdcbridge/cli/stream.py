@@ -1,0 +1,117 @@
+"""Commands that read a stream without moving its group: read, tail."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import click
+
+from cdcbridge.cli.context import App, name_argument, pass_app, print_document, say
+from cdcbridge.cli.where import PLACE, PLACE_HELP, PlaceCommand
+from cdcbridge.database import Connection
+from cdcbridge.errors import StoreUnavailable
+from cdcbridge.pooled import PooledConnection
+
+# Rows as JSON made by the server, as `receive` has them.
+_PEEK: Final = "select to_json(r)::text, r.seq from peek_stream(%s, %s::int, %s, %s) r"
+_PAGE: Final = 1000
+_LONGEST_SLEEP: Final = 2.0  # seconds: nothing notifies when a publisher that held others back rolls back
+_LOOK: Final = 1.0  # behind a pooler, where nobody is notified
+_RETRY: Final = 1.0
+
+
+@click.command(cls=PlaceCommand)
+@name_argument
+@click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most so many.")
+@click.option("--from", "place", type=PLACE, help=f"Default: the group's offsets. {PLACE_HELP}")
+@pass_app
+def read(app: App, name: str, count: int, place: str | None) -> None:
+    """Look at a stream's messages: a JSON line each, in the order of the log. Moves no offset; receipt is null.
+
+    Without --from these are the messages that the group has yet to read. `cdcbridge offsets seek` moves the group.
+
+    \b
+    Examples:
+      cdcbridge read audit -n 100
+      cdcbridge read audit --from -1h | jq .data.record
+    """
+    with app.store(pooled=True) as store:
+        _print(store, name, count, place)
+
+
+@click.command(cls=PlaceCommand)
+@name_argument
+@click.option(
+    "-n", "--max", "count", type=click.IntRange(0), default=10, show_default=True, help="First the last ones."
+)
+@click.option("--from", "place", type=PLACE, help=f"First all from here on. {PLACE_HELP}")
+@pass_app
+def tail(app: App, name: str, count: int, place: str | None) -> None:
+    """Follow a stream: its last messages, then each new one as it comes, until Ctrl-C. Moves no offset.
+
+    \b
+    Examples:
+      cdcbridge tail audit
+      cdcbridge tail audit --from yesterday | jq 'select(.topic == "public.orders")'
+    """
+    following = _Following(name, count, place)
+    try:
+        while True:
+            try:
+                with app.store(pooled=True) as store:
+                    following.run(store)
+            except StoreUnavailable as error:
+                say(f"{error}; trying again")
+                time.sleep(_RETRY)
+    except KeyboardInterrupt:
+        return
+
+
+class _Following:
+    """How far a `tail` is. It survives the sessions that it looks through."""
+
+    def __init__(self, name: str, count: int, place: str | None) -> None:
+        self._name = name
+        self._count = count
+        self._place = place
+
+    def run(self, store: Connection) -> None:
+        """Print what is there and what comes, until the session is lost."""
+        listens = not isinstance(store, PooledConnection)
+        if listens:
+            row = store.execute("select quote_ident(current_schema())").fetchone()
+            store.execute(b"listen " + str(row[0] if row else "cdcbridge").encode())
+        if self._place is None or self._place.lower() == "latest":
+            self._begin(store)
+        while True:
+            self._catch_up(store)
+            if listens:
+                for _ in store.notifies(timeout=_LONGEST_SLEEP, stop_after=1):
+                    pass
+            else:
+                time.sleep(_LOOK)
+
+    def _begin(self, store: Connection) -> None:
+        """Print the last messages, and continue behind these. What can still commit before them is not passed over."""
+        row = store.execute("select max_safe_seq()").fetchone()
+        end = row[0] if row else 0
+        last = (
+            _print(store, self._name, self._count, None, newest=True) if self._count and self._place is None else None
+        )
+        self._place = str(max(end, last or 0) + 1)
+
+    def _catch_up(self, store: Connection) -> None:
+        while (last := _print(store, self._name, _PAGE, self._place)) is not None:
+            self._place = str(last + 1)
+
+
+def _print(store: Connection, name: str, count: int, place: str | None, *, newest: bool = False) -> int | None:
+    """Print so many messages; the seq of the last one."""
+    last = None
+    for line, last in store.execute(_PEEK, (name, count, place, newest)).fetchall():  # noqa: B007 - it is returned
+        print_document(line)
+    return last
+
+
+COMMANDS = (read, tail)

@@ -1,0 +1,125 @@
+"""The JSON schema of the configuration accepts what the program accepts, and refuses what an editor can see is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fastjsonschema
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from cdcbridge.cli.schema import file_schema
+from cdcbridge.config import Config, load
+from cdcbridge.errors import ConfigError
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "cdcbridge.example.yaml"
+VALIDATE = fastjsonschema.compile(file_schema())
+VALUES = {"DATABASE_URL": "host=x", "N": "16", "D": "30s", "S": "1MB", "B": "true", "F": "2.5", "MODE": "fifo"}
+HEAD = "source: {dsn: host=x}\n"
+
+
+def both(tmp_path: Path, text: str) -> tuple[bool, bool]:
+    """Whether the schema accepts the file, and whether the program does."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    try:
+        load(path, VALUES)
+        program = True
+    except ConfigError:
+        program = False
+    try:
+        VALIDATE(yaml.safe_load(text))
+        schema = True
+    except fastjsonschema.JsonSchemaValueException:
+        schema = False
+    return schema, program
+
+
+def consumer(settings: str) -> str:
+    return f"{HEAD}consumers: [{{name: c, tables: [public.t], {settings}}}]"
+
+
+GOOD = [
+    HEAD,
+    "source: {dsn: '${DATABASE_URL}', read_dsn: null, slot: '${X:-mine}', failover: true, event_trigger: '${B}'}",
+    "source: {dsn: host=x, plugin: '${X:-auto}', publication: '${X:-p}', failover: '${B}', max_retained_wal: '${S}'}",
+    "source: {dsn: host=x, heartbeat_interval: '${D}', max_slot_inactive: 1.5h, max_retained_wal: 1000}",
+    HEAD + "store: {schema: mine, partitions: '${N}', retention: ' 7 d ', retention_bytes: 100GB, max_retention: 30d}",
+    HEAD + "store: {partitions: '16', retention_bytes: null}\nhttp: null\nlog: {format: json, level: '${X:-debug}'}",
+    HEAD + "store: {retention_bytes: 12345}\nhttp: {listen: '[::1]:9187'}",
+    HEAD + "http: {listen: '${X:-127.0.0.1:1}'}",
+    consumer("mode: '${MODE}', start: '${X:-earliest}', visibility_timeout: '${D}', max_message_bytes: '${S}'"),
+    consumer("max_deliveries: '${N}', max_in_flight: '${N}', retry_delay: {initial: 500ms, factor: '${F}', max: 10m}"),
+    consumer("retry_delay: {factor: 3}, operations: [insert, '${X:-delete}'], key: [a, b], role: '${X:-me}'"),
+    consumer("columns: {exclude: [a]}, filter: 'true', topics: [t], compact: 'no'"),
+    consumer("max_message_bytes: 1048576, max_deliveries: 5.0, compact: false, role: null, filter: null, key: null"),
+    HEAD + "consumers: [{name: '${X:-c}', mode: stream, topics: ['${X:-t}'], compact: '${B}'}]",
+]
+BAD = [
+    "source: {dsn: host=x, slots: a}",
+    "source: {dsn: host=x, slot: 'A b'}",
+    "source: {dsn: 5}",
+    "source: {dsn: host=x, plugin: decoderbufs}",
+    "source: {dsn: host=x, heartbeat_interval: 10}",
+    "source: {dsn: host=x, heartbeat_interval: 10 parsecs}",
+    "source: {dsn: host=x, max_retained_wal: 10 gb}",
+    "source: {dsn: host=x, max_retained_wal: -1}",
+    "source: {dsn: host=x, event_trigger: perhaps}",
+    "source: {dsn: host=x, failover: never}",
+    "sources: {dsn: host=x}",
+    HEAD + "store: {partitions: 0}",
+    HEAD + "store: {partitions: many}",
+    HEAD + "store: {partitions: 1.5}",
+    HEAD + "http: {listen: nowhere}",
+    HEAD + "log: {level: loud}",
+    HEAD + "consumers: {name: c}",
+    HEAD + "consumers: [{tables: [public.t]}]",
+    consumer("mode: topic"),
+    consumer("max_deliveries: 0"),
+    consumer("operations: [upsert]"),
+    consumer("retry_delay: {factor: 0}"),
+    consumer("retry_delay: 5s"),
+    consumer("tables: public.t"),
+    consumer("key: id"),
+    consumer("columns: {only: [a]}"),
+    consumer("visibility_timeout: null"),
+    consumer("filter: 5"),
+]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_what_the_program_accepts_the_schema_accepts(tmp_path: Path, text: str) -> None:
+    assert both(tmp_path, text) == (True, True)
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_the_schema_refuses_the_program_refuses(tmp_path: Path, text: str) -> None:
+    assert both(tmp_path, text.replace("tables: [public.t], tables", "tables")) == (False, False)
+
+
+def test_the_shipped_example_is_accepted_and_each_of_its_keys_is_known(tmp_path: Path) -> None:
+    assert both(tmp_path, EXAMPLE.read_text()) == (True, True)
+
+
+def test_the_schema_knows_every_key() -> None:
+    schema = file_schema()
+    models: list[type[BaseModel]] = [Config]
+    for model in models:
+        node: dict[str, Any] = schema if model is Config else schema["$defs"][model.__name__]
+        assert set(node["properties"]) == {field.alias or name for name, field in model.model_fields.items()}
+        for field in model.model_fields.values():
+            parts = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            models += [one for one in parts if isinstance(one, type) and issubclass(one, BaseModel)]
+    assert {model.__name__ for model in models} == {"Config", *schema["$defs"]}
+
+
+def test_a_file_without_what_the_environment_gives_is_accepted() -> None:
+    VALIDATE({"consumers": []})
+    VALIDATE({"source": {"slot": "mine"}})
+
+
+def test_defaults_are_written_as_in_the_file() -> None:
+    properties = file_schema()["$defs"]["Source"]["properties"]
+    assert (properties["heartbeat_interval"]["default"], properties["max_retained_wal"]["default"]) == ("10s", "10GB")

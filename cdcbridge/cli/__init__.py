@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from cdcbridge import __version__
-from cdcbridge.cli import backfill, bridge, consumers, dead, install, offsets, queue, slot
+from cdcbridge.cli import backfill, bridge, consumers, dead, install, offsets, queue, slot, status
 from cdcbridge.cli.context import TEXT, App, say
 from cdcbridge.database import server_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
@@ -49,7 +49,7 @@ def cli(context: click.Context, path: Path) -> None:
     context.obj = App(path)
 
 
-for group in (install, bridge, consumers, queue, dead, offsets, backfill, slot):
+for group in (install, status, bridge, consumers, queue, dead, offsets, backfill, slot):
     for command in group.COMMANDS:
         cli.add_command(command)
 
@@ -112,7 +112,9 @@ def main() -> None:
         with server_errors():
             code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            sys.exit(130)  # as of a program that Ctrl-C ended
         say("aborted")
         sys.exit(1)
     except click.ClickException as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cdcbridge import starter
+from cdcbridge import uninstall as uninstalling
 from cdcbridge.cli.context import App, pass_app, say
 from cdcbridge.errors import UsageError
 
@@ -79,4 +80,33 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-COMMANDS = (init,)
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_app
+def uninstall(app: App, yes: bool) -> int:
+    """Print all that cdcbridge made in the source and in the store, then remove it.
+
+    That is the slot, the publications, the event trigger, replica identities that the trigger set, and the store's
+    schema with all messages. Refuses while a bridge is running. Parts may be gone already. What others use stays.
+    """
+    with uninstalling.planned(app.config) as plan:
+        for kept in plan.kept:
+            say(f"stays: {kept}")
+        if not plan.items:
+            click.echo("nothing to remove")
+            return 0
+        for item in plan.items:
+            click.echo(f"would be removed: {item.what}")
+        if not yes:
+            click.confirm("Remove all this for good?", abort=True, err=True)
+        failed = uninstalling.remove(plan, lambda what: click.echo(f"removed: {what}"))
+    for what, error in failed:
+        say(f"not removed: {what}: {error}")
+        if error.hint:
+            say(f"    hint: {error.hint}")
+    if not failed:
+        say(f"{app.path} stays: delete it yourself.")
+    return 1 if failed else 0
+
+
+COMMANDS = (init, uninstall)

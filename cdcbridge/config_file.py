@@ -15,6 +15,7 @@ from cdcbridge.errors import ConfigError
 _NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 _VARIABLE: Final = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _NAME: Final = re.compile(r"[\w.-]+")
+_MERGE: Final = "tag:yaml.org,2002:merge"
 Location = tuple[str | int, ...]
 
 
@@ -128,10 +129,11 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML lets a later key replace an earlier one without a word; here that is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        nodes = [key for key, _ in node.value if key.tag != _MERGE]
+        keys = [self.construct_object(key, deep=deep) for key in nodes]
         for number, key in enumerate(keys):
             if keys.index(key) < number:
-                mark = node.value[number][0].start_mark
+                mark = nodes[number].start_mark
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", mark)
         return super().construct_mapping(node, deep=deep)
 

@@ -32,7 +32,7 @@ def for_people(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Write each value as people read it, and leave out what is empty: `added=billing`, not `changed=()`."""
     kept = ("event", "level", "timestamp", "exception")
     return {
-        key: value if key in kept else as_text(value)
+        key: value if key in kept else "; ".join(line.strip() for line in as_text(value).splitlines())
         for key, value in event.items()
         if value is not None and not (isinstance(value, str | list | tuple | dict) and not value)
     }

@@ -201,7 +201,11 @@ def _statement(origin: Connection, statement: sql.Composed, what: str, *more: tu
 def _identities(config: Config, origin: Connection, store: Connection | None, plan: Plan) -> None:
     """The event trigger, and the tables that have their replica identity from it."""
     slot, names = config.source.slot, [config.source.publication, f"{config.source.publication}_inserts"]
-    before = {**dict(_remembered(store)), **dict(given(origin))}
+    try:
+        before = {**dict(_remembered(store)), **dict(given(origin))}
+    except CdcbridgeError as error:
+        plan.kept.append(f"event trigger and replica identities: run this as a superuser: {error}")
+        return
     with source_errors():
         installed = origin.execute("select to_regclass('cdcbridge_identity.bridges')").fetchone() != (None,)
         others = [name for (name,) in origin.execute(_OTHER_BRIDGES, (slot,)).fetchall()] if installed else []

@@ -14,6 +14,7 @@ import click
 
 from cdcbridge import __version__
 from cdcbridge.cli import backfill, bridge, consumers, dead, install, offsets, queue, slot, status
+from cdcbridge.cli.complaints import complain, complain_of_usage
 from cdcbridge.cli.context import TEXT, App, say
 from cdcbridge.database import server_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
@@ -118,12 +119,10 @@ def main() -> None:
         say("aborted")
         sys.exit(1)
     except click.ClickException as error:
-        error.show()
+        complain_of_usage(error)
         sys.exit(error.exit_code)
     except CdcbridgeError as error:
-        say(f"error: {error}")
-        if error.hint:
-            say(f"hint: {error.hint}")
+        complain(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output left; nothing can be told to it any more.

@@ -100,7 +100,7 @@ _LIBPQ: Final = re.compile(r'connection to server (?:at|on socket) "([^"]+)"(?: 
 _QUESTION: Final = re.compile(r";? ?\bIs the server running [^?]*\?")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A failed connection without libpq's own words around the reason."""
     text = _LIBPQ.sub(r"no connection to \1\2: ", text.removeprefix("connection failed: "))
     return _QUESTION.sub("", re.sub(r": FATAL:\s+", ": ", text)).strip()
@@ -253,7 +253,7 @@ def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) ->
         return StaleReceipt(str(error.diag.message_primary), hint=error.diag.message_hint)
     if state.startswith("CB"):
         return UsageError(str(error.diag.message_primary), hint=error.diag.message_hint)
-    message = f"{what}: {_plain(one_line(str(error)))}"
+    message = f"{what}: {plain(one_line(str(error)))}"
     hint = _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
     # Without a code the server said nothing: the session is lost, or was closed.
     lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)

@@ -1,7 +1,7 @@
 """What cdcbridge made in the source and in the store: found, and removed one by one. Part of the rim.
 
 Removes the slot, publications, the event trigger, the replica identities that it set, and the store's schema. Never
-removes what others use, and never waits long for a lock. Each part may be gone already.
+removes things that others use, and never waits long for a lock. Each part may be gone already.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import psycopg
 from psycopg import sql
@@ -25,6 +25,7 @@ from cdcbridge.schema_contents import strangers
 
 _AGAIN: Final = "cdcbridge uninstall"
 _IDENTITY: Final = {"d": "default", "i": "default", "n": "nothing"}
+_NEEDED: Final = "without it, UPDATE and DELETE would fail, because the publication {} has the table"
 _OTHER_BRIDGES: Final = "select slot from cdcbridge_identity.bridges where slot <> %s order by 1"
 # The tables that still have the identity from here. taken: another bridge's trigger looks after it.
 # published: another publication has its updates or deletes, which need an identity. keyed: the default is enough.
@@ -71,7 +72,7 @@ class Item:
 
 @dataclass(slots=True)
 class Plan:
-    """Everything that would be removed, in order. `kept`: what stays, each with the reason."""
+    """Everything that would be removed, in order. `kept`: the rest, each with the reason."""
 
     items: list[Item] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -96,8 +97,8 @@ def planned(config: Config) -> Iterator[Plan]:
             plan.kept.append("source: its database does not exist any more")
         else:
             _slot(config, origin, plan)
-            _publications(config, origin, plan)
-            _identities(config, origin, store, plan)
+            dropped = _publications(config, origin, plan)
+            _identities(config, origin, store, plan, dropped)
         if store is not None:
             _schema(config, store, plan)
         yield plan
@@ -162,7 +163,8 @@ def _slot(config: Config, origin: Connection, plan: Plan) -> None:
         plan.items.append(Item(f"slot {name} ({slot.plugin})", drop))
 
 
-def _publications(config: Config, origin: Connection, plan: Plan) -> None:
+def _publications(config: Config, origin: Connection, plan: Plan) -> list[str]:
+    """The publications of this bridge; those that will be dropped. One that another reader may need stays."""
     names = [config.source.publication, f"{config.source.publication}_inserts"]
     others = [
         slot.name
@@ -175,32 +177,31 @@ def _publications(config: Config, origin: Connection, plan: Plan) -> None:
         readers = origin.execute(
             "select pid, query from pg_stat_activity where backend_type = 'walsender' and datname = current_database()"
         ).fetchall()
+    dropped = []
     for name in existing:
-        reading = [pid for pid, query in readers if query and f'"{name}"' in query]
-        if reading:
-            plan.kept.append(f"publication {name}: pid {reading[0]} reads it")
-            continue
-        note = f", unless the slot {', '.join(others)} needs it" if others else ""
         statement = sql.SQL("drop publication if exists {}").format(sql.Identifier(name))
-        plan.items.append(Item(f"publication {name}{note}", _statement(origin, statement, f"publication {name}")))
+        reading = [pid for pid, query in readers if query and f'"{name}"' in query]
+        if reading or others:
+            reader = f"pid {reading[0]} reads it" if reading else f"the slot {', '.join(others)} may read it"
+            by_hand = statement.as_string(origin)
+            plan.kept.append(f"publication {name}: {reader}. If not: {by_hand};")
+            continue
+        dropped.append(name)
+        plan.items.append(Item(f"publication {name}", _statement(origin, statement, f"publication {name}")))
+    return dropped
 
 
-def _statement(origin: Connection, statement: sql.Composed, what: str, *more: tuple[str, Any]) -> Callable[[], None]:
+def _statement(origin: Connection, statement: sql.Composed, what: str) -> Callable[[], None]:
     def run() -> None:
-        def work() -> None:
-            origin.execute(statement)
-            for query, given_ in more:
-                origin.execute(query.encode(), given_)
-
         with source_errors():
-            patiently(origin, work, what=what, again=_AGAIN)
+            patiently(origin, lambda: origin.execute(statement), what=what, again=_AGAIN)
 
     return run
 
 
-def _identities(config: Config, origin: Connection, store: Connection | None, plan: Plan) -> None:
+def _identities(config: Config, origin: Connection, store: Connection | None, plan: Plan, dropped: list[str]) -> None:
     """The event trigger, and the tables that have their replica identity from it."""
-    slot, names = config.source.slot, [config.source.publication, f"{config.source.publication}_inserts"]
+    slot = config.source.slot
     try:
         before = {**dict(_remembered(store)), **dict(given(origin))}
     except CdcbridgeError as error:
@@ -210,7 +211,7 @@ def _identities(config: Config, origin: Connection, store: Connection | None, pl
         installed = origin.execute("select to_regclass('cdcbridge_identity.bridges')").fetchone() != (None,)
         others = [name for (name,) in origin.execute(_OTHER_BRIDGES, (slot,)).fetchall()] if installed else []
         taken = {oid for (oid,) in origin.execute(_TAKEN, (list(before), slot)).fetchall()} if installed else set()
-        tables = origin.execute(_GIVEN, (names, list(before))).fetchall()
+        tables = origin.execute(_GIVEN, (dropped, list(before))).fetchall()
     if installed:
         # First, so that the trigger does not give a table its identity back.
         mine = sql.SQL("delete from cdcbridge_identity.bridges where slot = {}").format(sql.Literal(slot))
@@ -218,21 +219,17 @@ def _identities(config: Config, origin: Connection, store: Connection | None, pl
             mine_what = f"the event trigger's entry for the slot {slot}: the trigger stays for {', '.join(others)}"
             plan.items.append(Item(mine_what, _statement(origin, mine, mine_what)))
         else:
-            _statement_first(plan, origin, mine)
+            plan.items.append(Item("the event trigger's entries", _statement(origin, mine, "the event trigger")))
     for oid, schema, name, keyed, published in tables:
         word = _IDENTITY.get(before[oid], "default")
-        what = f"replica identity of {schema}.{name}: from FULL back to {word.upper()}"
         if oid in taken:
             plan.kept.append(f"replica identity of {schema}.{name}: another bridge needs it")
         elif published and not (keyed and word == "default"):
-            plan.kept.append(
-                f"replica identity of {schema}.{name}: without it, UPDATE and DELETE would fail, because the"
-                f" publication {published} has the table"
-            )
+            plan.kept.append(f"replica identity of {schema}.{name}: {_NEEDED.format(published)}")
         else:
+            what = f"replica identity of {schema}.{name}: from FULL back to {word.upper()}"
             statement = sql.SQL("alter table only {} replica identity " + word).format(sql.Identifier(schema, name))
-            more = [("delete from cdcbridge_identity.changed where relation = %s::oid", (oid,))] if installed else []
-            plan.items.append(Item(what, _statement(origin, statement, what, *more)))
+            plan.items.append(Item(what, _identity(origin, oid, statement, what, installed=installed)))
     if installed and not others:
         text = sql.SQL(
             "drop event trigger if exists cdcbridge_identity_command; drop event trigger if exists"
@@ -241,9 +238,24 @@ def _identities(config: Config, origin: Connection, store: Connection | None, pl
         plan.items.append(Item("event trigger and the schema cdcbridge_identity", _statement(origin, text, "trigger")))
 
 
-def _statement_first(plan: Plan, origin: Connection, statement: sql.Composed) -> None:
-    what = "the event trigger's entries"
-    plan.items.append(Item(what, _statement(origin, statement, what)))
+def _identity(
+    origin: Connection, oid: int, statement: sql.Composed, what: str, *, installed: bool
+) -> Callable[[], None]:
+    """Take a replica identity back, unless a publication that could not be dropped needs it."""
+
+    def work() -> None:
+        row = origin.execute(_GIVEN, ([], [oid])).fetchone()
+        if row and row[4] and not (row[3] and "default" in statement.as_string(origin).rpartition(" ")[2]):
+            raise CdcbridgeError(_NEEDED.format(row[4]))
+        origin.execute(statement)
+        if installed:
+            origin.execute("delete from cdcbridge_identity.changed where relation = %s::oid", (oid,))
+
+    def run() -> None:
+        with source_errors():
+            patiently(origin, work, what=what, again=_AGAIN)
+
+    return run
 
 
 def _remembered(store: Connection | None) -> list[tuple[int, str]]:

@@ -175,3 +175,48 @@ def test_a_slot_of_another_database_stays(used: World) -> None:
         finally:
             admin.execute("select pg_drop_replication_slot(%s)", (used.slot,))
     assert f"stays: slot {used.slot}: it belongs to the database postgres" in result.stderr
+
+
+def test_a_publication_that_another_slot_may_read_stays(used: World) -> None:
+    if used.plugin != "pgoutput":
+        return
+    used.execute(f"select pg_create_logical_replication_slot('{used.slot}_other', 'pgoutput')")
+    result = used.run_program("uninstall", "--yes")
+    assert result.returncode == 0, result
+    assert f"stays: publication cdcbridge: the slot {used.slot}_other may read it." in result.stderr
+    assert "stays: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
+    used.execute("insert into later values (1)", "update later set id = 2", "insert into nothing values (1)",
+                 "update nothing set id = 2")  # fmt: skip
+    used.execute(f"select pg_drop_replication_slot('{used.slot}_other')")
+    assert used.run_program("uninstall", "--yes").returncode == 0
+    assert left(used) == NOTHING
+    assert identities(used)["later"] == "d"
+
+
+def test_a_publication_that_cannot_be_dropped_now_keeps_its_identities(used: World) -> None:
+    if used.plugin != "pgoutput":
+        return
+    with psycopg.connect(used.dsn) as reader:
+        reader.execute("lock table pg_publication in access share mode")
+        reader.execute("comment on publication cdcbridge is 'locked'")
+        result = used.run_program("uninstall", "--yes")
+        assert result.returncode == 1 and f"pid {reader.info.backend_pid}" in result.stderr, result
+        assert "not removed: replica identity of public.later" in result.stderr
+    used.execute("insert into later values (1)", "update later set id = 2")
+    assert used.run_program("uninstall", "--yes").returncode == 0
+    assert left(used) == NOTHING and identities(used)["later"] == "d"
+
+
+def test_a_role_that_may_not_is_told_what_stays(used: World) -> None:
+    role = f"plain_{used.database}"
+    used.execute(f"create role {role} login replication")
+    used.execute(f"grant usage on schema cdcbridge to {role}",
+                 f"grant select on all tables in schema cdcbridge to {role}")  # fmt: skip
+    used.user = role
+    try:
+        result = used.run_program("uninstall", "--yes")
+    finally:
+        used.execute(f"drop owned by {role}", f"drop role {role}")
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result
+    assert "run this as a superuser" in result.stderr and "not removed: schema cdcbridge" in result.stderr
+    assert f"removed: slot {used.slot}" in result.stdout

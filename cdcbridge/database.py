@@ -102,7 +102,8 @@ _QUESTION: Final = re.compile(r";? ?\bIs the server running [^?]*\?")
 
 def plain(text: str) -> str:
     """A failed connection without libpq's own words around the reason."""
-    text = _LIBPQ.sub(r"no connection to \1\2: ", text.removeprefix("connection failed: "))
+    text = _LIBPQ.sub(r"no connection to \1\2: ", text)
+    text = re.sub(r"^connection (failed|is bad): (?=no connection to)", "", text)
     return _QUESTION.sub("", re.sub(r": FATAL:\s+", ": ", text)).strip()
 
 

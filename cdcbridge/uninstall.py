@@ -26,6 +26,9 @@ from cdcbridge.schema_contents import strangers
 _AGAIN: Final = "cdcbridge uninstall"
 _IDENTITY: Final = {"d": "default", "i": "default", "n": "nothing"}
 _NEEDED: Final = "without it, UPDATE and DELETE would fail, because the publication {} has the table"
+_REMEMBERED: Final = """
+    select from cdcbridge_identity.changed x join pg_class c on c.oid = x.relation where c.relreplident = 'f' limit 1
+"""
 _OTHER_BRIDGES: Final = "select slot from cdcbridge_identity.bridges where slot <> %s order by 1"
 # The tables that still have the identity from here. taken: another bridge's trigger looks after it.
 # published: another publication has its updates or deletes, which need an identity. keyed: the default is enough.
@@ -64,10 +67,16 @@ _READERS: Final = """
 
 @dataclass(slots=True, frozen=True)
 class Item:
-    """One thing to remove. `what` names it for people, `undo` removes it."""
+    """One thing to remove. `what` names it for people, `undo` removes it.
+
+    identity: it is a table's replica identity.
+    remembers: it holds the list of these tables, so it stays while one of them could not be taken back.
+    """
 
     what: str
     undo: Callable[[], object]
+    identity: bool = False
+    remembers: bool = False
 
 
 @dataclass(slots=True)
@@ -106,12 +115,16 @@ def planned(config: Config) -> Iterator[Plan]:
 
 def remove(plan: Plan, tell: Callable[[str], None]) -> list[tuple[str, CdcbridgeError]]:
     """Remove the items in order; those that failed, each with its reason. The others are removed all the same."""
-    failed = []
+    failed: list[tuple[str, CdcbridgeError]] = []
+    unfinished = False
     for item in plan.items:
         try:
+            if item.remembers and unfinished:
+                raise CdcbridgeError("it remembers the tables above", hint=f"Run {_AGAIN} again.")
             item.undo()
         except CdcbridgeError as error:
             failed.append((item.what, error))
+            unfinished |= item.identity
         else:
             tell(item.what)
     return failed
@@ -225,17 +238,32 @@ def _identities(config: Config, origin: Connection, store: Connection | None, pl
         if oid in taken:
             plan.kept.append(f"replica identity of {schema}.{name}: another bridge needs it")
         elif published and not (keyed and word == "default"):
-            plan.kept.append(f"replica identity of {schema}.{name}: {_NEEDED.format(published)}")
+            by_hand = sql.SQL("alter table only {} replica identity " + word).format(sql.Identifier(schema, name))
+            needed = f"{_NEEDED.format(published)}. Later: {by_hand.as_string(origin)};"
+            plan.kept.append(f"replica identity of {schema}.{name}: {needed}")
         else:
             what = f"replica identity of {schema}.{name}: from FULL back to {word.upper()}"
             statement = sql.SQL("alter table only {} replica identity " + word).format(sql.Identifier(schema, name))
-            plan.items.append(Item(what, _identity(origin, oid, statement, what, installed=installed)))
+            undo = _identity(origin, oid, statement, what, installed=installed)
+            plan.items.append(Item(what, undo, identity=True))
     if installed and not others:
-        text = sql.SQL(
-            "drop event trigger if exists cdcbridge_identity_command; drop event trigger if exists"
-            " cdcbridge_identity_drop; drop schema cdcbridge_identity cascade"
-        ).format()
-        plan.items.append(Item("event trigger and the schema cdcbridge_identity", _statement(origin, text, "trigger")))
+        plan.items.append(Item("event trigger and the schema cdcbridge_identity", _trigger(origin), remembers=True))
+
+
+def _trigger(origin: Connection) -> Callable[[], None]:
+    """Drop the event trigger. Its schema stays while it remembers a table that keeps its identity."""
+
+    def work() -> None:
+        origin.execute("drop event trigger if exists cdcbridge_identity_command")
+        origin.execute("drop event trigger if exists cdcbridge_identity_drop")
+        if origin.execute(_REMEMBERED).fetchone() is None:
+            origin.execute("drop schema cdcbridge_identity cascade")
+
+    def run() -> None:
+        with source_errors():
+            patiently(origin, work, what="the event trigger", again=_AGAIN)
+
+    return run
 
 
 def _identity(
@@ -290,4 +318,4 @@ def _schema(config: Config, store: Connection, plan: Plan) -> None:
         with store_errors():
             patiently(store, lambda: store.execute(statement), what=f"drop schema {schema}", again=_AGAIN)
 
-    plan.items.append(Item(what, drop))
+    plan.items.append(Item(what, drop, remembers=bool(_remembered(store))))

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from cdcbridge.config import load
+from tests import forked
 from tests.world import PATIENCE, World, clean_environment, eventually, fresh_database
 
 TABLES = (
@@ -49,12 +50,9 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 
 def program(
-    world: World, *arguments: str, environment: dict[str, str] | None = None, stdin: str | None = None
+    world: World, *arguments: str, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cdcbridge", *arguments], cwd=world.folder, input=stdin, capture_output=True, text=True,
-        timeout=120, check=False, env={**clean_environment(), "PYTHONPATH": str(Path.cwd()), **(environment or {})},
-    )  # fmt: skip
+    return forked.program(world.folder, *arguments, environment=environment)
 
 
 def test_two_commands_and_the_changes_arrive(shop: World) -> None:

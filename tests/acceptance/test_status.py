@@ -18,7 +18,19 @@ from typing import Any
 
 import psycopg
 
+from tests.forked import program
 from tests.world import PATIENCE, World, clean_environment, eventually
+
+
+def run(world: World, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    world.write_config()
+    return program(world.folder, *arguments, stdin=stdin)
+
+
+def listed(world: World, *arguments: str) -> Any:
+    result = run(world, *arguments)
+    assert result.returncode == 0, result
+    return json.loads(result.stdout)
 
 
 def shop(world: World) -> subprocess.Popen[str]:
@@ -31,7 +43,7 @@ def shop(world: World) -> subprocess.Popen[str]:
 
 
 def status(world: World) -> tuple[int, dict[str, Any]]:
-    result = world.run_program("status", "--json")
+    result = run(world, "status", "--json")
     assert "Traceback" not in result.stderr, result
     return result.returncode, json.loads(result.stdout)
 
@@ -44,7 +56,7 @@ def test_healthy_and_not_and_why(world: World) -> None:
     assert "the store has not been made yet: `cdcbridge run` makes it" in found["reasons"]
     process = world.start_process()
     eventually(lambda: status(world)[0] == 0, "healthy")
-    text = world.run_program("status")
+    text = run(world, "status")
     assert text.returncode == 0 and text.stdout.splitlines()[0] == "healthy", text
     assert f"pid {process.pid} leads since " in text.stdout
     assert f"{world.slot} ({world.plugin}), active, wal_status reserved" in text.stdout
@@ -55,11 +67,11 @@ def test_healthy_and_not_and_why(world: World) -> None:
     for one in (standby, process):
         one.send_signal(signal.SIGTERM)
         assert one.wait(PATIENCE) == 0
-    stopped = world.run_program("status")
+    stopped = run(world, "status")
     assert stopped.returncode == 1, stopped
     assert stopped.stdout.startswith("NOT healthy\n  - no bridge is running: `cdcbridge run` starts one\n")
     world.sql.execute("select pg_drop_replication_slot(%s)", (world.slot,))
-    gone = world.run_program("status")
+    gone = run(world, "status")
     assert gone.returncode == 3 and "`cdcbridge slot recreate` continues after a gap message" in gone.stdout, gone
 
 
@@ -67,10 +79,7 @@ def test_servers_out_of_reach_are_reasons(world18: World) -> None:
     world18.consumer()
     path = world18.write_config()
     path.write_text(re.sub(r"port=\d+", "port=1", path.read_text()))
-    result = subprocess.run(
-        [sys.executable, "-m", "cdcbridge", "-c", str(path), "status"], capture_output=True, text=True, check=False,
-        env=clean_environment(), timeout=60,
-    )  # fmt: skip
+    result = program(world18.folder, "status")
     assert result.returncode == 1 and result.stderr == "", result
     assert "  - source: no connection to " in result.stdout and "  - store: no connection to " in result.stdout
     assert "Is the server running" not in result.stdout
@@ -87,7 +96,7 @@ def test_the_last_error_of_a_bridge_stays(world18: World) -> None:
     code, found = status(world18)
     assert code == 3 and f"pid {process.pid}" in found["last_error"]["holder"], found
     assert "slot" in found["last_error"]["message"] and "slot recreate" in found["last_error"]["hint"]
-    text = world18.run_program("status").stdout
+    text = run(world18, "status").stdout
     assert re.search(r"last error  +[\d.]+ (ms|s) ago, .* pid \d+: ", text), text
 
 
@@ -96,7 +105,7 @@ def test_consumers_with_trouble_are_notes(world18: World) -> None:
     world18.execute("insert into t values (1, 1, 'a')")
     world18.messages(1)
     world18.rows("select nack('billing', array_agg(receipt), dead => true, reason => 'poison') from receive('billing')")
-    world18.run_program("consumers", "pause", "audit")
+    run(world18, "consumers", "pause", "audit")
     code, found = status(world18)
     assert code == 0, found
     assert found["notes"] == [
@@ -111,26 +120,26 @@ def test_consumers_with_trouble_are_notes(world18: World) -> None:
 
 def test_dead_letters_of_all_consumers(world18: World) -> None:
     shop(world18)
-    assert world18.json("dead", "list", "--json") == []
+    assert listed(world18, "dead", "list", "--json") == []
     world18.execute("insert into t values (1, 1, 'a'), (2, 2, 'b')")
     world18.messages(2)
     for name in ("billing", "audit"):
         reason = f"oh :smile: [red]{name}[/red]"
         query = "select nack(%s, array_agg(receipt), dead => true, reason => %s) from receive(%s, 1)"
         world18.rows(query, name, reason, name)
-    both = world18.json("dead", "list", "--json")
+    both = listed(world18, "dead", "list", "--json")
     assert [row["consumer"] for row in both] == ["audit", "billing"], "the newest first"
     assert list(both[0]) == ["consumer", "id", "seq", "topic", "key", "deliver_count", "reason", "died_at"]
-    (one,) = world18.json("dead", "list", "billing", "--json")
+    (one,) = listed(world18, "dead", "list", "billing", "--json")
     assert {"consumer": "billing", **one} == both[1]
-    table = world18.run_program("dead", "list").stdout.splitlines()
+    table = run(world18, "dead", "list").stdout.splitlines()
     assert table[0].split() == ["CONSUMER", "ID", "SEQ", "TOPIC", "KEY", "DELIVER", "COUNT", "REASON", "DIED", "AT"]
     assert "nacked: oh :smile: [red]audit[/red]" in table[1], "data is no markup"
     assert len(table) == 3 and not any(line.endswith(" ") for line in table)
-    assert [row["consumer"] for row in world18.json("dead", "list", "--json", "--reason", "nacked:", "-n", "1")] == [
+    assert [row["consumer"] for row in listed(world18, "dead", "list", "--json", "--reason", "nacked:", "-n", "1")] == [
         "audit"
     ]
-    assert world18.run_program("dead", "list", "--topic", "nowhere").stderr == "no dead letters\n"
+    assert run(world18, "dead", "list", "--topic", "nowhere").stderr == "no dead letters\n"
 
 
 def test_messages_as_blocks(world18: World) -> None:
@@ -140,7 +149,7 @@ def test_messages_as_blocks(world18: World) -> None:
         "update t set id = 3 where id = 2",
     )
     world18.messages(3)
-    seen = world18.run_program("peek", "billing", "--pretty")
+    seen = run(world18, "peek", "billing", "--pretty")
     assert seen.returncode == 0, seen
     first, second, third = seen.stdout.rstrip("\n").split("\n\n")
     assert first.splitlines()[0] == "#1 public.t insert key 1"
@@ -148,15 +157,15 @@ def test_messages_as_blocks(world18: World) -> None:
     assert "    v       a\\u001b[31mb" in first.splitlines(), "no text steers the terminal"
     assert re.search(r"^    amount  null$", second, re.MULTILINE)
     assert "  old\n    id  2" in third
-    taken = world18.run_program("receive", "billing", "--pretty", "-n", "1")
+    taken = run(world18, "receive", "billing", "--pretty", "-n", "1")
     assert "  receipt" in taken.stdout and "  deliver_count" in taken.stdout
     receipt = re.search(r"receipt +(\S+)", taken.stdout)
     assert receipt is not None
-    world18.run_program("nack", "billing", receipt[1], "--dead", "--reason", "poison")
-    (dead,) = world18.json("dead", "list", "--json")
-    shown = world18.run_program("dead", "show", "billing", str(dead["id"]), "--pretty").stdout
+    run(world18, "nack", "billing", receipt[1], "--dead", "--reason", "poison")
+    (dead,) = listed(world18, "dead", "list", "--json")
+    shown = run(world18, "dead", "show", "billing", str(dead["id"]), "--pretty").stdout
     assert "  reason" in shown and "nacked: poison" in shown and "  history 1" in shown and "    amount" in shown
-    assert json.loads(world18.run_program("peek", "billing", "-n", "1").stdout)["seq"] == 2, "JSON lines without it"
+    assert json.loads(run(world18, "peek", "billing", "-n", "1").stdout)["seq"] == 2, "JSON lines without it"
 
 
 class Terminal:
@@ -222,7 +231,7 @@ def test_nothing_is_broken_inside_a_word(world18: World) -> None:
     name = "an-uncommonly-long-name-of-a-consumer"
     shop(world18)
     world18.consumer(name)
-    world18.run_program("consumers", "apply")
+    run(world18, "consumers", "apply")
     with psycopg.connect(world18.dsn, autocommit=True) as store:
         store.execute("set search_path = cdcbridge")
         store.execute("update consumers set paused = true")
@@ -231,7 +240,7 @@ def test_nothing_is_broken_inside_a_word(world18: World) -> None:
     assert terminal.close() == 0, lines
     assert any(line.startswith("  - consumer") for line in lines) and any(name in line for line in lines)
     words = {word for line in lines for word in line.split()}
-    piped = {word for line in world18.run_program("status").stdout.splitlines() for word in line.split()}
+    piped = {word for line in run(world18, "status").stdout.splitlines() for word in line.split()}
     assert {word for word in piped if not re.search(r"\d", word)} <= words, "each word is whole"
     assert all(len(line) <= 50 or " " not in line.strip() for line in lines)
     narrow = Terminal(world18, "consumers", "list", columns=40)
@@ -243,8 +252,8 @@ def test_nothing_is_broken_inside_a_word(world18: World) -> None:
 def test_no_python_in_listings(world18: World) -> None:
     shop(world18)
     world18.consumer("narrow", ("public.t",), operations=["insert", "delete"], columns={"exclude": ["v"]}, key=["id"])
-    world18.run_program("consumers", "apply")
-    shown = world18.run_program("consumers", "show", "narrow").stdout
+    run(world18, "consumers", "apply")
+    shown = run(world18, "consumers", "show", "narrow").stdout
     rows = dict(line.split(None, 1) for line in shown.splitlines() if len(line.split(None, 1)) == 2)
     assert rows["paused"] == "no" and rows["operations"] == "insert, delete" and rows["tables"] == "public.t"
     assert rows["columns"].startswith("exclude: [v]") or "exclude: [v]" in rows["columns"], rows
@@ -255,5 +264,5 @@ def test_no_python_in_listings(world18: World) -> None:
         ("config", "show"),
         ("consumers", "show", "narrow"),
     ):
-        text = world18.run_program(*command).stdout
+        text = run(world18, *command).stdout
         assert not re.search(r"\b(True|False|None)\b|\('|\['|\{'|',\)", text), (command, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.forked import program
 from tests.world import PATIENCE, World, eventually, fresh_database
 
 
@@ -32,6 +34,11 @@ def used(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
             world.value("select count(*) from receive('c')")
         yield world
         world.close()
+
+
+def run(world: World, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    world.write_config()
+    return program(world.folder, *arguments, stdin=stdin)
 
 
 def left(world: World) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def identities(world: World) -> dict[str, str]:
 def test_everything_is_printed_and_then_gone(used: World) -> None:
     before = identities(used)
     assert before == {"t": "d", "mine": "f", "seen": "d", "later": "f", "nothing": "f"}
-    asked = used.run_program("uninstall", stdin="n\n")
+    asked = run(used, "uninstall", stdin="n\n")
     assert asked.returncode == 1 and "aborted" in asked.stderr
     listed = [line.removeprefix("would be removed: ") for line in asked.stdout.splitlines()]
     assert listed[0] == f"slot {used.slot} ({used.plugin})"
@@ -68,13 +75,13 @@ def test_everything_is_printed_and_then_gone(used: World) -> None:
     assert "replica identity of public.nothing: from FULL back to NOTHING" in listed
     assert not any("public.mine" in line or "public.t:" in line for line in listed), "set by nobody, or by hand"
     assert "the consumers c, i with all their messages" in listed[-1] and left(used)["slots"] == [used.slot]
-    gone = used.run_program("uninstall", "--yes")
+    gone = run(used, "uninstall", "--yes")
     assert gone.returncode == 0, gone
     assert [line.removeprefix("removed: ") for line in gone.stdout.splitlines()][len(listed) :] == listed
     assert left(used) == NOTHING
     assert identities(used) == {"t": "d", "mine": "f", "seen": "d", "later": "d", "nothing": "n"}
     used.execute("update t set id = 2", "delete from later")
-    again = used.run_program("uninstall", "--yes")
+    again = run(used, "uninstall", "--yes")
     assert (again.returncode, again.stdout) == (0, "nothing to remove\n")
 
 
@@ -82,7 +89,7 @@ def test_identities_are_known_when_the_trigger_is_gone(used: World) -> None:
     used.settings["event_trigger"] = False
     with used.bridge():
         assert left(used)["triggers"] == []
-    assert used.run_program("uninstall", "--yes").returncode == 0
+    assert run(used, "uninstall", "--yes").returncode == 0
     assert identities(used) == {"t": "d", "mine": "f", "seen": "d", "later": "d", "nothing": "n"}
     assert left(used) == NOTHING
 
@@ -101,7 +108,7 @@ def test_identities_are_known_when_the_trigger_is_gone(used: World) -> None:
 )
 def test_half_of_it_may_be_gone(used: World, gone: str) -> None:
     used.execute(gone.format(slot=used.slot))
-    result = used.run_program("uninstall", "--yes")
+    result = run(used, "uninstall", "--yes")
     assert result.returncode == 0, result
     assert left(used) == NOTHING
 
@@ -109,15 +116,15 @@ def test_half_of_it_may_be_gone(used: World, gone: str) -> None:
 def test_a_running_bridge_and_a_stand_by_are_named(used: World) -> None:
     leader = used.start_process()
     eventually(used.active, "the bridge streams")
-    refused = used.run_program("uninstall", "--yes")
+    refused = run(used, "uninstall", "--yes")
     assert refused.returncode == 1 and f" pid {leader.pid} leads (session pid " in refused.stderr, refused
     assert refused.stdout == "" and left(used)["slots"] == [used.slot]
     standby = used.start_process()
-    eventually(lambda: "2 bridges are running" in used.run_program("uninstall", "--yes").stderr, "both are named")
+    eventually(lambda: "2 bridges are running" in run(used, "uninstall", "--yes").stderr, "both are named")
     standby.send_signal(signal.SIGTERM)
     leader.send_signal(signal.SIGTERM)
     assert (standby.wait(PATIENCE), leader.wait(PATIENCE)) == (0, 0)
-    assert used.run_program("uninstall", "--yes").returncode == 0
+    assert run(used, "uninstall", "--yes").returncode == 0
 
 
 def test_what_others_made_stays(used: World) -> None:
@@ -125,25 +132,26 @@ def test_what_others_made_stays(used: World) -> None:
         "create table cdcbridge.mine_too (id int)",
         "create publication other for table later",
     )
-    result = used.run_program("uninstall", "--yes")
+    result = run(used, "uninstall", "--yes")
     assert result.returncode == 0, result
     assert "stays: schema cdcbridge: it also has mine_too, not made by cdcbridge" in result.stderr
     assert "stays: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
     assert "the publication other has the table" in result.stderr
     used.execute("insert into later values (1)", "update later set id = 2", "drop table cdcbridge.mine_too",
                  "drop publication other")  # fmt: skip
-    assert used.run_program("uninstall", "--yes").returncode == 0
-    assert left(used) == NOTHING
+    assert left(used)["triggers"] == [] and left(used)["schemas"] == ["cdcbridge", "cdcbridge_identity"]
+    assert run(used, "uninstall", "--yes").returncode == 0
+    assert left(used) == NOTHING and identities(used)["later"] == "d"
 
 
 def test_a_receiver_in_its_transaction_makes_nobody_wait(used: World) -> None:
     with psycopg.connect(used.dsn) as receiver:
         receiver.execute("set search_path = cdcbridge")
         receiver.execute("select * from receive('c')")
-        result = used.run_program("uninstall", "--yes")
+        result = run(used, "uninstall", "--yes")
         assert result.returncode == 1 and f"pid {receiver.info.backend_pid}" in result.stderr, result
         assert f"removed: slot {used.slot}" in result.stdout and left(used)["schemas"] == ["cdcbridge"]
-    assert used.run_program("uninstall", "--yes").returncode == 0
+    assert run(used, "uninstall", "--yes").returncode == 0
     assert left(used) == NOTHING
 
 
@@ -156,11 +164,11 @@ def test_source_and_store_on_two_servers(pg15: Any, pg18: Any, tmp_path: Path) -
         with world.bridge():
             world.execute("insert into t values (1)")
             world.messages(1)
-        assert world.run_program("uninstall", "--yes").returncode == 0
+        assert run(world, "uninstall", "--yes").returncode == 0
         assert left(world) == NOTHING
         assert world.value("select to_regnamespace('cdcbridge')") is None
         world.store_dsn = pg15.dsn("absent")
-        gone = world.run_program("uninstall", "--yes")
+        gone = run(world, "uninstall", "--yes")
         assert (gone.returncode, gone.stdout) == (0, "nothing to remove\n"), gone
         assert "stays: store: its database does not exist any more" in gone.stderr
         world.close()
@@ -171,7 +179,7 @@ def test_a_slot_of_another_database_stays(used: World) -> None:
     with psycopg.connect(used.server.dsn("postgres"), autocommit=True) as admin:
         admin.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (used.slot,))
         try:
-            result = used.run_program("uninstall", "--yes")
+            result = run(used, "uninstall", "--yes")
         finally:
             admin.execute("select pg_drop_replication_slot(%s)", (used.slot,))
     assert f"stays: slot {used.slot}: it belongs to the database postgres" in result.stderr
@@ -181,14 +189,14 @@ def test_a_publication_that_another_slot_may_read_stays(used: World) -> None:
     if used.plugin != "pgoutput":
         return
     used.execute(f"select pg_create_logical_replication_slot('{used.slot}_other', 'pgoutput')")
-    result = used.run_program("uninstall", "--yes")
+    result = run(used, "uninstall", "--yes")
     assert result.returncode == 0, result
     assert f"stays: publication cdcbridge: the slot {used.slot}_other may read it." in result.stderr
     assert "stays: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
     used.execute("insert into later values (1)", "update later set id = 2", "insert into nothing values (1)",
                  "update nothing set id = 2")  # fmt: skip
     used.execute(f"select pg_drop_replication_slot('{used.slot}_other')")
-    assert used.run_program("uninstall", "--yes").returncode == 0
+    assert run(used, "uninstall", "--yes").returncode == 0
     assert left(used) == NOTHING
     assert identities(used)["later"] == "d"
 
@@ -199,11 +207,11 @@ def test_a_publication_that_cannot_be_dropped_now_keeps_its_identities(used: Wor
     with psycopg.connect(used.dsn) as reader:
         reader.execute("lock table pg_publication in access share mode")
         reader.execute("comment on publication cdcbridge is 'locked'")
-        result = used.run_program("uninstall", "--yes")
+        result = run(used, "uninstall", "--yes")
         assert result.returncode == 1 and f"pid {reader.info.backend_pid}" in result.stderr, result
         assert "not removed: replica identity of public.later" in result.stderr
     used.execute("insert into later values (1)", "update later set id = 2")
-    assert used.run_program("uninstall", "--yes").returncode == 0
+    assert run(used, "uninstall", "--yes").returncode == 0
     assert left(used) == NOTHING and identities(used)["later"] == "d"
 
 
@@ -214,7 +222,7 @@ def test_a_role_that_may_not_is_told_what_stays(used: World) -> None:
                  f"grant select on all tables in schema cdcbridge to {role}")  # fmt: skip
     used.user = role
     try:
-        result = used.run_program("uninstall", "--yes")
+        result = run(used, "uninstall", "--yes")
     finally:
         used.execute(f"drop owned by {role}", f"drop role {role}")
     assert result.returncode == 1 and "Traceback" not in result.stderr, result

@@ -94,9 +94,10 @@ def test_text_is_wrapped_between_words(text: str, columns: int | None, expected:
          " that host and accepting TCP/IP connections?"), "no connection to 127.0.0.1, port 1: Connection refused"),
         (('connection failed: connection to server at "db1" (10.0.0.1), port 5432 failed: FATAL:  password authentication'
          ' failed for user "app"'), 'no connection to db1, port 5432: password authentication failed for user "app"'),
-        (('connection failed: connection to server on socket "/tmp/.s.PGSQL.1" failed: No such file or directory; Is the server'
+        (('connection is bad: connection to server on socket "/tmp/.s.PGSQL.1" failed: No such file or directory; Is the server'
          " running locally and accepting connections on that socket?"),
          "no connection to /tmp/.s.PGSQL.1: No such file or directory"),
+        ("connection is bad: no error details available", "connection is bad: no error details available"),
         ("server closed the connection unexpectedly", "server closed the connection unexpectedly"),
     ],
 )  # fmt: skip

@@ -22,7 +22,8 @@ from cdcbridge.route import IDENTITY_SCHEMA
 from cdcbridge.tables import find_tables
 
 _WRITES: Final = frozenset({"update", "delete"})
-_VERSION: Final = "cdcbridge event trigger 2"
+# The first one does its work as well. It records no identity from before.
+_VERSIONS: Final = ["cdcbridge event trigger 1", "cdcbridge event trigger 2"]
 Keep: TypeAlias = Callable[[list[tuple[int, str]]], None]
 log = structlog.get_logger()
 
@@ -69,9 +70,9 @@ def installed_scope(connection: Connection, slot: str) -> Scope | None:
     """Read what the trigger looks after for this slot. None where it is missing, switched off or of another version."""
     with source_errors():
         row = connection.execute(
-            "select obj_description(to_regnamespace(%s), 'pg_namespace') = %s and 2 = (select count(*) from"
+            "select obj_description(to_regnamespace(%s), 'pg_namespace') = any (%s) and 2 = (select count(*) from"
             " pg_event_trigger where evtname like 'cdcbridge\\_identity\\_%%' and evtenabled = 'A')",
-            (IDENTITY_SCHEMA, _VERSION),
+            (IDENTITY_SCHEMA, _VERSIONS),
         ).fetchone()
         if row != (True,):
             return None

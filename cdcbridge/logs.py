@@ -28,11 +28,20 @@ def configure(log_format: Literal["text", "json"], level: str) -> None:
     )
 
 
+class _Shown(str):
+    """A text that stays as it is between quotes, so that SQL can be copied from the log."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f'"{self}"' if " " in self else str(self)
+
+
 def for_people(_logger: object, _method: str, event: EventDict) -> EventDict:
     """Write each value as people read it, and leave out what is empty: `added=billing`, not `changed=()`."""
     kept = ("event", "level", "timestamp", "exception")
     return {
-        key: value if key in kept else "; ".join(line.strip() for line in as_text(value).splitlines())
+        key: value if key in kept else _Shown("; ".join(line.strip() for line in as_text(value).splitlines()))
         for key, value in event.items()
         if value is not None and not (isinstance(value, str | list | tuple | dict) and not value)
     }

@@ -310,8 +310,8 @@ def _schema(config: Config, store: Connection, plan: Plan) -> None:
         if store.execute("select to_regclass('consumers')").fetchone() != (None,):
             consumers = [name for (name,) in store.execute("select name from consumers order by name").fetchall()]
     what = f"schema {schema}: {tables} tables, {size}"
-    what += f", the consumers {', '.join(consumers)} with all their messages" if consumers else ""
-    what += f"; and what reads it: {', '.join(readers)}" if readers else ""
+    what += f", with all messages of the consumers: {', '.join(consumers)}" if consumers else ""
+    what += f"; and the views that read it: {', '.join(readers)}" if readers else ""
     statement = sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(schema))
 
     def drop() -> None:

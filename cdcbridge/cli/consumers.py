@@ -9,10 +9,12 @@ import click
 from cdcbridge import backlog
 from cdcbridge import consumers as applying
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
+from cdcbridge.cli.screen import facts
 from cdcbridge.database import Connection
 from cdcbridge.lag import ConsumerLag
 from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
+from cdcbridge.words import as_text, one_line
 
 
 @click.group()
@@ -90,7 +92,7 @@ def show(app: App, name: str, as_json: bool) -> None:
         print_json(shown)
         return
     settings = shown.pop("config")
-    print_table(("", ""), [*shown.items(), *settings.items()])
+    facts([(key, one_line(as_text(value))) for key, value in [*shown.items(), *settings.items()]])
 
 
 @consumers.command()

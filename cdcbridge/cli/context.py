@@ -15,7 +15,7 @@ import click
 import orjson
 import psycopg
 
-from cdcbridge.cli.screen import facts, width, wrapped
+from cdcbridge.cli.screen import column_widths, facts, width, wrapped
 from cdcbridge.config import Config, load
 from cdcbridge.database import Connection, connect_store, store_errors
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
@@ -26,7 +26,6 @@ from cdcbridge.units import format_duration, parse_duration
 from cdcbridge.words import as_text, one_line
 
 _LINE_ENDS: Final = {"\n": " ", "\r": " ", "\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-_LONGEST_LINE: Final = 100_000  # of a table in a pipe
 _HALF: Final = re.compile("[\ud800-\udfff]")
 _NUMBER: Final = re.compile(r"\d+(\.\d*)?|\.\d+")
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
@@ -159,31 +158,31 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, empty
         say(empty)
         return
     cells = [[one_line(as_text(cell)) for cell in row] for row in rows]
-    terminal, everything = width(), list(zip(headings, *cells, strict=True))
-    least = sum(max(len(word) for cell in column for word in (cell.split() or [""])) + 2 for column in everything)
-    if terminal is not None and least > terminal + 2:
+    widths = column_widths([headings, *cells], width())
+    if widths is None:
         for row in cells:
             facts(list(zip(headings, row, strict=True)))
             click.echo()
         return
     numbers = [
-        any(isinstance(row[n], int | float) and row[n] is not True for row in rows) for n in range(len(headings))
-    ]
-    click.echo(_table(headings, cells, numbers, terminal))
+        any(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in column)
+        for column in zip(*rows, strict=True)
+    ] or [False] * len(headings)
+    click.echo(_table(headings, cells, numbers, widths))
 
 
 def _table(
-    headings: Sequence[str], cells: Sequence[Sequence[str]], numbers: Sequence[bool], columns: int | None
+    headings: Sequence[str], cells: Sequence[Sequence[str]], numbers: Sequence[bool], widths: Sequence[int]
 ) -> str:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, number in zip(headings, numbers, strict=True):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=columns is None)
+    for heading, number, columns in zip(headings, numbers, widths, strict=True):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold", width=columns)
     for row in cells:
         table.add_row(*row)
-    console = Console(width=columns or _LONGEST_LINE, highlight=False, markup=False, emoji=False)
+    console = Console(width=sum(widths) + 2 * len(widths), highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 import click
+from rich.cells import cell_len
 
 
 def width(stream: TextIO | None = None) -> int | None:
@@ -38,6 +39,26 @@ def wrapped(text: str, columns: int | None, *, first: str = "", rest: str = "") 
             break_on_hyphens=False,
         )
     return "\n".join(lines)
+
+
+def column_widths(rows: Sequence[Sequence[str]], columns: int | None) -> list[int] | None:
+    """How wide each column of a table is, with two spaces between them. None where a word would have to be broken.
+
+    Each column has at least its longest word. The room that is left goes to the columns that need the least of it.
+    """
+    everything = list(zip(*rows, strict=True))
+    wanted = [max(cell_len(cell) for cell in column) for column in everything]
+    if columns is None:
+        return wanted
+    widths = [max(cell_len(word) for cell in column for word in (cell.split() or [""])) for column in everything]
+    left = columns - sum(widths) - 2 * (len(widths) - 1)
+    if left < 0:
+        return None
+    for number in sorted(range(len(widths)), key=lambda n: wanted[n] - widths[n]):
+        more = min(left, wanted[number] - widths[number])
+        widths[number] += more
+        left -= more
+    return widths
 
 
 def bullets(texts: Iterable[str], *, err: bool = False) -> None:

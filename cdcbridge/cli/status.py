@@ -52,8 +52,13 @@ def _facts(config: Config, found: Status) -> list[tuple[str, str]]:
         if slot.lag_seconds is not None:
             wal.append("nothing waits" if slot.lag_seconds == 0 else f"{human_duration(slot.lag_seconds)} behind")
         rows.append(("WAL", "; ".join(wal)))
-    rows.append(("store", f"schema {config.store.schema_}, version {found.version or '-'}"))
-    if found.lag and not found.lag.store_error:
+    rows.append(
+        (
+            "store",
+            f"schema {config.store.schema_}, " + (f"version {found.version}" if found.version else "not there yet"),
+        )
+    )
+    if found.lag and found.version and not found.lag.store_error:
         consumers = found.lag.consumers
         waiting, flying, dead = (sum(getattr(c, name) for c in consumers) for name in ("pending", "in_flight", "dead"))
         rows.append(("consumers", f"{len(consumers)}: {waiting} pending, {flying} in flight, {dead} dead"))

@@ -74,7 +74,7 @@ def test_everything_is_printed_and_then_gone(used: World) -> None:
     assert "replica identity of public.later: from FULL back to DEFAULT" in listed
     assert "replica identity of public.nothing: from FULL back to NOTHING" in listed
     assert not any("public.mine" in line or "public.t:" in line for line in listed), "set by nobody, or by hand"
-    assert "the consumers c, i with all their messages" in listed[-1] and left(used)["slots"] == [used.slot]
+    assert "with all messages of the consumers: c, i" in listed[-1] and left(used)["slots"] == [used.slot]
     gone = run(used, "uninstall", "--yes")
     assert gone.returncode == 0, gone
     assert [line.removeprefix("removed: ") for line in gone.stdout.splitlines()][len(listed) :] == listed

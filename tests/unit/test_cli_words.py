@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdcbridge.cli.complaints import complain
-from cdcbridge.cli.screen import wrapped
+from cdcbridge.cli.screen import column_widths, wrapped
 from cdcbridge.database import plain
 from cdcbridge.errors import CheckFailed, UsageError
 from cdcbridge.problem import Problem
@@ -103,3 +103,13 @@ def test_text_is_wrapped_between_words(text: str, columns: int | None, expected:
 )  # fmt: skip
 def test_a_failed_connection_without_libpqs_words(text: str, expected: str) -> None:
     assert plain(text) == expected
+
+
+def test_a_column_has_its_longest_word() -> None:
+    rows = [["TOPIC", "REASON"], ["public.orders", "the mail server refuses this address"]]
+    assert column_widths(rows, None) == [13, 36]
+    assert column_widths(rows, 80) == [13, 36]
+    assert column_widths(rows, 30) == [13, 15]
+    assert column_widths(rows, 22) == [13, 7]
+    assert column_widths(rows, 21) is None, "a word would be broken: a block for each row"
+    assert column_widths([["A"]], 80) == [1]

@@ -37,7 +37,7 @@ def test_a_record_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     configure("text", "info")
     structlog.get_logger().info(
         "consumers.applied", added=("billing", "audit"), changed=(), not_in_file=["old"], failover=True, of=None,
-        position=Position(5, -1), error="one\n  two", retry_in_seconds=0.5,
+        position=Position(5, -1), error="one\n  two", sql="set x = 'it''s' in \"t\"", retry_in_seconds=0.5,
     )  # fmt: skip
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "consumers.applied" in line
@@ -47,9 +47,9 @@ def test_a_record_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         and "position=0/5" in line
         and "retry_in_seconds=0.5" in line
     )
-    assert "added='billing, audit'" in line or "added=billing, audit" in line
+    assert 'added="billing, audit"' in line and "sql=\"set x = 'it''s' in \"t\"\"" in line
     assert "one; two" in line and "changed" not in line and "of=" not in line
-    assert not any(mark in line for mark in ("(", "[]", "True", "None", "\\n", "#-1"))
+    assert not any(mark in line for mark in ("('", "[]", "True", "None", "\\n", "#-1"))
 
 
 def test_a_record_for_programs_keeps_its_types(capsys: pytest.CaptureFixture[str]) -> None:

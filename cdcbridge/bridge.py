@@ -37,6 +37,7 @@ from cdcbridge.health import Health
 from cdcbridge.housekeeping import Housekeeper
 from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
+from cdcbridge.position import START
 from cdcbridge.pump import Pump
 from cdcbridge.setup import Learned, Ready, prepare, refuse_other_source
 from cdcbridge.store import Store
@@ -143,6 +144,10 @@ class Bridge:
                     self._lead(lead, store)
             finally:
                 lead.close()
+        except CdcbridgeError as error:
+            if not isinstance(error, NotLeader | SlotInUse):
+                store.note_error(str(error), error.hint)
+            raise
         finally:
             store.close()
 
@@ -163,7 +168,7 @@ class Bridge:
             plugin=ready.plugin,
             epoch=epoch,
             start_lsn=format_lsn(ready.tail.end_lsn),
-            position=str(ready.tail.position),
+            position=None if ready.tail.position == START else str(ready.tail.position),
             consumers=len(ready.subscriptions),
         )
 

@@ -6,12 +6,10 @@ Reads the file and the environment, nothing else.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,6 +22,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from cdcbridge.config_errors import describe
+from cdcbridge.config_file import checked_text, read
 from cdcbridge.errors import ConfigError
 from cdcbridge.filters import Filter
 from cdcbridge.route import OPERATIONS
@@ -31,8 +31,6 @@ from cdcbridge.units import Duration, Size, format_duration
 
 Operation = Literal["insert", "update", "delete", "truncate"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
-_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
-_VARIABLE: Final = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 class _Model(BaseModel):
@@ -280,116 +278,19 @@ class Config(BaseSettings):
 def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     """Read the file, substitute `${VAR}` and `${VAR:-default}`, lay CDCBRIDGE_… variables over it, validate.
 
-    Raises ConfigError with one line per problem: file, path, what was given, what is allowed.
+    Raises ConfigError with one line per problem: file, line, path in it, what was given, what is allowed.
     """
-    values = _read(path, environment)
+    file = read(path, environment)
     for name, value in os.environ.items():
         if name.startswith("CDCBRIDGE_") and name != "CDCBRIDGE_CONFIG":  # the name of a file may be any bytes
-            _text(value, f"{path}: the environment variable {name}")
+            checked_text(value, f"{path}: the environment variable {name}")
     try:
-        config = Config(**values)
+        config = Config(**file.values)
     except SettingsError as error:
         raise ConfigError(
             f"{path}: the environment: {error}", hint="A list or a mapping in a variable is JSON."
         ) from None
     except ValidationError as error:
-        lines = [_describe(str(path), problem) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(describe(file, Config, error.errors(include_url=False)))) from None
     config._path = path  # noqa: SLF001 - where the file's values came from is not one of them
     return config
-
-
-def _read(path: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """The file's values, with variables substituted. Raises ConfigError."""
-    try:
-        parsed = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-        if not isinstance(parsed, dict):
-            found = type(parsed).__name__
-            raise ConfigError(f"{path}: expected a mapping with source, store and consumers, found {found}")
-        substituted: dict[str, Any] = _substitute(parsed, environment, f"{path}: ")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file", hint="Name it with -c FILE or CDCBRIDGE_CONFIG; config/ has an example."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8: {error}", hint="Save the file in UTF-8.") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter for a date such as 2026-02-30
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    return substituted
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets a later key replace an earlier one without a word; here that is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _substitute(value: Any, environment: Mapping[str, str], where: str) -> Any:
-    if isinstance(value, dict):
-        return {_name(key, where): _substitute(item, environment, f"{where}{key}.") for key, item in value.items()}
-    if isinstance(value, list):
-        return [_substitute(item, environment, f"{where}{index}.") for index, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def replace(match: re.Match[str]) -> str:
-        name, default = match.groups()
-        found = environment.get(name) or default
-        if found is None:
-            raise ConfigError(
-                f"{where.rstrip('.')}: the environment variable {name} is not set",
-                hint=f"Set it, or give a default: ${{{name}:-…}}",
-            )
-        return found
-
-    return _text(_VARIABLE.sub(replace, value), where)
-
-
-def _name(key: Any, where: str) -> str:
-    if not isinstance(key, str):
-        raise ConfigError(f"{where.rstrip('.: ')}: the key {key!r} is no text")
-    return _text(key, where)
-
-
-def _text(value: str, where: str) -> str:
-    r"""A text that a server takes. JSON is YAML, and may have a character as two halves: `"\ud83d\ude00"`.
-
-    Raises ConfigError for NUL and for half a character, as of an environment that is not UTF-8.
-    """
-    if _NO_TEXT.search(value) is None:
-        return value
-    try:
-        text = value.encode("utf-16", "surrogatepass").decode("utf-16")
-    except UnicodeDecodeError:
-        wrong = "half a character, such as '\\ud800' or a byte that is not UTF-8"
-    else:
-        if "\0" not in text:
-            return text
-        wrong = "a NUL character"
-    raise ConfigError(
-        f"{where.rstrip('.: ')}: the text has {wrong}", hint="Write characters as they are, and save them in UTF-8."
-    )
-
-
-def _describe(path: str, problem: Any) -> str:
-    """One pydantic error → `file: path.in.it: what is wrong (given …)`."""
-    location = ".".join("schema" if part == "schema_" else str(part) for part in problem["loc"]) or "(top)"
-    kind, given = problem["type"], problem.get("input")
-    message = problem["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        return f"{path}: {location}: unknown key"
-    if kind == "missing":
-        return f"{path}: {location}: missing"
-    message = message[0].lower() + message[1:] if message.startswith(("Input", "String")) else message
-    secret = location.endswith("dsn") or location in ("source", "store")
-    shown = "" if isinstance(given, dict | list | tuple) or secret else f" (given {given!r})"
-    return f"{path}: {location}: {message}{shown}"

@@ -96,6 +96,17 @@ def one_line(text: str) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
+_LIBPQ: Final = re.compile(r'connection to server (?:at|on socket) "([^"]+)"(?: \([^)]*\))?(, port \d+)? failed: ')
+_QUESTION: Final = re.compile(r";? ?\bIs the server running [^?]*\?")
+
+
+def plain(text: str) -> str:
+    """A failed connection without libpq's own words around the reason."""
+    text = _LIBPQ.sub(r"no connection to \1\2: ", text)
+    text = re.sub(r"^connection (failed|is bad): (?=no connection to)", "", text)
+    return _QUESTION.sub("", re.sub(r": FATAL:\s+", ": ", text)).strip()
+
+
 def _without_values(message: str) -> str:
     """Libpq quotes what it could not make sense of, which may be the password."""
     return re.sub(r'".*"', '"…"', message.strip(), flags=re.DOTALL)
@@ -243,7 +254,7 @@ def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) ->
         return StaleReceipt(str(error.diag.message_primary), hint=error.diag.message_hint)
     if state.startswith("CB"):
         return UsageError(str(error.diag.message_primary), hint=error.diag.message_hint)
-    message = f"{what}: {one_line(str(error))}"
+    message = f"{what}: {plain(one_line(str(error)))}"
     hint = _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
     # Without a code the server said nothing: the session is lost, or was closed.
     lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)

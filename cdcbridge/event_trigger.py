@@ -6,10 +6,10 @@ trigger gives it REPLICA IDENTITY FULL in the transaction that creates it. The S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, replace
 from importlib import resources
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 from psycopg import sql
@@ -22,7 +22,9 @@ from cdcbridge.route import IDENTITY_SCHEMA
 from cdcbridge.tables import find_tables
 
 _WRITES: Final = frozenset({"update", "delete"})
-_VERSION: Final = "cdcbridge event trigger 1"
+# The first one does its work as well. It records no identity from before.
+_VERSIONS: Final = ["cdcbridge event trigger 1", "cdcbridge event trigger 2"]
+Keep: TypeAlias = Callable[[list[tuple[int, str]]], None]
 log = structlog.get_logger()
 
 
@@ -68,9 +70,9 @@ def installed_scope(connection: Connection, slot: str) -> Scope | None:
     """Read what the trigger looks after for this slot. None where it is missing, switched off or of another version."""
     with source_errors():
         row = connection.execute(
-            "select obj_description(to_regnamespace(%s), 'pg_namespace') = %s and 2 = (select count(*) from"
+            "select obj_description(to_regnamespace(%s), 'pg_namespace') = any (%s) and 2 = (select count(*) from"
             " pg_event_trigger where evtname like 'cdcbridge\\_identity\\_%%' and evtenabled = 'A')",
-            (IDENTITY_SCHEMA, _VERSION),
+            (IDENTITY_SCHEMA, _VERSIONS),
         ).fetchone()
         if row != (True,):
             return None
@@ -96,10 +98,13 @@ def install_sql(scope: Scope) -> str:
     return f"{text}\n{row.as_string()}"
 
 
-def ensure(config: Config, connection: Connection) -> bool:
+def ensure(config: Config, connection: Connection, keep: Keep | None = None) -> bool:
     """Install or remove the trigger, as `source.event_trigger` says; whether it was installed anew.
 
     One that was installed by hand stays. Raises OperatorNeeded where the role may not install it.
+
+    keep: called with the tables that have their identity from the trigger, before it is removed. Without it, nothing is
+        removed.
     """
     if _read_only(connection):
         return False
@@ -115,15 +120,26 @@ def ensure(config: Config, connection: Connection) -> bool:
         _execute(connection, install_sql(replace(wanted, by_run=installed is None or installed.by_run)))
         log.info("event_trigger.installed", schemas=["*"] if wanted.everything else list(wanted.schemas))
         return True
-    if installed is None or not installed.by_run:
+    if installed is None or not installed.by_run or keep is None:
         return False
     try:
+        keep(given(connection))
         remove(connection, config.source.slot)
     except CdcbridgeError as error:
         log.warning("event_trigger.not_removed", error=str(error))
         return False
     log.info("event_trigger.removed")
     return False
+
+
+def given(connection: Connection) -> list[tuple[int, str]]:
+    """List the tables that got REPLICA IDENTITY FULL from the trigger: their OID, and pg_class.relreplident before."""
+    with source_errors():
+        if connection.execute("select to_regclass('cdcbridge_identity.changed')").fetchone() == (None,):
+            return []
+        return connection.execute(
+            "select relation::int8, coalesce(to_jsonb(c) ->> 'before', 'd') from cdcbridge_identity.changed c"
+        ).fetchall()
 
 
 def remove(connection: Connection, slot: str) -> None:

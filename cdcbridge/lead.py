@@ -23,6 +23,8 @@ SIGN_INTERVAL: Final = 0.5
 SILENCE: Final = 2.5  # seconds without a sign, after which a stand-by takes over
 # The pulse is a column of pg_stat_activity, which stays as it is in a session without track_activities.
 _SESSION: Final = {**BRIDGE_SESSION, "track_activities": "on"}
+# Every bridge holds it, a stand-by too, so that `uninstall` finds those of this schema.
+PRESENT: Final = "select pg_try_advisory_lock_shared('leaders'::regclass::oid::int, 2)"
 log = structlog.get_logger()
 
 
@@ -31,6 +33,8 @@ class Lead:
 
     def __init__(self, dsn: str, schema: str) -> None:
         self._connection = connect_store(dsn, schema, "cdcbridge lead", _SESSION)
+        with store_errors():
+            self._connection.execute(PRESENT)
         self._lost: str | None = None
         self._released = threading.Event()
         self._thread: threading.Thread | None = None

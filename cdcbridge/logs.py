@@ -7,19 +7,41 @@ import sys
 from typing import Literal
 
 import structlog
+from structlog.typing import EventDict
+
+from cdcbridge.words import as_text
 
 
 def configure(log_format: Literal["text", "json"], level: str) -> None:
     """Set up structlog once, before the first record."""
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    renderer = (
-        structlog.processors.JSONRenderer()
+    last: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)
+        else [for_people, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)]
     )
     structlog.configure(
-        processors=[structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info, renderer],
+        processors=[structlog.processors.add_log_level, stamp, structlog.processors.format_exc_info, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+class _Shown(str):
+    """A text that stays as it is between quotes, so that SQL can be copied from the log."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f'"{self}"' if " " in self else str(self)
+
+
+def for_people(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Write each value as people read it, and leave out what is empty: `added=billing`, not `changed=()`."""
+    kept = ("event", "level", "timestamp", "exception")
+    return {
+        key: value if key in kept else _Shown("; ".join(line.strip() for line in as_text(value).splitlines()))
+        for key, value in event.items()
+        if value is not None and not (isinstance(value, str | list | tuple | dict) and not value)
+    }

@@ -18,7 +18,9 @@ class Position(NamedTuple):
     ordinal: int
 
     def __str__(self) -> str:
-        return f"{format_lsn(self.commit_lsn)}#{self.ordinal}"
+        # -1 is before the first change of the commit, as after a gap.
+        lsn = format_lsn(self.commit_lsn)
+        return lsn if self.ordinal < 0 else f"{lsn}#{self.ordinal}"
 
 
 START = Position(0, -1)  # before the first change

@@ -130,7 +130,8 @@ def prepare(
         finishing = store.tail().unfinished is not None and not learned.unpublished
         if not finishing:
             _apply_consumers(config, connection, store)
-        installed = event_trigger.ensure(config, connection)  # before a publication makes the first UPDATE fail
+        # Before a publication makes the first UPDATE fail.
+        installed = event_trigger.ensure(config, connection, store.keep_identities)
         published = Publishing([])
         if plugin == "pgoutput":
             published = bring_into_step(config, connection, store.capture() if history else None, left_out)

@@ -124,7 +124,22 @@ class Store:
             self._epoch = row[0] if row else 0
             return self._epoch
 
+    def note_error(self, message: str, hint: str | None) -> None:
+        """Keep the bridge's last error for `cdcbridge status`. A store that is out of reach keeps none."""
+        holder = f"{socket.gethostname()} pid {os.getpid()}"
+        with contextlib.suppress(psycopg.Error):
+            self._connection.execute(
+                "insert into last_error (message, hint, holder) values (%s, %s, %s) on conflict (only_row) do update"
+                " set message = excluded.message, hint = excluded.hint, holder = excluded.holder, at = excluded.at",
+                (message, hint, holder),
+            )
+
     # history and position
+
+    def keep_identities(self, given: list[tuple[int, str]]) -> None:
+        """Remember tables of the source that got REPLICA IDENTITY FULL from the event trigger."""
+        with store_errors(), self._connection.cursor() as cursor:
+            cursor.executemany("insert into given_identities values (%s, %s) on conflict do nothing", given)
 
     def history(self) -> History | None:
         """The source that feeds this store, or None before the first start."""

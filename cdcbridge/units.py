@@ -7,6 +7,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
+from cdcbridge.words import as_given
+
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES: Final = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _NUMBER_UNIT: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]+)", re.ASCII)
@@ -17,10 +19,10 @@ def parse_duration(value: Any) -> float:
     """`'500ms'` → 0.5 (seconds). Raises ValueError, naming the value and the units."""
     match = _NUMBER_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None or match[2] not in _SECONDS:
-        raise ValueError(f"{value!r} is not a duration; write a number and one of ms, s, m, h, d, as in 30s")
+        raise ValueError(f"{as_given(value)} is not a duration; write a number and one of ms, s, m, h, d, as in 30s")
     seconds = float(match[1]) * _SECONDS[match[2]]
     if seconds > _LONGEST:
-        raise ValueError(f"{value!r} is longer than {format_duration(_LONGEST)}")
+        raise ValueError(f"{as_given(value)} is longer than {format_duration(_LONGEST)}")
     return seconds
 
 
@@ -30,7 +32,7 @@ def parse_size(value: Any) -> int:
         return value
     match = _NUMBER_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None or match[2] not in _BYTES:
-        raise ValueError(f"{value!r} is not a size; write a number and one of B, kB, MB, GB, TB, as in 10GB")
+        raise ValueError(f"{as_given(value)} is not a size; write a number and one of B, kB, MB, GB, TB, as in 10GB")
     return int(float(match[1]) * _BYTES[match[2]])
 
 

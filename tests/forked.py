@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 from cdcbridge.cli import main
 
@@ -81,3 +85,16 @@ def _flushed(code: int) -> int:
         os.write(2, b"Exception ignored: a stream could not be flushed")
         return 120
     return code
+
+
+def program(
+    folder: Path, *arguments: str, stdin: str = "", environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command in this folder, with these variables more, as World.run_program() gives it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in (environment or {}).items():
+            patch.setenv(name, value)
+        result = command(arguments, stdin=stdin.encode())
+    assert result.code != TRACEBACK, result.err.decode()
+    return subprocess.CompletedProcess(list(arguments), result.code, result.out.decode(), result.err.decode())

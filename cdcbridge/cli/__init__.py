@@ -13,7 +13,8 @@ from typing import Final
 import click
 
 from cdcbridge import __version__
-from cdcbridge.cli import backfill, bridge, consumers, dead, offsets, queue, slot, stream
+from cdcbridge.cli import backfill, bridge, consumers, dead, install, offsets, queue, slot, status, stream
+from cdcbridge.cli.complaints import complain, complain_of_usage
 from cdcbridge.cli.context import TEXT, App, say
 from cdcbridge.database import server_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
@@ -49,7 +50,7 @@ def cli(context: click.Context, path: Path) -> None:
     context.obj = App(path)
 
 
-for group in (bridge, consumers, queue, stream, dead, offsets, backfill, slot):
+for group in (install, status, bridge, consumers, queue, stream, dead, offsets, backfill, slot):
     for command in group.COMMANDS:
         cli.add_command(command)
 
@@ -112,16 +113,16 @@ def main() -> None:
         with server_errors():
             code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            sys.exit(130)  # as of a program that Ctrl-C ended
         say("aborted")
         sys.exit(1)
     except click.ClickException as error:
-        error.show()
+        complain_of_usage(error)
         sys.exit(error.exit_code)
     except CdcbridgeError as error:
-        say(f"error: {error}")
-        if error.hint:
-            say(f"hint: {error.hint}")
+        complain(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output left; nothing can be told to it any more.

@@ -17,6 +17,7 @@ from cdcbridge.bridge import Bridge
 from cdcbridge.check import check, refuse_unconvertible
 from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line
 from cdcbridge.cli.schema import file_schema
+from cdcbridge.cli.screen import width, wrapped
 from cdcbridge.config import Config, load
 from cdcbridge.database import connect_store
 from cdcbridge.decoders.wal2json_file import decode_file
@@ -54,7 +55,8 @@ def check_command(app: App, as_json: bool) -> int:
     else:
         for problem in problems:
             colour = "red" if problem.severity == "error" else "yellow"
-            click.echo(f"{click.style(problem.severity, fg=colour)}: {problem.object}: {problem.message}")
+            text = wrapped(f"{problem.severity}: {problem.object}: {problem.message}", width(), rest="    ")
+            click.echo(click.style(problem.severity, fg=colour) + text.removeprefix(problem.severity))
             click.echo(f"    fix: {problem.fix}")
         click.echo("ok" if ok else "not ok")
     return 0 if ok else 2

@@ -10,11 +10,13 @@ import click
 from cdcbridge import backlog
 from cdcbridge import consumers as applying
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
+from cdcbridge.cli.screen import facts
 from cdcbridge.cli.where import PLACE, PLACE_HELP
 from cdcbridge.database import Connection
 from cdcbridge.lag import ConsumerLag
 from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
+from cdcbridge.words import as_text, one_line
 
 _WHEN: Final = "%Y-%m-%d %H:%M:%S%z"
 # The first and the last message of a range of the log.
@@ -100,7 +102,7 @@ def show(app: App, name: str, as_json: bool) -> None:
         print_json(shown)
         return
     settings = shown.pop("config")
-    print_table(("", ""), [*shown.items(), *settings.items()])
+    facts([(key, one_line(as_text(value))) for key, value in [*shown.items(), *settings.items()]])
 
 
 @consumers.command()

@@ -16,6 +16,7 @@ import orjson
 import psycopg
 
 from cdcbridge.cli.modes import right_command
+from cdcbridge.cli.screen import column_widths, facts, width, wrapped
 from cdcbridge.config import Config, load
 from cdcbridge.database import Connection, connect_store, store_errors
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
@@ -23,6 +24,7 @@ from cdcbridge.logs import configure
 from cdcbridge.migrate import schema_version
 from cdcbridge.pooled import connect_for_calls
 from cdcbridge.units import format_duration, parse_duration
+from cdcbridge.words import as_text, one_line
 
 _LINE_ENDS: Final = {"\n": " ", "\r": " ", "\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _HALF: Final = re.compile("[\ud800-\udfff]")
@@ -32,7 +34,7 @@ UNLISTED: Final = "CB011"  # of a notice: no consumer lists the topic
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
 
 
-def _complete_name(context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+def complete_name(context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Consumers of the configuration file, for the shell; nothing where it cannot be read."""
     path = context.find_root().params.get("path")
     try:
@@ -42,7 +44,7 @@ def _complete_name(context: click.Context, _param: click.Parameter, incomplete: 
     return [consumer.name for consumer in consumers if consumer.name.startswith(incomplete)]
 
 
-name_argument = click.argument("name", shell_complete=_complete_name)
+name_argument = click.argument("name", shell_complete=complete_name)
 
 
 class DurationType(click.ParamType[float]):
@@ -144,8 +146,8 @@ pass_app = click.make_pass_decorator(App)
 
 
 def say(text: str) -> None:
-    """To people, on stderr."""
-    click.echo(text, err=True)
+    """To people, on stderr; on a terminal wrapped between words."""
+    click.echo(wrapped(text, width(sys.stderr), rest="    "), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -170,17 +172,39 @@ def print_document(text: str) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str = "") -> None:
-    """A table for people; `empty` is said instead of a table without rows."""
-    from rich.console import Console
-    from rich.table import Table
+    """A table for people; `empty` is said instead of a table without rows.
 
+    On a terminal that is too narrow for the longest words, each row becomes a block. In a pipe a row is one line.
+    """
     if not rows and empty:
         say(empty)
         return
+    cells = [[one_line(as_text(cell)) for cell in row] for row in rows]
+    widths = column_widths([headings, *cells], width())
+    if widths is None:
+        for row in cells:
+            facts(list(zip(headings, row, strict=True)))
+            click.echo()
+        return
+    numbers = [
+        any(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in column)
+        for column in zip(*rows, strict=True)
+    ] or [False] * len(headings)
+    click.echo(_table(headings, cells, numbers, widths))
+
+
+def _table(
+    headings: Sequence[str], cells: Sequence[Sequence[str]], numbers: Sequence[bool], widths: Sequence[int]
+) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        numbers = any(isinstance(row[len(table.columns)], int | float) for row in rows)
-        table.add_column(heading, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    for heading, number, columns in zip(headings, numbers, widths, strict=True):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold", width=columns)
+    for row in cells:
+        table.add_row(*row)
+    console = Console(width=sum(widths) + 2 * len(widths), highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

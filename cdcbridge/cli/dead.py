@@ -11,6 +11,7 @@ import click
 from cdcbridge.cli.context import (
     App,
     as_json,
+    complete_name,
     name_argument,
     pass_app,
     print_document,
@@ -18,15 +19,19 @@ from cdcbridge.cli.context import (
     print_line,
     print_table,
 )
+from cdcbridge.cli.pretty import pretty_option, print_pretty
 from cdcbridge.database import Connection
 from cdcbridge.errors import UsageError
 from cdcbridge.patience import patiently
 
-_CHOSEN = """
-    from dead_messages d
-    where d.consumer_id = (queue_named(%(name)s)).id
-      and (%(topic)s::text is null or d.topic = %(topic)s) and (%(key)s::text is null or d.key = %(key)s)
+_MATCHES = """
+      (%(topic)s::text is null or d.topic = %(topic)s) and (%(key)s::text is null or d.key = %(key)s)
       and (%(reason)s::text is null or starts_with(d.reason, %(reason)s))
+"""
+_CHOSEN = f"from dead_messages d where d.consumer_id = (queue_named(%(name)s)).id and {_MATCHES}"
+_OF_ALL = f"""
+    from dead_messages d join consumers c on c.id = d.consumer_id
+    where (c.config ->> 'role' is null or may_read(c.config ->> 'role')) and {_MATCHES}
 """
 _TICKS = 10  # of a redrive at a rate, in a second
 _Command: TypeAlias = Callable[..., Any]
@@ -48,36 +53,39 @@ ids_argument = click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
 
 
 @dead.command("list")
-@name_argument
+@click.argument("name", required=False, shell_complete=complete_name)
 @click.option("-n", "--max", "count", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
 @_filters
 @as_json
 @pass_app
 def dead_list(
-    app: App, name: str, count: int, as_json: bool, topic: str | None, key: str | None, reason: str | None
+    app: App, name: str | None, count: int, as_json: bool, topic: str | None, key: str | None, reason: str | None
 ) -> None:
-    """A consumer's dead letters, the newest first."""
+    """A consumer's dead letters, the newest first. Without NAME: those of all consumers."""
+    columns = ("id", "seq", "topic", "key", "deliver_count", "reason", "died_at")
+    selected = ", ".join(f"d.{column}" for column in columns)
+    given = {"name": name, "count": count, "topic": topic, "key": key, "reason": reason}
+    if name is None:
+        query = f"select c.name, {selected} {_OF_ALL} order by d.died_at desc, d.id desc limit %(count)s"
+        headings: tuple[str, ...] = ("consumer", *columns)
+    else:
+        query, headings = f"select {selected} {_CHOSEN} order by d.id desc limit %(count)s", columns
     with app.store(pooled=True) as store:
-        rows = store.execute(
-            f"select d.id, d.seq, d.topic, d.key, d.deliver_count, d.reason, d.died_at {_CHOSEN}"
-            " order by d.id desc limit %(count)s".encode(),
-            {"name": name, "count": count, "topic": topic, "key": key, "reason": reason},
-        ).fetchall()
-    headings = ("id", "seq", "topic", "key", "deliver_count", "reason", "died_at")
+        rows = store.execute(query.encode(), given).fetchall()
     if as_json:
         print_json([dict(zip(headings, row, strict=True)) for row in rows])
-    else:
-        shown = [(*row[:6], f"{row[6]:%Y-%m-%d %H:%M:%S}") for row in rows]
-        print_table(
-            [heading.upper().replace("_", " ") for heading in headings], shown, empty=f"{name}: no dead letters"
-        )
+        return
+    empty = "no dead letters" if name is None else f"{name}: no dead letters"
+    shown = [(*row[:-1], f"{row[-1]:%Y-%m-%d %H:%M:%S}") for row in rows]
+    print_table([heading.upper().replace("_", " ") for heading in headings], shown, empty=empty)
 
 
 @dead.command("show")
 @name_argument
 @click.argument("ids", nargs=-1, type=int, required=True, metavar="ID...")
+@pretty_option
 @pass_app
-def dead_show(app: App, name: str, ids: tuple[int, ...]) -> None:
+def dead_show(app: App, name: str, ids: tuple[int, ...], pretty: bool) -> None:
     """Everything about dead letters, with data and history: a JSON line each."""
     with app.store(pooled=True) as store:
         store.execute("select refuse_unknown_dead(queue_named(%s), %s::bigint[])", (name, list(ids)))
@@ -86,7 +94,7 @@ def dead_show(app: App, name: str, ids: tuple[int, ...]) -> None:
             " and d.id = any (%s::bigint[]) order by d.id",
             (name, list(ids)),
         ).fetchall():
-            print_document(line)
+            (print_pretty if pretty else print_document)(line)
 
 
 @dead.command()

@@ -10,6 +10,7 @@ import click
 import psycopg
 
 from cdcbridge.cli.context import DURATION, App, name_argument, pass_app, print_document, print_line, say
+from cdcbridge.cli.pretty import pretty_option, print_pretty
 from cdcbridge.cli.receipts import read_receipts
 from cdcbridge.cli.where import TIME
 from cdcbridge.database import Connection, one_line
@@ -40,8 +41,9 @@ receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar=
 @click.option("--wait", type=DURATION, default=0, help="Wait so long for the first one: 20s.")
 @click.option("--visibility-timeout", "timeout", type=DURATION, help="Invisible for so long; default: the consumer's.")
 @click.option("--ack", is_flag=True, help="Ack what was printed.")
+@pretty_option
 @pass_app
-def receive(app: App, name: str, count: int, wait: float, timeout: float | None, ack: bool) -> None:
+def receive(app: App, name: str, count: int, wait: float, timeout: float | None, ack: bool, pretty: bool) -> None:
     """Take messages from a consumer's queue: a JSON line each, with the columns of the SQL function.
 
     An empty queue prints nothing. What is not acked becomes visible again after its visibility timeout.
@@ -59,7 +61,7 @@ def receive(app: App, name: str, count: int, wait: float, timeout: float | None,
                 rows = _wait_for(store, (name, count, timeout), deadline)
                 taken = True
                 for line, _ in rows:
-                    print_document(line)
+                    (print_pretty if pretty else print_document)(line)
                 if ack and rows:
                     sys.stdout.flush()
                     store.execute("select ack(%s, %s, true)", (name, [receipt for _, receipt in rows]))
@@ -98,12 +100,13 @@ def _channel(store: Connection) -> bytes:
 @click.command()
 @name_argument
 @click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most so many.")
+@pretty_option
 @pass_app
-def peek(app: App, name: str, count: int) -> None:
+def peek(app: App, name: str, count: int, pretty: bool) -> None:
     """Look at the next messages without taking them; receipt is null."""
     with app.store(pooled=True) as store:
         for (line,) in store.execute(_PEEK, (name, count)).fetchall():
-            print_document(line)
+            (print_pretty if pretty else print_document)(line)
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from dataclasses import asdict
 
@@ -16,7 +17,7 @@ from cdcbridge.errors import SourceUnavailable, UsageError
 from cdcbridge.lag import Lag, measure
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.source import slots
-from cdcbridge.units import human_duration, human_size
+from cdcbridge.units import format_duration, human_duration, human_size
 
 
 @click.command()
@@ -35,11 +36,18 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
             time.sleep(watch)
             continue
         if watch and not as_json:
-            click.clear()
+            _begin_screen(watch)
         _print(found, app.config.source.slot, as_json)
         if not watch:
             return 3 if found.lost else 1 if found.store_error else 0
         time.sleep(watch)
+
+
+def _begin_screen(every: float) -> None:
+    """Begin the next look with a clock: in the place of the last one on a terminal, after it in a pipe."""
+    click.clear()
+    now = dt.datetime.now(dt.UTC)
+    click.echo(f"{now:%Y-%m-%d %H:%M:%S} UTC, every {format_duration(every)}; Ctrl-C ends\n")
 
 
 def _print(found: Lag, slot: str, as_json: bool) -> None:

@@ -7,7 +7,7 @@
 -- Nothing here makes an application's statement fail: an error becomes a warning.
 
 create schema if not exists cdcbridge_identity;
-comment on schema cdcbridge_identity is 'cdcbridge event trigger 1';
+comment on schema cdcbridge_identity is 'cdcbridge event trigger 2';
 
 -- What each bridge takes updates and deletes of; `by_run`: put here by `cdcbridge run`, which takes it away again.
 create table if not exists cdcbridge_identity.bridges (
@@ -18,8 +18,9 @@ create table if not exists cdcbridge_identity.bridges (
     own_schema text not null,
     by_run boolean not null
 );
--- Tables that got REPLICA IDENTITY FULL from here.
+-- Tables that got REPLICA IDENTITY FULL from here. before: pg_class.relreplident as it was, for `cdcbridge uninstall`.
 create table if not exists cdcbridge_identity.changed (relation oid primary key);
+alter table cdcbridge_identity.changed add column if not exists before text not null default 'd';
 
 -- taken(relation): whether a bridge takes updates or deletes of this table, or of one that it is a partition of.
 create or replace function cdcbridge_identity.taken(relation oid) returns boolean
@@ -53,7 +54,7 @@ begin
                            and i.indimmediate and i.indisprimary) as keyed,
                    exists (select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indislive
                            and i.indimmediate and i.indisreplident) as chosen,
-                   exists (select from cdcbridge_identity.changed x where x.relation = c.oid) as ours
+                   exists (select from cdcbridge_identity.changed x where x.relation = c.oid and x.before <> 'n') as ours
             from looked_at l join pg_class c using (oid) join pg_namespace n on n.oid = c.relnamespace
             where c.relkind in ('r', 'p') and c.relpersistence = 'p' and n.nspname !~ '^pg_'
         )
@@ -73,8 +74,9 @@ begin
             );
             if found_table.wanted = 'default' then
                 delete from cdcbridge_identity.changed where relation = found_table.oid;
-            elsif found_table.relreplident <> 'n' then
-                insert into cdcbridge_identity.changed values (found_table.oid) on conflict do nothing;
+            else
+                insert into cdcbridge_identity.changed values (found_table.oid, found_table.relreplident)
+                on conflict do nothing;
             end if;
         exception when others then
             raise warning 'cdcbridge could not set the replica identity of %.%: %',

@@ -192,7 +192,9 @@ def test_settling_a_part_of_a_large_claim_is_linear(queue: Queue, mode: str) -> 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
 def test_no_plan_is_good_for_a_few_messages_only(queue: Queue, mode: str, statistics: str) -> None:
     for step, seconds in settled_in_parts(queue, mode, 16_000, statistics).items():
-        assert seconds < 3, f"{step}: {seconds} s for 8,000 messages; over all pairs it takes 2 to 50 s more than the usual 0.5 s"
+        assert seconds < 3, (
+            f"{step}: {seconds} s for 8,000 messages; over all pairs it takes 2 to 50 s more than the usual 0.5 s"
+        )
 
 
 def test_what_waits_for_a_time_costs_the_claims_of_others_nothing(queue: Queue) -> None:

@@ -22,7 +22,7 @@ def refused(folder: Path, text: str, **environment: str) -> str:
     path = write(folder, text)
     with pytest.raises(ConfigError) as raised:
         load(path, environment)
-    assert str(raised.value).startswith(f"{path}: ")
+    assert str(raised.value).startswith(f"{path}:")
     return str(raised.value)
 
 
@@ -61,16 +61,16 @@ CONSUMER = "source: {dsn: host=db}\nconsumers:\n  - "
         ("source: {dsn: a=b}\nsource: {dsn: c=d}\n", "the key 'source' stands twice"),
         ("source: {dsn: x=y, heartbeat_interval: 10}\n", "source.heartbeat_interval: 10 is not a duration"),
         ("source: {dsn: x=y, max_retained_wal: 10gb}\n", "source.max_retained_wal: '10gb' is not a size"),
-        ("source: {dsn: x=y, plugin: test_decoding}\n", "source.plugin: input should be 'auto', 'pgoutput' or 'wal2json'"),
+        ("source: {dsn: x=y, plugin: test_decoding}\n", "source.plugin: 'test_decoding' is not one of auto, pgoutput or wal2json"),
         ("source: {dsn: x=y, slot: 'Bad Slot'}\n", "source.slot: "),
-        (CONSUMER + "{name: a, tables: [t]}", "consumers.0.tables: 't' is not a table"),
-        (CONSUMER + "{name: a, tables: ['s*.t']}", "consumers.0.tables: 's*.t' is not a table"),
-        (CONSUMER + "{name: a}", "consumers.0: a consumer needs tables"),
-        (CONSUMER + "{name: a, tables: [s.t], filter: 'record.x =='}", "consumers.0.filter: not a CEL expression"),
+        (CONSUMER + "{name: a, tables: [t]}", "consumers.a.tables: 't' is not a table"),
+        (CONSUMER + "{name: a, tables: ['s*.t']}", "consumers.a.tables: 's*.t' is not a table"),
+        (CONSUMER + "{name: a}", "consumers.a: a consumer needs tables"),
+        (CONSUMER + "{name: a, tables: [s.t], filter: 'record.x =='}", "consumers.a.filter: not a CEL expression"),
         (CONSUMER + "{name: a, tables: [s.t], filter: 'recrod.x == 1'}", "unknown variable 'recrod'"),
-        (CONSUMER + "{name: a, tables: [s.t], operations: [upsert]}", "consumers.0.operations.0: input should be"),
+        (CONSUMER + "{name: a, tables: [s.t], operations: [upsert]}", "consumers.a.operations.0: 'upsert' is not one of"),
         (CONSUMER + "{name: a, tables: [s.t], columns: {include: [a], exclude: [b]}}", "either include or exclude"),
-        (CONSUMER + "{name: a, tables: [s.t], max_in_flight: 0}", "consumers.0.max_in_flight: input should be greater"),
+        (CONSUMER + "{name: a, tables: [s.t], max_in_flight: 0}", "consumers.a.max_in_flight: 0 is out of range; write at least 1"),
         (CONSUMER + "{name: a, tables: [s.t], visibility_timeout: soon}", "'soon' is not a duration"),
         (CONSUMER + "{name: 'A b', tables: [s.t]}", "consumers.0.name: "),
         ("source: {dsn: x=y, failover: maybe}\n", "source.failover"),
@@ -177,7 +177,7 @@ def test_an_odd_environment_is_an_error_and_no_traceback(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("visibility_timeout: 0s", "consumers.0.visibility_timeout: input should be greater than 0"),
+        ("visibility_timeout: 0s", "consumers.a.visibility_timeout: '0s' is out of range; write more than 0"),
         ("visibility_timeout: 3000000d", "'3000000d' is longer than 36500d"),
         ("visibility_timeout: 31d", "consumer 'a': visibility_timeout is 31d, longer than store.max_retention, 30d"),
         ("retry_delay: {max: 31d}", "retry_delay.max is 31d, longer than"),

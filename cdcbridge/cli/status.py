@@ -1,0 +1,86 @@
+"""`cdcbridge status`: one screen that says whether everything is well, and why not."""
+
+from __future__ import annotations
+
+import click
+
+from cdcbridge import status as looking
+from cdcbridge.cli.context import App, as_json, pass_app, print_json
+from cdcbridge.cli.screen import bullets, facts
+from cdcbridge.config import Config
+from cdcbridge.status import Status
+from cdcbridge.units import human_duration, human_size
+
+
+@click.command()
+@as_json
+@pass_app
+def status(app: App, as_json: bool) -> int:
+    """Healthy or not, and why. Exit code 0: healthy; 1: not; 3: the slot is lost.
+
+    Works with the bridge stopped and on any machine. Dead letters, paused consumers and old messages are named, and do
+    not change the exit code.
+    """
+    found = looking.look(app.config)
+    if as_json:
+        print_json(found.as_json())
+        return found.exit_code
+    if found.healthy:
+        click.echo(click.style("healthy", fg="green", bold=True))
+    else:
+        click.echo(click.style("NOT healthy", fg="red", bold=True))
+        bullets(found.reasons)
+    if found.notes:
+        click.echo("To look at:")
+        bullets(found.notes)
+    click.echo()
+    facts(_facts(app.config, found))
+    return found.exit_code
+
+
+def _facts(config: Config, found: Status) -> list[tuple[str, str]]:
+    rows = [("bridge", _bridges(found))]
+    for slot in found.lag.slots if found.lag else ():
+        state = "active" if slot.active else "nobody reads it"
+        rows.append(("slot", f"{slot.name} ({slot.plugin}), {state}, wal_status {slot.wal_status}"))
+        wal = [f"{_size(slot.retained_bytes)} retained, alarm above {human_size(config.source.max_retained_wal)}"]
+        wal.append(
+            "the server has no limit (max_slot_wal_keep_size)"
+            if slot.safe_wal_bytes is None
+            else f"{human_size(max(0, slot.safe_wal_bytes))} left until the slot is lost"
+        )
+        if slot.lag_seconds is not None:
+            wal.append("nothing waits" if slot.lag_seconds == 0 else f"{human_duration(slot.lag_seconds)} behind")
+        rows.append(("WAL", "; ".join(wal)))
+    rows.append(
+        (
+            "store",
+            f"schema {config.store.schema_}, " + (f"version {found.version}" if found.version else "not there yet"),
+        )
+    )
+    if found.lag and found.version and not found.lag.store_error:
+        consumers = found.lag.consumers
+        waiting, flying, dead = (sum(getattr(c, name) for c in consumers) for name in ("pending", "in_flight", "dead"))
+        rows.append(("consumers", f"{len(consumers)}: {waiting} pending, {flying} in flight, {dead} dead"))
+    error = found.last_error
+    if error is not None:
+        rows.append(("last error", f"{human_duration(max(0.0, error.seconds))} ago, {error.holder}: {error.message}"))
+        if error.hint:
+            rows.append(("", f"hint: {error.hint}"))
+    return rows
+
+
+def _bridges(found: Status) -> str:
+    told = []
+    for bridge in found.bridges:
+        who = bridge.holder if bridge.leads and bridge.holder else f"session pid {bridge.pid}"
+        long = f" since {bridge.since} ({human_duration(max(0.0, bridge.seconds or 0.0))})" if bridge.since else ""
+        told.append(f"{who} {'leads' if bridge.leads else 'stands by'}{long}")
+    return "; ".join(told) or "none"
+
+
+def _size(size: int | None) -> str:
+    return "?" if size is None else human_size(size)
+
+
+COMMANDS = (status,)

@@ -1,0 +1,48 @@
+"""The store's schema as this program makes it, so that nothing else is dropped with it. Part of the rim; reads only."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+from typing import Final
+
+from cdcbridge.database import Connection
+
+_MADE: Final = re.compile(
+    r"create (?:or replace )?(?:unlogged )?(?:table|view|sequence|function|type)(?: if not exists)? (\w+)"
+)
+_NUMBERED: Final = re.compile(r"(\w+?)_\d+(_\w+)?")
+# Sequences of columns, and what belongs to an extension, go with their owners.
+_RELATIONS: Final = """
+    select c.relname, false from pg_class c
+    where c.relnamespace = to_regnamespace(quote_ident(%s)) and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+      and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid
+                      and d.deptype in ('a', 'i') and d.refclassid = 'pg_class'::regclass)
+    union
+    select p.proname, true from pg_proc p where p.pronamespace = to_regnamespace(quote_ident(%s))
+"""
+
+
+def strangers(store: Connection, schema: str) -> list[str]:
+    """Name the tables, views, sequences and functions of the schema that cdcbridge does not make."""
+    found = store.execute(_RELATIONS, (schema, schema)).fetchall()
+    made = _made()
+    return sorted(
+        f"the function {name}" if function else name for name, function in found if not _ours(name, made, function)
+    )
+
+
+def _ours(name: str, made: frozenset[str], function: bool) -> bool:
+    """Whether a file makes it, or it is one of a consumer or a segment, such as `waiting_12` or `messages_3`."""
+    if name in made:
+        return True
+    numbered = _NUMBERED.fullmatch(name)
+    return numbered is not None and (function or numbered[1] in made)
+
+
+@cache
+def _made() -> frozenset[str]:
+    root = resources.files("cdcbridge") / "sql"
+    files = [file for folder in ("migrations", "functions", "views") for file in (root / folder).iterdir()]
+    return frozenset(name for file in files for name in _MADE.findall(file.read_text()))

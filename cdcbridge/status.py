@@ -1,0 +1,143 @@
+"""Whether everything is well, and the reasons where it is not, for `cdcbridge status`. Part of the rim; reads only.
+
+Judges by what both servers say, so it works on any machine and with the bridge stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, store_errors
+from cdcbridge.errors import OperatorNeeded, SourceUnavailable, StoreUnavailable
+from cdcbridge.lag import Lag, measure
+from cdcbridge.migrate import schema_version
+from cdcbridge.pooled import connect_for_calls
+from cdcbridge.presence import Process, running
+from cdcbridge.units import human_duration
+
+OLD: Final = 300.0  # seconds that the oldest message of a consumer may wait before it is worth a look
+
+
+@dataclass(slots=True, frozen=True)
+class LastError:
+    """The last error that a bridge met. `seconds`: its age."""
+
+    message: str
+    hint: str | None
+    holder: str
+    at: str
+    seconds: float
+
+
+@dataclass(slots=True)
+class Status:
+    """What is known. `reasons`: why it is not healthy. `notes`: worth a look, although the bridge does its work."""
+
+    lag: Lag | None = None
+    bridges: list[Process] = field(default_factory=list)
+    paused: list[str] = field(default_factory=list)
+    version: int = 0
+    last_error: LastError | None = None
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        return not self.reasons
+
+    @property
+    def exit_code(self) -> int:
+        """0 healthy, 1 not, 3 for a lost slot: nothing but an operator helps."""
+        return 3 if self.lag is not None and self.lag.lost else 0 if self.healthy else 1
+
+    def as_json(self) -> dict[str, Any]:
+        lag = {} if self.lag is None else self.lag.as_json()
+        return {
+            "healthy": self.healthy,
+            "reasons": self.reasons,
+            "notes": self.notes,
+            "bridges": [asdict(bridge) for bridge in self.bridges],
+            "store_version": self.version,
+            "last_error": None if self.last_error is None else asdict(self.last_error),
+            "slots": lag.get("slots", []),
+            "consumers": [{**row, "paused": row["name"] in self.paused} for row in lag.get("consumers", [])],
+            "alarms": lag.get("alarms", []),
+        }
+
+
+def look(config: Config) -> Status:
+    """Look at both sides once. A server that is out of reach is a reason, and no error."""
+    status = Status()
+    try:
+        with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge status") as store:
+            _store(store, status)
+    except (StoreUnavailable, OperatorNeeded) as error:
+        status.reasons.append(str(error))
+    else:
+        status.reasons += _of_bridges(status)
+    try:
+        status.lag = measure(config)
+    except SourceUnavailable as error:
+        status.reasons.insert(0, str(error))
+    else:
+        status.reasons += _of_slot(config, status, status.lag)
+        status.notes += _of_consumers(status, status.lag)
+    return status
+
+
+def _store(store: Connection, status: Status) -> None:
+    status.version = schema_version(store)
+    if not status.version:
+        return
+    status.bridges = running(store)
+    with store_errors():
+        status.paused = [name for (name,) in store.execute("select name from consumers where paused").fetchall()]
+        if store.execute("select to_regclass('last_error')").fetchone() != (None,):
+            row = store.execute(
+                "select message, hint, holder, to_char(at, 'YYYY-MM-DD HH24:MI:SS TZ'),"
+                " extract(epoch from clock_timestamp() - at)::float8 from last_error"
+            ).fetchone()
+            status.last_error = LastError(*row) if row else None
+
+
+def _of_bridges(status: Status) -> Iterator[str]:
+    if not status.version:
+        yield "the store has not been made yet: `cdcbridge run` makes it"
+    elif not status.bridges:
+        yield "no bridge is running: `cdcbridge run` starts one"
+    elif not any(bridge.leads for bridge in status.bridges):
+        yield "no bridge leads, although one stands by: it takes over within five seconds"
+
+
+def _of_slot(config: Config, status: Status, lag: Lag) -> Iterator[str]:
+    name = config.source.slot
+    for gone in lag.gone:
+        yield f"the slot {gone} does not exist any more: `cdcbridge slot recreate` continues after a gap message"
+    for other in lag.other:
+        yield f"the store belongs to the slot {other}, and source.slot is {name}"
+    if not (lag.slots or lag.gone or lag.other):
+        yield f"there is no slot {name} yet: `cdcbridge run` makes it"
+    for alarm in lag.alarms:
+        yield alarm.message
+    leads = any(bridge.leads for bridge in status.bridges)
+    for slot in lag.slots:
+        if leads and not slot.active and slot.wal_status != "lost":
+            yield f"the bridge that leads does not read the slot {slot.name}: it is starting, or has an error"
+    for backfill in lag.backfills:
+        if backfill.get("state") == "failed":
+            yield f"the backfill of {backfill['table_name']} for {backfill['consumer']} failed: {backfill['note']}"
+    if lag.store_error and not any(lag.store_error in reason for reason in status.reasons):
+        yield lag.store_error
+
+
+def _of_consumers(status: Status, lag: Lag) -> Iterator[str]:
+    for row in lag.consumers:
+        if row.name in status.paused:
+            yield f"consumer {row.name}: paused: `cdcbridge consumers resume {row.name}`"
+        if row.dead:
+            yield f"consumer {row.name}: {row.dead} dead: `cdcbridge dead list {row.name}`"
+        if row.oldest_age_seconds is not None and row.oldest_age_seconds > OLD:
+            yield f"consumer {row.name}: its oldest message waits for {human_duration(row.oldest_age_seconds)}"

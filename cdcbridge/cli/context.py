@@ -21,6 +21,7 @@ from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
 from cdcbridge.logs import configure
 from cdcbridge.migrate import schema_version
 from cdcbridge.pooled import connect_for_calls
+from cdcbridge.rights import guest, refusing
 from cdcbridge.units import format_duration, parse_duration
 
 _LINE_ENDS: Final = {"\n": " ", "\r": " ", "\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -98,13 +99,15 @@ class App:
         connect = connect_for_calls if pooled else connect_store
         connection = connect(self.config.store_dsn, self.config.store.schema_, "cdcbridge cli")
         with connection, _refusing_values(), store_errors():
-            if schema_version(connection) == 0:
+            who = guest(connection)
+            if who is None and schema_version(connection) == 0:
                 raise OperatorNeeded(
                     f"there is no cdcbridge store in the schema {self.config.store.schema_!r}",
                     hint="`cdcbridge migrate` makes it; `cdcbridge run` does so too.",
                 )
             connection.add_notice_handler(lambda notice: say(f"notice: {notice.message_primary}"))
-            yield connection
+            with refusing(who, f"`{click.get_current_context().command_path}`"):
+                yield connection
 
 
 @contextmanager

@@ -23,10 +23,7 @@ from cdcbridge.errors import UsageError
 from cdcbridge.patience import patiently
 
 _CHOSEN = """
-    from dead_messages d
-    where d.consumer_id = (queue_named(%(name)s)).id
-      and (%(topic)s::text is null or d.topic = %(topic)s) and (%(key)s::text is null or d.key = %(key)s)
-      and (%(reason)s::text is null or starts_with(d.reason, %(reason)s))
+    from dead_letters(%(name)s, topic => %(topic)s, key => %(key)s, reason => %(reason)s, at_most => %(count)s) d
 """
 _TICKS = 10  # of a redrive at a rate, in a second
 _Command: TypeAlias = Callable[..., Any]
@@ -60,7 +57,7 @@ def dead_list(
     with app.store(pooled=True) as store:
         rows = store.execute(
             f"select d.id, d.seq, d.topic, d.key, d.deliver_count, d.reason, d.died_at {_CHOSEN}"
-            " order by d.id desc limit %(count)s".encode(),
+            " order by d.id desc".encode(),
             {"name": name, "count": count, "topic": topic, "key": key, "reason": reason},
         ).fetchall()
     headings = ("id", "seq", "topic", "key", "deliver_count", "reason", "died_at")
@@ -80,11 +77,8 @@ def dead_list(
 def dead_show(app: App, name: str, ids: tuple[int, ...]) -> None:
     """Everything about dead letters, with data and history: a JSON line each."""
     with app.store(pooled=True) as store:
-        store.execute("select refuse_unknown_dead(queue_named(%s), %s::bigint[])", (name, list(ids)))
         for (line,) in store.execute(
-            "select to_json(d)::text from dead_messages d where d.consumer_id = (queue_named(%s)).id"
-            " and d.id = any (%s::bigint[]) order by d.id",
-            (name, list(ids)),
+            "select to_json(d)::text from dead_letters(%s, %s::bigint[]) d order by d.id", (name, list(ids))
         ).fetchall():
             print_document(line)
 
@@ -153,7 +147,9 @@ def _choose(
         return list(ids)
     if not (filtered or listed):
         return None
-    rows = store.execute(f"select d.id {_CHOSEN} order by d.seq, d.id".encode(), {"name": name, **filters}).fetchall()
+    rows = store.execute(
+        f"select d.id {_CHOSEN} order by d.seq, d.id".encode(), {"name": name, "count": None, **filters}
+    ).fetchall()
     return [row[0] for row in rows]
 
 

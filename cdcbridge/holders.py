@@ -1,7 +1,7 @@
 """Open transactions that keep messages from consumers: who, since when, and how to end it. Part of the rim.
 
-A receiver that stays in its transaction keeps what it claimed, and a member of a group its partitions. A publisher keeps
-back every reader of published messages. This module only reads, and waits for no lock.
+A receiver that stays in its transaction keeps what it claimed. A member of a group keeps its partitions, a publisher
+every reader of published messages. This module only reads, and waits for no lock.
 """
 
 from __future__ import annotations

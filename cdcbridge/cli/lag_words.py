@@ -10,6 +10,8 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
+import click
+
 from cdcbridge.cli.context import print_table, say
 from cdcbridge.config import Config
 from cdcbridge.holders import about, told
@@ -53,6 +55,7 @@ def say_wrapped(text: str) -> None:
 def print_other_slots(found: Lag) -> None:
     """The slots that are not the bridge's, with the WAL that each keeps on the same disk."""
     if found.room.others:
+        click.echo()
         print_table(
             ("OTHER SLOT", "PLUGIN", "DATABASE", "ACTIVE", "WAL STATUS", "RETAINED"),
             [

@@ -43,8 +43,9 @@ def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
                 "privilege_store",
                 "error",
                 schema,
-                f"the role {row[2]} may not create the schema {schema} in {row[1]}",
-                f"grant create on database {row[1]} to {row[2]}; -- as the database's owner",
+                f"the role {row[2]} may not create the schema {schema} in {row[1]}; the database's owner gives that"
+                " right",
+                f"grant create on database {row[1]} to {row[2]};",
             )
 
 
@@ -65,8 +66,7 @@ def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
         ).fetchone()
         if row and row[0]:
             message = f"consumer {consumer.name}: there is no role {consumer.role} in the store's server"
-            fix = f"create role {row[1]} login; -- as a role with CREATEROLE"
-            yield Problem("role_missing", "error", consumer.role, message, fix)
+            yield Problem("role_missing", "error", consumer.role, message, f"create role {row[1]} login;")
     with_role = [consumer.name for consumer in config.consumers if consumer.role is not None]
     without = [consumer.name for consumer in config.consumers if consumer.role is None]
     if with_role and without:

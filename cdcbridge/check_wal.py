@@ -29,8 +29,11 @@ def replication_right(connection: Connection) -> Iterator[Problem]:
     """Find a role that may not use replication slots."""
     row = connection.execute(_REPLICATES).fetchone()
     if row and not row[0]:
-        fix = f"grant rds_replication to {row[1]};" if row[2] else f"alter role {row[1]} replication; -- as a superuser"
-        yield Problem("privilege_replication", "error", row[1], f"the role {row[1]} may not use replication slots", fix)
+        message, fix = "a superuser gives that right", f"alter role {row[1]} replication;"
+        if row[2]:
+            message, fix = "rds_superuser gives that right", f"grant rds_replication to {row[1]};"
+        message = f"the role {row[1]} may not use replication slots; {message}"
+        yield Problem("privilege_replication", "error", row[1], message, fix)
 
 
 def wal_problems(config: Config, connection: Connection) -> Iterator[Problem]:

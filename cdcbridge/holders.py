@@ -97,7 +97,9 @@ def _held(holder: ConsumerHolder) -> str:
 
 
 def _published(group: list[ConsumerHolder]) -> str:
-    waiting = " and ".join(f"{holder.consumer} ({_count(holder.messages)})" for holder in group)
+    waiting = " and ".join(
+        f"{holder.consumer} ({_count(holder.messages)})" if holder.messages else holder.consumer for holder in group
+    )
     verb = "waits" if len(group) == 1 else "wait"
     return f"{waiting} {verb} for {_who(group[0])}; it has published in it"
 

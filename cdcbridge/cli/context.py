@@ -106,7 +106,9 @@ class App:
                     hint="`cdcbridge migrate` makes it; `cdcbridge run` does so too.",
                 )
             connection.add_notice_handler(lambda notice: say(f"notice: {notice.message_primary}"))
-            with refusing(who, f"`{click.get_current_context().command_path}`"):
+            context = click.get_current_context()
+            command = context.command_path.removeprefix(context.find_root().command_path)
+            with refusing(who, f"`cdcbridge{command}`"):
                 yield connection
 
 

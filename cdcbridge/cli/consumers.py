@@ -70,7 +70,7 @@ def print_consumers(rows: list[ConsumerLag]) -> None:
                 r.held,
                 r.in_flight,
                 r.dead,
-                None if r.oldest_age_seconds is None else human_duration(r.oldest_age_seconds),
+                None if r.oldest_due_age_seconds is None else human_duration(r.oldest_due_age_seconds),
             )
             for r in rows
         ],

@@ -79,21 +79,26 @@ language sql volatile security definer set search_path from current set jit = of
            coalesce(s.seconds, extract(epoch from moment() - least(w.oldest, d.oldest, l.oldest))::float8),
            w.later + d.later,
            coalesce(s.seconds, extract(epoch from moment() - least(w.due, d.due, l.due))::float8), c.paused,
-           case when c.mode = 'stream' then 0 else held_count(c.id) end
+           (w.held + d.held + l.held)::bigint
     from consumers c
     cross join lateral (select coalesce(sum(cardinality(w.seqs)), 0) as messages, min(w.inserted_at) as oldest,
                                coalesce(sum(cardinality(w.seqs)) filter (where w.not_before > moment()), 0) as later,
-                               min(greatest(w.inserted_at, w.not_before)) filter (where w.not_before is null or w.not_before <= moment()) as due
+                               min(greatest(w.inserted_at, w.not_before)) filter (where w.not_before is null or w.not_before <= moment()) as due,
+                               coalesce(sum(cardinality(w.seqs)) filter (where (w.not_before is null or w.not_before <= moment())
+                                                                         and w.xmax <> '0' and is_open(w.xmax)), 0) as held
                         from waiting w where w.consumer_id = c.id) w
     cross join lateral (select count(*) as messages, min(d.inserted_at) as oldest,
                                count(*) filter (where d.visible_at > moment()) as later,
-                               min(d.visible_at) filter (where d.visible_at <= moment()) as due
+                               min(d.visible_at) filter (where d.visible_at <= moment()) as due,
+                               count(*) filter (where d.visible_at <= moment() and d.xmax <> '0' and is_open(d.xmax)) as held
                         from delayed d where d.consumer_id = c.id) d
     cross join lateral (select coalesce(sum(x.size) filter (where x.not_visible_until > moment()), 0) as in_flight,
                                coalesce(sum(x.size) filter (where x.not_visible_until <= moment()), 0) as expired,
                                min(x.inserted_at) filter (where x.size > 0) as oldest,
-                               min(x.last_delivered_at) filter (where x.size > 0) as due
-                        from (select l.not_visible_until, l.inserted_at, l.last_delivered_at, cardinality(l.seqs) - (
+                               min(x.last_delivered_at) filter (where x.size > 0) as due,
+                               coalesce(sum(x.size) filter (where x.not_visible_until <= moment() and x.locked_by <> '0'
+                                                            and is_open(x.locked_by)), 0) as held
+                        from (select l.not_visible_until, l.inserted_at, l.last_delivered_at, l.xmax as locked_by, cardinality(l.seqs) - (
                                   select count(*) from settled s where s.consumer_id = l.consumer_id
                                   and s.token = l.token and s.part = l.part) as size
                               from leases l where l.consumer_id = c.id) x) l

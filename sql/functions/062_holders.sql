@@ -26,13 +26,24 @@ exception
         return false;
 end $$;
 
--- locked_messages(consumer_id) -> how many messages of a queue or fifo consumer have been claimed, or locked after their timeout passed or
--- their delay ended, by which transaction. Some of the transactions have ended. A row of `waiting` counts whole.
-create or replace function locked_messages(consumer_id int) returns table (xid xid, messages bigint)
+-- in_use(relation, open_for) -> whether another transaction that has been open for so long has locked rows of it. A prepared one counts as old.
+create or replace function in_use(relation regclass, open_for interval) returns boolean
+language sql volatile as $$
+    select exists (
+        select from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+        where l.locktype = 'relation' and l.relation = $1 and l.mode in ('RowShareLock', 'RowExclusiveLock') and l.granted
+          and l.database = (select oid from pg_database where datname = current_database())
+          and l.pid is distinct from pg_backend_pid() and coalesce(clock_timestamp() - a.xact_start >= $2, true))
+$$;
+
+-- locked_messages(consumer_id, open_for) -> how many messages of a queue or fifo consumer have been claimed, or locked after their timeout
+-- passed or their delay ended, by which transaction. Some of the transactions have ended. A row of `waiting` counts whole. Where no
+-- transaction has used the consumer's part of `waiting` for so long, nobody reads what may be millions of rows.
+create or replace function locked_messages(consumer_id int, open_for interval) returns table (xid xid, messages bigint)
 language sql volatile as $$
     select h.xid, sum(h.messages)::bigint
     from (select w.xmax as xid, cardinality(w.seqs) as messages from waiting w
-          where w.consumer_id = $1 and w.xmax <> '0' and (w.not_before is null or w.not_before <= moment())
+          where in_use(to_regclass('waiting_' || $1), $2) and w.consumer_id = $1 and w.xmax <> '0' and (w.not_before is null or w.not_before <= moment())
           union all
           select d.xmax, 1 from delayed d where d.consumer_id = $1 and d.xmax <> '0' and d.visible_at <= moment()
           union all
@@ -40,12 +51,6 @@ language sql volatile as $$
                                                 and s.token = l.token and s.part = l.part)
           from leases l where l.consumer_id = $1 and l.xmax <> '0' and l.not_visible_until <= moment()) h
     group by h.xid having sum(h.messages) > 0
-$$;
-
--- held_count(consumer_id) -> how many of them are kept from all receivers, because their transaction is open.
-create or replace function held_count(consumer_id int) returns bigint
-language sql volatile as $$
-    select coalesce(sum(h.messages), 0)::bigint from locked_messages($1) h where is_open(h.xid)
 $$;
 
 -- claimers(consumer_id) -> open transactions that have called receive().
@@ -58,15 +63,15 @@ language sql volatile as $$
       and l.database = (select oid from pg_database where datname = current_database())
 $$;
 
--- held_messages(consumer_id) -> how many messages each open transaction keeps from all receivers, at least.
+-- held_messages(consumer_id, open_for) -> how many messages each open transaction keeps from all receivers, at least.
 -- Those that it has claimed in a subtransaction which has ended name no open transaction: they are of the one that has claimed and
 -- holds nothing else. Where there are several such, messages is null.
-create or replace function held_messages(consumer_id int) returns table (pid int, prepared text, messages bigint)
+create or replace function held_messages(consumer_id int, open_for interval) returns table (pid int, prepared text, messages bigint)
 language sql volatile as $$
     with open as materialized (
         select * from open_transactions()
     ), held as materialized (
-        select * from locked_messages($1)
+        select * from locked_messages($1, $2)
     ), known as materialized (
         select o.pid, o.prepared, sum(h.messages)::bigint as messages from held h join open o on o.xid = h.xid group by 1, 2
     ), rest as materialized (
@@ -121,7 +126,7 @@ end $$;
 -- read (null: all of them); the oldest first. kind: receiver (of a queue or fifo consumer), member (of a group), or publisher.
 -- messages: how many committed messages wait for the transaction at least, null where that is unknown. partitions: of a member.
 -- limit_reached: the messages held and those in flight are max_in_flight, so nobody receives any other message either.
--- name, state and query are of the session, or of the prepared transaction, whose pid is null.
+-- name, state and query are of the session, or of the prepared transaction, whose pid is null. A consumer's role is not shown the query.
 -- age_seconds is null where the function's owner may not see it (pg_read_all_stats).
 -- Raises CB001, CB008. Locks nothing. Counts rows: for people and monitors.
 create or replace function consumer_holders(only_of text default null, open_for interval default '0')
@@ -139,7 +144,7 @@ begin
             where ($1 is null or c.name = $1) and may_read(c.config ->> 'role')
         ), found as (
             select w.c, w.consumer, w.mode, 'receiver' as kind, h.pid, h.prepared, h.messages, null::int[] as partitions
-            from wanted w cross join lateral held_messages(w.id) h where w.mode <> 'stream'
+            from wanted w cross join lateral held_messages(w.id, $2) h where w.mode <> 'stream'
             union all
             select w.c, w.consumer, w.mode, 'member', h.pid, h.prepared,
                    (select coalesce(sum(g.messages), 0)::bigint from group_lag_of(w.id, wish_of(w.c)) g where g.partition = any (h.partitions)),
@@ -151,7 +156,8 @@ begin
         )
         select f.consumer, f.mode, f.kind, f.pid, coalesce(p.gid, nullif(a.application_name, ''), a.usename::text),
                extract(epoch from clock_timestamp() - coalesce(p.prepared, a.xact_start))::float8,
-               case when p.gid is null then a.state else 'prepared' end, left(a.query, 200), f.messages, f.partitions,
+               case when p.gid is null then a.state else 'prepared' end,
+               case when may_read(null) then left(a.query, 200) end, f.messages, f.partitions,
                f.kind = 'receiver' and places_used(f.c) >= ((f.c).config ->> 'max_in_flight')::bigint
         from found f
         left join pg_stat_activity a on a.pid = f.pid

@@ -56,6 +56,8 @@ def may(server: EmbeddedServer, database: str, role: str, statement: str) -> boo
     statement = statement.replace("database shop", f"database {database}").replace("made_here", f"made_{database}")
     user = "postgres" if role == "superuser" else f"{role}_{database}"
     with psycopg.connect(server.dsn(database, user)) as session:
+        warnings: list[psycopg.errors.Diagnostic] = []
+        session.add_notice_handler(warnings.append)
         try:
             if statement.startswith("alter system"):
                 session.autocommit = True  # not in a transaction
@@ -63,7 +65,7 @@ def may(server: EmbeddedServer, database: str, role: str, statement: str) -> boo
                 session.execute("alter system reset max_slot_wal_keep_size")
                 return True
             session.execute(statement.encode())
-            return True
+            return not warnings  # no privileges were granted
         except psycopg.errors.InsufficientPrivilege:
             return False
         finally:

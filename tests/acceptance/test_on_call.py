@@ -14,6 +14,7 @@ from cdcbridge.wal_room import free_bytes
 from tests.world import World, eventually
 
 
+@pytest.mark.timeout(400)  # many programs
 def test_a_receiver_that_stays_in_its_transaction_is_named_everywhere(world: World) -> None:
     world.execute("create table t (id int primary key)")
     world.consumer("ledger", mode="queue" if world.plugin == "wal2json" else "fifo")
@@ -138,6 +139,7 @@ def guest(world18: World) -> Iterator[World]:
     world18.execute(f"drop owned by {role}", f"drop role {role}")
 
 
+@pytest.mark.timeout(400)  # many programs
 def test_the_command_line_works_as_a_consumers_role(guest: World) -> None:
     def good(*command: str, stdin: str | None = None) -> str:
         result = guest.run_program(*command, stdin=stdin)
@@ -171,6 +173,7 @@ OF_THE_OWNER = (
 )  # fmt: skip
 
 
+@pytest.mark.timeout(400)  # many programs
 def test_what_is_not_for_a_consumers_role_is_said_in_one_sentence(guest: World) -> None:
     for command in OF_THE_OWNER:
         result = guest.run_program(*command.split())

@@ -17,16 +17,21 @@ _RATE_OVER: Final = 10.0  # seconds that the average needs to mean something
 
 @dataclass(slots=True, frozen=True)
 class Alarm:
-    """`code` is stable, for programs."""
+    """`code` is stable, for programs. `slot` is '' for an alarm about a consumer."""
 
     code: str
     slot: str
     message: str
+    consumer: str | None = None
 
 
 @dataclass(slots=True, frozen=True)
 class SlotState:
-    """What alarms go by: sizes in bytes, times in seconds, None where unknown. `growth`: retained bytes per second."""
+    """What alarms go by: sizes in bytes, times in seconds, None where unknown.
+
+    growth: retained bytes per second, of a slot that does not move.
+    free_bytes: of the disk, where no limit keeps the slot from filling it.
+    """
 
     name: str
     active: bool
@@ -36,6 +41,7 @@ class SlotState:
     safe_wal_bytes: int | None
     inactive_seconds: float | None
     growth: float | None
+    free_bytes: int | None = None
 
 
 def average_growth(retained_bytes: int | None, seconds: float | None) -> float | None:
@@ -71,31 +77,51 @@ def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[A
         why = f" ({slot.reason})" if slot.reason else ""
         text = f"the slot {slot.name} is lost{why}: what it had yet to send is gone; `cdcbridge slot recreate` goes on"
         return [Alarm("slot_lost", slot.name, text)]
+    act = (
+        "end the transaction that holds it (`cdcbridge lag` names it), or see why the bridge is slow"
+        if slot.active
+        else "start the bridge (`cdcbridge run`)"
+    )
     found = []
     if slot.wal_status == "unreserved":
-        act = "end the transaction that holds it" if slot.active else "start the bridge"
         text = (
             f"the slot {slot.name} needs WAL that the next checkpoint may remove (wal_status unreserved): {act}, or"
             " raise max_slot_wal_keep_size"
         )
         found.append(Alarm("slot_unreserved", slot.name, text))
-    left = seconds_to(slot.safe_wal_bytes, slot.growth)
-    if left is not None and left < FORECAST_WITHIN and slot.growth:
-        text = (
-            f"at this rate ({human_size(slot.growth)}/s) max_slot_wal_keep_size is reached in {human_duration(left)},"
-            f" and the slot {slot.name} is lost"
-        )
-        found.append(Alarm("slot_limit_in_sight", slot.name, text))
+    found += _forecasts(slot, act)
     if slot.retained_bytes is not None and slot.retained_bytes > max_retained:
         text = (
             f"the slot {slot.name} retains {human_size(slot.retained_bytes)} of WAL, more than max_retained_wal"
-            f" ({human_size(max_retained)})"
+            f" ({human_size(max_retained)}): {act}"
         )
         found.append(Alarm("slot_retains_too_much", slot.name, text))
     if not slot.active and slot.inactive_seconds is not None and slot.inactive_seconds > max_inactive:
         text = (
             f"nobody has read the slot {slot.name} for {human_duration(slot.inactive_seconds)}, longer than"
-            f" max_slot_inactive ({human_duration(max_inactive)}): is the bridge running?"
+            f" max_slot_inactive ({human_duration(max_inactive)}): {act}"
         )
         found.append(Alarm("slot_inactive", slot.name, text))
+    return found
+
+
+def _forecasts(slot: SlotState, act: str) -> list[Alarm]:
+    """What is reached within FORECAST_WITHIN: the limit, and where there is none the end of the disk."""
+    found = []
+    rate = human_size(slot.growth or 0)
+    left = seconds_to(slot.safe_wal_bytes, slot.growth)
+    if left is not None and left < FORECAST_WITHIN:
+        text = (
+            f"at this rate ({rate}/s) max_slot_wal_keep_size is reached in {human_duration(left)},"
+            f" and the slot {slot.name} is lost: {act}, or raise max_slot_wal_keep_size"
+        )
+        found.append(Alarm("slot_limit_in_sight", slot.name, text))
+    left = seconds_to(slot.free_bytes, slot.growth)
+    if left is not None and left < FORECAST_WITHIN:
+        text = (
+            f"at this rate ({rate}/s) the slot {slot.name} fills the disk in {human_duration(left)}, and the"
+            f" server stops: {act}, or set a limit: "
+            " `alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();`"
+        )
+        found.append(Alarm("disk_full_in_sight", slot.name, text))
     return found

@@ -22,6 +22,7 @@ from cdcbridge.check_store import (
     store_problems,
 )
 from cdcbridge.check_tables import consumer_problems, special_floats
+from cdcbridge.check_wal import replication_right, wal_problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store
 from cdcbridge.encodings import WITHOUT_CONVERSION, unusable
@@ -50,6 +51,7 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
         *_server(connection),
         *_standbys(config, connection),
         *_slot(config, connection, plugin),
+        *wal_problems(config, connection),
         *_plugin(config, connection, plugin),
     ]
     for consumer in config.consumers:
@@ -85,19 +87,9 @@ def _server(connection: Connection) -> Iterator[Problem]:
             "error",
             "source",
             f"wal_level is {_show(connection, 'wal_level')}; logical decoding needs logical",
-            "alter system set wal_level = 'logical'; -- and restart the server",
+            "alter system set wal_level = 'logical'; -- as a superuser; and restart the server",
         )
-    row = connection.execute(
-        "select rolreplication or rolsuper, quote_ident(current_user) from pg_roles where rolname = current_user"
-    ).fetchone()
-    if row and not row[0]:
-        yield Problem(
-            "privilege_replication",
-            "error",
-            row[1],
-            f"the role {row[1]} may not use replication slots",
-            f"alter role {row[1]} replication;",
-        )
+    yield from replication_right(connection)
 
 
 def _standbys(config: Config, connection: Connection) -> Iterator[Problem]:
@@ -137,7 +129,7 @@ def _standbys(config: Config, connection: Connection) -> Iterator[Problem]:
             f"the bridge may get changes before the standby of {', '.join(missing)} has them: after a failover they are"
             " of a lost history, and a gap message says so",
             f"alter system set synchronized_standby_slots = '{names}'; select pg_reload_conf();"
-            " -- for standbys that may be promoted: while one of them is away, the bridge waits for it",
+            " -- as a superuser; for standbys that may be promoted: while one of them is away, the bridge waits for it",
         )
 
 
@@ -154,7 +146,8 @@ def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Probl
                 "error",
                 name,
                 f"all {row[1]} replication slots of the server are taken",
-                f"alter system set max_replication_slots = {row[1] + 5}; -- and restart; or drop a slot nobody uses",
+                f"alter system set max_replication_slots = {row[1] + 5}; -- as a superuser; and restart; or drop"
+                " a slot nobody uses",
             )
         return
     slot = existing[0]

@@ -43,7 +43,8 @@ def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
                 "privilege_store",
                 "error",
                 schema,
-                f"the role {row[2]} may not create the schema {schema} in {row[1]}",
+                f"the role {row[2]} may not create the schema {schema} in {row[1]}; the database's owner gives that"
+                " right",
                 f"grant create on database {row[1]} to {row[2]};",
             )
 
@@ -56,7 +57,7 @@ def filled_consumers(store: Connection | None) -> list[str]:
 
 
 def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
-    """Roles that consumers name."""
+    """Roles that consumers name, or do not name while others do."""
     for consumer in config.consumers:
         if consumer.role is None:
             continue
@@ -66,6 +67,17 @@ def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
         if row and row[0]:
             message = f"consumer {consumer.name}: there is no role {consumer.role} in the store's server"
             yield Problem("role_missing", "error", consumer.role, message, f"create role {row[1]} login;")
+    with_role = [consumer.name for consumer in config.consumers if consumer.role is not None]
+    without = [consumer.name for consumer in config.consumers if consumer.role is None]
+    if with_role and without:
+        yield Problem(
+            "roles_mixed",
+            "warning",
+            ", ".join(without),
+            f"of the consumers, {', '.join(with_role)} name a role, and {', '.join(without)} name none: those without"
+            " are read by the store's owner alone",
+            "Set role: in the file for each consumer that an application reads; leave it out for those of the owner.",
+        )
 
 
 def applied_config(config: Config, store: Connection | None) -> Config | None:

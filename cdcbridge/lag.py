@@ -13,11 +13,14 @@ from cdcbridge.alarms import Alarm, SlotState, alarms, average_growth, observed_
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, source_errors, store_errors
 from cdcbridge.errors import StoreUnavailable
+from cdcbridge.holders import ConsumerHolder, consumer_holders, held_alarms
 from cdcbridge.horizon import HorizonHolder, horizon_holders
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import schema_version
 from cdcbridge.pooled import connect_for_calls
+from cdcbridge.rights import Guest, guest
 from cdcbridge.source import Slot, current_lsn, slots
+from cdcbridge.wal_room import WalRoom, other_alarms, wal_room
 
 
 @dataclass(slots=True, frozen=True)
@@ -25,7 +28,8 @@ class SlotLag:
     """One slot: sizes in bytes; lag_seconds is the age of the oldest commit not yet confirmed, None if unknown.
 
     `growth_bytes_per_second`: of what it retains. `seconds_to_limit`: until max_slot_wal_keep_size at that rate, None
-    where there is no limit or no growth. `failover`: None before PostgreSQL 17.
+    where there is no limit, no growth, or the slot moves. `failover`: None before PostgreSQL 17.
+    `moves`: its positions advanced between the looks, so what it keeps is given up again.
     """
 
     name: str
@@ -44,11 +48,17 @@ class SlotLag:
     growth_bytes_per_second: float | None
     seconds_to_limit: float | None
     failover: bool | None
+    moves: bool = False
 
 
 @dataclass(slots=True, frozen=True)
 class ConsumerLag:
-    """One consumer: messages waiting, in flight, dead; age of the oldest unfinished one."""
+    """One consumer: messages waiting, in flight, dead; age of the oldest unfinished one.
+
+    delayed: those of `pending` that wait for their time.
+    oldest_due_age_seconds: how long the oldest has waited that may be delivered now, or is delivered and not settled.
+    held: those of `pending` that open transactions of receivers keep from all others, at least.
+    """
 
     name: str
     mode: str
@@ -56,6 +66,10 @@ class ConsumerLag:
     in_flight: int
     dead: int
     oldest_age_seconds: float | None
+    delayed: int = 0
+    oldest_due_age_seconds: float | None = None
+    paused: bool = False
+    held: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -83,6 +97,9 @@ class Lag:
     alarms: tuple[Alarm, ...] = ()
     measured_at: float = 0.0  # time.monotonic()
     store_error: str | None = None  # why nothing is known of the store's side
+    consumer_holders: tuple[ConsumerHolder, ...] = ()
+    room: WalRoom = field(default_factory=WalRoom)
+    guest: Guest | None = None  # a consumer's role: of the store only its own consumers are known
 
     @property
     def lost(self) -> list[str]:
@@ -93,6 +110,10 @@ class Lag:
             "slots": [{field: value for field, value in asdict(s).items() if field not in _HEALTH} for s in self.slots],
             "slot_health": [{"name": s.name, **{field: getattr(s, field) for field in _HEALTH}} for s in self.slots],
             "consumers": [asdict(c) for c in self.consumers],
+            "consumer_holders": [h.as_json() for h in self.consumer_holders],
+            "wal_limit_bytes": self.room.limit_bytes,
+            "disk_free_bytes": self.room.free_bytes,
+            "other_slots": [asdict(s) for s in self.room.others],
             "holders": [asdict(h) for h in self.holders],
             "backfills": list(self.backfills),
             "xmin_holders": [asdict(h) for h in self.horizon],
@@ -109,8 +130,11 @@ _HEALTH: Final = (
     "growth_bytes_per_second",
     "seconds_to_limit",
     "failover",
+    "moves",
 )
 LOOKS: Final = 6  # that are needed to observe growth
+HELD_FOR: Final = 0.5  # seconds that a transaction of a receiver, member or publisher may take without being shown
+_LONG: Final = 60.0  # seconds that prove something about a slot that moves, or about a transaction that holds it
 _STREAM: Final = """
     select r.sent_lsn::text, r.write_lsn::text,
            (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end)::text
@@ -131,6 +155,7 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
         with source_errors():
             server = connection.execute("select system_identifier::text from pg_control_system()").fetchone()
             horizon = horizon_holders(connection, "source")
+        room = wal_room(connection, config.source.slot)
     try:
         side = _store_side(config)
     except StoreUnavailable as error:
@@ -144,8 +169,10 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
         if lag.inactive_seconds is None and not lag.active:
             lag = replace(lag, inactive_seconds=silent)  # before 17 nobody knows; not longer than since the last append
         growth = _average(lag, horizon) if before is None else _observed(lag, before, measured_at)
-        left = seconds_to(lag.safe_wal_bytes, growth)
-        made.append(replace(lag, growth_bytes_per_second=growth, seconds_to_limit=left))
+        free = room.free_bytes if lag.safe_wal_bytes is None else lag.safe_wal_bytes
+        moves = _moves(lag, free, before or (), horizon, measured_at)
+        left = None if moves else seconds_to(lag.safe_wal_bytes, growth)
+        made.append(replace(lag, growth_bytes_per_second=growth, seconds_to_limit=left, moves=moves))
     retained, inactive = config.source.max_retained_wal, config.source.max_slot_inactive
     return Lag(
         made,
@@ -155,9 +182,16 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
         tuple(name for name in side.slots if not found and name == config.source.slot),
         tuple(name for name in side.slots if name != config.source.slot),
         (*horizon, *(() if side.server == server else side.horizon)),
-        tuple(alarm for slot in made for alarm in alarms(_state(slot), max_retained=retained, max_inactive=inactive)),
+        (
+            *(a for slot in made for a in alarms(_state(slot, room), max_retained=retained, max_inactive=inactive)),
+            *other_alarms(room.others, retained),
+            *held_alarms(side.held, {c.name: c.visibility_timeout for c in config.consumers}),
+        ),
         measured_at,
         side.error,
+        side.held,
+        room,
+        side.guest,
     )
 
 
@@ -174,10 +208,16 @@ class _StoreSide:
     slots: tuple[str, ...] = ()
     horizon: tuple[HorizonHolder, ...] = ()
     error: str | None = None
+    held: tuple[ConsumerHolder, ...] = ()
+    guest: Guest | None = None
 
 
 def _store_side(config: Config) -> _StoreSide:
     with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge lag") as store:
+        with store_errors():
+            who = guest(store)
+        if who is not None:
+            return _guests_side(store, who)
         if schema_version(store) == 0:
             return _StoreSide()
         with store_errors(), store.transaction():
@@ -199,7 +239,18 @@ def _store_side(config: Config) -> _StoreSide:
                 tuple(backfills),
                 tuple(name for (name,) in store.execute("select slot from source")),
                 tuple(horizon_holders(store, "store")),
+                held=tuple(consumer_holders(store, seconds=HELD_FOR)),
             )
+
+
+def _guests_side(store: Connection, who: Guest) -> _StoreSide:
+    with store_errors(), store.transaction():
+        return _StoreSide(
+            store.execute("select system_identifier::text from pg_control_system()").fetchone(),
+            consumers=[ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
+            held=tuple(consumer_holders(store, seconds=HELD_FOR)),
+            guest=who,
+        )
 
 
 def stored_slot(config: Config) -> str | None:
@@ -250,8 +301,30 @@ def _average(slot: SlotLag, horizon: Sequence[HorizonHolder]) -> float | None:
     """What it keeps grows by as long as nobody reads it, or a transaction that writes is open; else by nothing."""
     if not slot.active:
         return average_growth(slot.lag_bytes, slot.lag_seconds)
-    open_for = [holder.age_seconds for holder in horizon if holder.writes and holder.age_seconds is not None]
-    return average_growth(slot.retained_bytes, max(open_for, default=None)) or 0.0
+    return average_growth(slot.retained_bytes, _held_for(horizon)) or 0.0
+
+
+def _held_for(horizon: Sequence[HorizonHolder]) -> float | None:
+    """Since when a transaction that writes holds the slot's WAL; None where that is too short to matter."""
+    ages = [holder.age_seconds for holder in horizon if holder.writes and holder.age_seconds is not None]
+    return max((age for age in ages if age >= _LONG), default=None)
+
+
+def _moves(
+    slot: SlotLag, free: int | None, before: Sequence[Lag], horizon: Sequence[HorizonHolder], now: float
+) -> bool:
+    """Whether its positions advanced since the first look, so that no growth in between is a forecast.
+
+    A slot that moves and yet keeps more and more for a minute, and more than is free, is too slow: then this is False.
+    """
+    looks = [(look.measured_at, s) for look in before for s in look.slots if s.name == slot.name]
+    if not slot.active or not looks:
+        return False
+    since, first = looks[0]
+    restarted = first.restart_lsn != slot.restart_lsn
+    confirmed = first.confirmed_flush_lsn != slot.confirmed_flush_lsn and _held_for(horizon) is None
+    too_slow = now - since >= _LONG and free is not None and (slot.retained_bytes or 0) > free
+    return (restarted or confirmed) and not too_slow
 
 
 def _observed(slot: SlotLag, before: Sequence[Lag], now: float) -> float | None:
@@ -262,7 +335,7 @@ def _observed(slot: SlotLag, before: Sequence[Lag], now: float) -> float | None:
     return observed_growth([(at, retained or 0) for at, retained in looks])
 
 
-def _state(slot: SlotLag) -> SlotState:
+def _state(slot: SlotLag, room: WalRoom) -> SlotState:
     return SlotState(
         slot.name,
         slot.active,
@@ -271,5 +344,6 @@ def _state(slot: SlotLag) -> SlotState:
         slot.retained_bytes,
         slot.safe_wal_bytes,
         slot.inactive_seconds,
-        slot.growth_bytes_per_second,
+        None if slot.moves else slot.growth_bytes_per_second,
+        room.free_bytes if room.limit_bytes is None else None,
     )

@@ -34,6 +34,13 @@ _CONSUMER_GAUGES: Final = {
     "consumer_in_flight_messages": ("in_flight", "Messages received and not settled"),
     "consumer_dead_messages": ("dead", "Dead letters"),
     "consumer_oldest_message_age_seconds": ("oldest_age_seconds", "Age of the oldest unfinished message"),
+    "consumer_delayed_messages": ("delayed", "Those of the waiting messages that wait for their time"),
+    "consumer_oldest_due_message_age_seconds": (
+        "oldest_due_age_seconds",
+        "How long the oldest message has waited that may be delivered now, or is delivered and not settled",
+    ),
+    "consumer_held_messages": ("held", "Those of the waiting messages that open transactions of receivers hold"),
+    "consumer_paused": ("paused", "Whether the consumer is paused"),
 }
 _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
@@ -156,3 +163,27 @@ class _Looks(Collector):
                 if value is not None:
                     family.add_metric([consumer.name, consumer.mode], float(value))
             yield family
+        # Receivers' transactions are in consumer_held_messages; a group and a publisher hold partitions and seqs.
+        held = GaugeMetricFamily(
+            "cdcbridge_consumer_holder_seconds",
+            "For how long the oldest transaction is open that keeps messages from the consumer",
+            labels=["consumer", "mode"],
+        )
+        oldest: dict[tuple[str, str], float] = {}
+        for holder in lag.consumer_holders:
+            key = (holder.consumer, holder.mode)
+            oldest[key] = max(oldest.get(key, 0.0), holder.age_seconds or 0.0)
+        for labels, seconds in oldest.items():
+            held.add_metric(labels, seconds)
+        yield held
+        if lag.room.free_bytes is not None:
+            yield GaugeMetricFamily("cdcbridge_disk_free_bytes", "Free space for the source's WAL", lag.room.free_bytes)
+        others = GaugeMetricFamily(
+            "cdcbridge_other_slot_retained_bytes",
+            "WAL that a slot keeps which is not the bridge's",
+            labels=["other_slot"],
+        )
+        for slot in lag.room.others:
+            if slot.retained_bytes is not None:
+                others.add_metric([slot.name], float(slot.retained_bytes))
+        yield others

@@ -19,6 +19,7 @@ from cdcbridge import __version__
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.patience import PATIENCE, patiently
+from cdcbridge.rights import guest
 
 _MIGRATION = re.compile(r"(\d{4})_(\w+)\.sql")
 _LOCK = 0x63646362  # "cdcb": one migration at a time in a database
@@ -102,6 +103,9 @@ def schema_version(connection: Connection) -> int:
 def _state(connection: Connection) -> tuple[int, str | None]:
     if connection.execute("select to_regclass('schema_migrations')").fetchone() == (None,):
         return 0, None
+    who = guest(connection)
+    if who is not None:
+        raise who.refusal("this command")
     row = connection.execute("select coalesce(max(version), 0) from schema_migrations").fetchone()
     code = connection.execute("select checksum from schema_code").fetchone()
     return (row[0] if row else 0), (code[0] if code else None)

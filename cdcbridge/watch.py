@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from cdcbridge.alarms import Alarm
 from cdcbridge.background import Background
 from cdcbridge.config import Config
 from cdcbridge.errors import SourceUnavailable
@@ -32,7 +33,7 @@ class Watcher(Background):
         self._metrics = metrics
         self._interval = min(_LONGEST_INTERVAL, max(0.5, config.source.heartbeat_interval))
         self._looks: deque[Lag] = deque(maxlen=LOOKS - 1)
-        self._said: dict[str, int] = {}
+        self._said: dict[tuple[str, str, str | None], int] = {}
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -51,10 +52,17 @@ class Watcher(Background):
 
     def _alarm(self, found: Lag) -> None:
         """Each alarm when it begins, and again while it lasts."""
-        said = {alarm.code: self._said.get(alarm.code, 0) + 1 for alarm in found.alarms}
-        for alarm in found.alarms:
-            if said[alarm.code] % _REPEAT == 1:
-                log.warning("slot.alarm", code=alarm.code, slot=alarm.slot, message=alarm.message)
-        for code in self._said.keys() - said.keys():
-            log.info("slot.alarm_over", code=code)
+        found_by_key = {_key(alarm): alarm for alarm in found.alarms}
+        said = {key: self._said.get(key, 0) + 1 for key in found_by_key}
+        for key, alarm in found_by_key.items():
+            if said[key] % _REPEAT == 1:
+                about = {"consumer": alarm.consumer} if alarm.consumer else {"slot": alarm.slot}
+                event = "slot.alarm" if alarm.consumer is None else "consumer.alarm"
+                log.warning(event, code=alarm.code, message=alarm.message, **about)
+        for key in self._said.keys() - said.keys():
+            log.info("slot.alarm_over" if key[2] is None else "consumer.alarm_over", code=key[0])
         self._said = said
+
+
+def _key(alarm: Alarm) -> tuple[str, str, str | None]:
+    return alarm.code, alarm.slot, alarm.consumer

@@ -20,8 +20,9 @@ from tests import hostile
 from tests.world import World, fresh_database
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
-# Tests kill processes, not the machine: fsync would only be slow.
-FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB", "max_connections": "300"}
+# Tests kill processes, not the machine: fsync would only be slow. Without a limit `check` warns of each slot.
+FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB", "max_connections": "300",
+        "max_slot_wal_keep_size": "50GB"}  # fmt: skip
 
 if hostile.SWITCH in os.environ:
     _folder = Path(tempfile.mkdtemp(prefix="cdcbridge-hostile-"))

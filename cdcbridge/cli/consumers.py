@@ -13,7 +13,8 @@ from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_j
 from cdcbridge.cli.screen import facts
 from cdcbridge.cli.where import PLACE, PLACE_HELP
 from cdcbridge.database import Connection
-from cdcbridge.lag import ConsumerLag
+from cdcbridge.holders import consumer_holders, told
+from cdcbridge.lag import HELD_FOR, ConsumerLag
 from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
 from cdcbridge.words import as_text, one_line
@@ -59,25 +60,29 @@ def list_command(app: App, as_json: bool) -> None:
     """The store's consumers and what is left for them."""
     with app.store(pooled=True) as store:
         rows = [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()").fetchall()]
-        paused = dict(store.execute("select name, paused from consumers").fetchall())
+        holders = consumer_holders(store, seconds=HELD_FOR)
     if as_json:
-        print_json([{**asdict(row), "paused": paused[row.name]} for row in rows])
+        print_json([asdict(row) for row in rows])
         return
-    print_consumers(rows, paused)
+    print_consumers(rows)
+    for line in told(holders):
+        say(line)
 
 
-def print_consumers(rows: list[ConsumerLag], paused: dict[str, bool] | None = None) -> None:
+def print_consumers(rows: list[ConsumerLag]) -> None:
     """The consumers' table, as `consumers list` and `lag` show it."""
     print_table(
-        ("CONSUMER", "MODE", "PENDING", "IN FLIGHT", "DEAD", "OLDEST"),
+        ("CONSUMER", "MODE", "PENDING", "DELAYED", "HELD", "IN FLIGHT", "DEAD", "OLDEST"),
         [
             (
-                r.name + (" (paused)" if paused and paused.get(r.name) else ""),
+                r.name + (" (paused)" if r.paused else ""),
                 r.mode,
                 r.pending,
+                r.delayed,
+                r.held,
                 r.in_flight,
                 r.dead,
-                None if r.oldest_age_seconds is None else human_duration(r.oldest_age_seconds),
+                None if r.oldest_due_age_seconds is None else human_duration(r.oldest_due_age_seconds),
             )
             for r in rows
         ],
@@ -90,19 +95,23 @@ def print_consumers(rows: list[ConsumerLag], paused: dict[str, bool] | None = No
 @as_json
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
-    """One consumer: its configuration as the store keeps it (seconds and bytes)."""
+    """One consumer: its configuration as the store keeps it (seconds and bytes), and who holds messages of it."""
     with app.store(pooled=True) as store:
         row = store.execute(
-            "select id, name, mode, paused, created_at, updated_at, config from consumer_named(%s)", (name,)
+            "select id, name, mode, paused, created_at, updated_at, config from show_consumer(%s)", (name,)
         ).fetchone()
+        holders = consumer_holders(store, name, seconds=HELD_FOR)
     if row is None:
         return
     shown = dict(zip(("id", "name", "mode", "paused", "created_at", "updated_at", "config"), row, strict=True))
     if as_json:
-        print_json(shown)
+        print_json({**shown, "consumer_holders": [holder.as_json() for holder in holders]})
         return
     settings = shown.pop("config")
+    shown["paused"] = "yes: `cdcbridge consumers resume` lets receivers continue" if shown["paused"] else "no"
     facts([(key, one_line(as_text(value))) for key, value in [*shown.items(), *settings.items()]])
+    for line in told(holders):
+        say(line)
 
 
 @consumers.command()

@@ -23,6 +23,7 @@ from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
 from cdcbridge.logs import configure
 from cdcbridge.migrate import schema_version
 from cdcbridge.pooled import connect_for_calls
+from cdcbridge.rights import guest, refusing
 from cdcbridge.units import format_duration, parse_duration
 from cdcbridge.words import as_text, one_line
 
@@ -103,13 +104,17 @@ class App:
         connect = connect_for_calls if pooled else connect_store
         connection = connect(self.config.store_dsn, self.config.store.schema_, "cdcbridge cli")
         with connection, _refusing_values(), store_errors():
-            if schema_version(connection) == 0:
+            who = guest(connection)
+            if who is None and schema_version(connection) == 0:
                 raise OperatorNeeded(
                     f"there is no cdcbridge store in the schema {self.config.store.schema_!r}",
                     hint="`cdcbridge migrate` makes it; `cdcbridge run` does so too.",
                 )
             connection.add_notice_handler(_Notices())
-            yield connection
+            context = click.get_current_context()
+            command = context.command_path.removeprefix(context.find_root().command_path)
+            with refusing(who, f"`cdcbridge{command}`"):
+                yield connection
 
 
 class _Notices:

@@ -24,15 +24,9 @@ from cdcbridge.database import Connection
 from cdcbridge.errors import UsageError
 from cdcbridge.patience import patiently
 
-_MATCHES = """
-      (%(topic)s::text is null or d.topic = %(topic)s) and (%(key)s::text is null or d.key = %(key)s)
-      and (%(reason)s::text is null or starts_with(d.reason, %(reason)s))
-"""
-_CHOSEN = f"from dead_messages d where d.consumer_id = (queue_named(%(name)s)).id and {_MATCHES}"
-_OF_ALL = f"""
-    from dead_messages d join consumers c on c.id = d.consumer_id
-    where (c.config ->> 'role' is null or may_read(c.config ->> 'role')) and {_MATCHES}
-"""
+_LETTERS = "dead_letters({}, topic => %(topic)s, key => %(key)s, reason => %(reason)s, at_most => %(count)s) d"
+_CHOSEN = f"from {_LETTERS.format('%(name)s')}"
+_OF_ALL = f"from consumer_lag() c cross join lateral {_LETTERS.format('c.name')} where c.mode <> 'stream'"
 _TICKS = 10  # of a redrive at a rate, in a second
 _Command: TypeAlias = Callable[..., Any]
 
@@ -88,11 +82,8 @@ def dead_list(
 def dead_show(app: App, name: str, ids: tuple[int, ...], pretty: bool) -> None:
     """Everything about dead letters, with data and history: a JSON line each."""
     with app.store(pooled=True) as store:
-        store.execute("select refuse_unknown_dead(queue_named(%s), %s::bigint[])", (name, list(ids)))
         for (line,) in store.execute(
-            "select to_json(d)::text from dead_messages d where d.consumer_id = (queue_named(%s)).id"
-            " and d.id = any (%s::bigint[]) order by d.id",
-            (name, list(ids)),
+            "select to_json(d)::text from dead_letters(%s, %s::bigint[]) d order by d.id", (name, list(ids))
         ).fetchall():
             (print_pretty if pretty else print_document)(line)
 
@@ -161,7 +152,9 @@ def _choose(
         return list(ids)
     if not (filtered or listed):
         return None
-    rows = store.execute(f"select d.id {_CHOSEN} order by d.seq, d.id".encode(), {"name": name, **filters}).fetchall()
+    rows = store.execute(
+        f"select d.id {_CHOSEN} order by d.seq, d.id".encode(), {"name": name, "count": None, **filters}
+    ).fetchall()
     return [row[0] for row in rows]
 
 

@@ -15,12 +15,13 @@ from cdcbridge.cli.receipts import read_receipts
 from cdcbridge.cli.where import TIME
 from cdcbridge.database import Connection, one_line
 from cdcbridge.errors import StoreUnavailable, UsageError
+from cdcbridge.holders import consumer_holders, told
 from cdcbridge.patience import patiently
 from cdcbridge.pooled import PooledConnection
 
 # Rows as JSON made by the server: data must not go through a Python number, and times are ISO as in JSON.
 _RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s::int, make_interval(secs => %s)) r"
-_PEEK = "select to_json(r)::text from peek(%s, %s::int) r"
+_PEEK = "select to_json(r)::text from peek(%s, %s::int, %s) r"
 # In FROM, so that the setting is read after the call.
 _PUBLISH = (
     "select p.seq, current_setting('cdcbridge.duplicate', true)"
@@ -30,6 +31,7 @@ _LONGEST_SLEEP = 5.0  # seconds between looks of a waiting reader whom no notifi
 _SHORTEST_SLEEP = 0.02  # and where messages wait that cannot be had
 _LOOK = 1.0  # and behind a pooler, where nobody is notified
 _RETRY = 1.0  # between tries to reach a server that is away
+_HELD_FOR = 0.1  # and so long a transaction holds messages before it is named
 
 
 receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar="RECEIPT...")
@@ -46,7 +48,8 @@ receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar=
 def receive(app: App, name: str, count: int, wait: float, timeout: float | None, ack: bool, pretty: bool) -> None:
     """Take messages from a consumer's queue: a JSON line each, with the columns of the SQL function.
 
-    An empty queue prints nothing. What is not acked becomes visible again after its visibility timeout.
+    An empty queue prints nothing. What is not acked becomes visible again after its visibility timeout. Where an open
+    transaction holds the messages, its session is named on stderr.
 
     \b
     Examples:
@@ -62,6 +65,9 @@ def receive(app: App, name: str, count: int, wait: float, timeout: float | None,
                 taken = True
                 for line, _ in rows:
                     (print_pretty if pretty else print_document)(line)
+                if not rows:
+                    for holder in told(consumer_holders(store, name, seconds=_HELD_FOR)):
+                        say(holder)
                 if ack and rows:
                     sys.stdout.flush()
                     store.execute("select ack(%s, %s, true)", (name, [receipt for _, receipt in rows]))
@@ -100,12 +106,16 @@ def _channel(store: Connection) -> bytes:
 @click.command()
 @name_argument
 @click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most so many.")
+@click.option("--delayed", is_flag=True, help="Those that wait for their time instead, the next one first.")
 @pretty_option
 @pass_app
-def peek(app: App, name: str, count: int, pretty: bool) -> None:
-    """Look at the next messages without taking them; receipt is null."""
+def peek(app: App, name: str, count: int, delayed: bool, pretty: bool) -> None:
+    """Look at the next messages without taking them; receipt is null.
+
+    With --delayed: messages that were given back, or published for later; not_visible_until is their time.
+    """
     with app.store(pooled=True) as store:
-        for (line,) in store.execute(_PEEK, (name, count)).fetchall():
+        for (line,) in store.execute(_PEEK, (name, count, delayed)).fetchall():
             (print_pretty if pretty else print_document)(line)
 
 

@@ -12,11 +12,13 @@ from cdcbridge import operate
 from cdcbridge.cli.backfill import print_backfills
 from cdcbridge.cli.consumers import print_consumers
 from cdcbridge.cli.context import App, DurationType, as_json, pass_app, print_json, print_table, say
+from cdcbridge.cli.lag_words import headline, print_other_slots, say_alarms, say_rest
+from cdcbridge.config import Config
 from cdcbridge.database import connect_source
 from cdcbridge.errors import SourceUnavailable, UsageError
 from cdcbridge.lag import Lag, measure
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.source import slots
+from cdcbridge.source import Slot, current_lsn, slots
 from cdcbridge.units import format_duration, human_duration, human_size
 
 
@@ -37,7 +39,7 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
             continue
         if watch and not as_json:
             _begin_screen(watch)
-        _print(found, app.config.source.slot, as_json)
+        _print(found, app.config, as_json)
         if not watch:
             return 3 if found.lost else 1 if found.store_error else 0
         time.sleep(watch)
@@ -50,10 +52,14 @@ def _begin_screen(every: float) -> None:
     click.echo(f"{now:%Y-%m-%d %H:%M:%S} UTC, every {format_duration(every)}; Ctrl-C ends\n")
 
 
-def _print(found: Lag, slot: str, as_json: bool) -> None:
+def _print(found: Lag, config: Config, as_json: bool) -> None:
+    slot = config.source.slot
     if as_json:
         print_json(found.as_json())
     else:
+        if first := headline(found):
+            click.echo(first)
+        say_alarms(found)
         print_table(
             ("SLOT", "PLUGIN", "ACTIVE", "WAL STATUS", "RETAINED", "LEFT", "LAG", "BEHIND"),
             [
@@ -71,6 +77,7 @@ def _print(found: Lag, slot: str, as_json: bool) -> None:
             ],
             empty=f"there is no slot {slot}" + ("" if found.gone or found.other else " yet: `cdcbridge run` makes it"),
         )
+        print_other_slots(found)
         click.echo()
         if not found.store_error:
             print_consumers(found.consumers)
@@ -79,31 +86,11 @@ def _print(found: Lag, slot: str, as_json: bool) -> None:
             print_backfills(found.backfills)
     if found.store_error:
         say(f"of consumers nothing is known: {found.store_error}")
-    for holder in found.holders:
-        say(
-            f"pid {holder.pid} published seq {holder.seq} and is open for {human_duration(holder.age_seconds)}"
-            f" ({holder.state}): streams of published topics wait before it; query: {holder.query}"
-        )
-    for held in found.horizon:
-        who = f"{held.kind} {held.name}" if held.pid is None else f"{held.kind} of pid {held.pid} ({held.name})"
-        since = (
-            f"open for {human_duration(held.age_seconds)}"
-            if held.age_seconds is not None
-            else f"{held.age_xids} xids old"
-        )
-        what = "old row versions and WAL" if held.writes and held.server != "store" else "old row versions"
-        doing = ", ".join(text for text in (held.state, f"query: {held.query}" if held.query else None) if text)
-        place = "source and store" if held.server == "both" else held.server
-        say(f"{place}: the {who}, {since}, keeps {what} ({doing})")
+    say_rest(found, config)
     for name in found.other:
         say(f"the store goes by the slot {name}, not {slot}: set source.slot back, or store.schema to another name")
-    for alarm in found.alarms:
-        say(f"ALARM {alarm.message}")
-    for name in found.gone:
-        say(
-            f"ALARM the slot {name} does not exist any more: changes that it had yet to send are gone; `cdcbridge slot"
-            " recreate` goes on"
-        )
+    if as_json:
+        say_alarms(found)
 
 
 @click.group("slot")
@@ -118,19 +105,20 @@ def slot_list(app: App, as_json: bool) -> None:
     """The cluster's logical slots; ours is marked."""
     with connect_source(app.config.source_dsn, "cdcbridge cli") as connection:
         rows = slots(connection)
+        current = current_lsn(connection)
     ours = app.config.source.slot
     if as_json:
         lsns = ("restart_lsn", "confirmed_flush_lsn")
         print_json(
             [
                 {k: format_lsn(v) if k in lsns and v is not None else v for k, v in asdict(s).items()}
-                | {"ours": s.name == ours}
+                | {"retained_bytes": _retained(s, current), "ours": s.name == ours}
                 for s in rows
             ]
         )
         return
     print_table(
-        ("SLOT", "PLUGIN", "DATABASE", "ACTIVE PID", "WAL STATUS", "RESTART", "CONFIRMED"),
+        ("SLOT", "PLUGIN", "DATABASE", "ACTIVE PID", "WAL STATUS", "RETAINED", "RESTART", "CONFIRMED"),
         [
             (
                 f"{s.name} *" if s.name == ours else s.name,
@@ -138,6 +126,7 @@ def slot_list(app: App, as_json: bool) -> None:
                 s.database,
                 s.active_pid,
                 s.wal_status,
+                None if (retained := _retained(s, current)) is None else human_size(retained),
                 s.restart_lsn and format_lsn(s.restart_lsn),
                 s.confirmed_flush_lsn and format_lsn(s.confirmed_flush_lsn),
             )
@@ -145,6 +134,11 @@ def slot_list(app: App, as_json: bool) -> None:
         ],
         empty="the cluster has no logical slots",
     )
+
+
+def _retained(slot: Slot, current: int) -> int | None:
+    """Bytes of WAL that it keeps on the server; None for a lost one."""
+    return None if slot.restart_lsn is None else max(0, current - slot.restart_lsn)
 
 
 @slot_group.command()

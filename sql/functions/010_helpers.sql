@@ -12,7 +12,7 @@ begin
         raise exception 'no consumer named %', quote_nullable(name)
             using errcode = 'CB001',
                   hint = coalesce('Known: ' || (select string_agg(c.name, ', ' order by c.name) from consumers c
-                                                where c.config ->> 'role' is null or may_read(c.config ->> 'role')),
+                                                where may_read(c.config ->> 'role')),
                                   'No consumer has been applied yet, or none that this role may read.');
     end if;
     return found;
@@ -26,8 +26,10 @@ declare
     found consumers;
 begin
     select * into found from consumers c where c.name = queue_named.name;
-    -- One look for the three: this is on the way of every call.
-    if found.id is null or found.mode = 'stream' or found.config ? 'role' then
+    -- One look for all: this is on the way of every call. The owner's own session needs no closer look.
+    if found.id is null or found.mode = 'stream' or found.config ? 'role' or session_user <> current_user
+        or current_setting('role') <> 'none'
+    then
         perform refuse_queue(consumer_named(name));
     end if;
     return found;
@@ -44,15 +46,21 @@ begin
     perform refuse_stranger(consumer);
 end $$;
 
--- refuse_stranger(consumer): raises CB008 where the consumer names a role that is not the caller's.
+-- refuse_stranger(consumer): raises CB008 where the consumer names a role that is not the caller's, or none, and the caller is not
+-- the store's owner.
 create or replace function refuse_stranger(consumer consumers) returns void
 language plpgsql stable as $$
 begin
-    if consumer.config ? 'role' and not may_read(consumer.config ->> 'role') then
+    if may_read(consumer.config ->> 'role') then
+        return;
+    elsif consumer.config ? 'role' then
         raise exception 'consumer % may be read by the role % alone', quote_literal(consumer.name),
             quote_ident(consumer.config ->> 'role')
             using errcode = 'CB008';
     end if;
+    raise exception 'consumer % names no role, so only the store''s owner % may read it', quote_literal(consumer.name),
+        quote_ident(current_user)
+        using errcode = 'CB008', hint = 'Set its role in the configuration file, for example role: billing_app.';
 end $$;
 
 -- parse_receipts(receipts) -> seq and token of each.

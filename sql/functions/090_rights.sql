@@ -1,11 +1,12 @@
--- Who may call what. A role with usage on the schema and nothing else can receive, ack and so on, for the consumers that
--- name no role, and for those whose role it is: these functions run with their owner's rights.
+-- Who may call what. A role with usage on the schema and nothing else can receive, ack and so on, for the consumers whose role it
+-- is: these functions run with their owner's rights. A consumer that names no role is read by the store's owner alone.
 
 -- public_functions() -> those that anybody who may use the schema can call. They pin their search_path, or are inlined. All others are
 -- called by these, by the bridge and by the owner, and by nobody else. publish() waits for a grant of its own.
 create or replace function public_functions() returns text[]
 language sql immutable set search_path from current as $$
-    select '{receive,peek,ack,nack,extend,give_back,nack_failed,redrive,purge,consumer_lag,queue_settings,next_visible,
+    select '{receive,peek,ack,nack,extend,give_back,nack_failed,redrive,purge,consumer_lag,consumer_holders,
+             show_consumer,dead_letters,queue_settings,next_visible,
              read_stream,commit_offset,extend_lease,seek,seek_partitions,peek_stream,time_of,group_lag,stream_settings,next_readable,
              register_sequence_transaction,max_safe_seq,draw,
              draw_lock,low_half}'::text[]
@@ -25,11 +26,13 @@ begin
     end loop;
 end $$;
 
--- may_read(role) -> whether the caller may read a consumer of this role: a member of it, or of the store's owner. Who calls
--- is the session's user, or whom it has set its role to: current_user is the owner in a function with the owner's rights.
+-- may_read(role) -> whether the caller may read a consumer of this role (null: of none): a member of the role, or of the store's owner. A
+-- consumer of none may also be read by a role that has been granted UPDATE on the table of consumers, such as an operator's. Who
+-- calls is the session's user, or whom it has set its role to: current_user is the owner in a function with the owner's rights.
 create or replace function may_read(role text) returns boolean
 language sql stable as $$
-    select coalesce(pg_has_role(c.name, to_regrole(quote_ident(role)), 'member'), false)
+    select case when role is null then has_table_privilege(c.name, 'consumers', 'update')
+                else coalesce(pg_has_role(c.name, to_regrole(quote_ident(role)), 'member'), false) end
         or pg_has_role(c.name, current_user, 'member')
     from (select case when current_setting('role') = 'none' then session_user
                       else current_setting('role')::name end as name) c

@@ -195,12 +195,17 @@ def test_systemd_hears_that_it_is_ready_and_goes_on_and_nothing_when_it_hangs(
 
 def exposed() -> set[str]:
     """Every name that a bridge can give, labels filled by a look that has everything."""
+    from cdcbridge.holders import ConsumerHolder
     from cdcbridge.lag import ConsumerLag, Lag, SlotLag
+    from cdcbridge.wal_room import OtherSlot, WalRoom
 
     health = Health()
     metrics = Metrics(health, "1")
     slot = SlotLag("s", "pgoutput", True, "reserved", "0/1", "0/1", "0/2", 1, 1, 1.0, 1, None, 1.0, 1.0, 1.0, True)
-    metrics.measured(Lag([slot], [ConsumerLag("c", "queue", 1, 1, 1, 1.0)]))
+    held = ConsumerHolder("c", "queue", "receiver", 1, "worker", 1.0, "idle", "select", 1, None, False)
+    consumer = ConsumerLag("c", "queue", 1, 1, 1, 1.0, 1, 1.0, True, 1)
+    room = WalRoom(1, 1, (OtherSlot("o", "physical", None, None, True, "reserved", 1),))
+    metrics.measured(Lag([slot], [consumer], consumer_holders=(held,), room=room))
     return {s.name for family in metrics.registry.collect() for s in family.samples}
 
 

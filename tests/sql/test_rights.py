@@ -100,7 +100,7 @@ def test_what_is_not_for_everybody_cannot_be_called(queue: Queue, roles: None) -
 
 def test_functions_are_not_led_astray_by_a_search_path(queue: Queue, roles: None) -> None:
     """Tables and operators of the same names in a schema of the caller's are not looked at."""
-    queue.declare()
+    queue.declare(role="stranger")
     queue.append(1)
     queue.session.execute("grant usage on schema cdcbridge to stranger; grant create on schema public to stranger")
     stranger = session_of(queue, "stranger")
@@ -130,6 +130,68 @@ def test_the_hint_for_an_unknown_name_tells_those_that_the_caller_may_read(
     queue.declare("mine", role="reader")
     assert hint(stranger) == "No consumer has been applied yet, or none that this role may read."
     queue.declare("theirs", role="stranger")
-    queue.declare("open")
-    assert (hint(reader), hint(stranger)) == ("Known: mine, open", "Known: open, theirs")
-    assert hint(queue.session) == "Known: mine, open, theirs", "the owner"
+    queue.declare("owners")
+    assert (hint(reader), hint(stranger)) == ("Known: mine", "Known: theirs")
+    assert hint(queue.session) == "Known: mine, owners, theirs", "the owner"
+
+
+@pytest.mark.parametrize("call", [*CALLS, "consumer_holders('c')", "show_consumer('c')", "dead_letters('c')",
+                                  "queue_settings('c')", "next_visible('c')"])  # fmt: skip
+def test_a_consumer_without_a_role_is_the_owners_alone(queue: Queue, roles: None, call: str) -> None:
+    queue.declare()
+    queue.append(1)
+    queue.declare("mine", role="stranger")
+    stranger = session_of(queue, "stranger")
+    with pytest.raises(
+        psycopg.errors.DatabaseError, match="names no role, so only the store's owner postgres"
+    ) as raised:
+        queue.all(f"select * from cdcbridge.{call}", session=stranger)
+    assert raised.value.sqlstate == "CB008"
+    assert [row["name"] for row in queue.all("select * from cdcbridge.consumer_lag()", session=stranger)] == ["mine"]
+    assert queue.states() == {"pending": 1, "in_flight": 0, "dead": 0}
+    queue.session.execute("set role stranger")
+    with pytest.raises(psycopg.errors.DatabaseError, match="names no role"):
+        queue.receive()
+    queue.session.execute("reset role")
+    assert len(queue.receive()) == 1, "the owner"
+
+
+def test_a_stream_without_a_role_is_the_owners_alone(queue: Queue, roles: None) -> None:
+    queue.declare("s", mode="stream")
+    queue.session.execute("grant usage on schema cdcbridge to stranger")
+    stranger = session_of(queue, "stranger")
+    for call in ("read_stream('s')", "seek('s', 'latest')", "group_lag('s')", "commit_offset('s', 0, 1)"):
+        with pytest.raises(psycopg.errors.DatabaseError, match="names no role") as raised:
+            queue.all(f"select * from cdcbridge.{call}", session=stranger)
+        assert raised.value.sqlstate == "CB008"
+
+
+def test_whoever_was_granted_the_owner_or_the_table_of_consumers_reads_it_too(queue: Queue, roles: None) -> None:
+    queue.declare()
+    queue.append(2)
+    queue.session.execute("grant usage on schema cdcbridge to reader, stranger; grant postgres to reader")
+    queue.session.execute("grant update on cdcbridge.consumers to stranger")
+    for role in ("reader", "stranger"):
+        assert len(queue.receive(1, session=session_of(queue, role))) == 1
+
+
+def test_a_role_sees_its_own_dead_letters_and_its_own_row(queue: Queue, roles: None) -> None:
+    queue.declare(role="reader")
+    queue.append(3)
+    reader = session_of(queue, "reader")
+    queue.value("select cdcbridge.nack('c', %s, dead => true)", receipts(queue.receive(session=reader)), session=reader)
+    letters = queue.all("select * from cdcbridge.dead_letters('c')", session=reader)
+    assert [row["seq"] for row in letters] == [3, 2, 1]
+    ids = [row["id"] for row in letters]
+    call = "select id from cdcbridge.dead_letters('c', "
+    assert queue.all(call + "at_most => 1)", session=reader) == [{"id": ids[0]}]
+    assert queue.all(call + "ids => %s)", ids[1:2], session=reader) == [{"id": ids[1]}]
+    assert queue.all(call + "reason => 'oversized:')", session=reader) == []
+    assert len(queue.all(call + "topic => 'public.t', reason => 'nacked:')", session=reader)) == 3
+    with pytest.raises(psycopg.errors.DatabaseError, match="has no dead letter 99") as raised:
+        queue.all(call + "ids => '{99}')", session=reader)
+    assert raised.value.sqlstate == "CB007"
+    (row,) = queue.all(
+        "select name, paused, config ->> 'role' as role from cdcbridge.show_consumer('c')", session=reader
+    )
+    assert row == {"name": "c", "paused": False, "role": "reader"}

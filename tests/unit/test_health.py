@@ -90,7 +90,8 @@ def test_the_forecast_says_when_the_limit_is_reached() -> None:
     (alarm,) = alarms(SlotState("s", False, "extended", None, 1 << 30, 24000 << 20, 60.0, growth), **LIMITS)  # type: ignore[arg-type]
     assert alarm.code == "slot_limit_in_sight"
     assert (
-        alarm.message == "at this rate (10.0 MB/s) max_slot_wal_keep_size is reached in 40m 0s, and the slot s is lost"
+        alarm.message == "at this rate (10.0 MB/s) max_slot_wal_keep_size is reached in 40m 0s, and the slot s is lost:"
+        " start the bridge (`cdcbridge run`), or raise max_slot_wal_keep_size"
     )
     assert average_growth(600 << 20, 3.0) is None, "too short to say"
     saw = [(float(at), retained << 20) for at, retained in ((0, 5), (10, 9), (20, 1), (30, 4), (40, 8), (50, 1))]

@@ -1,0 +1,136 @@
+"""The sentences of `cdcbridge lag`: is a bridge running, what is an alarm, who holds what, when the disk is full.
+
+Alarms are printed first, and no line is broken within a word.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import click
+
+from cdcbridge.cli.context import print_table, say
+from cdcbridge.config import Config
+from cdcbridge.holders import about, told
+from cdcbridge.horizon import HorizonHolder
+from cdcbridge.lag import Lag, SlotLag
+from cdcbridge.units import human_duration, human_size
+
+
+def headline(found: Lag) -> str:
+    """The first line where no bridge reads the slot, else ''."""
+    for slot in found.slots:
+        if slot.active or slot.wal_status == "lost":
+            continue
+        if slot.inactive_seconds is None:
+            return "no bridge is running: start it with `cdcbridge run`"
+        # Before PostgreSQL 17 the server does not tell, and the time is that since the last append.
+        most = " at most" if slot.failover is None else ""
+        return f"no bridge has been running for {about(slot.inactive_seconds)}{most}: start it with `cdcbridge run`"
+    return ""
+
+
+def say_alarms(found: Lag) -> None:
+    """The alarms, on stderr."""
+    for name in found.gone:
+        say_wrapped(
+            f"ALARM the slot {name} does not exist any more: changes that it had yet to send are gone; `cdcbridge slot"
+            " recreate` goes on"
+        )
+    for alarm in found.alarms:
+        say_wrapped(f"ALARM {alarm.message}")
+
+
+def say_wrapped(text: str) -> None:
+    """To people: lines are broken between words where a terminal would break them anywhere."""
+    if sys.stderr.isatty():
+        width = max(20, shutil.get_terminal_size().columns)
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    say(text)
+
+
+def print_other_slots(found: Lag) -> None:
+    """The slots that are not the bridge's, with the WAL that each keeps on the same disk."""
+    if found.room.others:
+        click.echo()
+        print_table(
+            ("OTHER SLOT", "PLUGIN", "DATABASE", "ACTIVE", "WAL STATUS", "RETAINED"),
+            [
+                (
+                    slot.name,
+                    slot.plugin or slot.slot_type,
+                    slot.database,
+                    "yes" if slot.active else "no",
+                    slot.wal_status,
+                    None if slot.retained_bytes is None else human_size(max(0, slot.retained_bytes)),
+                )
+                for slot in found.room.others
+            ],
+        )
+
+
+def say_rest(found: Lag, config: Config) -> None:
+    """What is no alarm, and explains: the disk, and open transactions."""
+    if found.guest:
+        say_wrapped(
+            f"the role {found.guest.role} sees its own consumers only; the store's owner, {found.guest.owner}, sees all"
+            " of them, and backfills"
+        )
+    for slot in found.slots:
+        for line in _disk(slot, found, config):
+            say_wrapped(line)
+    alarmed = {alarm.message for alarm in found.alarms}
+    for line in told(found.consumer_holders):
+        if line not in alarmed:
+            say_wrapped(line)
+    _say_publishers(found)
+    for held in found.horizon:
+        say_wrapped(_horizon(held))
+
+
+def _say_publishers(found: Lag) -> None:
+    waited_for = {held.pid for held in found.consumer_holders if held.kind == "publisher"}
+    for holder in found.holders:
+        if holder.pid not in waited_for:
+            say_wrapped(
+                f"pid {holder.pid} published seq {holder.seq} and is open for {about(holder.age_seconds)}"
+                f" ({holder.state}): no consumer waits for it yet; query: {holder.query}"
+            )
+
+
+def _horizon(held: HorizonHolder) -> str:
+    who = f"{held.kind} {held.name}" if held.pid is None else f"{held.kind} of pid {held.pid} ({held.name})"
+    since = (
+        f"open for {human_duration(held.age_seconds)}" if held.age_seconds is not None else f"{held.age_xids} xids old"
+    )
+    what = "old row versions and WAL" if held.writes and held.server != "store" else "old row versions"
+    doing = ", ".join(text for text in (held.state, f"query: {held.query}" if held.query else None) if text)
+    place = "source and store" if held.server == "both" else held.server
+    return f"{place}: the {who}, {since}, keeps {what} ({doing})"
+
+
+def _disk(slot: SlotLag, found: Lag, config: Config) -> Iterator[str]:
+    """A forecast for a slot whose WAL grows while nothing limits it."""
+    if found.room.limit_bytes is not None or slot.moves or (slot.active and not slot.growth_bytes_per_second):
+        return
+    growth = slot.growth_bytes_per_second
+    rate = f", and grows by {human_size(growth * 3600)} per hour" if growth else ""
+    text = f"disk: the slot {slot.name} keeps {human_size(slot.retained_bytes or 0)} of WAL{rate}."
+    text += " max_slot_wal_keep_size is -1, so it may fill the disk"
+    free = found.room.free_bytes
+    if free is None:
+        text += ", whose free space this program cannot know"
+    elif growth:
+        text += f" ({human_size(free)} are free, for {human_duration(free / growth)})"
+    else:
+        text += f" ({human_size(free)} are free)"
+    left = config.source.max_retained_wal - (slot.retained_bytes or 0)
+    if growth and left > 0:
+        text += (
+            f". source.max_retained_wal ({human_size(config.source.max_retained_wal)}) is reached in"
+            f" {human_duration(left / growth)}"
+        )
+    yield text

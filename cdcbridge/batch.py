@@ -18,7 +18,8 @@ class Batch:
     `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates.
     `in_order`: which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`;
     `streams`: those that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and
-    keys. `dead`: (consumer, index, reason, key). `chunks`: what backfills read, with how many messages that made.
+    keys. `own`: (consumer, index, key, data) where the data is not the log's. `dead`: (consumer, index, reason, key).
+    `chunks`: what backfills read, with how many messages that made.
     `spilled`: blocks of transactions in progress, as (xid, n, block); `unspilled`: transactions whose blocks may go.
     `gap`: the row is a gap message, with the `capture` to be remembered. `position` is of the last change read;
     `end_lsn` of the last transaction that is complete; `open` tells that the position stands inside a transaction
@@ -33,6 +34,7 @@ class Batch:
     groups: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
     streams: set[int] = field(default_factory=set)
     keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
+    own: list[tuple[int, int, str | None, bytes]] = field(default_factory=list)
     dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
     chunks: list[tuple[Chunk, int]] = field(default_factory=list)
     spilled: list[tuple[int, int, bytes]] = field(default_factory=list)

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from cdcbridge.errors import ConfigError
-from cdcbridge.filters import Filter
+from cdcbridge.filters import Filter, refuse_on_leave
 from cdcbridge.route import OPERATIONS
 from cdcbridge.units import Duration, Size, format_duration
 
@@ -126,6 +126,7 @@ class Consumer(_Model):
     topics: tuple[str, ...] = ()
     operations: tuple[Operation, ...] = OPERATIONS
     filter: str | None = None
+    on_leave: Literal["none", "delete"] = "none"  # delete: a row that no longer matches the filter is delivered as one
     columns: Columns | None = None
     key: tuple[str, ...] | None = None
     start: Literal["now", "earliest", "snapshot"] = "now"
@@ -188,6 +189,12 @@ class Consumer(_Model):
         given = [name for name in ("filter", "columns", "key") if getattr(self, name) is not None]
         if self.mode == "stream" and given:
             raise ValueError(f"a stream reads the log as it is: {' and '.join(given)} cannot be given")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_when_a_row_leaves(self) -> Self:
+        if self.on_leave == "delete":
+            refuse_on_leave(self.mode, self.filter, self.operations)
         return self
 
     @model_validator(mode="after")

@@ -37,6 +37,8 @@ class Applied:
 def stored_config(consumer: Consumer) -> dict[str, Any]:
     """The consumer as the store keeps it: durations in seconds, sizes in bytes."""
     dumped = consumer.model_dump(mode="python", exclude={"name", "mode"}, exclude_none=True)
+    if consumer.on_leave == "none":
+        del dumped["on_leave"]  # a store that an older version filled says nothing of it, and that is no change
     return orjson.loads(orjson.dumps(dumped))  # type: ignore[no-any-return]
 
 
@@ -55,6 +57,7 @@ def subscription(consumer_id: int, name: str, mode: str, config: dict[str, Any])
         tuple(config.get("topics", ())),
         mode == "stream",
         frozenset([*(config.get("key") or ()), *(name for names in chosen.values() for name in names or ())]),
+        config.get("on_leave") == "delete",
     )
 
 
@@ -72,6 +75,7 @@ def dump(subscription: Subscription) -> dict[str, Any]:
         "reads_log": subscription.reads_log,
         "topics": list(subscription.topics),
         "columns": sorted(subscription.columns),
+        "on_leave": subscription.on_leave,
     }
 
 
@@ -89,6 +93,7 @@ def load(entry: dict[str, Any]) -> Subscription:
         tuple(entry.get("topics", ())),
         entry.get("reads_log", False),
         frozenset(entry.get("columns", ())),
+        entry.get("on_leave", False),
     )
 
 

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import orjson
-
 VARIABLES: Final = frozenset({"op", "topic", "key", "record", "old", "meta"})
 _FUNCTIONS: Final = frozenset(
     {"size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bytes", "timestamp"}
@@ -70,6 +68,11 @@ class Filter:
         return frozenset().union(*(reads.columns | reads.tested for reads in self._reads.values()))
 
     @property
+    def variables(self) -> frozenset[str]:
+        """The variables that it reads: some of VARIABLES."""
+        return VARIABLES & frozenset(self._program.variables())
+
+    @property
     def record_columns(self) -> frozenset[str] | None:
         """The columns of `record` that it reads; None where it may read all of them."""
         reads = self._reads["record"]
@@ -115,19 +118,18 @@ class Filter:
         return missing
 
 
-def wants_text(
-    condition: Filter, text: str | bytes, topic: str, key: str | None, commit_lsn: str | None, ordinal: int | None,
-    xid: int | None,
-) -> bool:  # fmt: skip
-    """The same of a message whose data is JSON text. Raises FilterError."""
-    try:
-        data: dict[str, Any] = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
-    schema, _, table = topic.partition(".")
-    meta = {"schema": schema, "table": table, "commit_lsn": commit_lsn, "ordinal": ordinal, "xid": xid}
-    environment = {**data, "topic": topic, "key": key, "meta": meta}
-    return condition.wants(environment, environment.pop("unchanged"))
+def refuse_on_leave(mode: str, source: str | None, operations: Sequence[str]) -> None:
+    """Raise ValueError where nobody could tell that a row leaves a consumer's filter."""
+    if mode == "stream":
+        raise ValueError("a stream reads the log as it is: on_leave: delete cannot be given")
+    if source is None:
+        raise ValueError("on_leave: delete needs a filter that a row can leave")
+    if "update" not in operations:
+        raise ValueError("on_leave: delete needs the operation update: a row leaves the filter by an update")
+    if "old" in Filter(source).variables:
+        raise ValueError(
+            "on_leave: delete needs a filter over the row, and this one reads `old`: it tells changes apart, not rows"
+        )
 
 
 def _macro_variables(tokens: list[str]) -> set[str]:

@@ -32,7 +32,7 @@ class Published:
         """The key that these members of the data make, as columns of a row would."""
         if not self.record.startswith(b"{"):
             return None
-        return key_text({name: orjson.Fragment(value) for name, value in _members(self.record.decode())}, columns)
+        return key_text({name: orjson.Fragment(value) for name, value in members(self.record.decode())}, columns)
 
 
 def read_published(content: bytes) -> Published:
@@ -43,15 +43,15 @@ def read_published(content: bytes) -> Published:
         return _malformed(content, f"not JSON: {error.msg}")
     if not isinstance(parsed, dict) or "data" not in parsed or not parsed.keys() <= {"key", "data"}:
         return _malformed(content, 'expected {"key": ..., "data": ...}')
-    members = dict(_members(content.decode()))
+    parts = dict(members(content.decode()))
     # A newline is legal between tokens only: a message stays on one line.
-    members["data"] = members["data"].replace("\n", " ").replace("\r", " ")
+    parts["data"] = parts["data"].replace("\n", " ").replace("\r", " ")
     key = parsed.get("key")
     if isinstance(key, bool | dict | list):
         return _malformed(content, "the key is not a text, a number or null")
     if isinstance(key, str) and not _is_text(key):
         return _malformed(content, "the key has \\u0000 or half of a surrogate pair, which PostgreSQL cannot hold")
-    return Published(key if key is None or isinstance(key, str) else members["key"], members["data"].encode())
+    return Published(key if key is None or isinstance(key, str) else parts["key"], parts["data"].encode())
 
 
 def _parsed(content: bytes) -> object:
@@ -87,7 +87,7 @@ def _malformed(content: bytes, reason: str) -> Published:
     return Published(None, json.dumps(content.decode(errors="replace")).encode(), reason)
 
 
-def _members(text: str) -> Iterator[tuple[str, str]]:
+def members(text: str) -> Iterator[tuple[str, str]]:
     """The members of a JSON object, each value as it is written: data is not to go through a Python number."""
     position = _past_space(text, text.index("{") + 1)
     while text[position] != "}":

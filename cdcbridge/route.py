@@ -18,7 +18,7 @@ IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.ev
 class Subscription:
     """What a consumer declared, as much as routing needs. `key` None: the log's key. `max_bytes` is of `data`.
     `in_order`: mode fifo. `reads_log`: mode stream, which gets no rows of its own. `topics`: of published messages.
-    `columns`: all that its key and its columns name.
+    `columns`: all that its key and its columns name. `on_leave`: a row that leaves the filter is delivered as a delete.
     """
 
     consumer_id: int
@@ -32,11 +32,17 @@ class Subscription:
     topics: tuple[str, ...] = ()
     reads_log: bool = False
     columns: frozenset[str] = frozenset()
+    on_leave: bool = False
 
     @property
     def plain(self) -> bool:
         """Takes every message of its tables and operations as it is."""
         return self.filter is None and self.key is None
+
+    @property
+    def own_keys(self) -> bool:
+        """Its messages have keys of their own. A row that left the filter has the key it had before."""
+        return self.key is not None or self.on_leave
 
 
 @dataclass(slots=True, frozen=True)

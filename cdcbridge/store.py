@@ -18,6 +18,7 @@ import psycopg
 import structlog
 from psycopg.types.json import Jsonb
 
+from cdcbridge.backlog import keep_own
 from cdcbridge.batch import Batch
 from cdcbridge.database import BRIDGE_SESSION, Connection, connect_store, cut_off, store_errors
 from cdcbridge.encode import COPY_HEADER, COPY_MESSAGES, COPY_SPILLED, COPY_TRAILER, COPY_WAITING, message_rows
@@ -277,6 +278,7 @@ class Store:
                     copy.write(COPY_HEADER + waiting_rows(batch, first) + COPY_TRAILER)
             if barriers := barrier_rows(batch, first):
                 cursor.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
+            keep_own(connection, batch.own, first)
             if batch.dead:
                 consumers, indexes, reasons, keys = zip(*batch.dead, strict=True)
                 seqs = [first + index for index in indexes]

@@ -151,7 +151,8 @@ def _identities(connection: Connection) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for name, entry in (row[0] if row else {}).items():
         topic = entry.get("topic")
-        if topic is not None and (topic not in found or name.replace("/", ".", 1) == topic):  # rather than a partition's
+        its_own = name.replace("/", ".", 1) == topic  # rather than a partition's
+        if topic is not None and (its_own or topic not in found):
             found[topic] = frozenset(entry["identity"])
     return found
 

@@ -8,6 +8,7 @@ from typing import Final
 from psycopg import sql
 
 from cdcbridge.check_columns import column_problems
+from cdcbridge.check_filters import filter_problems
 from cdcbridge.check_identity import identity_problems
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection
@@ -32,7 +33,9 @@ def consumer_problems(config: Config, connection: Connection, consumer: Consumer
         tables = find_tables(connection, pattern, config.store.schema_)
         yield from _pattern(config, connection, consumer, pattern, tables, plugin)
         found += [table for table in tables if table.kind in ("r", "p")]
-    yield from column_problems(consumer, list({table.oid: table for table in found}.values()))
+    tables = list({table.oid: table for table in found}.values())
+    yield from column_problems(consumer, tables)
+    yield from filter_problems(consumer, tables)
 
 
 def _pattern(

@@ -51,7 +51,7 @@ class Filter:
 
         self.source = source
         self._program = cel.compile(source)
-        tokens = [match[0] for match in _TOKEN.finditer(source)]
+        tokens = tokens_of(source)
         unknown = set(self._program.variables()) - VARIABLES - _macro_variables(tokens)
         if unknown:
             known = ", ".join(sorted(VARIABLES))
@@ -116,6 +116,11 @@ class Filter:
         if reads.whole and old is not None:
             missing["old"].add("*")
         return missing
+
+
+def tokens_of(source: str) -> list[str]:
+    """The tokens of an expression, in order."""
+    return [match[0] for match in _TOKEN.finditer(source)]
 
 
 def refuse_on_leave(mode: str, source: str | None, operations: Sequence[str]) -> None:

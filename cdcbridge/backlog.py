@@ -18,6 +18,7 @@ from cdcbridge.encode import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC,
 from cdcbridge.fan_out import barrier_rows, waiting_rows
 from cdcbridge.filters import FilterError
 from cdcbridge.patience import patiently
+from cdcbridge.patterns import left_out, like, taken
 from cdcbridge.route import Subscription
 from cdcbridge.verdict import Logged, deletion, own_key, text_that_left, verdict_of_text
 
@@ -33,7 +34,7 @@ _LOG: Final = """
     from messages
     where seq between %(low)s and %(high)s
       and (strpos(topic, '.') > 0
-           and (topic = any (%(tables)s) or split_part(topic, '.', 1) = any (%(schemas)s) or %(all)s)
+           and topic like any (%(tables)s) and not topic like any (%(left_out)s)
            and op_of(data) = any (%(operations)s)
            or topic = any (%(topics)s) or topic = 'cdcbridge.gap')
     order by seq
@@ -125,17 +126,7 @@ def _pages(connection: Connection, wanted: Subscription, low: int, high: int) ->
     last = connection.execute("select last_value from messages_seq").fetchone()
     identities = _identities(connection) if wanted.on_leave else {}
     next_told = time.monotonic() + _TELL_EVERY
-    schemas = [pattern[:-2] for pattern in wanted.tables if pattern.endswith(".*")]
-    given = {
-        "low": low,
-        "high": high,
-        "key": list(wanted.key or ()),
-        "tables": list(wanted.tables),
-        "topics": list(wanted.topics),
-        "schemas": [schema for schema in schemas if schema != "*"],
-        "all": "*" in schemas,
-        "operations": sorted(wanted.operations),
-    }
+    given = {"low": low, "high": high, **_given(wanted)}
     with connection.cursor(name="cdcbridge_fill") as reader:
         reader.execute(_LOG.encode(), given)
         while rows := reader.fetchmany(_PAGE):
@@ -143,6 +134,17 @@ def _pages(connection: Connection, wanted: Subscription, low: int, high: int) ->
             if time.monotonic() >= next_told:
                 log.info("consumer.filling", consumer=wanted.name, seq=rows[-1][0], of=last[0] if last else None)
                 next_told += _TELL_EVERY
+
+
+def _given(wanted: Subscription) -> dict[str, Any]:
+    """What the query of the log needs of a subscription."""
+    return {
+        "key": list(wanted.key or ()),
+        "tables": [like(pattern) for pattern in taken(wanted.tables)],
+        "left_out": [like(pattern) for pattern in left_out(wanted.tables)],
+        "topics": list(wanted.topics),
+        "operations": sorted(wanted.operations),
+    }
 
 
 def _identities(connection: Connection) -> dict[str, frozenset[str]]:

@@ -106,7 +106,7 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
     """What the filter gives on rows that the table can hold."""
     used = [c for c in table.columns if not c.generated]
     # A delete says little: where it does not carry what the filter reads, it is delivered.
-    operations = [op for op in ("insert", "update") if op in consumer.operations] or ["delete"]
+    operations: list[str] = [op for op in ("insert", "update") if op in consumer.operations] or ["delete"]
     results = [_result(compiled, table, op, row) for op in operations for row in _rows(used, compiled)]
     open_ended = any(c.kind == _UNKNOWN for c in used if c.name in compiled.columns)
     failed = [text for given, text in results if given == "fails"]

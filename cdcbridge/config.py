@@ -26,6 +26,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from cdcbridge.errors import ConfigError
 from cdcbridge.filters import Filter, refuse_on_leave
+from cdcbridge.patterns import refuse_bad_patterns
 from cdcbridge.route import OPERATIONS
 from cdcbridge.units import Duration, Size, format_duration
 
@@ -141,14 +142,7 @@ class Consumer(_Model):
     @field_validator("tables")
     @classmethod
     def _table_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            schema, dot, table = pattern.partition(".")
-            if (
-                not (schema and dot and table)
-                or ("*" in schema and pattern != "*.*")
-                or ("*" in table and table != "*")
-            ):
-                raise ValueError(f"{pattern!r} is not a table; write schema.table, schema.* or *.*")
+        refuse_bad_patterns(value)
         return value
 
     @field_validator("topics")

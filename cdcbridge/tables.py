@@ -9,6 +9,7 @@ from typing import Any, Final
 from psycopg import sql
 
 from cdcbridge.database import Connection, source_errors
+from cdcbridge.patterns import is_name, like, take, taken
 from cdcbridge.route import IDENTITY_SCHEMA
 
 
@@ -169,8 +170,9 @@ _CHILDREN: Final = """
 """
 # Topics are split at their first dot, so a table in a schema whose name has one has no topic of its own.
 _COVERED: Final = """
-    (%s = '*' or n.nspname = %s) and n.nspname <> all (%s) and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
-    and position('.' in n.nspname) = 0 and c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartition
+    n.nspname || '.' || c.relname like %s and n.nspname <> all (%s) and n.nspname !~ '^pg_'
+    and n.nspname <> 'information_schema' and position('.' in n.nspname) = 0
+    and c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartition
 """
 
 
@@ -180,12 +182,18 @@ def find_tables(connection: Connection, pattern: str, own_schema: str) -> list[T
     A name finds any kind of relation. A wildcard finds the tables that can be published; of partitioned ones, the root.
     """
     schema, _, name = pattern.partition(".")
-    if name != "*":
+    if is_name(pattern):
         condition = "c.relpersistence <> 't' and n.nspname = %s and c.relname = %s"
         found = _look(connection, condition, (schema, name))
     else:
-        found = _look(connection, _COVERED, (schema, schema, [own_schema, IDENTITY_SCHEMA]))
+        found = _look(connection, _COVERED, (like(pattern), [own_schema, IDENTITY_SCHEMA]))
     return _with_children(connection, _with_leaves(connection, found))
+
+
+def tables_of(connection: Connection, patterns: Sequence[str], own_schema: str) -> list[Table]:
+    """Look up the tables that a consumer's patterns take, each once."""
+    found = [t for pattern in taken(patterns) for t in find_tables(connection, pattern, own_schema)]
+    return list({table.oid: table for table in found if take(patterns, table.topic)}.values())
 
 
 def dotted_schemas(connection: Connection) -> list[str]:

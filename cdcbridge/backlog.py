@@ -37,8 +37,7 @@ _LOG: Final = """
            and topic like any (%(tables)s) and not topic like any (%(left_out)s)
            and op_of(data) = any (%(operations)s)
            or topic = any (%(topics)s) or topic = 'cdcbridge.gap')
-    order by seq
-"""
+    order by seq"""
 
 
 class Filling:
@@ -124,7 +123,7 @@ def _pages(connection: Connection, wanted: Subscription, low: int, high: int) ->
     (seq, reason, key) of those that die.
     """
     last = connection.execute("select last_value from messages_seq").fetchone()
-    identities = _identities(connection) if wanted.on_leave else {}
+    identities = identities_of(connection) if wanted.on_leave else {}
     next_told = time.monotonic() + _TELL_EVERY
     given = {"low": low, "high": high, **_given(wanted)}
     with connection.cursor(name="cdcbridge_fill") as reader:
@@ -134,6 +133,18 @@ def _pages(connection: Connection, wanted: Subscription, low: int, high: int) ->
             if time.monotonic() >= next_told:
                 log.info("consumer.filling", consumer=wanted.name, seq=rows[-1][0], of=last[0] if last else None)
                 next_told += _TELL_EVERY
+
+
+def latest(connection: Connection, wanted: Subscription, last: int) -> list[tuple[Any, ...]]:
+    """The latest messages of the log that a subscription matches before its filter, oldest first: rows for logged()."""
+    given = {"low": 0, "high": _END, "last": last, **_given(wanted)}
+    return connection.execute(f"{_LOG} desc limit %(last)s".encode(), given).fetchall()[::-1]
+
+
+def logged(row: Sequence[Any]) -> Logged:
+    """A row of the log as verdicts are given of."""
+    _, topic, key, text, commit_lsn, ordinal, xid, *_ = row
+    return Logged(text, topic, key, commit_lsn, ordinal, xid, row[10])
 
 
 def _given(wanted: Subscription) -> dict[str, Any]:
@@ -147,7 +158,7 @@ def _given(wanted: Subscription) -> dict[str, Any]:
     }
 
 
-def _identities(connection: Connection) -> dict[str, frozenset[str]]:
+def identities_of(connection: Connection) -> dict[str, frozenset[str]]:
     """The columns of each captured topic's replica identity, as the bridge knew them last."""
     row = connection.execute("select catalog from source").fetchone()
     found: dict[str, frozenset[str]] = {}
@@ -182,7 +193,7 @@ def _sort(
         key = _own_key(row[8]) if wanted.key else row[2]
         try:
             if row[1] not in wanted.topics and row[1] != GAP_TOPIC:
-                message = Logged(row[3], row[1], row[2], row[4], row[5], row[6], row[10])
+                message = logged(row)
                 identity = identities.get(row[1], frozenset())
                 said = verdict_of_text(wanted, message, identity)
                 if said == "passed":

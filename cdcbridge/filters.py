@@ -99,6 +99,25 @@ class Filter:
             self._reads[name].whole or absent & self._reads[name].tested for name, absent in missing.items() if absent
         )
 
+    def reads(self, name: str) -> frozenset[str]:
+        """The columns of `record` or of `old` that it names."""
+        return frozenset(self._reads[name].columns | self._reads[name].tested)
+
+    def missing(self, environment: dict[str, Any], unchanged: Sequence[str] = ()) -> frozenset[str]:
+        """The columns for lack of which a message that it wants is undecidable; none where the filter gives true."""
+        lacking = self._missing(environment, unchanged)
+        try:
+            decided = self._program.execute(environment) is True
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
+            decided = False
+        if decided:
+            return frozenset()
+        return frozenset(
+            f"{name}.{column}".replace(".*", "") for name, columns in lacking.items() for column in columns
+        )
+
     def _missing(self, environment: dict[str, Any], unchanged: Sequence[str]) -> dict[str, set[str]]:
         """By map: the columns that the expression reads and the WAL did not carry ('*' where the map is read whole)."""
         record, old, op = environment["record"], environment["old"], environment["op"]

@@ -72,6 +72,11 @@ def verdict_of_text(wanted: Subscription, message: Logged, identity: Collection[
     """Decide on a message of the log. Raises FilterError."""
     if wanted.filter is None:
         return "taken"
+    return verdict(wanted, *environment_of(message), identity, message.old_key)
+
+
+def environment_of(message: Logged) -> tuple[dict[str, Any], Sequence[str]]:
+    """What a filter reads of a message of the log, and the columns that the WAL did not carry. Raises FilterError."""
     try:
         data: dict[str, Any] = orjson.loads(message.text)
     except orjson.JSONDecodeError as error:
@@ -80,7 +85,7 @@ def verdict_of_text(wanted: Subscription, message: Logged, identity: Collection[
     place = {"commit_lsn": message.commit_lsn, "ordinal": message.ordinal, "xid": message.xid}
     meta = {"schema": schema, "table": table, **place}
     environment = {**data, "topic": message.topic, "key": message.key, "meta": meta}
-    return verdict(wanted, environment, environment.pop("unchanged"), identity, message.old_key)
+    return environment, environment.pop("unchanged")
 
 
 def row_that_left(record: Row | None, old: Row | None, identity: Collection[str]) -> Row:

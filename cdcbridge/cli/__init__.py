@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from cdcbridge import __version__
-from cdcbridge.cli import backfill, bridge, consumers, dead, offsets, queue, slot
+from cdcbridge.cli import backfill, bridge, consumers, dead, filters, offsets, queue, slot
 from cdcbridge.cli.context import TEXT, App, say
 from cdcbridge.database import server_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
@@ -49,7 +49,7 @@ def cli(context: click.Context, path: Path) -> None:
     context.obj = App(path)
 
 
-for group in (bridge, consumers, queue, dead, offsets, backfill, slot):
+for group in (bridge, consumers, filters, queue, dead, offsets, backfill, slot):
     for command in group.COMMANDS:
         cli.add_command(command)
 

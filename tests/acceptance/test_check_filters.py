@@ -31,9 +31,9 @@ def test_the_kind_of_a_column_is_that_of_its_json(server: str, request: pytest.F
         session.execute(
             f"create table t as select {', '.join(f'{value} as {name}' for name, value in VALUES.items())}".encode()
         )
-        row = session.execute("select to_jsonb(r) from t r").fetchone()
+        row = session.execute("select to_jsonb(whole) from t whole").fetchone()
         types: dict[str, str] = dict(
-            session.execute("select key, jsonb_typeof(value) from t r, jsonb_each(to_jsonb(r))").fetchall()
+            session.execute("select key, jsonb_typeof(value) from t whole, jsonb_each(to_jsonb(whole))").fetchall()
         )
         (table,) = find_tables(session, "public.t", "cdcbridge")
         assert row is not None

@@ -23,6 +23,7 @@ from cdcbridge.route import Subscription
 
 _ROUNDS: Final = 4  # of filling, before the bridge has to wait for the rest whatever it is
 _MOST_BEHIND: Final = 10_000  # seqs
+_ONCE: Final = ("on_leave", "none")  # of one that had on_leave: delete, so that receive() looks for what it still has
 
 
 @dataclass(slots=True, frozen=True)
@@ -139,7 +140,7 @@ def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool
                 f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
                 hint=f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
             )
-        if had != stored_config(consumer):
+        if {key: value for key, value in had.items() if (key, value) != _ONCE} != stored_config(consumer):
             changed[consumer_id] = consumer
     if added or changed:
         _change(connection, added, changed, fence=fence, patience=patience)
@@ -220,8 +221,9 @@ def _finish(
         connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
     for consumer_id, consumer in changed.items():
         connection.execute(
-            "update consumers set config = %s, updated_at = now() where id = %s",
-            (Jsonb(stored_config(consumer)), consumer_id),
+            "update consumers set config = case when config ? 'on_leave' then %s else '{}' end || %s,"
+            " updated_at = now() where id = %s",
+            (Jsonb(dict([_ONCE])), Jsonb(stored_config(consumer)), consumer_id),
         )
     if added:
         connection.execute("select make_dispatch()")

@@ -21,7 +21,9 @@ def refuse_bad_patterns(patterns: Sequence[str]) -> None:
         if not (schema and dot and table):
             raise ValueError(f"{pattern!r} is not a table; write schema.table, schema.*, schema.part* or !schema.table")
         if "*" in schema and not pattern.startswith("!") and pattern != "*.*":
-            raise ValueError(f"{pattern!r} has a * in the schema's name; write *.*, or a pattern for each schema")
+            raise ValueError(
+                f"{pattern!r} is not a table: a schema's name takes no *; write *.*, or one for each schema"
+            )
     if patterns and not taken(patterns):
         raise ValueError(f"{patterns[0]!r} leaves out of nothing; name the tables to take before, for example public.*")
 

@@ -182,3 +182,22 @@ def test_the_configuration_refuses_what_cannot_be_told(world18: World) -> None:
         done = world18.run_program("config", "check")
         assert done.returncode == 2, done.stdout
         assert said in done.stderr
+
+
+def test_what_is_queued_stays_when_on_leave_is_taken_back(world18: World) -> None:
+    table(world18, "full")
+    world18.consumer(filter=FILTER, on_leave="delete")
+    with world18.bridge():
+        world18.execute("insert into t values (1, 'paid', 1, 1)", "update t set status = 'cancelled'")
+        waits(world18, 2)
+    world18.consumer(filter=FILTER)
+    assert world18.json("consumers", "apply", "--json")["changed"] == ["c"]
+    assert world18.json("consumers", "apply", "--json")["changed"] == []
+    assert [op for op, _, _ in told(messages(world18))] == ["insert", "delete"]
+    with world18.bridge():
+        world18.execute("insert into t values (2, 'paid', 1, 1)", "update t set status = 'cancelled' where id = 2")
+        world18.execute("insert into t values (3, 'paid', 1, 1)")
+        eventually(lambda: world18.value("select count(*) from messages where key = '3'") == 1)
+    assert [op for op, _, _ in told(messages(world18))] == ["insert", "insert"]
+    world18.consumer(filter=FILTER, on_leave="delete")
+    assert world18.json("consumers", "apply", "--json")["changed"] == ["c"]

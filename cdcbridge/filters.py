@@ -61,6 +61,7 @@ class Filter:
         if functions:
             raise ValueError(f"unknown function {min(functions)!r}")
         self._reads = {name: _reads(tokens, name) for name in ("record", "old")}
+        self.reads_op = "op" in self._program.variables()
 
     @property
     def columns(self) -> frozenset[str]:

@@ -58,8 +58,8 @@ def verdict(
     before = _known_before(record, old, identity)
     unknown = [name for name in (*record, *unchanged) if name not in before]
     key = environment["key"] if old_key is None else old_key
-    # The row became known to the consumer by one of these. It matters only where a filter reads `op`.
-    for op in ("insert", "update", "read"):
+    # The row became known to the consumer by one of these.
+    for op in ("insert", "update", "read") if wanted.filter.reads_op else ("update",):
         try:
             if wanted.filter.wants({**environment, "op": op, "record": before, "old": None, "key": key}, unknown):
                 return "left"

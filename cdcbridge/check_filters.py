@@ -117,8 +117,7 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
         return
     if len(failed) == len(results) and not open_ended and failed[0].startswith(_NO_MATCH):
         said = f"the filter fails on every row of {table.topic}, which becomes a dead letter: {failed[0]}"
-        fix = "Correct the filter. `cdcbridge filter test` shows what it does with the latest messages."
-        yield _problem(consumer, "filter_fails", table.topic, said, fix)
+        yield _problem(consumer, "filter_fails", table.topic, said, _mend(compiled, used))
         return
     typical = dict(next(_rows(used, compiled)))
     for column in used:
@@ -129,6 +128,15 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
             said = f"the filter fails where {column.name} of {table.topic} is null, and the row becomes a dead letter"
             fix = f"Write `record.{column.name} != null && …`, or declare the column not null."
             yield _problem(consumer, "filter_null", table.topic, f"{said}: {text}", fix, "warning")
+
+
+def _mend(compiled: Filter, columns: Sequence[Column]) -> str:
+    """What to do about a filter that fails on every row."""
+    times = [c.name for c in columns if c.type.startswith("timestamp") and c.name in compiled.columns]
+    for name in times if "timestamp(" in compiled.source else ():
+        if f"timestamp(record.{name})" not in compiled.source:
+            return f"`record.{name}` is a text: write `timestamp(record.{name})`."
+    return "Correct the filter. `cdcbridge filter test` shows what it does with the latest messages."
 
 
 def _result(compiled: Filter, table: Table, op: str, row: dict[str, Any]) -> tuple[str, str]:

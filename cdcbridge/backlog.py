@@ -171,7 +171,7 @@ def identities_of(connection: Connection) -> dict[str, frozenset[str]]:
 
 
 def keep_own(connection: Connection, own: Sequence[tuple[int, int, str | None, bytes]], first: int = 0) -> None:
-    """Keep what consumers get instead of the log's data: (consumer, index, key, data), with seqs from `first` on."""
+    """Keep data that replaces the log's for a consumer: (consumer, index, key, data), with seqs from `first` on."""
     if own:
         consumers, indexes, keys, data = zip(*own, strict=True)
         given = (list(consumers), [first + index for index in indexes], list(keys), [text.decode() for text in data])

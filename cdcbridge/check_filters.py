@@ -1,4 +1,4 @@
-"""Whether a filter can work: its columns, its comparisons, and what it gives on rows as the tables can hold them. Pure.
+"""Check a filter against the tables: its columns, its comparisons, and its results on sample rows. Pure.
 
 A filter is not refused because it matches little. It is refused where nothing could ever make a comparison true, and
 where rows would become dead letters.
@@ -103,7 +103,7 @@ def _columns(consumer: Consumer, found: Sequence[Comparison], table: Table) -> I
 
 
 def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Problem]:
-    """What the filter gives on rows that the table can hold."""
+    """Judge the filter by its results on sample rows of the table."""
     used = [c for c in table.columns if not c.generated]
     # A delete says little: where it does not carry what the filter reads, it is delivered.
     operations: list[str] = [op for op in ("insert", "update") if op in consumer.operations] or ["delete"]
@@ -131,7 +131,7 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
 
 
 def _mend(compiled: Filter, columns: Sequence[Column]) -> str:
-    """What to do about a filter that fails on every row."""
+    """Write the fix of a filter that fails on every row."""
     times = [c.name for c in columns if c.type.startswith("timestamp") and c.name in compiled.columns]
     for name in times if "timestamp(" in compiled.source else ():
         if f"timestamp(record.{name})" not in compiled.source:

@@ -95,7 +95,7 @@ def _pattern(
 def _leaving_out(
     config: Config, connection: Connection, consumer: Consumer, passed: list[Table], plugin: str
 ) -> Iterator[Problem]:
-    """Find patterns that leave nothing out, and tables that are published although nobody takes them."""
+    """Find patterns that leave nothing out, and tables that are published although no consumer takes them."""
     for pattern in left_out(consumer.tables):
         if not any(matches(pattern, table.topic) for table in passed):
             yield Problem(
@@ -110,7 +110,7 @@ def _leaving_out(
 
 
 def _published_beside(config: Config, connection: Connection, consumer: Consumer) -> Iterator[Problem]:
-    """Find tables that nobody takes, that a publication has all the same, and that have no replica identity.
+    """Find published tables that no consumer takes and that have no replica identity.
 
     A publication can leave no table of a schema out, so PostgreSQL would refuse the application's UPDATE.
     """

@@ -1,4 +1,4 @@
-"""What a consumer's filter does with the latest messages of the log, and why. Part of the rim; changes nothing."""
+"""Try a consumer's filter on the latest messages of the log, and give the reasons. Part of the rim; changes nothing."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _unknown(name: str, names: Collection[str]) -> UsageError:
 
 
 def trials(store: Connection, subscription: Subscription, last: int) -> list[Trial]:
-    """What becomes of the latest messages that the consumer's tables, topics and operations match, oldest first."""
+    """Judge the latest messages that the consumer's tables, topics and operations match, oldest first."""
     with store_errors():
         identities = identities_of(store)
         rows = latest(store, subscription, last)

@@ -1,7 +1,7 @@
-"""Which tables a consumer's `tables` take: `public.orders`, `sales.*`, `sales.o_*`, less `!sales.tmp_*`. Pure.
+"""Match tables with a consumer's `tables`: `public.orders`, `sales.*`, `sales.o_*`, less `!sales.tmp_*`. Pure.
 
-A pattern is compared with `schema.table`; `*` stands for any characters. What one pattern leaves out, no other brings
-back, whatever their order.
+A pattern is compared with `schema.table`; `*` stands for any characters. A table that one pattern leaves
+out stays out, whatever the order of the patterns.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def take(patterns: Iterable[str], topic: str) -> bool:
 
 
 def whole(patterns: Iterable[str]) -> list[str]:
-    """What has to be watched and published for them: names, `schema.*` and `*.*`.
+    """The tables and schemas to publish for them: names, `schema.*` and `*.*`.
 
     A publication can have a table or all of a schema. So `sales.o_*` needs all of sales, and routing does the rest.
     """

@@ -1,4 +1,4 @@
-"""What a consumer gets of a message that its tables and operations match: the message, nothing, or a delete. Pure.
+"""Decide whether a consumer gets a message that its tables and operations match, or a delete instead. Pure.
 
 The one place that decides this, for changes as they arrive, for rows of backfills, and for what the log holds already.
 So a message is the same whichever way it takes.
@@ -25,7 +25,7 @@ _NONE: Final[frozenset[str]] = frozenset()
 
 
 class Logged(NamedTuple):
-    """A message of the log: its `data` as JSON text, and what a filter may read beside it."""
+    """A message of the log: its `data` as JSON text, and the other values that a filter may read."""
 
     text: str | bytes
     topic: str
@@ -76,7 +76,7 @@ def verdict_of_text(wanted: Subscription, message: Logged, identity: Collection[
 
 
 def environment_of(message: Logged) -> tuple[dict[str, Any], Sequence[str]]:
-    """What a filter reads of a message of the log, and the columns that the WAL did not carry. Raises FilterError."""
+    """The values that a filter reads of a message, and the columns that the WAL did not carry. Raises FilterError."""
     try:
         data: dict[str, Any] = orjson.loads(message.text)
     except orjson.JSONDecodeError as error:
@@ -114,7 +114,7 @@ def own_key(wanted: Subscription, row: Row, key: str | None) -> str | None:
 
 
 def _known_before(record: Row, old: Row | None, identity: Collection[str]) -> Row:
-    """What is known of the row before an update. Without `old` the identity's columns are what they were."""
+    """The known columns of the row before an update. Without `old` the identity's columns did not change."""
     return {name: value for name, value in record.items() if name in identity} if old is None else old
 
 

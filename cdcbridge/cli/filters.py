@@ -1,4 +1,4 @@
-"""`cdcbridge filter …`: what a consumer's filter does, before it is applied."""
+"""`cdcbridge filter …`: try a consumer's filter, before it is applied."""
 
 from __future__ import annotations
 

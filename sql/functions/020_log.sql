@@ -158,8 +158,8 @@ begin
     end if;
 end $$;
 
--- keep_own(consumer_ids, seqs, keys, documents): what consumers get of messages instead of the log's data. For example, a delete of a
--- row that left the consumer's filter. It is kept like what redriven messages carry, in the message's own place.
+-- keep_own(consumer_ids, seqs, keys, documents): keeps data that replaces the log's for a consumer. For example, a delete of a row that
+-- left the consumer's filter. It is kept with the data of redriven messages, but in the message's own place: tie is 0.
 create or replace function keep_own(consumer_ids int[], seqs bigint[], keys text[], documents text[]) returns void
 language sql set search_path from current as $$
     insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at, ord)

@@ -50,7 +50,7 @@ end $$;
 
 -- replay_messages(consumer_id, chosen, keys, own_seqs, documents) -> how many of these messages of the log went to the end of the queue once more, in
 -- order, marked as replayed, with a fresh count; those that wait or are in flight are skipped. keys null: the log's.
--- documents: what the consumer gets of the messages own_seqs instead of the log's data, as keep_own() has it.
+-- documents: data that replaces the log's for the messages own_seqs, as in keep_own().
 -- They carry their data with them, as redriven ones do. Raises CB001. Locks: the consumer; the gap guard's, to the end of the transaction.
 create or replace function replay_messages(consumer_id int, chosen bigint[], keys text[], own_seqs bigint[], documents text[],
                                            out replayed int, out skipped int)

@@ -16,9 +16,11 @@ from cdcbridge.batch import Batch
 from cdcbridge.database import Connection
 from cdcbridge.encode import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC, key_text
 from cdcbridge.fan_out import barrier_rows, waiting_rows
-from cdcbridge.filters import FilterError, wants_text
+from cdcbridge.filters import FilterError
 from cdcbridge.patience import patiently
+from cdcbridge.patterns import left_out, like, taken
 from cdcbridge.route import Subscription
+from cdcbridge.verdict import Logged, deletion, own_key, text_that_left, verdict_of_text
 
 _PAGE: Final = 5000  # messages of the log at a time
 _TELL_EVERY: Final = 2.0  # seconds between two lines about a long filling
@@ -28,15 +30,14 @@ log = structlog.get_logger()
 
 _LOG: Final = """
     select seq, topic, key, data::text, commit_lsn::text, ordinal, xid, octet_length(data::text),
-           record_values(data, %(key)s::text[]), op_of(data) = 'truncate'
+           record_values(data, %(key)s::text[]), op_of(data) = 'truncate', old_key
     from messages
     where seq between %(low)s and %(high)s
       and (strpos(topic, '.') > 0
-           and (topic = any (%(tables)s) or split_part(topic, '.', 1) = any (%(schemas)s) or %(all)s)
+           and topic like any (%(tables)s) and not topic like any (%(left_out)s)
            and op_of(data) = any (%(operations)s)
            or topic = any (%(topics)s) or topic = 'cdcbridge.gap')
-    order by seq
-"""
+    order by seq"""
 
 
 class Filling:
@@ -79,6 +80,7 @@ class Filling:
         for batch, dead in _pages(connection, self.wanted, self._reached + 1, high):
             with connection.cursor() as cursor, cursor.copy(COPY_WAITING) as copy:
                 copy.write(COPY_HEADER + waiting_rows(batch, 0) + COPY_TRAILER)
+            keep_own(connection, batch.own)
             if barriers := barrier_rows(batch, 0):
                 connection.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
             if dead:
@@ -103,10 +105,12 @@ def replay(connection: Connection, reader: Connection, wanted: Subscription, low
     replayed = skipped = 0
     for batch, _dead in _pages(reader, wanted, low, high):
         seqs, keys = batch.keyed[wanted.consumer_id] if batch.keyed else (next(iter(batch.groups.values()), []), None)
+        own = [(seq, data.decode()) for _, seq, _, data in batch.own]
+        page = (wanted.consumer_id, seqs, keys, [seq for seq, _ in own], [data for _, data in own])
         row = patiently(
             connection,
-            lambda page=(wanted.consumer_id, seqs, keys): connection.execute(  # type: ignore[misc]
-                "select replayed, skipped from replay_messages(%s, %s, %s)", page
+            lambda page=page: connection.execute(  # type: ignore[misc]
+                "select replayed, skipped from replay_messages(%s, %s, %s, %s, %s)", page
             ).fetchone(),
             what=f"consumers replay {wanted.name}",
         )
@@ -119,44 +123,86 @@ def _pages(connection: Connection, wanted: Subscription, low: int, high: int) ->
     (seq, reason, key) of those that die.
     """
     last = connection.execute("select last_value from messages_seq").fetchone()
+    identities = identities_of(connection) if wanted.on_leave else {}
     next_told = time.monotonic() + _TELL_EVERY
-    schemas = [pattern[:-2] for pattern in wanted.tables if pattern.endswith(".*")]
-    given = {
-        "low": low,
-        "high": high,
-        "key": list(wanted.key or ()),
-        "tables": list(wanted.tables),
-        "topics": list(wanted.topics),
-        "schemas": [schema for schema in schemas if schema != "*"],
-        "all": "*" in schemas,
-        "operations": sorted(wanted.operations),
-    }
+    given = {"low": low, "high": high, **_given(wanted)}
     with connection.cursor(name="cdcbridge_fill") as reader:
         reader.execute(_LOG.encode(), given)
         while rows := reader.fetchmany(_PAGE):
-            yield _sort(rows, wanted)
+            yield _sort(rows, wanted, identities)
             if time.monotonic() >= next_told:
                 log.info("consumer.filling", consumer=wanted.name, seq=rows[-1][0], of=last[0] if last else None)
                 next_told += _TELL_EVERY
 
 
-def _sort(rows: Sequence[tuple[Any, ...]], wanted: Subscription) -> tuple[Batch, list[_Dead]]:
+def latest(connection: Connection, wanted: Subscription, last: int) -> list[tuple[Any, ...]]:
+    """The latest messages of the log that a subscription matches before its filter, oldest first: rows for logged()."""
+    given = {"low": 0, "high": _END, "last": last, **_given(wanted)}
+    return connection.execute(f"{_LOG} desc limit %(last)s".encode(), given).fetchall()[::-1]
+
+
+def logged(row: Sequence[Any]) -> Logged:
+    """A row of the log as verdicts are given of."""
+    _, topic, key, text, commit_lsn, ordinal, xid, *_ = row
+    return Logged(text, topic, key, commit_lsn, ordinal, xid, row[10])
+
+
+def _given(wanted: Subscription) -> dict[str, Any]:
+    """What the query of the log needs of a subscription."""
+    return {
+        "key": list(wanted.key or ()),
+        "tables": [like(pattern) for pattern in taken(wanted.tables)],
+        "left_out": [like(pattern) for pattern in left_out(wanted.tables)],
+        "topics": list(wanted.topics),
+        "operations": sorted(wanted.operations),
+    }
+
+
+def identities_of(connection: Connection) -> dict[str, frozenset[str]]:
+    """The columns of each captured topic's replica identity, as the bridge knew them last."""
+    row = connection.execute("select catalog from source").fetchone()
+    found: dict[str, frozenset[str]] = {}
+    for name, entry in (row[0] if row else {}).items():
+        topic = entry.get("topic")
+        its_own = name.replace("/", ".", 1) == topic  # rather than a partition's
+        if topic is not None and (its_own or topic not in found):
+            found[topic] = frozenset(entry["identity"])
+    return found
+
+
+def keep_own(connection: Connection, own: Sequence[tuple[int, int, str | None, bytes]], first: int = 0) -> None:
+    """Keep data that replaces the log's for a consumer: (consumer, index, key, data), with seqs from `first` on."""
+    if own:
+        consumers, indexes, keys, data = zip(*own, strict=True)
+        given = (list(consumers), [first + index for index in indexes], list(keys), [text.decode() for text in data])
+        connection.execute("select keep_own(%s, %s, %s, %s)", given)
+
+
+def _sort(
+    rows: Sequence[tuple[Any, ...]], wanted: Subscription, identities: dict[str, frozenset[str]]
+) -> tuple[Batch, list[_Dead]]:
     """Rows of the log → those that match, as a batch whose indexes are seqs; (seq, reason, key) of those that die."""
     seqs: list[int] = []
     keys: list[str | None] = []
     barriers: list[int] = []
     dead: list[_Dead] = []
+    consumer = wanted.consumer_id
+    batch = Batch(barriers=barriers)
     for row in rows:
         seq, size = row[0], row[7]
         key = _own_key(row[8]) if wanted.key else row[2]
         try:
-            published = row[1] in wanted.topics or row[1] == GAP_TOPIC
-            if (
-                wanted.filter is not None
-                and not published
-                and not wants_text(wanted.filter, row[3], row[1], row[2], *row[4:7])
-            ):
-                continue
+            if row[1] not in wanted.topics and row[1] != GAP_TOPIC:
+                message = logged(row)
+                identity = identities.get(row[1], frozenset())
+                said = verdict_of_text(wanted, message, identity)
+                if said == "passed":
+                    continue
+                if said == "left":
+                    left = text_that_left(row[3], identity)
+                    key, data = own_key(wanted, left, message.key if row[10] is None else row[10]), deletion(left)
+                    batch.own.append((consumer, seq, key, data))
+                    size = len(data)
         except FilterError as error:
             dead.append((seq, f"filter_error: {error}", key))
             continue
@@ -167,11 +213,10 @@ def _sort(rows: Sequence[tuple[Any, ...]], wanted: Subscription) -> tuple[Batch,
         keys.append(key)
         if row[9]:
             barriers.append(seq)
-    consumer = wanted.consumer_id
-    batch = Batch(rows=[b""] * len(seqs), barriers=barriers)
+    batch.rows = [b""] * len(seqs)
     if wanted.in_order:
         batch.in_order = frozenset({consumer})
-    if wanted.in_order or wanted.key:
+    if wanted.in_order or wanted.own_keys:
         batch.keyed = {consumer: (seqs, keys)}
     else:
         batch.groups = {(consumer,): seqs}

@@ -19,7 +19,8 @@ class Batch:
     `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates.
     `in_order`: which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`;
     `streams`: those that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and
-    keys. `later`: (consumer, index, key, time) of messages that are not delivered before. `dead`: (consumer, index,
+    keys. `own`: (consumer, index, key, data) where the data is not the log's.
+    `later`: (consumer, index, key, time) of messages that are not delivered before. `dead`: (consumer, index,
     reason, key). `refused`: what was wrong with messages in the WAL → how many, as (event, topic, reason).
     `chunks`: what backfills read, with how many messages that made.
     `spilled`: blocks of transactions in progress, as (xid, n, block); `unspilled`: transactions whose blocks may go.
@@ -38,6 +39,7 @@ class Batch:
     keyed: dict[int, tuple[list[int], list[str | None]]] = field(default_factory=dict)
     later: list[tuple[int, int, str | None, str]] = field(default_factory=list)
     refused: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    own: list[tuple[int, int, str | None, bytes]] = field(default_factory=list)
     dead: list[tuple[int, int, str, str | None]] = field(default_factory=list)
     chunks: list[tuple[Chunk, int]] = field(default_factory=list)
     spilled: list[tuple[int, int, bytes]] = field(default_factory=list)

@@ -39,6 +39,13 @@ OF_ONE_TABLE: Final = UNUSABLE | {
     "privilege_select",
     "schema_dot",
     "unknown_column",
+    "filter_column",
+    "filter_fails",
+    "filter_label",
+    "filter_no_boolean",
+    "filter_op",
+    "filter_padding",
+    "filter_type",
 }
 
 

@@ -1,4 +1,4 @@
-"""Whether the columns that a consumer names are columns of its tables. Pure.
+"""Whether the columns that a consumer names in `key` and `columns` are columns of its tables. Pure.
 
 A typing error in `columns.exclude` would deliver the column that it means to keep back; one in `key` would give every
 message a null key.
@@ -10,13 +10,12 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
 from cdcbridge.config import Consumer
-from cdcbridge.filters import Filter
 from cdcbridge.problem import Problem
 from cdcbridge.tables import Table
 
 
 def column_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
-    """Compare the names in `key`, `columns` and `filter` with the consumer's tables."""
+    """Compare the names in `key` and `columns` with the consumer's tables."""
     if not tables:
         return
     yield from _key(consumer, tables)
@@ -29,14 +28,6 @@ def column_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Pro
     for name in (chosen.include or ()) if chosen else ():
         if name not in delivered:
             yield _unknown(consumer, "columns.include", name, _nobody(name, tables), delivered, _topics(tables))
-    for name in sorted(Filter(consumer.filter).columns - delivered) if consumer.filter is not None else ():
-        yield Problem(
-            "filter_column",
-            "warning",
-            _topics(tables),
-            f"consumer {consumer.name}: the filter reads {name}, and {_nobody(name, tables)}",
-            _near(name, delivered) or f"Correct the filter; the columns are {', '.join(sorted(delivered))}.",
-        )
 
 
 def _key(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:

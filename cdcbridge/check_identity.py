@@ -42,6 +42,8 @@ def identity_problems(consumer: Consumer, table: Table, *, strict: bool) -> Iter
         yield Problem("replica_identity", "error", table.topic, takes, _joined(fixes))
         return
     uncovered = [one for one in (table, *leaves) if consumer.key and not set(consumer.key) <= one.identity]
+    if not {column.name for column in table.columns}.issuperset(consumer.key or ()):
+        return  # a name that no column has, which is a problem of its own
     if consumer.key and uncovered:
         missing = ", ".join(sorted({name for one in uncovered for name in set(consumer.key) - one.identity}))
         yield Problem(

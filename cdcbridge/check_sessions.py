@@ -15,7 +15,7 @@ from cdcbridge.database import Connection, connect_source, source_errors
 from cdcbridge.errors import BehindPooler, CdcbridgeError, OperatorNeeded, SourceUnavailable
 from cdcbridge.problem import Problem, refuse
 from cdcbridge.replication import ReplicationStream
-from cdcbridge.tables import find_tables
+from cdcbridge.tables import tables_of
 
 # A table without a key is read by its partitions, each with a policy of its own.
 _RESTRICTED: Final = """
@@ -132,12 +132,11 @@ def snapshot_problems(config: Config, connection: Connection, filled: Iterable[s
 def _restricted(config: Config, reader: Connection, consumers: Iterable[Consumer]) -> list[Problem]:
     found = []
     for consumer in consumers:
-        for pattern in consumer.tables:
-            for table in find_tables(reader, pattern, config.store.schema_):
-                error = row_security(reader, table.schema, table.name)
-                if error is not None:
-                    message = f"consumer {consumer.name} has start: snapshot, and {error}"
-                    found.append(Problem("row_security", "error", table.topic, message, error.hint or ""))
+        for table in tables_of(reader, consumer.tables, config.store.schema_):
+            error = row_security(reader, table.schema, table.name)
+            if error is not None:
+                message = f"consumer {consumer.name} has start: snapshot, and {error}"
+                found.append(Problem("row_security", "error", table.topic, message, error.hint or ""))
     return found
 
 

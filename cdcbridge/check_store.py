@@ -13,6 +13,7 @@ from cdcbridge.capture import Capture, look, losses
 from cdcbridge.config import Config
 from cdcbridge.database import Connection
 from cdcbridge.migrate import migrations, schema_version
+from cdcbridge.patterns import whole
 from cdcbridge.problem import Problem
 
 SLOT_GONE: Final = (
@@ -118,7 +119,7 @@ def history_problems(config: Config, connection: Connection, store: Connection) 
 
 def _capture(config: Config, connection: Connection, before: Capture) -> Iterator[Problem]:
     """What changed in the publications since a bridge last streamed."""
-    patterns = [pattern for consumer in config.consumers for pattern in consumer.tables]
+    patterns = [pattern for consumer in config.consumers for pattern in whole(consumer.tables)]
     for loss in losses(before, look(connection, list(before.publications), patterns)):
         yield Problem(
             "capture_changed",

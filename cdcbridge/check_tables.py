@@ -8,13 +8,16 @@ from typing import Final
 from psycopg import sql
 
 from cdcbridge.check_columns import column_problems
-from cdcbridge.check_identity import identity_problems
+from cdcbridge.check_filters import filter_problems
+from cdcbridge.check_identity import identity_fix, identity_problems, identity_trouble
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection
+from cdcbridge.patterns import is_name, left_out, matches, take, taken, whole
 from cdcbridge.problem import Problem
-from cdcbridge.tables import Table, dotted_schemas, find_tables
+from cdcbridge.tables import Table, dotted_schemas, find_tables, tables_of
 
 _VIRTUAL_SINCE: Final = 180000
+_WRITES: Final = frozenset({"update", "delete"})
 _STRANGERS: Final = """
     select c.relname, rn.nspname, r.relname
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -28,21 +31,33 @@ _KINDS: Final = {"f": "a foreign table", "v": "a view", "m": "a materialized vie
 def consumer_problems(config: Config, connection: Connection, consumer: Consumer, plugin: str) -> Iterator[Problem]:
     """What is wrong with the tables that a consumer names, and with the columns of these."""
     found: list[Table] = []
-    for pattern in consumer.tables:
+    passed: list[Table] = []
+    for pattern in taken(consumer.tables):
         tables = find_tables(connection, pattern, config.store.schema_)
-        yield from _pattern(config, connection, consumer, pattern, tables, plugin)
-        found += [table for table in tables if table.kind in ("r", "p")]
-    yield from column_problems(consumer, list({table.oid: table for table in found}.values()))
+        kept = [table for table in tables if take(consumer.tables, table.topic)]
+        yield from _pattern(config, connection, consumer, pattern, tables, kept, plugin)
+        found += [table for table in kept if table.kind in ("r", "p")]
+        passed += [table for table in tables if table not in kept]
+    yield from _leaving_out(config, connection, consumer, passed, plugin)
+    tables = list({table.oid: table for table in found}.values())
+    yield from column_problems(consumer, tables)
+    yield from filter_problems(consumer, tables)
 
 
 def _pattern(
-    config: Config, connection: Connection, consumer: Consumer, pattern: str, tables: list[Table], plugin: str
+    config: Config,
+    connection: Connection,
+    consumer: Consumer,
+    pattern: str,
+    tables: list[Table],
+    kept: list[Table],
+    plugin: str,
 ) -> Iterator[Problem]:
     schema, _, name = pattern.partition(".")
     if schema == config.store.schema_:
         yield Problem("own_schema", "error", pattern, "the bridge's own schema is never captured", "Leave it out.")
         return
-    if name != "*":
+    if is_name(pattern):
         if not tables:
             yield Problem(
                 "table_missing",
@@ -60,12 +75,62 @@ def _pattern(
             f"consumer {consumer.name}: there is no schema {schema}",
             f"create schema {sql.Identifier(schema).as_string(connection)};",
         )
-    for table in tables:
+    elif not kept:
+        of = f" besides {', '.join(t.topic for t in tables[:3])}, which `tables` leaves out" if tables else ""
+        yield Problem(
+            "pattern_empty",
+            "warning",
+            pattern,
+            f"consumer {consumer.name}: the pattern {pattern} matches no table{of}",
+            "Nothing to do, if the tables are created later. Names are as in pg_class, without quotes.",
+        )
+    for table in kept:
         yield from _table(connection, consumer, table, plugin)
     if pattern == "*.*":
         yield from _dotted(connection, consumer)
     elif name == "*":
         yield from _strangers(config, connection, consumer, schema)
+
+
+def _leaving_out(
+    config: Config, connection: Connection, consumer: Consumer, passed: list[Table], plugin: str
+) -> Iterator[Problem]:
+    """Find patterns that leave nothing out, and tables that are published although no consumer takes them."""
+    for pattern in left_out(consumer.tables):
+        if not any(matches(pattern, table.topic) for table in passed):
+            yield Problem(
+                "pattern_empty",
+                "warning",
+                f"!{pattern}",
+                f"consumer {consumer.name}: !{pattern} leaves nothing out: no table of the other patterns matches it",
+                "Nothing to do, if such tables are created later. Else correct it.",
+            )
+    if plugin == "pgoutput" and _WRITES & set(consumer.operations):
+        yield from _published_beside(config, connection, consumer)
+
+
+def _published_beside(config: Config, connection: Connection, consumer: Consumer) -> Iterator[Problem]:
+    """Find published tables that no consumer takes and that have no replica identity.
+
+    A publication can leave no table of a schema out, so PostgreSQL would refuse the application's UPDATE.
+    """
+    strict = connection.info.server_version >= _VIRTUAL_SINCE
+    for pattern in whole(consumer.tables):
+        for table in find_tables(connection, pattern, config.store.schema_) if not is_name(pattern) else ():
+            without = [x for x in (table, *table.leaves) if identity_trouble(x, strict=strict)]
+            without = [x for x in without if x is table or x.logged]
+            if not without or any(take(other.tables, table.topic) for other in config.consumers):
+                continue
+            fixes = [identity_fix(x, (), strict=strict).partition(" -- ")[0] for x in without]
+            trouble = identity_trouble(without[0], strict=strict)
+            yield Problem(
+                "replica_identity",
+                "error",
+                table.topic,
+                f"consumer {consumer.name} does not take {table.topic}, but for its other tables the publication has"
+                f" all of {pattern}, and PostgreSQL would refuse UPDATE and DELETE of {table.topic}: {trouble}",
+                f"{' '.join(fixes)} -- or name the consumer's tables one by one",
+            )
 
 
 def _dotted(connection: Connection, consumer: Consumer) -> Iterator[Problem]:
@@ -87,9 +152,8 @@ def _strangers(config: Config, connection: Connection, consumer: Consumer, schem
     A partition's rows have the name of its root. For example, "public.*" does not take public.leaf, a
     partition of s.root.
     """
-    taken = {pattern for other in config.consumers for pattern in other.tables}
     for leaf, root_schema, root in connection.execute(_STRANGERS, (schema,)).fetchall():
-        if taken.isdisjoint({f"{root_schema}.{root}", f"{root_schema}.*", "*.*"}):
+        if not any(take(other.tables, f"{root_schema}.{root}") for other in config.consumers):
             name = sql.Identifier(schema, leaf).as_string(connection)
             home = sql.Identifier(root_schema).as_string(connection)
             yield Problem(
@@ -163,8 +227,7 @@ def _left_out(connection: Connection, consumer: Consumer, table: Table) -> Itera
             " not in the WAL, and their rows are in no snapshot",
             " ".join(f"alter table {leaf.identifier.as_string(connection)} set logged;" for leaf in unlogged),
         )
-    named = f"{table.schema}.*" in consumer.tables or "*.*" in consumer.tables
-    if table.children and not named and not set(table.children) <= set(consumer.tables):
+    if not all(take(consumer.tables, child) for child in table.children):
         yield Problem(
             "inheritance_children",
             "warning",
@@ -190,8 +253,8 @@ def _root(connection: Connection, table: Table) -> str:
 
 def special_floats(config: Config, connection: Connection) -> list[Problem]:
     """Columns whose NaN and ±Infinity an old wal2json sends as null."""
-    patterns = dict.fromkeys(pattern for consumer in config.consumers for pattern in consumer.tables)
-    tables = [t for pattern in patterns for t in find_tables(connection, pattern, config.store.schema_)]
+    found = [t for c in config.consumers for t in tables_of(connection, c.tables, config.store.schema_)]
+    tables = {table.oid: table for table in found}.values()
     return [
         Problem(
             "wal2json_special_numbers",

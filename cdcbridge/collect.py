@@ -24,6 +24,7 @@ from cdcbridge.published import TOPIC_PREFIX, Published, read_published
 from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Watch
 from cdcbridge.route import Plan, Router, Subscription
 from cdcbridge.table_guard import TableGuard
+from cdcbridge.verdict import deletion, own_key, row_that_left, verdict
 
 READ_ROWS = 10000  # of backfills in one append
 READ_BYTES = 4 << 20  # in one append, beside the last chunk
@@ -31,11 +32,14 @@ READ_ROWS_BESIDE = 300  # where there are changes, which have to wait for it
 
 
 class _Wish(NamedTuple):
-    """One consumer's copy of a message: its key, whether that is its own, and why it dies at once, if it does."""
+    """One consumer's copy of a message: its key, whether that is its own, why it dies at once, if it does, and its
+    data, if that is not the log's.
+    """
 
     key: str | None
     own: bool
-    reason: str | None
+    reason: str | None = None
+    data: bytes | None = None
 
 
 class Collector:
@@ -204,7 +208,7 @@ class Collector:
         old_key = None if change.old is None else key_text(change.old, relation.key)
         if self._watches:
             self._note(change, key, old_key)
-        wanted = self._wanted(plan, change, key) if plan.special else None
+        wanted = self._wanted(plan, change, key, old_key) if plan.special else None
         if wanted is not None and not wanted and not plan.plain and not plan.streams:
             return
         data = encode_data(change.op, change.record, change.old, change.unchanged)
@@ -301,7 +305,7 @@ class Collector:
             if message.deliver_at is not None:
                 batch.later.append((reader.consumer_id, index, key, message.deliver_at))
             if message.deliver_at is None or reader.in_order:  # waiting_rows() leaves the later ones out
-                self._fan_out({reader.consumer_id: _Wish(key, reader.key is not None, None)}, index)
+                self._fan_out({reader.consumer_id: _Wish(key, reader.own_keys)}, index)
 
     def _refuse(self, what: str, event: LogicalMessage, why: str) -> None:
         """Count what is not delivered of the messages that applications wrote into the WAL, for the log and metrics."""
@@ -314,23 +318,27 @@ class Collector:
         shared = self._shared[topic] = shared_part(topic, begin.commit_lsn, begin.xid, begin.commit_time)
         return shared
 
-    def _wanted(self, plan: Plan, change: Change, key: str | None) -> dict[int, _Wish]:
+    def _wanted(self, plan: Plan, change: Change, key: str | None, old_key: str | None) -> dict[int, _Wish]:
         """What each consumer that looks closer wants of this change."""
         wanted: dict[int, _Wish] = {}
         environment: dict[str, Any] | None = None
+        identity = change.relation.identity
         for subscription in plan.special:
-            own = subscription.key is not None
-            its_key = key_text(change.record, subscription.key) if own else key
-            reason = None
+            its_key = key if subscription.key is None else key_text(change.record, subscription.key)
+            reason = data = None
             if subscription.filter is not None:
                 try:
                     if environment is None:
                         environment = self._environment(change, key)
-                    if not subscription.filter.wants(environment, change.unchanged):
+                    said = verdict(subscription, environment, change.unchanged, identity, old_key)
+                    if said == "passed":
                         continue
+                    if said == "left":
+                        row = row_that_left(change.record, change.old, identity)
+                        data, its_key = deletion(row), own_key(subscription, row, key if old_key is None else old_key)
                 except FilterError as error:
                     reason = f"filter_error: {error}"
-            wanted[subscription.consumer_id] = _Wish(its_key, own, reason)
+            wanted[subscription.consumer_id] = _Wish(its_key, subscription.own_keys, reason, data)
         return wanted
 
     def _environment(self, change: Change, key: str | None) -> dict[str, Any]:
@@ -358,15 +366,23 @@ class Collector:
         oversized: set[int] = set()
         for consumer, limit in plan.limits:
             wish = wanted.get(consumer) if wanted else None
-            if size > limit and (wish is not None or consumer in plan.plain):
-                reason = f"oversized: data has {size} bytes, max_message_bytes is {limit}"
+            its_size = len(wish.data) if wish and wish.data is not None else size
+            if its_size > limit and (wish is not None or consumer in plan.plain):
+                reason = f"oversized: data has {its_size} bytes, max_message_bytes is {limit}"
+                self._keep_own(consumer, index, wish)
                 self._batch.dead.append((consumer, index, reason, wish.key if wish else key))
                 oversized.add(consumer)
         return oversized
 
+    def _keep_own(self, consumer: int, index: int, wish: _Wish | None) -> None:
+        if wish is not None and wish.data is not None:
+            self._batch.own.append((consumer, index, wish.key, wish.data))
+            self._batch.size += len(wish.data) + ROW_OVERHEAD
+
     def _fan_out(self, wanted: dict[int, _Wish], index: int) -> None:
         batch = self._batch
         for consumer, wish in wanted.items():
+            self._keep_own(consumer, index, wish)
             if wish.reason is not None:
                 batch.dead.append((consumer, index, wish.reason, wish.key))
             elif wish.own:

@@ -25,7 +25,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from cdcbridge.config_errors import describe
 from cdcbridge.config_file import checked_text, read
 from cdcbridge.errors import ConfigError
-from cdcbridge.filters import Filter
+from cdcbridge.filters import Filter, refuse_on_leave
+from cdcbridge.patterns import refuse_bad_patterns
 from cdcbridge.route import OPERATIONS
 from cdcbridge.units import Duration, Size, format_duration
 
@@ -124,6 +125,7 @@ class Consumer(_Model):
     topics: tuple[str, ...] = ()
     operations: tuple[Operation, ...] = OPERATIONS
     filter: str | None = None
+    on_leave: Literal["none", "delete"] = "none"  # delete: a row that no longer matches the filter is delivered as one
     columns: Columns | None = None
     key: tuple[str, ...] | None = None
     start: Literal["now", "earliest", "snapshot"] = "now"
@@ -138,14 +140,7 @@ class Consumer(_Model):
     @field_validator("tables")
     @classmethod
     def _table_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            schema, dot, table = pattern.partition(".")
-            if (
-                not (schema and dot and table)
-                or ("*" in schema and pattern != "*.*")
-                or ("*" in table and table != "*")
-            ):
-                raise ValueError(f"{pattern!r} is not a table; write schema.table, schema.* or *.*")
+        refuse_bad_patterns(value)
         return value
 
     @field_validator("topics")
@@ -186,6 +181,12 @@ class Consumer(_Model):
         given = [name for name in ("filter", "columns", "key") if getattr(self, name) is not None]
         if self.mode == "stream" and given:
             raise ValueError(f"a stream reads the log as it is: {' and '.join(given)} cannot be given")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_when_a_row_leaves(self) -> Self:
+        if self.on_leave == "delete":
+            refuse_on_leave(self.mode, self.filter, self.operations)
         return self
 
     @model_validator(mode="after")

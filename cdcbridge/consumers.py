@@ -23,6 +23,7 @@ from cdcbridge.route import Subscription
 
 _ROUNDS: Final = 4  # of filling, before the bridge has to wait for the rest whatever it is
 _MOST_BEHIND: Final = 10_000  # seqs
+_ONCE: Final = ("on_leave", "none")  # of one that had on_leave: delete, so that receive() looks for what it still has
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,6 +38,8 @@ class Applied:
 def stored_config(consumer: Consumer) -> dict[str, Any]:
     """The consumer as the store keeps it: durations in seconds, sizes in bytes."""
     dumped = consumer.model_dump(mode="python", exclude={"name", "mode"}, exclude_none=True)
+    if consumer.on_leave == "none":
+        del dumped["on_leave"]  # a store that an older version filled says nothing of it, and that is no change
     return orjson.loads(orjson.dumps(dumped))  # type: ignore[no-any-return]
 
 
@@ -55,6 +58,7 @@ def subscription(consumer_id: int, name: str, mode: str, config: dict[str, Any])
         tuple(config.get("topics", ())),
         mode == "stream",
         frozenset([*(config.get("key") or ()), *(name for names in chosen.values() for name in names or ())]),
+        config.get("on_leave") == "delete",
     )
 
 
@@ -72,6 +76,7 @@ def dump(subscription: Subscription) -> dict[str, Any]:
         "reads_log": subscription.reads_log,
         "topics": list(subscription.topics),
         "columns": sorted(subscription.columns),
+        "on_leave": subscription.on_leave,
     }
 
 
@@ -89,6 +94,7 @@ def load(entry: dict[str, Any]) -> Subscription:
         tuple(entry.get("topics", ())),
         entry.get("reads_log", False),
         frozenset(entry.get("columns", ())),
+        entry.get("on_leave", False),
     )
 
 
@@ -134,7 +140,7 @@ def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool
                 f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
                 hint=f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
             )
-        if had != stored_config(consumer):
+        if {key: value for key, value in had.items() if (key, value) != _ONCE} != stored_config(consumer):
             changed[consumer_id] = consumer
     if added or changed:
         _change(connection, added, changed, fence=fence, patience=patience)
@@ -215,8 +221,9 @@ def _finish(
         connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
     for consumer_id, consumer in changed.items():
         connection.execute(
-            "update consumers set config = %s, updated_at = now() where id = %s",
-            (Jsonb(stored_config(consumer)), consumer_id),
+            "update consumers set config = case when config ? 'on_leave' then %s else '{}' end || %s,"
+            " updated_at = now() where id = %s",
+            (Jsonb(dict([_ONCE])), Jsonb(stored_config(consumer)), consumer_id),
         )
     if added:
         connection.execute("select make_dispatch()")

@@ -17,6 +17,7 @@ from psycopg import sql
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.errors import CdcbridgeError
+from cdcbridge.patterns import whole
 from cdcbridge.problem import Problem
 from cdcbridge.route import IDENTITY_SCHEMA
 from cdcbridge.tables import find_tables
@@ -56,7 +57,7 @@ class Scope:
 
 def wanted_scope(config: Config, connection: Connection) -> Scope | None:
     """Work out what the trigger must look after, or None where no later table can be published with updates."""
-    patterns = sorted({p for c in config.consumers if _WRITES & set(c.operations) for p in c.tables})
+    patterns = sorted({p for c in config.consumers if _WRITES & set(c.operations) for p in whole(c.tables)})
     schemas = tuple(p[:-2] for p in patterns if p.endswith(".*") and p != "*.*")
     named = [t for p in patterns if not p.endswith(".*") for t in find_tables(connection, p, config.store.schema_)]
     tables = tuple(table.topic for table in named if table.kind == "p" and not table.partition)
@@ -180,10 +181,12 @@ def problems(config: Config, connection: Connection, plugin: str) -> Iterator[Pr
                 f"{install_sql(wanted)} -- as a superuser, on the primary",
             )
         return
-    takers = [c for c in config.consumers if _WRITES & set(c.operations) and any(p.endswith(".*") for p in c.tables)]
+    takers = [
+        c for c in config.consumers if _WRITES & set(c.operations) and any(p.endswith(".*") for p in whole(c.tables))
+    ]
     if plugin != "pgoutput" or not takers:
         return
-    patterns = ", ".join(sorted({pattern for c in takers for pattern in c.tables if pattern.endswith(".*")}))
+    patterns = ", ".join(sorted({pattern for c in takers for pattern in whole(c.tables) if pattern.endswith(".*")}))
     may = "" if superuser else " (installing the trigger needs a superuser)"
     yield Problem(
         "wildcard_identity",

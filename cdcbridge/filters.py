@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import orjson
-
 VARIABLES: Final = frozenset({"op", "topic", "key", "record", "old", "meta"})
 _FUNCTIONS: Final = frozenset(
     {"size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bytes", "timestamp"}
@@ -53,7 +51,7 @@ class Filter:
 
         self.source = source
         self._program = cel.compile(source)
-        tokens = [match[0] for match in _TOKEN.finditer(source)]
+        tokens = tokens_of(source)
         unknown = set(self._program.variables()) - VARIABLES - _macro_variables(tokens)
         if unknown:
             known = ", ".join(sorted(VARIABLES))
@@ -63,11 +61,17 @@ class Filter:
         if functions:
             raise ValueError(f"unknown function {min(functions)!r}")
         self._reads = {name: _reads(tokens, name) for name in ("record", "old")}
+        self.reads_op = "op" in self._program.variables()
 
     @property
     def columns(self) -> frozenset[str]:
         """The columns of `record` and `old` that the expression names."""
         return frozenset().union(*(reads.columns | reads.tested for reads in self._reads.values()))
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables that it reads: some of VARIABLES."""
+        return VARIABLES & frozenset(self._program.variables())
 
     @property
     def record_columns(self) -> frozenset[str] | None:
@@ -96,6 +100,25 @@ class Filter:
             self._reads[name].whole or absent & self._reads[name].tested for name, absent in missing.items() if absent
         )
 
+    def reads(self, name: str) -> frozenset[str]:
+        """The columns of `record` or of `old` that it names."""
+        return frozenset(self._reads[name].columns | self._reads[name].tested)
+
+    def missing(self, environment: dict[str, Any], unchanged: Sequence[str] = ()) -> frozenset[str]:
+        """The columns for lack of which a message that it wants is undecidable; none where the filter gives true."""
+        lacking = self._missing(environment, unchanged)
+        try:
+            decided = self._program.execute(environment) is True
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
+            decided = False
+        if decided:
+            return frozenset()
+        return frozenset(
+            f"{name}.{column}".replace(".*", "") for name, columns in lacking.items() for column in columns
+        )
+
     def _missing(self, environment: dict[str, Any], unchanged: Sequence[str]) -> dict[str, set[str]]:
         """By map: the columns that the expression reads and the WAL did not carry ('*' where the map is read whole)."""
         record, old, op = environment["record"], environment["old"], environment["op"]
@@ -115,19 +138,23 @@ class Filter:
         return missing
 
 
-def wants_text(
-    condition: Filter, text: str | bytes, topic: str, key: str | None, commit_lsn: str | None, ordinal: int | None,
-    xid: int | None,
-) -> bool:  # fmt: skip
-    """The same of a message whose data is JSON text. Raises FilterError."""
-    try:
-        data: dict[str, Any] = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
-    schema, _, table = topic.partition(".")
-    meta = {"schema": schema, "table": table, "commit_lsn": commit_lsn, "ordinal": ordinal, "xid": xid}
-    environment = {**data, "topic": topic, "key": key, "meta": meta}
-    return condition.wants(environment, environment.pop("unchanged"))
+def tokens_of(source: str) -> list[str]:
+    """The tokens of an expression, in order."""
+    return [match[0] for match in _TOKEN.finditer(source)]
+
+
+def refuse_on_leave(mode: str, source: str | None, operations: Sequence[str]) -> None:
+    """Raise ValueError where nobody could tell that a row leaves a consumer's filter."""
+    if mode == "stream":
+        raise ValueError("a stream reads the log as it is: on_leave: delete cannot be given")
+    if source is None:
+        raise ValueError("on_leave: delete needs a filter that a row can leave")
+    if "update" not in operations:
+        raise ValueError("on_leave: delete needs the operation update: a row leaves the filter by an update")
+    if "old" in Filter(source).variables:
+        raise ValueError(
+            "on_leave: delete needs a filter over the row, and this one reads `old`: it tells changes apart, not rows"
+        )
 
 
 def _macro_variables(tokens: list[str]) -> set[str]:

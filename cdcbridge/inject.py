@@ -9,10 +9,11 @@ from typing import Final
 
 from cdcbridge.batch import ROW_OVERHEAD, Batch
 from cdcbridge.encode import PACK_READ, partition_of, read_part
-from cdcbridge.filters import FilterError, wants_text
+from cdcbridge.filters import FilterError
 from cdcbridge.lsn import format_lsn
 from cdcbridge.position import Position
 from cdcbridge.reads import Chunk, Stale
+from cdcbridge.verdict import Logged, verdict_of_text
 
 _LENGTH: Final = struct.Struct("!i")
 _NULL: Final = 0xFFFFFFFF
@@ -35,7 +36,7 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
         taken, own_keys = _looked_at(batch, chunk, stale, behind, shared, partitions)
     if wanted.reads_log:
         batch.streams.add(consumer)
-    elif wanted.key is not None:
+    elif wanted.own_keys:
         indexes, keys = batch.keyed.setdefault(consumer, ([], []))
         indexes += taken
         keys += own_keys
@@ -97,7 +98,7 @@ def _looked_at(
             continue
         try:
             reason = None
-            if wanted.filter and not wants_text(wanted.filter, data, watch.topic, text, lsn, ordinal + 1, None):
+            if verdict_of_text(wanted, Logged(data, watch.topic, text, lsn, ordinal + 1, None)) == "passed":
                 continue
         except FilterError as error:
             reason = f"filter_error: {error}"
@@ -117,7 +118,7 @@ def _looked_at(
         batch.size += len(body) + len(shared) + ROW_OVERHEAD
         if reason is None:
             taken.append(index)
-            own_keys.append(own_key)
+            own_keys.append(text if wanted.key is None else own_key)
         else:
             batch.dead.append((wanted.consumer_id, index, reason, text if wanted.key is None else own_key))
     return taken, own_keys

@@ -17,6 +17,7 @@ from psycopg import sql
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable
+from cdcbridge.patterns import whole
 from cdcbridge.route import OPERATIONS
 from cdcbridge.tables import find_tables
 
@@ -96,7 +97,7 @@ def needed(config: Config, connection: Connection) -> list[Publication]:
     wanted = wanted_publications(config.source.publication, config.consumers)
     if connection.info.server_version < _STORED_SINCE:
         return wanted
-    patterns = {pattern for c in config.consumers if _WRITES & set(c.operations) for pattern in c.tables}
+    patterns = {pattern for c in config.consumers if _WRITES & set(c.operations) for pattern in whole(c.tables)}
     tables = [t for p in sorted(patterns) for t in find_tables(connection, p, config.store.schema_)]
     full = [t for table in tables for t in (table, *table.leaves) if t.full]
     if not patterns:
@@ -112,7 +113,7 @@ def wanted_publications(name: str, consumers: Iterable[Consumer]) -> list[Public
     """
     wanted: dict[str, set[str]] = {}
     for consumer in consumers:
-        for pattern in consumer.tables:
+        for pattern in whole(consumer.tables):
             wanted.setdefault(pattern, set()).update(consumer.operations)
     full = {pattern: operations for pattern, operations in wanted.items() if operations & _WRITES}
     inserts = {pattern: operations for pattern, operations in wanted.items() if not operations & _WRITES}

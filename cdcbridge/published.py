@@ -41,7 +41,7 @@ class Published:
         """The key that these members of the data make, as columns of a row would."""
         if not self.record.startswith(b"{"):
             return None
-        return key_text({name: orjson.Fragment(value) for name, value in _members(self.record.decode())}, columns)
+        return key_text({name: orjson.Fragment(value) for name, value in members(self.record.decode())}, columns)
 
 
 def read_published(content: bytes) -> Published:
@@ -55,9 +55,9 @@ def read_published(content: bytes) -> Published:
         return _malformed(content, f"not JSON: {error.msg}")
     if not isinstance(parsed, dict) or "data" not in parsed or not parsed.keys() <= _MEMBERS:
         return _malformed(content, 'expected {"key": ..., "data": ..., "deliver_at": ...}')
-    members = dict(_members(content.decode()))
+    parts = dict(members(content.decode()))
     # A newline is legal between tokens only: a message stays on one line.
-    members["data"] = members["data"].replace("\n", " ").replace("\r", " ")
+    parts["data"] = parts["data"].replace("\n", " ").replace("\r", " ")
     key = parsed.get("key")
     if isinstance(key, bool | dict | list):
         return _malformed(content, "the key is not a text, a number or null")
@@ -67,8 +67,8 @@ def read_published(content: bytes) -> Published:
         deliver_at = _time(parsed.get("deliver_at"))
     except ValueError:
         return _malformed(content, "deliver_at is not a time with its zone, such as 2026-05-01T10:00:00Z")
-    text = key if key is None or isinstance(key, str) else members["key"]
-    return Published(text, members["data"].encode(), deliver_at=deliver_at)
+    text = key if key is None or isinstance(key, str) else parts["key"]
+    return Published(text, parts["data"].encode(), deliver_at=deliver_at)
 
 
 def _time(value: object) -> str | None:
@@ -114,7 +114,7 @@ def _malformed(content: bytes, reason: str) -> Published:
     return Published(None, json.dumps(content.decode(errors="replace")).encode(), reason)
 
 
-def _members(text: str) -> Iterator[tuple[str, str]]:
+def members(text: str) -> Iterator[tuple[str, str]]:
     """The members of a JSON object, each value as it is written: data is not to go through a Python number."""
     position = _past_space(text, text.index("{") + 1)
     while text[position] != "}":

@@ -15,6 +15,7 @@ from cdcbridge import publications, source
 from cdcbridge.capture import LEFT_OUT, Capture, look, losses
 from cdcbridge.config import Config
 from cdcbridge.database import Connection
+from cdcbridge.patterns import whole
 
 log = structlog.get_logger()
 
@@ -37,7 +38,7 @@ def bring_into_step(
     left_out: tables that cannot be captured now, for example `public.orders` after it lost its key.
     Raises OperatorNeeded where the role may not do what is missing.
     """
-    patterns = [pattern for consumer in config.consumers for pattern in consumer.tables]
+    patterns = [pattern for consumer in config.consumers for pattern in whole(consumer.tables)]
     missing: list[str] = []
     if before is not None:
         began = Capture(**before)

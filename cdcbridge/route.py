@@ -9,6 +9,7 @@ from typing import Final
 
 from cdcbridge.filters import Filter
 from cdcbridge.model import Relation
+from cdcbridge.patterns import is_name, take, taken, whole
 
 OPERATIONS: Final = ("insert", "update", "delete", "truncate")
 IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.event_trigger); never captured, either
@@ -18,7 +19,7 @@ IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.ev
 class Subscription:
     """What a consumer declared, as much as routing needs. `key` None: the log's key. `max_bytes` is of `data`.
     `in_order`: mode fifo. `reads_log`: mode stream, which gets no rows of its own. `topics`: of published messages.
-    `columns`: all that its key and its columns name.
+    `columns`: all that its key and its columns name. `on_leave`: a row that leaves the filter is delivered as a delete.
     """
 
     consumer_id: int
@@ -32,11 +33,17 @@ class Subscription:
     topics: tuple[str, ...] = ()
     reads_log: bool = False
     columns: frozenset[str] = frozenset()
+    on_leave: bool = False
 
     @property
     def plain(self) -> bool:
         """Takes every message of its tables and operations as it is."""
         return self.filter is None and self.key is None
+
+    @property
+    def own_keys(self) -> bool:
+        """Its messages have keys of their own. A row that left the filter has the key it had before."""
+        return self.key is not None or self.on_leave
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,16 +60,22 @@ class Plan:
 
 
 class Router:
-    """Plans by relation and operation. Patterns: `schema.table`, `schema.*`, `*.*`; `own_schema` is never taken."""
+    """Plans by relation and operation. `own_schema` is never taken."""
 
     def __init__(self, subscriptions: Iterable[Subscription], own_schema: str = "cdcbridge") -> None:
         self._own_schema = own_schema
-        self._by_pattern: dict[str, list[Subscription]] = {}
+        self._named: dict[str, list[Subscription]] = {}
+        self._wild: list[Subscription] = []
+        self._found: dict[str, list[Subscription]] = {}
         subscriptions = tuple(subscriptions)
         self.in_order = frozenset(s.consumer_id for s in subscriptions if s.in_order)
         for subscription in subscriptions:
-            for pattern in dict.fromkeys(subscription.tables):
-                self._by_pattern.setdefault(pattern, []).append(subscription)
+            if all(map(is_name, taken(subscription.tables))):
+                for name in dict.fromkeys(taken(subscription.tables)):
+                    self._named.setdefault(name, []).append(subscription)
+            else:
+                self._wild.append(subscription)
+        self.patterns = list(dict.fromkeys(pattern for s in subscriptions for pattern in whole(s.tables)))
         self._by_topic: dict[str, list[Subscription]] = {}
         for subscription in subscriptions:
             for topic in dict.fromkeys(subscription.topics):
@@ -76,13 +89,12 @@ class Router:
         """
         if schema in (self._own_schema, IDENTITY_SCHEMA) or "." in schema:
             return []
-        found = [s for p in (f"{schema}.{table}", f"{schema}.*", "*.*") for s in self._by_pattern.get(p, ())]
-        return sorted(dict.fromkeys(found), key=lambda s: s.consumer_id)
-
-    @property
-    def patterns(self) -> list[str]:
-        """The tables that consumers name or cover, for example `public.orders`, `sales.*`."""
-        return list(self._by_pattern)
+        topic = f"{schema}.{table}"
+        found = self._found.get(topic)
+        if found is None:
+            takers = [s for s in (*self._named.get(topic, ()), *self._wild) if take(s.tables, topic)]
+            found = self._found[topic] = sorted(takers, key=lambda s: s.consumer_id)
+        return found
 
     def readers(self, topic: str) -> list[Subscription]:
         """All consumers of a published topic."""

@@ -28,7 +28,7 @@ from cdcbridge.publishing import Publishing, bring_into_step
 from cdcbridge.replication import ReplicationStream, UnknownOption
 from cdcbridge.route import Router, Subscription
 from cdcbridge.store import History, Store, Tail
-from cdcbridge.tables import find_tables
+from cdcbridge.tables import tables_of
 
 _PATIENCE: Final = 5.0  # seconds for a lock in the store, after which the bridge starts again
 log = structlog.get_logger()
@@ -216,7 +216,7 @@ def _begin_snapshots(config: Config, connection: Connection, store: Connection) 
     for consumer in config.consumers:
         if consumer.start != "snapshot" or consumer.name not in new:
             continue
-        found = [t for p in consumer.tables for t in find_tables(connection, p, config.store.schema_)]
+        found = tables_of(connection, consumer.tables, config.store.schema_)
         with store_errors(), store.transaction():
             for topic in sorted({table.topic for table in found}):
                 store.execute(

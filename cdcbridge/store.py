@@ -18,6 +18,7 @@ import psycopg
 import structlog
 from psycopg.types.json import Jsonb
 
+from cdcbridge.backlog import keep_own
 from cdcbridge.batch import Batch
 from cdcbridge.database import BRIDGE_SESSION, Connection, connect_store, cut_off, store_errors
 from cdcbridge.encode import COPY_HEADER, COPY_MESSAGES, COPY_SPILLED, COPY_TRAILER, COPY_WAITING, message_rows
@@ -298,6 +299,7 @@ class Store:
                 seqs = [first + index for index in indexes]
                 query = "select delay_appended(%s, %s, %s, %s::timestamptz[])"
                 cursor.execute(query, (list(consumers), seqs, list(keys), list(times)))
+            keep_own(connection, batch.own, first)
             if batch.dead:
                 consumers, indexes, reasons, keys = zip(*batch.dead, strict=True)
                 seqs = [first + index for index in indexes]

@@ -9,16 +9,26 @@ from typing import Any, Final
 from psycopg import sql
 
 from cdcbridge.database import Connection, source_errors
+from cdcbridge.patterns import is_name, like, take, taken
 from cdcbridge.route import IDENTITY_SCHEMA
 
 
 @dataclass(slots=True, frozen=True)
 class Column:
-    """A column; `generated` is '' for an ordinary one, 's' for a stored and 'v' for a virtual generated one."""
+    """A column; `generated` is '' for an ordinary one, 's' for a stored and 'v' for a virtual generated one.
+
+    type: as SQL writes it; of a domain, its base type.
+    kind: what it is in `record`: number, text, boolean, list, or any.
+    labels: of an enum.
+    """
 
     name: str
     generated: str
     floating: bool
+    type: str = ""
+    kind: str = "any"
+    nullable: bool = True
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -111,13 +121,24 @@ class Table:
         return tuple(column.name for column in self.columns if column.floating)
 
 
+# What to_jsonb() makes of a value. A type of an extension may have a cast to json.
+_KIND: Final = """case when b.oid in (20, 21, 23, 700, 701, 1700) then 'number' when b.oid = 16 then 'boolean'
+    when b.typtype = 'd' or b.oid in (114, 3802) then 'any'
+    when b.typtype = 'b' and b.typcategory <> 'A' and b.oid >= 16384 then 'any'
+    when b.typcategory = 'A' then 'list' else 'text' end"""
 # The conditions are those of RelationGetIndexList(): what it passes over is no replica identity.
 _TABLES: Final = """
     select n.nspname, c.relname, c.oid::int8, c.relkind::text, c.relpersistence::text, c.relispartition,
            c.relreplident::text,
            (select coalesce(json_agg(json_build_array(a.attname, a.attgenerated::text,
-                                                      a.atttypid in (700, 701, 1700)) order by a.attnum), '[]')
-            from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
+                                                      a.atttypid in (700, 701, 1700),
+                                                      format_type(b.oid, a.atttypmod), {kind}, not a.attnotnull,
+                                                      array(select e.enumlabel from pg_enum e where e.enumtypid = b.oid
+                                                            order by e.enumsortorder)) order by a.attnum), '[]')
+            from pg_attribute a join pg_type t on t.oid = a.atttypid
+            left join pg_type d on d.oid = t.typbasetype
+            join pg_type b on b.oid = coalesce(nullif(d.typbasetype, 0), nullif(t.typbasetype, 0), t.oid)
+            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped),
            (select coalesce(json_agg(json_build_array(
                 x.relname, k.names, i.indisprimary, i.indisreplident,
                 i.indislive and i.indisvalid and i.indimmediate and i.indpred is null,
@@ -149,8 +170,9 @@ _CHILDREN: Final = """
 """
 # Topics are split at their first dot, so a table in a schema whose name has one has no topic of its own.
 _COVERED: Final = """
-    (%s = '*' or n.nspname = %s) and n.nspname <> all (%s) and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
-    and position('.' in n.nspname) = 0 and c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartition
+    n.nspname || '.' || c.relname like %s and n.nspname <> all (%s) and n.nspname !~ '^pg_'
+    and n.nspname <> 'information_schema' and position('.' in n.nspname) = 0
+    and c.relkind in ('r', 'p') and c.relpersistence = 'p' and not c.relispartition
 """
 
 
@@ -160,12 +182,18 @@ def find_tables(connection: Connection, pattern: str, own_schema: str) -> list[T
     A name finds any kind of relation. A wildcard finds the tables that can be published; of partitioned ones, the root.
     """
     schema, _, name = pattern.partition(".")
-    if name != "*":
+    if is_name(pattern):
         condition = "c.relpersistence <> 't' and n.nspname = %s and c.relname = %s"
         found = _look(connection, condition, (schema, name))
     else:
-        found = _look(connection, _COVERED, (schema, schema, [own_schema, IDENTITY_SCHEMA]))
+        found = _look(connection, _COVERED, (like(pattern), [own_schema, IDENTITY_SCHEMA]))
     return _with_children(connection, _with_leaves(connection, found))
+
+
+def tables_of(connection: Connection, patterns: Sequence[str], own_schema: str) -> list[Table]:
+    """Look up the tables that a consumer's patterns take, each once."""
+    found = [t for pattern in taken(patterns) for t in find_tables(connection, pattern, own_schema)]
+    return list({table.oid: table for table in found if take(patterns, table.topic)}.values())
 
 
 def dotted_schemas(connection: Connection) -> list[str]:
@@ -180,13 +208,19 @@ def dotted_schemas(connection: Connection) -> list[str]:
 
 def _look(connection: Connection, condition: str, given: Sequence[Any]) -> list[Table]:
     with source_errors():
-        rows = connection.execute(_TABLES.format(condition=condition).encode(), given).fetchall()
+        rows = connection.execute(_TABLES.format(condition=condition, kind=_KIND).encode(), given).fetchall()
     found = []
     for schema, name, oid, kind, persistence, partition, identity, columns, indexes in rows:
-        made_columns = tuple(Column(*column) for column in columns)
+        made_columns = tuple(_column(*column) for column in columns)
         made_indexes = tuple(Index(index, tuple(keys), *more) for index, keys, *more in indexes)
         found.append(Table(schema, name, oid, kind, persistence, partition, identity, made_columns, made_indexes))
     return found
+
+
+def _column(
+    name: str, generated: str, floating: bool, type_: str, kind: str, nullable: bool, labels: list[str]
+) -> Column:
+    return Column(name, generated, floating, type_, kind, nullable, tuple(labels))
 
 
 def _with_leaves(connection: Connection, tables: list[Table]) -> list[Table]:

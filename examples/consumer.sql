@@ -1,11 +1,42 @@
 -- A consumer in plain SQL: psql -v ON_ERROR_STOP=1 -v consumer=billing -f examples/consumer.sql
--- Takes up to 100 messages, does something with them, and acks them, in one transaction: all of it happens, or nothing.
+-- Keeps a copy of rows by their column id. Takes up to 100 messages, applies them, and acks them, in one transaction: all of it
+-- happens, or nothing. Run it again until it acks nothing: a truncate comes alone. It needs a consumer with `mode: fifo`, and it writes into a schema of its own, which no consumer takes.
 
-create table if not exists seen (seq bigint primary key, op text, record jsonb);
+create schema if not exists shop_effects;
+create table if not exists shop_effects.copies (topic text, id text, record jsonb not null, primary key (topic, id));
 
-begin;
+begin isolation level read committed;
 create temporary table batch on commit drop as
-    select * from cdcbridge.receive(:'consumer', 100);
-insert into seen select seq, data ->> 'op', (data -> 'record')::jsonb from batch;
+    select *, row_number() over () as place, :'consumer'::text as consumer from cdcbridge.receive(:'consumer', 100);
+
+do $$
+declare
+    message record;
+begin
+    for message in select * from batch order by place loop
+        begin
+            case message.data ->> 'op'
+                when 'insert', 'update', 'read', 'message' then
+                    -- An update that changes the id leaves no row under the old one.
+                    delete from shop_effects.copies c where c.topic = message.topic and c.id = message.data #>> '{old,id}';
+                    insert into shop_effects.copies as c
+                    values (message.topic, coalesce(message.data #>> '{record,id}', message.key, message.seq::text),
+                            (message.data -> 'record')::jsonb)
+                    -- Columns that the message does not carry (`unchanged`) stay as they are.
+                    on conflict (topic, id) do update set record = c.record || excluded.record;
+                when 'delete' then
+                    delete from shop_effects.copies c where c.topic = message.topic and c.id = message.data #>> '{record,id}';
+                when 'truncate' then
+                    delete from shop_effects.copies c where c.topic = message.topic;
+                when 'gap' then
+                    raise warning 'changes are missing: %', message.data -> 'record';
+            end case;
+        exception when data_exception or integrity_constraint_violation then -- a row that can never be applied
+            perform cdcbridge.nack(message.consumer, array[message.receipt], reason => sqlerrm, dead => true);
+            delete from batch b where b.receipt = message.receipt;
+        end;
+    end loop;
+end $$;
+
 select cdcbridge.ack(:'consumer', array(select receipt from batch), strict => true) as acked;
 commit;

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from cdcbridge import __version__
-from cdcbridge.cli import backfill, bridge, consumers, dead, install, offsets, queue, slot, status, stream
+from cdcbridge.cli import backfill, bridge, consumers, dead, filters, install, offsets, queue, slot, status, stream
 from cdcbridge.cli.complaints import complain, complain_of_usage
 from cdcbridge.cli.context import TEXT, App, say
 from cdcbridge.database import server_errors
@@ -50,7 +50,7 @@ def cli(context: click.Context, path: Path) -> None:
     context.obj = App(path)
 
 
-for group in (install, status, bridge, consumers, queue, stream, dead, offsets, backfill, slot):
+for group in (install, status, bridge, consumers, filters, queue, stream, dead, offsets, backfill, slot):
     for command in group.COMMANDS:
         cli.add_command(command)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
-import orjson
 from psycopg import sql
 
+from cdcbridge.client._contents import ParseFloat, parsed
 from cdcbridge.client._limits import now, refuse_bad_time
 from cdcbridge.errors import ClientClosed, UnreadableData, UsageError
 
@@ -23,7 +22,7 @@ class LogMessage:
     stand as PostgreSQL wrote them. `position` is (commit_lsn, ordinal), None for a published message.
     """
 
-    __slots__ = ("_data", "commit_time", "inserted_at", "key", "position", "raw", "seq", "topic")
+    __slots__ = ("_data", "commit_time", "inserted_at", "key", "parse_float", "position", "raw", "seq", "topic")
 
     def __init__(
         self,
@@ -40,6 +39,7 @@ class LogMessage:
         self.key = key
         self.raw = raw
         self._data: dict[str, Any] | None = None
+        self.parse_float: ParseFloat | None = None
         self.position = position
         self.commit_time = commit_time
         self.inserted_at = inserted_at
@@ -49,6 +49,7 @@ class LogMessage:
         """`raw` as Python values, made at the first use. Raises UnreadableData, a ValueError, where Python has none.
 
         A json column can hold what orjson refuses, such as half of a surrogate pair: Python's own parser takes it.
+        With `parse_float` of connect(), every number keeps all of its digits.
         """
         if self._data is None:
             self._data = _parsed(self)
@@ -60,15 +61,12 @@ class LogMessage:
 
 def _parsed(message: LogMessage) -> dict[str, Any]:
     try:
-        found = orjson.loads(message.raw)
-    except orjson.JSONDecodeError:
-        try:
-            found = json.loads(message.raw)
-        except (ValueError, RecursionError) as error:
-            raise UnreadableData(
-                f"message {message.seq} of {message.topic}: its data cannot be made Python values: {error}",
-                hint="`raw` has it as JSON text.",
-            ) from None
+        found = parsed(message.raw, message.parse_float)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise UnreadableData(
+            f"message {message.seq} of {message.topic}: its data cannot be made Python values: {error}",
+            hint="`raw` has it as JSON text.",
+        ) from None
     return cast("dict[str, Any]", found)
 
 
@@ -143,11 +141,13 @@ def row_delivery(row: tuple[Any, ...], asked: float) -> tuple[Any, ...]:
     return (*head, position, commit_time, inserted_at, visibility, asked)
 
 
-def row_message(row: tuple[Any, ...]) -> LogMessage:
+def row_message(row: tuple[Any, ...], parse_float: ParseFloat | None) -> LogMessage:
     """A row of the read statement, from the seq on."""
     seq, topic, key, raw, commit_lsn, ordinal, commit_time, inserted_at = row
     position = None if commit_lsn is None else (commit_lsn, ordinal)
-    return LogMessage(seq, topic, key, raw, position, commit_time, inserted_at)
+    message = LogMessage(seq, topic, key, raw, position, commit_time, inserted_at)
+    message.parse_float = parse_float
+    return message
 
 
 def due_in(row: tuple[Any, ...] | None, poll_interval: float | None) -> float:
@@ -292,6 +292,7 @@ class Base:
         self.dsn = dsn
         self.consumer = consumer
         self.poll_interval = poll_interval
+        self.parse_float: ParseFloat | None = None
         self.pooled = False
         self.stopped = False
         self.closed = False

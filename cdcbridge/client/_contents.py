@@ -1,4 +1,4 @@
-"""Turn published data into JSON, and check the texts that go with it. Pure.
+"""Turn published data into JSON and received data into Python values, and check the texts that go with it. Pure.
 
 Never changes a value: it refuses each value that JSON or PostgreSQL cannot hold, and names the value's place.
 """
@@ -10,13 +10,14 @@ import enum
 import json
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeAlias
 
 import orjson
 
 from cdcbridge.errors import UsageError
 
+ParseFloat: TypeAlias = Callable[[str], Any]
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
@@ -32,6 +33,26 @@ def json_text(data: Any, *, ascii_only: bool = False) -> str:
                 f"{place} is {value}, which JSON does not have", hint="Publish None, or the number as a string."
             )
     return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text) if ascii_only else text
+
+
+def parsed(text: str, parse_float: ParseFloat | None) -> Any:
+    """Return JSON as Python values. With `parse_float`, for example decimal.Decimal, each number keeps its digits.
+
+    orjson has no such option, and makes floats of integers with more than 64 bits. Raises ValueError.
+    """
+    if parse_float is None:
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return json.loads(text)  # takes half of a surrogate pair
+
+    def whole(digits: str) -> Any:
+        try:
+            return int(digits)
+        except ValueError:  # Python refuses 4,300 digits and more
+            return parse_float(digits)
+
+    return json.loads(text, parse_float=parse_float, parse_int=whole)
 
 
 def _not_finite(value: Any, place: str) -> Iterator[tuple[str, float]]:

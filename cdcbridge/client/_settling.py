@@ -33,6 +33,7 @@ class Message(Delivery):
 
     def __init__(self, row: tuple[Any, ...], queue: Settling) -> None:
         super().__init__(*row)
+        self.parse_float = queue.parse_float
         self._queue = queue
 
     def ack(self) -> bool:

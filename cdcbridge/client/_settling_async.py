@@ -33,6 +33,7 @@ class AsyncMessage(Delivery):
 
     def __init__(self, row: tuple[Any, ...], queue: AsyncSettling) -> None:
         super().__init__(*row)
+        self.parse_float = queue.parse_float
         self._queue = queue
 
     async def ack(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from psycopg.pq import TransactionStatus
 
 from cdcbridge.client._common import LogMessage, Standing, StreamStatements, row_message
+from cdcbridge.client._contents import ParseFloat
 from cdcbridge.client._limits import AWAY, COUNTING, LONGEST, PATIENCE, now, patient, refuse_bad_time, refuse_no_zone
 from cdcbridge.client._session import Session
 from cdcbridge.client._sessions import Connection, Sessions
@@ -42,7 +43,7 @@ class Batch:
     ) -> None:
         self.receipt: str | None = rows[0][0]
         self.partition: int = rows[0][1]
-        self.messages: list[LogMessage] = [row_message(row[2:]) for row in rows]
+        self.messages: list[LogMessage] = [row_message(row[2:], stream.parse_float) for row in rows]
         self.settled = False
         self.lost = False
         self.visibility = lease
@@ -134,14 +135,17 @@ class Stream(Sessions):
         schema: str = "cdcbridge",
         poll_interval: float | None = None,
         lease: float = 30,
+        parse_float: ParseFloat | None = None,
     ) -> Self:
         """Join a stream consumer's group in the store `dsn`. Raises UsageError where there is no such consumer,
         StoreUnavailable where the store cannot be reached.
 
         `lease`: how long (seconds) a batch is this member's; should it die, others go on after that. `poll_interval`:
-        look so often (seconds) instead of listening; chosen by itself behind a connection pooler.
+        look so often (seconds) instead of listening; chosen by itself behind a connection pooler. `parse_float`: makes
+        the numbers that are no integers, for example `decimal.Decimal`, so that no number loses a digit.
         """
         stream = cls(dsn, consumer, schema, poll_interval, lease)
+        stream.parse_float = parse_float
         stream._reader_session()
         return stream
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Final, Self
 
 from cdcbridge.client._common import Seq, row_delivery, tie_mates
-from cdcbridge.client._contents import json_text, refuse_bad_text
+from cdcbridge.client._contents import ParseFloat, json_text, refuse_bad_text
 from cdcbridge.client._limits import AWAY, PATIENCE, now, patient, refuse_bad_delay, refuse_bad_time
 from cdcbridge.client._session import Session
 from cdcbridge.client._sessions import Connection
@@ -31,13 +31,24 @@ class Queue(Settling):
     """A consumer's queue. Made by connect(); a context manager."""
 
     @classmethod
-    def connect(cls, dsn: str, consumer: str, *, schema: str = "cdcbridge", poll_interval: float | None = None) -> Self:
+    def connect(
+        cls,
+        dsn: str,
+        consumer: str,
+        *,
+        schema: str = "cdcbridge",
+        poll_interval: float | None = None,
+        parse_float: ParseFloat | None = None,
+    ) -> Self:
         """Open a consumer's queue in the store `dsn`. Raises UsageError where there is no such consumer,
         StoreUnavailable where the store cannot be reached.
 
         `poll_interval`: look so often (seconds) instead of listening; chosen by itself behind a connection pooler.
+        `parse_float`: makes the numbers of `message.data` that are no integers, for example `decimal.Decimal`. Then no
+        number loses a digit.
         """
         queue = cls(dsn, consumer, schema, poll_interval)
+        queue.parse_float = parse_float
         queue._reader_session()
         return queue
 

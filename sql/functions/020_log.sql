@@ -158,15 +158,30 @@ begin
     end if;
 end $$;
 
+-- keep_own(consumer_ids, seqs, keys, documents): keeps data that replaces the log's for a consumer. For example, a delete of a row that
+-- left the consumer's filter. It is kept with the data of redriven messages, but in the message's own place: tie is 0.
+create or replace function keep_own(consumer_ids int[], seqs bigint[], keys text[], documents text[]) returns void
+language sql set search_path from current as $$
+    insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at, ord)
+    select o.consumer_id, m.seq, m.topic, o.key, o.document::json, m.commit_lsn, m.ordinal, m.commit_time, m.inserted_at, m.seq
+    from unnest(consumer_ids, seqs, keys, documents) as o (consumer_id, seq, key, document)
+    join messages m on m.seq = o.seq
+$$;
+
 -- bury_appended(consumer_ids, seqs, reasons, keys): dead letters of messages that are in the log; keys are the consumers'.
 create or replace function bury_appended(consumer_ids int[], seqs bigint[], reasons text[], keys text[]) returns void
 language sql set search_path from current as $$
+    with own as (
+        delete from redriven r using unnest(consumer_ids, seqs) as d (consumer_id, seq)
+        where r.consumer_id = d.consumer_id and r.seq = d.seq
+        returning r.consumer_id, r.seq, r.data)
     insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history, commit_lsn, ordinal,
                                commit_time, inserted_at)
-    select d.consumer_id, m.seq, m.topic, d.key, m.data, 0, d.reason, '[]', m.commit_lsn, m.ordinal,
+    select d.consumer_id, m.seq, m.topic, d.key, coalesce(o.data, m.data), 0, d.reason, '[]', m.commit_lsn, m.ordinal,
            m.commit_time, m.inserted_at
     from unnest(consumer_ids, seqs, reasons, keys) as d (consumer_id, seq, reason, key)
     join messages m on m.seq = d.seq
+    left join own o on o.consumer_id = d.consumer_id and o.seq = d.seq
     order by m.seq, d.consumer_id
 $$;
 

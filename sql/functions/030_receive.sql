@@ -44,7 +44,7 @@ begin
     end if;
     claimed := currval('tokens_seq'); -- the claim's
     suffix := '-' || claimed;
-    if k.plain and not c.config ?| '{columns,key}' then
+    if k.plain and not c.config ?| '{columns,key,on_leave}' then
         -- All that there is to know stands in the log, in this order. Where there is no other message between: one walk along it.
         lowest := k.taken[1];
         highest := k.taken[cardinality(k.taken)];
@@ -70,8 +70,8 @@ begin
     return query
         select u.seq::text || suffix, u.seq, coalesce(m.topic, r.topic),
                case when l.keys is null then m.key else u.key end,
-               case when c.config ? 'columns' then project(coalesce(m.data, r.data), c.config -> 'columns')
-                    else coalesce(m.data, r.data) end,
+               case when c.config ? 'columns' then project(coalesce(r.data, m.data), c.config -> 'columns')
+                    else coalesce(r.data, m.data) end,
                l.deliver_count, l.not_visible_until, coalesce(m.commit_lsn, r.commit_lsn),
                coalesce(m.ordinal, r.ordinal), coalesce(m.commit_time, r.commit_time),
                coalesce(m.inserted_at, r.inserted_at)

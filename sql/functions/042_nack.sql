@@ -223,7 +223,7 @@ begin
         returning r.*)
     insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history, commit_lsn, ordinal,
                                commit_time, inserted_at)
-    select bury.consumer_id, d.seq, coalesce(m.topic, r.topic), d.key, coalesce(m.data, r.data), d.deliver_count,
+    select bury.consumer_id, d.seq, coalesce(m.topic, r.topic), d.key, coalesce(r.data, m.data), d.deliver_count,
            bury.reason, d.history::json, coalesce(m.commit_lsn, r.commit_lsn), coalesce(m.ordinal, r.ordinal),
            coalesce(m.commit_time, r.commit_time), coalesce(m.inserted_at, r.inserted_at)
     from unnest(deliveries) d
@@ -246,7 +246,7 @@ begin
     from unnest(deliveries_of(consumer.id, array[token])) d
     left join messages m on m.seq = d.seq
     left join redriven r on r.consumer_id = consumer.id and r.seq = d.seq
-    where project(coalesce(m.data, r.data), consumer.config -> 'columns') is null;
+    where project(coalesce(r.data, m.data), consumer.config -> 'columns') is null;
     if bad is not null then
         perform remove_locked(consumer.id, bad);
         perform bury(consumer.id, bad, 'undecodable: its columns cannot be separated');

@@ -48,10 +48,12 @@ begin
     return revived;
 end $$;
 
--- replay_messages(consumer_id, chosen, keys) -> how many of these messages of the log went to the end of the queue once more, in
+-- replay_messages(consumer_id, chosen, keys, own_seqs, documents) -> how many of these messages of the log went to the end of the queue once more, in
 -- order, marked as replayed, with a fresh count; those that wait or are in flight are skipped. keys null: the log's.
+-- documents: data that replaces the log's for the messages own_seqs, as in keep_own().
 -- They carry their data with them, as redriven ones do. Raises CB001. Locks: the consumer; the gap guard's, to the end of the transaction.
-create or replace function replay_messages(consumer_id int, chosen bigint[], keys text[], out replayed int, out skipped int)
+create or replace function replay_messages(consumer_id int, chosen bigint[], keys text[], own_seqs bigint[], documents text[],
+                                           out replayed int, out skipped int)
 language plpgsql volatile
 set search_path from current set jit = off as $$
 declare
@@ -70,10 +72,12 @@ begin
     ), again as (
         insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at, ord, tie,
                               replayed)
-        select c.id, m.seq, m.topic, m.own_key, m.data, m.commit_lsn, m.ordinal, m.commit_time, m.inserted_at,
+        select c.id, m.seq, m.topic, m.own_key, coalesce(m.document::json, m.data), m.commit_lsn, m.ordinal, m.commit_time, m.inserted_at,
                greatest(1, (select last_value from messages_seq)), nextval('redrives_seq'), true
-        from (select m.*, case when keys is null then m.key else w.key end as own_key
-              from wanted w join messages m on m.seq = w.seq order by w.n offset 0) m
+        from (select m.*, case when keys is null then m.key else w.key end as own_key, o.document
+              from wanted w join messages m on m.seq = w.seq
+              left join unnest(own_seqs, documents) as o (seq, document) on o.seq = w.seq
+              order by w.n offset 0) m
         on conflict do nothing
         returning seq, key, ord, tie, data
     )

@@ -18,7 +18,7 @@ begin
         with visible as (
             %s)
         select null::text, v.seq, coalesce(m.topic, r.topic), case when v.log_key then m.key else v.key end,
-               project(coalesce(m.data, r.data), $3), v.deliver_count, v.not_visible_until,
+               project(coalesce(r.data, m.data), $3), v.deliver_count, v.not_visible_until,
                coalesce(m.commit_lsn, r.commit_lsn), coalesce(m.ordinal, r.ordinal),
                coalesce(m.commit_time, r.commit_time), coalesce(m.inserted_at, r.inserted_at)
         from (select *, row_number() over (order by place, ord, tie, n) as rank from visible order by rank limit $2) v

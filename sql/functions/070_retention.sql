@@ -83,6 +83,7 @@ end $$;
 
 -- expire_before(seq) -> how many unfinished messages below seq became dead letters, with their data: what waits, what was given
 -- back, and deliveries whose timeout passed; what is in flight is left to its receiver. Up to 2,000 rows of waiting a consumer.
+-- Redriven messages (tie above 0) stay. A message in its own place that only has data of its own (keep_own) does not.
 -- Locks: these, by SKIP LOCKED.
 create or replace function expire_before(seq bigint) returns bigint
 language plpgsql volatile
@@ -103,7 +104,7 @@ begin
                 select o.keys is null as log_key, case when cardinality(o.keys) = 1 then o.keys[1] else u.key end as key,
                        o.barrier, o.inserted_at, o.ord, o.tie, u.seq, u.n,
                        u.seq < $1 and not exists (
-                           select from redriven r where r.consumer_id = %1$s and r.seq = u.seq) as expired
+                           select from redriven r where r.consumer_id = %1$s and r.seq = u.seq and r.tie > 0) as expired
                 from old o cross join lateral unnest(o.seqs, o.keys) with ordinality as u (seq, key, n)
             ), rest as (
                 select e.ord, e.tie, array_agg(e.seq order by e.n) filter (where not e.expired) as seqs,
@@ -127,14 +128,14 @@ begin
             where d.consumer_id = c.id and d.seq = any (array(
                 select o.seq from delayed o
                 where o.consumer_id = c.id and o.seq < expire_before.seq
-                  and not exists (select from redriven r where r.consumer_id = c.id and r.seq = o.seq)
+                  and not exists (select from redriven r where r.consumer_id = c.id and r.seq = o.seq and r.tie > 0)
                 for update skip locked))
             returning d.*)
         select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
                              g.visible_at, g.inserted_at, g.ord, g.tie)::delivery order by g.seq) into returned from gone g;
         leased := array(select d from unnest(lock_expired(c.id, newest_hint(c.id), 100000, 0, 0, moment())) d
                         where d.seq < expire_before.seq
-                          and not exists (select from redriven r where r.consumer_id = c.id and r.seq = d.seq));
+                          and not exists (select from redriven r where r.consumer_id = c.id and r.seq = d.seq and r.tie > 0));
         perform remove_locked(c.id, leased);
         total := total + bury(c.id, coalesce(waiting, '{}') || coalesce(returned, '{}') || leased,
                               'expired: older than store.max_retention');

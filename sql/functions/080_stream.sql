@@ -174,15 +174,27 @@ begin
     return found;
 end $$;
 
+-- like_patterns(tables, left_out) -> the patterns of `tables` that LIKE has to look at: with left_out those that leave out, else those
+-- with a part of a name, such as sales.o_*. Null where there is none.
+create or replace function like_patterns(tables jsonb, left_out boolean) returns text[]
+language sql immutable as $$
+    select array_agg(replace(replace(replace(replace(ltrim(t, '!'), E'\\', E'\\\\'), '%', E'\\%'), '_', E'\\_'), '*', '%'))
+    from jsonb_array_elements_text(tables) t
+    where starts_with(t, '!') = left_out and (left_out or strpos(t, '*') > 0 and t not like '%.*')
+$$;
+
 -- wish_of(consumer) -> what the group reads of the log. tables null: of every schema; operations null: all.
 create or replace function wish_of(consumer consumers) returns stream_wish
 language sql immutable as $$
     select row(array(select jsonb_array_elements_text(consumer.config -> 'topics')),
                case when not consumer.config -> 'tables' ? '*.*' then array(select jsonb_array_elements_text(consumer.config -> 'tables')) end,
-               array(select split_part(t, '.', 1) from jsonb_array_elements_text(consumer.config -> 'tables') t where t like '%.*'),
+               array(select split_part(t, '.', 1) from jsonb_array_elements_text(consumer.config -> 'tables') t
+                     where t like '%.*' and not starts_with(t, '!')),
                case when not consumer.config -> 'operations' @> '["insert", "update", "delete", "truncate"]'
                     then array(select jsonb_array_elements_text(consumer.config -> 'operations')) end,
-               consumer.id)::stream_wish
+               consumer.id,
+               like_patterns(consumer.config -> 'tables', false),
+               like_patterns(consumer.config -> 'tables', true))::stream_wish
 $$;
 
 -- is_wanted(topic, data, reader, wish) -> whether the group reads it. Gap messages are everybody's, rows of a backfill its consumer's.
@@ -191,7 +203,9 @@ create or replace function is_wanted(topic text, data json, reader int, wish str
 language sql immutable as $$
     select topic = any ((wish).topics) or topic = 'cdcbridge.gap' or reader = (wish).reader
         or strpos(topic, '.') > 0 and reader is null
-           and ((wish).tables is null or topic = any ((wish).tables) or split_part(topic, '.', 1) = any ((wish).schemas))
+           and ((wish).tables is null or topic = any ((wish).tables) or split_part(topic, '.', 1) = any ((wish).schemas)
+                or topic like any ((wish).taken))
+           and ((wish).left_out is null or not topic like any ((wish).left_out))
            and ((wish).operations is null or op_of(data) = any ((wish).operations))
 $$;
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cdcbridge.gap import leave_gap
+from cdcbridge.store import Store
 from tests.sql.queue import Queue
 from tests.world import PATIENCE, World, clean_environment, eventually
 
@@ -29,8 +31,8 @@ def queue(world18: World) -> Iterator[Queue]:
     made.close()
 
 
-def run(world: World, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(EXAMPLES / name), world.dsn, "orders"]
+def run(world: World, name: str, consumer: str = "orders") -> subprocess.Popen[str]:
+    command = [sys.executable, str(EXAMPLES / name), world.dsn, consumer]
     environment = {**clean_environment(), "PYTHONPATH": str(EXAMPLES.parent)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -48,7 +50,9 @@ def test_a_worker(world18: World, queue: Queue) -> None:
 def test_exactly_once(world18: World, queue: Queue) -> None:
     with run(world18, "exactly_once.py") as process:
         assert process.wait(PATIENCE) == 0
-    assert [tuple(row.values()) for row in queue.all("select customer, amount::text from totals order by 1")] == [
+    assert [
+        tuple(row.values()) for row in queue.all("select customer, amount::text from shop_effects.totals order by 1")
+    ] == [
         ("c0", "22.5"),
         ("c1", "27.5"),
     ]
@@ -61,20 +65,18 @@ def test_asynchronous(world18: World, queue: Queue) -> None:
     assert [line.split()[0] for line in output.splitlines()] == [str(n) for n in range(1, 11)]
 
 
-def test_plain_sql(world18: World, queue: Queue) -> None:
-    text = (EXAMPLES / "consumer.sql").read_text().replace(":'consumer'", "'orders'")
-    for statement in text.split(";\n"):
-        queue.session.execute(statement.encode())
-    assert queue.value("select count(*) from seen") == 10
-    assert queue.all("select * from cdcbridge.consumer_messages") == []
-
-
-def test_node(world18: World, queue: Queue, tmp_path: Path) -> None:
+def node(world: World, tmp_path: Path) -> tuple[Path, str]:
+    """The example with its packages, and the database's address."""
     if shutil.which("npm") is None:
         pytest.fail("Node and npm are not installed: run `make servers`")
     folder = shutil.copytree(EXAMPLES / "node", tmp_path / "node", ignore=shutil.ignore_patterns("node_modules"))
     subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True)
-    address = f"postgresql://postgres@/{world18.database}?host={world18.dsn.split()[0][5:]}&port={world18.server.port}"
+    host = world.dsn.split()[0][5:]
+    return folder, f"postgresql://postgres@/{world.database}?host={host}&port={world.server.port}"
+
+
+def test_node(world18: World, queue: Queue, tmp_path: Path) -> None:
+    folder, address = node(world18, tmp_path)
     with subprocess.Popen(
         ["node", "consumer.mjs", address, "orders"], cwd=folder, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -86,5 +88,145 @@ def test_node(world18: World, queue: Queue, tmp_path: Path) -> None:
         lines = process.stdout.read().splitlines()
         assert process.wait(PATIENCE) == 0
     assert [line.split()[1] for line in lines if line.split()[1] == "c0"] == ["c0"] * 5
-    assert lines[-1] == 'orders late {"customer":"late"}'
+    assert lines[-1] == 'orders late message {"customer":"late"}'
     assert len(lines) == 11
+
+
+# every kind of message
+
+BIG = "9007199254740993.000000001"
+NESTED = "[" * 6000 + "]" * 6000
+
+
+@pytest.fixture(params=["world15", "world18"])
+def shop(request: pytest.FixtureRequest) -> World:
+    """The shop on either server."""
+    return shop_of(request.getfixturevalue(request.param))
+
+
+def shop_of(world: World) -> World:
+    """Orders with a consumer of theirs that gets each kind of message: see change() and empty()."""
+    world.execute(
+        "create table orders (id int primary key, customer text, amount numeric, note json)",
+        "insert into orders values (1, 'ann', 10.10)",
+    )
+    world.consumer(
+        "shop", ("public.*",), topics=["invoices"], mode="fifo", start="snapshot", retry_delay={"initial": "0s"}
+    )
+    return world
+
+
+def change(shop: World) -> None:
+    """The messages read, insert, update, an update of the key, and delete."""
+    with shop.bridge():
+        shop.messages(1)
+        shop.execute(
+            f"insert into orders values (2, 'bob', 0.1), (3, 'bob', 0.2), (4, 'ann', {BIG})",
+            "update orders set amount = 11 where id = 1",
+            "update orders set id = 5 where id = 3",
+            "delete from orders where id = 2",
+        )
+        shop.messages(7)
+
+
+def empty(shop: World) -> None:
+    """The messages truncate, message and gap, and rows that nobody can handle."""
+    with shop.bridge():
+        before = shop.value("select max(seq) from messages")
+        shop.execute("truncate orders", "insert into orders values (6, 'cid', 1), (7, 'cid', null)")
+        shop.execute(f"insert into orders values (8, 'cid', 2, '{NESTED}'), (9, 'cid', 'NaN', '\"\\u0000\"')")
+        shop.execute("update orders set amount = 1.5 where id = 6")
+        shop.rows('select publish(\'invoices\', \'i\', \'{"id": "i", "customer": "cid", "amount": 9007199254740993}\')')
+        eventually(lambda: shop.value("select max(seq) from messages") == before + 7)
+    store = Store(shop.dsn, "cdcbridge")
+    store.begin_epoch()
+    leave_gap(store, 1, 2, go_on=store.tail().end_lsn)
+    store.close()
+
+
+def handled(shop: World) -> bool:
+    return bool(shop.value("select count(*) = 0 from consumer_messages"))
+
+
+def finish(shop: World, name: str) -> str:
+    with run(shop, name, "shop") as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert handled(shop), shop.rows("select * from consumer_messages")
+    return output
+
+
+def dead(shop: World) -> list[tuple[str, str]]:
+    return shop.rows("select key, reason from dead_messages order by seq")
+
+
+def test_exactly_once_with_every_kind_of_message(shop: World) -> None:
+    change(shop)
+    finish(shop, "exactly_once.py")
+    totals = "select customer, amount::text from shop_effects.totals order by 1"
+    assert shop.rows(totals) == [("ann", "9007199254741004.000000001"), ("bob", "0.2")]
+    empty(shop)
+    finish(shop, "exactly_once.py")
+    assert shop.rows(totals) == [("cid", "9007199254740994.5")]
+    assert [key for key, _ in dead(shop)] == ["7", "8", "9"]
+    assert shop.value("select count(*) from messages where topic like 'shop%%'") == 0, "its effects are no changes"
+
+
+def test_plain_sql_with_every_kind_of_message(shop: World) -> None:
+    def psql() -> None:
+        command = [str(shop.server.binaries / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "consumer=shop"]
+        file = str(EXAMPLES / "consumer.sql")
+        for _ in range(3):  # a truncate comes alone
+            subprocess.run([*command, "-d", shop.dsn, "-f", file], check=True, capture_output=True, text=True)
+        assert handled(shop)
+
+    copies = "select id, record ->> 'amount' from shop_effects.copies order by 1"
+    change(shop)
+    psql()
+    assert shop.rows(copies) == [("1", "11"), ("4", BIG), ("5", "0.2")]
+    empty(shop)
+    psql()
+    assert shop.rows(copies) == [("6", "1.5"), ("7", None), ("8", "2"), ("i", "9007199254740993")]
+    assert [key for key, _ in dead(shop)] == ["9"]
+
+
+def test_asynchronous_with_every_kind_of_message(shop: World) -> None:
+    change(shop)
+    empty(shop)
+    output = finish(shop, "async_consumer.py")
+    assert all(kind in output for kind in ("read", "insert", "update", "delete", "message", "is empty", "are missing"))
+    assert [key for key, _ in dead(shop)] == ["8"]
+    assert f"Decimal('{BIG}')" in output
+
+
+def test_a_worker_with_every_kind_of_message(shop: World) -> None:
+    change(shop)
+    empty(shop)
+    with run(shop, "worker.py", "shop") as process:
+        assert process.stdout is not None
+        eventually(lambda: handled(shop), "all are handled")
+        process.send_signal(signal.SIGTERM)
+        output = process.stdout.read()
+        assert process.wait(PATIENCE) == 0
+    kinds = (" read ", " insert ", " update ", " delete ", " message ", "is empty", "are missing")
+    assert all(kind in output for kind in kinds)
+    assert [key for key, _ in dead(shop)] == ["8"]
+
+
+def test_node_with_every_kind_of_message(world18: World, tmp_path: Path) -> None:
+    folder, address = node(world18, tmp_path)
+    shop = shop_of(world18)
+    change(shop)
+    empty(shop)
+    with subprocess.Popen(
+        ["node", "consumer.mjs", address, "shop"], cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        eventually(lambda: handled(shop), "all are handled")
+        process.send_signal(signal.SIGTERM)
+        output = process.stdout.read()
+        assert process.wait(PATIENCE) == 0
+    kinds = (" read ", " insert ", " update ", " delete ", " message ", "is empty", "are missing")
+    assert all(kind in output for kind in kinds)
+    assert f'"amount":{BIG}' in output
+    assert '"amount":9007199254740993}' in output

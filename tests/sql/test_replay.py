@@ -112,7 +112,7 @@ def test_replayed_messages_outlive_their_segment(queue: Queue) -> None:
 def test_a_consumer_that_is_removed_meanwhile_is_told(queue: Queue) -> None:
     queue.declare()
     with pytest.raises(psycopg.Error, match="was removed"):
-        queue.all("select cdcbridge.replay_messages(99, '{1}', null)")
+        queue.all("select cdcbridge.replay_messages(99, '{1}', null, null, null)")
 
 
 def test_expiring_leaves_a_message_in_one_place_while_receivers_are_at_work(queue: Queue) -> None:

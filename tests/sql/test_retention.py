@@ -142,6 +142,23 @@ def test_past_max_retention_unfinished_messages_become_dead_letters_with_their_d
     assert queue.value("select count(*) from cdcbridge.consumer_messages") == len(young)
 
 
+def test_a_message_with_data_of_its_own_expires_with_it(queue: Queue) -> None:
+    queue.declare(tables=("public.t",), filter="record.id == 1", on_leave="delete")
+    put = queue.append_keys("a", "b", "c")
+    left = '{"op":"delete","record":{"id":0},"old":null,"unchanged":[]}'
+    for seq in put:
+        queue.session.execute("select cdcbridge.keep_own('{1}', %s, '{k}', %s)", ([seq], [left]))
+    late, _, _ = queue.receive(3)
+    assert late["data"]["op"] == "delete"
+    queue.nack(late["receipt"], delay="1 hour")
+    queue.expire()
+    queue.session.execute("select setval('cdcbridge.messages_seq', 1000000)")
+    queue.session.execute("select cdcbridge.create_segments()")
+    assert queue.value("select expired from cdcbridge.drop_segments('0', '0')") == 3
+    assert queue.all("select data ->> 'op' as op from cdcbridge.dead_messages") == [{"op": "delete"}] * 3
+    assert queue.value("select count(*) from cdcbridge.redriven") == 0
+
+
 def test_a_row_of_fan_out_that_reaches_over_the_segments_end_is_cut(queue: Queue) -> None:
     queue.declare()
     queue.session.execute("select setval('cdcbridge.messages_seq', 999800)")

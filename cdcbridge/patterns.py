@@ -1,0 +1,86 @@
+"""Match tables with a consumer's `tables`: `public.orders`, `sales.*`, `sales.o_*`, less `!sales.tmp_*`. Pure.
+
+A pattern is compared with `schema.table`; `*` stands for any characters. A table that one pattern leaves
+out stays out, whatever the order of the patterns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Final
+
+_SPECIAL: Final = re.compile(r"[\\%_]")
+
+
+def refuse_bad_patterns(patterns: Sequence[str]) -> None:
+    """Raise ValueError for what is no list of patterns."""
+    for pattern in patterns:
+        schema, dot, table = pattern.removeprefix("!").partition(".")
+        if not (schema and dot and table):
+            raise ValueError(f"{pattern!r} is not a table; write schema.table, schema.*, schema.part* or !schema.table")
+        if "*" in schema and not pattern.startswith("!") and pattern != "*.*":
+            raise ValueError(
+                f"{pattern!r} is not a table: a schema's name takes no *; write *.*, or one for each schema"
+            )
+    if patterns and not taken(patterns):
+        raise ValueError(f"{patterns[0]!r} leaves out of nothing; name the tables to take before, for example public.*")
+
+
+def taken(patterns: Iterable[str]) -> list[str]:
+    """Those that take tables."""
+    return [pattern for pattern in patterns if not pattern.startswith("!")]
+
+
+def left_out(patterns: Iterable[str]) -> list[str]:
+    """Those that leave tables out, without their exclamation mark."""
+    return [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+
+
+def is_name(pattern: str) -> bool:
+    """It names one table."""
+    return "*" not in pattern
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether a pattern, without exclamation mark, takes `schema.table`."""
+    return _compiled(pattern).fullmatch(topic) is not None
+
+
+def take(patterns: Iterable[str], topic: str) -> bool:
+    """Whether the patterns take `schema.table`."""
+    found = False
+    for pattern in patterns:
+        if pattern.startswith("!"):
+            if matches(pattern[1:], topic):
+                return False
+        else:
+            found = found or matches(pattern, topic)
+    return found
+
+
+def whole(patterns: Iterable[str]) -> list[str]:
+    """The tables and schemas to publish for them: names, `schema.*` and `*.*`.
+
+    A publication can have a table or all of a schema. So `sales.o_*` needs all of sales, and routing does the rest.
+    """
+    patterns = list(patterns)
+    found = []
+    for pattern in taken(patterns):
+        if is_name(pattern):
+            if take(patterns, pattern):
+                found.append(pattern)
+        else:
+            found.append(f"{pattern.partition('.')[0]}.*")
+    return list(dict.fromkeys(found))
+
+
+def like(pattern: str) -> str:
+    """The pattern as SQL's LIKE has it."""
+    return _SPECIAL.sub(r"\\\g<0>", pattern).replace("*", "%")
+
+
+@lru_cache(10_000)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*".join(map(re.escape, pattern.split("*"))), re.DOTALL)

@@ -10,15 +10,13 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import orjson
-
 from cdcbridge.batch import ROW_OVERHEAD, Batch
 from cdcbridge.encode import encode_data, key_text, message_row, partition_of, published_row, shared_part, with_old_key
 from cdcbridge.errors import DecodeError
-from cdcbridge.filters import FilterError
+from cdcbridge.filters import FilterError, natives
 from cdcbridge.inject import inject
 from cdcbridge.lsn import format_lsn
-from cdcbridge.model import Begin, Change, Commit, Event, LogicalMessage, Relation, Row, Truncate
+from cdcbridge.model import Begin, Change, Commit, Event, LogicalMessage, Relation, Truncate
 from cdcbridge.position import Position
 from cdcbridge.published import TOPIC_PREFIX, Published, read_published
 from cdcbridge.reads import WATERMARK_PREFIX, Chunk, Watch
@@ -348,8 +346,8 @@ class Collector:
             "op": change.op,
             "topic": change.relation.topic,
             "key": key,
-            "record": _natives(change.record),
-            "old": _natives(change.old),
+            "record": natives(change.record),
+            "old": natives(change.old),
             "meta": {
                 "schema": change.relation.schema,
                 "table": change.relation.table,
@@ -391,11 +389,3 @@ class Collector:
                 keys.append(wish.key)
             else:
                 batch.groups.setdefault((consumer,), []).append(index)
-
-
-def _natives(row: Row | None) -> Any:
-    """Through JSON text, so that CEL sees what is inside numeric and json values. Raises FilterError."""
-    try:
-        return orjson.loads(orjson.dumps(row))
-    except orjson.JSONDecodeError as error:
-        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error

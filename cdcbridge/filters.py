@@ -8,9 +8,11 @@ had them. Source: the CEL language definition, "Syntax" and "Evaluation".
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import orjson
 
 VARIABLES: Final = frozenset({"op", "topic", "key", "record", "old", "meta"})
 _FUNCTIONS: Final = frozenset(
@@ -181,3 +183,11 @@ def _reads(tokens: list[str], name: str) -> _Reads:
         elif tuple(following[:2]) not in _NULL_TESTS:
             reads.whole = True
     return reads
+
+
+def natives(row: Mapping[str, Any] | None) -> Any:
+    """The row through JSON text, so that CEL sees what is inside numeric and json values. Raises FilterError."""
+    try:
+        return orjson.loads(orjson.dumps(row))
+    except orjson.JSONDecodeError as error:
+        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error

@@ -13,6 +13,8 @@ from cdcbridge.alarms import Alarm, SlotState, alarms, average_growth, observed_
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, source_errors, store_errors
 from cdcbridge.errors import StoreUnavailable
+from cdcbridge.feed_watch import stored_feeds
+from cdcbridge.feeds import Feeds, feed_of
 from cdcbridge.horizon import HorizonHolder, horizon_holders
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import schema_version
@@ -83,6 +85,7 @@ class Lag:
     alarms: tuple[Alarm, ...] = ()
     measured_at: float = 0.0  # time.monotonic()
     store_error: str | None = None  # why nothing is known of the store's side
+    feeds: Feeds | None = None  # which consumers the bridge feeds; None before the first session
 
     @property
     def lost(self) -> list[str]:
@@ -92,7 +95,7 @@ class Lag:
         return {
             "slots": [{field: value for field, value in asdict(s).items() if field not in _HEALTH} for s in self.slots],
             "slot_health": [{"name": s.name, **{field: getattr(s, field) for field in _HEALTH}} for s in self.slots],
-            "consumers": [asdict(c) for c in self.consumers],
+            "consumers": [{**asdict(c), **feed_of(self.feeds, c.name)} for c in self.consumers],
             "holders": [asdict(h) for h in self.holders],
             "backfills": list(self.backfills),
             "xmin_holders": [asdict(h) for h in self.horizon],
@@ -155,9 +158,13 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
         tuple(name for name in side.slots if not found and name == config.source.slot),
         tuple(name for name in side.slots if name != config.source.slot),
         (*horizon, *(() if side.server == server else side.horizon)),
-        tuple(alarm for slot in made for alarm in alarms(_state(slot), max_retained=retained, max_inactive=inactive)),
+        (
+            *(a for slot in made for a in alarms(_state(slot), max_retained=retained, max_inactive=inactive)),
+            *(side.feeds.alarms(config.source.slot) if side.feeds else ()),
+        ),
         measured_at,
         side.error,
+        side.feeds,
     )
 
 
@@ -174,6 +181,7 @@ class _StoreSide:
     slots: tuple[str, ...] = ()
     horizon: tuple[HorizonHolder, ...] = ()
     error: str | None = None
+    feeds: Feeds | None = None
 
 
 def _store_side(config: Config) -> _StoreSide:
@@ -199,6 +207,7 @@ def _store_side(config: Config) -> _StoreSide:
                 tuple(backfills),
                 tuple(name for (name,) in store.execute("select slot from source")),
                 tuple(horizon_holders(store, "store")),
+                feeds=stored_feeds(store),
             )
 
 

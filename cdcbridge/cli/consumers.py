@@ -8,10 +8,15 @@ import click
 
 from cdcbridge import backlog
 from cdcbridge import consumers as applying
+from cdcbridge.check import check
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
+from cdcbridge.consumer_changes import difference
 from cdcbridge.database import Connection
+from cdcbridge.feed_watch import await_feeds, bridge_runs, stored_feeds
+from cdcbridge.feeds import Feeds, feed_of
 from cdcbridge.lag import ConsumerLag
 from cdcbridge.patience import patiently
+from cdcbridge.problem import refuse
 from cdcbridge.units import human_duration
 
 
@@ -21,23 +26,62 @@ def consumers() -> None:
 
 
 @consumers.command()
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @as_json
 @pass_app
-def apply(app: App, as_json: bool) -> None:
+def apply(app: App, dry_run: bool, as_json: bool) -> None:
     """Make the store's consumers those of the file, as `run` does when it starts.
 
-    A running bridge reads its file anew, and routes by it from its next append on.
+    Refuses what `check` refuses, with exit code 2. A running bridge reads its own file anew, and routes by it from its
+    next append on. A consumer that it does not have in its file gets nothing: a warning says so.
+
+    \b
+    Examples:
+      cdcbridge consumers apply --dry-run    added, changed (each setting: old → new), unchanged, not in the file
+      cdcbridge consumers apply
     """
     with app.store() as store:
+        would = difference(store, app.config.consumers)
+        if dry_run:
+            print_json(would.as_json()) if as_json else click.echo("\n".join(would.as_text()) or "no consumers")
+        found = check(app.config)
+        refuse(found)
+        if dry_run:
+            return
         done = applying.apply(store, app.config.consumers, fence=True)
+        silent = _silent(store, app, waits=bool(done.added or done.changed))
+    for why in silent.values():
+        say(f"warning: {why}")
     if as_json:
-        print_json({"added": done.added, "changed": done.changed, "not_in_file": done.left})
+        applied = {"added": done.added, "changed": done.changed, "not_in_file": done.left}
+        print_json({**applied, "not_fed": list(silent)})
         return
     for verb, names in (("added", done.added), ("changed", done.changed), ("not in the file", done.left)):
         for name in names:
             click.echo(f"{verb}: {name}")
     if not (done.added or done.changed):
         click.echo("in step already")
+
+
+def _silent(store: Connection, app: App, *, waits: bool) -> dict[str, str]:
+    """The file's consumers that the running bridge does not feed as the file has them, each with a sentence."""
+    if not bridge_runs(store):
+        if waits:
+            say("no bridge runs on this store now: the consumers are fed when one starts")
+        return {}
+    taken_up, feeds = await_feeds(store) if waits else (True, stored_feeds(store))
+    if feeds is None or not taken_up:
+        say("warning: the running bridge has not taken this up yet; `cdcbridge consumers list` shows when it has")
+        return {}
+    names = [consumer.name for consumer in app.config.consumers]
+    silent = {name: why for name in names if (why := feeds.silence(name))}
+    for name in difference(store, app.config.consumers).changed:
+        silent.setdefault(
+            name,
+            f"{name} is not as this file has it: the bridge ({feeds.holder}) has another version in its file"
+            f" {feeds.file}, and has put that back. Change it there",
+        )
+    return silent
 
 
 @consumers.command("list")
@@ -48,19 +92,24 @@ def list_command(app: App, as_json: bool) -> None:
     with app.store(pooled=True) as store:
         rows = [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()").fetchall()]
         paused = dict(store.execute("select name, paused from consumers").fetchall())
+        feeds = stored_feeds(store)
     if as_json:
-        print_json([{**asdict(row), "paused": paused[row.name]} for row in rows])
+        print_json([{**asdict(row), "paused": paused[row.name], **feed_of(feeds, row.name)} for row in rows])
         return
-    print_consumers(rows, paused)
+    print_consumers(rows, paused, feeds)
+    for alarm in feeds.alarms(app.config.source.slot) if feeds else ():
+        say(alarm.message)
 
 
-def print_consumers(rows: list[ConsumerLag], paused: dict[str, bool] | None = None) -> None:
-    """The consumers' table, as `consumers list` and `lag` show it."""
+def print_consumers(rows: list[ConsumerLag], paused: dict[str, bool] | None = None, feeds: Feeds | None = None) -> None:
+    """The consumers' table, as `consumers list` and `lag` show it, and which of them get nothing."""
     print_table(
         ("CONSUMER", "MODE", "PENDING", "IN FLIGHT", "DEAD", "OLDEST"),
         [
             (
-                r.name + (" (paused)" if paused and paused.get(r.name) else ""),
+                r.name
+                + (" (paused)" if paused and paused.get(r.name) else "")
+                + (f" ({mark})" if feeds and (mark := feeds.mark(r.name)) else ""),
                 r.mode,
                 r.pending,
                 r.in_flight,
@@ -71,6 +120,8 @@ def print_consumers(rows: list[ConsumerLag], paused: dict[str, bool] | None = No
         ],
         empty="no consumers yet: `cdcbridge consumers apply` or `cdcbridge run` brings them from the file",
     )
+    for line in feeds.warnings([r.name for r in rows]) if feeds else ():
+        say(line)
 
 
 @consumers.command()

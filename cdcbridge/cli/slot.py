@@ -65,7 +65,7 @@ def _print(found: Lag, slot: str, as_json: bool) -> None:
         )
         click.echo()
         if not found.store_error:
-            print_consumers(found.consumers)
+            print_consumers(found.consumers, feeds=found.feeds)
         if found.backfills:
             click.echo()
             print_backfills(found.backfills)

@@ -23,6 +23,11 @@ from cdcbridge.route import Subscription
 
 _ROUNDS: Final = 4  # of filling, before the bridge has to wait for the rest whatever it is
 _MOST_BEHIND: Final = 10_000  # seqs
+# Whether the bridge that leads routes to one of these consumers: it does until it reads its file anew.
+_STILL_FED: Final = """
+    select coalesce(bool_or(f.value ->> 'state' = 'fed'), false)
+    from source s, jsonb_each(to_jsonb(s) -> 'feeds' -> 'consumers') f where f.key = any (%s)
+"""
 
 
 @dataclass(slots=True, frozen=True)
@@ -136,11 +141,13 @@ def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool
             )
         if had != stored_config(consumer):
             changed[consumer_id] = consumer
+    left = sorted(known.keys() - {consumer.name for consumer in consumers})
     if added or changed:
         _change(connection, added, changed, fence=fence, patience=patience)
     else:
         connection.execute("select mend_consumer_change()")
-    left = sorted(known.keys() - {consumer.name for consumer in consumers})
+        if fence and left and connection.execute(_STILL_FED, (left,)).fetchone() == (True,):
+            connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
     return Applied(tuple(c.name for c in added), tuple(c.name for c in changed.values()), tuple(left))
 
 

@@ -20,7 +20,6 @@ from cdcbridge.choosing import Choice, choose
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
 from cdcbridge.errors import OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
-from cdcbridge.feeds import Feeds
 from cdcbridge.gap import leave_gap
 from cdcbridge.history import compare_ends, compare_history
 from cdcbridge.initial import copy_tables
@@ -138,8 +137,7 @@ def prepare(
         published = Publishing([])
         if plugin == "pgoutput":
             published = bring_into_step(config, connection, store.capture() if history else None, choice.left_out)
-        snapshot_from = stream if consistent else None
-        slot_lsn, exported = _slot(config, connection, snapshot_from, plugin)
+        slot_lsn, exported = _slot(config, connection, stream if consistent else None, plugin)
         if installed:
             event_trigger.mend(connection)  # the slot has waited for the transactions that were older
         _keep_in_step(config, connection, stream)
@@ -159,8 +157,7 @@ def prepare(
     _tell_losses(store, published, slot_lsn, wal_end, finishing=finishing, unpublished=learned.unpublished)
     ready = _ready(choice, store, store.tail(), plugin, published.names, stream.sender_timeout)
     ready.capture, ready.left_out = None if finishing else published.capture, choice.left_out
-    if not finishing:
-        _tell_silence(store.set_feeds(config, choice.faults))
+    _note_feeds(choice, store, finishing=finishing)
     if learned.whole:
         ready.options = plugins.without_streaming(ready.options)
     ready.timeline_on_standby = timeline if on_standby else None
@@ -188,8 +185,14 @@ def _choose(config: Config, connection: Connection, store: Store, plugin: str, *
     return choice
 
 
-def _tell_silence(feeds: Feeds) -> None:
-    """Log each consumer of the store that is not in the file, and therefore gets nothing."""
+def _note_feeds(choice: Choice, store: Store, *, finishing: bool) -> None:
+    """Note in the store who is fed, and log each consumer there that is not in the file, and therefore gets nothing.
+
+    A session that finishes a transaction leaves it to the next one, which brings the consumers into the store.
+    """
+    if finishing:
+        return
+    feeds = store.set_feeds(choice.config, choice.faults)
     for name, feed in feeds.consumers.items():
         if feed.state == "not_in_file":
             log.warning("consumers.not_fed", consumer=name, reason=feeds.silence(name))

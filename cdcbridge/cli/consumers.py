@@ -49,12 +49,12 @@ def apply(app: App, dry_run: bool, as_json: bool) -> None:
         if dry_run:
             return
         done = applying.apply(store, app.config.consumers, fence=True)
-        silent = _silent(store, app, waits=bool(done.added or done.changed))
+        silent = _silent(store, app, done)
     for why in silent.values():
         say(f"warning: {why}")
     if as_json:
         applied = {"added": done.added, "changed": done.changed, "not_in_file": done.left}
-        print_json({**applied, "not_fed": list(silent)})
+        print_json({**applied, "otherwise_in_bridge": list(silent)})
         return
     for verb, names in (("added", done.added), ("changed", done.changed), ("not in the file", done.left)):
         for name in names:
@@ -63,13 +63,13 @@ def apply(app: App, dry_run: bool, as_json: bool) -> None:
         click.echo("in step already")
 
 
-def _silent(store: Connection, app: App, *, waits: bool) -> dict[str, str]:
-    """The file's consumers that the running bridge does not feed as the file has them, each with a sentence."""
+def _silent(store: Connection, app: App, done: applying.Applied) -> dict[str, str]:
+    """The consumers that the running bridge does not feed as the file has them, each with a sentence."""
     if not bridge_runs(store):
-        if waits:
+        if done.added or done.changed:
             say("no bridge runs on this store now: the consumers are fed when one starts")
         return {}
-    taken_up, feeds = await_feeds(store) if waits else (True, stored_feeds(store))
+    taken_up, feeds = await_feeds(store)
     if feeds is None or not taken_up:
         say("warning: the running bridge has not taken this up yet; `cdcbridge consumers list` shows when it has")
         return {}
@@ -81,6 +81,12 @@ def _silent(store: Connection, app: App, *, waits: bool) -> dict[str, str]:
             f"{name} is not as this file has it: the bridge ({feeds.holder}) has another version in its file"
             f" {feeds.file}, and has put that back. Change it there",
         )
+    for name in done.left:
+        if (feed := feeds.of(name)) is not None and feed.state == "fed":
+            silent[name] = (
+                f"{name} is not in this file, and still gets messages: the bridge ({feeds.holder}) has it in its file"
+                f" {feeds.file}. Take it out there"
+            )
     return silent
 
 

@@ -298,7 +298,7 @@ def test_a_consumer_of_another_file_is_marked_everywhere(shop: World, tmp_path_f
         applied = other.run_program("consumers", "apply")
         assert applied.returncode == 0 and "added: late" in applied.stdout
         assert "late gets nothing" in applied.stderr and str(shop.folder / "cdcbridge.yaml") in applied.stderr
-        assert other.json("consumers", "apply", "--json")["not_fed"] == ["late"], "later, too"
+        assert other.json("consumers", "apply", "--json")["otherwise_in_bridge"] == ["late"], "later, too"
         eventually(lambda: "consumers.not_fed" in shop.log(), "the bridge says so")
         for command in ("list", "lag"):
             arguments = ("lag",) if command == "lag" else ("consumers", "list")

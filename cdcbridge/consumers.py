@@ -17,17 +17,13 @@ from cdcbridge.backlog import Filling
 from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import UsageError
+from cdcbridge.feeds import load as load_feeds
 from cdcbridge.filters import Filter
 from cdcbridge.patience import LOCK_TIMEOUT, PATIENCE, patiently
 from cdcbridge.route import Subscription
 
 _ROUNDS: Final = 4  # of filling, before the bridge has to wait for the rest whatever it is
 _MOST_BEHIND: Final = 10_000  # seqs
-# Whether the bridge that leads routes to one of these consumers: it does until it reads its file anew.
-_STILL_FED: Final = """
-    select coalesce(bool_or(f.value ->> 'state' = 'fed'), false)
-    from source s, jsonb_each(to_jsonb(s) -> 'feeds' -> 'consumers') f where f.key = any (%s)
-"""
 
 
 @dataclass(slots=True, frozen=True)
@@ -146,9 +142,18 @@ def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool
         _change(connection, added, changed, fence=fence, patience=patience)
     else:
         connection.execute("select mend_consumer_change()")
-        if fence and left and connection.execute(_STILL_FED, (left,)).fetchone() == (True,):
+        if fence and _fed_otherwise(connection, consumers, left):
             connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
     return Applied(tuple(c.name for c in added), tuple(c.name for c in changed.values()), tuple(left))
+
+
+def _fed_otherwise(connection: Connection, consumers: Sequence[Consumer], left: Sequence[str]) -> bool:
+    """Whether the bridge that leads has another set in its file than this one, as far as it has read it."""
+    row = connection.execute("select feeds from source").fetchone()
+    feeds = load_feeds(row[0]) if row else None
+    if feeds is None:
+        return False
+    return any(feeds.mark(consumer.name) for consumer in consumers) or any(not feeds.silence(name) for name in left)
 
 
 def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list[Subscription]:

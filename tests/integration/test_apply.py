@@ -252,6 +252,7 @@ def test_a_changed_mode_in_the_file_of_a_running_bridge(shop: World) -> None:
         shop.write_config()
         reconnect(shop)
         eventually(lambda: "it cannot become fifo" in shop.log(), "it says so")
+        eventually(lambda: shop.log().count("bridge.streaming") == 2, "it goes on, with the other change")
         shop.execute("insert into t values (1)", "insert into u values (2)")
         eventually(lambda: (keys(shop, "good"), keys(shop, "late")) == (["1"], ["2"]))
 
@@ -314,6 +315,11 @@ def test_a_consumer_of_another_file_is_marked_everywhere(shop: World, tmp_path_f
         shop.execute("insert into u values (1)")
         eventually(lambda: keys(shop, "late") == ["1"])
         assert "gets nothing" not in shop.run_program("consumers", "list").stdout
+        shop.consumers = [c for c in shop.consumers if c["name"] != "late"]
+        assert "not in the file: late" in shop.run_program("consumers", "apply").stdout
+        shop.execute("insert into u values (2)", "insert into t values (3)")
+        eventually(lambda: keys(shop, "good") == ["3"])
+        assert keys(shop, "late") == ["1"]
 
 
 def test_a_version_of_another_file_is_put_back_and_apply_says_so(shop: World, tmp_path_factory: Any) -> None:

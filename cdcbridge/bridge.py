@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 import tenacity
 
+from cdcbridge.accepting import tell_stand_by
 from cdcbridge.backfill import Session
 from cdcbridge.backfiller import Backfiller
 from cdcbridge.capture import Watched
@@ -177,6 +178,7 @@ class Bridge:
                 raise NotLeader(f"another bridge leads: {leader}")
             if not told:
                 log.info("bridge.standby", leader=leader)
+                tell_stand_by(self._config, store)
                 told = self._learned.again = True
             self._health.stands_by(leader)
             if self._stopping.wait(_STANDBY_INTERVAL):

@@ -31,15 +31,8 @@ from cdcbridge.migrate import schema_version
 from cdcbridge.problem import Problem, refuse
 
 _OLDEST: Final = 150000
-# Errors about one table. The first ones mean that its changes cannot be captured.
+# Errors about one table, whose changes cannot be captured.
 UNUSABLE: Final = frozenset({"table_missing", "schema_missing", "not_a_table", "replica_identity"})
-OF_ONE_TABLE: Final = UNUSABLE | {
-    "key_not_covered",
-    "partition_elsewhere",
-    "privilege_select",
-    "schema_dot",
-    "unknown_column",
-}
 
 
 def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:

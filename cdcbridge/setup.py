@@ -13,10 +13,10 @@ from typing import Any, Final
 import structlog
 
 from cdcbridge import consumers, event_trigger, plugins, source
+from cdcbridge.accepting import accept, ensure_trigger, note_feeds
 from cdcbridge.capture import Capture, Watched
-from cdcbridge.check import problems
 from cdcbridge.check_store import SLOT_GONE
-from cdcbridge.choosing import Choice, choose
+from cdcbridge.choosing import Choice
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
 from cdcbridge.errors import OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
@@ -24,7 +24,6 @@ from cdcbridge.gap import leave_gap
 from cdcbridge.history import compare_ends, compare_history
 from cdcbridge.initial import copy_tables
 from cdcbridge.lsn import format_lsn
-from cdcbridge.problem import refuse
 from cdcbridge.publishing import Publishing, bring_into_step
 from cdcbridge.replication import ReplicationStream, UnknownOption
 from cdcbridge.route import Router, Subscription
@@ -127,13 +126,13 @@ def prepare(
             store.set_database(identity.database, identity.database_oid)
         _refuse_lost(config.source.slot, source.slots(connection, config.source.slot), history)
         plugin = _plugin(config, connection, history)
-        choice = _choose(config, connection, store, plugin, again=learned.again and history is not None)
+        choice = accept(config, connection, store, plugin, again=learned.again and history is not None)
         config = choice.config
         # A new consumer would get the second half of a transaction that is to be finished, and not the first.
         finishing = store.tail().unfinished is not None and not learned.unpublished
         if not finishing:
             _apply_consumers(config, connection, store)
-        installed = event_trigger.ensure(config, connection)  # before a publication makes the first UPDATE fail
+        installed = ensure_trigger(choice, connection)  # before a publication makes the first UPDATE fail
         published = Publishing([])
         if plugin == "pgoutput":
             published = bring_into_step(config, connection, store.capture() if history else None, choice.left_out)
@@ -157,45 +156,11 @@ def prepare(
     _tell_losses(store, published, slot_lsn, wal_end, finishing=finishing, unpublished=learned.unpublished)
     ready = _ready(choice, store, store.tail(), plugin, published.names, stream.sender_timeout)
     ready.capture, ready.left_out = None if finishing else published.capture, choice.left_out
-    _note_feeds(choice, store, finishing=finishing)
+    note_feeds(choice, store, finishing=finishing)
     if learned.whole:
         ready.options = plugins.without_streaming(ready.options)
     ready.timeline_on_standby = timeline if on_standby else None
     return ready
-
-
-def _choose(config: Config, connection: Connection, store: Store, plugin: str, *, again: bool) -> Choice:
-    """The consumers to go on with: all of the file at a start, and `again` those that can work.
-
-    Each one that cannot is logged as an error with its fix. Raises CheckFailed for every other error.
-    """
-    choice = choose(config, connection, store.connection, plugin) if again else Choice(config)
-    found = problems(choice.config, connection, store.connection, plugin=plugin)
-    refuse([problem for problem in found if problem not in choice.problems])
-    for fault in choice.faults:
-        log.error(
-            "consumer.faulty" if fault.fed else "consumer.refused",
-            consumer=fault.consumer,
-            table=fault.object,
-            reason=fault.message,
-            fix=fault.fix,
-            meanwhile="it goes on without this" if fault.fed else "it gets nothing",
-            then="the bridge looks again by itself",
-        )
-    return choice
-
-
-def _note_feeds(choice: Choice, store: Store, *, finishing: bool) -> None:
-    """Note in the store who is fed, and log each consumer there that is not in the file, and therefore gets nothing.
-
-    A session that finishes a transaction leaves it to the next one, which brings the consumers into the store.
-    """
-    if finishing:
-        return
-    feeds = store.set_feeds(choice.config, choice.faults)
-    for name, feed in feeds.consumers.items():
-        if feed.state == "not_in_file":
-            log.warning("consumers.not_fed", consumer=name, reason=feeds.silence(name))
 
 
 def _tell_losses(

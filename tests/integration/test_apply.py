@@ -274,6 +274,18 @@ def test_a_stand_by_takes_over_with_a_consumer_that_cannot_work(shop: World) -> 
     assert stand_by.wait(30) == 0
 
 
+def test_a_stand_by_says_what_it_would_not_feed_before_it_leads(shop: World, tmp_path_factory: Any) -> None:
+    other = other_file(shop, tmp_path_factory.mktemp("other"))
+    other.consumers = []
+    other.consumer("bad", ("public.absent",))
+    with process(shop):
+        stand_by = other.start_process()
+        eventually(lambda: "standby.other_file" in other.log() and "consumer.refused" in other.log())
+        assert "consumer=good" in other.log() and "there is no table public.absent" in other.log()
+        stand_by.terminate()
+        assert stand_by.wait(30) == 0
+
+
 def test_a_start_still_refuses(shop: World) -> None:
     shop.consumer("bad", ("public.absent",))
     refused = shop.run_program("run")

@@ -86,7 +86,7 @@ class Feeds:
         if feed is None or not feed.reason:
             return ""
         what = "gets nothing" if feed.state == "refused" else "does not work as the file has it"
-        return f"the consumer {name} {what}: {feed.reason}. Fix: {feed.fix}"
+        return f"the consumer {name} {what}: {feed.reason.removeprefix(f'consumer {name}: ')}. Fix: {feed.fix}"
 
     def warnings(self, names: Iterable[str]) -> list[str]:
         """A line for each of the store's consumers that gets nothing and has no alarm."""

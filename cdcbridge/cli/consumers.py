@@ -196,8 +196,11 @@ def remove(app: App, name: str, yes: bool) -> None:
             say(f"{name}: {found.pending} pending, {found.in_flight} in flight, {found.dead} dead: all will be gone.")
             click.confirm(f"Remove {name}?", abort=True, err=True)
         applying.remove(store, name)
+        feeds = await_feeds(store)[1] if bridge_runs(store) else None
     click.echo(f"removed: {name}")
-    if name in {consumer.name for consumer in app.config.consumers}:
+    if feeds is not None and feeds.of(name) is not None:
+        say(f"warning: the bridge ({feeds.holder}) has {name} in its file {feeds.file}, and has added it again, empty")
+    elif name in {consumer.name for consumer in app.config.consumers}:
         say(f"{name} is still in {app.path}: the next `run` adds it again.")
 
 

@@ -337,10 +337,13 @@ def test_a_consumer_of_another_file_is_marked_everywhere(shop: World, tmp_path_f
 def test_a_version_of_another_file_is_put_back_and_apply_says_so(shop: World, tmp_path_factory: Any) -> None:
     other = other_file(shop, tmp_path_factory.mktemp("other"))
     other.consumer("good", filter="record.v == 2")
+    shop.settings["heartbeat_interval"] = "1h"  # it notices although it has nothing to append
     with process(shop):
         applied = other.run_program("consumers", "apply")
         assert applied.returncode == 0 and "good is not as this file has it" in applied.stderr
         assert shop.value("select config ->> 'filter' from consumers") is None
+        removed = other.run_program("consumers", "remove", "good", "--yes")
+        assert removed.returncode == 0 and "has added it again" in removed.stderr
 
 
 def test_no_bridge_is_no_fault(shop: World) -> None:

@@ -95,7 +95,8 @@ class Lag:
         return {
             "slots": [{field: value for field, value in asdict(s).items() if field not in _HEALTH} for s in self.slots],
             "slot_health": [{"name": s.name, **{field: getattr(s, field) for field in _HEALTH}} for s in self.slots],
-            "consumers": [{**asdict(c), **feed_of(self.feeds, c.name)} for c in self.consumers],
+            "consumers": [asdict(c) for c in self.consumers],
+            "consumer_feeds": [{"name": c.name, **feed_of(self.feeds, c.name)} for c in self.consumers],
             "holders": [asdict(h) for h in self.holders],
             "backfills": list(self.backfills),
             "xmin_holders": [asdict(h) for h in self.horizon],

@@ -319,7 +319,7 @@ def test_a_consumer_of_another_file_is_marked_everywhere(shop: World, tmp_path_f
             assert "late (gets nothing)" in shown.stdout and "late gets nothing" in shown.stderr
             assert "good (" not in shown.stdout
             found = shop.json(*arguments, "--json")
-            rows = {row["name"]: row for row in (found["consumers"] if command == "lag" else found)}
+            rows = {row["name"]: row for row in (found["consumer_feeds"] if command == "lag" else found)}
             assert rows["late"]["fed"] is False and "late gets nothing" in rows["late"]["problem"]
             assert (rows["good"]["fed"], rows["good"]["problem"]) == (True, None)
         shop.consumers = other.consumers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -279,21 +280,23 @@ def test_two_pairs_of_bridges_are_told_apart(
     other_port = free_port()
     second.top_settings["http"] = {"listen": f"127.0.0.1:{other_port}"}
     second.consumer("orders")
-    processes = [world.start_process(), second.start_process()]
-    eventually(lambda: world.active() and second.active(), "both stream")
+    with contextlib.closing(second):
+        processes = []
+        for one in (world, second):
+            processes.append(one.start_process())
+            eventually(one.active, "it streams")
 
-    def series(at: int) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
-        families = text_string_to_metric_families(get(at, "/metrics")[1])
-        return {(s.name, tuple(sorted(s.labels.items()))) for f in families for s in f.samples}
+        def series(at: int) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+            families = text_string_to_metric_families(get(at, "/metrics")[1])
+            return {(s.name, tuple(sorted(s.labels.items()))) for f in families for s in f.samples}
 
-    eventually(lambda: all("cdcbridge_consumer_fed" in {n for n, _ in series(p)} for p in (port, other_port)))
-    assert not series(port) & series(other_port), "no two of them have a series in common"
-    assert {dict(labels)["source"] for _, labels in series(other_port)} == {"shop"}
-    assert all(world.database in dict(labels)["source"] for _, labels in series(port))
-    for process in processes:
-        process.terminate()
-        assert process.wait(30) == 0
-    second.close()
+        eventually(lambda: all("cdcbridge_consumer_fed" in {n for n, _ in series(p)} for p in (port, other_port)))
+        assert not series(port) & series(other_port), "no two of them have a series in common"
+        assert {dict(labels)["source"] for _, labels in series(other_port)} == {"shop"}
+        assert all(world.database in dict(labels)["source"] for _, labels in series(port))
+        for process in processes:
+            process.terminate()
+            assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("name", ["prometheus-alerts.yaml", "grafana-dashboard.json"])

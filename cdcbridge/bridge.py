@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 import tenacity
 
+from cdcbridge.accepting import tell_stand_by
 from cdcbridge.backfill import Session
 from cdcbridge.backfiller import Backfiller
 from cdcbridge.capture import Watched
@@ -39,6 +40,7 @@ from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
 from cdcbridge.position import START
 from cdcbridge.pump import Pump
+from cdcbridge.recheck import Recheck
 from cdcbridge.setup import Learned, Ready, prepare, refuse_other_source
 from cdcbridge.store import Store
 
@@ -181,7 +183,8 @@ class Bridge:
                 raise NotLeader(f"another bridge leads: {leader}")
             if not told:
                 log.info("bridge.standby", leader=leader)
-                told = True
+                tell_stand_by(self._config, store)
+                told = self._learned.again = True
             self._health.stands_by(leader)
             if self._stopping.wait(_STANDBY_INTERVAL):
                 return False
@@ -194,7 +197,7 @@ class Bridge:
         stream = open_stream(self._config, patient=learned.stuck)
         try:
             # The epoch before anything is read: an older bridge that still hangs can append nothing after that.
-            epoch = store.begin_epoch()
+            epoch = lead.epoch = store.begin_epoch()
             ready = prepare(
                 self._config,
                 store,
@@ -208,6 +211,7 @@ class Bridge:
                 connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge blocks") as blocks,
                 Housekeeper(self._config),
                 Backfiller(Session(self._config, epoch, ready.router), idle=ready.finishing) as backfiller,
+                Recheck(ready.choice, self._reload or (lambda: self._config), ready.plugin, lead.end),
             ):
                 store.forget_spilled()
                 catalog = _catalog(catalog_session, ready, store)
@@ -215,7 +219,7 @@ class Bridge:
                 ready.start(stream, self._config.source.slot)
                 self._tell_start(ready, epoch)
                 self._streamed = True
-                self._health.streams(epoch)
+                self._health.streams(epoch, ready.choice.trouble)
                 pump = Pump(
                     self._config,
                     store,

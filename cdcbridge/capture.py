@@ -29,7 +29,10 @@ _LOOK: Final = """
            (select coalesce(json_object_agg(w.name, n.oid::text), '{}')
             from unnest(%(schemas)s::text[]) as w (name) left join pg_namespace n on n.nspname = w.name)
 """
-LEFT_OUT: Final = "left out"  # in the place of the OID of a table that exists and could not be captured
+LEFT_OUT: Final = "left out"  # in the place of the OID of a table or schema that exists and could not be captured
+
+_LEFT_OUT: Final = "could not be captured for a while"
+_REPLACED: Final = "is another one than before: it was created again, or renamed"
 
 
 @dataclass(slots=True, frozen=True)
@@ -87,7 +90,7 @@ def losses(before: Capture, now: Capture) -> list[str]:
             if oid is None or name not in known:
                 continue
             if oid != known[name]:
-                found.append(f"the {what} {name} is another one than before: it was created again, or renamed")
+                found.append(f"the {what} {name} {_LEFT_OUT if known[name] == LEFT_OUT else _REPLACED}")
                 continue
             for publication, had in before.publications.items():
                 has = now.publications.get(publication)
@@ -105,8 +108,9 @@ class Watched:
     def __init__(self, connection: Connection, began: Capture) -> None:
         self._connection = connection
         tables = {name: oid for name, oid in began.tables.items() if oid != LEFT_OUT}
-        self._began = Capture(began.publications, tables, began.schemas)
-        self._patterns = [*tables, *(f"{schema}.*" for schema in began.schemas)]
+        schemas = {name: oid for name, oid in began.schemas.items() if oid != LEFT_OUT}
+        self._began = Capture(began.publications, tables, schemas)
+        self._patterns = [*tables, *(f"{schema}.*" for schema in schemas)]
 
     def losses(self) -> list[str]:
         """What changed since the session began, as sentences."""

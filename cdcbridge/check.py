@@ -18,6 +18,7 @@ from cdcbridge.check_store import (
     applied_config,
     filled_consumers,
     history_problems,
+    mode_problems,
     role_problems,
     store_problems,
 )
@@ -31,22 +32,8 @@ from cdcbridge.migrate import schema_version
 from cdcbridge.problem import Problem, refuse
 
 _OLDEST: Final = 150000
-# Errors about one table. The first ones mean that its changes cannot be captured.
+# Errors about one table, whose changes cannot be captured.
 UNUSABLE: Final = frozenset({"table_missing", "schema_missing", "not_a_table", "replica_identity"})
-OF_ONE_TABLE: Final = UNUSABLE | {
-    "key_not_covered",
-    "partition_elsewhere",
-    "privilege_select",
-    "schema_dot",
-    "unknown_column",
-    "filter_column",
-    "filter_fails",
-    "filter_label",
-    "filter_no_boolean",
-    "filter_op",
-    "filter_padding",
-    "filter_type",
-}
 
 
 def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:
@@ -68,10 +55,11 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
         refused = any(p.severity == "error" for p in found)
         applied = applied_config(config, store)
         found += _left_out(applied or config, connection, begun=applied is not None)
-        found += _publications(config, connection, refused=refused)
+        found += () if refused else publication_problems(config, connection)
     if store is not None:
         found += store_problems(config, store)
         found += role_problems(config, store)
+        found += mode_problems(config, store)
         found += history_problems(config, connection, store)
     found += snapshot_problems(config, connection, filled_consumers(store))
     return list(dict.fromkeys(found))
@@ -206,10 +194,8 @@ def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Pro
         )
 
 
-def _publications(config: Config, connection: Connection, *, refused: bool) -> Iterator[Problem]:
+def publication_problems(config: Config, connection: Connection) -> Iterator[Problem]:
     """What the role may not mend by itself. Where tables are refused anyway, nothing more is said of them."""
-    if refused:
-        return
     for wanted in publications.needed(config, connection):
         existing = publications.publication(connection, wanted.name)
         statements = publications.publication_sql(wanted, existing)

@@ -81,6 +81,23 @@ def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
         )
 
 
+def mode_problems(config: Config, store: Connection) -> Iterator[Problem]:
+    """Consumers whose mode is another one than the store's: its tables are made for that."""
+    if schema_version(store) == 0:
+        return
+    modes: dict[str, str] = dict(store.execute("select name, mode from consumers").fetchall())
+    for consumer in config.consumers:
+        mode = modes.get(consumer.name, consumer.mode)
+        if mode != consumer.mode:
+            yield Problem(
+                "mode_changed",
+                "error",
+                consumer.name,
+                f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
+                f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
+            )
+
+
 def applied_config(config: Config, store: Connection | None) -> Config | None:
     """Keep the consumers whose tables and operations a bridge has applied already; None before the first run."""
     if store is None or schema_version(store) == 0 or store.execute("select from source").fetchone() is None:

@@ -42,6 +42,7 @@ class Source(_Model):
     """The database whose changes are read."""
 
     dsn: SecretStr
+    name: Annotated[str, Field(min_length=1)] | None = None  # in metrics; None: its host and database
     read_dsn: SecretStr | None = None  # where backfills read rows: a standby will do
     slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] = "cdcbridge"
     plugin: Literal["auto", "pgoutput", "wal2json"] = "auto"

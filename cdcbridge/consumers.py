@@ -17,6 +17,7 @@ from cdcbridge.backlog import Filling
 from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import UsageError
+from cdcbridge.feeds import load as load_feeds
 from cdcbridge.filters import Filter
 from cdcbridge.patience import LOCK_TIMEOUT, PATIENCE, patiently
 from cdcbridge.route import Subscription
@@ -142,12 +143,23 @@ def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool
             )
         if {key: value for key, value in had.items() if (key, value) != _ONCE} != stored_config(consumer):
             changed[consumer_id] = consumer
+    left = sorted(known.keys() - {consumer.name for consumer in consumers})
     if added or changed:
         _change(connection, added, changed, fence=fence, patience=patience)
     else:
         connection.execute("select mend_consumer_change()")
-    left = sorted(known.keys() - {consumer.name for consumer in consumers})
+        if fence and _fed_otherwise(connection, consumers, left):
+            connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
     return Applied(tuple(c.name for c in added), tuple(c.name for c in changed.values()), tuple(left))
+
+
+def _fed_otherwise(connection: Connection, consumers: Sequence[Consumer], left: Sequence[str]) -> bool:
+    """Whether the bridge that leads has another set in its file than this one, as far as it has read it."""
+    row = connection.execute("select feeds from source").fetchone()
+    feeds = load_feeds(row[0]) if row else None
+    if feeds is None:
+        return False
+    return any(feeds.mark(consumer.name) for consumer in consumers) or any(not feeds.silence(name) for name in left)
 
 
 def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list[Subscription]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdcbridge import session
@@ -110,6 +110,23 @@ def plain(text: str) -> str:
 def _without_values(message: str) -> str:
     """Libpq quotes what it could not make sense of, which may be the password."""
     return re.sub(r'".*"', '"…"', message.strip(), flags=re.DOTALL)
+
+
+def database_place(dsn: str) -> str:
+    """Name a DSN's database for people, without secrets: `db1.example.com/shop`, `db1:5433,db2:5433/shop`.
+
+    A host that means this machine is given by its name.
+    """
+    defaults = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
+    given = {**defaults, **conninfo_to_dict(dsn)}
+    hosts = (str(given.get("host") or "") or str(given.get("hostaddr") or "")).split(",")
+    ports = str(given.get("port") or "").split(",")
+    names = []
+    for number, host in enumerate(hosts):
+        port = ports[number] if number < len(ports) else ports[-1]
+        name = socket.gethostname() if host in ("", "localhost", "127.0.0.1", "::1") or host[0] in "/@" else host
+        names.append(name if port in ("", "5432") else f"{name}:{port}")
+    return f"{','.join(names)}/{given.get('dbname') or given.get('user') or ''}"
 
 
 def connect_source(

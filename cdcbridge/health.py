@@ -38,9 +38,10 @@ class Health:
     def prepares(self) -> None:
         self._enter("preparing")
 
-    def streams(self, epoch: int) -> None:
+    def streams(self, epoch: int, trouble: str = "") -> None:
+        """`trouble`: which consumers it goes on without, for people; it is ready nevertheless."""
         self.epoch = epoch
-        self._enter("streaming")
+        self._enter("streaming", trouble)
 
     def stands_by(self, leader: str) -> None:
         self._enter("standby", leader)
@@ -88,4 +89,6 @@ class Health:
         began = self._append_began
         if began is not None and self.clock() - began > APPEND_STALLED_AFTER:
             return False, f"streaming, but the store has been busy with one append for {self.clock() - began:.0f} s"
-        return True, f"standby: {self.reason} leads" if self.state == "standby" else self.state
+        if self.state == "standby":
+            return True, f"standby: {self.reason} leads"
+        return True, f"{self.state}, {self.reason}" if self.reason else self.state

@@ -13,6 +13,8 @@ from cdcbridge.alarms import Alarm, SlotState, alarms, average_growth, observed_
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, source_errors, store_errors
 from cdcbridge.errors import StoreUnavailable
+from cdcbridge.feed_watch import stored_feeds
+from cdcbridge.feeds import Feeds, feed_of
 from cdcbridge.holders import ConsumerHolder, consumer_holders, held_alarms
 from cdcbridge.horizon import HorizonHolder, horizon_holders
 from cdcbridge.lsn import format_lsn, parse_lsn
@@ -100,6 +102,7 @@ class Lag:
     consumer_holders: tuple[ConsumerHolder, ...] = ()
     room: WalRoom = field(default_factory=WalRoom)
     guest: Guest | None = None  # a consumer's role: of the store only its own consumers are known
+    feeds: Feeds | None = None  # which consumers the bridge feeds; None before the first session
 
     @property
     def lost(self) -> list[str]:
@@ -114,6 +117,7 @@ class Lag:
             "wal_limit_bytes": self.room.limit_bytes,
             "disk_free_bytes": self.room.free_bytes,
             "other_slots": [asdict(s) for s in self.room.others],
+            "consumer_feeds": [{"name": c.name, **feed_of(self.feeds, c.name)} for c in self.consumers],
             "holders": [asdict(h) for h in self.holders],
             "backfills": list(self.backfills),
             "xmin_holders": [asdict(h) for h in self.horizon],
@@ -186,12 +190,14 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
             *(a for slot in made for a in alarms(_state(slot, room), max_retained=retained, max_inactive=inactive)),
             *other_alarms(room.others, retained),
             *held_alarms(side.held, {c.name: c.visibility_timeout for c in config.consumers}),
+            *(side.feeds.alarms(config.source.slot) if side.feeds else ()),
         ),
         measured_at,
         side.error,
         side.held,
         room,
         side.guest,
+        side.feeds,
     )
 
 
@@ -210,6 +216,7 @@ class _StoreSide:
     error: str | None = None
     held: tuple[ConsumerHolder, ...] = ()
     guest: Guest | None = None
+    feeds: Feeds | None = None
 
 
 def _store_side(config: Config) -> _StoreSide:
@@ -240,6 +247,7 @@ def _store_side(config: Config) -> _StoreSide:
                 tuple(name for (name,) in store.execute("select slot from source")),
                 tuple(horizon_holders(store, "store")),
                 held=tuple(consumer_holders(store, seconds=HELD_FOR)),
+                feeds=stored_feeds(store),
             )
 
 

@@ -17,14 +17,15 @@ import psycopg
 import structlog
 
 from cdcbridge.database import BRIDGE_SESSION, connect_store, cut_off, store_errors
-from cdcbridge.errors import StoreUnavailable
+from cdcbridge.errors import Fenced, StoreUnavailable
 
 SIGN_INTERVAL: Final = 0.5
 SILENCE: Final = 2.5  # seconds without a sign, after which a stand-by takes over
 # The pulse is a column of pg_stat_activity, which stays as it is in a session without track_activities.
-_SESSION: Final = {**BRIDGE_SESSION, "track_activities": "on"}
+_SESSION: Final = {**BRIDGE_SESSION, "track_activities": "on", "lock_timeout": "1s"}
 # Every bridge holds it, a stand-by too, so that `uninstall` finds those of this schema.
 PRESENT: Final = "select pg_try_advisory_lock_shared('leaders'::regclass::oid::int, 2)"
+_NEWEST: Final = "select epoch, holder from leaders order by epoch desc limit 1"
 log = structlog.get_logger()
 
 
@@ -36,6 +37,8 @@ class Lead:
         with store_errors():
             self._connection.execute(PRESENT)
         self._lost: str | None = None
+        self._over: str | None = None
+        self.epoch: int | None = None  # of the holder, once it has begun one
         self._released = threading.Event()
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe()
@@ -65,9 +68,17 @@ class Lead:
         return self._lost is not None
 
     def check(self) -> None:
-        """Raises StoreUnavailable where the lead is lost."""
+        """Raises StoreUnavailable where the lead is lost, and Fenced where the session is to start again."""
         if self._lost is not None:
             raise StoreUnavailable(f"the lead is lost: {self._lost}")
+        if self._over is not None:
+            raise Fenced(self._over)
+
+    def end(self, reason: str) -> None:
+        """Let the holder start its session again. Safe from another thread."""
+        if self._over is None and not self._released.is_set():
+            self._over = reason
+            os.write(self._wake_write, b"x")
 
     def release(self) -> None:
         """Give the lead up, at once. Whoever still appends is fenced by the next epoch."""
@@ -87,7 +98,12 @@ class Lead:
     def _live(self) -> None:
         while not self._released.wait(SIGN_INTERVAL):
             try:
-                self._connection.execute("select")
+                newest = self._connection.execute(_NEWEST).fetchone()
+                # Told here, too, because a bridge that has nothing to append would not notice.
+                if newest is not None and self.epoch is not None and newest[0] > self.epoch:
+                    self.end(f"epoch {self.epoch} is over: {newest[1]} leads with epoch {newest[0]}")
+            except psycopg.errors.LockNotAvailable:
+                continue
             except psycopg.Error as error:
                 if not self._released.is_set():
                     self._lost = " ".join(str(error).split())

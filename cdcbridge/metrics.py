@@ -1,7 +1,10 @@
 """What Prometheus gets. Names and units as its conventions have them; one registry per program.
 
-Knows prometheus-client and what `lag` measures; asks no database. Gauges of a side that cannot be reached are taken
-away rather than left standing at what they were: an old value would look like a healthy one.
+Knows prometheus-client and what `lag` measures; asks no database. Every metric has the labels `source` and `slot`, so
+that one Prometheus tells two pairs of bridges apart. docs/METRICS.md explains each metric.
+
+Gauges of a side that cannot be reached are taken away rather than left standing at what they were: an old value would
+look like a healthy one.
 """
 
 from __future__ import annotations
@@ -46,30 +49,36 @@ _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
 
 class Metrics:
-    """The registry, and what writes into it."""
+    """The registry, and what writes into it.
 
-    def __init__(self, health: Health, version: str) -> None:
-        self.registry = CollectorRegistry()
-        self._messages = Counter("cdcbridge_messages", "Messages appended to the log", registry=self.registry)
+    source: the name of the source, for example `shop`.
+    slot: its replication slot. Both are labels of every metric.
+    """
+
+    def __init__(self, health: Health, version: str, source: str, slot: str) -> None:
+        unlabelled = CollectorRegistry()
+        self._messages = Counter("cdcbridge_messages", "Messages appended to the log", registry=unlabelled)
         self._bytes = Counter(
-            "cdcbridge_appended_bytes", "Size of what was appended, as held in memory", registry=self.registry
+            "cdcbridge_appended_bytes", "Size of what was appended, as held in memory", registry=unlabelled
         )
         self._dead = Counter(
             "cdcbridge_dead_letters_appended",
             "Dead letters made while appending: oversized, undecodable, failing in a filter",
-            registry=self.registry,
+            registry=unlabelled,
         )
         self._refused = Counter(
             "cdcbridge_wal_messages_not_delivered",
             "Messages that applications wrote into the WAL: malformed, without a consumer, or not transactional",
             ["kind"],
-            registry=self.registry,
+            registry=unlabelled,
         )
         self._seconds = Histogram(
-            "cdcbridge_append_seconds", "Time that an append took", registry=self.registry, buckets=_SECONDS
+            "cdcbridge_append_seconds", "Time that an append took", registry=unlabelled, buckets=_SECONDS
         )
         self._looks = _Looks(health, version)
-        self.registry.register(self._looks)
+        unlabelled.register(self._looks)
+        self.registry = CollectorRegistry()
+        self.registry.register(_Labelled(unlabelled, {"source": source, "slot": slot}))
         health.on_append = self._appended
 
     def _appended(self, batch: Batch, seconds: float) -> None:
@@ -90,6 +99,19 @@ class Metrics:
         """The source did not answer."""
         self._looks.lag = None
         self._looks.unreachable = "source"
+
+
+class _Labelled(Collector):
+    """Everything in a registry, with labels that all of it shares."""
+
+    def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
+        self._registry = registry
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [s._replace(labels={**self._labels, **s.labels}) for s in family.samples]
+            yield family
 
 
 class _Looks(Collector):
@@ -116,6 +138,7 @@ class _Looks(Collector):
         if lag is not None:
             yield from self._slots(lag)
             yield from self._consumers(lag)
+            yield from self._feeds(lag)
 
     def _bridge(self) -> Iterator[Metric]:
         health = self._health
@@ -187,3 +210,18 @@ class _Looks(Collector):
             if slot.retained_bytes is not None:
                 others.add_metric([slot.name], float(slot.retained_bytes))
         yield others
+
+    def _feeds(self, lag: Lag) -> Iterator[Metric]:
+        fed = GaugeMetricFamily(
+            "cdcbridge_consumer_fed", "Whether the bridge that leads sends the consumer messages", labels=["consumer"]
+        )
+        faulty = GaugeMetricFamily(
+            "cdcbridge_consumer_faulty", "Whether it cannot work as the leader's file has it", labels=["consumer"]
+        )
+        if lag.feeds is not None:
+            stored = [consumer.name for consumer in lag.consumers]
+            for name in dict.fromkeys([*stored, *lag.feeds.consumers]):
+                fed.add_metric([name], float(not lag.feeds.silence(name)))
+                faulty.add_metric([name], float(bool(lag.feeds.faulty(name))))
+        yield fed
+        yield faulty

@@ -60,4 +60,5 @@ def bring_into_step(
         names.append(spare)
     now = look(connection, names, patterns)
     tables = {name: LEFT_OUT if name in left_out and oid else oid for name, oid in now.tables.items()}
-    return Publishing(names, Capture(now.publications, tables, now.schemas), missing)
+    schemas = {name: LEFT_OUT if f"{name}.*" in left_out and oid else oid for name, oid in now.schemas.items()}
+    return Publishing(names, Capture(now.publications, tables, schemas), missing)

@@ -13,9 +13,10 @@ from typing import Any, Final
 import structlog
 
 from cdcbridge import consumers, event_trigger, plugins, source
+from cdcbridge.accepting import accept, ensure_trigger, note_feeds
 from cdcbridge.capture import Capture, Watched
-from cdcbridge.check import OF_ONE_TABLE, UNUSABLE, problems
 from cdcbridge.check_store import SLOT_GONE
+from cdcbridge.choosing import Choice
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
 from cdcbridge.errors import OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
@@ -23,7 +24,6 @@ from cdcbridge.gap import leave_gap
 from cdcbridge.history import compare_ends, compare_history
 from cdcbridge.initial import copy_tables
 from cdcbridge.lsn import format_lsn
-from cdcbridge.problem import Problem, refuse
 from cdcbridge.publishing import Publishing, bring_into_step
 from cdcbridge.replication import ReplicationStream, UnknownOption
 from cdcbridge.route import Router, Subscription
@@ -46,6 +46,7 @@ class Ready:
     finishing: bool
     wal_sender_timeout: float
     partitions: int
+    choice: Choice  # the consumers that it goes on with
     timeline_on_standby: int | None = None  # None: the source is no standby
     capture: Capture | None = None  # None: the plugin goes by names, or this session finishes a transaction
     watched: Watched | None = None
@@ -74,8 +75,8 @@ class Ready:
 class Learned:
     """What the earlier sessions of this process learned, for the next one.
 
-    again: one of them streamed. A table that has become unusable since is left out and logged, so that it does not stop
-        the other consumers.
+    again: one of them streamed, or this bridge stood by. A consumer that cannot work by now is logged, and does not
+        stop the others.
     whole: let the server send no transaction before it has committed.
     stuck: the last one ended before anything was appended.
     unpublished: the WAL at the store's end cannot be decoded, because a publication did not exist when it was written.
@@ -125,18 +126,17 @@ def prepare(
             store.set_database(identity.database, identity.database_oid)
         _refuse_lost(config.source.slot, source.slots(connection, config.source.slot), history)
         plugin = _plugin(config, connection, history)
-        left_out = _refuse(problems(config, connection, store.connection, plugin=plugin), again=learned.again)
+        choice = accept(config, connection, store, plugin, again=learned.again and history is not None)
+        config = choice.config
         # A new consumer would get the second half of a transaction that is to be finished, and not the first.
         finishing = store.tail().unfinished is not None and not learned.unpublished
         if not finishing:
             _apply_consumers(config, connection, store)
-        # Before a publication makes the first UPDATE fail.
-        installed = event_trigger.ensure(config, connection, store.keep_identities)
+        installed = ensure_trigger(choice, connection, store)  # before a publication makes the first UPDATE fail
         published = Publishing([])
         if plugin == "pgoutput":
-            published = bring_into_step(config, connection, store.capture() if history else None, left_out)
-        snapshot_from = stream if consistent else None
-        slot_lsn, exported = _slot(config, connection, snapshot_from, plugin)
+            published = bring_into_step(config, connection, store.capture() if history else None, choice.left_out)
+        slot_lsn, exported = _slot(config, connection, stream if consistent else None, plugin)
         if installed:
             event_trigger.mend(connection)  # the slot has waited for the transactions that were older
         _keep_in_step(config, connection, stream)
@@ -154,27 +154,13 @@ def prepare(
         _follow_timeline(store, stream, history, timeline, slot_lsn)
     compare_ends(config.source.slot, store.tail().end_lsn, slot_lsn, wal_end, on_standby=on_standby)
     _tell_losses(store, published, slot_lsn, wal_end, finishing=finishing, unpublished=learned.unpublished)
-    ready = _ready(config, store, store.tail(), plugin, published.names, stream.sender_timeout)
-    ready.capture, ready.left_out = None if finishing else published.capture, left_out
+    ready = _ready(choice, store, store.tail(), plugin, published.names, stream.sender_timeout)
+    ready.capture, ready.left_out = None if finishing else published.capture, choice.left_out
+    note_feeds(choice, store, finishing=finishing)
     if learned.whole:
         ready.options = plugins.without_streaming(ready.options)
     ready.timeline_on_standby = timeline if on_standby else None
     return ready
-
-
-def _refuse(found: list[Problem], *, again: bool) -> frozenset[str]:
-    """Raise CheckFailed for errors; `again`: tables that are unusable are returned, so that the others go on."""
-    of_tables = [p for p in found if p.severity == "error" and p.code in OF_ONE_TABLE] if again else []
-    for problem in of_tables:
-        log.error(
-            "table.left_out" if problem.code in UNUSABLE else "table.problem",
-            table=problem.object,
-            reason=problem.message,
-            fix=problem.fix,
-            then="restart the bridge",
-        )
-    refuse([problem for problem in found if problem not in of_tables])
-    return frozenset(problem.object for problem in of_tables if problem.code in UNUSABLE)
 
 
 def _tell_losses(
@@ -351,8 +337,9 @@ def _follow_timeline(store: Store, stream: ReplicationStream, history: History, 
 
 
 def _ready(
-    config: Config, store: Store, tail: Tail, plugin: str, publications: list[str], wal_sender_timeout: float
+    choice: Choice, store: Store, tail: Tail, plugin: str, publications: list[str], wal_sender_timeout: float
 ) -> Ready:
+    config = choice.config
     own_schema, partitions = config.store.schema_, store.partitions()
     if tail.unfinished is not None:
         # Ordinals count what the plugin sent, so the rest must be sent, and routed, as the beginning was.
@@ -360,7 +347,8 @@ def _ready(
         existing = {s.consumer_id for s in consumers.all_subscriptions(store.connection)}
         kept = [s for s in begun if s.consumer_id in existing]
         log.info("bridge.finishing", position=str(tail.position))
-        return Ready(plugin, tail, tail.unfinished["options"], kept, own_schema, True, wal_sender_timeout, partitions)
+        options = tail.unfinished["options"]
+        return Ready(plugin, tail, options, kept, own_schema, True, wal_sender_timeout, partitions, choice)
     wanted = consumers.subscriptions(store.connection, config.consumers)
     options = plugins.plugin_options(plugin, publications, own_schema)
-    return Ready(plugin, tail, options, wanted, own_schema, False, wal_sender_timeout, partitions)
+    return Ready(plugin, tail, options, wanted, own_schema, False, wal_sender_timeout, partitions, choice)

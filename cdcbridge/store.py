@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,10 +20,12 @@ from psycopg.types.json import Jsonb
 
 from cdcbridge.backlog import keep_own
 from cdcbridge.batch import Batch
+from cdcbridge.config import Config
 from cdcbridge.database import BRIDGE_SESSION, Connection, connect_store, cut_off, store_errors
 from cdcbridge.encode import COPY_HEADER, COPY_MESSAGES, COPY_SPILLED, COPY_TRAILER, COPY_WAITING, message_rows
 from cdcbridge.errors import Fenced, StoreUnavailable
 from cdcbridge.fan_out import barrier_rows, waiting_rows
+from cdcbridge.feeds import Fault, Feeds, describe
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import migrate
 from cdcbridge.position import START, Position
@@ -79,6 +81,11 @@ def log_end(connection: Connection) -> int:
     return parse_lsn(row[0]) if row else 0
 
 
+def _holder() -> str:
+    """Name the bridge for people: its host and process."""
+    return f"{socket.gethostname()} pid {os.getpid()}"
+
+
 class Store:
     """One session on the store. Every method raises StoreUnavailable where the session is lost."""
 
@@ -120,8 +127,7 @@ class Store:
     def begin_epoch(self) -> int:
         """From here on no older bridge can append, wherever it hangs. Call with the lead taken (lead.Lead)."""
         with store_errors():
-            holder = f"{socket.gethostname()} pid {os.getpid()}"
-            row = self._connection.execute("select take_lead(%s)", (holder,)).fetchone()
+            row = self._connection.execute("select take_lead(%s)", (_holder(),)).fetchone()
             self._epoch = row[0] if row else 0
             return self._epoch
 
@@ -192,6 +198,16 @@ class Store:
         """Remember the captured tables as they are before a session streams."""
         with store_errors():
             self._connection.execute("update source set catalog = %s", (Jsonb(catalog),))
+
+    def set_feeds(self, config: Config, faults: Iterable[Fault]) -> Feeds:
+        """Note what the leader does with each consumer, under the fence of this epoch."""
+        with store_errors(), self._connection.transaction():
+            self._begin(self._connection, 0)
+            stored = [name for (name,) in self._connection.execute("select name from consumers").fetchall()]
+            in_file = [consumer.name for consumer in config.consumers]
+            made = describe(self._epoch, _holder(), str(config.path.absolute()), stored, in_file, faults)
+            self._connection.execute("update source set feeds = %s", (Jsonb(made.dump()),))
+            return made
 
     def set_max_retention(self, seconds: float) -> None:
         """What visibility timeouts, delays and deliver_at are limited by from now on."""

@@ -19,7 +19,7 @@ from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line
 from cdcbridge.cli.schema import file_schema
 from cdcbridge.cli.screen import width, wrapped
 from cdcbridge.config import Config, load
-from cdcbridge.database import connect_store
+from cdcbridge.database import connect_store, database_place
 from cdcbridge.decoders.wal2json_file import decode_file
 from cdcbridge.demo import demo as run_demo
 from cdcbridge.encode import encode_data
@@ -103,7 +103,8 @@ def run(app: App, no_wait: bool, consistent: bool) -> None:
     bridge = Bridge(config, wait=not no_wait, reload=lambda: load(app.path), consistent=consistent, health=health)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: bridge.stop())
-    metrics = Metrics(health, __version__)
+    name = config.source.name or database_place(config.source_dsn)
+    metrics = Metrics(health, __version__, name, config.source.slot)
     with ExitStack() as beside:
         _serve(config, health, metrics, beside)
         beside.enter_context(Watchdog(health))

@@ -9,13 +9,18 @@ import click
 
 from cdcbridge import backlog
 from cdcbridge import consumers as applying
+from cdcbridge.check import check
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
 from cdcbridge.cli.screen import facts
 from cdcbridge.cli.where import PLACE, PLACE_HELP
+from cdcbridge.consumer_changes import difference
 from cdcbridge.database import Connection
+from cdcbridge.feed_watch import await_feeds, bridge_runs, stored_feeds
+from cdcbridge.feeds import Feeds, feed_of
 from cdcbridge.holders import consumer_holders, told
 from cdcbridge.lag import HELD_FOR, ConsumerLag
 from cdcbridge.patience import patiently
+from cdcbridge.problem import refuse
 from cdcbridge.units import human_duration
 from cdcbridge.words import as_text, one_line
 
@@ -34,23 +39,68 @@ def consumers() -> None:
 
 
 @consumers.command()
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @as_json
 @pass_app
-def apply(app: App, as_json: bool) -> None:
+def apply(app: App, dry_run: bool, as_json: bool) -> None:
     """Make the store's consumers those of the file, as `run` does when it starts.
 
-    A running bridge reads its file anew, and routes by it from its next append on.
+    Refuses what `check` refuses, with exit code 2. A running bridge reads its own file anew, and routes by it from its
+    next append on. A consumer that it does not have in its file gets nothing: a warning says so.
+
+    \b
+    Examples:
+      cdcbridge consumers apply --dry-run    added, changed (each setting: old → new), unchanged, not in the file
+      cdcbridge consumers apply
     """
     with app.store() as store:
+        would = difference(store, app.config.consumers)
+        if dry_run:
+            print_json(would.as_json()) if as_json else click.echo("\n".join(would.as_text()) or "no consumers")
+        found = check(app.config)
+        refuse(found)
+        if dry_run:
+            return
         done = applying.apply(store, app.config.consumers, fence=True)
+        silent = _silent(store, app, done)
+    for why in silent.values():
+        say(f"warning: {why}")
     if as_json:
-        print_json({"added": done.added, "changed": done.changed, "not_in_file": done.left})
+        applied = {"added": done.added, "changed": done.changed, "not_in_file": done.left}
+        print_json({**applied, "otherwise_in_bridge": list(silent)})
         return
     for verb, names in (("added", done.added), ("changed", done.changed), ("not in the file", done.left)):
         for name in names:
             click.echo(f"{verb}: {name}")
     if not (done.added or done.changed):
         click.echo("in step already")
+
+
+def _silent(store: Connection, app: App, done: applying.Applied) -> dict[str, str]:
+    """The consumers that the running bridge does not feed as the file has them, each with a sentence."""
+    if not bridge_runs(store):
+        if done.added or done.changed:
+            say("no bridge runs on this store now: the consumers are fed when one starts")
+        return {}
+    taken_up, feeds = await_feeds(store)
+    if feeds is None or not taken_up:
+        say("warning: the running bridge has not taken this up yet; `cdcbridge consumers list` shows when it has")
+        return {}
+    names = [consumer.name for consumer in app.config.consumers]
+    silent = {name: why for name in names if (why := feeds.silence(name))}
+    for name in difference(store, app.config.consumers).changed:
+        silent.setdefault(
+            name,
+            f"{name} is not as this file has it: the bridge ({feeds.holder}) has another version in its file"
+            f" {feeds.file}, and has put that back. Change it there",
+        )
+    for name in done.left:
+        if (feed := feeds.of(name)) is not None and feed.state == "fed":
+            silent[name] = (
+                f"{name} is not in this file, and still gets messages: the bridge ({feeds.holder}) has it in its file"
+                f" {feeds.file}. Take it out there"
+            )
+    return silent
 
 
 @consumers.command("list")
@@ -60,22 +110,27 @@ def list_command(app: App, as_json: bool) -> None:
     """The store's consumers and what is left for them."""
     with app.store(pooled=True) as store:
         rows = [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()").fetchall()]
+        feeds = stored_feeds(store)
         holders = consumer_holders(store, seconds=HELD_FOR)
     if as_json:
-        print_json([asdict(row) for row in rows])
+        print_json([{**asdict(row), **feed_of(feeds, row.name)} for row in rows])
         return
-    print_consumers(rows)
+    print_consumers(rows, feeds)
+    for alarm in feeds.alarms(app.config.source.slot) if feeds else ():
+        say(alarm.message)
     for line in told(holders):
         say(line)
 
 
-def print_consumers(rows: list[ConsumerLag]) -> None:
-    """The consumers' table, as `consumers list` and `lag` show it."""
+def print_consumers(rows: list[ConsumerLag], feeds: Feeds | None = None) -> None:
+    """The consumers' table, as `consumers list` and `lag` show it, and which of them get nothing."""
     print_table(
         ("CONSUMER", "MODE", "PENDING", "DELAYED", "HELD", "IN FLIGHT", "DEAD", "OLDEST"),
         [
             (
-                r.name + (" (paused)" if r.paused else ""),
+                r.name
+                + (" (paused)" if r.paused else "")
+                + (f" ({mark})" if feeds and (mark := feeds.mark(r.name)) else ""),
                 r.mode,
                 r.pending,
                 r.delayed,
@@ -88,6 +143,8 @@ def print_consumers(rows: list[ConsumerLag]) -> None:
         ],
         empty="no consumers yet: `cdcbridge consumers apply` or `cdcbridge run` brings them from the file",
     )
+    for line in feeds.warnings([r.name for r in rows]) if feeds else ():
+        say(line)
 
 
 @consumers.command()
@@ -160,8 +217,11 @@ def remove(app: App, name: str, yes: bool) -> None:
             say(f"{name}: {found.pending} pending, {found.in_flight} in flight, {found.dead} dead: all will be gone.")
             click.confirm(f"Remove {name}?", abort=True, err=True)
         applying.remove(store, name)
+        feeds = await_feeds(store)[1] if bridge_runs(store) else None
     click.echo(f"removed: {name}")
-    if name in {consumer.name for consumer in app.config.consumers}:
+    if feeds is not None and feeds.of(name) is not None:
+        say(f"warning: the bridge ({feeds.holder}) has {name} in its file {feeds.file}, and has added it again, empty")
+    elif name in {consumer.name for consumer in app.config.consumers}:
         say(f"{name} is still in {app.path}: the next `run` adds it again.")
 
 

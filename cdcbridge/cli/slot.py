@@ -80,7 +80,7 @@ def _print(found: Lag, config: Config, as_json: bool) -> None:
         print_other_slots(found)
         click.echo()
         if not found.store_error:
-            print_consumers(found.consumers)
+            print_consumers(found.consumers, feeds=found.feeds)
         if found.backfills:
             click.echo()
             print_backfills(found.backfills)

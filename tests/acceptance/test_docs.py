@@ -71,3 +71,47 @@ def test_every_file_that_the_documents_name_is_there() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for name in re.findall(r"\b((?:docs|config|docker|benchmarks|sql|tests)/[\w./-]*\w)", page.read_text()):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_the_guide_for_changing_consumers_with_two_bridges(world18: World, tmp_path: Path) -> None:
+    """Two hosts are two folders, and scp copies from one to the other."""
+    world = world18
+    second = World(world.server, world.database, world.plugin, tmp_path / "bridge2")
+    (second.folder / "bin").mkdir(parents=True)
+    scp = second.folder / "bin" / "scp"
+    scp.write_text(f'#!/bin/sh\ncase "$2" in bridge2:/etc/cdcbridge/cdcbridge.yaml) cp "$1" "{second.folder}";; esac\n')
+    scp.chmod(0o755)
+    world.execute("create table t (id int primary key)", "create table u (id int primary key)")
+    world.consumer("billing")
+    second.consumers = list(world.consumers)
+    leader = world.start_process()
+    eventually(world.active)
+    stand_by = second.start_process()
+    eventually(lambda: "bridge.standby" in second.log())
+
+    world.consumer("audit", ("public.u",))
+    world.write_config()
+    path = [str(scp.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = {**clean_environment(), "PATH": os.pathsep.join(path)}
+    blocks = BLOCK.findall((ROOT / "docs" / "OPERATIONS.md").read_text())
+    (guide,) = [text for what, _, text in blocks if what == "changing consumers with two bridges"]
+    output = ""
+    for line in guide.splitlines():
+        done = subprocess.run(
+            line, shell=True, cwd=world.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), line
+        output += done.stdout
+    assert output.count("added: audit") == 2 and "unchanged: billing" in output and "gets nothing" not in output
+    waiting = "select count(*) from consumer_messages w join consumers c on c.id = w.consumer_id where name = 'audit'"
+    world.execute("insert into u values (1)")
+    eventually(lambda: world.value(waiting) == 1, "the leader feeds it")
+    leader.kill()
+    leader.wait()
+    eventually(lambda: "bridge.streaming" in second.log(), "the stand-by leads")
+    world.execute("insert into u values (2)")
+    eventually(lambda: world.value(waiting) == 2, "the stand-by feeds it, too")
+    assert "not_fed" not in second.log()
+    stand_by.terminate()
+    assert stand_by.wait(30) == 0
+    second.close()

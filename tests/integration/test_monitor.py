@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 import yaml
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from cdcbridge.batch import Batch
 from cdcbridge.config import Http
 from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.errors import UsageError
+from cdcbridge.feeds import describe
 from cdcbridge.health import STALLED_AFTER, Health
 from cdcbridge.lag import measure
 from cdcbridge.metrics import Metrics
@@ -25,6 +29,7 @@ from cdcbridge.monitor import HttpServer
 from tests.world import World, eventually
 
 CONFIG = Path(__file__).parents[2] / "config"
+METRICS_PAGE = Path(__file__).parents[2] / "docs" / "METRICS.md"
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -42,8 +47,9 @@ def free_port() -> int:
 
 
 def samples(text: str) -> dict[str, float]:
+    """Without the labels that every metric has."""
     return {
-        f"{s.name}{{{','.join(f'{k}={v}' for k, v in sorted(s.labels.items()))}}}": s.value
+        f"{s.name}{{{','.join(f'{k}={v}' for k, v in sorted(s.labels.items()) if k not in ('source', 'slot'))}}}": s.value
         for family in text_string_to_metric_families(text)
         for s in family.samples
     }
@@ -68,16 +74,15 @@ def test_metrics_and_readiness_of_a_leader_and_a_stand_by(watched: tuple[World, 
     assert get(port, "/nothing")[0] == 404
     world.execute("insert into t select generate_series(1, 50)")
     world.messages(50)
-    slot = world.slot
     waiting = f"cdcbridge_consumer_pending_messages{{consumer=orders,mode=queue}}"  # noqa: F541
     found = eventually(lambda: (s := samples(get(port, "/metrics")[1])).get(waiting) == 50 and s, "the metrics tell")
     assert found["cdcbridge_messages_total{}"] == 50
     assert found["cdcbridge_append_seconds_count{}"] >= 1
     assert found["cdcbridge_leader{}"] == found["cdcbridge_ready{}"] == 1
-    assert found[f"cdcbridge_slot_active{{slot={slot}}}"] == 1
-    assert found[f"cdcbridge_slot_retained_bytes{{slot={slot}}}"] > 0
-    assert found[f"cdcbridge_slot_wal_status{{slot={slot},status=reserved}}"] == 1
-    assert found[f"cdcbridge_slot_wal_status{{slot={slot},status=lost}}"] == 0
+    assert found["cdcbridge_slot_active{}"] == 1
+    assert found["cdcbridge_slot_retained_bytes{}"] > 0
+    assert found["cdcbridge_slot_wal_status{status=reserved}"] == 1
+    assert found["cdcbridge_slot_wal_status{status=lost}"] == 0
     assert found["cdcbridge_up{database=source}"] == found["cdcbridge_up{database=store}"] == 1
 
     second = free_port()
@@ -111,7 +116,7 @@ def test_a_database_that_is_away_is_told_and_no_old_value_stands(own15: Embedded
     _, why = eventually(lambda: (a := get(port, "/ready"))[0] == 503 and a, "it is not ready")
     assert why.startswith("retrying: ")
     assert get(port, "/live") == (200, "retrying\n"), "a new process would not help"
-    text = eventually(lambda: 'cdcbridge_up{database="source"} 0.0' in (t := get(port, "/metrics")[1]) and t)
+    text = eventually(lambda: samples(t := get(port, "/metrics")[1]).get("cdcbridge_up{database=source}") == 0 and t)
     assert "cdcbridge_slot_retained_bytes" not in text
     own15.start()
     eventually(lambda: get(port, "/ready") == (200, "streaming\n"), "it streams again")
@@ -133,7 +138,7 @@ def test_the_slot_is_told_while_the_store_is_away(own15: EmbeddedServer, world18
     told = json.loads(found.stdout)
     assert found.returncode == 1 and told["slots"][0]["name"] == world18.slot and "nowhere" in told["store_error"]
     health = Health()
-    metrics = Metrics(health, "1")
+    metrics = Metrics(health, "1", "src", "s")
     metrics.measured(measure(world18.config()))
     names = {
         s.name: s.value for family in metrics.registry.collect() for s in family.samples if "consumer" not in s.name
@@ -144,7 +149,7 @@ def test_the_slot_is_told_while_the_store_is_away(own15: EmbeddedServer, world18
 def test_a_stalled_loop_is_503_on_both() -> None:
     now = [0.0]
     health = Health(lambda: now[0])
-    with HttpServer(("127.0.0.1", 0), health, Metrics(health, "1")) as server:
+    with HttpServer(("127.0.0.1", 0), health, Metrics(health, "1", "src", "s")) as server:
         health.streams(1)
         assert get(server.port, "/live")[0] == get(server.port, "/ready")[0] == 200
         now[0] += STALLED_AFTER + 1
@@ -155,9 +160,9 @@ def test_a_stalled_loop_is_503_on_both() -> None:
 def test_an_address_that_is_taken_is_an_error_only_where_it_was_asked_for(watched: tuple[World, int]) -> None:
     world, port = watched
     health = Health()
-    with HttpServer(("127.0.0.1", port), health, Metrics(health, "1")):
+    with HttpServer(("127.0.0.1", port), health, Metrics(health, "1", "src", "s")):
         with pytest.raises(UsageError, match="cannot listen"):
-            HttpServer(("127.0.0.1", port), health, Metrics(health, "1"))
+            HttpServer(("127.0.0.1", port), health, Metrics(health, "1", "src", "s"))
         process = world.start_process()
         assert process.wait(30) == 2
         assert f"cannot listen on 127.0.0.1:{port}" in world.log()
@@ -193,20 +198,112 @@ def test_systemd_hears_that_it_is_ready_and_goes_on_and_nothing_when_it_hangs(
         assert process.wait(30) == 0
 
 
-def exposed() -> set[str]:
-    """Every name that a bridge can give, labels filled by a look that has everything."""
+def everything() -> list[Metric]:
+    """Every metric that a bridge can give, labels filled by a look that has everything."""
     from cdcbridge.holders import ConsumerHolder
     from cdcbridge.lag import ConsumerLag, Lag, SlotLag
     from cdcbridge.wal_room import OtherSlot, WalRoom
 
     health = Health()
-    metrics = Metrics(health, "1")
+    metrics = Metrics(health, "1", "src", "s")
     slot = SlotLag("s", "pgoutput", True, "reserved", "0/1", "0/1", "0/2", 1, 1, 1.0, 1, None, 1.0, 1.0, 1.0, True)
     held = ConsumerHolder("c", "queue", "receiver", 1, "worker", 1.0, "idle", "select", 1, None, False)
     consumer = ConsumerLag("c", "queue", 1, 1, 1, 1.0, 1, 1.0, True, 1)
     room = WalRoom(1, 1, (OtherSlot("o", "physical", None, None, True, "reserved", 1),))
-    metrics.measured(Lag([slot], [consumer], consumer_holders=(held,), room=room))
-    return {s.name for family in metrics.registry.collect() for s in family.samples}
+    feeds = describe(1, "host", "file", ["c"], ["c"], [])
+    metrics.measured(Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds))
+    health.append_begins()
+    batch = Batch()
+    batch.refused["published.malformed", "news", "not JSON"] += 1
+    health.stored(batch)
+    return list(metrics.registry.collect())
+
+
+def exposed() -> set[str]:
+    return {s.name for family in everything() for s in family.samples}
+
+
+def _described(families: Iterable[Metric]) -> dict[str, tuple[str, frozenset[str]]]:
+    """Name -> type and labels, beside those that every metric has; a counter by the name of its sample."""
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    for family in families:
+        if family.name.endswith("_created"):  # when the counter or histogram began, which the client library adds
+            continue
+        name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+        labels = frozenset(label for s in family.samples for label in s.labels) - {"source", "slot", "le"}
+        found[name] = (family.type, labels)
+    return found
+
+
+def _documented() -> dict[str, tuple[str, frozenset[str]]]:
+    rows = re.findall(r"^\| `(cdcbridge_\w+)` \| (\w+) \|([^|]*)\|(.*)$", METRICS_PAGE.read_text(), re.MULTILINE)
+    for name, _, _, rest in rows:
+        unit, meaning, act = (cell.strip() for cell in rest.strip().strip("|").split("|"))
+        assert unit and len(meaning) > 10 and len(act) > 3, name
+        for suffix, expected in (("_bytes", "bytes"), ("_seconds", "seconds")):
+            assert not name.removesuffix("_total").endswith(suffix) or unit == expected, name
+    return {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _ in rows}
+
+
+def test_the_reference_page_has_every_metric_with_its_type_and_labels() -> None:
+    assert _documented() == _described(everything())
+
+
+def test_the_reference_page_is_what_a_bridge_serves(watched: tuple[World, int]) -> None:
+    world, port = watched
+    process = world.start_process()
+    eventually(world.active, "it streams")
+    world.execute("insert into t values (1)")
+    text = eventually(
+        lambda: "cdcbridge_consumer_fed{" in (t := get(port, "/metrics")[1]) and "last_append" in t and t,
+        "all is there",
+    )
+    served = list(text_string_to_metric_families(text))
+    for family in served:
+        for sample in family.samples:
+            assert sample.labels["slot"] == world.slot and world.database in sample.labels["source"], sample
+    documented = _documented()
+    types = {"info": "gauge"}  # as the text format has it
+    found = {}
+    for family in served:
+        if not family.name.endswith("_created"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            found[name] = family.type
+            labels = {label for s in family.samples for label in s.labels} - {"source", "slot", "le"}
+            assert labels <= documented[name][1], name
+    assert found == {name: types.get(kind, kind) for name, (kind, _) in documented.items()}
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_two_pairs_of_bridges_are_told_apart(
+    watched: tuple[World, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Two stores fed from one database, by two slots; and a source that has a name."""
+    world, port = watched
+    second = World(world.server, world.database, world.plugin, tmp_path_factory.mktemp("second"))
+    second.slot, second.schema = f"{world.slot}_b", "other"
+    second.settings |= {"name": "shop", "publication": "other"}
+    other_port = free_port()
+    second.top_settings["http"] = {"listen": f"127.0.0.1:{other_port}"}
+    second.consumer("orders")
+    with contextlib.closing(second):
+        processes = []
+        for one in (world, second):
+            processes.append(one.start_process())
+            eventually(one.active, "it streams")
+
+        def series(at: int) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+            families = text_string_to_metric_families(get(at, "/metrics")[1])
+            return {(s.name, tuple(sorted(s.labels.items()))) for f in families for s in f.samples}
+
+        eventually(lambda: all("cdcbridge_consumer_fed" in {n for n, _ in series(p)} for p in (port, other_port)))
+        assert not series(port) & series(other_port), "no two of them have a series in common"
+        assert {dict(labels)["source"] for _, labels in series(other_port)} == {"shop"}
+        assert all(world.database in dict(labels)["source"] for _, labels in series(port))
+        for process in processes:
+            process.terminate()
+            assert process.wait(30) == 0
 
 
 @pytest.mark.parametrize("name", ["prometheus-alerts.yaml", "grafana-dashboard.json"])
@@ -224,6 +321,14 @@ def test_alerts_and_dashboard_go_by_metrics_that_exist(name: str) -> None:
     used = {name for expression in expressions for name in re.findall(r"cdcbridge_\w+", expression)}
     assert len(used) > 8
     assert used <= exposed(), used - exposed()
+    for expression in expressions:
+        for kept in re.findall(r"\bby \(([^)]*)\)", expression):
+            assert {"source", "slot"} <= set(kept.split(", ")), expression
+        for aggregated in re.findall(r"\b(?:sum|max|min|count|avg)\b(.{5})", expression):
+            assert aggregated.startswith(" by ("), expression
+    if name.endswith("yaml"):
+        for rule in rules:
+            assert "$labels.source" in rule["annotations"]["summary"] or rule["alert"] == "CdcbridgeDown"
 
 
 def test_lag_names_who_holds_the_horizon_and_what_is_an_alarm(world: World) -> None:

@@ -1,0 +1,90 @@
+"""The consumers that a session goes on with: accepted, told in the log, and noted in the store. Part of the rim.
+
+The first start of a process refuses a file with an error in it, as `check` does. Later sessions, and a stand-by that
+takes over, go on without the consumers that cannot work. This module never decides which ones these are (choosing).
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from cdcbridge import event_trigger
+from cdcbridge.check import problems
+from cdcbridge.choosing import Choice, choose
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, connect_source
+from cdcbridge.feed_watch import stored_feeds
+from cdcbridge.problem import refuse
+from cdcbridge.store import Store
+
+log = structlog.get_logger()
+
+
+def accept(config: Config, connection: Connection, store: Store, plugin: str, *, again: bool) -> Choice:
+    """The consumers to go on with: all of the file at a start, and `again` those that can work.
+
+    Each one that cannot is logged as an error with its fix. Raises CheckFailed for every other error.
+    """
+    found = problems(config, connection, store.connection, plugin=plugin)
+    choice = Choice(config)
+    if again and any(problem.severity == "error" for problem in found):
+        choice = choose(config, connection, store.connection, plugin)
+        found = problems(choice.config, connection, store.connection, plugin=plugin)
+        # What is wrong with a publication is told with the tables that it lacks.
+        found = [p for p in found if p not in choice.problems and p.code != "publication"]
+    refuse(found)
+    _tell_faults(choice)
+    return choice
+
+
+def _tell_faults(choice: Choice) -> None:
+    for fault in choice.faults:
+        log.error(
+            "consumer.faulty" if fault.fed else "consumer.refused",
+            consumer=fault.consumer,
+            table=fault.object,
+            reason=fault.message,
+            fix=fault.fix,
+            meanwhile="it goes on without this" if fault.fed else "it gets nothing",
+            then="the bridge looks again by itself",
+        )
+
+
+def tell_stand_by(config: Config, store: Store) -> None:
+    """Log why a stand-by would not feed the consumers as the leader does, so that this is known before it leads.
+
+    Raises SourceUnavailable where the source is out of reach.
+    """
+    history, feeds = store.history(), stored_feeds(store.connection)
+    if history is None:
+        return
+    names = {consumer.name for consumer in config.consumers}
+    for name, feed in feeds.consumers.items() if feeds else ():
+        if feed.state == "fed" and name not in names:
+            log.warning(
+                "standby.other_file",
+                consumer=name,
+                reason=f"the leader feeds {name}, and {config.path} does not have it: it would get nothing from here",
+            )
+    with connect_source(config.source_dsn, "cdcbridge setup") as connection:
+        _tell_faults(choose(config, connection, store.connection, history.plugin))
+
+
+def ensure_trigger(choice: Choice, connection: Connection, store: Store) -> bool:
+    """Install what tables that are created later need, unless this role may not: that is a fault already."""
+    if any(problem.code == "event_trigger" for problem in choice.problems):
+        return False
+    return event_trigger.ensure(choice.config, connection, store.keep_identities)
+
+
+def note_feeds(choice: Choice, store: Store, *, finishing: bool) -> None:
+    """Note in the store who is fed, and log each consumer there that is not in the file, and therefore gets nothing.
+
+    A session that finishes a transaction leaves it to the next one, which brings the consumers into the store.
+    """
+    if finishing:
+        return
+    feeds = store.set_feeds(choice.config, choice.faults)
+    for name, feed in feeds.consumers.items():
+        if feed.state == "not_in_file":
+            log.warning("consumers.not_fed", consumer=name, reason=feeds.silence(name))

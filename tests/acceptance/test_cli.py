@@ -294,10 +294,10 @@ def test_a_streams_offsets_are_shown_and_moved(world: World) -> None:
     assert world.value("select commit_offset('audit', %s, %s)", rows[-1][3], rows[-1][0]) is True
     table = world.run_program("offsets", "show", "audit")
     assert table.returncode == 0 and "PARTITION" in table.stdout and str(rows[-1][0]) in table.stdout
-    assert lines(world.run_program("offsets", "seek", "audit", "latest")) == [{"partitions": 16}]
+    assert lines(world.run_program("offsets", "seek", "audit", "latest"))[0]["partitions"] == 16
     assert world.json("lag", "--json")["consumers"][0]["pending"] == 0
     one = str(rows[-1][3])
-    assert lines(world.run_program("offsets", "seek", "audit", "earliest", "--partition", one)) == [{"partitions": 1}]
+    assert lines(world.run_program("offsets", "seek", "audit", "earliest", "--partition", one))[0]["partitions"] == 1
     assert world.json("lag", "--json")["consumers"][0]["pending"] == len(rows)
     for arguments, message in (
         (("seek", "audit", "whenever"), "'whenever' is no place in the log"),
@@ -325,17 +325,22 @@ def test_lag_names_who_holds_streams_back(world15: World) -> None:
     assert world15.json("lag", "--json")["holders"] == []
 
 
+def counts(replayed: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    """How many messages a replay put into the queue, and skipped."""
+    (line,) = lines(replayed)
+    return {name: line[name] for name in ("replayed", "skipped")}
+
+
 def test_a_range_of_the_log_is_replayed(world15: World) -> None:
     ready(world15)
     world15.execute("insert into t select g, 1 from generate_series(1, 5) g")
     eventually(lambda: world15.value("select count(*) from messages") == 5, "all is logged")
     assert len(lines(world15.run_program("receive", "billing", "-n", "4", "--ack"))) == 4
     replayed = world15.run_program("consumers", "replay", "billing", "--from", "3")
-    assert lines(replayed) == [{"replayed": 2, "skipped": 1}]
+    assert counts(replayed) == {"replayed": 2, "skipped": 1}
     assert "billing: 1 skipped, which wait or are in flight already" in replayed.stderr
-    assert lines(world15.run_program("consumers", "replay", "billing", "--from", "earliest", "--to", "2")) == [
-        {"replayed": 1, "skipped": 0}
-    ]
+    first = world15.run_program("consumers", "replay", "billing", "--from", "earliest", "--to", "2")
+    assert counts(first) == {"replayed": 1, "skipped": 0}
     got = lines(world15.run_program("receive", "billing", "-n", "10", "--ack"))
     assert [row["seq"] for row in got] == [5, 3, 4, 1]
     for arguments, message in (

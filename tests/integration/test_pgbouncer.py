@@ -147,7 +147,7 @@ def test_commands_that_call_functions_work_through_it(pooled: tuple[Queue, str],
     assert [row["data"]["record"] for row in good("receive c --ack") if row["topic"] == "news"] == []
     assert good("publish news", stdin='"🦀"\n2\n'.encode()) == [{"seq": 7}, {"seq": 8}]
     assert good("offsets show s --json")[0][0]["partition"] == 0
-    assert good("offsets seek s latest") == [{"partitions": 16}]
+    assert json.loads(shop("offsets seek s latest").out)["partitions"] == 16
     assert good("dead purge c --yes") == [{"purged": 0}]
     assert shop("consumers pause c").out == b"paused: c\n" and shop("consumers resume c").out == b"resumed: c\n"
     assert {row["name"] for row in good("consumers list --json")[0]} == {"c", "s"}

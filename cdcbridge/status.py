@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, store_errors
-from cdcbridge.errors import OperatorNeeded, SourceUnavailable, StoreUnavailable
+from cdcbridge.errors import CdcbridgeError, UsageError
 from cdcbridge.lag import Lag, measure
 from cdcbridge.migrate import schema_version
 from cdcbridge.pooled import connect_for_calls
@@ -74,14 +74,19 @@ def look(config: Config) -> Status:
     try:
         with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge status") as store:
             _store(store, status)
-    except (StoreUnavailable, OperatorNeeded) as error:
+    except UsageError:
+        raise
+    except CdcbridgeError as error:
         status.reasons.append(str(error))
     else:
         status.reasons += _of_bridges(status)
     try:
         status.lag = measure(config)
-    except SourceUnavailable as error:
-        status.reasons.insert(0, str(error))
+    except UsageError:
+        raise
+    except CdcbridgeError as error:
+        if str(error) not in status.reasons:
+            status.reasons.insert(0, str(error))
     else:
         status.reasons += _of_slot(config, status, status.lag)
         status.notes += _of_consumers(status, status.lag)

@@ -254,6 +254,10 @@ _HINTS: Final = {
 }
 
 
+def _no_right(found: re.Match[str]) -> str:
+    return f"this role has no right {'on' if found[1] == 'for' else 'to'}"
+
+
 @contextmanager
 def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
     try:
@@ -272,6 +276,8 @@ def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) ->
     if state.startswith("CB"):
         return UsageError(str(error.diag.message_primary), hint=error.diag.message_hint)
     message = f"{what}: {plain(one_line(str(error)))}"
+    if state == "42501":  # for example: permission denied to use replication slots
+        message = re.sub(r"permission denied (for|to)\b", _no_right, message, count=1)
     hint = _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
     # Without a code the server said nothing: the session is lost, or was closed.
     lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)

@@ -54,8 +54,9 @@ def refusing(who: Guest | None, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except psycopg.errors.InsufficientPrivilege as error:
-        if who is None:
+    except (psycopg.errors.InsufficientPrivilege, OperatorNeeded) as error:
+        cause = error if isinstance(error, psycopg.Error) else error.__cause__
+        if who is None or not isinstance(cause, psycopg.errors.InsufficientPrivilege):
             raise
         refused = who.refusal(what)
         if "function publish" in str(error):

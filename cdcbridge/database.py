@@ -81,7 +81,9 @@ def conninfo(
     merged["client_encoding"] = "UTF8"
     merged["options"] = f"{given.get('options') or ''} {options}".strip()
     if not reads and "," in str(given.get("host", given.get("hostaddr", ""))):
-        merged.setdefault("target_session_attrs", "read-write")
+        # `read-write` would refuse a primary whose default_transaction_read_only is on, which our sessions turn off.
+        if merged.setdefault("target_session_attrs", "read-write") == "read-write":
+            merged["target_session_attrs"] = "primary"
     return make_conninfo(**merged)
 
 

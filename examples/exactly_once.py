@@ -10,7 +10,9 @@ import psycopg
 from cdcbridge import Queue, StaleReceipt
 
 dsn, consumer = sys.argv[1:]
-with psycopg.connect(dsn) as connection, Queue.connect(dsn, consumer=consumer) as queue:
+with psycopg.connect(dsn, client_encoding="UTF8") as connection, Queue.connect(dsn, consumer=consumer) as queue:
+    # Whatever the server's defaults are: the ack of a fifo consumer needs both.
+    connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
     connection.execute("create table if not exists totals (customer text primary key, amount numeric not null)")
     connection.commit()
     for message in queue.messages(wait=5, stop_when_empty=True):

@@ -146,6 +146,26 @@ def test_default_transaction_read_only_reaches_neither_bridge_nor_client(world15
             assert world15.run_program("publish", "news", "1").returncode == 0
 
 
+@pytest.mark.parametrize("version", ["world15", "world18"])
+@pytest.mark.parametrize("attributes", ["", "target_session_attrs=read-write"])
+def test_default_transaction_read_only_hides_no_primary_of_several_hosts(
+    request: pytest.FixtureRequest, version: str, attributes: str
+) -> None:
+    """Libpq takes a primary with this default for one that takes no writes, and `connect` finds no server."""
+    world: World = request.getfixturevalue(version)
+    world.execute("create table t (id int primary key)")
+    world.consumer(topics=["news"])
+    several = psycopg.conninfo.conninfo_to_dict(world.dsn)
+    several.update({name: f"{several[name]},{several[name]}" for name in ("host", "port")})
+    world.settings["dsn"] = dsn = f"{psycopg.conninfo.make_conninfo(**several)} {attributes}".strip()
+    world.execute(f"alter database {world.database} set default_transaction_read_only = on")
+    with world.bridge(), Queue.connect(dsn, consumer="c") as queue:
+        world.execute("insert into t values (1)")
+        (message,) = queue.receive(wait=5)
+        assert message.ack()
+        assert world.run_program("publish", "news", "1").returncode == 0
+
+
 def store_of(apart: World) -> str:
     """The store's DSN, with the consumers applied and no bridge."""
     assert run(apart, "migrate").code == 0 == run(apart, "consumers apply").code

@@ -80,10 +80,10 @@ def conninfo(
     merged: dict[str, Any] = {**_KEEPALIVE, "application_name": application_name, **given, **extra}
     merged["client_encoding"] = "UTF8"
     merged["options"] = f"{given.get('options') or ''} {options}".strip()
-    if not reads and "," in str(given.get("host", given.get("hostaddr", ""))):
+    several = "," in str(given.get("host", given.get("hostaddr", "")))
+    if several and not reads and merged.get("target_session_attrs", "read-write") == "read-write":
         # `read-write` would refuse a primary whose default_transaction_read_only is on, which our sessions turn off.
-        if merged.setdefault("target_session_attrs", "read-write") == "read-write":
-            merged["target_session_attrs"] = "primary"
+        merged["target_session_attrs"] = "primary"
     return make_conninfo(**merged)
 
 

@@ -155,9 +155,9 @@ def test_default_transaction_read_only_hides_no_primary_of_several_hosts(
     world: World = request.getfixturevalue(version)
     world.execute("create table t (id int primary key)")
     world.consumer(topics=["news"])
-    several = psycopg.conninfo.conninfo_to_dict(world.dsn)
-    several.update({name: f"{several[name]},{several[name]}" for name in ("host", "port")})
-    world.settings["dsn"] = dsn = f"{psycopg.conninfo.make_conninfo(**several)} {attributes}".strip()
+    host, port = (psycopg.conninfo.conninfo_to_dict(world.dsn)[name] for name in ("host", "port"))
+    dsn = f"host={host},{host} port={port},{port} user=postgres dbname={world.database} {attributes}"
+    world.settings["dsn"] = dsn
     world.execute(f"alter database {world.database} set default_transaction_read_only = on")
     with world.bridge(), Queue.connect(dsn, consumer="c") as queue:
         world.execute("insert into t values (1)")

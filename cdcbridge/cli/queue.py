@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import click
 import psycopg
@@ -180,7 +181,8 @@ def publish(
     with app.store(pooled=True) as store:
         for number, text in enumerate(texts, 1):
             try:
-                row = store.execute(query, (topic, key, _decoded(text), delay, dedup_id)).fetchone()
+                values = (topic, key, _decoded(text), delay, dedup_id)
+                row = _publish_once(store, query, values) if dedup_id else store.execute(query, values).fetchone()
             except (psycopg.DataError, UnicodeDecodeError) as error:
                 if getattr(error, "sqlstate", None) not in (None, "22P02"):  # 22P02: it is no JSON; None: it has NUL
                     raise
@@ -188,6 +190,15 @@ def publish(
                 where = f"argument {number}" if data else f"stdin: line {number}"
                 raise UsageError(f"{where}: not JSON: {_reason(error)}: {shown[:80]}") from None
             print_line({"seq": row[0] if row else None})
+
+
+def _publish_once(store: Connection, query: str, values: tuple[Any, ...]) -> Any:
+    """Publish with a dedup id. While another transaction that has published it is open, nobody knows whether it counts."""
+    return patiently(
+        store,
+        lambda: store.execute(query.encode(), values).fetchone(),
+        what=f"publish {values[0]} --dedup-id {values[-1]}",
+    )
 
 
 def _decoded(text: str | bytes) -> str:

@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any, Final, Self
 
+import psycopg
+
 from cdcbridge.client._common import row_delivery, tie_mates
 from cdcbridge.client._contents import json_text, refuse_bad_text
 from cdcbridge.client._limits import AWAY, PATIENCE, now, patient, refuse_bad_time
@@ -128,7 +130,8 @@ class Queue(Settling):
         seq. `data` is anything that orjson writes, without NaN and infinity.
 
         Where the session is lost while it runs, it is tried again with a `dedup_id`; without one it raises
-        StoreUnavailable, since the message may be there.
+        StoreUnavailable, since the message may be there. While another transaction with the same `dedup_id` is open,
+        it waits for ten seconds and then raises StoreUnavailable.
         """
         refuse_bad_time("delay", delay)
         refuse_bad_text(topic=topic, key=key, dedup_id=dedup_id)
@@ -141,7 +144,15 @@ class Queue(Settling):
         values = (topic, key, json_text(data), delay, dedup_id)
         if dedup_id is None:
             return int(self._once(self.sql.publish, values, "the message was published"))
-        return int(self._again(now() + PATIENCE, lambda: self._write(self.sql.publish, values)))
+        try:
+            return int(self._again(now() + PATIENCE, lambda: self._write(self.sql.publish, values)))
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                raise
+            raise StoreUnavailable(
+                f"{error}: another transaction that published the dedup_id {dedup_id!r} may be open",
+                hint="Publish again when it has ended. `cdcbridge publish --dedup-id` names its session.",
+            ) from error
 
     # workers
 

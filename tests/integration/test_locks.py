@@ -18,10 +18,11 @@ from typing import Any, Self
 import psycopg
 import pytest
 
+from cdcbridge import Queue as Client
 from cdcbridge import backlog, consumers, migrate
 from cdcbridge.config import Consumer
 from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.errors import Fenced, LockedOut
+from cdcbridge.errors import Fenced, LockedOut, StoreUnavailable
 from cdcbridge.patience import patiently
 from cdcbridge.store import Store
 from tests.sql.queue import Queue
@@ -353,6 +354,46 @@ def test_seek_beside_an_idle_reader_names_it(world15: World) -> None:
         idle.rollback()
         thread.join()
     assert seeking[0].returncode == 0, seeking
+
+
+@pytest.mark.parametrize("version", ["world15", "world18"])
+def test_publish_with_a_dedup_id_names_the_open_publisher_of_the_same_one(
+    request: pytest.FixtureRequest, version: str
+) -> None:
+    """The time is told in UTC, whatever the database's settings are."""
+    world: World = request.getfixturevalue(version)
+    world.consumer("c", topics=["t"])
+    assert world.run_program("migrate").returncode == 0
+    assert world.run_program("consumers", "apply").returncode == 0
+    for setting in ("timezone = 'America/New_York'", "datestyle = german"):
+        world.execute(f"alter database {world.database} set {setting}")
+    with psycopg.connect(world.dsn, autocommit=True) as idle, Client.connect(world.dsn, "c") as client:
+        idle.execute("begin")
+        first = idle.execute("select cdcbridge.publish('t', 'k', '1', dedup_id => 'order-42')").fetchone()
+        assert first is not None
+        publish = ("publish", "t", "1", "--dedup-id", "order-42")
+        result = world.run_program(*publish)
+        assert result.returncode == 1, result
+        pid = idle.info.backend_pid
+        assert f"publish t --dedup-id order-42 waits for a lock, and nothing was changed: pid {pid}" in result.stderr
+        assert " UTC, select cdcbridge.publish('t', 'k', '1', dedup_id => 'order-42')" in result.stderr, result.stderr
+        with pytest.raises(StoreUnavailable, match="that published the dedup_id 'order-42' may be open"):
+            client.publish("t", 1, dedup_id="order-42")
+        assert world.run_program("publish", "t", "1", "--dedup-id", "order-43").returncode == 0, "others do not wait"
+        waits = "select count(*) from pg_stat_activity where wait_event = 'transactionid'"
+        answers: list[Any] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(world.json(*publish)["seq"])),
+            threading.Thread(target=lambda: answers.append(client.publish("t", 1, dedup_id="order-42"))),
+        ]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: world.value(waits) == 2, "both wait")
+        idle.execute("commit")
+        for thread in threads:
+            thread.join()
+        assert answers == [first[0]] * 2, "both get the first one's seq"
+    assert world.value("select count(*) from messages") == 2
 
 
 def test_seek_holds_no_partition_while_it_waits_for_another(world18: World) -> None:

@@ -249,8 +249,9 @@ def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) ->
     hint = _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
     # Without a code the server said nothing: the session is lost, or was closed.
     lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    if lost or verdict(state) == "away":
+    judged = verdict(state, error.diag.source_function or "")
+    if lost or judged == "away":
         return unavailable(message, hint=hint)
-    if verdict(state) == "operator":
+    if judged == "operator":
         return OperatorNeeded(message, hint=hint)
     return CdcbridgeError(message, hint=hint)

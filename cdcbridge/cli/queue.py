@@ -193,7 +193,7 @@ def publish(
 
 
 def _publish_once(store: Connection, query: str, values: tuple[Any, ...]) -> Any:
-    """Publish with a dedup id. While another transaction that has published it is open, nobody knows whether it counts."""
+    """Publish with a dedup id, whose fate is open while another transaction that published it is."""
     return patiently(
         store,
         lambda: store.execute(query.encode(), values).fetchone(),

@@ -167,9 +167,7 @@ def test_a_waiting_command_looks_now_and_then(pooled: tuple[Queue, str], shop: C
     assert len(result.out.splitlines()) == 1 and 0.9 < time.monotonic() - started < 10
 
 
-def test_a_command_names_the_session_that_it_waits_for(
-    pooled: tuple[Queue, str], shop: Callable[..., Result]
-) -> None:
+def test_a_command_names_the_session_that_it_waits_for(pooled: tuple[Queue, str], shop: Callable[..., Result]) -> None:
     """PgBouncer tells a process of its own, and the server's session is another one for each attempt."""
     queue, _ = pooled
     idle = queue.open(autocommit=False)

@@ -331,6 +331,43 @@ def test_remove_beside_an_idle_receiver(world: World) -> None:
         )
 
 
+@pytest.mark.parametrize("version", ["world15", "world18"])
+@pytest.mark.parametrize("settings", [{"start": "earliest"}, {"mode": "stream"}], ids=["earliest", "first stream"])
+def test_a_bridge_that_starts_names_the_publisher_that_it_waits_for(
+    request: pytest.FixtureRequest, version: str, settings: dict[str, str]
+) -> None:
+    """The other publishers do not wait meanwhile. When the open one ends, the bridge streams, and its message is there."""
+    world: World = request.getfixturevalue(version)
+    world.execute("create table t (id int primary key)")
+    world.consumer("c", topics=["t"])
+    with world.bridge():
+        world.execute("select cdcbridge.publish('t', 'before', '1')")
+    world.consumer("new", topics=["t"], **settings)
+    with psycopg.connect(world.dsn) as idle:
+        idle.execute("select cdcbridge.publish('t', 'open', '1')")
+        process = world.start_process()
+        longest, published = 0.0, 0
+        # Until it has given up once, and begun anew.
+        while world.log().count(f"pid {idle.info.backend_pid} (") < 3:
+            assert process.poll() is None, world.log()
+            start = time.monotonic()
+            world.execute("select cdcbridge.publish('t', 'other', '1')")
+            longest, published = max(longest, time.monotonic() - start), published + 1
+            assert published < 10_000, world.log()
+            time.sleep(0.02)
+        assert longest < LONGEST, longest
+        assert not world.active() and world.value("select count(*) from consumers where name = 'new'") == 0
+        waits = next(line for line in world.log().splitlines() if "lock.waits" in line)
+        assert "consumers apply" in waits and "idle in transaction since" in waits and "'open'" in waits, waits
+        idle.commit()
+    eventually(world.active, "it streams")
+    total = published + 2 if "start" in settings else 0
+    pending = {c["name"]: c["pending"] for c in world.json("lag", "--json")["consumers"]}
+    assert pending == {"c": published + 2, "new": total}, pending
+    process.terminate()
+    assert process.wait(30) == 0
+
+
 def test_seek_beside_an_idle_reader_names_it(world15: World) -> None:
     world15.consumer("s", mode="stream", topics=["t"], start="earliest")
     assert world15.run_program("migrate").returncode == 0

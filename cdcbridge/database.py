@@ -80,8 +80,10 @@ def conninfo(
     merged: dict[str, Any] = {**_KEEPALIVE, "application_name": application_name, **given, **extra}
     merged["client_encoding"] = "UTF8"
     merged["options"] = f"{given.get('options') or ''} {options}".strip()
-    if not reads and "," in str(given.get("host", given.get("hostaddr", ""))):
-        merged.setdefault("target_session_attrs", "read-write")
+    several = "," in str(given.get("host", given.get("hostaddr", "")))
+    if several and not reads and merged.get("target_session_attrs", "read-write") == "read-write":
+        # `read-write` would refuse a primary whose default_transaction_read_only is on, which our sessions turn off.
+        merged["target_session_attrs"] = "primary"
     return make_conninfo(**merged)
 
 
@@ -281,8 +283,9 @@ def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) ->
     hint = _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
     # Without a code the server said nothing: the session is lost, or was closed.
     lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    if lost or verdict(state) == "away":
+    judged = verdict(state, error.diag.source_function or "")
+    if lost or judged == "away":
         return unavailable(message, hint=hint)
-    if verdict(state) == "operator":
+    if judged == "operator":
         return OperatorNeeded(message, hint=hint)
     return CdcbridgeError(message, hint=hint)

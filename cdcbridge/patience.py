@@ -11,19 +11,22 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
 import structlog
+from psycopg.conninfo import make_conninfo
 
 from cdcbridge.database import Connection
-from cdcbridge.errors import LockedOut
+from cdcbridge.errors import CdcbridgeError, LockedOut
+from cdcbridge.pooled import connect_for_calls
 
 LOCK_TIMEOUT: Final = "500ms"
 PATIENCE: Final = 30.0  # seconds
 _FIRST_PAUSE: Final = 0.25  # seconds between two attempts; then twice as long each time
 _LONGEST_PAUSE: Final = 2.0
 _REFUSED: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+_BEGIN: Final = "select pg_backend_pid(), set_config('lock_timeout', %s, true)"
 _BLOCKERS: Final = """
     select array_agg(a.pid order by a.pid),
            string_agg(format('pid %%s (%%s, %%s since %%s, %%s)', a.pid, coalesce(a.usename, '?'),
@@ -54,7 +57,7 @@ def patiently(
         while True:
             try:
                 with watch, connection.transaction():
-                    connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
+                    watch.over(connection.execute(_BEGIN.encode(), (LOCK_TIMEOUT,)).fetchone())
                     return work()
             except _REFUSED as error:
                 if time.monotonic() >= deadline:
@@ -80,7 +83,7 @@ class _Watch:
 
     def __init__(self, connection: Connection) -> None:
         self._info = connection.info
-        self._pid = connection.info.backend_pid
+        self._pid: int | None = None
         self._session: Connection | None = None
         self._attempt: contextlib.ExitStack | None = None
         self._what = ""
@@ -91,11 +94,17 @@ class _Watch:
         """Connect before the second attempt. Without a connection nobody is named, and the attempts continue."""
         self._what = what
         if self._session is None:
-            with contextlib.suppress(psycopg.Error):
-                info = self._info
-                self._session = psycopg.connect(
-                    info.dsn, host=info.host, port=info.port, password=info.password or None, autocommit=True
-                )
+            info = self._info
+            dsn = make_conninfo(
+                info.dsn, host=info.host, hostaddr=info.hostaddr or None, port=info.port,
+                password=info.password or None, application_name="cdcbridge, who holds the lock",
+            )  # fmt: skip
+            with contextlib.suppress(CdcbridgeError):
+                self._session = connect_for_calls(dsn, "pg_catalog", "cdcbridge")
+
+    def over(self, row: tuple[Any, ...] | None) -> None:
+        """Look at this session of the server, whose transaction began. A pooler gives each transaction another one."""
+        self._pid = row[0] if row else None
 
     def __enter__(self) -> None:
         self._attempt = contextlib.ExitStack()
@@ -105,6 +114,7 @@ class _Watch:
     def __exit__(self, *details: object) -> None:
         if self._attempt is not None:
             self._attempt.close()
+        self._pid = None
 
     def close(self) -> None:
         if self._session is not None:
@@ -123,6 +133,8 @@ class _Watch:
 
     def _look(self, session: Connection, done: threading.Event) -> None:
         while not done.wait(0.1):
+            if self._pid is None:
+                continue
             try:
                 row = session.execute(_BLOCKERS.encode(), (self._pid,)).fetchone()
             except psycopg.Error:

@@ -26,7 +26,6 @@ _HEADER: Final = 25  # of XLogData: type, start, end, clock
 _READ_AHEAD: Final = 500_000
 _UNKNOWN_OPTION: Final = "22023"  # invalid_parameter_value, as wal2json calls an option that it does not know
 _UNDEFINED_OBJECT: Final = "42704"
-_UNSUPPORTED: Final = "0A000"  # as a plugin calls a change that it cannot print
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 SENDER_TIMEOUT: Final = 3.0
 _POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
@@ -234,7 +233,7 @@ class ReplicationStream:
         if state == _UNDEFINED_OBJECT:
             # Only pgoutput looks objects up by name while it decodes, and only its publications.
             raise Unpublished(f"source: {message}")
-        if state and (state == _UNSUPPORTED or verdict(state) != "away"):
+        if state and verdict(state) != "away":
             raise OperatorNeeded(f"source: the server cannot decode what comes next: {message}")
         raise SourceUnavailable(f"source: the stream ended: {message or 'connection closed'}")
 

@@ -22,7 +22,7 @@ CLASSES: Final[Mapping[str, tuple[Verdict, str]]] = {
     "03": ("wrong", "a statement that is not complete"),
     "08": ("away", "the connection failed, or a pooler ended it"),
     "09": ("wrong", "a trigger failed"),
-    "0A": ("away", "not supported now, by a standby that takes no writes, or for a plan older than a migration"),
+    "0A": ("wrong", "not supported by this server, such as an extension that is not installed"),
     "0B": ("wrong", "a transaction cannot begin here"),
     "0F": ("wrong", "a bad locator"),
     "0L": ("wrong", "a bad grantor"),
@@ -75,9 +75,21 @@ CODES: Final[Mapping[str, tuple[Verdict, str]]] = {
     "XX001": ("operator", "a table is corrupted"),
     "XX002": ("operator", "an index is corrupted"),
 }
+# 0A000 passes where one of these functions of the server raises it: PostgreSQL has no code of its own for these errors,
+# and their texts are translated. The next session has new plans, and a standby may be promoted.
+PASSING: Final[Mapping[str, str]] = {
+    "RevalidateCachedQuery": "a prepared statement is older than a migration",
+    "CheckLogicalDecodingRequirements": "no logical decoding on a standby of PostgreSQL 15 and older",
+    "GetSerializableTransactionSnapshot": "no serializable transactions on a standby",
+}
 _NEW: Final[tuple[Verdict, str]] = ("wrong", "unknown")
 
 
-def verdict(sqlstate: str) -> Verdict:
-    """Give the verdict on a code of five characters. A code of an unknown class is wrong."""
+def verdict(sqlstate: str, function: str = "") -> Verdict:
+    """Give the verdict on a code of five characters. A code of an unknown class is wrong.
+
+    function: the server's function that raised the error (its field ROUTINE), '' if that is unknown.
+    """
+    if sqlstate == "0A000" and function in PASSING:
+        return "away"
     return CODES.get(sqlstate, CLASSES.get(sqlstate[:2], _NEW))[0]

@@ -5,7 +5,8 @@
 create schema if not exists shop_effects;
 create table if not exists shop_effects.copies (topic text, id text, record jsonb not null, primary key (topic, id));
 
-begin isolation level read committed;
+-- Whatever the server's defaults are: receive() refuses other isolation levels.
+begin isolation level read committed read write;
 create temporary table batch on commit drop as
     select *, row_number() over () as place, :'consumer'::text as consumer from cdcbridge.receive(:'consumer', 100);
 

@@ -68,7 +68,12 @@ def forget(connection: psycopg.Connection[Any], topic: str, order: Any) -> None:
 
 def main(dsn: str, consumer: str) -> None:
     # Without parse_float an amount would be a float, and 0.1 + 0.2 would not be 0.3.
-    with psycopg.connect(dsn) as connection, Queue.connect(dsn, consumer=consumer, parse_float=Decimal) as queue:
+    with (
+        psycopg.connect(dsn, client_encoding="UTF8") as connection,
+        Queue.connect(dsn, consumer=consumer, parse_float=Decimal) as queue,
+    ):
+        # Whatever the server's defaults are: the ack of a fifo consumer needs both.
+        connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
         connection.execute(SETUP)
         connection.commit()
         for message in queue.messages(wait=5, stop_when_empty=True):

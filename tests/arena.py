@@ -17,10 +17,14 @@ from typing import Any
 import psycopg
 
 from cdcbridge.embedded import EmbeddedServer
+from tests import hostile
+from tests.hostile import own_environment
 from tests.listening import ListeningServer
 from tests.netns import Host
 from tests.proxy import Proxy
 from tests.world import World, clean_environment
+
+hostile.install_if_wanted()  # here, since the processes that it starts import this module
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
@@ -101,7 +105,7 @@ class Arena:
         while not self.load_ends.is_set():
             subprocess.run(
                 [self.source.binaries / "pgbench", "-n", "-h", "127.0.0.1", "-p", str(self.source.port), "-U", "postgres",
-                 "-c", "3", "-R", "150", "-T", "20", "postgres"], capture_output=True, check=False,
+                 "-c", "3", "-R", "150", "-T", "20", "postgres"], capture_output=True, check=False, env=own_environment(),
             )  # fmt: skip
 
     def start_receiver(self, consumer: str) -> None:

@@ -5,10 +5,7 @@ A missing part fails, it never skips. Each test has a database of its own.
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -24,10 +21,7 @@ DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/b
 FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB", "max_connections": "300",
         "max_slot_wal_keep_size": "50GB"}  # fmt: skip
 
-if hostile.SWITCH in os.environ:
-    _folder = Path(tempfile.mkdtemp(prefix="cdcbridge-hostile-"))
-    atexit.register(shutil.rmtree, _folder)
-    hostile.install(_folder)
+hostile.install_if_wanted()
 
 settings.register_profile(
     "ci", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

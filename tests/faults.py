@@ -27,6 +27,7 @@ import psycopg
 
 from cdcbridge.embedded import EmbeddedServer
 from tests.arena import Arena, ask
+from tests.hostile import own_environment
 from tests.world import eventually
 
 PATIENCE = 90.0
@@ -203,7 +204,7 @@ def prepare(arena: Arena) -> None:
     """Tables, consumers, bridges, receivers, load."""
     world = arena.world
     init = ["-i", "-q", "-s", "1", "-h", "127.0.0.1", "-p", str(arena.source.port), "-U", "postgres", "postgres"]
-    subprocess.run([arena.source.binaries / "pgbench", *init], check=True, capture_output=True)
+    subprocess.run([arena.source.binaries / "pgbench", *init], check=True, capture_output=True, env=own_environment())
     arena.in_source("create table probe (id bigint primary key)")
     world.consumer("queue", ("public.pgbench_history", "public.probe"), operations=["insert"], visibility_timeout="5s",
                    max_deliveries=1000, max_in_flight=5000)  # fmt: skip

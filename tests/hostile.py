@@ -6,8 +6,11 @@ program under test.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -152,6 +155,15 @@ def connect_asynchronously(original: Callable[..., Any]) -> Callable[..., Any]:
         return behave(original(*args, **_without_options(args, kwargs)))
 
     return behaving
+
+
+def install_if_wanted() -> None:
+    """Do so once in a process, where SWITCH is set."""
+    if SWITCH not in os.environ or hasattr(psycopg.connect, "__wrapped__"):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="cdcbridge-hostile-"))
+    atexit.register(shutil.rmtree, folder)
+    install(folder)
 
 
 def install(folder: Path) -> None:

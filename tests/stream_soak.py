@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 
 from cdcbridge.embedded import EmbeddedServer
+from tests.hostile import own_environment
 from tests.soak import Processes, main
 from tests.world import World, eventually, fresh_database
 
@@ -112,7 +113,9 @@ def soak(server: EmbeddedServer, folder: Path, seconds: float, seed: int) -> Non
         world = World(server, database, "wal2json", folder)
         pgbench = [str(server.binaries / "pgbench"), "-h", server.dsn().split()[0].removeprefix("host="),
                    "-p", str(server.port), "-U", "postgres"]  # fmt: skip
-        subprocess.run([*pgbench, "-i", "-q", "-s", "1", database], check=True, capture_output=True)
+        subprocess.run(
+            [*pgbench, "-i", "-q", "-s", "1", database], check=True, capture_output=True, env=own_environment()
+        )
         world.execute(SETUP)
         tables = ("public.pgbench_accounts", "public.pgbench_tellers")
         for group in GROUPS:
@@ -126,7 +129,7 @@ def soak(server: EmbeddedServer, folder: Path, seconds: float, seed: int) -> Non
         for _ in range(3):
             publishers.start(publish, world.dsn, 20.0)
         load = subprocess.Popen([*pgbench, "-n", "-c", "2", "-R", "100", "-T", str(int(seconds)), database],
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=own_environment())  # fmt: skip
         end = time.monotonic() + seconds
         next_bridge = time.monotonic() + 5
         while time.monotonic() < end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import click
 import psycopg
@@ -209,7 +210,8 @@ def publish(
     with app.store(pooled=True) as store:
         for number, text in enumerate(texts, 1):
             try:
-                row = store.execute(_PUBLISH, (topic, key, _decoded(text), deliver_at, dedup_id, delay)).fetchone()
+                values = (topic, key, _decoded(text), deliver_at, dedup_id, delay)
+                row = _publish_once(store, values, dedup_id) if dedup_id else store.execute(_PUBLISH, values).fetchone()
             except (psycopg.DataError, UnicodeDecodeError) as error:
                 if getattr(error, "sqlstate", None) not in (None, "22P02"):  # 22P02: it is no JSON; None: it has NUL
                     raise
@@ -218,6 +220,15 @@ def publish(
                 raise UsageError(f"{where}: not JSON: {_reason(error)}: {shown[:80]}") from None
             seq, duplicate = row or (None, None)
             print_line({"seq": seq} if dedup_id is None else {"seq": seq, "duplicate": duplicate == "on"})
+
+
+def _publish_once(store: Connection, values: tuple[Any, ...], dedup_id: str) -> Any:
+    """Publish with a dedup id, whose fate is open while another transaction that published it is."""
+    return patiently(
+        store,
+        lambda: store.execute(_PUBLISH, values).fetchone(),
+        what=f"publish {values[0]} --dedup-id {dedup_id}",
+    )
 
 
 def _decoded(text: str | bytes) -> str:

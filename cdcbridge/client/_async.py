@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import datetime
 from typing import Any, Final, Self
 
+import psycopg
+
 from cdcbridge.client._common import Seq, row_delivery, tie_mates
 from cdcbridge.client._contents import ParseFloat, json_text, refuse_bad_text
 from cdcbridge.client._limits import AWAY, PATIENCE, now, patient, refuse_bad_delay, refuse_bad_time
@@ -147,7 +149,8 @@ class AsyncQueue(AsyncSettling):
         such as "5m") has passed, or before `deliver_at`.
 
         Where the session is lost while it runs, it is tried again with a `dedup_id`; without one it raises
-        StoreUnavailable, since the message may be there.
+        StoreUnavailable, since the message may be there. While another transaction with the same `dedup_id` is open,
+        it waits for ten seconds and then raises StoreUnavailable.
         """
         seconds = refuse_bad_delay(delay, deliver_at)
         refuse_bad_text(topic=topic, key=key, dedup_id=dedup_id)
@@ -167,7 +170,15 @@ class AsyncQueue(AsyncSettling):
             attempts += 1
             return (await self._rows(await self._writer_session(), self.sql.publish, values))[0]
 
-        return Seq.of(await self._again(now() + PATIENCE, attempt), once=True, attempts=attempts)
+        try:
+            return Seq.of(await self._again(now() + PATIENCE, attempt), once=True, attempts=attempts)
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                raise
+            raise StoreUnavailable(
+                f"{error}: another transaction that published the dedup_id {dedup_id!r} may be open",
+                hint="Publish again when it has ended. `cdcbridge publish --dedup-id` names its session.",
+            ) from error
 
     # workers
 

@@ -200,8 +200,8 @@ class Sessions(Base):
                     cursor.execute(query, values)
                 return cursor.fetchall()
         except StoreUnavailable as error:
-            if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction):
-                session.close()  # the next one may come to a server that takes writes
+            if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction | psycopg.errors.FeatureNotSupported):
+                session.close()  # the next one may come to a server that takes writes, and has new plans
             raise
         except Exception:
             raise

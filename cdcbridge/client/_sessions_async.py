@@ -200,8 +200,8 @@ class AsyncSessions(Base):
                     await cursor.execute(query, values)
                 return await cursor.fetchall()
         except StoreUnavailable as error:
-            if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction):
-                await session.close()  # the next one may come to a server that takes writes
+            if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction | psycopg.errors.FeatureNotSupported):
+                await session.close()  # the next one may come to a server that takes writes, and has new plans
             raise
         except Exception:
             raise

@@ -20,8 +20,8 @@ from cdcbridge.model import JsonValue, Row
 from cdcbridge.pgtypes import BOOL, BYTEA, FLOATING, INTEGERS, OID, Types, number, text
 
 _PLUGIN: Final = "wal2json"
-# A number with a point or an exponent, or too long for 64 bits, goes through as a string that no text of PostgreSQL
-# can be: one that starts with NUL.
+# A number with a point or an exponent, or too long for 64 bits, goes through as a string that starts with one NUL. A
+# string that starts with NUL itself, which no text of PostgreSQL does, gets one more.
 _NUMBERS = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?\d+(?:\.\d+(?:[eE][+-]?\d+)?|[eE][+-]?\d+)|-?\d{18,})', re.DOTALL)
 _STRINGS_AND_BRACES = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
 _TYPE_OIDS: Final = {
@@ -95,7 +95,9 @@ def _documents(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 def _marked(match: re.Match[bytes]) -> bytes:
     found = match[1]
-    return match[0] if found is None else b'"\\u0000' + found + b'"'
+    if found is None:
+        return b'"\\u0000' + match[0][1:] if match[0].startswith(b'"\\u0000') else match[0]
+    return b'"\\u0000' + found + b'"'
 
 
 @dataclass(slots=True)
@@ -210,8 +212,9 @@ def _value(type_name: str | None, oid: int | None, value: Any) -> JsonValue:
     """A value of the input → ours, by OID, else by the type's name, else as it stands."""
     if value is None:
         return None
-    if isinstance(value, str) and value[:1] == "\0":
-        return str(value[1:]) if oid == OID else orjson.Fragment(value[1:])
+    value = _unmarked(value)
+    if isinstance(value, orjson.Fragment):
+        return str(value.contents) if oid == OID else value
     if oid is None and type_name is not None:
         oid = _oid(type_name)
     if oid is None:
@@ -227,6 +230,15 @@ def _value(type_name: str | None, oid: int | None, value: Any) -> JsonValue:
         return value
     convert = _TYPES.converter(oid)
     return value if convert is text or not isinstance(value, str) else convert(value.encode())
+
+
+def _unmarked(value: Any) -> Any:
+    """A value as the input has it, where a number that a double would spoil is a Fragment."""
+    if isinstance(value, list | dict):
+        raise TypeError("a value that is an array or an object, which wal2json gives as a string")
+    if isinstance(value, str) and value[:1] == "\0":
+        return value[1:] if value[1:2] == "\0" else orjson.Fragment(value[1:])
+    return value
 
 
 def _oid(type_name: str) -> int | None:

@@ -77,6 +77,8 @@ async function wait() {
 process.on("SIGTERM", () => ((stopping = true), wake()));
 client.on("notification", () => ((notified = true), wake()));
 await client.connect();
+// Whatever the server's defaults are: receive() refuses other isolation levels.
+await client.query("set session characteristics as transaction isolation level read committed, read write");
 await client.query("listen cdcbridge");
 while (!stopping) {
   notified = false;

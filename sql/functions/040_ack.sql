@@ -107,7 +107,7 @@ begin
     end if;
     gone := settle_whole(consumer_id, tokens, seqs, moment);
     if cardinality(gone) < cardinality(seqs) then
-        gone := gone || settle_some(consumer_id, tokens, seqs, gone, moment);
+        gone := gone || settle_some(consumer_id, tokens, seqs, gone, moment, moved => false);
     end if;
     if cardinality(gone) < cardinality(seqs) then
         gone := gone || settle_moved(consumer_id, tokens, seqs, gone, moment);
@@ -159,10 +159,12 @@ begin
     return gone;
 end $$;
 
--- settle_some(consumer_id, tokens, seqs, gone, moment) -> those, not gone yet, that this call has marked as settled.
+-- settle_some(consumer_id, tokens, seqs, gone, moment, moved) -> those, not gone yet, that this call has marked as settled.
+-- moved: also those that extend() took into a row of their own. One of these gets a mark in both rows. The mark in the row that it came
+-- from is there already, so it is counted once.
 -- Locks: a share of the leases (KEY SHARE: a receiver that takes expired ones passes them by; extend does not wait).
-create or replace function settle_some(consumer_id int, tokens bigint[], seqs bigint[], gone bigint[], moment timestamptz)
-returns bigint[]
+create or replace function settle_some(consumer_id int, tokens bigint[], seqs bigint[], gone bigint[], moment timestamptz,
+                                       moved boolean) returns bigint[]
 language plpgsql volatile as $$
 declare
     held_tokens bigint[];
@@ -182,7 +184,7 @@ begin
                           where case when true then (l.token, u.seq) in (select g.token, g.seq from given g) end)
             order by l.part for key share) l
     ), named as materialized (
-        select h.token, h.part, u.seq from held h cross join lateral unnest(h.seqs) as u (seq) where h.part > 0
+        select h.token, h.part, u.seq from held h cross join lateral unnest(h.seqs) as u (seq) where h.part > 0 or moved
     ), made as (
         insert into settled (consumer_id, token, part, seq)
         select settle_some.consumer_id, n.token, n.part, n.seq

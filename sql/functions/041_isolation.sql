@@ -30,36 +30,9 @@ end $$;
 create or replace function settle_by_marks(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
-declare
-    held_tokens bigint[];
-    held_parts int[];
-    marked bigint[];
 begin
     perform refuse_changed(consumer_id, tokens);
-    with held as materialized (
-        select l.token, l.part, l.seqs, t.given
-        from (select g.token, array_agg(distinct g.seq) as given from unnest(tokens, seqs) as g (token, seq)
-              group by g.token order by g.token) t
-        cross join lateral (
-            select l.token, l.part, l.seqs from leases l
-            where l.consumer_id = settle_by_marks.consumer_id and l.token = t.token and l.not_visible_until > moment
-              and l.seqs && t.given
-            order by l.part for key share) l
-    ), made as (
-        -- A message that extend() took into a row of its own has its mark in the row that it came from: only one of the two is new.
-        insert into settled (consumer_id, token, part, seq)
-        select settle_by_marks.consumer_id, h.token, h.part, u.seq
-        from held h cross join lateral unnest(h.seqs) as u (seq)
-        where u.seq in (select g from unnest(h.given) g)
-        order by h.token, h.part, u.seq
-        on conflict do nothing
-        returning token, part, seq)
-    select array_agg(m.token), array_agg(m.part), coalesce(array_agg(m.seq), '{}')
-    into held_tokens, held_parts, marked from made m;
-    if held_tokens is not null then
-        perform remove_finished(consumer_id, held_tokens, held_parts);
-    end if;
-    return marked;
+    return settle_some(consumer_id, tokens, seqs, '{}', moment, moved => true);
 end $$;
 
 -- forget_settled() -> how many rows of leases went of which every message is settled. Two sessions that settled the last ones at once

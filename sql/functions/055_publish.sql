@@ -12,7 +12,8 @@
 -- store.max_retention from now; a delay that is negative or longer than that, or both; a dedup_id that is empty or has more than
 -- 1,024 bytes. 22P02: a text that is no JSON. CB005: above READ COMMITTED, where a consumer was added, changed or removed
 -- since the transaction's snapshot. 55P03: ensure_segment(). Registers with the gap guard.
--- Locks: the gap guard's, shared, to the end of the transaction; those who publish the same dedup_id wait for each other. Without a
+-- Locks: the gap guard's, shared, to the end of the transaction. While another transaction that published the same dedup_id is open, it
+-- waits for that one's end, as long as the session's lock_timeout allows (55P03). Only then it is known whose message counts. Without a
 -- bridge, the one that makes the log's next segment locks as create_segments() does.
 create or replace function publish(topic text, key text, data anycompatible, deliver_at timestamptz default null,
                                    dedup_id text default null, delay interval default null) returns bigint

@@ -17,16 +17,26 @@ from tests.sql.queue import Queue
 from tests.world import PATIENCE, World, clean_environment, eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+CUSTOMERS = ("c0", "c1🛒")
+DEFAULTS = {
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "client_encoding": "latin1",
+    "bytea_output": "escape",
+    "datestyle": "german",
+}
 
 
-@pytest.fixture
-def queue(world18: World) -> Iterator[Queue]:
-    """Ten published orders of two customers, and their consumer."""
+@pytest.fixture(params=["ordinary", "unusual"])
+def queue(world18: World, request: pytest.FixtureRequest) -> Iterator[Queue]:
+    """Ten published orders of two customers, and their consumer; also in a database with unusual defaults."""
     made = Queue(world18.dsn)
     made.declare("orders", tables=(), topics=("orders",), mode="fifo", key=("customer",))
     for n in range(10):
-        data = f'{{"customer": "c{n % 2}", "amount": {n}.5}}'
+        data = f'{{"customer": "{CUSTOMERS[n % 2]}", "amount": {n}.5}}'
         made.session.execute("select cdcbridge.publish('orders', null, %s)", (data,))
+    for name, value in DEFAULTS.items() if request.param == "unusual" else ():
+        world18.execute(f"alter database {world18.database} set {name} = {value}")
     yield made
     made.close()
 
@@ -44,7 +54,7 @@ def test_a_worker(world18: World, queue: Queue) -> None:
         process.send_signal(signal.SIGTERM)
         output = process.stdout.read()
         assert process.wait(PATIENCE) == 0
-    assert [output.count(f"orders {customer} message") for customer in ("c0", "c1")] == [5, 5]
+    assert [output.count(f"orders {customer} message") for customer in CUSTOMERS] == [5, 5]
 
 
 def test_exactly_once(world18: World, queue: Queue) -> None:
@@ -54,7 +64,7 @@ def test_exactly_once(world18: World, queue: Queue) -> None:
         tuple(row.values()) for row in queue.all("select customer, amount::text from shop_effects.totals order by 1")
     ] == [
         ("c0", "22.5"),
-        ("c1", "27.5"),
+        (CUSTOMERS[1], "27.5"),
     ]
 
 

@@ -133,7 +133,7 @@ def test_a_promoted_standby_goes_on_without_a_gap_where_it_had_everything(
         assert pair.sql.execute(
             "select failover from pg_replication_slots where slot_name = 'cdcbridge'"
         ).fetchone() == (True,)
-        writer = Writer(pair.settings["dsn"] + " target_session_attrs=read-write")
+        writer = Writer(pair.settings["dsn"] + " target_session_attrs=primary")
         eventually(lambda: synced(pair, standby), "the slot is kept in step")
         eventually(lambda: pair.value("select count(*) from messages") > 100, "the bridge streams")
         promote(primary, standby, pair)
@@ -149,7 +149,7 @@ def test_what_the_standby_did_not_have_is_told_by_a_gap_and_new_changes_are_not_
     pair: World, primary: EmbeddedServer, standby: Standby
 ) -> None:
     with pair.bridge():
-        writer = Writer(pair.settings["dsn"] + " target_session_attrs=read-write")
+        writer = Writer(pair.settings["dsn"] + " target_session_attrs=primary")
         eventually(lambda: synced(pair, standby), "the slot is kept in step")
         # From here on the standby gets nothing, and the bridge does not wait for it.
         receiver = receiver_of(standby)

@@ -6,6 +6,7 @@ import random
 import subprocess
 import threading
 
+from tests.hostile import own_environment
 from tests.world import PATIENCE, World, eventually
 
 
@@ -15,7 +16,10 @@ def test_ten_kills_under_pgbench_end_with_its_own_counts(world15: World) -> None
     moments = random.Random(seed)
     pgbench = [str(world15.server.binaries / "pgbench"), "-h", world15.dsn.split()[0].removeprefix("host="),
                "-p", str(world15.server.port), "-U", "postgres"]  # fmt: skip
-    subprocess.run([*pgbench, "-i", "-q", "-s", "1", world15.database], check=True, capture_output=True)
+    environment = own_environment()
+    subprocess.run(
+        [*pgbench, "-i", "-q", "-s", "1", world15.database], check=True, capture_output=True, env=environment
+    )
     world15.consumer("history", ("public.pgbench_history",), operations=["insert"])
     world15.consumer("accounts", ("public.pgbench_accounts",))
     world15.consumer("all", ("public.pgbench_accounts", "public.pgbench_tellers", "public.pgbench_branches"))
@@ -23,7 +27,7 @@ def test_ten_kills_under_pgbench_end_with_its_own_counts(world15: World) -> None
     process = world15.start_process()
     eventually(world15.active, "the bridge streams")
     load = subprocess.Popen([*pgbench, "-n", "-c", "4", "-R", "350", "-T", "32", world15.database],
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)  # fmt: skip
     pause = threading.Event()
     for _ in range(10):
         pause.wait(moments.uniform(0.1, 0.8))

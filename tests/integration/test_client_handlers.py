@@ -194,6 +194,43 @@ def test_a_handler_that_outlives_the_grace_comes_again_and_the_rest_is_given_bac
     assert unfinished(store) == {1: (2, True), 2: (0, False), 3: (0, False)}
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_lease_that_is_lost_under_its_handler_is_told(
+    store: Store, asynchronous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.declare("brief", topics=("t",), visibility_timeout="600ms")
+    publish(store, "a")
+    told = "the delivery of message 1 of brief was lost"
+
+    async def work() -> None:
+        async with await AsyncQueue.connect(store.dsn, "brief") as client:
+
+            @client.worker()
+            async def handle(message: Any) -> None:
+                client.stop()
+                store.expire()
+                assert store.receive(1, "30 s", name="brief")
+                await asyncio.to_thread(eventually, lambda: told in caplog.text)
+
+            await handle.run()
+
+    def work_plainly() -> None:
+        with Queue.connect(store.dsn, "brief") as client:
+
+            @client.worker()
+            def handle(message: Message) -> None:
+                client.stop()
+                store.expire()
+                assert store.receive(1, "30 s", name="brief")
+                eventually(lambda: told in caplog.text)
+
+            handle.run()
+
+    asyncio.run(work()) if asynchronous else work_plainly()
+    assert "was handled, but its delivery had expired" in caplog.text
+    assert unfinished(store, "brief") == {1: (2, True)}
+
+
 def test_a_handler_that_returns_a_coroutine_has_not_handled_anything(store: Store) -> None:
     publish(store, "a")
     with Queue.connect(store.dsn, "c") as client:

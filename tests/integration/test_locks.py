@@ -18,10 +18,11 @@ from typing import Any, Self
 import psycopg
 import pytest
 
+from cdcbridge import Queue as Client
 from cdcbridge import backlog, consumers, migrate
 from cdcbridge.config import Consumer
 from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.errors import Fenced, LockedOut
+from cdcbridge.errors import Fenced, LockedOut, StoreUnavailable
 from cdcbridge.patience import patiently
 from cdcbridge.store import Store
 from tests.sql.queue import Queue
@@ -330,6 +331,43 @@ def test_remove_beside_an_idle_receiver(world: World) -> None:
         )
 
 
+@pytest.mark.parametrize("version", ["world15", "world18"])
+@pytest.mark.parametrize("settings", [{"start": "earliest"}, {"mode": "stream"}], ids=["earliest", "first stream"])
+def test_a_bridge_that_starts_names_the_publisher_that_it_waits_for(
+    request: pytest.FixtureRequest, version: str, settings: dict[str, Any]
+) -> None:
+    """The other publishers do not wait meanwhile. When the open one ends, the bridge streams, and its message is there."""
+    world: World = request.getfixturevalue(version)
+    world.execute("create table t (id int primary key)")
+    world.consumer("c", topics=["t"])
+    with world.bridge():
+        world.execute("select cdcbridge.publish('t', 'before', '1')")
+    world.consumer("new", topics=["t"], **settings)
+    with psycopg.connect(world.dsn) as idle:
+        idle.execute("select cdcbridge.publish('t', 'open', '1')")
+        process = world.start_process()
+        longest, published = 0.0, 0
+        # Until it has given up once, and begun anew.
+        while world.log().count(f"pid {idle.info.backend_pid} (") < 3:
+            assert process.poll() is None, world.log()
+            start = time.monotonic()
+            world.execute("select cdcbridge.publish('t', 'other', '1')")
+            longest, published = max(longest, time.monotonic() - start), published + 1
+            assert published < 10_000, world.log()
+            time.sleep(0.02)
+        assert longest < LONGEST, longest
+        assert not world.active() and world.value("select count(*) from consumers where name = 'new'") == 0
+        waits = next(line for line in world.log().splitlines() if "lock.waits" in line)
+        assert "consumers apply" in waits and "idle in transaction since" in waits and "'open'" in waits, waits
+        idle.commit()
+    eventually(world.active, "it streams")
+    total = published + 2 if "start" in settings else 0
+    pending = {c["name"]: c["pending"] for c in world.json("lag", "--json")["consumers"]}
+    assert pending == {"c": published + 2, "new": total}, pending
+    process.terminate()
+    assert process.wait(30) == 0
+
+
 def test_seek_beside_an_idle_reader_names_it(world15: World) -> None:
     world15.consumer("s", mode="stream", topics=["t"], start="earliest")
     assert world15.run_program("migrate").returncode == 0
@@ -353,6 +391,46 @@ def test_seek_beside_an_idle_reader_names_it(world15: World) -> None:
         idle.rollback()
         thread.join()
     assert seeking[0].returncode == 0, seeking
+
+
+@pytest.mark.parametrize("version", ["world15", "world18"])
+def test_publish_with_a_dedup_id_names_the_open_publisher_of_the_same_one(
+    request: pytest.FixtureRequest, version: str
+) -> None:
+    """The time is told in UTC, whatever the database's settings are."""
+    world: World = request.getfixturevalue(version)
+    world.consumer("c", topics=["t"])
+    assert world.run_program("migrate").returncode == 0
+    assert world.run_program("consumers", "apply").returncode == 0
+    for setting in ("timezone = 'America/New_York'", "datestyle = german"):
+        world.execute(f"alter database {world.database} set {setting}")
+    with psycopg.connect(world.dsn, autocommit=True) as idle, Client.connect(world.dsn, "c") as client:
+        idle.execute("begin")
+        first = idle.execute("select cdcbridge.publish('t', 'k', '1', dedup_id => 'order-42')").fetchone()
+        assert first is not None
+        publish = ("publish", "t", "1", "--dedup-id", "order-42")
+        result = world.run_program(*publish)
+        assert result.returncode == 1, result
+        pid = idle.info.backend_pid
+        assert f"publish t --dedup-id order-42 waits for a lock, and nothing was changed: pid {pid}" in result.stderr
+        assert " UTC, select cdcbridge.publish('t', 'k', '1', dedup_id => 'order-42')" in result.stderr, result.stderr
+        with pytest.raises(StoreUnavailable, match="that published the dedup_id 'order-42' may be open"):
+            client.publish("t", 1, dedup_id="order-42")
+        assert world.run_program("publish", "t", "1", "--dedup-id", "order-43").returncode == 0, "others do not wait"
+        waits = "select count(*) from pg_stat_activity where wait_event = 'transactionid'"
+        answers: list[Any] = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(world.json(*publish)["seq"])),
+            threading.Thread(target=lambda: answers.append(client.publish("t", 1, dedup_id="order-42"))),
+        ]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: world.value(waits) == 2, "both wait")
+        idle.execute("commit")
+        for thread in threads:
+            thread.join()
+        assert answers == [first[0]] * 2, "both get the first one's seq"
+    assert world.value("select count(*) from messages") == 2
 
 
 def test_seek_holds_no_partition_while_it_waits_for_another(world18: World) -> None:

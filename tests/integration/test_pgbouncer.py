@@ -167,6 +167,17 @@ def test_a_waiting_command_looks_now_and_then(pooled: tuple[Queue, str], shop: C
     assert len(result.out.splitlines()) == 1 and 0.9 < time.monotonic() - started < 10
 
 
+def test_a_command_names_the_session_that_it_waits_for(pooled: tuple[Queue, str], shop: Callable[..., Result]) -> None:
+    """PgBouncer tells a process of its own, and the server's session is another one for each attempt."""
+    queue, _ = pooled
+    idle = queue.open(autocommit=False)
+    idle.execute("select cdcbridge.publish('news', null, '1', dedup_id => 'once')")
+    result = shop("publish news 1 --dedup-id once")
+    assert result.code == 1 and f"nothing was changed: pid {idle.info.backend_pid} (".encode() in result.err, result
+    idle.rollback()
+    assert shop("publish news 1 --dedup-id once").code == 0
+
+
 def test_other_commands_name_the_setting_that_has_to_change(
     pooled: tuple[Queue, str], shop: Callable[..., Result]
 ) -> None:

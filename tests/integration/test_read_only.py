@@ -19,7 +19,9 @@ import pytest
 
 from cdcbridge import Message, Queue
 from cdcbridge.bridge import Bridge
+from cdcbridge.database import connect_source, source_errors
 from cdcbridge.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.errors import CdcbridgeError, SourceUnavailable
 from tests.conftest import DEBIAN_15, FAST
 from tests.forked import Result, command
 from tests.standby import Standby
@@ -144,6 +146,77 @@ def test_default_transaction_read_only_reaches_neither_bridge_nor_client(world15
             (message,) = eventually(lambda: queue.receive(wait=5), "it is delivered")
             assert (message.key, message.ack()) == (str(number), True)
             assert world15.run_program("publish", "news", "1").returncode == 0
+
+
+@pytest.mark.parametrize("version", ["world15", "world18"])
+@pytest.mark.parametrize("attributes", ["", "target_session_attrs=read-write"])
+def test_default_transaction_read_only_hides_no_primary_of_several_hosts(
+    request: pytest.FixtureRequest, version: str, attributes: str
+) -> None:
+    """Libpq takes a primary with this default for one that takes no writes, and `connect` finds no server."""
+    world: World = request.getfixturevalue(version)
+    world.execute("create table t (id int primary key)")
+    world.consumer(topics=["news"])
+    host, port = (psycopg.conninfo.conninfo_to_dict(world.dsn)[name] for name in ("host", "port"))
+    dsn = f"host={host},{host} port={port},{port} user=postgres dbname={world.database} {attributes}"
+    world.settings["dsn"] = dsn
+    world.execute(f"alter database {world.database} set default_transaction_read_only = on")
+    with world.bridge(), Queue.connect(dsn, consumer="c") as queue:
+        world.execute("insert into t values (1)")
+        (message,) = queue.receive(wait=5)
+        assert message.ack()
+        assert world.run_program("publish", "news", "1").returncode == 0
+
+
+def test_what_is_not_supported_ends_with_an_error_unless_it_passes(own: EmbeddedServer) -> None:
+    """All these have the code 0A000."""
+    session = connect_source(own.dsn())
+    other = connect_source(own.dsn())
+
+    def error(statement: str) -> CdcbridgeError:
+        with pytest.raises(CdcbridgeError) as caught, source_errors():
+            session.execute(statement.encode(), prepare=True)
+        assert isinstance(caught.value.__cause__, psycopg.errors.FeatureNotSupported), caught.value
+        return caught.value
+
+    for statement in ("create extension nonsense", "select * from other.public.t"):
+        assert type(error(statement)) is CdcbridgeError, statement
+    other.execute("create table t (a int)")
+    session.execute("select * from t", prepare=True)
+    other.execute("alter table t add b int")
+    assert type(error("select * from t")) is SourceUnavailable, "the next session has a new plan"
+    other.close()
+    session.close()
+    demote(own)
+    session = connect_source(own.dsn())
+    if session.info.server_version < 160000:
+        assert type(error("select pg_create_logical_replication_slot('s', 'pgoutput')")) is SourceUnavailable
+    session.execute("set default_transaction_isolation = serializable")
+    assert type(error("select 1")) is SourceUnavailable
+    session.close()
+    promote(own)
+
+
+@pytest.mark.parametrize("version", ["world15", "world18"])
+def test_a_client_goes_on_although_its_plans_are_older_than_a_migration(
+    request: pytest.FixtureRequest, version: str
+) -> None:
+    world: World = request.getfixturevalue(version)
+    world.consumer(topics=["news"])
+    assert run(world, "migrate").code == 0 == run(world, "consumers apply").code
+    with Queue.connect(world.dsn, consumer="c") as queue:
+        for number in range(10):
+            assert queue.publish("news", number, dedup_id=str(number)) == number + 1
+        pids = "select array_agg(pid order by pid) from pg_stat_activity where application_name like '%settling'"
+        before = world.value(pids)
+        # The seq as text: a plan for bigint does not fit.
+        world.execute(
+            "alter function cdcbridge.publish(text, text, json, timestamptz, text) set schema public",
+            "create function cdcbridge.publish(text, text, json, timestamptz, text) returns text language sql"
+            " security definer begin atomic select public.publish($1, $2, $3, $4, $5)::text; end",
+        )
+        assert queue.publish("news", 10, dedup_id="10") == 11
+        assert world.value(pids) != before
 
 
 def store_of(apart: World) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,22 @@ def test_what_waits_for_a_time_costs_the_claims_of_others_nothing(queue: Queue) 
         assert len(queue.receive(1)) == 1
     seconds = processor_time(queue) - before
     assert seconds < 1, f"{seconds} s for 200 claims beside 20,000 that wait; a walk for each takes 0.6 s more"
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_acking_a_part_of_a_large_claim_is_linear_above_read_committed(queue: Queue, level: str) -> None:
+    queue.declare(max_in_flight=100_000, visibility_timeout="10m")
+    took = []
+    for count in (1_000, 8_000):
+        queue.append(count)
+        given = receipts(queue.receive(count))[::2]
+        session = queue.open(autocommit=False)
+        session.execute(f"set transaction isolation level {level}".encode())
+        start = time.monotonic()
+        assert queue.ack(*given, session=session) == count // 2
+        took.append(time.monotonic() - start)
+        session.commit()
+    assert took[1] < 24 * max(took[0], 0.1), took
 
 
 def test_a_history_keeps_the_first_and_the_last_and_counts_the_others(queue: Queue) -> None:

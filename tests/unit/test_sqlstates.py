@@ -21,7 +21,7 @@ from cdcbridge.errors import (
     StoreUnavailable,
     UsageError,
 )
-from cdcbridge.sqlstates import CLASSES, CODES, verdict
+from cdcbridge.sqlstates import CLASSES, CODES, PASSING, verdict
 from tests.forked import command
 
 MANUAL = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
@@ -63,13 +63,13 @@ def test_the_manual_has_the_same_table() -> None:
     [
         # A server that is away: the connection, a restart, a promotion, limits that pass, locks.
         *((code, "away") for code in (
-            "08000", "08001", "08003", "08004", "08006", "08P01", "0A000", "25006", "25P03", "25P04", "28000", "28P01",
+            "08000", "08001", "08003", "08004", "08006", "08P01", "25006", "25P03", "25P04", "28000", "28P01",
             "3D000", "40001", "40P01", "53100", "53200", "53300", "53400", "55000", "55006", "55P03", "57014", "57P01",
             "57P02", "57P03", "57P04", "57P05", "58000", "58030", "72000", "HV00N",
         )),
         # A mistake: of the program, of its user, or of a trigger of the application.
         *((code, "wrong") for code in (
-            "22021", "22023", "22P02", "22P05", "23505", "25001", "25P01", "25P02", "26000", "2F000", "3F000", "42601",
+            "0A000", "22021", "22023", "22P02", "22P05", "23505", "25001", "25P01", "25P02", "26000", "2F000", "3F000", "42601",
             "42883", "42P01", "54000", "55P02", "CB001", "HV000", "P0001", "XX000",
         )),
         *((code, "operator") for code in ("42501", "58P01", "58P02", "F0000", "F0001", "XX001", "XX002")),
@@ -77,6 +77,12 @@ def test_the_manual_has_the_same_table() -> None:
 )  # fmt: skip
 def test_verdicts(code: str, expected: str) -> None:
     assert verdict(code) == expected
+
+
+def test_what_is_not_supported_passes_in_three_functions_of_the_server_alone() -> None:
+    assert {verdict("0A000", function) for function in PASSING} == {"away"}
+    assert verdict("0A000", "parse_extension_control_file") == "wrong"
+    assert verdict("42601", "RevalidateCachedQuery") == "wrong"
 
 
 def raised(code: str | None, kind: type[psycopg.Error] = psycopg.OperationalError) -> psycopg.Error:

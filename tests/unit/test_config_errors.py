@@ -84,7 +84,7 @@ def test_each_mistake_has_its_line_in_the_order_of_the_file(tmp_path: Path) -> N
         "cdcbridge.yaml:7: consumers.billing.mode: 'fiffo' is not one of queue, fifo or stream; did you mean fifo?",
         "cdcbridge.yaml:8: consumers.billing.tabels: unknown key; did you mean tables?",
         "cdcbridge.yaml:10: consumers.audit.filter: 1 is given; expected a text; put it in quotes",
-        "cdcbridge.yaml:11: consumers.audit.tables: 't' is not a table; write schema.table, schema.* or *.*",
+        "cdcbridge.yaml:11: consumers.audit.tables: 't' is not a table; write schema.table, schema.*, schema.part* or !schema.table",
     ]
 
 

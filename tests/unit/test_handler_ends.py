@@ -81,5 +81,5 @@ def test_the_log_lines_are_those_of_the_client() -> None:
     quoted = {line for row in table() for line in re.findall("`([^`]+)`", row[2])}
     assert len(quoted) >= 5
     for line in quoted:
-        pattern = re.escape(line).replace(r"message\ N\ of\ C", "message %s of %s").replace("a\\ coroutine", ".*")
+        pattern = re.escape(line).replace(r"message\ N\ of\ C", r"message\ \S+\ of\ \S+").replace("a\\ coroutine", ".*")
         assert re.search(pattern, source), f"the client does not log {line!r}"

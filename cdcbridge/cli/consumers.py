@@ -61,8 +61,9 @@ def apply(app: App, dry_run: bool, as_json: bool) -> None:
         refuse(found)
         if dry_run:
             return
+        runs = bridge_runs(store)  # before: it lets the lead go for a moment when it takes the change up
         done = applying.apply(store, app.config.consumers, fence=True)
-        silent = _silent(store, app, done)
+        silent = _silent(store, app, done, runs=runs or bridge_runs(store))
     for why in silent.values():
         say(f"warning: {why}")
     if as_json:
@@ -76,9 +77,9 @@ def apply(app: App, dry_run: bool, as_json: bool) -> None:
         click.echo("in step already")
 
 
-def _silent(store: Connection, app: App, done: applying.Applied) -> dict[str, str]:
+def _silent(store: Connection, app: App, done: applying.Applied, *, runs: bool) -> dict[str, str]:
     """The consumers that the running bridge does not feed as the file has them, each with a sentence."""
-    if not bridge_runs(store):
+    if not runs:
         if done.added or done.changed:
             say("no bridge runs on this store now: the consumers are fed when one starts")
         return {}
@@ -216,8 +217,9 @@ def remove(app: App, name: str, yes: bool) -> None:
         if found and not yes:
             say(f"{name}: {found.pending} pending, {found.in_flight} in flight, {found.dead} dead: all will be gone.")
             click.confirm(f"Remove {name}?", abort=True, err=True)
+        runs = bridge_runs(store)
         applying.remove(store, name)
-        feeds = await_feeds(store)[1] if bridge_runs(store) else None
+        feeds = await_feeds(store)[1] if runs else None
     click.echo(f"removed: {name}")
     if feeds is not None and feeds.of(name) is not None:
         say(f"warning: the bridge ({feeds.holder}) has {name} in its file {feeds.file}, and has added it again, empty")

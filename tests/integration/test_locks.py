@@ -334,7 +334,7 @@ def test_remove_beside_an_idle_receiver(world: World) -> None:
 @pytest.mark.parametrize("version", ["world15", "world18"])
 @pytest.mark.parametrize("settings", [{"start": "earliest"}, {"mode": "stream"}], ids=["earliest", "first stream"])
 def test_a_bridge_that_starts_names_the_publisher_that_it_waits_for(
-    request: pytest.FixtureRequest, version: str, settings: dict[str, str]
+    request: pytest.FixtureRequest, version: str, settings: dict[str, Any]
 ) -> None:
     """The other publishers do not wait meanwhile. When the open one ends, the bridge streams, and its message is there."""
     world: World = request.getfixturevalue(version)

@@ -22,6 +22,7 @@ from cdcbridge.config import Config, Consumer
 from cdcbridge.consumers import stored_config
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.feeds import Fault
+from cdcbridge.patterns import taken, whole
 from cdcbridge.problem import Problem
 from cdcbridge.publications import Publication
 
@@ -128,16 +129,19 @@ class _Choosing:
                 lacking = _lacking(wanted, existing)
                 self.left_out |= lacking
                 for consumer in settled:
-                    if lacking & set(consumer.tables):
+                    if lacking & set(whole(consumer.tables)):
                         self._note(consumer, [error], fed=True)
 
     def _with_published(self, consumers: Sequence[Consumer]) -> Config:
         """The consumers, with those of their tables that can be captured."""
         kept = [
-            consumer.model_copy(update={"tables": tuple(t for t in consumer.tables if t not in self.left_out)})
+            consumer.model_copy(update={"tables": tuple(t for t in consumer.tables if not self._is_left_out(t))})
             for consumer in consumers
         ]
-        return self.with_consumers(consumer for consumer in kept if consumer.tables)
+        return self.with_consumers(consumer for consumer in kept if taken(consumer.tables))
+
+    def _is_left_out(self, pattern: str) -> bool:
+        return pattern in self.left_out or any(published in self.left_out for published in whole([pattern]))
 
     def _unpublished(self, consumers: Sequence[Consumer]) -> list[Problem]:
         config = self._with_published(consumers)

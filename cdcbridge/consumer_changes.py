@@ -12,6 +12,7 @@ from cdcbridge.database import Connection, store_errors
 from cdcbridge.units import format_duration, format_size
 
 _DURATIONS: Final = ("visibility_timeout", "retry_delay.initial", "retry_delay.max")
+_UNWRITTEN: Final = {"on_leave": "none"}  # what the store means where it says nothing
 _SIZES: Final = ("max_message_bytes",)
 
 
@@ -59,8 +60,8 @@ def difference(connection: Connection, consumers: Sequence[Consumer]) -> Differe
     """Compare the file's consumers with the store's."""
     with store_errors():
         rows = connection.execute("select name, mode, config from consumers order by name").fetchall()
-    stored = {name: _flat({"mode": mode, **config}) for name, mode, config in rows}
-    wanted = {c.name: _flat({"mode": c.mode, **stored_config(c)}) for c in consumers}
+    stored = {name: _flat({"mode": mode, **_UNWRITTEN, **config}) for name, mode, config in rows}
+    wanted = {c.name: _flat({"mode": c.mode, **_UNWRITTEN, **stored_config(c)}) for c in consumers}
     changed = {name: _changes(stored[name], new) for name, new in wanted.items() if name in stored}
     return Difference(
         {c.name: {"mode": c.mode, **_written(c, wanted[c.name])} for c in consumers if c.name not in stored},

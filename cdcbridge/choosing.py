@@ -119,13 +119,13 @@ class _Choosing:
 
     def _leave_out(self, settled: Sequence[Consumer]) -> None:
         """Tables of consumers that work already, but which the publication has lost."""
-        for whole in (False, True):  # first what it lacks; then all of a publication that lacks operations
+        for all_of_it in (False, True):  # first what it lacks; then all of a publication that lacks operations
             errors = {problem.object: problem for problem in self._unpublished(settled)}
             for wanted in publications.needed(self._with_published(settled), self._connection) if errors else ():
                 error = errors.get(wanted.name)
                 if error is None:
                     continue
-                existing = None if whole else publications.publication(self._connection, wanted.name)
+                existing = None if all_of_it else publications.publication(self._connection, wanted.name)
                 lacking = _lacking(wanted, existing)
                 self.left_out |= lacking
                 for consumer in settled:

@@ -181,7 +181,7 @@ MUTANTS = (
            "tests/integration/test_shapes.py::test_the_identity_is_what_the_server_takes_for_one"),
     Mutant("I33", "sql/source/identity.sql", "                  when 'd' then not keyed\n", "                  when 'd' then false\n",
            "tests/integration/test_event_trigger.py::test_a_table_that_is_created_later_without_a_key[pg15-pgoutput]"),
-    Mutant("I40", "sql/functions/041_isolation.sql", "    perform refuse_changed(consumer_id, tokens);\n    with held", "    with held",
+    Mutant("I40", "sql/functions/041_isolation.sql", "    perform refuse_changed(consumer_id, tokens);\n    return", "    return",
            f"{ISOLATION}what_another_session_did_since_the_snapshot_is_not_overwritten[pg18-shortened-repeatable read]"),
     Mutant("I40", "sql/functions/040_ack.sql", "    if above_read_committed() then\n        return", "    if false then\n        return",
            f"{ISOLATION}what_another_session_did_since_the_snapshot_is_not_overwritten[pg18-acked-repeatable read]"),

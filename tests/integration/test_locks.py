@@ -369,7 +369,7 @@ def test_a_bridge_that_starts_names_the_publisher_that_it_waits_for(
 
 
 def test_seek_beside_an_idle_reader_names_it(world15: World) -> None:
-    world15.consumer("s", mode="stream", topics=["t"], start="earliest")
+    world15.consumer("s", (), mode="stream", topics=["t"], start="earliest")
     assert world15.run_program("migrate").returncode == 0
     assert world15.run_program("consumers", "apply").returncode == 0
     world15.execute("select cdcbridge.publish('t', 'k', '1')")
@@ -399,7 +399,7 @@ def test_publish_with_a_dedup_id_names_the_open_publisher_of_the_same_one(
 ) -> None:
     """The time is told in UTC, whatever the database's settings are."""
     world: World = request.getfixturevalue(version)
-    world.consumer("c", topics=["t"])
+    world.consumer("c", (), topics=["t"])
     assert world.run_program("migrate").returncode == 0
     assert world.run_program("consumers", "apply").returncode == 0
     for setting in ("timezone = 'America/New_York'", "datestyle = german"):

@@ -38,7 +38,9 @@ begin
         select c.id, b.ord, b.tie, array[b.seq], array[b.key], c.mode = 'fifo' and op_of(b.data) = 'truncate'
         from back b
         returning seqs[1] as seq)
-    delete from dead_messages d using tail t where d.consumer_id = c.id and d.seq = t.seq and d.id = any (chosen);
+    -- Inside CASE it stays a look into a hash table. A join could go over all pairs, where statistics are old.
+    delete from dead_messages d
+    where d.consumer_id = c.id and d.id = any (chosen) and case when true then d.seq in (select t.seq from tail t) end;
     get diagnostics revived = row_count;
     if revived < cardinality(chosen) then
         raise notice '% of % not redriven: their messages wait or are in flight already',

@@ -22,7 +22,7 @@ from cdcbridge.config import Config, Consumer
 from cdcbridge.consumers import stored_config
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.feeds import Fault
-from cdcbridge.patterns import taken, whole
+from cdcbridge.patterns import taken, whole, without
 from cdcbridge.problem import Problem
 from cdcbridge.publications import Publication
 
@@ -135,13 +135,9 @@ class _Choosing:
     def _with_published(self, consumers: Sequence[Consumer]) -> Config:
         """The consumers, with those of their tables that can be captured."""
         kept = [
-            consumer.model_copy(update={"tables": tuple(t for t in consumer.tables if not self._is_left_out(t))})
-            for consumer in consumers
+            consumer.model_copy(update={"tables": without(consumer.tables, self.left_out)}) for consumer in consumers
         ]
         return self.with_consumers(consumer for consumer in kept if taken(consumer.tables))
-
-    def _is_left_out(self, pattern: str) -> bool:
-        return pattern in self.left_out or any(published in self.left_out for published in whole([pattern]))
 
     def _unpublished(self, consumers: Sequence[Consumer]) -> list[Problem]:
         config = self._with_published(consumers)

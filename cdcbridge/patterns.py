@@ -7,7 +7,7 @@ out stays out, whatever the order of the patterns.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -74,6 +74,11 @@ def whole(patterns: Iterable[str]) -> list[str]:
         else:
             found.append(f"{pattern.partition('.')[0]}.*")
     return list(dict.fromkeys(found))
+
+
+def without(patterns: Iterable[str], published: Collection[str]) -> tuple[str, ...]:
+    """The patterns less those whose table or schema is in `published`: `sales.o_*` goes where that has `sales.*`."""
+    return tuple(p for p in patterns if p not in published and not set(whole([p])) & set(published))
 
 
 def like(pattern: str) -> str:

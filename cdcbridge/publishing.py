@@ -15,7 +15,7 @@ from cdcbridge import publications, source
 from cdcbridge.capture import LEFT_OUT, Capture, look, losses
 from cdcbridge.config import Config
 from cdcbridge.database import Connection
-from cdcbridge.patterns import whole
+from cdcbridge.patterns import whole, without
 
 log = structlog.get_logger()
 
@@ -49,8 +49,7 @@ def bring_into_step(
     if not source.slots(connection, config.source.slot):
         publications.create_spare_publication(connection, config.source.publication)
     kept = tuple(
-        consumer.model_copy(update={"tables": tuple(p for p in consumer.tables if p not in left_out)})
-        for consumer in config.consumers
+        consumer.model_copy(update={"tables": without(consumer.tables, left_out)}) for consumer in config.consumers
     )
     wanted = publications.needed(config.model_copy(update={"consumers": kept}), connection)
     for statement in publications.ensure_publications(connection, wanted):

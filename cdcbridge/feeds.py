@@ -92,9 +92,9 @@ class Feeds:
         """A line for each of the store's consumers that gets nothing and has no alarm."""
         return [line for name in names if not self.faulty(name) and (line := self.silence(name))]
 
-    def alarms(self, slot: str) -> list[Alarm]:
+    def alarms(self) -> list[Alarm]:
         """An alarm for each consumer that cannot work as the leader's file has it."""
-        return [Alarm("consumer_refused", slot, text) for name in self.consumers if (text := self.faulty(name))]
+        return [Alarm("consumer_refused", "", text, name) for name in self.consumers if (text := self.faulty(name))]
 
 
 def feed_of(feeds: Feeds | None, name: str) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
             *(a for slot in made for a in alarms(_state(slot, room), max_retained=retained, max_inactive=inactive)),
             *other_alarms(room.others, retained),
             *held_alarms(side.held, {c.name: c.visibility_timeout for c in config.consumers}),
-            *(side.feeds.alarms(config.source.slot) if side.feeds else ()),
+            *(side.feeds.alarms() if side.feeds else ()),
         ),
         measured_at,
         side.error,

@@ -117,7 +117,7 @@ def list_command(app: App, as_json: bool) -> None:
         print_json([{**asdict(row), **feed_of(feeds, row.name)} for row in rows])
         return
     print_consumers(rows, feeds)
-    for alarm in feeds.alarms(app.config.source.slot) if feeds else ():
+    for alarm in feeds.alarms() if feeds else ():
         say(alarm.message)
     for line in told(holders):
         say(line)

@@ -137,7 +137,7 @@ def test_what_is_not_delivered_of_the_wal_is_logged_and_counted(world: World) ->
 
     def counted() -> dict[str, str]:
         text = urllib.request.urlopen(f"http://{address}/metrics").read().decode()
-        return dict(re.findall(r'cdcbridge_wal_messages_not_delivered_total\{kind="(\w+)"\} ([0-9.]+)', text))
+        return dict(re.findall(r'cdcbridge_wal_messages_not_delivered_total\{.*?kind="(\w+)".*?\} ([0-9.]+)', text))
 
     eventually(
         lambda: counted() == {"malformed": "2.0", "unlisted": "1.0", "outside": "1.0"}, "all of them are counted"

@@ -202,7 +202,7 @@ def test_a_client_goes_on_although_its_plans_are_older_than_a_migration(
     request: pytest.FixtureRequest, version: str
 ) -> None:
     world: World = request.getfixturevalue(version)
-    world.consumer(topics=["news"])
+    world.consumer("c", (), topics=["news"])
     assert run(world, "migrate").code == 0 == run(world, "consumers apply").code
     with Queue.connect(world.dsn, consumer="c") as queue:
         for number in range(10):
@@ -211,9 +211,9 @@ def test_a_client_goes_on_although_its_plans_are_older_than_a_migration(
         before = world.value(pids)
         # The seq as text: a plan for bigint does not fit.
         world.execute(
-            "alter function cdcbridge.publish(text, text, json, timestamptz, text) set schema public",
-            "create function cdcbridge.publish(text, text, json, timestamptz, text) returns text language sql"
-            " security definer begin atomic select public.publish($1, $2, $3, $4, $5)::text; end",
+            "alter function cdcbridge.publish set schema public",
+            "create function cdcbridge.publish(text, text, json, timestamptz, text, interval) returns text language sql"
+            " security definer begin atomic select public.publish($1, $2, $3, $4, $5, $6)::text; end",
         )
         assert queue.publish("news", 10, dedup_id="10") == 11
         assert world.value(pids) != before

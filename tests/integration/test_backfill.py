@@ -127,7 +127,7 @@ def test_a_backfill_that_is_asked_for_is_for_its_consumer_alone(world15: World) 
 
 def test_pause_resume_and_cancel(world15: World) -> None:
     world = world15
-    world.execute("create table t (id int primary key)", "insert into t select generate_series(1, 3000)")
+    world.execute("create table t (id int primary key)", "insert into t select generate_series(1, 10000)")
     world.consumer()
     with world.bridge():
         world.json("backfill", "start", "c", "public.t", "--rate", "200")
@@ -138,7 +138,7 @@ def test_pause_resume_and_cancel(world15: World) -> None:
         eventually(lambda: not world.sql.execute(
             "select from pg_stat_activity where application_name = 'cdcbridge backfill'").fetchall())  # fmt: skip
         held = listed(world)
-        assert held["state"] == "paused" and 0 < held["rows"] < 3000 and 1 <= held["percent"] <= 99
+        assert held["state"] == "paused" and 0 < held["rows"] < 10_000 and 1 <= held["percent"] <= 99
         assert held["id"] in [b["id"] for b in world.json("lag", "--json")["backfills"]]
         assert world.json("backfill", "resume", "c", "public.t") == {"resumed": 1}
         eventually(lambda: listed(world)["rows"] > held["rows"])
@@ -149,8 +149,8 @@ def test_pause_resume_and_cancel(world15: World) -> None:
         world.json("backfill", "start", "c", "public.t")
         eventually(lambda: listed(world)["state"] == "done")
     keys = [key for (key,) in world.rows("select key from messages order by seq")]
-    assert keys[-3000:] == [str(n) for n in range(1, 3001)]
-    assert len(keys) == len(keys[:-3000]) + 3000 and keys[:-3000] == [str(n) for n in range(1, len(keys) - 2999)]
+    assert keys[-10_000:] == [str(n) for n in range(1, 10_001)]
+    assert keys[:-10_000] == [str(n) for n in range(1, len(keys) - 9_999)]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,13 @@ class Lag:
         return {
             "slots": [{field: value for field, value in asdict(s).items() if field not in _HEALTH} for s in self.slots],
             "slot_health": [{"name": s.name, **{field: getattr(s, field) for field in _HEALTH}} for s in self.slots],
-            "consumers": [asdict(c) for c in self.consumers],
+            "consumers": [
+                {field: value for field, value in asdict(c).items() if field not in _CONSUMER_HEALTH}
+                for c in self.consumers
+            ],
+            "consumer_health": [
+                {"name": c.name, **{field: getattr(c, field) for field in _CONSUMER_HEALTH}} for c in self.consumers
+            ],
             "consumer_holders": [h.as_json() for h in self.consumer_holders],
             "wal_limit_bytes": self.room.limit_bytes,
             "disk_free_bytes": self.room.free_bytes,
@@ -127,6 +133,7 @@ class Lag:
 
 
 # Of a slot, told beside what `slots` has had from the beginning.
+_CONSUMER_HEALTH: Final = ("delayed", "oldest_due_age_seconds", "paused", "held")
 _HEALTH: Final = (
     "safe_wal_bytes",
     "invalidation_reason",

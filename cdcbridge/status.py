@@ -38,7 +38,6 @@ class Status:
 
     lag: Lag | None = None
     bridges: list[Process] = field(default_factory=list)
-    paused: list[str] = field(default_factory=list)
     version: int = 0
     last_error: LastError | None = None
     reasons: list[str] = field(default_factory=list)
@@ -63,7 +62,7 @@ class Status:
             "store_version": self.version,
             "last_error": None if self.last_error is None else asdict(self.last_error),
             "slots": lag.get("slots", []),
-            "consumers": [{**row, "paused": row["name"] in self.paused} for row in lag.get("consumers", [])],
+            "consumers": [] if self.lag is None else [asdict(row) for row in self.lag.consumers],
             "alarms": lag.get("alarms", []),
         }
 
@@ -89,7 +88,7 @@ def look(config: Config) -> Status:
             status.reasons.insert(0, str(error))
     else:
         status.reasons += _of_slot(config, status, status.lag)
-        status.notes += _of_consumers(status, status.lag)
+        status.notes += _of_consumers(status.lag)
     return status
 
 
@@ -99,7 +98,6 @@ def _store(store: Connection, status: Status) -> None:
         return
     status.bridges = running(store)
     with store_errors():
-        status.paused = [name for (name,) in store.execute("select name from consumers where paused").fetchall()]
         if store.execute("select to_regclass('last_error')").fetchone() != (None,):
             row = store.execute(
                 "select message, hint, holder, to_char(at, 'YYYY-MM-DD HH24:MI:SS TZ'),"
@@ -138,11 +136,11 @@ def _of_slot(config: Config, status: Status, lag: Lag) -> Iterator[str]:
         yield lag.store_error
 
 
-def _of_consumers(status: Status, lag: Lag) -> Iterator[str]:
+def _of_consumers(lag: Lag) -> Iterator[str]:
     for row in lag.consumers:
-        if row.name in status.paused:
+        if row.paused:
             yield f"consumer {row.name}: paused: `cdcbridge consumers resume {row.name}`"
         if row.dead:
             yield f"consumer {row.name}: {row.dead} dead: `cdcbridge dead list {row.name}`"
-        if row.oldest_age_seconds is not None and row.oldest_age_seconds > OLD:
-            yield f"consumer {row.name}: its oldest message waits for {human_duration(row.oldest_age_seconds)}"
+        if row.oldest_due_age_seconds is not None and row.oldest_due_age_seconds > OLD:
+            yield f"consumer {row.name}: its oldest due message waits for {human_duration(row.oldest_due_age_seconds)}"

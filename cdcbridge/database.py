@@ -68,14 +68,7 @@ def conninfo(
     `options` are always given, so that PGOPTIONS and a service file add none; `pooler`: only the DSN's own, since a
     connection pooler refuses others.
     """
-    try:
-        given = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as error:
-        raise UsageError(
-            f"the DSN cannot be parsed: {_without_values(str(error))}",
-            hint="postgresql://user:password@host:port/database, or host=… port=… user=… dbname=…; special characters"
-            " of a password in a URL as %40 and so on.",
-        ) from None
+    given = _parsed(dsn)
     options = "" if pooler else session.startup_options({**session.SETTINGS, **(settings or {})})
     merged: dict[str, Any] = {**_KEEPALIVE, "application_name": application_name, **given, **extra}
     merged["client_encoding"] = "UTF8"
@@ -85,6 +78,18 @@ def conninfo(
         # `read-write` would refuse a primary whose default_transaction_read_only is on, which our sessions turn off.
         merged["target_session_attrs"] = "primary"
     return make_conninfo(**merged)
+
+
+def _parsed(dsn: str) -> dict[str, Any]:
+    """The DSN's keywords and values. Raises UsageError, which quotes no value: any of them may be a password."""
+    try:
+        return conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise UsageError(
+            f"the DSN cannot be parsed: {_without_values(str(error))}",
+            hint="postgresql://user:password@host:port/database, or host=… port=… user=… dbname=…; special characters"
+            " of a password in a URL as %40 and so on.",
+        ) from None
 
 
 def cut_off(connection: Connection) -> None:
@@ -117,10 +122,10 @@ def _without_values(message: str) -> str:
 def database_place(dsn: str) -> str:
     """Name a DSN's database for people, without secrets: `db1.example.com/shop`, `db1:5433,db2:5433/shop`.
 
-    A host that means this machine is given by its name.
+    A host that means this machine is given by its name. Raises UsageError for a bad DSN.
     """
     defaults = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
-    given = {**defaults, **conninfo_to_dict(dsn)}
+    given = {**defaults, **_parsed(dsn)}
     hosts = (str(given.get("host") or "") or str(given.get("hostaddr") or "")).split(",")
     ports = str(given.get("port") or "").split(",")
     names = []

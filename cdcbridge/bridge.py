@@ -76,7 +76,7 @@ class Bridge:
         self._health = health or Health()
         self._stopping = threading.Event()
         self._stop_read, self._stop_write = ends = os.pipe()
-        # Not when run() ends: another thread may call stop() after that. Nor at the process's end: a signal may still come.
+        # Not when run() ends, since another thread may call stop() after that. Nor at exit: a signal may still come.
         weakref.finalize(self, _close, *ends).atexit = False
         self._streamed = False
         self._learned = Learned()

@@ -21,6 +21,7 @@ from cdcbridge.holders import consumer_holders, told
 from cdcbridge.lag import HELD_FOR, ConsumerLag
 from cdcbridge.patience import patiently
 from cdcbridge.problem import refuse
+from cdcbridge.rights import guest
 from cdcbridge.units import human_duration
 from cdcbridge.words import as_text, one_line
 
@@ -111,7 +112,7 @@ def list_command(app: App, as_json: bool) -> None:
     """The store's consumers and what is left for them."""
     with app.store(pooled=True) as store:
         rows = [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()").fetchall()]
-        feeds = stored_feeds(store)
+        feeds = None if guest(store) else stored_feeds(store)  # a consumer's role may not read whom the bridge feeds
         holders = consumer_holders(store, seconds=HELD_FOR)
     if as_json:
         print_json([{**asdict(row), **feed_of(feeds, row.name)} for row in rows])

@@ -161,7 +161,7 @@ def test_the_command_line_works_as_a_consumers_role(guest: World) -> None:
     assert {row["name"] for row in json.loads(good("consumers", "list", "--json"))} == {"mine", "stream"}
     assert json.loads(good("consumers", "show", "mine", "--json"))["name"] == "mine"
     assert len(json.loads(good("offsets", "show", "stream", "--json"))) == 16
-    assert json.loads(good("offsets", "seek", "stream", "latest")) == {"partitions": 16}
+    assert json.loads(good("offsets", "seek", "stream", "latest"))["partitions"] == 16
     lag = json.loads(good("lag", "--json"))
     assert {row["name"] for row in lag["consumers"]} == {"mine", "stream"} and lag["store_error"] is None
     assert b"sees its own consumers only" in command(["-c", str(guest.write_config()), "lag"]).err

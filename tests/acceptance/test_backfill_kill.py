@@ -126,7 +126,7 @@ def messages(world: World, name: str) -> list[tuple[int, str, str, dict[str, Any
     )
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(360)
 def test_the_first_start_from_the_slots_snapshot(world: World) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -142,7 +142,7 @@ def test_the_first_start_from_the_slots_snapshot(world: World) -> None:
     process.wait()
     assert not finished(world)
     world.start_process("--consistent")
-    eventually(lambda: finished(world), patience=120)
+    eventually(lambda: finished(world), patience=240)
     for writer in writers:
         writer.stop()
     assert world.json("verify", "public.big", "--json")["ok"]

@@ -24,10 +24,12 @@ def column_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Pro
     chosen = consumer.columns
     for name in (chosen.exclude or ()) if chosen else ():
         if name not in every:
-            yield _unknown(consumer, "columns.exclude", name, _nobody(name, tables), every, _topics(tables))
+            yield _unknown(consumer, "columns.exclude", name, no_such_column(name, tables), every, topics_of(tables))
     for name in (chosen.include or ()) if chosen else ():
         if name not in delivered:
-            yield _unknown(consumer, "columns.include", name, _nobody(name, tables), delivered, _topics(tables))
+            yield _unknown(
+                consumer, "columns.include", name, no_such_column(name, tables), delivered, topics_of(tables)
+            )
 
 
 def _key(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
@@ -42,20 +44,26 @@ def _key(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
 
 
 def _unknown(consumer: Consumer, setting: str, name: str, said: str, columns: Iterable[str], where: str) -> Problem:
-    fix = _near(name, columns) or f"Correct {setting} of the consumer; the columns are {', '.join(sorted(columns))}."
+    fix = (
+        near_column(name, columns)
+        or f"Correct {setting} of the consumer; the columns are {', '.join(sorted(columns))}."
+    )
     return Problem("unknown_column", "error", where, f"consumer {consumer.name}: {setting} names {name}: {said}", fix)
 
 
-def _near(name: str, columns: Iterable[str]) -> str | None:
+def near_column(name: str, columns: Iterable[str]) -> str | None:
+    """Give a fix that names the most similar column; None where no column is similar."""
     near = difflib.get_close_matches(name, sorted(columns), n=1)
     return f"Write {near[0]} instead of {name}." if near else None
 
 
-def _nobody(name: str, tables: Sequence[Table]) -> str:
+def no_such_column(name: str, tables: Sequence[Table]) -> str:
+    """Say that none of the tables has the column, for example `public.orders has no column crad`."""
     if any(name in table.generated for table in tables):
         return f"{name} is a generated column, which `record` does not have"
     return f"none of its tables has a column {name}" if len(tables) > 1 else f"{tables[0].topic} has no column {name}"
 
 
-def _topics(tables: Sequence[Table]) -> str:
+def topics_of(tables: Sequence[Table]) -> str:
+    """Name the first three tables: `public.a, public.b, public.c and others`."""
     return ", ".join(table.topic for table in tables[:3]) + (" and others" if len(tables) > 3 else "")

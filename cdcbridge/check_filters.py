@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
+from cdcbridge.check_columns import near_column, no_such_column, topics_of
 from cdcbridge.comparisons import Comparison, Literal, comparisons
 from cdcbridge.config import Consumer
 from cdcbridge.filters import Filter, FilterError
@@ -36,9 +37,9 @@ def filter_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Pro
     delivered = {c.name for table in tables for c in table.columns if not c.generated}
     unknown = sorted(compiled.columns - delivered)
     for name in unknown:
-        fix = _near(name, delivered) or f"Correct the filter; the columns are {', '.join(sorted(delivered))}."
-        said = f"the filter reads {name}, and {_nobody(name, tables)}"
-        yield _problem(consumer, "filter_column", _topics(tables), said, fix)
+        fix = near_column(name, delivered) or f"Correct the filter; the columns are {', '.join(sorted(delivered))}."
+        said = f"the filter reads {name}, and {no_such_column(name, tables)}"
+        yield _problem(consumer, "filter_column", topics_of(tables), said, fix)
     found = list(comparisons(consumer.filter))
     yield from _names(consumer, found, tables)
     judged = {table.topic: list(_columns(consumer, found, table)) for table in tables}
@@ -64,12 +65,12 @@ def _names(consumer: Consumer, found: Sequence[Comparison], tables: Sequence[Tab
         if one.subject == "op" and literal.value not in _OPS:
             fix = _instead(literal, _OPS) or f"An op is one of {', '.join(_OPS)}."
             said = f"the filter compares op with {literal.text}, which no change has"
-            yield _problem(consumer, "filter_op", _topics(tables), said, fix)
+            yield _problem(consumer, "filter_op", topics_of(tables), said, fix)
         elif one.subject in known and literal.value not in known[one.subject]:
             names = known[one.subject]
             fix = _instead(literal, names) or f"The consumer's tables have {', '.join(sorted(set(names))[:5])}."
             said = f"the filter compares {one.subject} with {literal.text}, which no table of the consumer has"
-            yield _problem(consumer, "filter_name", _topics(tables), said, fix, "warning")
+            yield _problem(consumer, "filter_name", topics_of(tables), said, fix, "warning")
 
 
 def _columns(consumer: Consumer, found: Sequence[Comparison], table: Table) -> Iterator[Problem]:
@@ -217,21 +218,6 @@ def _instead(literal: Literal, names: Collection[str]) -> str | None:
     by_case = {name.lower(): name for name in names}
     near = difflib.get_close_matches(str(literal.value).lower(), sorted(by_case), n=1)
     return f"Write '{by_case[near[0]]}' instead of {literal.text}." if near else None
-
-
-def _near(name: str, columns: Collection[str]) -> str | None:
-    near = difflib.get_close_matches(name, sorted(columns), n=1)
-    return f"Write {near[0]} instead of {name}." if near else None
-
-
-def _nobody(name: str, tables: Sequence[Table]) -> str:
-    if any(name in table.generated for table in tables):
-        return f"{name} is a generated column, which `record` does not have"
-    return f"none of its tables has a column {name}" if len(tables) > 1 else f"{tables[0].topic} has no column {name}"
-
-
-def _topics(tables: Sequence[Table]) -> str:
-    return ", ".join(table.topic for table in tables[:3]) + (" and others" if len(tables) > 3 else "")
 
 
 def _problem(consumer: Consumer, code: str, where: str, said: str, fix: str, severity: Severity = "error") -> Problem:

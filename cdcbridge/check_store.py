@@ -11,6 +11,7 @@ from typing import Final
 from cdcbridge import source
 from cdcbridge.capture import Capture, look, losses
 from cdcbridge.config import Config
+from cdcbridge.consumers import mode_conflict
 from cdcbridge.database import Connection
 from cdcbridge.migrate import migrations, schema_version
 from cdcbridge.patterns import whole
@@ -89,13 +90,7 @@ def mode_problems(config: Config, store: Connection) -> Iterator[Problem]:
     for consumer in config.consumers:
         mode = modes.get(consumer.name, consumer.mode)
         if mode != consumer.mode:
-            yield Problem(
-                "mode_changed",
-                "error",
-                consumer.name,
-                f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
-                f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
-            )
+            yield Problem("mode_changed", "error", consumer.name, *mode_conflict(consumer, mode))
 
 
 def applied_config(config: Config, store: Connection | None) -> Config | None:

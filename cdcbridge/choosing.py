@@ -19,7 +19,7 @@ from cdcbridge.check_sessions import snapshot_problems
 from cdcbridge.check_store import filled_consumers, mode_problems, role_problems
 from cdcbridge.check_tables import consumer_problems
 from cdcbridge.config import Config, Consumer
-from cdcbridge.consumers import stored_config
+from cdcbridge.consumers import is_applied
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.feeds import Fault
 from cdcbridge.patterns import taken, whole, without
@@ -94,7 +94,8 @@ class _Choosing:
         """Each consumer by itself."""
         for consumer in self._config.consumers:
             errors = self._errors(consumer)
-            applied = self._stored.get(consumer.name) == (consumer.mode, stored_config(consumer))
+            mode, stored = self._stored.get(consumer.name, (None, {}))
+            applied = mode == consumer.mode and is_applied(consumer, stored)
             if applied:
                 self._go_on(consumer, errors)
             elif errors:

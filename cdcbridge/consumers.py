@@ -44,6 +44,19 @@ def stored_config(consumer: Consumer) -> dict[str, Any]:
     return orjson.loads(orjson.dumps(dumped))  # type: ignore[no-any-return]
 
 
+def is_applied(consumer: Consumer, stored: dict[str, Any]) -> bool:
+    """Whether the store's settings of the consumer are those of the file."""
+    return {key: value for key, value in stored.items() if (key, value) != _ONCE} == stored_config(consumer)
+
+
+def mode_conflict(consumer: Consumer, mode: str) -> tuple[str, str]:
+    """Give the message and its hint, where the store's consumer has another mode than the file's."""
+    return (
+        f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
+        f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
+    )
+
+
 def subscription(consumer_id: int, name: str, mode: str, config: dict[str, Any]) -> Subscription:
     """What routing needs of a consumer as the store keeps it."""
     source, chosen = config.get("filter"), config.get("columns") or {}
@@ -137,11 +150,9 @@ def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool
             continue
         consumer_id, mode, had = known[consumer.name]
         if mode != consumer.mode:
-            raise UsageError(
-                f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
-                hint=f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
-            )
-        if {key: value for key, value in had.items() if (key, value) != _ONCE} != stored_config(consumer):
+            message, hint = mode_conflict(consumer, mode)
+            raise UsageError(message, hint=hint)
+        if not is_applied(consumer, had):
             changed[consumer_id] = consumer
     left = sorted(known.keys() - {consumer.name for consumer in consumers})
     if added or changed:

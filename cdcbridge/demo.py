@@ -51,7 +51,7 @@ def demo() -> None:
             click.echo(_indent("consumers:" + _CONFIG.split("consumers:", 1)[1]))
             bridge = _program(config, "run", background=True)
             try:
-                _wait_for_slot(connection, bridge)
+                _wait_for_stream(connection, bridge)
                 _step("the bridge runs; the application writes")
                 for statement in _CHANGES:
                     connection.execute(statement.encode())
@@ -84,10 +84,14 @@ def _receive(config: Path, name: str, expected: int) -> None:
     click.echo(_indent(f"ack → {acked.strip()}"))
 
 
-def _wait_for_slot(connection: Connection, bridge: subprocess.Popen[str]) -> None:
+def _wait_for_stream(connection: Connection, bridge: subprocess.Popen[str]) -> None:
+    """Wait until the bridge streams. The slot alone is too early: it is listed, and active, while the server still
+    creates it, and a change that commits before its first position is never decoded.
+    """
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline and bridge.poll() is None:
-        if connection.execute("select from pg_replication_slots where active").fetchone() is not None:
+        streams = "select from pg_stat_replication where state in ('catchup', 'streaming')"
+        if connection.execute(streams).fetchone() is not None:
             return
         time.sleep(0.05)
     raise CdcbridgeError(f"the bridge did not start: {bridge.stderr.read() if bridge.stderr else ''}")

@@ -171,9 +171,10 @@ class World:
         raise AssertionError("the bridge raised nothing")
 
     def active(self) -> bool:
-        """A bridge streams from the slot (it is active, too, while it is created)."""
+        """Whether a bridge streams from the slot, which is active, too, while the server creates it."""
         query = (
-            "select from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid where slot_name = %s"
+            "select from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid"
+            " where slot_name = %s and state in ('catchup', 'streaming')"
         )
         return self.sql.execute(query, (self.slot,)).fetchone() is not None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.world import World, eventually
+from tests.world import World
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def shop(world15: World) -> World:
             "delete from orders where id = 2",
             "truncate orders",
         )
+        world.messages(6)  # publish() writes into the log at once: it must not overtake the bridge
         world.rows("select publish('invoices', '7', '{}')")
-        eventually(lambda: world.value("select count(*) from messages") == 7)
     return world
 
 
@@ -35,7 +35,7 @@ def results(world: World, source: str, *options: str, **settings: Any) -> list[t
 
 
 def test_results(shop: World) -> None:
-    first = shop.value("select min(seq) from messages where topic = 'public.orders'")
+    first = shop.value("select min(seq) from messages")
     said = ["delivered", "left out", "left out", "left out", "delivered, undecidable", "delivered, undecidable"]
     assert results(shop, "record.status == 'paid'") == list(enumerate(said, first))
     assert results(shop, "record.status == 'paid'", "--last", "2") == list(enumerate(said, first))[-2:]

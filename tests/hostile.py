@@ -139,8 +139,9 @@ def connect(original: Callable[..., Any]) -> Callable[..., Any]:
     return behaving
 
 
-def connect_asynchronously(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The same of psycopg.AsyncConnection.connect."""
+def connect_asynchronously(original: Any) -> Any:
+    """The same of psycopg.AsyncConnection.connect, which makes a connection of the class that it is called on."""
+    plain = original.__func__
 
     async def behave(pending: Any) -> Any:
         connection = await pending
@@ -149,12 +150,12 @@ def connect_asynchronously(original: Callable[..., Any]) -> Callable[..., Any]:
             await connection.commit()
         return connection
 
-    def behaving(*args: Any, **kwargs: Any) -> Any:
+    def behaving(cls: type[psycopg.AsyncConnection[Any]], *args: Any, **kwargs: Any) -> Any:
         if not _is_own(sys._getframe(1)):
-            return original(*args, **kwargs)
-        return behave(original(*args, **_without_options(args, kwargs)))
+            return plain(cls, *args, **kwargs)
+        return behave(plain(cls, *args, **_without_options(args, kwargs)))
 
-    return behaving
+    return classmethod(behaving)
 
 
 def install_if_wanted() -> None:

@@ -99,12 +99,14 @@ def _without_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
 
 
 def _statements(*given: object) -> bytes:
-    """Set everything but the client encoding where the connection's arguments name one."""
-    kept = {"search_path", *({"client_encoding"} if "client_encoding" in repr(given) else ())}
-    statements = "; ".join(f"set {name} = {value!r}" for name, value in _OWN.items() if name not in kept)
+    """Set everything, except the client encoding and the search path where the connection's arguments name them."""
+    kept = {name for name in ("client_encoding", "search_path") if name in repr(given)}
+    settings = {name: f"'{value}'" for name, value in _OWN.items() if name not in kept}
+    if "search_path" in settings:
+        settings["search_path"] = '"$user", public'  # a list, not one name
     newer = "select set_config(n, '0', false) from unnest(array['transaction_timeout']) n"
     newer += " where current_setting(n, true) is not null"  # 17 and later
-    return f'{statements}; set search_path = "$user", public; {newer}'.encode()
+    return "; ".join([*(f"set {name} = {value}" for name, value in settings.items()), newer]).encode()
 
 
 def _behave(connection: psycopg.Connection[Any], *given: object) -> None:

@@ -296,7 +296,7 @@ def test_an_encoding_of_the_environment_blocks_nothing(
     monkeypatch.setenv("PGCLIENTENCODING", encoding)
     client, stream = opened(), opened("s")
     client.publish("t", {"n": "☃ 😀"}, key="é😀")
-    with psycopg.connect(store.dsn) as mine:
+    with psycopg.connect(store.dsn, client_encoding=encoding) as mine:
         assert mine.info.encoding != "utf-8" or encoding == "SQL_ASCII"
         if isinstance(client, Queue):
             client.publish("t", {"n": "☃ 😀"}, connection=mine)

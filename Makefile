@@ -41,7 +41,7 @@ test-hostile: $(BIN)/.installed servers ## the same suite where server settings 
 	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest $(ALONE)
 
 .PHONY: mutants
-mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red (about 5 minutes)
+mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red
 	$(BIN)/python -m tests.mutants
 
 .PHONY: soak

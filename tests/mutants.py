@@ -1,6 +1,6 @@
-"""Break each invariant of docs/ARCHITECTURE.md on purpose and see the test named there turn red: python -m tests.mutants.
+"""Break each invariant of docs/ARCHITECTURE.md on purpose and see the test named there turn red: python -m tests.mutants [I70 I71].
 
-Works on a copy of the tree. A mutant that survives, or that no longer applies, fails.
+Without names it breaks all of them. Works on a copy of the tree. A mutant that survives, or that no longer applies, fails.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,9 @@ LOSS = "tests/integration/test_client_loss.py::test_"
 ENDING = "tests/integration/test_client_handlers.py::test_"
 PLACES = "tests/sql/test_places.py::test_"
 LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
+APPLY = "tests/integration/test_apply.py::test_"
+UNINSTALL = "tests/acceptance/test_uninstall.py::test_"
+VERDICT = "tests/unit/test_verdict.py::test_both_ways"
 MUTANTS = (
     Mutant("I1", "cdcbridge/pump.py", "self._stream.confirm(written, self._progress.confirm())",
            "self._stream.confirm(self._progress.received, self._progress.received)",
@@ -249,6 +253,33 @@ MUTANTS = (
            "tests/sql/test_times.py::test_what_was_published_before_and_committed_after_is_there[pg15]"),
     Mutant("I44", "sql/functions/030_receive.sql", "    token bigint;\n    look", "    token bigint := draw_token();\n    look",
            f"{PLACES}a_receive_that_finds_nothing_costs_no_transaction_id[pg15-empty-queue]"),
+    Mutant("I70", "cdcbridge/accepting.py", "    if again and any(", "    if False and any(",
+           f"{APPLY}a_running_bridge_goes_on_without_consumers_that_cannot_work[pg18-pgoutput]"),
+    Mutant("I71", "cdcbridge/cli/consumers.py", "        refuse(found)\n", "        del found\n",
+           f"{APPLY}apply_refuses_what_check_refuses_in_the_same_words[pg18-pgoutput]"),
+    Mutant("I72", "cdcbridge/feeds.py", '"fed" if name in known else "not_in_file"', '"fed"',
+           f"{APPLY}a_consumer_of_another_file_is_marked_everywhere[pg15-wal2json]"),
+    Mutant("I73", "cdcbridge/verdict.py", 'return "left"  # it cannot be told', 'return "passed"',
+           f"{VERDICT}[record.amount > 5-update-record13-old13-unchanged13-left]"),
+    Mutant("I73", "cdcbridge/verdict.py", '("insert", "update", "read") if wanted.filter.reads_op else ("update",)',
+           '("update",)', f"{VERDICT}[op == 'insert'-update-record14-old14-unchanged14-left]"),
+    Mutant("I74", "cdcbridge/patterns.py", "            if matches(pattern[1:], topic):\n                return False\n",
+           "            found = found and not matches(pattern[1:], topic)\n",
+           "tests/unit/test_patterns.py::test_take[patterns3-public.orders public.tmp_a]"),
+    Mutant("I75", "sql/functions/090_rights.sql",
+           "case when role is null then has_table_privilege(c.name, 'consumers', 'update')",
+           "case when role is null then true",
+           "tests/sql/test_rights.py::test_a_consumer_without_a_role_is_the_owners_alone[pg18-receive('c')]"),
+    Mutant("I76", "sql/functions/062_holders.sql", "where in_use(to_regclass('waiting_' || $1), $2) and w.consumer_id",
+           "where false and w.consumer_id",
+           "tests/sql/test_holders.py"
+           "::test_what_a_receiver_holds_in_its_transaction_is_counted_with_its_pid[pg15-queue]"),
+    Mutant("I77", "cdcbridge/uninstall.py", "        if foreign:\n", "        if False:\n",
+           f"{UNINSTALL}what_others_made_stays[pg18-pgoutput]"),
+    Mutant("I77", "cdcbridge/uninstall.py", "if row and row[4] and not", "if False and not",
+           f"{UNINSTALL}a_publication_that_cannot_be_dropped_now_keeps_its_identities[pg18-pgoutput]"),
+    Mutant("I78", "cdcbridge/client/_common.py", "    message.parse_float = parse_float\n", "",
+           "tests/integration/test_numbers.py::test_every_digit_arrives_with_parse_float[pg15-sync-s]"),
 )  # fmt: skip
 
 
@@ -267,13 +298,13 @@ def survives(mutant: Mutant, folder: Path) -> str | None:
     return None if result.returncode == 1 else f"pytest exited with {result.returncode}: {result.stdout[-300:]}"
 
 
-def main() -> int:
-    """Every mutant in turn, in a copy."""
+def main(wanted: Sequence[str]) -> int:
+    """Each mutant in turn, in a copy; of the wanted invariants, or all."""
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="cdcbridge-mutants-") as temporary:
         folder = Path(temporary) / "tree"
         shutil.copytree(ROOT, folder, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", ".*_cache", "out"))
-        for mutant in MUTANTS:
+        for mutant in (m for m in MUTANTS if not wanted or m.invariant in wanted):
             problem = survives(mutant, folder)
             wrong += problem is not None
             print(
@@ -284,4 +315,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -60,8 +60,12 @@ def test_from_run_to_ack(world: World) -> None:
     (whole,) = lines(world.run_program("dead", "show", "billing", str(dead["id"])))
     assert whole["history"] and whole["data"]
     assert lines(world.run_program("dead", "redrive", "billing")) == [{"redriven": 1}]
+    (longer,) = lines(world.run_program("receive", "billing", "-n", "1", "--visibility-timeout", "2h"))
+    left = world.value("select extract(epoch from %s::timestamptz - clock_timestamp())", longer["not_visible_until"])
+    assert 7100 < left < 7201
+    assert lines(world.run_program("nack", "billing", longer["receipt"], "--delay", "0s")) == [{"nacked": 1}]
     rest = lines(world.run_program("receive", "billing", "--ack"))
-    assert [row["seq"] for row in rest] == [3, 2]
+    assert sorted(row["seq"] for row in rest) == [2, 3]
     empty = world.run_program("receive", "billing")
     assert (empty.returncode, empty.stdout, empty.stderr) == (0, "", "")
     process.send_signal(signal.SIGTERM)

@@ -226,7 +226,10 @@ def test_a_running_bridge_goes_on_without_consumers_that_cannot_work(shop: World
 
 
 def test_a_changed_consumer_goes_on_as_it_was_until_the_change_can_work(shop: World) -> None:
-    shop.consumer("other", ("public.u",), filter="record.v == 1")
+    shop.consumer("other", ("public.u",), filter="record.v == 1", on_leave="delete")
+    for command in (("migrate",), ("consumers", "apply")):
+        assert shop.run_program(*command).returncode == 0
+    shop.consumer("other", ("public.u",), filter="record.v == 1")  # the store remembers that it once had on_leave
     with process(shop):
         shop.consumer("other", ("public.u", "public.absent"), filter="record.v == 2")
         shop.write_config()

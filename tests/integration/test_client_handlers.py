@@ -479,3 +479,15 @@ def test_the_log_says_which_delivery_failed_and_when_the_message_comes_again(
         "message 1 of c failed: delivery 2 of 2, now a dead letter: cdcbridge dead show c 1",
     ]
     assert store.value("select seq from cdcbridge.dead_messages where id = 1") == 1
+
+
+def test_the_log_says_when_the_message_of_a_failed_block_comes_again(
+    store: Store, opened: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.declare(topics=("t",), retry_delay={"initial": "2s", "max": "2s"})
+    publish(store, "a")
+    client = opened()
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError, match="no such invoice"), client.receive()[0]:
+        raise ValueError("no such invoice")
+    said = [record.getMessage() for record in caplog.records if "given back" in record.getMessage()]
+    assert said == ["message 1 of c was given back: delivery 1 of 5, again in 2 s"]

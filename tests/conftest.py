@@ -6,6 +6,8 @@ A missing part fails, it never skips. Each test has a database of its own.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -14,12 +16,18 @@ from hypothesis import HealthCheck, settings
 
 from cdcbridge.embedded import EmbeddedServer, wheel_binaries
 from tests import hostile
-from tests.world import World, fresh_database
+from tests.world import NewDatabase, World, fresh_database
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
 # Tests kill processes, not the machine: fsync would only be slow. Without a limit `check` warns of each slot.
-FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "4GB", "max_connections": "300",
+FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "1GB", "max_connections": "300",
         "max_slot_wal_keep_size": "50GB"}  # fmt: skip
+
+# A server's files in memory: ext4 takes 0.5 ms to make a file where many were deleted seconds ago, and a test's database
+# has 300 of them. TMPDIR=/tmp keeps them on disk.
+MEMORY = Path("/dev/shm")
+if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 << 30:
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 hostile.install_if_wanted()
 
@@ -62,30 +70,36 @@ def own15(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
         yield server
 
 
+@pytest.fixture
+def new_database() -> NewDatabase:
+    """Makes a database for each world: an empty one here."""
+    return fresh_database
+
+
 @pytest.fixture(params=["pg18-pgoutput", "pg15-pgoutput", "pg15-wal2json"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, tmp_path: Path, new_database: NewDatabase) -> Iterator[World]:
     """A database with a bridge's configuration for it, on each server with each of its plugins."""
     server_name, plugin = request.param.split("-")
     server = request.getfixturevalue(server_name)
-    with fresh_database(server) as database:
+    with new_database(server) as database:
         made = World(server, database, plugin, tmp_path)
         yield made
         made.close()
 
 
 @pytest.fixture
-def world15(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[World]:
+def world15(pg15: EmbeddedServer, tmp_path: Path, new_database: NewDatabase) -> Iterator[World]:
     """A database on PostgreSQL 15 with wal2json, for what concerns one plugin or none."""
-    with fresh_database(pg15) as database:
+    with new_database(pg15) as database:
         made = World(pg15, database, "wal2json", tmp_path)
         yield made
         made.close()
 
 
 @pytest.fixture
-def world18(pg18: EmbeddedServer, tmp_path: Path) -> Iterator[World]:
+def world18(pg18: EmbeddedServer, tmp_path: Path, new_database: NewDatabase) -> Iterator[World]:
     """A database on PostgreSQL 18 with pgoutput."""
-    with fresh_database(pg18) as database:
+    with new_database(pg18) as database:
         made = World(pg18, database, "pgoutput", tmp_path)
         yield made
         made.close()

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 import yaml
@@ -21,9 +22,11 @@ import yaml
 from cdcbridge.bridge import Bridge
 from cdcbridge.config import Config, load
 from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.store import Store
 
 PATIENCE = 30.0  # seconds that a test waits for an event before it fails
 _numbers = itertools.count(1)
+NewDatabase: TypeAlias = Callable[[EmbeddedServer], contextlib.AbstractContextManager[str]]
 
 
 @contextlib.contextmanager
@@ -39,6 +42,23 @@ def fresh_database(server: EmbeddedServer, options: str = "") -> Iterator[str]:
             admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
             eventually(lambda: _drop_slots(admin, name))
             admin.execute(f"drop database {name} with (force)".encode())
+
+
+_with_store: weakref.WeakKeyDictionary[EmbeddedServer, str] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def store_database(server: EmbeddedServer) -> Iterator[str]:
+    """A new database with a store in it: a copy of one that was migrated once for this server."""
+    if server not in _with_store:
+        name = f"store{os.getpid()}_{next(_numbers)}"
+        with psycopg.connect(server.dsn(), autocommit=True) as admin:
+            admin.execute(f"create database {name}".encode())
+        with contextlib.closing(Store(server.dsn(name), "cdcbridge")) as store:
+            store.migrate()
+        _with_store[server] = name
+    with fresh_database(server, f"template {_with_store[server]} strategy file_copy") as database:
+        yield database
 
 
 def _drop_slots(admin: psycopg.Connection[Any], name: str) -> bool:

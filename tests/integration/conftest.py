@@ -14,14 +14,20 @@ from cdcbridge.embedded import EmbeddedServer
 from tests.proxy import Proxy
 from tests.sql.queue import Queue as Store
 from tests.waiting import Waiting
-from tests.world import fresh_database
+from tests.world import NewDatabase, store_database
+
+
+@pytest.fixture
+def new_database() -> NewDatabase:
+    """Databases with a store, since a bridge that makes it takes half a second more."""
+    return store_database
 
 
 @pytest.fixture(params=["pg15", "pg18"])
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     """A store with a queue `c`, a fifo consumer `f` and a stream `s`, all with the topic t."""
     server: EmbeddedServer = request.getfixturevalue(request.param)
-    with fresh_database(server) as database:
+    with store_database(server) as database:
         made = Store(server.dsn(database, tcp=True))
         made.declare(topics=("t",), visibility_timeout="30s", retry_delay={"initial": "0s", "max": "0s"})
         made.declare("f", mode="fifo", topics=("t",), visibility_timeout="30s", max_deliveries=3,

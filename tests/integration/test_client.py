@@ -22,12 +22,12 @@ from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.errors import StoreUnavailable, UsageError
 from tests.sql.queue import Queue
 from tests.waiting import Waiting
-from tests.world import PATIENCE, eventually, fresh_database
+from tests.world import PATIENCE, eventually, store_database
 
 
 @pytest.fixture
 def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
-    with fresh_database(pg15) as database:
+    with store_database(pg15) as database:
         made = Queue(pg15.dsn(database))
         made.declare(topics=("t",), visibility_timeout="30s")
         yield made

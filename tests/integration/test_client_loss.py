@@ -22,7 +22,7 @@ from tests.integration.test_client_leaving import publish, unfinished
 from tests.proxy import Proxy
 from tests.sql.queue import Queue as Store
 from tests.standby import Standby
-from tests.world import PATIENCE, eventually, fresh_database
+from tests.world import PATIENCE, eventually, store_database
 
 KILL = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name like 'cdcbridge client%'"
 
@@ -257,7 +257,7 @@ def test_an_asynchronous_look_does_not_wait_for_another_tasks_long_poll(store: S
 def test_a_read_only_moment_is_waited_for(pg15: Any, pg18: Any) -> None:
     """The address leads to a standby, which is promoted: a worker and a loop go on."""
     for server in (pg15, pg18):
-        with fresh_database(server) as database:
+        with store_database(server) as database:
             store = Store(server.dsn(database))
             store.declare(topics=("t",))
             with Standby(server, settings=FAST) as standby, Queue.connect(server.dsn(database), "c") as client:

@@ -26,7 +26,7 @@ from cdcbridge.errors import Fenced, LockedOut, StoreUnavailable
 from cdcbridge.patience import patiently
 from cdcbridge.store import Store
 from tests.sql.queue import Queue
-from tests.world import World, eventually, fresh_database
+from tests.world import World, eventually, store_database
 
 LONGEST = 2.0  # seconds that anybody else may wait
 PATIENCE = 1.5  # seconds that a command tries; an operator's tries 30 s
@@ -239,7 +239,7 @@ def server(request: pytest.FixtureRequest) -> EmbeddedServer:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nobody_else_waits(server: EmbeddedServer, command: str, holder: str) -> None:
     run, refused, before = COMMANDS[command]
-    with fresh_database(server) as database:
+    with store_database(server) as database:
         queue = Queue(server.dsn(database))
         operator = Store(queue.dsn, "cdcbridge")
         consumers.apply(operator.connection, BASE)

@@ -22,7 +22,7 @@ from cdcbridge import Queue as Client
 from cdcbridge.embedded import EmbeddedServer
 from tests.forked import Result, command
 from tests.sql.queue import Queue
-from tests.world import eventually, fresh_database
+from tests.world import eventually, store_database
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def pooled(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[tuple[Queue, str]]:
         for folder in (tmp_path, *tmp_path.parents):
             if folder.owner() == "root" and folder != folder.parent and not folder.stat().st_mode & 1:
                 folder.chmod(0o711)
-    with fresh_database(pg15) as database:
+    with store_database(pg15) as database:
         queue = Queue(pg15.dsn(database))
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             dsn = f"host=127.0.0.1 port={port} user=postgres dbname={database}"

@@ -18,12 +18,12 @@ from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.errors import UsageError
 from tests.sql.queue import Queue
 from tests.waiting import Waiting
-from tests.world import PATIENCE, fresh_database
+from tests.world import PATIENCE, store_database
 
 
 @pytest.fixture
 def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
-    with fresh_database(pg15) as database:
+    with store_database(pg15) as database:
         made = Queue(pg15.dsn(database))
         made.declare("s", mode="stream", topics=("news",), start="earliest")
         yield made

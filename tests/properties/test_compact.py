@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cdcbridge.embedded import EmbeddedServer
 from tests.sql.queue import Queue, Row
 from tests.sql.test_compact import compact, drain, fold, read
-from tests.world import fresh_database
+from tests.world import store_database
 
 KEYS = "abcd"
 key = st.sampled_from(KEYS)
@@ -28,7 +28,7 @@ examples = itertools.count()
 
 @pytest.fixture(scope="module")
 def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
-    with fresh_database(pg15) as database:
+    with store_database(pg15) as database:
         made = Queue(pg15.dsn(database))
         yield made
         made.close()

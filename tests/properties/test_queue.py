@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from cdcbridge.embedded import EmbeddedServer
 from tests.sql.queue import Queue
-from tests.world import fresh_database
+from tests.world import store_database
 
 MAX_DELIVERIES = 3
 CLOCK = """
@@ -254,7 +254,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.fixture(scope="module")
 def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
-    with fresh_database(pg15) as database:
+    with store_database(pg15) as database:
         made = Queue(pg15.dsn(database))
         made.session.execute("set test.clock = '2030-01-01'")
         made.session.execute(CLOCK)

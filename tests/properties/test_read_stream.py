@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cdcbridge.embedded import EmbeddedServer
 from tests.sql.queue import Queue, Row
-from tests.world import fresh_database
+from tests.world import store_database
 
 SESSIONS = 4
 session_numbers = st.integers(0, SESSIONS - 1)
@@ -151,7 +151,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.fixture(scope="module")
 def stage(pg15: EmbeddedServer) -> Iterator[dict[str, Any]]:
-    with fresh_database(pg15) as database:
+    with store_database(pg15) as database:
         made = Queue(pg15.dsn(database))
         yield {
             "queue": made,

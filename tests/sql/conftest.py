@@ -8,13 +8,13 @@ import pytest
 
 from cdcbridge.embedded import EmbeddedServer
 from tests.sql.queue import Queue
-from tests.world import fresh_database
+from tests.world import store_database
 
 
 @pytest.fixture(params=["pg18", "pg15"])
 def queue(request: pytest.FixtureRequest) -> Iterator[Queue]:
     server: EmbeddedServer = request.getfixturevalue(request.param)
-    with fresh_database(server) as database:
+    with store_database(server) as database:
         made = Queue(server.dsn(database))
         yield made
         made.close()

@@ -14,7 +14,7 @@ import pytest
 from cdcbridge.embedded import EmbeddedServer
 from tests.sql.queue import Queue, Row
 from tests.sql.test_queue import receipts
-from tests.world import fresh_database
+from tests.world import store_database
 
 BATCH = 50
 MOST = 6 * BATCH  # rows that one node may touch
@@ -34,7 +34,7 @@ TRACE = """
 
 @pytest.fixture
 def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
-    with fresh_database(pg15) as database:
+    with store_database(pg15) as database:
         made = Queue(pg15.dsn(database))
         made.session.execute("alter database current_database set jit = on".replace("current_database", database))
         yield made

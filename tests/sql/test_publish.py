@@ -20,7 +20,7 @@ from cdcbridge.encode import partition_of
 from cdcbridge.migrate import migrate, migrations
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts, seqs
-from tests.world import eventually, fresh_database
+from tests.world import eventually, store_database
 
 
 def publish(queue: Queue, key: str | None = "k", data: str = '{"n": 1}', *, topic: str = "t",
@@ -280,7 +280,7 @@ def test_a_migration_keeps_who_may_publish(queue: Queue) -> None:
 
 @pytest.fixture(scope="module")
 def hashing(pg15: EmbeddedServer) -> Any:
-    with fresh_database(pg15) as database:
+    with store_database(pg15) as database:
         made = Queue(pg15.dsn(database))
         yield made
         made.close()

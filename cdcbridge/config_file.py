@@ -21,11 +21,17 @@ Location = tuple[str | int, ...]
 
 @dataclass(slots=True)
 class ConfigFile:
-    """A file that was read. `values`: with variables substituted; `root`: the YAML nodes, which know their lines."""
+    """A file that was read.
+
+    values: with variables substituted.
+    root: the YAML nodes, which know their lines.
+    unset: a line for people about each variable that has no value, for example `${DB_PASSWORD}`.
+    """
 
     path: Path
     values: dict[str, Any] = field(default_factory=dict)
     root: yaml.Node | None = None
+    unset: list[str] = field(default_factory=list)
 
     def line(self, location: Location) -> int | None:
         """The line of a key or an element, counted from 1. Of one that is missing, the line of what should have it."""
@@ -77,6 +83,8 @@ def read(path: Path, environment: Mapping[str, str]) -> ConfigFile:
             raise ConfigError(f"{path}: expected a mapping with source, store and consumers, found {found}")
         file.values = parsed
         file.values = _substitute(file, parsed, environment, ())
+        if file.unset:
+            raise ConfigError("\n".join(file.unset), hint="Set it, or give a default, for example ${NAME:-value}.")
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file",
@@ -153,11 +161,8 @@ def _substitute(file: ConfigFile, value: Any, environment: Mapping[str, str], lo
         name, default = match.groups()
         found = environment.get(name) or default
         if found is None:
-            raise ConfigError(
-                f"{file.where(location)}: the environment variable {name} is not set",
-                hint=f"Set it, or give a default: ${{{name}:-…}}",
-            )
-        return found
+            file.unset.append(f"{file.where(location)}: the environment variable {name} is not set")
+        return found or ""
 
     substituted = _VARIABLE.sub(replace, value)
     return substituted if _NO_TEXT.search(substituted) is None else checked_text(substituted, file.where(location))

@@ -45,6 +45,8 @@ def test_variables_are_substituted_after_parsing(tmp_path: Path) -> None:
 
 def test_an_unset_variable_is_an_error_with_its_path(tmp_path: Path) -> None:
     assert "source.dsn: the environment variable URL is not set" in refused(tmp_path, 'source: {dsn: "${URL}"}')
+    both = refused(tmp_path, 'source: {dsn: "${URL} ${PASSWORD}"}\nstore: {dsn: "${STORE}", schema: "${S:-s}"}')
+    assert [line.partition("variable ")[2].split()[0] for line in both.splitlines()] == ["URL", "PASSWORD", "STORE"]
 
 
 CONSUMER = "source: {dsn: host=db}\nconsumers:\n  - "

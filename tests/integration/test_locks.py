@@ -468,3 +468,25 @@ def test_housekeeping_passes_by_what_a_receiver_in_its_transaction_has_replaced(
     queue.session.execute("select cdcbridge.forget_hints()")
     assert queue.value("select count(*) from cdcbridge.hints") == 1
     queue.close()
+
+
+def test_a_change_of_consumers_names_another_that_is_under_way(server: EmbeddedServer) -> None:
+    with store_database(server) as database:
+        queue = Queue(server.dsn(database))
+        operator = Store(queue.dsn, "cdcbridge")
+        consumers.apply(operator.connection, BASE)
+        other = queue.open(autocommit=False)
+        other.execute("set local search_path = cdcbridge")
+        other.execute("select lock_consumers()")
+        changes = (applied(Consumer(name="n", tables=("public.t",))), removed("doomed"), migrated)
+        with Traffic(queue) as traffic:
+            for change in changes:
+                with pytest.raises(LockedOut) as raised:
+                    change(queue, operator)
+                assert str(other.info.backend_pid) in str(raised.value)
+            traffic.progress()
+            other.rollback()
+            for change in changes:
+                eventually(functools.partial(_again, change, queue, operator))
+        operator.close()
+        queue.close()

@@ -308,6 +308,7 @@ def restricted(world: World) -> Iterator[World]:
     """A table with a policy, and a role that is not its owner."""
     role = f"r_{world.database}"
     world.execute(
+        "drop schema cdcbridge cascade",  # the role makes its own
         f"create role {role} login replication",
         f"grant create on database {world.database} to {role}",
         "create table public.t (id int primary key)",

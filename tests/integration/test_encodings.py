@@ -11,7 +11,7 @@ import pytest
 
 from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed
-from tests.world import World, eventually, fresh_database
+from tests.world import NewDatabase, World, eventually, fresh_database
 
 # An encoding, and a word in its own script.
 WORDS = {
@@ -23,6 +23,12 @@ WORDS = {
     "EUC_TW": "中文", "EUC_JIS_2004": "日本語", "UTF8": "日本é🐘",
 }  # fmt: skip
 OPTIONS = "encoding '{}' locale 'C' template template0"
+
+
+@pytest.fixture
+def new_database() -> NewDatabase:
+    """Empty ones: a refusal must leave nothing behind."""
+    return fresh_database
 
 
 def encoded(server: EmbeddedServer, encoding: str) -> Any:

@@ -79,7 +79,7 @@ def test_a_server_restart_is_waited_for(own15: EmbeddedServer, tmp_path: object,
 def test_the_store_may_be_another_server(pg18: EmbeddedServer, world15: World) -> None:
     with fresh_database(pg18) as elsewhere:
         world15.store_dsn = pg18.dsn(elsewhere)
-        world15.execute("create table t (id int primary key)")
+        world15.execute("drop schema cdcbridge cascade", "create table t (id int primary key)")
         world15.consumer()
         with world15.bridge():
             world15.execute("insert into t values (1)")
@@ -274,6 +274,7 @@ def test_a_schema_newer_than_the_program_is_refused(world15: World) -> None:
 
 def test_a_publication_made_by_hand_that_is_enough_stays_as_it_is(world18: World) -> None:
     role = f"r_{world18.database}"
+    world18.execute("drop schema cdcbridge cascade")  # the role makes its own
     world18.execute("create table t (id int primary key)", "create publication cdcbridge for all tables")
     world18.execute("alter publication cdcbridge set (publish_via_partition_root = true)")
     world18.execute(f"create role {role} login replication", f"grant create on database {world18.database} to {role}")

@@ -191,10 +191,13 @@ class World:
         raise AssertionError("the bridge raised nothing")
 
     def active(self) -> bool:
-        """Whether a bridge streams from the slot, which is active, too, while the server creates it."""
+        """Whether a bridge streams from the slot, which is active, too, while the server creates it.
+
+        A role that may not see the state of other sessions gets null there.
+        """
         query = (
             "select from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid"
-            " where slot_name = %s and state in ('catchup', 'streaming')"
+            " where slot_name = %s and state is distinct from 'startup'"
         )
         return self.sql.execute(query, (self.slot,)).fetchone() is not None
 

@@ -69,7 +69,7 @@ class OtherStore:
 def other_stores(config: Config, connection: Connection, store: Connection | None) -> list[OtherStore]:
     """Find the other stores that have changes of this source, and those that this role may not read.
 
-    store: None where it was not reached. Then a schema with the configured name is taken for the configured store.
+    store: None where its database does not exist, so that every store that is found is another one.
     """
     found: dict[str, OtherStore] = {}
     own: str | None = None
@@ -77,7 +77,7 @@ def other_stores(config: Config, connection: Connection, store: Connection | Non
         identity = source.identify(connection)
         for session in (connection,) if store is None else (store, connection):
             for key, schema, database, quoted, role, readable in session.execute(_STORES).fetchall():
-                if schema == config.store.schema_ and (session is store or store is None):
+                if schema == config.store.schema_ and session is store:
                     own = key
                 if key == own or key in found:
                     continue

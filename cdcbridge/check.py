@@ -16,6 +16,7 @@ from cdcbridge.check_encodings import encoding_problems, server_encoding
 from cdcbridge.check_sessions import replication_problems, snapshot_problems, unreachable
 from cdcbridge.check_store import (
     applied_config,
+    as_problem,
     filled_consumers,
     history_problems,
     mode_problems,
@@ -27,8 +28,10 @@ from cdcbridge.check_wal import replication_right, wal_problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store
 from cdcbridge.encodings import WITHOUT_CONVERSION, unusable
-from cdcbridge.errors import CdcbridgeError, CheckFailed
+from cdcbridge.errors import CdcbridgeError, CheckFailed, OperatorNeeded
+from cdcbridge.history import refuse_lost
 from cdcbridge.migrate import schema_version
+from cdcbridge.other_stores import slot_problems
 from cdcbridge.problem import Problem, refuse
 
 _OLDEST: Final = 150000
@@ -162,8 +165,10 @@ def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Probl
             f"the slot {name} was made for {slot.plugin}; source.plugin is {plugin}",
             f"Set source.plugin to {slot.plugin}, or source.slot to another name.",
         )
-    if slot.wal_status == "lost":
-        yield Problem("slot_lost", "error", name, f"the slot {name} is lost", "cdcbridge slot recreate")
+    try:
+        refuse_lost(name, existing, begun=False)
+    except OperatorNeeded as error:
+        yield as_problem("slot_lost", name, error)
 
 
 def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:
@@ -260,7 +265,8 @@ def refuse_unwritable(config: Config, store: Connection) -> None:
         return
     with connect_source(config.source_dsn, "cdcbridge check") as connection:
         unfit = any(encoding_problems(config, connection, store, config.source.plugin))
-    if unfit or any(problem.code == "privilege_store" for problem in store_problems(config, store)):
+        taken = not unfit and any(slot_problems(config, connection, store, begun=False))
+    if unfit or taken or any(problem.code == "privilege_store" for problem in store_problems(config, store)):
         refuse(check(config))
 
 

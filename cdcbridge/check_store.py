@@ -6,20 +6,20 @@ It changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any
 
 from cdcbridge import source
 from cdcbridge.capture import Capture, look, losses
 from cdcbridge.config import Config
 from cdcbridge.consumers import mode_conflict
 from cdcbridge.database import Connection
+from cdcbridge.errors import OperatorNeeded
+from cdcbridge.history import compare_ends, compare_history, refuse_lost
 from cdcbridge.migrate import migrations, schema_version
+from cdcbridge.other_stores import slot_problems
 from cdcbridge.patterns import whole
 from cdcbridge.problem import Problem
-
-SLOT_GONE: Final = (
-    "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it"
-)
+from cdcbridge.store import History, log_end
 
 
 def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
@@ -103,30 +103,50 @@ def applied_config(config: Config, store: Connection | None) -> Config | None:
 
 
 def history_problems(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:
-    """What the store goes by, beside what is there. `run` compares more, with a replication session."""
-    row = None
+    """Compare the store's history with the source, as `run` does. `run` compares more, with a replication session."""
+    found = source.slots(connection, config.source.slot)  # first: it is never confirmed beyond the store's end
+    row = history = None
     if schema_version(store):
-        row = store.execute("select s.slot, s.plugin, to_jsonb(s) -> 'capture' from source s").fetchone()
-    if row is None:
+        row = store.execute("select to_jsonb(s) from source s").fetchone()
+    if row is not None:
+        history = _history(row[0])
+        if row[0].get("capture") is not None:
+            yield from _capture(config, connection, Capture(**row[0]["capture"]))
+        try:
+            compare_history(history, source.identify(connection), config.source.slot)
+        except OperatorNeeded as error:
+            yield as_problem("other_source", config.source.slot, error)
+            return
+    yield from slot_problems(config, connection, store, begun=history is not None)
+    try:
+        refuse_lost(config.source.slot, found, begun=history is not None)
+    except OperatorNeeded as error:
+        yield as_problem("slot_lost" if found else "slot_gone", config.source.slot, error)
         return
-    if row[2] is not None:
-        yield from _capture(config, connection, Capture(**row[2]))
-    if row[0] != config.source.slot:
-        yield Problem(
-            "other_source",
-            "error",
+    if history is None or not found or source.timeline(connection) != history.timeline:
+        return
+    stored = log_end(store)
+    try:
+        compare_ends(
             config.source.slot,
-            f"the store holds the changes of the slot {row[0]}: one store serves one source",
-            f"Set source.slot back to {row[0]}, or store.schema to another name.",
+            stored,
+            found[0].confirmed_flush_lsn or 0,
+            wal_end := source.current_lsn(connection),
+            on_standby=False,
         )
-    elif not source.slots(connection, row[0]):
-        yield Problem(
-            "slot_gone",
-            "error",
-            row[0],
-            SLOT_GONE,
-            "cdcbridge slot recreate -- goes on behind a gap message",
-        )
+    except OperatorNeeded as error:
+        yield as_problem("source_set_back" if stored > wal_end else "slot_beyond_store", config.source.slot, error)
+
+
+def _history(row: dict[str, Any]) -> History:
+    """The row of the table `source`. A store of an older version has no `database_oid`."""
+    names = ("system_identifier", "timeline", "database", "slot", "plugin", "database_oid")
+    return History(*(row.get(name) for name in names))  # type: ignore[arg-type]
+
+
+def as_problem(code: str, name: str, error: OperatorNeeded) -> Problem:
+    """An error that `run` would raise, in the same words."""
+    return Problem(code, "error", name, str(error).removeprefix(f"{name}: "), error.hint or "")
 
 
 def _capture(config: Config, connection: Connection, before: Capture) -> Iterator[Problem]:

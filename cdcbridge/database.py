@@ -261,6 +261,9 @@ _HINTS: Final = {
 }
 
 
+_OWNER: Final = "Connect as the store's owner (store.dsn). For a new store, `cdcbridge check` prints the grant."
+
+
 def _no_right(found: re.Match[str]) -> str:
     return f"this role has no right {'on' if found[1] == 'for' else 'to'}"
 
@@ -285,7 +288,8 @@ def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) ->
     message = f"{what}: {plain(one_line(str(error)))}"
     if state == "42501":  # for example: permission denied to use replication slots
         message = re.sub(r"permission denied (for|to)\b", _no_right, message, count=1)
-    hint = _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
+    hint = _OWNER if state == "42501" and what == "store" else None
+    hint = hint or _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
     # Without a code the server said nothing: the session is lost, or was closed.
     lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     judged = verdict(state, error.diag.source_function or "")

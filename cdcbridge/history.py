@@ -6,10 +6,31 @@ new commits LSNs that the store knows already.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 from cdcbridge.errors import OperatorNeeded, SourceUnavailable
 from cdcbridge.lsn import format_lsn
-from cdcbridge.source import Identity
+from cdcbridge.source import Identity, Slot
 from cdcbridge.store import History
+
+SLOT_GONE: Final = (
+    "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it"
+)
+_RECREATE: Final = "`cdcbridge slot recreate` makes it anew and goes on behind a gap message."
+
+
+def refuse_lost(name: str, found: Sequence[Slot], *, begun: bool) -> None:
+    """Raises OperatorNeeded where the slot is lost, or is gone although the store has begun with it."""
+    if begun and not found:
+        raise OperatorNeeded(f"{name}: {SLOT_GONE}", hint=_RECREATE)
+    for slot in found:
+        if slot.wal_status == "lost":
+            raise OperatorNeeded(
+                f"the slot {slot.name!r} is lost ({slot.invalidation or 'its WAL was removed'}): changes after"
+                f" {format_lsn(slot.confirmed_flush_lsn or 0)} are gone",
+                hint=_RECREATE,
+            )
 
 
 def compare_ends(slot: str, stored: int, slot_lsn: int, wal_end: int, *, on_standby: bool) -> None:

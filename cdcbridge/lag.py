@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 from cdcbridge.alarms import Alarm, SlotState, alarms, average_growth, observed_growth, seconds_to
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, source_errors, store_errors
-from cdcbridge.errors import StoreUnavailable
+from cdcbridge.errors import SourceUnavailable, StoreUnavailable
 from cdcbridge.feed_watch import stored_feeds
 from cdcbridge.feeds import Feeds, feed_of
 from cdcbridge.holders import ConsumerHolder, consumer_holders, held_alarms
@@ -103,6 +103,7 @@ class Lag:
     room: WalRoom = field(default_factory=WalRoom)
     guest: Guest | None = None  # a consumer's role: of the store only its own consumers are known
     feeds: Feeds | None = None  # which consumers the bridge feeds; None before the first session
+    source_error: str | None = None  # why nothing is known of the source's side
 
     @property
     def lost(self) -> list[str]:
@@ -129,6 +130,7 @@ class Lag:
             "xmin_holders": [asdict(h) for h in self.horizon],
             "alarms": [asdict(a) for a in self.alarms],
             "store_error": self.store_error,
+            "source_error": self.source_error,
         }
 
 
@@ -196,8 +198,7 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
         (
             *(a for slot in made for a in alarms(_state(slot, room), max_retained=retained, max_inactive=inactive)),
             *other_alarms(room.others, retained),
-            *held_alarms(side.held, {c.name: c.visibility_timeout for c in config.consumers}),
-            *(side.feeds.alarms() if side.feeds else ()),
+            *_consumer_alarms(config, side),
         ),
         measured_at,
         side.error,
@@ -206,6 +207,30 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
         side.guest,
         side.feeds,
     )
+
+
+def measure_store(config: Config, error: SourceUnavailable) -> Lag:
+    """Look at the store alone, after the source could not be reached by this error. Raises StoreUnavailable."""
+    side = _store_side(config)
+    return Lag(
+        [],
+        side.consumers,
+        side.holders,
+        side.backfills,
+        other=tuple(name for name in side.slots if name != config.source.slot),
+        horizon=side.horizon,
+        alarms=_consumer_alarms(config, side),
+        measured_at=time.monotonic(),
+        consumer_holders=side.held,
+        guest=side.guest,
+        feeds=side.feeds,
+        source_error=str(error),
+    )
+
+
+def _consumer_alarms(config: Config, side: _StoreSide) -> tuple[Alarm, ...]:
+    timeouts = {consumer.name: consumer.visibility_timeout for consumer in config.consumers}
+    return (*held_alarms(side.held, timeouts), *(side.feeds.alarms() if side.feeds else ()))
 
 
 @dataclass(slots=True)

@@ -7,18 +7,20 @@ the position. Refuses while a bridge leads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cdcbridge import event_trigger, plugins, publications, source
 from cdcbridge.check import problems
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source, source_errors
-from cdcbridge.errors import NotLeader, OperatorNeeded, UsageError
+from cdcbridge.errors import NotLeader, OperatorNeeded, StoreUnavailable, UsageError
 from cdcbridge.gap import leave_gap
 from cdcbridge.history import compare_history
 from cdcbridge.lag import stored_slot
 from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
+from cdcbridge.other_stores import slot_problems
+from cdcbridge.pooled import connect_for_calls
 from cdcbridge.problem import refuse
 from cdcbridge.replication import ReplicationStream
 from cdcbridge.store import History, Store
@@ -58,11 +60,19 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
 
 
 def drop_slot(config: Config) -> None:
-    """Drop the slot. Raises UsageError where there is none, SourceUnavailable while it is in use."""
+    """Drop the slot. Raises UsageError where there is none, SourceUnavailable while it is in use.
+
+    Raises CheckFailed where it belongs to another store.
+    """
     name = config.source.slot
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
         if not source.slots(connection, name):
             raise UsageError(f"there is no slot {name!r}")
+        with (
+            suppress(StoreUnavailable),
+            connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge cli") as store,
+        ):
+            refuse(list(slot_problems(config, connection, store, begun=stored_slot(config) == name)))
         with source_errors():
             connection.execute("select pg_drop_replication_slot(%s)", (name,))
 

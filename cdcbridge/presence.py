@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cdcbridge.database import Connection, store_errors
+from cdcbridge.rights import guest
 
 
 @dataclass(slots=True, frozen=True)
@@ -16,7 +17,7 @@ class Process:
     """A bridge that runs now.
 
     pid: its session on the store's server, None where another role's session cannot be seen.
-    holder: its host and process, for example `db1 pid 4181`. None for a stand-by.
+    holder: its host and process, for example `db1 pid 4181`. None for a stand-by, and to a consumer's role.
     since: when it took the lead, or, of a stand-by, when its session began.
     """
 
@@ -42,14 +43,20 @@ _RUNNING: Final = """
             and l.database = (select oid from pg_database where datname = current_database())
           group by l.pid) p
     left join pg_stat_activity a using (pid)
-    left join (select holder, started_at from leaders order by epoch desc limit 1) n on true
+    left join LEADER n on true
     order by p.leads desc, p.pid
 """
+_LEADER: Final = "(select holder, started_at from leaders order by epoch desc limit 1)"
+_HIDDEN: Final = "(select null::text as holder, null::timestamptz as started_at)"  # from a consumer's role
 
 
 def running(store: Connection) -> list[Process]:
     """List the bridges of this store, the leader first. Empty where the store has not been migrated."""
     with store_errors():
-        if store.execute("select to_regclass('leaders')").fetchone() == (None,):
+        row = store.execute(
+            "select has_table_privilege(c.oid, 'select') from pg_class c where c.oid = to_regclass('leaders')"
+        ).fetchone()
+        if row is None:
             return []
-        return [Process(*row) for row in store.execute(_RUNNING).fetchall()]
+        query = _RUNNING.replace("LEADER", _LEADER if row[0] or not guest(store) else _HIDDEN)
+        return [Process(*found) for found in store.execute(query.encode()).fetchall()]

@@ -17,6 +17,7 @@ from cdcbridge.database import Connection
 from cdcbridge.errors import OperatorNeeded
 
 MAY: Final = "receive, peek, ack, nack, extend, dead, offsets, lag, consumers list and consumers show"
+_OWNER: Final = "select quote_ident(pg_get_userbyid(nspowner)) from pg_namespace where nspname = current_schema()"
 _LOOK: Final = """
     select quote_ident(current_user), quote_ident(pg_get_userbyid(n.nspowner)), quote_ident(n.nspname)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -65,3 +66,26 @@ def refusing(who: Guest | None, what: str) -> Iterator[None]:
                 f"the role {who.role} may not publish", hint=f"As the store's owner, {who.owner}: {grant}"
             )
         raise refused from error
+
+
+@contextmanager
+def as_owner(store: Connection, what: str) -> Iterator[None]:
+    """Refuse a guest in the store, and name the owner in the hint of every right on it that another role lacks.
+
+    what: the command, for example "`cdcbridge verify`". Raises OperatorNeeded.
+    """
+    who = guest(store)
+    if who is not None:
+        raise who.refusal(what)
+    owner = store.execute(_OWNER).fetchone()
+    try:
+        yield
+    except OperatorNeeded as error:
+        if owner and isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege) and of_store(error):
+            error.hint = f"Connect as the store's owner, {owner[0]} (store.dsn)."
+        raise
+
+
+def of_store(error: OperatorNeeded) -> bool:
+    """Whether the error is from the store's server, and not from the source's."""
+    return str(error).startswith("store: ")

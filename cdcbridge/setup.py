@@ -15,13 +15,12 @@ import structlog
 from cdcbridge import consumers, event_trigger, plugins, source
 from cdcbridge.accepting import accept, ensure_trigger, note_feeds
 from cdcbridge.capture import Capture, Watched
-from cdcbridge.check_store import SLOT_GONE
 from cdcbridge.choosing import Choice
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
 from cdcbridge.errors import OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
 from cdcbridge.gap import leave_gap
-from cdcbridge.history import compare_ends, compare_history
+from cdcbridge.history import compare_ends, compare_history, refuse_lost
 from cdcbridge.initial import copy_tables
 from cdcbridge.lsn import format_lsn
 from cdcbridge.publishing import Publishing, bring_into_step
@@ -124,7 +123,11 @@ def prepare(
         if history is not None:
             compare_history(history, identity, config.source.slot)
             store.set_database(identity.database, identity.database_oid)
-        _refuse_lost(config.source.slot, source.slots(connection, config.source.slot), history)
+        found = source.slots(connection, config.source.slot)
+        refuse_lost(config.source.slot, found, begun=history is not None)
+        if found and history is not None and history.timeline == timeline:
+            # Before the checks, which find it too: it is for an operator. On a new timeline the store's end may move.
+            _compare_ends(config, connection, store, found[0].confirmed_flush_lsn or 0, on_standby=on_standby)
         plugin = _plugin(config, connection, history)
         choice = accept(config, connection, store, plugin, again=learned.again and history is not None)
         config = choice.config
@@ -161,6 +164,12 @@ def prepare(
         ready.options = plugins.without_streaming(ready.options)
     ready.timeline_on_standby = timeline if on_standby else None
     return ready
+
+
+def _compare_ends(config: Config, connection: Connection, store: Store, slot_lsn: int, *, on_standby: bool) -> None:
+    """Raises OperatorNeeded where the slot, the store and the WAL do not meet."""
+    stored = store.tail().end_lsn  # before the WAL's end, which moves
+    compare_ends(config.source.slot, stored, slot_lsn, source.current_lsn(connection), on_standby=on_standby)
 
 
 def _tell_losses(
@@ -245,21 +254,6 @@ def _plugin(config: Config, connection: Connection, history: History | None) -> 
             hint=f"Set source.plugin back to {history.plugin}.",
         )
     return chosen
-
-
-def _refuse_lost(name: str, found: list[source.Slot], history: History | None) -> None:
-    if history is not None and not found:
-        raise OperatorNeeded(
-            f"{name}: {SLOT_GONE}",
-            hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
-        )
-    for slot in found:
-        if slot.wal_status == "lost":
-            raise OperatorNeeded(
-                f"the slot {slot.name!r} is lost ({slot.invalidation or 'its WAL was removed'}): changes after"
-                f" {format_lsn(slot.confirmed_flush_lsn or 0)} are gone",
-                hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
-            )
 
 
 def _slot(

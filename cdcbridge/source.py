@@ -88,6 +88,15 @@ def current_lsn(connection: Connection) -> int:
     return parse_lsn(row[0]) if row else 0
 
 
+def timeline(connection: Connection) -> int | None:
+    """The timeline that the server writes; None on a standby, which does not tell without a replication session."""
+    with source_errors():
+        row = connection.execute(
+            "select case when not pg_is_in_recovery() then pg_walfile_name(pg_current_wal_lsn()) end"
+        ).fetchone()
+    return int(row[0][:8], 16) if row and row[0] else None
+
+
 def create_slot(dsn: str, name: str, plugin: str, *, failover: bool, waiting: Callable[[str], None]) -> int:
     """Create the slot; its first position. `failover`: where the server can. Tells through `waiting` which open
     transactions it waits for.

@@ -5,19 +5,24 @@ Judges by what both servers say, so it works on any machine and with the bridge 
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, store_errors
-from cdcbridge.errors import CdcbridgeError, UsageError
-from cdcbridge.lag import Lag, measure
+from cdcbridge.errors import CdcbridgeError, SourceUnavailable, UsageError
+from cdcbridge.lag import Lag, measure, measure_store
 from cdcbridge.migrate import schema_version
 from cdcbridge.pooled import connect_for_calls
 from cdcbridge.presence import Process, running
+from cdcbridge.rights import Guest, guest
 from cdcbridge.units import human_duration
 
+RETRYING: Final = 30.0  # seconds: a bridge that cannot work tries again at least every ten, and notes its error
 OLD: Final = 300.0  # seconds that the oldest message of a consumer may wait before it is worth a look
 
 
@@ -34,11 +39,18 @@ class LastError:
 
 @dataclass(slots=True)
 class Status:
-    """What is known. `reasons`: why it is not healthy. `notes`: worth a look, although the bridge does its work."""
+    """What is known. `reasons`: why it is not healthy. `notes`: worth a look, although the bridge does its work.
+
+    version: of the store's schema; 0 where there is none yet, None where that is not known.
+    unknown: why nothing is known of the store and its bridges, '' where it is.
+    guest: a consumer's role, which sees the bridges and its own consumers only.
+    """
 
     lag: Lag | None = None
     bridges: list[Process] = field(default_factory=list)
-    version: int = 0
+    version: int | None = None
+    unknown: str = ""
+    guest: Guest | None = None
     last_error: LastError | None = None
     reasons: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -76,23 +88,34 @@ def look(config: Config) -> Status:
     except UsageError:
         raise
     except CdcbridgeError as error:
+        status.unknown = str(error)
         status.reasons.append(str(error))
-    else:
-        status.reasons += _of_bridges(status)
+    away = ""
     try:
         status.lag = measure(config)
     except UsageError:
         raise
     except CdcbridgeError as error:
-        if str(error) not in status.reasons:
-            status.reasons.insert(0, str(error))
-    else:
-        status.reasons += _of_slot(config, status, status.lag)
+        away = str(error)
+        if away not in status.reasons:
+            status.reasons.insert(0, away)
+        if isinstance(error, SourceUnavailable) and not status.unknown:
+            with suppress(CdcbridgeError):  # the store went away meanwhile
+                status.lag = measure_store(config, error)
+    if not status.unknown:
+        status.reasons += _of_bridges(status, away)
+    if status.lag is not None:
+        status.reasons += () if away else _of_slot(config, status, status.lag)
         status.notes += _of_consumers(status.lag)
     return status
 
 
 def _store(store: Connection, status: Status) -> None:
+    with store_errors():
+        status.guest = guest(store)
+    if status.guest is not None:
+        status.bridges = running(store)
+        return
     status.version = schema_version(store)
     if not status.version:
         return
@@ -106,13 +129,39 @@ def _store(store: Connection, status: Status) -> None:
             status.last_error = LastError(*row) if row else None
 
 
-def _of_bridges(status: Status) -> Iterator[str]:
-    if not status.version:
+def _of_bridges(status: Status, away: str) -> Iterator[str]:
+    """Why no bridge works. `away`: why the source cannot be reached, '' where it is.
+
+    A bridge that cannot reach the source has no session in the store while it waits for its next attempt.
+    """
+    error = status.last_error
+    if error is not None and (error.seconds > RETRYING or _ended(error.holder)):
+        error = None
+    if status.version == 0:
         yield "the store has not been made yet: `cdcbridge run` makes it"
+    elif not status.bridges and error is not None:
+        ago = human_duration(max(0.0, error.seconds))
+        yield f"no bridge streams: {error.holder} had an error {ago} ago. It tries again by itself, unless it has ended"
+    elif not status.bridges and away:
+        yield "no bridge is connected to the store: none runs, or it cannot reach the source either"
     elif not status.bridges:
         yield "no bridge is running: `cdcbridge run` starts one"
     elif not any(bridge.leads for bridge in status.bridges):
         yield "no bridge leads, although one stands by: it takes over within five seconds"
+
+
+def _ended(holder: str) -> bool:
+    """Whether the process is one of this machine, and is there no more. `holder`: for example `db1 pid 4181`."""
+    host, _, pid = holder.rpartition(" pid ")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _of_slot(config: Config, status: Status, lag: Lag) -> Iterator[str]:

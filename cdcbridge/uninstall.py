@@ -17,10 +17,13 @@ from psycopg import sql
 from cdcbridge import source
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
-from cdcbridge.errors import CdcbridgeError, NotLeader
+from cdcbridge.errors import CdcbridgeError, NotLeader, OperatorNeeded
 from cdcbridge.event_trigger import given
+from cdcbridge.other_stores import OtherStore, other_stores, owners
 from cdcbridge.patience import patiently
 from cdcbridge.presence import running
+from cdcbridge.publication_use import publication_uses
+from cdcbridge.rights import as_owner
 from cdcbridge.schema_contents import strangers
 
 _AGAIN: Final = "cdcbridge uninstall"
@@ -70,6 +73,7 @@ class Item:
     """One thing to remove. `what` names it for people, `undo` removes it.
 
     identity: it is a table's replica identity.
+    by_hand: the statement that removes it, for a role that may.
     remembers: it holds the list of these tables, so it stays while one of them could not be taken back.
     """
 
@@ -77,6 +81,7 @@ class Item:
     undo: Callable[[], object]
     identity: bool = False
     remembers: bool = False
+    by_hand: str = ""
 
 
 @dataclass(slots=True)
@@ -101,13 +106,19 @@ def planned(config: Config) -> Iterator[Plan]:
         if store is None:
             plan.kept.append("store: its database does not exist any more")
         else:
+            sessions.enter_context(as_owner(store, "`cdcbridge uninstall`"))
             _refuse_running(store)
+        begun = _begun(config, origin, store)
         if origin is None:
             plan.kept.append("source: its database does not exist any more")
         else:
-            _slot(config, origin, plan)
-            dropped = _publications(config, origin, plan)
-            _identities(config, origin, store, plan, dropped)
+            others = other_stores(config, origin, store)
+            using = _slot(config, origin, plan, others, begun=begun)
+            dropped = _publications(config, origin, plan, others, keep_slot=bool(using))
+            if using:
+                _leave_trigger(origin, plan, using[0])
+            else:
+                _identities(config, origin, store, plan, dropped)
         if store is not None:
             _schema(config, store, plan)
         yield plan
@@ -123,6 +134,8 @@ def remove(plan: Plan, tell: Callable[[str], None]) -> list[tuple[str, Cdcbridge
                 raise CdcbridgeError("it remembers the tables above", hint=f"Run {_AGAIN} again.")
             item.undo()
         except CdcbridgeError as error:
+            if item.by_hand and isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+                error.hint = f"As its owner, or as a superuser: {item.by_hand};"
             failed.append((item.what, error))
             unfinished |= item.identity
         else:
@@ -157,11 +170,39 @@ def _refuse_running(store: Connection) -> None:
             )
 
 
-def _slot(config: Config, origin: Connection, plan: Plan) -> None:
+def _begun(config: Config, origin: Connection | None, store: Connection | None) -> bool:
+    """Whether this store's history names the configured slot.
+
+    Raises OperatorNeeded where it names another one that exists: without its store that would keep WAL for ever.
+    """
+    if store is None:
+        return False
+    with store_errors():
+        if store.execute("select to_regclass('source')").fetchone() == (None,):
+            return False
+        row = store.execute("select slot from source").fetchone()
+    if row and row[0] != config.source.slot and origin is not None and source.slots(origin, row[0]):
+        raise OperatorNeeded(
+            f"the store in the schema {config.store.schema_} goes by the slot {row[0]}, and source.slot is"
+            f" {config.source.slot}",
+            hint=f"Set source.slot back to {row[0]}, or store.schema to that of the other store.",
+        )
+    return bool(row and row[0] == config.source.slot)
+
+
+def _slot(config: Config, origin: Connection, plan: Plan, others: list[OtherStore], *, begun: bool) -> list[OtherStore]:
+    """The slot. One that other stores use stays; these stores."""
     name = config.source.slot
+    using: list[OtherStore] = []
     for slot in source.slots(origin, name):
         if slot.database != origin.info.dbname:
             plan.kept.append(f"slot {name}: it belongs to the database {slot.database}")
+            continue
+        drop_it = sql.SQL("select pg_drop_replication_slot({})").format(sql.Literal(name))
+        by_hand = drop_it.as_string(origin)
+        using = owners(slot, others, begun=begun) or [one for one in others if one.slot == name and not begun]
+        if using:
+            plan.kept.append(f"slot {name}: {_use(using[0], slot, by_hand)}")
             continue
         if slot.active_pid is not None:
             raise NotLeader(
@@ -169,38 +210,35 @@ def _slot(config: Config, origin: Connection, plan: Plan) -> None:
                 hint="Stop it first. `cdcbridge slot list` shows who reads which slot.",
             )
 
-        def drop() -> None:
+        def drop(statement: sql.Composed = drop_it) -> None:
             with source_errors():
-                origin.execute("select pg_drop_replication_slot(%s)", (name,))
+                origin.execute(statement)
 
-        plan.items.append(Item(f"slot {name} ({slot.plugin})", drop))
+        plan.items.append(Item(f"slot {name} ({slot.plugin})", drop, by_hand=by_hand))
+    return using
 
 
-def _publications(config: Config, origin: Connection, plan: Plan) -> list[str]:
+def _use(other: OtherStore, slot: source.Slot, by_hand: str) -> str:
+    if other.slot is None:
+        return f"{other} may use it, and this role may not read that store. If nobody uses it: {by_hand};"
+    if not other.continues_from(slot):
+        return f"{other} names it, although it ends before it. If nobody uses it: {by_hand};"
+    return f"{other} uses it"
+
+
+def _publications(
+    config: Config, origin: Connection, plan: Plan, others: list[OtherStore], *, keep_slot: bool
+) -> list[str]:
     """The publications of this bridge; those that will be dropped. One that another reader may need stays."""
-    names = [config.source.publication, f"{config.source.publication}_inserts"]
-    others = [
-        slot.name
-        for slot in source.slots(origin)
-        if slot.plugin == "pgoutput" and slot.database == origin.info.dbname and slot.name != config.source.slot
-    ]
-    with source_errors():
-        found = origin.execute("select pubname from pg_publication where pubname = any (%s) order by 1", (names,))
-        existing = [name for (name,) in found.fetchall()]
-        readers = origin.execute(
-            "select pid, query from pg_stat_activity where backend_type = 'walsender' and datname = current_database()"
-        ).fetchall()
     dropped = []
-    for name in existing:
-        statement = sql.SQL("drop publication if exists {}").format(sql.Identifier(name))
-        reading = [pid for pid, query in readers if query and f'"{name}"' in query]
-        if reading or others:
-            reader = f"pid {reading[0]} reads it" if reading else f"the slot {', '.join(others)} may read it"
-            by_hand = statement.as_string(origin)
-            plan.kept.append(f"publication {name}: {reader}. If not: {by_hand};")
+    for use in publication_uses(config, origin, others, keep_slot=keep_slot):
+        what = f"publication {use.name}"
+        if use.reason:
+            plan.kept.append(f"{what}: {use.reason}")
             continue
-        dropped.append(name)
-        plan.items.append(Item(f"publication {name}", _statement(origin, statement, f"publication {name}")))
+        dropped.append(use.name)
+        by_hand = use.statement.as_string(origin)
+        plan.items.append(Item(what, _statement(origin, use.statement, what), by_hand=by_hand))
     return dropped
 
 
@@ -210,6 +248,15 @@ def _statement(origin: Connection, statement: sql.Composed, what: str) -> Callab
             patiently(origin, lambda: origin.execute(statement), what=what, again=_AGAIN)
 
     return run
+
+
+def _leave_trigger(origin: Connection, plan: Plan, other: OtherStore) -> None:
+    """The event trigger and its identities belong to the bridge of the slot, which is another store's."""
+    with source_errors():
+        if origin.execute("select to_regnamespace('cdcbridge_identity')").fetchone() != (None,):
+            plan.kept.append(
+                f"event trigger and replica identities: {other} {'may use' if other.slot is None else 'uses'} them"
+            )
 
 
 def _identities(config: Config, origin: Connection, store: Connection | None, plan: Plan, dropped: list[str]) -> None:
@@ -245,7 +292,7 @@ def _identities(config: Config, origin: Connection, store: Connection | None, pl
             what = f"replica identity of {schema}.{name}: from FULL back to {word.upper()}"
             statement = sql.SQL("alter table only {} replica identity " + word).format(sql.Identifier(schema, name))
             undo = _identity(origin, oid, statement, what, installed=installed)
-            plan.items.append(Item(what, undo, identity=True))
+            plan.items.append(Item(what, undo, identity=True, by_hand=statement.as_string(origin)))
     if installed and not others:
         plan.items.append(Item("event trigger and the schema cdcbridge_identity", _trigger(origin), remembers=True))
 
@@ -318,4 +365,5 @@ def _schema(config: Config, store: Connection, plan: Plan) -> None:
         with store_errors():
             patiently(store, lambda: store.execute(statement), what=f"drop schema {schema}", again=_AGAIN)
 
-    plan.items.append(Item(what, drop, remembers=bool(_remembered(store))))
+    by_hand = statement.as_string(store)
+    plan.items.append(Item(what, drop, remembers=bool(_remembered(store)), by_hand=by_hand))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,10 +19,11 @@ from cdcbridge.check_sessions import refuse_row_security
 from cdcbridge.config import Config
 from cdcbridge.consumers import all_subscriptions
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
-from cdcbridge.errors import CdcbridgeError, UsageError
+from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
 from cdcbridge.handover import mark
 from cdcbridge.lsn import format_lsn
 from cdcbridge.reads import Snapshot
+from cdcbridge.rights import as_owner, of_store
 from cdcbridge.route import OPERATIONS, Router
 from cdcbridge.row_sql import hashes_query, records_query
 from cdcbridge.shapes import Column, Shape
@@ -62,6 +64,8 @@ def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
     with (
         connect_source(config.source_dsn, "cdcbridge verify") as source,
         connect_store(config.store_dsn, config.store.schema_, "cdcbridge verify") as store,
+        as_owner(store, "`cdcbridge verify`"),
+        _naming_grant(source, table),
     ):
         shape = shapes.describe(source, schema, name)
         refuse_row_security(source, schema, name)
@@ -75,6 +79,20 @@ def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
                 raise
         # A json value that jsonb cannot hold: "\\u0000", half of a surrogate pair, a number that is too large.
         return _compare(config, source, store, shape, wait, harmless=True)
+
+
+@contextmanager
+def _naming_grant(source: Connection, table: str) -> Iterator[None]:
+    """Give the statement for a role that may not read the table."""
+    try:
+        yield
+    except OperatorNeeded as error:
+        if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege) and not of_store(error):
+            names = "select quote_ident(current_user), quote_ident(%s) || '.' || quote_ident(%s)"
+            schema, _, name = table.partition(".")
+            role, quoted = source.execute(names, (schema, name)).fetchone() or ("", table)
+            error.hint = f"As the table's owner: grant select on {quoted} to {role};"
+        raise
 
 
 def _compare(

@@ -114,7 +114,12 @@ def _horizon(held: HorizonHolder) -> str:
 
 def _disk(slot: SlotLag, found: Lag, config: Config) -> Iterator[str]:
     """A forecast for a slot whose WAL grows while nothing limits it."""
-    if found.room.limit_bytes is not None or slot.moves or (slot.active and not slot.growth_bytes_per_second):
+    if (
+        slot.wal_status == "lost"
+        or found.room.limit_bytes is not None
+        or slot.moves
+        or (slot.active and not slot.growth_bytes_per_second)
+    ):
         return
     growth = slot.growth_bytes_per_second
     rate = f", and grows by {human_size(growth * 3600)} per hour" if growth else ""

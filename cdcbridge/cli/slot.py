@@ -15,8 +15,8 @@ from cdcbridge.cli.context import App, DurationType, as_json, pass_app, print_js
 from cdcbridge.cli.lag_words import headline, print_other_slots, say_alarms, say_rest
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
-from cdcbridge.errors import SourceUnavailable, UsageError
-from cdcbridge.lag import Lag, measure
+from cdcbridge.errors import SourceUnavailable, StoreUnavailable, UsageError
+from cdcbridge.lag import Lag, measure, measure_store
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.source import Slot, current_lsn, slots
 from cdcbridge.units import format_duration, human_duration, human_size
@@ -27,10 +27,13 @@ from cdcbridge.units import format_duration, human_duration, human_size
 @click.option("--watch", type=DurationType(0.1), help="Look again and again: 5s.")
 @pass_app
 def lag(app: App, as_json: bool, watch: float | None) -> int:
-    """How far the slot and each consumer are behind. Works with the bridge stopped; a lost slot exits with 3."""
+    """How far the slot and each consumer are behind. Works with the bridge stopped; a lost slot exits with 3.
+
+    Where one of the two databases cannot be reached, it shows the half of the other, says why, and exits with 1.
+    """
     while True:
         try:
-            found = measure(app.config)
+            found = _measure(app.config)
         except SourceUnavailable as error:
             if not watch:
                 raise
@@ -41,8 +44,19 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
             _begin_screen(watch)
         _print(found, app.config, as_json)
         if not watch:
-            return 3 if found.lost else 1 if found.store_error else 0
+            return 3 if found.lost else 1 if found.store_error or found.source_error else 0
         time.sleep(watch)
+
+
+def _measure(config: Config) -> Lag:
+    """Both sides, or the store's alone. Raises SourceUnavailable where neither can be reached."""
+    try:
+        return measure(config)
+    except SourceUnavailable as error:
+        try:
+            return measure_store(config, error)
+        except StoreUnavailable as other:
+            raise SourceUnavailable(f"{error}; {other}", hint=error.hint) from error
 
 
 def _begin_screen(every: float) -> None:
@@ -60,30 +74,17 @@ def _print(found: Lag, config: Config, as_json: bool) -> None:
         if first := headline(found):
             click.echo(first)
         say_alarms(found)
-        print_table(
-            ("SLOT", "PLUGIN", "ACTIVE", "WAL STATUS", "RETAINED", "LEFT", "LAG", "BEHIND"),
-            [
-                (
-                    s.name,
-                    s.plugin,
-                    "yes" if s.active else "no",
-                    s.wal_status,
-                    None if s.retained_bytes is None else human_size(s.retained_bytes),
-                    None if s.safe_wal_bytes is None else human_size(max(0, s.safe_wal_bytes)),
-                    None if s.lag_bytes is None else human_size(s.lag_bytes),
-                    None if s.lag_seconds is None else human_duration(s.lag_seconds),
-                )
-                for s in found.slots
-            ],
-            empty=f"there is no slot {slot}" + ("" if found.gone or found.other else " yet: `cdcbridge run` makes it"),
-        )
-        print_other_slots(found)
-        click.echo()
+        if not found.source_error:
+            _print_slots(found, slot)
+            print_other_slots(found)
+            click.echo()
         if not found.store_error:
             print_consumers(found.consumers, feeds=found.feeds)
         if found.backfills:
             click.echo()
             print_backfills(found.backfills)
+    if found.source_error:
+        say(f"of the slot nothing is known: {found.source_error}")
     if found.store_error:
         say(f"of consumers nothing is known: {found.store_error}")
     say_rest(found, config)
@@ -91,6 +92,26 @@ def _print(found: Lag, config: Config, as_json: bool) -> None:
         say(f"the store goes by the slot {name}, not {slot}: set source.slot back, or store.schema to another name")
     if as_json:
         say_alarms(found)
+
+
+def _print_slots(found: Lag, slot: str) -> None:
+    print_table(
+        ("SLOT", "PLUGIN", "ACTIVE", "WAL STATUS", "RETAINED", "LEFT", "LAG", "BEHIND"),
+        [
+            (
+                s.name,
+                s.plugin,
+                "yes" if s.active else "no",
+                s.wal_status,
+                None if s.retained_bytes is None else human_size(s.retained_bytes),
+                None if s.safe_wal_bytes is None else human_size(max(0, s.safe_wal_bytes)),
+                None if s.lag_bytes is None else human_size(s.lag_bytes),
+                None if s.lag_seconds is None else human_duration(s.lag_seconds),
+            )
+            for s in found.slots
+        ],
+        empty=f"there is no slot {slot}" + ("" if found.gone or found.other else " yet: `cdcbridge run` makes it"),
+    )
 
 
 @click.group("slot")

@@ -8,8 +8,10 @@ from cdcbridge import status as looking
 from cdcbridge.cli.context import App, as_json, pass_app, print_json
 from cdcbridge.cli.screen import bullets, facts
 from cdcbridge.config import Config
+from cdcbridge.lag import SlotLag
 from cdcbridge.status import Status
 from cdcbridge.units import human_duration, human_size
+from cdcbridge.wal_room import WalRoom
 
 
 @click.command()
@@ -40,25 +42,15 @@ def status(app: App, as_json: bool) -> int:
 
 def _facts(config: Config, found: Status) -> list[tuple[str, str]]:
     rows = [("bridge", _bridges(found))]
+    room = found.lag.room if found.lag else WalRoom()
     for slot in found.lag.slots if found.lag else ():
         state = "active" if slot.active else "nobody reads it"
         rows.append(("slot", f"{slot.name} ({slot.plugin}), {state}, wal_status {slot.wal_status}"))
-        wal = [f"{_size(slot.retained_bytes)} retained, alarm above {human_size(config.source.max_retained_wal)}"]
-        wal.append(
-            "the server has no limit (max_slot_wal_keep_size)"
-            if slot.safe_wal_bytes is None
-            else f"{human_size(max(0, slot.safe_wal_bytes))} left until the slot is lost"
-        )
-        if slot.lag_seconds is not None:
-            wal.append("nothing waits" if slot.lag_seconds == 0 else f"{human_duration(slot.lag_seconds)} behind")
-        rows.append(("WAL", "; ".join(wal)))
-    rows.append(
-        (
-            "store",
-            f"schema {config.store.schema_}, " + (f"version {found.version}" if found.version else "not there yet"),
-        )
-    )
-    if found.lag and found.version and not found.lag.store_error:
+        rows.append(("WAL", _lost(slot, room) if slot.wal_status == "lost" else _wal(config, slot)))
+    if found.lag is None or found.lag.source_error:
+        rows.append(("slot", f"{config.source.slot}, unknown: the source cannot be read"))
+    rows.append(("store", f"schema {config.store.schema_}, {_store(found)}"))
+    if found.lag and (found.version or found.guest) and not found.lag.store_error:
         consumers = found.lag.consumers
         waiting, flying, dead = (sum(getattr(c, name) for c in consumers) for name in ("pending", "in_flight", "dead"))
         rows.append(("consumers", f"{len(consumers)}: {waiting} pending, {flying} in flight, {dead} dead"))
@@ -70,7 +62,44 @@ def _facts(config: Config, found: Status) -> list[tuple[str, str]]:
     return rows
 
 
+def _wal(config: Config, slot: SlotLag) -> str:
+    wal = [f"{_size(slot.retained_bytes)} retained, alarm above {human_size(config.source.max_retained_wal)}"]
+    wal.append(
+        "the server has no limit (max_slot_wal_keep_size)"
+        if slot.safe_wal_bytes is None
+        else f"{human_size(max(0, slot.safe_wal_bytes))} left until the slot is lost"
+    )
+    if slot.lag_seconds is not None:
+        wal.append("nothing waits" if slot.lag_seconds == 0 else f"{human_duration(slot.lag_seconds)} behind")
+    return "; ".join(wal)
+
+
+def _lost(slot: SlotLag, room: WalRoom) -> str:
+    """The end of a lost slot. Before PostgreSQL 17 the server does not tell since when nobody has read it."""
+    why = slot.invalidation_reason or "the server removed WAL that it had yet to send"
+    since = ""
+    if slot.inactive_seconds is not None:
+        most = " at most" if slot.failover is None else ""
+        since = f"; nobody has read it for {human_duration(slot.inactive_seconds)}{most}"
+    limit = "has no limit now" if room.limit_bytes is None else f"is {human_size(room.limit_bytes)}"
+    after = f"; changes after {slot.confirmed_flush_lsn} are gone" if slot.confirmed_flush_lsn else ""
+    return (
+        f"lost: {why}{since}{after}; max_slot_wal_keep_size {limit}. `cdcbridge slot recreate` continues after a gap"
+        " message"
+    )
+
+
+def _store(found: Status) -> str:
+    if found.unknown:
+        return "unknown: it cannot be read"
+    if found.guest is not None:
+        return f"of which the role {found.guest.role} sees its own consumers only"
+    return f"version {found.version}" if found.version else "not there yet"
+
+
 def _bridges(found: Status) -> str:
+    if found.unknown:
+        return "unknown: the store cannot be read"
     told = []
     for bridge in found.bridges:
         who = bridge.holder if bridge.leads and bridge.holder else f"session pid {bridge.pid}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdcbridge.embedded import EmbeddedServer
 from tests.forked import program
 from tests.world import PATIENCE, World, eventually, fresh_database
 
@@ -228,3 +230,132 @@ def test_a_role_that_may_not_is_told_what_stays(used: World) -> None:
     assert result.returncode == 1 and "Traceback" not in result.stderr, result
     assert "run this as a superuser" in result.stderr and "not removed: schema cdcbridge" in result.stderr
     assert f"removed: slot {used.slot}" in result.stdout
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_another_store_uses_stays(used: World, elsewhere: bool) -> None:
+    before, had = left(used), identities(used)
+    used.schema = "never"
+    used.store_dsn = used.server.dsn("absent") if elsewhere else None
+    result = run(used, "uninstall", "--yes")
+    used.schema, used.store_dsn = "cdcbridge", None
+    assert (result.returncode, result.stdout) == (0, "nothing to remove\n"), result
+    place = f" (database {used.database}, with the source)" if elsewhere else ""
+    assert f"stays: slot {used.slot}: the store in the schema cdcbridge{place} uses it\n" in result.stderr
+    assert (
+        f"stays: event trigger and replica identities: the store in the schema cdcbridge{place} uses them"
+        in result.stderr
+    )
+    captures = f"stays: publication cdcbridge: the store in the schema cdcbridge{place} captures its changes through it"
+    assert (captures in result.stderr) is (used.plugin == "pgoutput")
+    assert (left(used), identities(used)) == (before, had)
+    assert run(used, "uninstall", "--yes").returncode == 0
+    assert left(used) == NOTHING
+
+
+def test_the_publication_of_a_bridge_goes_beside_another_bridge(used: World) -> None:
+    if used.plugin != "pgoutput":
+        return
+    first = used.slot
+    used.slot, used.schema = f"{first}_two", "cdc2"
+    used.settings = {**used.settings, "publication": "two", "event_trigger": False}
+    consumers, used.consumers = used.consumers, []
+    used.consumer("c", ("public.t",))
+    with used.bridge():
+        pass
+    used.slot, used.schema, used.consumers = first, "cdcbridge", consumers
+    used.settings = {**used.settings, "publication": "cdcbridge"}
+    result = run(used, "uninstall", "--yes")
+    assert result.returncode == 0 and "stays" not in result.stderr.replace("yaml stays", ""), result
+    assert left(used)["publications"] == ["two", "two_inserts"] and left(used)["slots"] == [f"{first}_two"]
+    used.execute("create table nn2 (a int)", "insert into nn2 values (1)", "update nn2 set a = 2")
+    used.settings["publication"] = "two"
+    stays = run(used, "uninstall", "--yes")
+    assert "stays: publication two: the store in the schema cdc2 captures its changes through it" in stays.stderr
+
+
+def test_a_publication_for_an_unknown_reader_is_a_warning(used: World) -> None:
+    if used.plugin != "pgoutput":
+        return
+    used.execute(f"select pg_create_logical_replication_slot('{used.slot}_other', 'pgoutput')")
+    said = " ".join(run(used, "uninstall", "--yes").stderr.split())
+    assert (
+        f"publication cdcbridge: the slot {used.slot}_other may read it. WARNING: while it exists, UPDATE and DELETE"
+        in said
+    )
+    assert "on each new table of the schema public without a primary key" in said
+    statement = 'drop publication if exists "cdcbridge"'
+    assert f"If nobody reads it: {statement};" in said
+    used.execute("create table nn2 (a int)", "insert into nn2 values (1)")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        used.execute("update nn2 set a = 2")
+    used.execute(statement, "update nn2 set a = 2")
+
+
+def test_a_file_with_another_slot_than_its_store_is_refused(used: World) -> None:
+    first, used.slot = used.slot, f"{used.slot}_b"
+    refused = run(used, "uninstall", "--yes")
+    assert refused.returncode == 3 and f"goes by the slot {first}" in refused.stderr, refused
+    used.slot = first
+    assert run(used, "uninstall", "--yes").returncode == 0
+    assert left(used) == NOTHING
+
+
+@pytest.fixture
+def roles(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[World]:
+    """The roles of the manual: the source's, the store's and a consumer's. The publications are a superuser's."""
+    with fresh_database(pg15) as database:
+        world = World(pg15, database, "pgoutput", tmp_path)
+        for name in ("source", "store", "app"):
+            world.execute(f"create role {name}_{database} login")
+        world.execute("create table t (id int primary key)", f"alter role source_{database} replication",
+                      "create publication cdcbridge for tables in schema public with (publish_via_partition_root = true)",
+                      "create publication cdcbridge_inserts with (publish = 'insert, truncate')",
+                      f"create schema cdcbridge authorization store_{database}")  # fmt: skip
+        admin = world.sql
+        world.user, world.store_dsn = f"source_{database}", pg15.dsn(database, f"store_{database}")
+        world.consumer("c", ("public.*",), role=f"app_{database}")
+        with world.bridge():
+            pass
+        yield world
+        world.user = "postgres"
+        for name in ("source", "store", "app"):
+            admin.execute(f"drop owned by {name}_{database}".encode())
+            admin.execute(f"drop role {name}_{database}".encode())
+        world.close()
+
+
+def test_the_roles_of_the_manual_are_given_the_statement(roles: World) -> None:
+    result = run(roles, "uninstall", "--yes")
+    assert result.returncode == 0, result
+    said = " ".join(result.stderr.split())
+    assert (
+        "stays: publication cdcbridge: the role postgres owns it. WARNING: while it exists, UPDATE and DELETE fail"
+        in said
+    )
+    assert "check" not in said and f"removed: slot {roles.slot}" in result.stdout
+    statements = re.findall(r"As that role, or as a superuser: ([^;]+);", said)
+    assert len(statements) == 2, said
+    for statement in statements:
+        roles.execute(statement)
+    assert left(roles) == NOTHING
+
+
+def test_a_weak_role_reads_which_role_is_needed(roles: World) -> None:
+    owner = f"store_{roles.database}"
+    roles.store_dsn = roles.server.dsn(roles.database, f"app_{roles.database}")
+    for command in (("uninstall", "--yes"), ("verify", "public.t")):
+        refused = run(roles, *command)
+        assert refused.returncode == 3, refused
+        assert f"`cdcbridge {command[0]}` needs the store's owner, {owner}" in " ".join(refused.stderr.split())
+        assert "`cdcbridge check`" not in refused.stderr, refused
+    roles.execute(f"grant select on cdcbridge.schema_migrations, cdcbridge.schema_code to app_{roles.database}")
+    for command in (("uninstall", "--yes"), ("verify", "public.t")):
+        refused = run(roles, *command)
+        said = " ".join(refused.stderr.split())
+        assert refused.returncode == 3 and "has no right on table" in said, refused
+        assert f"Connect as the store's owner, {owner}" in said and "check" not in said, refused
+    roles.store_dsn = roles.server.dsn(roles.database, owner)
+    refused = run(roles, "verify", "public.t")
+    assert f"grant select on public.t to source_{roles.database};" in refused.stderr, refused
+    assert left(roles)["slots"] == [roles.slot]

@@ -129,14 +129,21 @@ begin
     return purged;
 end $$;
 
--- refuse_unknown_dead(consumer, ids): raises CB007 for an id that is no dead letter of this consumer.
+-- refuse_unknown_dead(consumer, ids): raises CB007 for an id that is no dead letter of this consumer. The hint says where it is the seq of
+-- one: 61 is a seq, its id is 1.
 create or replace function refuse_unknown_dead(consumer consumers, ids bigint[]) returns void
 language plpgsql stable set search_path from current as $$
 declare
-    unknown text := (select string_agg(i::text, ', ' order by i) from unnest(ids) i
-                     where not exists (select from dead_messages d where d.consumer_id = consumer.id and d.id = i));
+    unknown constant bigint[] := array(select i from unnest(ids) i where not exists (
+                                           select from dead_messages d where d.consumer_id = consumer.id and d.id = i)
+                                       order by i);
 begin
-    if unknown is not null then
-        raise exception 'consumer % has no dead letter %', quote_literal(consumer.name), unknown using errcode = 'CB007';
+    if unknown <> '{}' then
+        raise exception 'consumer % has no dead letter %', quote_literal(consumer.name), array_to_string(unknown, ', ')
+            using errcode = 'CB007', hint = coalesce((
+                select string_agg(format('%s is a seq; its id is %s', d.seq, d.ids), '. ' order by d.seq) || '.'
+                from (select l.seq, string_agg(l.id::text, ' or ' order by l.id) as ids from dead_messages l
+                      where l.consumer_id = consumer.id and l.seq = any (unknown) group by l.seq) d),
+                format('cdcbridge dead list %s', consumer.name));
     end if;
 end $$;

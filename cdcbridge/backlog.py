@@ -35,7 +35,7 @@ _LOG: Final = """
     where seq between %(low)s and %(high)s
       and (strpos(topic, '.') > 0
            and topic like any (%(tables)s) and not topic like any (%(left_out)s)
-           and op_of(data) = any (%(operations)s)
+           and (op_of(data) = any (%(operations)s) or reader = %(consumer)s)
            or topic = any (%(topics)s) or topic = 'cdcbridge.gap')
     order by seq"""
 
@@ -150,6 +150,7 @@ def logged(row: Sequence[Any]) -> Logged:
 def _given(wanted: Subscription) -> dict[str, Any]:
     """What the query of the log needs of a subscription."""
     return {
+        "consumer": wanted.consumer_id,  # rows that its own backfills read; those of others are for others
         "key": list(wanted.key or ()),
         "tables": [like(pattern) for pattern in taken(wanted.tables)],
         "left_out": [like(pattern) for pattern in left_out(wanted.tables)],

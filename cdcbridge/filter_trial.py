@@ -39,14 +39,15 @@ class Trial(NamedTuple):
 
 def wanted(config: Config, store: Connection, name: str) -> Subscription:
     """The consumer as the file has it, applied or not; else as the store has it. Raises UsageError."""
+    with store_errors():
+        rows = store.execute("select id, name, mode, config from consumers").fetchall()
+    known = {row[1]: row for row in rows}
     for consumer in config.consumers:
         if consumer.name == name:
-            found = subscription(0, name, consumer.mode, stored_config(consumer))
+            applied = known[name][0] if name in known else 0  # for the rows that its own backfills read
+            found = subscription(applied, name, consumer.mode, stored_config(consumer))
             break
     else:
-        with store_errors():
-            rows = store.execute("select id, name, mode, config from consumers").fetchall()
-        known = {row[1]: row for row in rows}
         if name not in known:
             raise _unknown(name, {*known, *(consumer.name for consumer in config.consumers)})
         found = subscription(*known[name])

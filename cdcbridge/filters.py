@@ -8,11 +8,13 @@ had them. Source: the CEL language definition, "Syntax" and "Evaluation".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
+
+from cdcbridge.filter_words import failure_words, function_words, syntax_words, variable_words
 
 VARIABLES: Final = frozenset({"op", "topic", "key", "record", "old", "meta"})
 _FUNCTIONS: Final = frozenset(
@@ -52,16 +54,18 @@ class Filter:
         import cel
 
         self.source = source
-        self._program = cel.compile(source)
-        tokens = tokens_of(source)
+        tokens = self._tokens = tokens_of(source)
+        try:
+            self._program = cel.compile(source)
+        except ValueError as error:
+            raise ValueError(syntax_words(source, tokens, str(error))) from error
         unknown = set(self._program.variables()) - VARIABLES - _macro_variables(tokens)
         if unknown:
-            known = ", ".join(sorted(VARIABLES))
-            raise ValueError(f"unknown variable {min(unknown)!r}; a filter knows {known}")
+            raise ValueError(variable_words(min(unknown), sorted(VARIABLES)))
         functions = {name for name in self._program.functions() if name[0] not in "_@!-?"} - _FUNCTIONS
         functions -= {"!_", "-_"}
         if functions:
-            raise ValueError(f"unknown function {min(functions)!r}")
+            raise ValueError(function_words(min(functions)))
         self._reads = {name: _reads(tokens, name) for name in ("record", "old")}
         self.reads_op = "op" in self._program.variables()
 
@@ -86,6 +90,7 @@ class Filter:
 
         `environment` has a value for each of VARIABLES. Raises FilterError.
         """
+        self._refuse_unreadable(environment)
         missing = self._missing(environment, unchanged)
         try:
             result = self._program.execute(environment)
@@ -94,13 +99,23 @@ class Filter:
                 raise
             if any(missing.values()):
                 return True
-            message = f"no such field: {error.args[0]}" if isinstance(error, KeyError) else str(error).split(". ")[0]
+            field = str(error.args[0]) if isinstance(error, KeyError) else None
+            message = failure_words(str(error).split(". ")[0], self._tokens, environment, field)
             raise FilterError(message.replace("\0", "\\0")) from error
         if not isinstance(result, bool):
             raise FilterError(f"the filter gave {type(result).__name__} {result!r}, not true or false")
         return result or any(
             self._reads[name].whole or absent & self._reads[name].tested for name, absent in missing.items() if absent
         )
+
+    def _refuse_unreadable(self, environment: dict[str, Any]) -> None:
+        """Raise FilterError where it reads a value that CEL cannot hold. Others do not matter."""
+        for name, reads in self._reads.items():
+            row = environment[name]
+            if type(row) is PartialRow:
+                for column, why in row.unreadable.items():
+                    if reads.whole or column in reads.columns or column in reads.tested:
+                        raise FilterError(f"a value that CEL cannot hold: {name}.{column}: {why}")
 
     def reads(self, name: str) -> frozenset[str]:
         """The columns of `record` or of `old` that it names."""
@@ -185,9 +200,23 @@ def _reads(tokens: list[str], name: str) -> _Reads:
     return reads
 
 
+class PartialRow(dict[str, Any]):
+    """A row without the columns whose values CEL cannot hold, for example a json number 1e400, and the reasons."""
+
+    def __init__(self, columns: Iterable[tuple[str, str | bytes]]) -> None:
+        """columns: names, and values as JSON texts."""
+        super().__init__()
+        self.unreadable: dict[str, str] = {}
+        for name, text in columns:
+            try:
+                self[name] = orjson.loads(text)
+            except orjson.JSONDecodeError as error:
+                self.unreadable[name] = error.msg
+
+
 def natives(row: Mapping[str, Any] | None) -> Any:
-    """The row through JSON text, so that CEL sees what is inside numeric and json values. Raises FilterError."""
+    """The row through JSON text, so that CEL sees what is inside numeric and json values."""
     try:
         return orjson.loads(orjson.dumps(row))
-    except orjson.JSONDecodeError as error:
-        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
+    except orjson.JSONDecodeError:
+        return PartialRow((name, orjson.dumps(value)) for name, value in (row or {}).items())

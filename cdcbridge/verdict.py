@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import orjson
 
 from cdcbridge.encode import encode_data, key_text
-from cdcbridge.filters import FilterError
+from cdcbridge.filters import FilterError, PartialRow
 from cdcbridge.model import Row
 from cdcbridge.published import members
 from cdcbridge.route import Subscription
@@ -80,12 +80,22 @@ def environment_of(message: Logged) -> tuple[dict[str, Any], Sequence[str]]:
     try:
         data: dict[str, Any] = orjson.loads(message.text)
     except orjson.JSONDecodeError as error:
-        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
+        data = _readable(message.text, error)
     schema, _, table = message.topic.partition(".")
     place = {"commit_lsn": message.commit_lsn, "ordinal": message.ordinal, "xid": message.xid}
     meta = {"schema": schema, "table": table, **place}
     environment = {**data, "topic": message.topic, "key": message.key, "meta": meta}
     return environment, environment.pop("unchanged")
+
+
+def _readable(text: str | bytes, error: orjson.JSONDecodeError) -> dict[str, Any]:
+    """What can be read of `data`: a filter may do without the rest. Raises FilterError where no row is left."""
+    try:
+        parts = dict(members(text if isinstance(text, str) else text.decode()))
+        rows = {name: PartialRow(members(parts[name])) if parts[name] != "null" else None for name in ("record", "old")}
+        return {"op": orjson.loads(parts["op"]), **rows, "unchanged": orjson.loads(parts["unchanged"])}
+    except (ValueError, LookupError):
+        raise FilterError(f"a value that CEL cannot hold: {error.msg}") from error
 
 
 def row_that_left(record: Row | None, old: Row | None, identity: Collection[str]) -> Row:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import click
 
@@ -18,17 +18,20 @@ from cdcbridge.cli.context import (
     print_json,
     print_line,
     print_table,
+    say,
 )
 from cdcbridge.cli.pretty import pretty_option, print_pretty
 from cdcbridge.database import Connection
 from cdcbridge.errors import UsageError
 from cdcbridge.patience import patiently
+from cdcbridge.redrive import PAGE, Redriven, redrive_page
 
 _LETTERS = "dead_letters({}, topic => %(topic)s, key => %(key)s, reason => %(reason)s, at_most => %(count)s) d"
 _CHOSEN = f"from {_LETTERS.format('%(name)s')}"
 _OF_ALL = f"from consumer_lag() c cross join lateral {_LETTERS.format('c.name')} where c.mode <> 'stream'"
 _TICKS = 10  # of a redrive at a rate, in a second
 _Command: TypeAlias = Callable[..., Any]
+Entry = TypeVar("Entry")
 
 
 @click.group()
@@ -105,18 +108,47 @@ def redrive(
 ) -> None:
     """Put dead letters (all, or those chosen) back at the end of the queue, with a fresh count.
 
+    Without IDs, letters with the reason `filter_error:` are compared with the consumer's filter of today. Those that
+    match come back. Those that do not match are removed, and counted as not_wanted. Those that the filter still fails
+    on stay, and are counted as undecidable. A letter whose ID you give comes back whatever the filter says.
+
     \b
     Examples:
       cdcbridge dead redrive billing 7 8
+      cdcbridge dead redrive billing --reason filter_error:
       cdcbridge dead redrive billing --reason max_deliveries: --rate 100
     """
+    filters = {"topic": topic, "key": key, "reason": reason}
     with app.store(pooled=True) as store:
-        chosen = _choose(store, name, ids, {"topic": topic, "key": key, "reason": reason}, listed=rate is not None)
-        if chosen is None:
-            done = _count(store, "select redrive(%s)", name)
+        if ids:
+            _refuse_both(ids, filters)
+            done = Redriven(
+                sum(_count(store, "select redrive(%s, %s::bigint[])", name, batch) for batch in _paced(ids, rate))
+            )
         else:
-            done = sum(_count(store, "select redrive(%s, %s::bigint[])", name, batch) for batch in _paced(chosen, rate))
-    print_line({"redriven": done})
+            done = _redrive_compared(store, name, filters, rate)
+    answer = {"redriven": done.redriven}
+    if done.compared:
+        answer |= {"not_wanted": done.not_wanted, "undecidable": done.undecidable}
+    print_line(answer)
+    if done.not_wanted:
+        say(f"{name}: {done.not_wanted} removed: the filter gives false for them")
+    if done.undecidable:
+        say(f"{name}: {done.undecidable} left: the filter fails on them as before, for example: {done.why}")
+        say(
+            f"  Correct the filter (`cdcbridge filter test {name}`) and redrive again, or give the IDs of letters that"
+            " are to come whatever the filter says."
+        )
+
+
+def _redrive_compared(store: Connection, name: str, filters: dict[str, str | None], rate: float | None) -> Redriven:
+    letters = store.execute(
+        "select id, filter_failed from dead_ids(%(name)s, %(topic)s, %(key)s, %(reason)s)", {"name": name, **filters}
+    ).fetchall()
+    done = Redriven()
+    for page in _paced([(row[0], row[1]) for row in letters], rate, PAGE):
+        redrive_page(store, name, page, done)
+    return done
 
 
 @dead.command()
@@ -130,7 +162,7 @@ def purge(
 ) -> None:
     """Delete dead letters (all, or those chosen) for good."""
     with app.store(pooled=True) as store:
-        chosen = _choose(store, name, ids, {"topic": topic, "key": key, "reason": reason}, listed=False)
+        chosen = _choose(store, name, ids, {"topic": topic, "key": key, "reason": reason})
         if not yes:
             what = "all" if chosen is None else str(len(chosen))
             click.confirm(f"Delete {what} dead letters of {name} for good?", abort=True, err=True)
@@ -141,16 +173,17 @@ def purge(
     print_line({"purged": purged})
 
 
-def _choose(
-    store: Connection, name: str, ids: tuple[int, ...], filters: dict[str, str | None], *, listed: bool
-) -> list[int] | None:
-    """The ids that were given or that the filters find, in log order; None for all, unless they are to be listed."""
-    filtered = any(value is not None for value in filters.values())
-    if ids and filtered:
+def _refuse_both(ids: tuple[int, ...], filters: dict[str, str | None]) -> None:
+    if ids and any(value is not None for value in filters.values()):
         raise UsageError("give either IDs or filters")
+
+
+def _choose(store: Connection, name: str, ids: tuple[int, ...], filters: dict[str, str | None]) -> list[int] | None:
+    """The ids that were given or that the filters find, in log order; None for all."""
+    _refuse_both(ids, filters)
     if ids:
         return list(ids)
-    if not (filtered or listed):
+    if all(value is None for value in filters.values()):
         return None
     rows = store.execute(
         f"select d.id {_CHOSEN} order by d.seq, d.id".encode(), {"name": name, "count": None, **filters}
@@ -158,14 +191,16 @@ def _choose(
     return [row[0] for row in rows]
 
 
-def _paced(ids: list[int], rate: float | None) -> Iterator[list[int]]:
-    """All of them at once, or some at a time, so many a second."""
-    size = max(1, len(ids) if rate is None else int(rate / _TICKS))
+def _paced(entries: Sequence[Entry], rate: float | None, most: int | None = None) -> Iterator[list[Entry]]:
+    """All entries at once, or `most` at a time; with a rate some at a time, so many a second."""
+    size = max(1, len(entries) if most is None else most)
+    if rate is not None:
+        size = max(1, min(size, int(rate / _TICKS)))
     started = time.monotonic()
-    for start in range(0, len(ids), size):
+    for start in range(0, len(entries), size):
         if rate is not None:
             time.sleep(max(0.0, started + start / rate - time.monotonic()))
-        yield ids[start : start + size]
+        yield list(entries[start : start + size])
 
 
 def _count(store: Connection, query: str, *arguments: Any) -> int:

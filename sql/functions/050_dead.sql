@@ -2,7 +2,8 @@
 
 -- redrive(consumer, ids) -> how many dead letters (dead_messages.id; null = all) went back to the end of the queue.
 -- They keep seq, position and data, start with a fresh count, come after everything that waits now, and keep their order.
--- One whose message waits or is in flight already is left where it is; a NOTICE counts those.
+-- One whose message waits or is in flight already is left where it is; a NOTICE counts those. Another NOTICE counts messages
+-- that were never compared with the consumer's filter, because it failed on them. `cdcbridge dead redrive` compares them.
 -- Raises CB001, CB002, CB007 (an id that is no dead letter of this consumer). Locks: the dead letters.
 create or replace function redrive(consumer text, ids bigint[] default null) returns int
 language plpgsql volatile security definer
@@ -12,13 +13,33 @@ declare
     c consumers := queue_named(consumer);
     chosen bigint[];
     revived int;
+    uncompared int;
 begin
     if ids is not null then
         perform refuse_unknown_dead(c, ids);
     end if;
-    select coalesce(array_agg(d.id order by d.seq, d.id), '{}') into chosen
-    from (select d.id, d.seq from dead_messages d
+    select coalesce(array_agg(d.id order by d.seq, d.id), '{}'),
+           count(*) filter (where starts_with(d.reason, 'filter_error:') and c.config ->> 'filter' is not null)
+    into chosen, uncompared
+    from (select d.id, d.seq, d.reason from dead_messages d
           where d.consumer_id = c.id and (ids is null or d.id = any (ids)) for update skip locked) d;
+    revived := bring_back(c, chosen);
+    if uncompared > 0 then
+        raise notice '% of % were never compared with the filter of consumer %, which failed on them; without ids, `cdcbridge dead redrive %` compares',
+            uncompared, cardinality(chosen), quote_literal(c.name), c.name;
+    end if;
+    return revived;
+end $$;
+
+-- bring_back(consumer, chosen) -> how many of these dead letters, which the caller has locked, went back to the end of the queue.
+create or replace function bring_back(consumer consumers, chosen bigint[]) returns int
+language plpgsql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+    c constant consumers := consumer;
+    revived int;
+begin
     perform draw('messages_seq', 0);
     with back as (
         insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at, ord, tie)
@@ -108,14 +129,21 @@ begin
     return purged;
 end $$;
 
--- refuse_unknown_dead(consumer, ids): raises CB007 for an id that is no dead letter of this consumer.
+-- refuse_unknown_dead(consumer, ids): raises CB007 for an id that is no dead letter of this consumer. The hint says where it is the seq of
+-- one: 61 is a seq, its id is 1.
 create or replace function refuse_unknown_dead(consumer consumers, ids bigint[]) returns void
 language plpgsql stable set search_path from current as $$
 declare
-    unknown text := (select string_agg(i::text, ', ' order by i) from unnest(ids) i
-                     where not exists (select from dead_messages d where d.consumer_id = consumer.id and d.id = i));
+    unknown constant bigint[] := array(select i from unnest(ids) i where not exists (
+                                           select from dead_messages d where d.consumer_id = consumer.id and d.id = i)
+                                       order by i);
 begin
-    if unknown is not null then
-        raise exception 'consumer % has no dead letter %', quote_literal(consumer.name), unknown using errcode = 'CB007';
+    if unknown <> '{}' then
+        raise exception 'consumer % has no dead letter %', quote_literal(consumer.name), array_to_string(unknown, ', ')
+            using errcode = 'CB007', hint = coalesce((
+                select string_agg(format('%s is a seq; its id is %s', d.seq, d.ids), '. ' order by d.seq) || '.'
+                from (select l.seq, string_agg(l.id::text, ' or ' order by l.id) as ids from dead_messages l
+                      where l.consumer_id = consumer.id and l.seq = any (unknown) group by l.seq) d),
+                format('cdcbridge dead list %s', consumer.name));
     end if;
 end $$;

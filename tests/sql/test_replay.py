@@ -141,3 +141,22 @@ def test_expiring_leaves_a_message_in_one_place_while_receivers_are_at_work(queu
     dead = [row["seq"] for row in queue.all("select seq from cdcbridge.dead_messages")]
     assert len(dead) == expired
     assert sorted(claimed + dead) == put, "each in one place"
+
+
+@pytest.mark.parametrize("call", ["dead_letters", "redrive", "purge"])
+def test_a_seq_in_place_of_the_id_of_a_dead_letter_is_recognised(queue: Queue, call: str) -> None:
+    queue.declare("c")
+    put = queue.append_keys("a", "b", "c")
+    for seq in put[1:]:
+        queue.all("select cdcbridge.bury_appended('{1}', %s, '{oversized}', '{k}') is null", [seq])
+    ids = {row["seq"]: row["id"] for row in queue.all("select seq, id from cdcbridge.dead_messages")}
+    unknown = [put[2] + 100, put[1] + 100]
+    queue.session.execute("update cdcbridge.dead_messages set seq = seq + 100")
+    with pytest.raises(psycopg.Error) as raised:
+        queue.all(f"select cdcbridge.{call}('c', %s)", [*unknown, 77])
+    assert raised.value.diag.message_hint == (
+        f"{put[1] + 100} is a seq; its id is {ids[put[1]]}. {put[2] + 100} is a seq; its id is {ids[put[2]]}."
+    )
+    with pytest.raises(psycopg.Error) as raised:
+        queue.all(f"select cdcbridge.{call}('c', '{{77}}')")
+    assert raised.value.diag.message_hint == "cdcbridge dead list c"

@@ -1,0 +1,219 @@
+"""Errors of CEL in words: which part of the filter failed, and what to write instead. Pure.
+
+The library says `token recognition error at: '= '`; people need "write == to compare: record.status == 'paid'".
+This module must never raise: where it has no better words, it gives the library's own first line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+_SYNTAX: Final = re.compile(r"ERROR: <input>:(\d+):(\d+): Syntax error: (.*)")
+_EXPECTING: Final = re.compile(r" expecting (\{.*\}|'.*'|<EOF>)$")
+_TEXT: Final = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'")
+_ROW: Final = frozenset({"record", "old"})
+_CONSTANTS: Final = {"null": "null", "none": "null", "nil": "null", "true": "true", "false": "false"}
+_IN_SQL: Final = {
+    "lower": "CEL has no lower(): compare with each spelling, or `record.name.matches('(?i)^paid$')`",
+    "upper": "CEL has no upper(): compare with each spelling, or `record.name.matches('(?i)^paid$')`",
+    "length": "write size(…) instead of length(…)",
+    "len": "write size(…) instead of len(…)",
+    "coalesce": "write `record.a != null ? record.a : 0` instead of coalesce(record.a, 0)",
+    "now": "a filter has no clock: compare columns with each other or with constants",
+}
+_LONGEST: Final = 60  # characters of a value in a reason
+
+
+def syntax_words(source: str, tokens: Sequence[str], error: str) -> str:
+    """What is wrong with an expression that CEL cannot parse, in one line."""
+    for said in (*_open_quotes(source), *_habits(source, tokens), *_brackets(source)):
+        return said
+    found = _SYNTAX.search(error)
+    if found is None:
+        return f"the filter is no CEL: {error.splitlines()[0]}"
+    line, column, text = int(found[1]), int(found[2]), _EXPECTING.sub("", found[3])
+    lines = source.splitlines() or [""]
+    rest = lines[min(line, len(lines)) - 1][column - 1 :].split(" ")[0]
+    place = f"line {line}, column {column}" if len(lines) > 1 else f"column {column}"
+    if not source.strip():
+        return "the filter is empty: write for example record.status == 'paid'"
+    if "<EOF>" in text or not rest:
+        return f"the filter ends too early, at {place}: something is missing after {source.rstrip()[-20:]!r}"
+    return f"the filter is no CEL from {place} on: {rest!r} is not expected there ({text})"
+
+
+def variable_words(name: str, known: Sequence[str]) -> str:
+    """What to write instead of a variable that no filter has."""
+    if name.lower() in _CONSTANTS:
+        return f"unknown variable {name!r}: write {_CONSTANTS[name.lower()]}"
+    return f"unknown variable {name!r}; a filter knows {', '.join(known)}. A column is record.{name}"
+
+
+def function_words(name: str) -> str:
+    """What to write instead of a function that CEL does not have."""
+    if name.lower() in _IN_SQL:
+        return f"unknown function {name!r}: {_IN_SQL[name.lower()]}"
+    return f"unknown function {name!r}"
+
+
+def _habits(source: str, tokens: Sequence[str]) -> Iterator[str]:
+    """What people write who think in SQL, Python or JavaScript, with the place of the first such token."""
+    ends = _ends(source, tokens)
+    for at, written in enumerate(tokens):
+        word, after = written.lower(), tokens[at + 1] if at + 1 < len(tokens) else ""
+        if at and tokens[at - 1] == ".":
+            continue  # the name of a column
+        before = _operand(tokens, at)
+        after_all = _operand_after(tokens, at + 1)
+        said = _HABITS[word](before, after_all, after) if word in _HABITS else None
+        if said is None and written == "in" and after == "(":
+            said = f"write {before} in ['a', 'b']: a list has square brackets"
+        if written in ("IN", "In"):
+            said = f"write in instead of {written}"
+        if said is not None:
+            place = ends[at] - len(written) + 1
+            yield f"{said} (column {place})" if "\n" not in source else said
+
+
+def _equals(before: str, after_all: str, after: str) -> str | None:
+    if before in ("==", "!="):
+        return f"write {before} instead of {before}="
+    if after in ("<", ">"):
+        return f"write {'>=' if after == '>' else '<='} instead of ={after}"
+    return f"write == to compare: {before} == {after_all}"
+
+
+def _is(before: str, after_all: str, after: str) -> str:
+    del after_all
+    if after.lower() == "not":
+        return f"write {before} != null instead of IS NOT NULL"
+    return f"write {before} == null instead of IS NULL"
+
+
+def _less(before: str, after_all: str, after: str) -> str | None:
+    del after_all
+    return f"write != instead of <>: {before} != …" if after == ">" else None
+
+
+def _doubled(mark: str) -> Callable[[str, str, str], str | None]:
+    return lambda _before, _after_all, _after: f"write {mark * 2} instead of {mark}"
+
+
+def _like(before: str, after_all: str, after: str) -> str:
+    del after_all, after
+    return f"write {before}.startsWith('x'), .endsWith('x'), .contains('x') or .matches('regex') instead of LIKE"
+
+
+_HABITS: Final[dict[str, Callable[[str, str, str], str | None]]] = {
+    "=": _equals,
+    "and": lambda _before, _after_all, _after: "write && instead of AND",
+    "or": lambda _before, _after_all, _after: "write || instead of OR",
+    "not": lambda _before, after_all, _after: f"write !({after_all or '…'}) instead of NOT",
+    "is": _is,
+    "<": _less,
+    "&": _doubled("&"),
+    "|": _doubled("|"),
+    "like": _like,
+    "ilike": _like,
+    "~": _like,
+    "between": lambda before, _after_all, _after: f"write {before} >= 1 && {before} <= 9 instead of BETWEEN",
+    ";": lambda _before, _after_all, _after: "a filter is one expression: leave out the semicolon",
+}
+
+
+def _open_quotes(source: str) -> Iterator[str]:
+    without = _TEXT.sub("", source)
+    for quote in "'\"":
+        if quote in without:
+            at = _TEXT.sub(lambda match: " " * len(match[0]), source).index(quote)
+            yield f"the quote {quote} at column {at + 1} is not closed"
+
+
+def _brackets(source: str) -> Iterator[str]:
+    """A doubled quote, which CEL reads as two texts, and brackets that do not match."""
+    if re.search(r"'[^'\n]*''[^'\n]*'", source):
+        yield 'write a quote inside a text as \\\' or put the text in "double quotes"'
+    without = _TEXT.sub("", source)
+    for opened, closed in ("()", "[]", "{}"):
+        difference = without.count(opened) - without.count(closed)
+        if difference:
+            more, less = (opened, closed) if difference > 0 else (closed, opened)
+            yield f"the filter has {abs(difference)} {more} more than {less}"
+
+
+def _ends(source: str, tokens: Sequence[str]) -> list[int]:
+    ends, at = [], 0
+    for token in tokens:
+        at = source.index(token, at) + len(token)
+        ends.append(at)
+    return ends
+
+
+def _operand(tokens: Sequence[str], end: int) -> str:
+    """The column or value before a token, for example record.status."""
+    if end >= 3 and tokens[end - 2] == ".":
+        return "".join(tokens[end - 3 : end])
+    if end >= 4 and tokens[end - 1] == "]" and tokens[end - 3] == "[":
+        return "".join(tokens[end - 4 : end])
+    return tokens[end - 1] if end else "record.a"
+
+
+def _operand_after(tokens: Sequence[str], start: int) -> str:
+    while start < len(tokens) and tokens[start] == "=":
+        start += 1
+    if tokens[start + 1 : start + 2] == ["."]:
+        return "".join(tokens[start : start + 3])
+    return tokens[start] if start < len(tokens) else "…"
+
+
+def failure_words(message: str, tokens: Sequence[str], environment: Mapping[str, Any], field: str | None) -> str:
+    """Why an expression failed on a row: the library's reason in words, and the values that it read.
+
+    field: the name that a map did not have; None where the reason is another.
+    """
+    values = ", ".join(_values(tokens, environment))
+    if field is not None:
+        said = f"no such field: {field}"
+        if _is_column(tokens, field):
+            return said
+    elif message.startswith("No such overload"):
+        said = "No such overload: values of these types cannot be compared or read so"
+    elif message.startswith("Unexpected type: got 'string', want 'int|uint'"):
+        said = "a list was read by a name, as if it were an object"
+    elif message.startswith("Undefined variable or function"):
+        said = f"{message}, of a value of this type"
+    else:
+        said = " ".join(message.split()).rstrip(".")
+    return f"{said} ({values})" if values else said
+
+
+def _is_column(tokens: Sequence[str], field: str) -> bool:
+    """Whether the name is that of a column, which the row does not have at all."""
+    return any(tokens[at - 1] in (".", "[") and tokens[at - 2] in _ROW for at, token in enumerate(tokens)
+               if at >= 2 and token.strip("'\"") == field)  # fmt: skip
+
+
+def _values(tokens: Sequence[str], environment: Mapping[str, Any]) -> Iterator[str]:
+    """`record.a is null`, once for each column that the expression reads."""
+    seen: set[str] = set()
+    for at, token in enumerate(tokens[:-2]):
+        if token not in _ROW or (at and tokens[at - 1] == ".") or tokens[at + 1] not in (".", "["):
+            continue
+        name = tokens[at + 2].strip("'\"")
+        row = environment.get(token)
+        place = f"{token}.{name}"
+        if place in seen or not isinstance(row, Mapping) or name not in row:
+            continue
+        seen.add(place)
+        yield f"{place} is {_described(row[name])}"
+
+
+def _described(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = json.dumps(value[: _LONGEST + 1] if isinstance(value, str) else value, ensure_ascii=False, default=str)
+    kind = {bool: "the boolean", str: "the text", list: "the list", dict: "the object"}.get(type(value), "the number")
+    return f"{kind} {text if len(text) <= _LONGEST else text[:_LONGEST] + '…'}"

@@ -30,6 +30,7 @@ from cdcbridge.encodings import WITHOUT_CONVERSION, unusable
 from cdcbridge.errors import CdcbridgeError, CheckFailed
 from cdcbridge.migrate import schema_version
 from cdcbridge.problem import Problem, refuse
+from cdcbridge.setting_lists import literals, meant, names
 
 _OLDEST: Final = 150000
 # Errors about one table, whose changes cannot be captured.
@@ -113,17 +114,17 @@ def _standbys(config: Config, connection: Connection) -> Iterator[Problem]:
     if config.source.failover is False or version < 170000:
         return
     rows = connection.execute("select slot_name from pg_replication_slots where slot_type = 'physical'").fetchall()
-    listed = {name.strip().strip('"') for name in _show(connection, "synchronized_standby_slots").split(",")}
+    listed = set(names(_show(connection, "synchronized_standby_slots")))
     missing = sorted({name for (name,) in rows} - listed)
     if missing:
-        names = ", ".join(sorted({name for (name,) in rows} | listed - {""}))
+        wanted = literals(sorted({name for (name,) in rows} | listed))
         yield Problem(
             "synchronized_standby_slots",
             "warning",
             ", ".join(missing),
             f"the bridge may get changes before the standby of {', '.join(missing)} has them: after a failover they are"
             " of a lost history, and a gap message says so",
-            f"alter system set synchronized_standby_slots = '{names}'; select pg_reload_conf();"
+            f"alter system set synchronized_standby_slots = {wanted}; select pg_reload_conf();"
             " -- as a superuser; for standbys that may be promoted: while one of them is away, the bridge waits for it",
         )
 
@@ -170,20 +171,12 @@ def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Pro
     if _show(connection, "wal_level") != "logical":
         return
     listed = plugins.listed(connection)
-    if listed is not None and plugin not in listed and plugins.probe(config.source_dsn, plugin) == "refused":
-        names = ", ".join([*(listed or ["pgoutput", "test_decoding"]), plugin])
-        yield Problem(
-            "plugin_refused",
-            "error",
-            plugin,
-            f"the server does not let {plugin} be used: it is not listed in output_plugin_libraries",
-            f"alter system set output_plugin_libraries = {names}; select pg_reload_conf(); -- as a superuser",
-        )
-    elif (
-        plugin == "wal2json"
-        and not source.slots(connection, config.source.slot)
-        and plugins.probe(config.source_dsn, plugin) == "missing"
-    ):
+    unmade = plugin == "wal2json" and not source.slots(connection, config.source.slot)
+    # What the list says is the server's to judge: it was tried, wherever there is a list.
+    state = plugins.probe(config.source_dsn, plugin) if unmade or listed is not None else "usable"
+    if state == "refused" or (state == "unknown" and listed and plugin not in listed):
+        yield _refused(plugin, listed or [])
+    elif unmade and state == "missing":
         package = f"postgresql-{connection.info.server_version // 10000}-wal2json"
         yield Problem(
             "plugin_missing",
@@ -192,6 +185,23 @@ def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Pro
             "the server has no usable output plugin wal2json",
             f"apt-get install {package} (or your system's package), or set source.plugin to pgoutput",
         )
+
+
+def _refused(plugin: str, listed: list[str]) -> Problem:
+    """The error for a plugin that output_plugin_libraries does not allow. `listed` is empty where it is unreadable."""
+    wanted = meant([*(listed or ["pgoutput", "test_decoding"]), plugin])
+    why = "it is not listed in output_plugin_libraries"
+    if any(plugin in meant([name.lower()]) for name in listed):
+        one = next(name for name in listed if plugin in meant([name.lower()]))
+        why = f'output_plugin_libraries has "{one}", which the server reads as one name, and no name {plugin}'
+    return Problem(
+        "plugin_refused",
+        "error",
+        plugin,
+        f"the server does not let {plugin} be used: {why}",
+        f"alter system set output_plugin_libraries = {literals(wanted)}; select pg_reload_conf(); -- as a superuser;"
+        " each name in quotes of its own",
+    )
 
 
 def publication_problems(config: Config, connection: Connection) -> Iterator[Problem]:

@@ -286,6 +286,8 @@ def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) ->
     if state == "42501":  # for example: permission denied to use replication slots
         message = re.sub(r"permission denied (for|to)\b", _no_right, message, count=1)
     hint = _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
+    if state == "42501" and error.diag.message_hint:
+        hint = error.diag.message_hint  # no grant is missing, for example where a setting names what may be used
     # Without a code the server said nothing: the session is lost, or was closed.
     lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     judged = verdict(state, error.diag.source_function or "")

@@ -55,8 +55,10 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
     if plugin == "pgoutput":
         refused = any(p.severity == "error" for p in found)
         applied = applied_config(config, store)
-        found += _left_out(applied or config, connection, begun=applied is not None)
-        found += () if refused else publication_problems(config, connection)
+        found += _one_for_each(
+            list(_left_out(applied or config, connection, begun=applied is not None)),
+            [] if refused else list(publication_problems(config, connection)),
+        )
     if store is not None:
         found += store_problems(config, store)
         found += role_problems(config, store)
@@ -212,12 +214,13 @@ def publication_problems(config: Config, connection: Connection) -> Iterator[Pro
         if not statements or (existing is not None and existing.covers(wanted)) or _may(connection, statements):
             continue
         text = _text(connection, statements)
-        state = "does not exist" if existing is None else "does not publish all that the consumers take"
+        state = "does not exist" if existing is None else "leaves changes out that the consumers take"
+        lacks = existing.left_out(wanted, own=True) if existing else ""
         yield Problem(
             "publication",
             "error",
             wanted.name,
-            f"the publication {wanted.name} {state}, and this role may not mend that",
+            f"the publication {wanted.name} {state}{lacks and f' ({lacks})'}, and this role may not mend that",
             text,
         )
 
@@ -232,17 +235,30 @@ def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterato
         existing = publications.publication(connection, wanted.name)
         if existing is None:
             if begun and wanted.name == config.source.publication:
-                said = f"the publication {wanted.name} is gone: changes since then are left out. `run` creates it"
-                fix = _text(connection, publications.publication_sql(wanted, None))
+                statements = publications.publication_sql(wanted, None)
+                said = f"the publication {wanted.name} is gone: changes since then are left out."
+                said += " `run` creates it" if _may(connection, statements) else " This role may not create it"
+                fix = _text(connection, statements)
                 yield Problem("publication_leaves_out", "warning", wanted.name, said, fix)
             continue
         left_out = existing.left_out(wanted, own=begun)
         if not left_out:
             continue
-        fix = _text(connection, publications.publication_sql(wanted, existing))
+        statements = publications.publication_sql(wanted, existing)
+        fix = _text(connection, statements)
         said = f"the publication {wanted.name} leaves changes out that the consumers take: {left_out}"
-        said += ". The next start of the bridge brings it into step" if begun else ""
+        may = begun and _may(connection, statements)
+        said += ". The next start of the bridge brings it into step" if may else ""
+        said += ". This role may not change it" if begun and not may else ""
         yield Problem("publication_leaves_out", "warning" if begun else "error", wanted.name, said, fix)
+
+
+def _one_for_each(left_out: list[Problem], denied: list[Problem]) -> list[Problem]:
+    """One finding for each publication: an error before a warning, and a lack before a right that is missing."""
+    errors = {problem.object for problem in left_out if problem.severity == "error"}
+    denied = [problem for problem in denied if problem.object not in errors]
+    told = {problem.object for problem in denied}
+    return [*(problem for problem in left_out if problem.object not in told), *denied]
 
 
 def _text(connection: Connection, statements: list[sql.Composed]) -> str:

@@ -33,6 +33,7 @@ from cdcbridge.history import refuse_lost
 from cdcbridge.migrate import schema_version
 from cdcbridge.other_stores import slot_problems
 from cdcbridge.problem import Problem, refuse
+from cdcbridge.setting_lists import literals, meant, names
 
 _OLDEST: Final = 150000
 # Errors about one table, whose changes cannot be captured.
@@ -57,8 +58,10 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
     if plugin == "pgoutput":
         refused = any(p.severity == "error" for p in found)
         applied = applied_config(config, store)
-        found += _left_out(applied or config, connection, begun=applied is not None)
-        found += () if refused else publication_problems(config, connection)
+        found += _one_for_each(
+            list(_left_out(applied or config, connection, begun=applied is not None)),
+            [] if refused else list(publication_problems(config, connection)),
+        )
     if store is not None:
         found += store_problems(config, store)
         found += role_problems(config, store)
@@ -116,17 +119,17 @@ def _standbys(config: Config, connection: Connection) -> Iterator[Problem]:
     if config.source.failover is False or version < 170000:
         return
     rows = connection.execute("select slot_name from pg_replication_slots where slot_type = 'physical'").fetchall()
-    listed = {name.strip().strip('"') for name in _show(connection, "synchronized_standby_slots").split(",")}
+    listed = set(names(_show(connection, "synchronized_standby_slots")))
     missing = sorted({name for (name,) in rows} - listed)
     if missing:
-        names = ", ".join(sorted({name for (name,) in rows} | listed - {""}))
+        wanted = literals(sorted({name for (name,) in rows} | listed))
         yield Problem(
             "synchronized_standby_slots",
             "warning",
             ", ".join(missing),
             f"the bridge may get changes before the standby of {', '.join(missing)} has them: after a failover they are"
             " of a lost history, and a gap message says so",
-            f"alter system set synchronized_standby_slots = '{names}'; select pg_reload_conf();"
+            f"alter system set synchronized_standby_slots = {wanted}; select pg_reload_conf();"
             " -- as a superuser; for standbys that may be promoted: while one of them is away, the bridge waits for it",
         )
 
@@ -175,20 +178,12 @@ def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Pro
     if _show(connection, "wal_level") != "logical":
         return
     listed = plugins.listed(connection)
-    if listed is not None and plugin not in listed and plugins.probe(config.source_dsn, plugin) == "refused":
-        names = ", ".join([*(listed or ["pgoutput", "test_decoding"]), plugin])
-        yield Problem(
-            "plugin_refused",
-            "error",
-            plugin,
-            f"the server does not let {plugin} be used: it is not listed in output_plugin_libraries",
-            f"alter system set output_plugin_libraries = {names}; select pg_reload_conf(); -- as a superuser",
-        )
-    elif (
-        plugin == "wal2json"
-        and not source.slots(connection, config.source.slot)
-        and plugins.probe(config.source_dsn, plugin) == "missing"
-    ):
+    unmade = plugin == "wal2json" and not source.slots(connection, config.source.slot)
+    # What the list says is the server's to judge: it was tried, wherever there is a list.
+    state = plugins.probe(config.source_dsn, plugin) if unmade or listed is not None else "usable"
+    if state == "refused" or (state == "unknown" and listed and plugin not in listed):
+        yield _refused(plugin, listed or [])
+    elif unmade and state == "missing":
         package = f"postgresql-{connection.info.server_version // 10000}-wal2json"
         yield Problem(
             "plugin_missing",
@@ -199,6 +194,23 @@ def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Pro
         )
 
 
+def _refused(plugin: str, listed: list[str]) -> Problem:
+    """The error for a plugin that output_plugin_libraries does not allow. `listed` is empty where it is unreadable."""
+    wanted = meant([*(listed or ["pgoutput", "test_decoding"]), plugin])
+    why = "it is not listed in output_plugin_libraries"
+    if any(plugin in meant([name.lower()]) for name in listed):
+        one = next(name for name in listed if plugin in meant([name.lower()]))
+        why = f'output_plugin_libraries has "{one}", which the server reads as one name, and no name {plugin}'
+    return Problem(
+        "plugin_refused",
+        "error",
+        plugin,
+        f"the server does not let {plugin} be used: {why}",
+        f"alter system set output_plugin_libraries = {literals(wanted)}; select pg_reload_conf(); -- as a superuser;"
+        " each name in quotes of its own",
+    )
+
+
 def publication_problems(config: Config, connection: Connection) -> Iterator[Problem]:
     """What the role may not mend by itself. Where tables are refused anyway, nothing more is said of them."""
     for wanted in publications.needed(config, connection):
@@ -207,12 +219,13 @@ def publication_problems(config: Config, connection: Connection) -> Iterator[Pro
         if not statements or (existing is not None and existing.covers(wanted)) or _may(connection, statements):
             continue
         text = _text(connection, statements)
-        state = "does not exist" if existing is None else "does not publish all that the consumers take"
+        state = "does not exist" if existing is None else "leaves changes out that the consumers take"
+        lacks = existing.left_out(wanted, own=True) if existing else ""
         yield Problem(
             "publication",
             "error",
             wanted.name,
-            f"the publication {wanted.name} {state}, and this role may not mend that",
+            f"the publication {wanted.name} {state}{lacks and f' ({lacks})'}, and this role may not mend that",
             text,
         )
 
@@ -227,17 +240,30 @@ def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterato
         existing = publications.publication(connection, wanted.name)
         if existing is None:
             if begun and wanted.name == config.source.publication:
-                said = f"the publication {wanted.name} is gone: changes since then are left out. `run` creates it"
-                fix = _text(connection, publications.publication_sql(wanted, None))
+                statements = publications.publication_sql(wanted, None)
+                said = f"the publication {wanted.name} is gone: changes since then are left out."
+                said += " `run` creates it" if _may(connection, statements) else " This role may not create it"
+                fix = _text(connection, statements)
                 yield Problem("publication_leaves_out", "warning", wanted.name, said, fix)
             continue
         left_out = existing.left_out(wanted, own=begun)
         if not left_out:
             continue
-        fix = _text(connection, publications.publication_sql(wanted, existing))
+        statements = publications.publication_sql(wanted, existing)
+        fix = _text(connection, statements)
         said = f"the publication {wanted.name} leaves changes out that the consumers take: {left_out}"
-        said += ". The next start of the bridge brings it into step" if begun else ""
+        may = begun and _may(connection, statements)
+        said += ". The next start of the bridge brings it into step" if may else ""
+        said += ". This role may not change it" if begun and not may else ""
         yield Problem("publication_leaves_out", "warning" if begun else "error", wanted.name, said, fix)
+
+
+def _one_for_each(left_out: list[Problem], denied: list[Problem]) -> list[Problem]:
+    """One finding for each publication: an error before a warning, and a lack before a right that is missing."""
+    errors = {problem.object for problem in left_out if problem.severity == "error"}
+    denied = [problem for problem in denied if problem.object not in errors]
+    told = {problem.object for problem in denied}
+    return [*(problem for problem in left_out if problem.object not in told), *denied]
 
 
 def _text(connection: Connection, statements: list[sql.Composed]) -> str:

@@ -86,7 +86,7 @@ def identity_fix(table: Table, key: Sequence[str], *, strict: bool) -> str:
     if fitting:
         return f"alter table {name} replica identity using index {sql.Identifier(fitting[0].name).as_string()};"
     if not (table.virtual and strict) and set(key).isdisjoint(table.generated):
-        return f"alter table {name} replica identity full; -- or give it a primary key"
+        return f"alter table {name} replica identity full; -- or {_other_way(table, key)}"
     deferrable = table.primary_key
     if key or table.partition or table.kind == "p" or (deferrable and set(deferrable.columns) & set(table.generated)):
         columns = f"that include {', '.join(key)}" if key else "that are not generated"
@@ -98,6 +98,20 @@ def identity_fix(table: Table, key: Sequence[str], *, strict: bool) -> str:
             f"alter table {name} drop constraint {constraint}, add primary key ({columns}), replica identity default;"
         )
     return f"alter table {name} add column cdcbridge_key {_KEY}, replica identity default; -- or a key of your own"
+
+
+def _other_way(table: Table, key: Sequence[str]) -> str:
+    """Say what else would do, for a table whose primary key or unique indexes do not."""
+    primary = table.primary_key
+    if primary is None:
+        return f"give it a primary key{' with ' + ', '.join(key) if key else ''}"
+    hidden = not set(primary.columns).isdisjoint(table.generated)
+    if key:
+        first = "leave the consumer's key out"
+        if hidden or not primary.usable:
+            return f"{first}, and make the primary key {'of other columns' if hidden else 'not deferrable'}"
+        return f"{first}: then it is the primary key, {', '.join(primary.columns)}"
+    return "give it a primary key without generated columns" if hidden else "make its primary key not deferrable"
 
 
 def _joined(fixes: list[str]) -> str:

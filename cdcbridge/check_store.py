@@ -158,5 +158,5 @@ def _capture(config: Config, connection: Connection, before: Capture) -> Iterato
             "warning",
             config.source.publication,
             f"{loss}; changes that were made since may be missing",
-            "cdcbridge run -- corrects the publication and tells every consumer by a gap message",
+            "cdcbridge run -- with the publication as it should be, it tells every consumer by a gap message",
         )

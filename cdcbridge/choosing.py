@@ -179,7 +179,7 @@ class _Choosing:
     def _note(self, consumer: Consumer, errors: Iterable[Problem], *, fed: bool) -> None:
         for problem in errors:
             self.problems.add(problem)
-            self.faults.append(Fault(consumer.name, problem.object, problem.message, problem.fix, fed))
+            self.faults.append(Fault(consumer.name, problem.object, problem.message, problem.brief, fed))
 
 
 def _lacking(wanted: Publication, existing: Publication | None) -> set[str]:

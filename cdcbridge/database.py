@@ -288,7 +288,10 @@ def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) ->
     message = f"{what}: {plain(one_line(str(error)))}"
     if state == "42501":  # for example: permission denied to use replication slots
         message = re.sub(r"permission denied (for|to)\b", _no_right, message, count=1)
-    hint = _OWNER if state == "42501" and what == "store" else None
+    hint = None
+    if state == "42501":
+        # Its own hint says that no grant is missing, for example where a setting names what may be used.
+        hint = error.diag.message_hint or (_OWNER if what == "store" else None)
     hint = hint or _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
     # Without a code the server said nothing: the session is lost, or was closed.
     lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)

@@ -178,7 +178,7 @@ def problems(config: Config, connection: Connection, plugin: str) -> Iterator[Pr
                 "error",
                 "source.event_trigger",
                 f"the event trigger is not installed, or not for all that the consumers take, and {reason}",
-                f"{install_sql(wanted)} -- as a superuser, on the primary",
+                f"-- As a superuser, on the primary.\n{install_sql(wanted)}",
             )
         return
     takers = [

@@ -13,6 +13,7 @@ import psycopg
 
 from cdcbridge import source
 from cdcbridge.database import Connection, connect_source, source_errors
+from cdcbridge.setting_lists import names
 
 _PROBE_TIMEOUT: Final = "3s"
 NUMBERS_AS_TEXT: Final = "numeric-data-types-as-string"
@@ -68,11 +69,14 @@ def listed(connection: Connection) -> list[str] | None:
         return []
     if row is None or row[0] is None:
         return None
-    return [name.strip().strip('"') for name in row[0].split(",")]
+    return names(row[0])
 
 
-def probe(dsn: str, plugin: str) -> Literal["usable", "refused", "missing"]:
-    """Whether the server makes a slot with this plugin. Makes a temporary one, which goes with the session."""
+def probe(dsn: str, plugin: str) -> Literal["usable", "refused", "missing", "unknown"]:
+    """Whether the server makes a slot with this plugin. Makes a temporary one, which goes with the session.
+
+    Unknown where the server did not get as far as the plugin, for example because all slots are taken.
+    """
     try:
         with connect_source(dsn, "cdcbridge probe") as connection:
             connection.execute(f"set statement_timeout = '{_PROBE_TIMEOUT}'")
@@ -82,7 +86,10 @@ def probe(dsn: str, plugin: str) -> Literal["usable", "refused", "missing"]:
     except psycopg.errors.QueryCanceled:
         return "usable"  # past the loading of its library, it waited for transactions
     except psycopg.Error as error:
-        return "refused" if "output_plugin_libraries" in (error.diag.message_hint or "") else "missing"
+        if "output_plugin_libraries" in (error.diag.message_hint or ""):
+            return "refused"
+        # No such file, no library of this server, or a library that is no output plugin.
+        return "missing" if (error.sqlstate or "").startswith(("58", "XX", "42883")) else "unknown"
     return "usable"
 
 

@@ -162,7 +162,7 @@ def _head(made: Starter, database: str) -> Iterator[str]:
         yield "# To mend, as `cdcbridge check` says:"
         for problem in made.problems:
             yield from _comment(f"{problem.severity}: {problem.object}: {problem.message}", "#   ")
-            yield from _comment(f"fix: {problem.fix}", "#     ")
+            yield from _comment(f"fix: {problem.brief}", "#     ")
     yield ""
 
 

@@ -1,4 +1,7 @@
-"""The same client with asyncio: `python examples/async_consumer.py DSN CONSUMER` prints what there is, and ends."""
+"""The same client with asyncio: `python examples/async_consumer.py DSN CONSUMER` prints what there is, and ends.
+
+It takes any table and any topic.
+"""
 
 import asyncio
 import sys

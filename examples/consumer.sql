@@ -1,5 +1,5 @@
 -- A consumer in plain SQL: psql -v ON_ERROR_STOP=1 -v consumer=billing -f examples/consumer.sql
--- Keeps a copy of rows by their column id. Takes up to 100 messages, applies them, and acks them, in one transaction: all of it
+-- Keeps a copy of rows by their column id. A table without one stops it, and nothing is acked. Takes up to 100 messages, applies them, and acks them, in one transaction: all of it
 -- happens, or nothing. Run it again until it acks nothing: a truncate comes alone. It needs a consumer with `mode: fifo`, and it writes into a schema of its own, which no consumer takes.
 
 create schema if not exists shop_effects;
@@ -16,6 +16,11 @@ declare
 begin
     for message in select * from batch order by place loop
         begin
+            if message.data ->> 'op' in ('insert', 'update', 'read', 'delete')
+               and message.data #> '{record,id}' is null and not (message.data -> 'unchanged')::jsonb ? 'id' then
+                raise exception '% has no column id: this example does not fit it', message.topic
+                    using detail = format('message %s: %s', message.seq, message.data), hint = 'Write your column instead of id.';
+            end if;
             case message.data ->> 'op'
                 when 'insert', 'update', 'read', 'message' then
                     -- An update that changes the id leaves no row under the old one.

@@ -3,6 +3,10 @@
 Each message arrives once, but an order has many messages: it is inserted, updated, deleted. So this keeps what each
 order counts for, and the sum is a view. Killed at any moment, it counts nothing twice. It needs a consumer with
 `mode: fifo`, and it writes into a schema of its own, which no consumer takes.
+
+It needs a table with these columns, and stops at the first message that lacks one. Write other names below:
+
+    create table orders (id int primary key, customer text, amount numeric);
 """
 
 import logging
@@ -14,6 +18,7 @@ import psycopg
 
 from cdcbridge import Message, Queue, StaleReceipt
 
+ORDER, CUSTOMER, AMOUNT = "id", "customer", "amount"  # the columns
 log = logging.getLogger("exactly_once")
 SETUP = """
     create schema if not exists shop_effects;
@@ -33,31 +38,47 @@ class BadRow(Exception):
     """A row that cannot be counted, today or tomorrow."""
 
 
+class OtherShape(Exception):
+    """A message without a column that this program needs: most probably all messages of the topic are so."""
+
+
 def effect(connection: psycopg.Connection[Any], message: Message) -> None:
     """Do what the message says. A backfill or a replay says it again, and then the effect is the same."""
     match message.data:
         case {"op": "insert" | "read" | "message", "record": dict(row)}:
             count(connection, message, row)
         case {"op": "update", "record": dict(row), "old": old}:
-            if old and old["id"] != row["id"]:
-                forget(connection, message.topic, old["id"])
+            need(message, row, ORDER)
+            before = old.get(ORDER) if old else None
+            if before is not None and before != row.get(ORDER, before):
+                forget(connection, message.topic, before)
             count(connection, message, row)
-        case {"op": "delete", "record": {"id": order}}:
-            forget(connection, message.topic, order)
+        case {"op": "delete", "record": dict(row)}:
+            need(message, row, ORDER)
+            forget(connection, message.topic, row[ORDER])
         case {"op": "truncate"}:
             connection.execute("delete from shop_effects.counted where topic = %s", (message.topic,))
         case {"op": "gap", "record": gap}:
             log.warning("changes are missing: %s. `cdcbridge backfill start` brings the rows again", gap)
         case data:
-            raise BadRow(f"an {data['op']} without the columns that it needs")
+            raise BadRow(f"its op is {data['op']!r}, its record {data['record']!r}")
+
+
+def need(message: Message, row: dict[str, Any], *columns: str) -> None:
+    """Raise OtherShape where a column is missing. One with a large value that did not change is not missing."""
+    missing = [column for column in columns if column not in row and column not in message.data["unchanged"]]
+    if missing:
+        raise OtherShape(f"{message.topic} has no {' and no '.join(missing)}, only {', '.join(row)}")
 
 
 def count(connection: psycopg.Connection[Any], message: Message, row: dict[str, Any]) -> None:
     """The order counts for this customer and this amount, whatever it counted for before."""
-    order, customer, amount = row.get("id", f"message {message.seq}"), row.get("customer"), row.get("amount")
-    kept = message.data["unchanged"]  # large values that the update did not touch: the message does not carry them
-    if (customer is None and "customer" not in kept) or not isinstance(amount, int | Decimal):
-        raise BadRow(f"customer is {customer!r}, amount is {amount!r}")
+    published = message.data["op"] == "message"  # it may have no id: then it is an order of its own
+    need(message, row, CUSTOMER, AMOUNT, *(() if published else (ORDER,)))
+    order, customer, amount = row.get(ORDER, f"message {message.seq}"), row.get(CUSTOMER), row.get(AMOUNT)
+    kept = message.data["unchanged"]  # the message does not carry these
+    if (customer is None and CUSTOMER not in kept) or not isinstance(amount, int | Decimal):
+        raise BadRow(f"{CUSTOMER} is {customer!r}, {AMOUNT} is {amount!r}")
     connection.execute(COUNT, (message.topic, str(order), customer, amount))
 
 
@@ -76,16 +97,25 @@ def main(dsn: str, consumer: str) -> None:
         connection.isolation_level, connection.read_only = psycopg.IsolationLevel.READ_COMMITTED, False
         connection.execute(SETUP)
         connection.commit()
+        counted = dead = 0
         for message in queue.messages(wait=5, stop_when_empty=True):
             try:
                 effect(connection, message)
                 queue.ack([message], connection=connection)
                 connection.commit()
+                counted += 1
             except StaleReceipt:
                 connection.rollback()  # it took too long, and somebody else has it now
+            except OtherShape as error:
+                connection.rollback()
+                message.nack(reason=str(error))
+                sys.exit(f"stopped at message {message.seq}: {error}. Write your columns into the program's head")
             except (BadRow, ValueError, psycopg.DataError) as error:  # UnreadableData is a ValueError
                 connection.rollback()
-                message.nack(reason=str(error), dead=True)  # `cdcbridge dead list` shows it
+                message.nack(reason=str(error), dead=True)
+                dead += 1
+                log.warning("message %s of %s is a dead letter: %s", message.seq, message.topic, error)
+        print(f"{counted} messages counted, {dead} dead letters", f"(`cdcbridge dead list {consumer}`)" if dead else "")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A worker: `python examples/worker.py DSN CONSUMER` handles eight messages at a time until SIGTERM.
 
 What returns is acked, what raises comes again after the consumer's back-off, and long work is kept from expiring.
+It takes any table and any topic. It prints what it gets.
 """
 
 import logging

@@ -15,7 +15,7 @@ from click.shell_completion import get_completion_class
 from cdcbridge import __version__
 from cdcbridge.bridge import Bridge
 from cdcbridge.check import check, refuse_unconvertible
-from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line
+from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line, say
 from cdcbridge.cli.schema import file_schema
 from cdcbridge.cli.screen import width, wrapped
 from cdcbridge.config import Config, load
@@ -28,7 +28,7 @@ from cdcbridge.health import Health
 from cdcbridge.metrics import Metrics
 from cdcbridge.migrate import migrate as migrate_store
 from cdcbridge.monitor import HttpServer, Watchdog
-from cdcbridge.problem import Problem
+from cdcbridge.problem import Problem, script
 from cdcbridge.watch import Watcher
 
 log = structlog.get_logger()
@@ -45,19 +45,29 @@ def demo() -> None:
 
 @click.command("check")
 @as_json
+@click.option("--fixes", is_flag=True, help="Print all fixes as one script for psql, long ones in full.")
 @pass_app
-def check_command(app: App, as_json: bool) -> int:
-    """Find every reason why `run` would not work, each with its fix. Exit code 2 if any is an error."""
+def check_command(app: App, as_json: bool, fixes: bool) -> int:
+    """Find every reason why `run` would not work, each with its fix. Exit code 2 if any is an error.
+
+    \b
+    Examples:
+      cdcbridge check
+      cdcbridge check --fixes > fixes.sql
+    """
     problems = check(app.config)
     ok = not any(problem.severity == "error" for problem in problems)
-    if as_json:
+    if fixes and not as_json:
+        click.echo(script(problems), nl=False)
+        say("ok" if ok else "not ok")
+    elif as_json:
         print_json({"ok": ok, "problems": [_problem(problem) for problem in problems]})
     else:
         for problem in problems:
             colour = "red" if problem.severity == "error" else "yellow"
             text = wrapped(f"{problem.severity}: {problem.object}: {problem.message}", width(), rest="    ")
             click.echo(click.style(problem.severity, fg=colour) + text.removeprefix(problem.severity))
-            click.echo(f"    fix: {problem.fix}")
+            click.echo(f"    fix: {problem.brief}")
         click.echo("ok" if ok else "not ok")
     return 0 if ok else 2
 

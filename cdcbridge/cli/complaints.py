@@ -23,7 +23,7 @@ def complain(error: CdcbridgeError) -> None:
     text = str(error)
     several: list[str] = []
     if isinstance(error, CheckFailed):
-        several = [f"{p.object}: {p.message}\nfix: {p.fix}" for p in error.problems]
+        several = [f"{p.object}: {p.message}\nfix: {p.brief}" for p in error.problems]
     elif isinstance(error, ConfigError):
         several = text.splitlines()
     if len(several) > 1:

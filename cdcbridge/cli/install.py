@@ -68,7 +68,7 @@ def _tell(path: Path, made: starter.Starter, *, printed: bool) -> None:
         say(f"left out: {left.name}: {left.reason}")
     for problem in made.problems:
         say(f"{problem.severity}: {problem.object}: {problem.message}")
-        say(f"    fix: {problem.fix}")
+        say(f"    fix: {problem.brief}")
     if printed:
         return
     option = "" if path == Path("cdcbridge.yaml") else f" -c {path}"

@@ -1,4 +1,5 @@
 // A consumer in Node: `npm ci && node consumer.mjs DSN CONSUMER` handles messages until SIGTERM.
+// It takes any table and any topic. It prints what it gets.
 //
 // The handler's writes and the ack are one transaction: with `strict`, a message that somebody else has got in the meantime
 // rolls both back. What throws comes again after the consumer's back-off. Write your effects into a schema of their own, which

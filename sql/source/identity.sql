@@ -1,4 +1,4 @@
--- Installed in the source database by `source.event_trigger: true`, or by hand: `cdcbridge check` prints it.
+-- Installed in the source database by `source.event_trigger: true`, or by hand: `cdcbridge check --fixes` prints it.
 --
 -- PostgreSQL refuses UPDATE and DELETE of a table that is published with these and that has no replica identity. A wildcard
 -- such as "public.*" publishes tables that do not exist yet. So a table that is created there without a primary key gets

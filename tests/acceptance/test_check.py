@@ -10,8 +10,10 @@ import psycopg
 import pytest
 
 from cdcbridge import plugins
+from cdcbridge.check import check
 from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.errors import CheckFailed
+from cdcbridge.errors import CheckFailed, OperatorNeeded
+from cdcbridge.source import create_slot
 from tests.world import World, eventually, fresh_database
 
 
@@ -101,6 +103,9 @@ def test_a_plugin_that_the_server_does_not_list(own15: EmbeddedServer, tmp_path:
         world.consumer()
         with psycopg.connect(own15.dsn(database, "reader")) as reader:
             assert plugins.listed(reader) == []
+        with pytest.raises(OperatorNeeded, match="may not be used") as raised:
+            create_slot(world.dsn, "x", "wal2json", failover=False, waiting=print)
+        assert raised.value.hint and "output_plugin_libraries" in raised.value.hint  # no grant would help
         fix = problems(world)["plugin_refused"]["fix"].partition(" -- ")[0]
         world.execute(*fix.split(";")[:-1])
         eventually(lambda: problems(world) == {}, "the setting is read")
@@ -109,6 +114,51 @@ def test_a_plugin_that_the_server_does_not_list(own15: EmbeddedServer, tmp_path:
         world.execute("alter system set output_plugin_libraries = pgoutput", "select pg_reload_conf()")
         eventually(lambda: "plugin_refused" in problems(world), "the setting is read again")
         assert isinstance(world.bridge_error(), CheckFailed)
+        world.close()
+
+
+@pytest.mark.parametrize("plugin", ["wal2json", "auto"])
+def test_a_list_of_plugins_that_the_server_reads_as_one_name(
+    own15: EmbeddedServer, tmp_path: Path, plugin: str
+) -> None:
+    """Quotes around the whole list, quotes in quotes, spaces, large letters: without a slot, and with one."""
+    one_name = {"'pgoutput, wal2json'": "'pgoutput', 'wal2json';", "'\"pgoutput\", \"wal2json\"'": "'pgoutput', 'wal2json';",
+                "' wal2json ', ' pgoutput '": "'wal2json', 'pgoutput';", "'WAL2JSON'": "'WAL2JSON', ", "''": "'"}  # fmt: skip
+    with fresh_database(own15) as database:
+        world = World(own15, database, plugin, tmp_path)
+        world.execute("create table t (id int primary key)")
+        world.consumer()
+
+        def load(statements: str) -> None:
+            before = world.sql.execute("select pg_conf_load_time()").fetchone()
+            world.execute(*statements.split(";")[:-1])
+            eventually(lambda: world.sql.execute("select pg_conf_load_time()").fetchone() != before, "it is read")
+
+        for given, mended in one_name.items():
+            load(f"alter system set output_plugin_libraries = {given}; select pg_reload_conf();")
+            (found,) = (p for p in check(world.config()) if p.severity == "error")
+            assert found.code == "plugin_refused" and f"output_plugin_libraries = {mended}" in found.fix, found
+            load(found.fix.partition(" -- ")[0])
+            assert not any(p.severity == "error" for p in check(world.config()))
+        assert world.run_program("slot", "create").returncode == 0
+        load("alter system set output_plugin_libraries = 'pgoutput, wal2json'; select pg_reload_conf();")
+        refused = problems(world)["plugin_refused"]
+        assert "reads as one name" in refused["message"]
+        load(refused["fix"].partition(" -- ")[0])
+        with world.bridge():
+            pass
+        world.close()
+
+
+@pytest.mark.settings(max_replication_slots="1", output_plugin_libraries="pgoutput")
+def test_a_plugin_that_is_not_listed_where_all_slots_are_taken(own15: EmbeddedServer, tmp_path: Path) -> None:
+    with fresh_database(own15) as database:
+        world = World(own15, database, "wal2json", tmp_path)
+        world.execute(
+            "create table t (id int primary key)", "select pg_create_logical_replication_slot('x', 'pgoutput')"
+        )
+        world.consumer()
+        assert problems(world).keys() == {"no_free_slot", "plugin_refused"}
         world.close()
 
 

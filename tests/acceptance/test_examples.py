@@ -41,10 +41,10 @@ def queue(world18: World, request: pytest.FixtureRequest) -> Iterator[Queue]:
     made.close()
 
 
-def run(world: World, name: str, consumer: str = "orders") -> subprocess.Popen[str]:
+def run(world: World, name: str, consumer: str = "orders", *, stderr: int | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, str(EXAMPLES / name), world.dsn, consumer]
     environment = {**clean_environment(), "PYTHONPATH": str(EXAMPLES.parent)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
 
 
 def test_a_worker(world18: World, queue: Queue) -> None:
@@ -182,12 +182,46 @@ def test_exactly_once_with_every_kind_of_message(shop: World) -> None:
     assert shop.value("select count(*) from messages where topic like 'shop%%'") == 0, "its effects are no changes"
 
 
+def psql_once(shop: World) -> subprocess.CompletedProcess[str]:
+    command = [str(shop.server.binaries / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "consumer=shop"]
+    file = str(EXAMPLES / "consumer.sql")
+    return subprocess.run([*command, "-d", shop.dsn, "-f", file], check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("columns", ["id int primary key, customer_id int, amount numeric", "id int primary key, customer text",
+                                     "order_id int primary key, customer text, amount numeric"])  # fmt: skip
+def test_exactly_once_stops_at_a_table_of_another_shape(world18: World, columns: str) -> None:
+    """Nothing is buried: the first message is given back, and the others wait."""
+    lacks = next(name for name in ("id", "customer", "amount") if f" {name} " not in f" {columns}".replace(",", " "))
+    world18.execute(f"create table orders ({columns})", "insert into orders select n from generate_series(1, 73) n")
+    world18.consumer("shop", ("public.*",), mode="fifo", start="snapshot")
+    with world18.bridge():
+        world18.messages(73)
+    with run(world18, "exactly_once.py", "shop", stderr=subprocess.PIPE) as process:
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and output == ""
+    assert f"public.orders has no {lacks}" in errors and "Traceback" not in errors, errors
+    assert dead(world18) == []
+    assert world18.value("select count(*) from consumer_messages") == 73
+
+
+def test_plain_sql_stops_at_a_table_without_its_column(world18: World) -> None:
+    world18.execute("create table orders (order_id int primary key)", "insert into orders values (1), (2)")
+    world18.consumer("shop", ("public.*",), mode="fifo", start="snapshot")
+    with world18.bridge():
+        world18.messages(2)
+        world18.execute("delete from orders where order_id = 1")
+        world18.messages(3)
+    ended = psql_once(world18)
+    assert ended.returncode == 3 and "public.orders has no column id" in ended.stderr, ended.stderr
+    assert world18.value("select count(*) from consumer_messages where deliver_count = 0") == 3
+
+
 def test_plain_sql_with_every_kind_of_message(shop: World) -> None:
     def psql() -> None:
-        command = [str(shop.server.binaries / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "consumer=shop"]
-        file = str(EXAMPLES / "consumer.sql")
         for _ in range(3):  # a truncate comes alone
-            subprocess.run([*command, "-d", shop.dsn, "-f", file], check=True, capture_output=True, text=True)
+            ended = psql_once(shop)
+            assert ended.returncode == 0, ended.stderr
         assert handled(shop)
 
     copies = "select id, record ->> 'amount' from shop_effects.copies order by 1"

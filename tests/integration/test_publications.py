@@ -85,6 +85,33 @@ def test_later_it_is_told_as_a_warning_and_a_restart_mends_it(published: World, 
         assert found(published) == {}
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_one_finding_tells_of_a_publication_that_the_role_may_not_change(published: World, begun: bool) -> None:
+    """No second finding says that a start brings it into step, and only one has the fix."""
+    published.execute("create table t (id int primary key)", "create table u (id int primary key)")
+    name = f"plain_{published.database}"
+    published.execute(f"create role {name} login replication", f"grant create on database {published.database} to {name}",
+                      "create publication cdcbridge for table t, u with (publish_via_partition_root)")  # fmt: skip
+    published.consumer(tables=("public.t", "public.u"))
+    published.schema = "theirs"
+    if begun:
+        published.user = name
+        with published.bridge():
+            pass
+    published.user = "postgres"
+    published.execute("alter publication cdcbridge " + ("drop table u" if begun else "set (publish = 'insert')"))
+    published.user = name
+    concerned = [p for p in check(published.config()) if p.code.startswith("publication")]
+    assert [p.severity for p in concerned] == ["error"], concerned
+    assert "brings it into step" not in concerned[0].message
+    assert "public.u" in concerned[0].message or not begun
+    # The same where another error hides what the role may not do.
+    published.consumer("other", ("public.absent",))
+    concerned = [p for p in check(published.config()) if p.code.startswith("publication")]
+    assert concerned and all("brings it into step" not in p.message for p in concerned), concerned
+    published.user = "postgres"
+
+
 def test_a_file_that_has_changed_is_no_fault_of_the_publication(published: World) -> None:
     published.execute("create table t (id int primary key)", "create table u (id int primary key)")
     published.consumer(operations=["insert"])

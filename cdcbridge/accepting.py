@@ -1,7 +1,8 @@
 """The consumers that a session goes on with: accepted, told in the log, and noted in the store. Part of the rim.
 
-The first start of a process refuses a file with an error in it, as `check` does. Later sessions, and a stand-by that
-takes over, go on without the consumers that cannot work. This module never decides which ones these are (choosing).
+The first start of a process refuses a file in which a new or changed consumer cannot work, as `check` does. Later
+sessions, and a stand-by that takes over, go on without it. A consumer that was applied before never stops the others:
+for example, its table was dropped overnight. This module never decides which ones these are (choosing).
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ from cdcbridge.store import Store
 log = structlog.get_logger()
 
 
-def accept(config: Config, connection: Connection, store: Store, plugin: str, *, again: bool) -> Choice:
-    """The consumers to go on with: all of the file at a start, and `again` those that can work.
+def accept(config: Config, connection: Connection, store: Store, plugin: str, *, begun: bool, again: bool) -> Choice:
+    """Choose the consumers to go on with. Each fault is logged as an error with its fix.
 
-    Each one that cannot is logged as an error with its fix. Raises CheckFailed for every other error.
+    begun: the store has a history. A consumer that worked before and cannot work now does not stop the others.
+    again: this process has streamed before. New and changed consumers that cannot work do not stop the others, either.
+
+    Raises CheckFailed for every other error.
     """
     found = problems(config, connection, store.connection, plugin=plugin)
     choice = Choice(config)
-    if again and any(problem.severity == "error" for problem in found):
+    if begun and any(problem.severity == "error" for problem in found):
         choice = choose(config, connection, store.connection, plugin)
+        if choice.refused and not again:
+            refuse(found)
         found = problems(choice.config, connection, store.connection, plugin=plugin)
         # What is wrong with a publication is told with the tables that it lacks.
         found = [p for p in found if p not in choice.problems and p.code != "publication"]
@@ -45,7 +51,7 @@ def _tell_faults(choice: Choice) -> None:
             table=fault.object,
             reason=fault.message,
             fix=fault.fix,
-            meanwhile="it goes on without this" if fault.fed else "it gets nothing",
+            meanwhile=fault.meanwhile,
             then="the bridge looks again by itself",
         )
 
@@ -60,7 +66,7 @@ def tell_stand_by(config: Config, store: Store) -> None:
         return
     names = {consumer.name for consumer in config.consumers}
     for name, feed in feeds.consumers.items() if feeds else ():
-        if feed.state == "fed" and name not in names:
+        if feed.state in ("fed", "as_before") and name not in names:
             log.warning(
                 "standby.other_file",
                 consumer=name,

@@ -2,7 +2,7 @@
 
 One consumer that cannot work must not stop the others. A new one waits until it can work. A changed one stays as the
 store has it. One that did not change goes on without the tables that have become unusable. For example, a file names a
-table that does not exist: the bridge feeds all other consumers, and says so. The first start refuses instead (check).
+table that does not exist: the bridge feeds all other consumers, and says so.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cdcbridge.check_sessions import snapshot_problems
 from cdcbridge.check_store import filled_consumers, mode_problems, role_problems
 from cdcbridge.check_tables import consumer_problems
 from cdcbridge.config import Config, Consumer
+from cdcbridge.consumer_changes import asked_for
 from cdcbridge.consumers import is_applied
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.feeds import Fault
@@ -36,12 +37,14 @@ class Choice:
     faults: what is wrong with those that cannot work as the file has them.
     problems: the same, as `check` finds it.
     left_out: tables and patterns that cannot be captured, for example `public.orders` without a key.
+    refused: names of consumers that are new in the file, or changed there, and cannot work as it has them.
     """
 
     config: Config
     faults: tuple[Fault, ...] = ()
     problems: frozenset[Problem] = frozenset()
     left_out: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
 
     @property
     def trouble(self) -> str:
@@ -66,6 +69,7 @@ def choose(config: Config, connection: Connection, store: Connection, plugin: st
         tuple(choosing.faults),
         frozenset(choosing.problems),
         frozenset(choosing.left_out),
+        frozenset(choosing.refused),
     )
 
 
@@ -86,6 +90,7 @@ class _Choosing:
         self.faults: list[Fault] = []
         self.problems: set[Problem] = set()
         self.left_out: set[str] = set()
+        self.refused: set[str] = set()
 
     def with_consumers(self, consumers: Iterable[Consumer]) -> Config:
         return self._config.model_copy(update={"consumers": tuple(consumers)})
@@ -162,8 +167,10 @@ class _Choosing:
 
     def _refuse(self, consumer: Consumer, errors: Sequence[Problem]) -> None:
         """A new one waits. A changed one goes on as the store has it, whatever has become wrong with that, too."""
+        self.refused.add(consumer.name)
         before = self._before(consumer.name)
-        self._note(consumer, errors, fed=before is not None)
+        asked = "" if before is None else asked_for(before, consumer)
+        self._note(consumer, errors, fed=before is not None, asked=asked)
         if before is not None:
             self._go_on(before, self._errors(before))
 
@@ -176,10 +183,21 @@ class _Choosing:
         except ValidationError:
             return None  # of another version of this program
 
-    def _note(self, consumer: Consumer, errors: Iterable[Problem], *, fed: bool) -> None:
+    def _note(self, consumer: Consumer, errors: Iterable[Problem], *, fed: bool, asked: str = "") -> None:
         for problem in errors:
             self.problems.add(problem)
-            self.faults.append(Fault(consumer.name, problem.object, problem.message, problem.brief, fed))
+            message = problem.message
+            if fed and not asked and problem.code == "replica_identity":
+                message = f"{message}. {self._meanwhile(consumer, problem.object)}"
+            self.faults.append(Fault(consumer.name, problem.object, message, problem.brief, fed, asked))
+
+    def _meanwhile(self, consumer: Consumer, table: str) -> str:
+        """What a table without a replica identity means for the application and for the consumers."""
+        if self._plugin == "wal2json":
+            return "Its updates and deletes are missing until that is fixed, and gap messages tell from where to where"
+        if table in whole(consumer.tables):
+            return "The bridge takes it out of the publication until that is fixed, and a gap message tells so later"
+        return "PostgreSQL refuses the application's UPDATE and DELETE of it until that is fixed"
 
 
 def _lacking(wanted: Publication, existing: Publication | None) -> set[str]:

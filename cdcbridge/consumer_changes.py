@@ -71,6 +71,12 @@ def difference(connection: Connection, consumers: Sequence[Consumer]) -> Differe
     )
 
 
+def asked_for(before: Consumer, now: Consumer) -> str:
+    """The settings that a consumer of the file has and the store's has not, for example `mode: fifo`."""
+    old, new = (_flat({"mode": c.mode, **_UNWRITTEN, **stored_config(c)}) for c in (before, now))
+    return ", ".join(f"{key}: {_shown(key, value)}" for key, (_, value) in _changes(old, new).items())
+
+
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     keys = [*new, *(key for key in old if key not in new)]
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}

@@ -6,13 +6,14 @@ read it. For example, a consumer that was applied from another file is in the st
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from cdcbridge.alarms import Alarm
 
-State = Literal["fed", "not_in_file", "refused"]
+State = Literal["fed", "as_before", "not_in_file", "refused"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -20,6 +21,7 @@ class Fault:
     """Why a consumer cannot work as the file has it.
 
     fed: it gets messages nevertheless, as it was before, or without one of its tables.
+    asked: what the file asks for, where the consumer continues as it was before. For example `mode: fifo`.
     """
 
     consumer: str
@@ -27,6 +29,24 @@ class Fault:
     message: str
     fix: str
     fed: bool
+    asked: str = ""
+
+    @property
+    def state(self) -> State:
+        return "as_before" if self.asked else "fed" if self.fed else "refused"
+
+    @property
+    def reason(self) -> str:
+        """The message, after what the file asks for."""
+        if not self.asked:
+            return self.message
+        return f"the file asks for {self.asked}, which cannot be done: {_unnamed(self.message, self.consumer)}"
+
+    @property
+    def meanwhile(self) -> str:
+        if self.asked:
+            return "it goes on as it was"
+        return "it goes on, except for this" if self.fed else "it gets nothing"
 
 
 @dataclass(slots=True, frozen=True)
@@ -78,6 +98,8 @@ class Feeds:
         """A few words beside the name of a consumer of the store; '' where it works."""
         if self.silence(name):
             return "gets nothing"
+        if (feed := self.of(name)) is not None and feed.state == "as_before":
+            return "as before"
         return "faulty" if self.faulty(name) else ""
 
     def faulty(self, name: str) -> str:
@@ -85,8 +107,8 @@ class Feeds:
         feed = self.of(name)
         if feed is None or not feed.reason:
             return ""
-        what = "gets nothing" if feed.state == "refused" else "does not work as the file has it"
-        return f"the consumer {name} {what}: {feed.reason.removeprefix(f'consumer {name}: ')}. Fix: {feed.fix}"
+        what = {"refused": "gets nothing:", "as_before": "goes on as it was;"}.get(feed.state, "is faulty:")
+        return f"the consumer {name} {what} {_unnamed(feed.reason, name)}. Fix: {feed.fix}"
 
     def warnings(self, names: Iterable[str]) -> list[str]:
         """A line for each of the store's consumers that gets nothing and has no alarm."""
@@ -119,8 +141,19 @@ def describe(
     """Tell for each consumer of the store, and for each one that could not be applied, what the leader does with it."""
     known = set(in_file)
     consumers = {name: Feed("fed" if name in known else "not_in_file") for name in stored}
+    more: Counter[str] = Counter()
     for fault in faults:
         had = consumers.get(fault.consumer)
         if had is None or not had.reason:
-            consumers[fault.consumer] = Feed("fed" if fault.fed else "refused", fault.message, fault.fix)
+            consumers[fault.consumer] = Feed(fault.state, fault.reason, fault.fix)
+        else:
+            more[fault.consumer] += 1
+    for name, count in more.items():
+        feed = consumers[name]
+        consumers[name] = replace(feed, fix=f"{feed.fix} (`cdcbridge check` shows {count} more)")
     return Feeds(epoch, holder, file, consumers)
+
+
+def _unnamed(message: str, name: str) -> str:
+    """A message without the consumer's name, which stands before it."""
+    return message.removeprefix(f"consumer {name}: ")

@@ -74,8 +74,8 @@ class Ready:
 class Learned:
     """What the earlier sessions of this process learned, for the next one.
 
-    again: one of them streamed, or this bridge stood by. A consumer that cannot work by now is logged, and does not
-        stop the others.
+    again: one of them streamed, or this bridge stood by. A new or changed consumer that cannot work is logged, and does
+        not stop the others.
     whole: let the server send no transaction before it has committed.
     stuck: the last one ended before anything was appended.
     unpublished: the WAL at the store's end cannot be decoded, because a publication did not exist when it was written.
@@ -129,7 +129,7 @@ def prepare(
             # Before the checks, which find it too: it is for an operator. On a new timeline the store's end may move.
             _compare_ends(config, connection, store, found[0].confirmed_flush_lsn or 0, on_standby=on_standby)
         plugin = _plugin(config, connection, history)
-        choice = accept(config, connection, store, plugin, again=learned.again and history is not None)
+        choice = accept(config, connection, store, plugin, begun=history is not None, again=learned.again)
         config = choice.config
         # A new consumer would get the second half of a transaction that is to be finished, and not the first.
         finishing = store.tail().unfinished is not None and not learned.unpublished

@@ -97,7 +97,7 @@ def _silent(store: Connection, app: App, done: applying.Applied, *, runs: bool) 
             f" {feeds.file}, and has put that back. Change it there",
         )
     for name in done.left:
-        if (feed := feeds.of(name)) is not None and feed.state == "fed":
+        if (feed := feeds.of(name)) is not None and feed.state in ("fed", "as_before"):
             silent[name] = (
                 f"{name} is not in this file, and still gets messages: the bridge ({feeds.holder}) has it in its file"
                 f" {feeds.file}. Take it out there"

@@ -240,7 +240,7 @@ def test_a_changed_consumer_goes_on_as_it_was_until_the_change_can_work(shop: Wo
         eventually(lambda: (keys(shop, "good"), keys(shop, "other")) == (["1"], ["1"]))
         (row,) = [row for row in shop.json("consumers", "list", "--json") if row["name"] == "other"]
         assert row["fed"] is True and "public.absent" in row["problem"]
-        assert "other (faulty)" in shop.run_program("lag").stdout
+        assert "other (as before)" in shop.run_program("lag").stdout
         shop.execute("create table absent (id int primary key, v int)")
         eventually(lambda: shop.value("select config ->> 'filter' from consumers where name = 'other'")[-1] == "2")
         eventually(shop.active)

@@ -1,0 +1,192 @@
+"""Trouble of one table or one consumer while the bridge runs: it is told within seconds, and stops nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.world import World, eventually
+
+
+@pytest.fixture
+def shop(world: World) -> World:
+    """Two tables with keys, and a consumer of each."""
+    world.execute(
+        "create table orders (id int primary key, v int)",
+        "create table stock (id int primary key, v int)",
+    )
+    world.consumer("billing", ("public.orders",))
+    world.consumer("warehouse", ("public.stock",))
+    return world
+
+
+@contextlib.contextmanager
+def process(world: World) -> Iterator[Any]:
+    """A bridge as a process that must still run at the end."""
+    running = world.start_process()
+    eventually(lambda: world.active() or running.poll() is not None, "it streams")
+    assert running.poll() is None, world.log()
+    try:
+        yield running
+        assert running.poll() is None, world.log()
+    finally:
+        running.kill()
+        running.wait()
+        eventually(lambda: not world.active(), "the server freed the slot")
+
+
+def keys(world: World, name: str, topic: str = "public.orders") -> list[str]:
+    query = (
+        "select m.key from consumer_messages w join consumers c on c.id = w.consumer_id join messages m using (seq)"
+        " where c.name = %s and m.topic = %s order by seq"
+    )
+    return [key for (key,) in world.rows(query, name, topic)]
+
+
+def problem(world: World, name: str) -> str:
+    """What the store's note of the feeds says of a consumer."""
+    return str(world.value("select coalesce(feeds -> 'consumers' -> %s ->> 'reason', '') from source", name))
+
+
+def unhealthy(world: World, *said: str) -> None:
+    """The log, `status`, `lag` and `consumers list` all tell what is wrong."""
+    status, lag = world.run_program("status"), world.run_program("lag")
+    assert status.returncode == 1, status
+    for text in said:
+        assert text in world.log(), text
+        for shown in (status, lag):
+            assert text in " ".join((shown.stdout + shown.stderr).split()), (text, shown)
+
+
+def healthy(world: World) -> bool:
+    return bool(world.json("lag", "--json")["alarms"] == [])
+
+
+def test_a_table_that_is_dropped_is_told_and_stops_no_other_consumer(shop: World) -> None:
+    with process(shop):
+        assert "consumer.faulty" not in shop.log()
+        shop.execute("drop table stock")
+        eventually(lambda: "there is no table public.stock" in problem(shop, "warehouse"), "it is noticed")
+        eventually(shop.active)
+        unhealthy(shop, "there is no table public.stock")
+        assert "consumer.faulty" in shop.log()
+        shop.execute("insert into orders values (1, 1)")
+        eventually(lambda: keys(shop, "billing") == ["1"])
+    with process(shop):  # after kill -9
+        shop.execute("insert into orders values (2, 2)")
+        eventually(lambda: keys(shop, "billing") == ["1", "2"], "a restart feeds the others, too")
+        shop.execute("create table stock (id int primary key, v int)")
+        eventually(lambda: problem(shop, "warehouse") == "", "it is taken up again")
+        eventually(shop.active)
+        shop.execute("insert into stock values (3, 3)")
+        eventually(lambda: keys(shop, "warehouse", "public.stock") == ["3"])
+        assert healthy(shop)
+
+
+def test_a_new_consumer_that_cannot_work_still_refuses_the_start_beside_a_faulty_one(shop: World) -> None:
+    with shop.bridge():
+        pass
+    shop.execute("drop table stock")
+    shop.consumer("new", ("public.absent",))
+    refused = shop.run_program("run")
+    assert refused.returncode == 2 and "there is no table public.absent" in refused.stderr
+    shop.consumers = [c for c in shop.consumers if c["name"] != "new"]
+    shop.consumer("warehouse", ("public.stock", "public.orders"))  # changed, and its table is gone
+    refused = shop.run_program("run")
+    assert refused.returncode == 2 and "there is no table public.stock" in refused.stderr
+
+
+def test_a_named_table_that_loses_its_key_is_told_and_can_be_written_again(shop: World) -> None:
+    with process(shop):
+        shop.execute("insert into stock values (1, 1)")
+        eventually(lambda: keys(shop, "warehouse", "public.stock") == ["1"])
+        shop.execute("alter table stock drop constraint stock_pkey cascade")
+        eventually(lambda: "no usable replica identity" in problem(shop, "warehouse"), "it is noticed")
+        eventually(shop.active)
+        unhealthy(shop, "public.stock, which has no usable replica identity", "replica identity full")
+        if shop.plugin == "pgoutput":
+            shop.execute("update stock set v = 2")  # the publication has it no longer
+        shop.execute("insert into orders values (2, 2)")
+        eventually(lambda: keys(shop, "billing") == ["2"], "the others go on")
+        shop.execute("alter table stock replica identity full")
+        eventually(lambda: problem(shop, "warehouse") == "", "it is taken up again")
+        eventually(shop.active)
+        shop.execute("update stock set v = 4")
+        eventually(
+            lambda: shop.value(
+                "select count(*) from messages where topic = 'public.stock' and data -> 'record' ->> 'v' = '4'"
+            )
+        )
+        assert healthy(shop)
+
+
+def test_a_new_table_without_a_key_under_a_wildcard_is_told(world: World) -> None:
+    world.execute("create table orders (id int primary key, v int)")
+    world.consumer("audit", ("public.*",))
+    with process(world):
+        world.execute("create table scratch (id int, v int)", "insert into scratch values (1, 1)")
+        eventually(lambda: "no usable replica identity" in problem(world, "audit"), "it is noticed")
+        eventually(world.active)
+        unhealthy(world, "public.scratch, which has no usable replica identity", "replica identity full")
+        if world.plugin == "pgoutput":
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+                world.execute("update scratch set v = 2")
+            assert "PostgreSQL refuses the application's UPDATE and DELETE" in problem(world, "audit")
+        world.execute("insert into orders values (2, 2)")
+        eventually(lambda: keys(world, "audit") == ["2"])
+        world.execute("alter table scratch replica identity full")
+        eventually(lambda: problem(world, "audit") == "", "it is mended")
+        assert healthy(world)
+
+
+@pytest.mark.parametrize("drift", ["alter table stock rename v to w", "alter table stock drop v"])
+def test_a_filter_whose_column_is_gone_is_told(shop: World, drift: str) -> None:
+    shop.consumer("warehouse", ("public.stock",), filter="record.v > 1")
+    with process(shop):
+        shop.execute("insert into stock values (1, 5)")
+        eventually(lambda: keys(shop, "warehouse", "public.stock") == ["1"])
+        shop.execute(drift)
+        eventually(lambda: "the filter reads v" in problem(shop, "warehouse"), "it is noticed")
+        unhealthy(shop, "the filter reads v")
+        shop.execute("insert into orders values (2, 2)")
+        eventually(lambda: keys(shop, "billing") == ["2"])
+        shop.execute("alter table stock rename w to v" if "rename" in drift else "alter table stock add v int")
+        eventually(lambda: problem(shop, "warehouse") == "", "it is mended")
+
+
+def test_what_does_not_concern_the_consumers_starts_no_session_anew(shop: World) -> None:
+    with process(shop):
+        eventually(lambda: shop.sql.execute(
+            "select count(*) from pg_stat_activity where application_name = 'cdcbridge recheck'").fetchone() != (0,)
+        )  # fmt: skip
+        shop.execute(
+            "create table other (v int)", "alter table orders add w int", "create index on orders (w)",
+            "analyze", "create table stocks (v int)", "drop table other",
+        )  # fmt: skip
+        shop.execute("drop table stock")
+        eventually(lambda: problem(shop, "warehouse"), "by then it has looked")
+        assert shop.log().count("bridge.again") == 1, shop.log()
+
+
+def test_a_refused_change_that_the_bridge_reads_later_is_told_as_it_is(shop: World) -> None:
+    shop.consumer("old", ("public.orders",))
+    with process(shop):
+        shop.consumer("billing", ("public.orders",), mode="fifo")
+        assert shop.run_program("consumers", "apply").returncode == 2
+        shop.consumers = [c for c in shop.consumers if c["name"] != "old"]
+        assert shop.run_program("consumers", "remove", "old", "--yes").returncode == 0
+        eventually(lambda: "it cannot become fifo" in problem(shop, "billing"), "the bridge has read the file")
+        eventually(shop.active)
+        shop.execute("insert into orders values (1, 1)")
+        eventually(lambda: keys(shop, "billing") == ["1"])
+        listed = shop.run_program("consumers", "list")
+        said = "the consumer billing goes on as it was; the file asks for mode: fifo, which cannot be done"
+        for shown in (listed, shop.run_program("lag"), shop.run_program("status")):
+            text = " ".join((shown.stdout + shown.stderr).split())
+            assert said in text and "does not work" not in text and "(faulty)" not in text, text
+        assert "billing (as before)" in listed.stdout
+        assert "it goes on as it was" in shop.log()

@@ -12,18 +12,17 @@ from contextlib import contextmanager, suppress
 from cdcbridge import event_trigger, plugins, publications, source
 from cdcbridge.check import problems
 from cdcbridge.config import Config
-from cdcbridge.database import connect_source, source_errors
+from cdcbridge.database import Connection, connect_source, connect_store, source_errors
 from cdcbridge.errors import NotLeader, OperatorNeeded, StoreUnavailable, UsageError
 from cdcbridge.gap import leave_gap
 from cdcbridge.history import compare_history
 from cdcbridge.lag import stored_slot
 from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
-from cdcbridge.other_stores import slot_problems
-from cdcbridge.pooled import connect_for_calls
+from cdcbridge.other_stores import OWNER_UNKNOWN, slot_problems
 from cdcbridge.problem import refuse
 from cdcbridge.replication import ReplicationStream
-from cdcbridge.store import History, Store
+from cdcbridge.store import History, Store, log_end
 
 
 def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
@@ -70,11 +69,26 @@ def drop_slot(config: Config) -> None:
             raise UsageError(f"there is no slot {name!r}")
         with (
             suppress(StoreUnavailable),
-            connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge cli") as store,
+            connect_store(config.store_dsn, config.store.schema_, "cdcbridge cli") as store,
         ):
-            refuse(list(slot_problems(config, connection, store, begun=stored_slot(config) == name)))
+            _refuse_slot_of_others(config, connection, store)
         with source_errors():
             connection.execute("select pg_drop_replication_slot(%s)", (name,))
+
+
+def _refuse_slot_of_others(config: Config, connection: Connection, store: Connection) -> None:
+    """Raises CheckFailed where the slot is another store's. For example, that one made it anew.
+
+    A lost slot has nothing left for anybody.
+    """
+    name = config.source.slot
+    for slot in source.slots(connection, name):
+        if slot.wal_status == "lost":
+            continue
+        begun = stored_slot(config) == name
+        meets = begun and (slot.confirmed_flush_lsn or 0) <= log_end(store)
+        found = slot_problems(config, connection, store, begun=meets)
+        refuse([problem for problem in found if not (begun and problem.code == OWNER_UNKNOWN)])
 
 
 def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]:
@@ -88,6 +102,7 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
         timeline, branch = _same_source(config, history)
         with connect_source(config.source_dsn, "cdcbridge cli") as connection:
             exists = bool(source.slots(connection, config.source.slot))
+            _refuse_slot_of_others(config, connection, store.connection)
         if exists:
             drop_slot(config)
         lsn = source.create_slot(
@@ -117,6 +132,7 @@ def skip(config: Config, target: int) -> tuple[int, int]:
         if target <= end:
             raise UsageError(f"the store ends at {format_lsn(end)}: {format_lsn(target)} is not ahead of it")
         with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+            _refuse_slot_of_others(config, connection, store.connection)
             current = source.current_lsn(connection)
         if target > current:
             raise UsageError(f"the source's WAL ends at {format_lsn(current)}: {format_lsn(target)} is beyond it")

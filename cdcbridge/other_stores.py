@@ -21,6 +21,7 @@ from cdcbridge.database import Connection, server_errors
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.problem import Problem
 
+OWNER_UNKNOWN: Final = "slot_owner_unknown"  # the code of the problem: a store that may own the slot is not readable
 _LOCK_TIMEOUT: Final = "2s"  # a migration or an uninstallation of the other store holds its tables
 _STORES: Final = """
     select c.system_identifier::text || '/' || d.oid || '/' || n.oid, n.nspname::text, d.datname::text,
@@ -153,7 +154,7 @@ def slot_problems(config: Config, connection: Connection, store: Connection, *, 
             elif other.slot is None:
                 message = f"the slot {name} may belong to {other}: this role may not read it"
                 fix = f"{other.grant} -- as its owner; or set source.slot to another name for a new store"
-                yield Problem("slot_of_other_store", "error", name, message, fix)
+                yield Problem(OWNER_UNKNOWN, "error", name, message, fix)
             else:
                 message = f"the slot {name} belongs to {other}: what this store would read is lost to that one"
                 fix = f"Set source.slot to another name for this store, or {back}."

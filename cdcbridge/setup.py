@@ -119,15 +119,7 @@ def prepare(
         on_standby = source.in_recovery(connection)
         _, timeline, _, _ = stream.identify()
         identity = source.identify(connection)
-        history = store.history()
-        if history is not None:
-            compare_history(history, identity, config.source.slot)
-            store.set_database(identity.database, identity.database_oid)
-        found = source.slots(connection, config.source.slot)
-        refuse_lost(config.source.slot, found, begun=history is not None)
-        if found and history is not None and history.timeline == timeline:
-            # Before the checks, which find it too: it is for an operator. On a new timeline the store's end may move.
-            _compare_ends(config, connection, store, found[0].confirmed_flush_lsn or 0, on_standby=on_standby)
+        history = _fitting_history(config, connection, store, identity, timeline, on_standby=on_standby)
         plugin = _plugin(config, connection, history)
         choice = accept(config, connection, store, plugin, begun=history is not None, again=learned.again)
         config = choice.config
@@ -166,10 +158,23 @@ def prepare(
     return ready
 
 
-def _compare_ends(config: Config, connection: Connection, store: Store, slot_lsn: int, *, on_standby: bool) -> None:
-    """Raises OperatorNeeded where the slot, the store and the WAL do not meet."""
-    stored = store.tail().end_lsn  # before the WAL's end, which moves
-    compare_ends(config.source.slot, stored, slot_lsn, source.current_lsn(connection), on_standby=on_standby)
+def _fitting_history(
+    config: Config, connection: Connection, store: Store, identity: source.Identity, timeline: int, *, on_standby: bool
+) -> History | None:
+    """The store's history, None before the first start. Raises OperatorNeeded where it does not fit source and slot."""
+    name = config.source.slot
+    history = store.history()
+    if history is not None:
+        compare_history(history, identity, name)
+        store.set_database(identity.database, identity.database_oid)
+    found = source.slots(connection, name)
+    refuse_lost(name, found, begun=history is not None)
+    if found and history is not None and history.timeline == timeline:
+        # Before the checks, which find it too: it is for an operator. On a new timeline the store's end may move.
+        stored = store.tail().end_lsn  # before the WAL's end, which moves
+        wal_end = source.current_lsn(connection)
+        compare_ends(name, stored, found[0].confirmed_flush_lsn or 0, wal_end, on_standby=on_standby)
+    return history
 
 
 def _tell_losses(

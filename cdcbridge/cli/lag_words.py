@@ -25,6 +25,8 @@ def headline(found: Lag) -> str:
     for slot in found.slots:
         if slot.active or slot.wal_status == "lost":
             continue
+        if found.store_error:
+            return f"no bridge reads the slot {slot.name}: none is running, or it cannot reach the store either"
         if slot.inactive_seconds is None:
             return "no bridge is running: start it with `cdcbridge run`"
         # Before PostgreSQL 17 the server does not tell, and the time is that since the last append.

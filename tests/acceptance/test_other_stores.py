@@ -112,8 +112,8 @@ def test_a_store_that_this_role_may_not_read_may_be_the_owner(stopped: World) ->
     try:
         found = problems(stopped)
         stopped.user = "postgres"
-        assert "this role may not read it" in found["slot_of_other_store"]["message"]
-        granted = found["slot_of_other_store"]["fix"]
+        assert "this role may not read it" in found["slot_owner_unknown"]["message"]
+        granted = found["slot_owner_unknown"]["fix"]
         assert granted.startswith("grant usage on schema cdcbridge to "), granted
         stopped.execute(granted.partition(" -- ")[0])
         stopped.user = role
@@ -136,6 +136,16 @@ def test_a_store_that_has_ended_does_not_hinder(stopped: World) -> None:
     assert problems(stopped) == {}
     stopped.schema = "cdcbridge"
     assert "slot_beyond_store" in problems(stopped)
+    now = slot(stopped)
+    for command in (("drop", "--yes"), ("recreate", "--yes"), ("skip", "--yes", "--to", now[0])):
+        refused = run(stopped, "slot", *command)
+        assert refused.returncode == 2, (command, refused)
+        assert "belongs to the store in the schema cdc3" in " ".join(refused.stderr.split()), (command, refused)
+    assert slot(stopped) == now
+    stopped.schema = "cdc3"
+    with stopped.bridge():
+        stopped.execute("insert into t values (4)")
+        stopped.messages(2)
 
 
 def test_the_store_of_another_source_does_not_hinder(stopped: World) -> None:

@@ -58,6 +58,11 @@ def test_a_store_that_refuses_is_unknown(streaming: World) -> None:
     assert "store schema cdcbridge, unknown: it cannot be read" in result.stdout
     assert "not there yet" not in result.stdout and "no bridge is running" not in result.stdout
     assert "active, wal_status reserved" in result.stdout
+    (process,) = streaming._processes
+    process.kill()
+    process.wait()
+    eventually(lambda: not streaming.active(), "the slot is free")
+    assert run(streaming, "lag").stdout.startswith(f"no bridge reads the slot {streaming.slot}: none is running, or it")
     assert json.loads(run(streaming, "status", "--json").stdout)["store_version"] is None
 
 

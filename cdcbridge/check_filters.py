@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from cdcbridge.check_columns import near_column, no_such_column, topics_of
+from cdcbridge.check_documents import failing_documents
 from cdcbridge.comparisons import Comparison, Literal, comparisons
 from cdcbridge.config import Consumer
 from cdcbridge.filters import Filter, FilterError
@@ -21,6 +22,7 @@ from cdcbridge.tables import Column, Table
 _OPS: Final = (*OPERATIONS, "read")
 _TEXTS: Final = ("x", "", "1", "1.5", "true", "2026-01-01T00:00:00Z", "1h", "a@b.c")
 _UNKNOWN: Final = "any"  # the kind of a column that may hold any JSON
+_JSON: Final = frozenset({"json", "jsonb"})
 _NO_MATCH: Final = ("No such overload", "no such field", "Undefined variable or function")
 
 
@@ -129,6 +131,36 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
             said = f"the filter fails where {column.name} of {table.topic} is null, and the row becomes a dead letter"
             fix = f"Write `record.{column.name} != null && …`, or declare the column not null."
             yield _problem(consumer, "filter_null", table.topic, f"{said}: {text}", fix, "warning")
+    yield from _documents(consumer, compiled, table, typical)
+
+
+def _documents(consumer: Consumer, compiled: Filter, table: Table, typical: dict[str, Any]) -> Iterator[Problem]:
+    """Judge the filter by documents in json columns: null, {}, [], and members that are null."""
+    literals = [literal.value for one in comparisons(compiled.source) for literal in one.literals]
+    # Each part of an expression is reached by one row or the other: `false && …` reads nothing.
+    rows = [typical, _matching(typical, compiled)]
+    for column in table.columns:
+        if column.generated or column.name not in compiled.columns or column.type not in _JSON:
+            continue
+
+        def fails(source: str, document: Any, name: str = column.name) -> bool:
+            return any(_result(Filter(source), table, "insert", {**row, name: document})[0] == "fails" for row in rows)
+
+        bad = failing_documents(compiled.source, column.name, nullable=column.nullable, literals=literals, fails=fails)
+        if bad is not None:
+            shown = " or ".join(
+                [", ".join(bad.documents[:-1]), bad.documents[-1]] if bad.documents[1:] else bad.documents
+            )
+            said = (
+                f"the filter fails where {column.name} of {table.topic} is {shown}, and the row becomes a dead letter"
+            )
+            yield _problem(consumer, "filter_null", table.topic, said, bad.fix, "warning")
+
+
+def _matching(typical: dict[str, Any], compiled: Filter) -> dict[str, Any]:
+    """The row with the first literal that each column is compared with."""
+    found = {one.member: one.literals[0].value for one in comparisons(compiled.source) if one.variable == "record"}
+    return {**typical, **{name: value for name, value in found.items() if name in typical}}
 
 
 def _mend(compiled: Filter, columns: Sequence[Column]) -> str:

@@ -33,7 +33,7 @@ def syntax_words(source: str, tokens: Sequence[str], error: str) -> str:
         return said
     found = _SYNTAX.search(error)
     if found is None:
-        return f"the filter is no CEL: {error.splitlines()[0]}"
+        return (error.splitlines() or ["unknown"])[0]
     line, column, text = int(found[1]), int(found[2]), _EXPECTING.sub("", found[3])
     lines = source.splitlines() or [""]
     rest = lines[min(line, len(lines)) - 1][column - 1 :].split(" ")[0]
@@ -42,7 +42,7 @@ def syntax_words(source: str, tokens: Sequence[str], error: str) -> str:
         return "the filter is empty: write for example record.status == 'paid'"
     if "<EOF>" in text or not rest:
         return f"the filter ends too early, at {place}: something is missing after {source.rstrip()[-20:]!r}"
-    return f"the filter is no CEL from {place} on: {rest!r} is not expected there ({text})"
+    return f"{rest!r} is not expected at {place} ({text})"
 
 
 def variable_words(name: str, known: Sequence[str]) -> str:

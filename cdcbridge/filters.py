@@ -90,7 +90,8 @@ class Filter:
 
         `environment` has a value for each of VARIABLES. Raises FilterError.
         """
-        self._refuse_unreadable(environment)
+        if type(environment["record"]) is PartialRow or type(environment["old"]) is PartialRow:
+            self._refuse_unreadable(environment)
         missing = self._missing(environment, unchanged)
         try:
             result = self._program.execute(environment)

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import orjson
 import psycopg
+from psycopg import sql
 
 from cdcbridge import shapes
 from cdcbridge.check_sessions import refuse_row_security
@@ -33,13 +35,14 @@ _XIDS: Final = 1 << 32
 _HALF: Final = 1 << 31
 _POLL: Final = 0.05
 _NO_KEY: Final = -1  # in place of a bucket
+NAMED: Final = 20  # keys that are named to people
 _AT_ONCE: Final = 1000  # rows fetched from either side
 
 
 @dataclass(slots=True, frozen=True)
 class Verified:
     """What was compared. `missing`: keys that the table has and the log has not; `extra`: the other way round;
-    `different`: in both, with other values. `notes`: what could not be compared, and why.
+    `different`: in both, with other values. `notes`: what could not be compared, and why. `key`: the key's columns.
     """
 
     table: str
@@ -48,6 +51,22 @@ class Verified:
     extra: tuple[str, ...]
     different: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    key: tuple[str, ...] = ()
+
+    @property
+    def deletion(self) -> str:
+        """The SQL that deletes the first `extra` keys from a copy of the table, for people to check and run."""
+        schema, _, name = self.table.partition(".")
+        one = len(self.key) == 1
+        columns = sql.SQL(", ").join(map(sql.Identifier, self.key))
+        rows = [sql.SQL(", ").join(map(sql.Literal, [key] if one else orjson.loads(key))) for key in self.extra[:NAMED]]
+        if not one:
+            columns, *rows = (sql.SQL("({})").format(values) for values in (columns, *rows))
+        return (
+            sql.SQL("delete from {} where {} in ({});")
+            .format(sql.Identifier(schema, name), columns, sql.SQL(", ").join(rows))
+            .as_string()
+        )
 
     @property
     def ok(self) -> bool:
@@ -126,6 +145,7 @@ def _compare(
         tuple(found.extra),
         tuple(found.different),
         found.notes(keyless=keyless),
+        tuple(column.name for column in shape.key),
     )
 
 

@@ -29,7 +29,6 @@ from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
 
 _UNFINISHED = ("waiting", "running", "paused")
-_NAMED = 20  # keys that are named to people
 
 
 @click.group()
@@ -204,10 +203,29 @@ def verify(app: App, table: str, wait: float, as_json: bool) -> int:
         ("different", found.different),
     ):
         if keys:
-            more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-            click.echo(f"{what}: {len(keys)}: {', '.join(keys[:_NAMED])}{more}")
-    say(f"{table}: {found.rows} rows; rows older than the log come by `cdcbridge backfill start CONSUMER {table}`")
+            more = f" and {len(keys) - verifying.NAMED} more" if len(keys) > verifying.NAMED else ""
+            click.echo(f"{what}: {len(keys)}: {', '.join(keys[: verifying.NAMED])}{more}")
+    say(f"{table}: {found.rows} rows")
+    if found.missing or found.different:
+        say(
+            f"Rows that are older than the log, or that changed in a gap, come by"
+            f" `cdcbridge backfill start CONSUMER {table}`."
+        )
+    if found.extra:
+        _say_extra(found)
     return 2
+
+
+def _say_extra(found: verifying.Verified) -> None:
+    """Rows that were deleted while no slot kept the WAL: no message says so, and a backfill reads what is there."""
+    say(
+        "Keys that are in the log, and not in the table, were deleted in a gap, and copies still have them. A backfill"
+        " does not repair that."
+    )
+    say(f"They are, as a statement for a copy of the table:\n    {found.deletion}")
+    if len(found.extra) > verifying.NAMED:
+        say(f"These are the first {verifying.NAMED}; `cdcbridge verify {found.table} --json` lists all as `extra`.")
+    say('docs/OPERATIONS.md, "Deletes in a gap", says how to tell every consumer, and how to mend one copy by hand.')
 
 
 COMMANDS = (backfill, verify)

@@ -22,18 +22,24 @@ end $$;
 create or replace function dead_to_compare(consumer text, ids bigint[])
 returns table (id bigint, topic text, key text, data text, commit_lsn text, ordinal int, xid bigint, log_key text, old_key text,
                identity jsonb)
-language plpgsql volatile security definer set search_path from current set jit = off as $$
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
     c consumers := queue_named(consumer);
 begin
     return query
-        select d.id, d.topic, d.key, d.data::text, d.commit_lsn::text, d.ordinal, m.xid, m.key, m.old_key,
-               (select e.value -> 'identity' from source s cross join lateral jsonb_each(s.catalog) e
-                where c.config ->> 'on_leave' = 'delete' and e.value ->> 'topic' = d.topic
-                -- the table's own entry rather than a partition's
-                order by regexp_replace(e.key, '/', '.') = d.topic desc limit 1)
-        from dead_messages d left join messages m on m.seq = d.seq
+        with topics as materialized (
+            select t.topic,
+                   (select e.value -> 'identity' from source s cross join lateral jsonb_each(s.catalog) e
+                    where c.config ->> 'on_leave' = 'delete' and e.value ->> 'topic' = t.topic
+                    -- the table's own entry rather than a partition's
+                    order by regexp_replace(e.key, '/', '.') = t.topic desc limit 1) as identity
+            from (select distinct d.topic from dead_messages d where d.consumer_id = c.id and d.id = any ($2)) t)
+        select d.id, d.topic, d.key, d.data::text, d.commit_lsn::text, d.ordinal, m.xid, m.key, m.old_key, t.identity
+        from dead_messages d
+        join topics t on t.topic = d.topic
+        left join messages m on m.seq = d.seq
         where d.consumer_id = c.id and d.id = any ($2)
         order by d.seq, d.id;
 end $$;
@@ -49,6 +55,7 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 declare
     c consumers := queue_named(consumer);
     chosen bigint[];
+    back bigint[];
 begin
     select coalesce(array_agg(d.id), '{}') into chosen
     from (select d.id from dead_messages d where d.consumer_id = c.id and d.id = any (wanted || unwanted || left_ids)
@@ -62,5 +69,6 @@ begin
           -- One that stays a dead letter, because its message waits or is in flight, stays as it is.
           and not exists (select from consumer_messages u where u.consumer_id = c.id and u.seq = d.seq);
     end if;
-    redriven := bring_back(c, array(select i from unnest(chosen) i where i = any (wanted || left_ids)));
+    back := array(select i from unnest(chosen) i where i = any (wanted || left_ids));
+    redriven := case when back = '{}' then 0 else bring_back(c, back) end;
 end $$;

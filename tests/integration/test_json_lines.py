@@ -123,30 +123,43 @@ def test_a_stream_reads_on_and_compaction_goes_on(world15: World) -> None:
 def test_filters_make_dead_letters_and_replays_and_new_consumers_go_on(world: World) -> None:
     world.execute("create table t (id int primary key, j json)")
     world.execute("alter table t replica identity full")
-    world.consumer(filter="record.id >= 0")
+    reading = "record.id >= 0 && has(record.j)"
+    world.consumer(filter=reading)
     world.consumer("plain")
+    world.consumer("id_only", filter="record.id >= 0")
     with world.bridge():
         world.execute("insert into t values (-1, '1')")
         insert(world)
         arrived(world, 1 + len(DOCUMENTS))
         before = world.value("select count(*) from dead_messages where reason like 'filter_error: %%'")
         assert 0 < before < len(DOCUMENTS)
-        world.consumer("late", start="earliest", filter="record.id >= 0")
+        assert world.value(
+            "select count(*) from consumer_messages where consumer_id = (consumer_named('id_only')).id"
+        ) == len(DOCUMENTS), "a filter that does not read the document does not fail on it"
+        world.consumer("late", start="earliest", filter=reading)
+        world.consumer("late_id_only", start="earliest", filter="record.id >= 0")
         world.consumer("keyed", start="earliest", key=["j"], mode="fifo")
         world.run_program("consumers", "apply")
-        eventually(lambda: world.value("select count(*) from consumers") == 4, "they are there")
-        for name in ("late", "keyed"):
+        eventually(lambda: world.value("select count(*) from consumers") == 6, "they are there")
+        for name in ("late", "keyed", "late_id_only"):
             ids = world.value(
                 "select count(*) from consumer_messages where consumer_id = (consumer_named(%s)).id", name
             )
             dead = world.value("select count(*) from dead_messages where consumer_id = (consumer_named(%s)).id", name)
+            assert dead == (before if name == "late" else dead if name == "keyed" else 0)
             assert ids + dead == len(DOCUMENTS) + (name == "keyed"), (name, ids, dead)
         assert program(world, "receive", "keyed", "--ack", "-n", "100").count(b"\n") > 0
         replayed = json.loads(program(world, "consumers", "replay", "keyed", "--from", "earliest"))
         assert replayed["replayed"] > 0
         redriven = json.loads(program(world, "dead", "redrive", "late"))
-        assert redriven == {"redriven": before}
-    shown = program(world, "dead", "show", "c", *[str(i) for (i,) in world.rows("select id from dead_messages")])
+        assert redriven == {"redriven": 0, "not_wanted": 0, "undecidable": before}
+        ids = [
+            str(i)
+            for (i,) in world.rows("select id from dead_messages where consumer_id = (consumer_named('late')).id")
+        ]
+        assert json.loads(program(world, "dead", "redrive", "late", *ids)) == {"redriven": before}
+    ids = [str(i) for (i,) in world.rows("select id from dead_messages where consumer_id = (consumer_named('c')).id")]
+    shown = program(world, "dead", "show", "c", *ids)
     assert shown.count(b"\n") == before
 
 

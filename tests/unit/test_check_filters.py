@@ -42,8 +42,9 @@ def found(source: str, *tables: Table, **settings: Any) -> list[Problem]:
 @pytest.mark.parametrize("source", [
     "record.status == 'paid'", "'paid' == record.status", "record.id > 5 && op != 'delete'", "record['status'] in ['a', 'b']",
     "op == 'read' || op in ['insert', 'update']", "record.tags != null && size(record.tags) > 0", "record.amount == null",
-    "record.amount != null && record.amount >= 9.5", "record.state == 'paid'", "record.paid == true", "record.extra.a == 1",
-    "record.extra == 'x'", "record.extra.b.c == 1", "timestamp(record.at) > timestamp('2025-01-01T00:00:00Z')", "int(record.status) > 5",
+    "record.amount != null && record.amount >= 9.5", "record.state == 'paid'", "record.paid == true",
+    "record.extra == 'x'", "record.extra != null", "type(record.extra) == type({}) && has(record.extra.a) && record.extra.a == 1",
+    "type(record.extra) == type([]) && size(record.extra) > 0", "timestamp(record.at) > timestamp('2025-01-01T00:00:00Z')", "int(record.status) > 5",
     "record.status.startsWith('p')", "record.tags == null || record.tags.exists(t, t == 'x')", "record.code == 'ab   '", "true", "record.id + 1 == 2",
     "record.status + 'x' == 'px'", "old != null && old.status != record.status", "topic == 'public.orders'", "record.id == -1",
     "record.status.matches('^p') ? op == 'insert' : false", "string(record.id) == '5'", "'#' == record.status + '#'",
@@ -97,6 +98,37 @@ def test_what_cannot_work_is_an_error(source: str, code: str, said: str) -> None
 def test_what_may_be_meant_is_a_warning(source: str, code: str) -> None:
     (problem,) = found(source)
     assert (problem.code, problem.severity) == (code, "warning")
+
+
+@pytest.mark.parametrize(("source", "fails_on", "fix"), [
+    ("record.extra.vip == true", "null, {} or []", "type(record.extra) == type({}) && has(record.extra.vip) && record.extra.vip == true"),
+    ("record.extra['v-p'] == 'x'", "null, {} or []", "type(record.extra) == type({}) && 'v-p' in record.extra && record.extra['v-p'] == 'x'"),
+    ("record.extra.b.c == 1", "null, {} or []",
+     "type(record.extra) == type({}) && has(record.extra.b) && type(record.extra.b) == type({}) && has(record.extra.b.c) && record.extra.b.c == 1"),
+    ("record.extra.n > 5", 'null, {}, [] or {"n": null}',
+     "type(record.extra) == type({}) && has(record.extra.n) && record.extra.n != null && record.extra.n > 5"),
+    ("has(record.extra.vip) && record.extra.vip", 'null, [] or {"vip": null}',
+     "type(record.extra) == type({}) && has(record.extra.vip) && record.extra.vip != null && has(record.extra.vip) && record.extra.vip"),
+    ("record.status == 'paid' && record.extra.vip == true", "null, {} or []",
+     "type(record.extra) == type({}) && has(record.extra.vip) && record.status == 'paid' && record.extra.vip == true"),
+    ("record.status == 'paid' || record.extra.vip == true", "null, {} or []",
+     "(type(record.extra) == type({}) && has(record.extra.vip) && record.extra.vip == …)"),
+    ("record.extra.tags.exists(t, t == 'x')", 'null, {}, [] or {"tags": null}', "has(record.extra.tags)"),
+    ("record.extra[0] == 'x'", "null, {} or []", "record.extra != null && …"),
+])  # fmt: skip
+def test_documents_that_a_filter_fails_on_are_warned_of(source: str, fails_on: str, fix: str) -> None:
+    (problem,) = found(source)
+    assert (problem.code, problem.severity) == ("filter_null", "warning")
+    assert f"extra of public.orders is {fails_on}, and the row becomes a dead letter" in problem.message
+    assert fix in problem.fix
+    if f"`{fix}`" in problem.fix and "…" not in fix:
+        assert found(fix) == [], "what the fix says gives no warning itself"
+
+
+def test_a_document_that_is_never_null_may_still_be_empty() -> None:
+    orders = table("orders", COLUMNS[0], Column("extra", "", False, "jsonb", "any", nullable=False))
+    (problem,) = found("record.extra.vip == true", orders)
+    assert "is {} or [], and" in problem.message
 
 
 def test_a_table_that_lacks_the_column_loses_every_row() -> None:

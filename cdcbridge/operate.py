@@ -13,7 +13,7 @@ from cdcbridge import event_trigger, plugins, publications, source
 from cdcbridge.check import problems
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source, source_errors
-from cdcbridge.errors import NotLeader, OperatorNeeded, UsageError
+from cdcbridge.errors import NotLeader, OperatorNeeded, SourceUnavailable, UsageError
 from cdcbridge.gap import leave_gap
 from cdcbridge.history import compare_history
 from cdcbridge.lag import stored_slot
@@ -58,13 +58,18 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
 
 
 def drop_slot(config: Config) -> None:
-    """Drop the slot. Raises UsageError where there is none, SourceUnavailable while it is in use."""
+    """Drop the slot. Raises UsageError where there is none, NotLeader while it is in use."""
     name = config.source.slot
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
         if not source.slots(connection, name):
-            raise UsageError(f"there is no slot {name!r}")
-        with source_errors():
-            connection.execute("select pg_drop_replication_slot(%s)", (name,))
+            raise UsageError(f"there is no slot {name!r}", hint="`cdcbridge slot list` shows those that there are.")
+        source.refuse_in_use(connection, name)
+        try:
+            with source_errors():
+                connection.execute("select pg_drop_replication_slot(%s)", (name,))
+        except SourceUnavailable:
+            source.refuse_in_use(connection, name)  # somebody has begun to read it meanwhile
+            raise
 
 
 def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]:
@@ -78,6 +83,7 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
         timeline, branch = _same_source(config, history)
         with connect_source(config.source_dsn, "cdcbridge cli") as connection:
             exists = bool(source.slots(connection, config.source.slot))
+            source.refuse_in_use(connection, config.source.slot)
         if exists:
             drop_slot(config)
         lsn = source.create_slot(

@@ -163,11 +163,7 @@ def _slot(config: Config, origin: Connection, plan: Plan) -> None:
         if slot.database != origin.info.dbname:
             plan.kept.append(f"slot {name}: it belongs to the database {slot.database}")
             continue
-        if slot.active_pid is not None:
-            raise NotLeader(
-                f"the slot {name} is in use by pid {slot.active_pid}: a bridge is running",
-                hint="Stop it first. `cdcbridge slot list` shows who reads which slot.",
-            )
+        source.refuse_in_use(origin, name)
 
         def drop() -> None:
             with source_errors():

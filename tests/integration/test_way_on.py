@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -257,3 +259,39 @@ def test_a_database_that_was_created_again_under_its_name_is_another_source(worl
         error = world.bridge_error()
         assert isinstance(error, CdcbridgeError) and error.exit_code == 3
         assert "created again" in str(error)
+
+
+def test_commands_that_would_drop_a_slot_in_use_say_who_reads_it(world15: World) -> None:
+    world15.execute("create table t (id int primary key)")
+    world15.consumer()
+    with world15.bridge():
+        pid = world15.sql.execute(
+            "select active_pid from pg_replication_slots where slot_name = %s", (world15.slot,)
+        ).fetchone()
+        assert pid
+        dropped = world15.run_program("slot", "drop", "--yes")
+        assert dropped.returncode == 1
+        assert f"the slot {world15.slot} is in use by pid {pid[0]} (cdcbridge" in dropped.stderr
+        assert "a bridge is running" in dropped.stderr and "hint: Stop it first." in dropped.stderr
+    with reading(world15) as other:
+        for command in ("drop", "recreate"):
+            refused = world15.run_program("slot", command, "--yes")
+            assert refused.returncode == 1 and f"in use by pid {other} (" in refused.stderr, refused.stderr
+            assert "another client reads it" in refused.stderr and "Stop it first" in refused.stderr
+        refused = world15.run_program("uninstall", "--yes")
+        assert refused.returncode == 1 and "another client reads it" in refused.stderr
+    assert world15.run_program("slot", "drop", "--yes").returncode == 0
+
+
+@contextlib.contextmanager
+def reading(world: World) -> Iterator[int]:
+    """Another client streams from the slot; its pid."""
+    command = [str(world.server.binaries / "pg_recvlogical"), "-d", world.dsn, "--slot", world.slot, "--start", "-f", "-",
+               "-o", "format-version=2"]  # fmt: skip
+    query = "select active_pid from pg_replication_slots where slot_name = %s and active"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield eventually(lambda: world.sql.execute(query, (world.slot,)).fetchone())[0]
+        finally:
+            process.terminate()
+    eventually(lambda: not world.sql.execute(query, (world.slot,)).fetchone(), "the slot is free")

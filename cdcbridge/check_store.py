@@ -117,7 +117,8 @@ def history_problems(config: Config, connection: Connection, store: Connection) 
             "error",
             config.source.slot,
             f"the store holds the changes of the slot {row[0]}: one store serves one source",
-            f"Set source.slot back to {row[0]}, or store.schema to another name.",
+            f"Set source.slot back to {row[0]}. A second slot needs a store of its own, in another store.schema:"
+            ' docs/OPERATIONS.md, "Changing source.plugin".',
         )
     elif not source.slots(connection, row[0]):
         yield Problem(

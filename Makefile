@@ -75,8 +75,9 @@ format: $(BIN)/.installed ## let ruff format everything
 	$(BIN)/ruff format
 
 .PHONY: docs
-docs: $(BIN)/.installed ## write docs/CLI.md anew from the program
+docs: $(BIN)/.installed ## write docs/CLI.md and docs/CONFIGURATION.md anew from the program
 	$(BIN)/python -m tests.cli_reference > docs/CLI.md
+	$(BIN)/python -m tests.config_reference > docs/CONFIGURATION.md
 
 .PHONY: client
 client: $(BIN)/.installed ## write the synchronous client anew from the asynchronous one

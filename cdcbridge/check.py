@@ -166,7 +166,8 @@ def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Probl
             "error",
             name,
             f"the slot {name} was made for {slot.plugin}; source.plugin is {plugin}",
-            f"Set source.plugin to {slot.plugin}, or source.slot to another name.",
+            f"Set source.plugin to {slot.plugin}. The way to {plugin} is a second slot and a second store:"
+            ' docs/OPERATIONS.md, "Changing source.plugin".',
         )
     try:
         refuse_lost(name, existing, begun=False)

@@ -12,6 +12,7 @@ from cdcbridge.check_filters import filter_problems
 from cdcbridge.check_identity import identity_fix, identity_problems, identity_trouble
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection
+from cdcbridge.no_table import nearest
 from cdcbridge.patterns import is_name, left_out, matches, take, taken, whole
 from cdcbridge.problem import Problem
 from cdcbridge.tables import Table, dotted_schemas, find_tables, tables_of
@@ -63,7 +64,7 @@ def _pattern(
                 "table_missing",
                 "error",
                 pattern,
-                f"consumer {consumer.name}: there is no table {pattern}",
+                f"consumer {consumer.name}: there is no table {pattern}{nearest(connection, pattern)}",
                 "Create it, or mend the consumer's tables. Names are as in pg_class, without quotes; a schema's name"
                 " ends at the first dot.",
             )

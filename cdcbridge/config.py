@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -22,47 +20,146 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from cdcbridge.config_consumer import Consumer, Model
 from cdcbridge.config_errors import describe
 from cdcbridge.config_file import checked_text, read
 from cdcbridge.errors import ConfigError
-from cdcbridge.filters import Filter, refuse_on_leave
-from cdcbridge.patterns import refuse_bad_patterns
-from cdcbridge.route import OPERATIONS
 from cdcbridge.units import Duration, Size, format_duration
 
-Operation = Literal["insert", "update", "delete", "truncate"]
+__all__ = ["Config", "Consumer", "Http", "Log", "Source", "Store", "load"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Source(_Model):
+class Source(Model):
     """The database whose changes are read."""
 
-    dsn: SecretStr
-    name: Annotated[str, Field(min_length=1)] | None = None  # in metrics; None: its host and database
-    read_dsn: SecretStr | None = None  # where backfills read rows: a standby will do
-    slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] = "cdcbridge"
-    plugin: Literal["auto", "pgoutput", "wal2json"] = "auto"
-    publication: Annotated[str, Field(pattern=_IDENTIFIER)] = "cdcbridge"
-    heartbeat_interval: Duration = 10.0
-    max_retained_wal: Size = 10 << 30
-    max_slot_inactive: Duration = 300.0
-    failover: Literal["auto"] | bool = "auto"
-    event_trigger: bool = False  # tables that are created later without a key get REPLICA IDENTITY FULL
+    dsn: Annotated[
+        SecretStr,
+        Field(
+            description="The database whose changes are read. Required. A password comes best from a variable.",
+            examples=["${DATABASE_URL}"],
+        ),
+    ]
+    name: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        Field(
+            description="What metrics and alarms call this source. Without it, its host and database.",
+            examples=["shop"],
+        ),
+    ] = None
+    read_dsn: Annotated[
+        SecretStr | None,
+        Field(
+            description="The database that backfills read rows from, for example a standby. Without it, `dsn`.",
+            examples=["${STANDBY_URL}"],
+        ),
+    ] = None
+    slot: Annotated[
+        str,
+        Field(pattern=r"^[a-z0-9_]{1,63}$"),
+        Field(description="The replication slot. The first `run` creates it.", examples=["cdcbridge"]),
+    ] = "cdcbridge"
+    plugin: Annotated[
+        Literal["auto", "pgoutput", "wal2json"],
+        Field(
+            description="The output plugin of the slot. With `auto` an existing slot decides. A new one gets "
+            "wal2json where that is recent enough and the database is UTF8, and pgoutput otherwise.",
+            examples=["pgoutput"],
+        ),
+    ] = "auto"
+    publication: Annotated[
+        str,
+        Field(pattern=_IDENTIFIER),
+        Field(
+            description="The publication, for pgoutput only. `run` keeps it in step with the consumers' tables.",
+            examples=["cdcbridge"],
+        ),
+    ] = "cdcbridge"
+    heartbeat_interval: Annotated[
+        Duration,
+        Field(
+            description="How often the bridge writes a small message into the WAL, so that the slot advances while "
+            "only other databases write.",
+            examples=["10s"],
+        ),
+    ] = 10.0
+    max_retained_wal: Annotated[
+        Size, Field(description="An alarm begins when the slot retains more WAL than this.", examples=["10GB"])
+    ] = 10 << 30
+    max_slot_inactive: Annotated[
+        Duration,
+        Field(description="An alarm begins when nobody has read the slot for longer than this.", examples=["5m"]),
+    ] = 300.0
+    failover: Annotated[
+        Literal["auto"] | bool,
+        Field(
+            description="Whether standbys keep the slot, too (PostgreSQL 17 and newer). With `auto` they do where "
+            "the server can.",
+            examples=["true"],
+        ),
+    ] = "auto"
+    event_trigger: Annotated[
+        bool,
+        Field(
+            description="With true, a table that is created later without a key gets REPLICA IDENTITY FULL. The "
+            "bridge's role must be a superuser.",
+            examples=["true"],
+        ),
+    ] = False
 
 
-class Store(_Model):
+class Store(Model):
     """Where the log and the consumers' rows are kept; `dsn` None: the source."""
 
-    dsn: SecretStr | None = None
-    schema_: Annotated[str, Field(pattern=_IDENTIFIER, alias="schema")] = "cdcbridge"
-    partitions: Annotated[int, Field(ge=1, le=4096)] = 16
-    retention: Annotated[Duration, Field(gt=0)] = 7 * 86400.0
-    retention_bytes: Annotated[Size, Field(gt=0)] | None = None
-    max_retention: Duration = 30 * 86400.0
+    dsn: Annotated[
+        SecretStr | None,
+        Field(
+            description="The database of the log and the queues. It may be on another server. Without it, "
+            "`source.dsn`.",
+            examples=["${STORE_URL}"],
+        ),
+    ] = None
+    schema_: Annotated[
+        str,
+        Field(pattern=_IDENTIFIER, alias="schema"),
+        Field(
+            description="The schema of the log and the queues. One schema serves one source.", examples=["cdcbridge"]
+        ),
+    ] = "cdcbridge"
+    partitions: Annotated[
+        int,
+        Field(ge=1, le=4096),
+        Field(
+            description="How many partitions the log has, for stream consumers. A message's partition is crc32(key)"
+            " % partitions.",
+            examples=["16"],
+        ),
+    ] = 16
+    retention: Annotated[
+        Duration,
+        Field(gt=0),
+        Field(
+            description="Segments of the log that are older than this are dropped once every consumer has finished "
+            "them.",
+            examples=["7d"],
+        ),
+    ] = 7 * 86400.0
+    retention_bytes: Annotated[
+        Annotated[Size, Field(gt=0)] | None,
+        Field(
+            description="The oldest segments are dropped as well while the log is larger than this. Without it, "
+            "size does not matter.",
+            examples=["100GB"],
+        ),
+    ] = None
+    max_retention: Annotated[
+        Duration,
+        Field(
+            description="Messages that are unfinished after this time become dead letters. It cannot be shorter "
+            "than `retention`.",
+            examples=["30d"],
+        ),
+    ] = 30 * 86400.0
 
     @model_validator(mode="after")
     def _max_is_longer(self) -> Self:
@@ -71,17 +168,32 @@ class Store(_Model):
         return self
 
 
-class Log(_Model):
+class Log(Model):
     """The program's own log, on stderr."""
 
-    format: Literal["text", "json"] = "text"
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Annotated[
+        Literal["text", "json"],
+        Field(
+            description="The form of the program's own log on stderr: `text` for people, `json` for programs.",
+            examples=["json"],
+        ),
+    ] = "text"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Field(description="The least important messages that are logged.", examples=["debug"]),
+    ] = "info"
 
 
-class Http(_Model):
+class Http(Model):
     """Where `run` answers /metrics, /live and /ready."""
 
-    listen: Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+):[0-9]{1,5}$")] = "127.0.0.1:9187"
+    listen: Annotated[
+        str,
+        Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+):[0-9]{1,5}$"),
+        Field(
+            description="The address of `run` for /metrics, /live and /ready, as host:port.", examples=["0.0.0.0:9187"]
+        ),
+    ] = "127.0.0.1:9187"
 
     @property
     def address(self) -> tuple[str, int]:
@@ -96,109 +208,6 @@ class Http(_Model):
         return value
 
 
-class RetryDelay(_Model):
-    """The delay of a nack that names none: min(max, initial × factor^(deliver_count − 1))."""
-
-    initial: Duration = 1.0
-    factor: Annotated[float, Field(ge=1, le=100)] = 2.0
-    max: Duration = 600.0
-
-
-class Columns(_Model):
-    """Which columns receivers get: one of the two."""
-
-    include: tuple[str, ...] | None = None
-    exclude: tuple[str, ...] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.include is None) == (self.exclude is None):
-            raise ValueError("give either include or exclude")
-        return self
-
-
-class Consumer(_Model):
-    """One consumer: what it wants, and how it is delivered."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")]
-    mode: Literal["queue", "fifo", "stream"] = "queue"
-    tables: tuple[str, ...] = ()
-    topics: tuple[str, ...] = ()
-    operations: tuple[Operation, ...] = OPERATIONS
-    filter: str | None = None
-    on_leave: Literal["none", "delete"] = "none"  # delete: a row that no longer matches the filter is delivered as one
-    columns: Columns | None = None
-    key: tuple[str, ...] | None = None
-    start: Literal["now", "earliest", "snapshot"] = "now"
-    visibility_timeout: Annotated[Duration, Field(gt=0)] = 30.0
-    max_deliveries: Annotated[int, Field(ge=1, le=10_000)] = 5
-    retry_delay: RetryDelay = RetryDelay()
-    max_in_flight: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    max_message_bytes: Size = 1 << 20
-    role: Annotated[str, Field(min_length=1, max_length=63)] | None = None
-    compact: bool = False
-
-    @field_validator("tables")
-    @classmethod
-    def _table_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        refuse_bad_patterns(value)
-        return value
-
-    @field_validator("topics")
-    @classmethod
-    def _published_topics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for topic in value:
-            if not topic or "." in topic:
-                raise ValueError(f"{topic!r} is not a topic; a published topic has a name without a dot")
-        return value
-
-    @field_validator("operations", "key")
-    @classmethod
-    def _not_empty(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and not value:
-            raise ValueError("must not be empty")
-        return value
-
-    @field_validator("filter")
-    @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                Filter(value)
-            except ValueError as error:
-                raise ValueError(f"not a CEL expression: {str(error).splitlines()[0]}") from None
-        return value
-
-    @model_validator(mode="after")
-    def _wants_something(self) -> Self:
-        if not (self.tables or self.topics):
-            raise ValueError("a consumer needs tables or topics")
-        if self.start == "snapshot" and not self.tables:
-            raise ValueError("start: snapshot reads tables, and there are none; published topics have start: earliest")
-        return self
-
-    @model_validator(mode="after")
-    def _reads_the_log_as_it_is(self) -> Self:
-        given = [name for name in ("filter", "columns", "key") if getattr(self, name) is not None]
-        if self.mode == "stream" and given:
-            raise ValueError(f"a stream reads the log as it is: {' and '.join(given)} cannot be given")
-        return self
-
-    @model_validator(mode="after")
-    def _knows_when_a_row_leaves(self) -> Self:
-        if self.on_leave == "delete":
-            refuse_on_leave(self.mode, self.filter, self.operations)
-        return self
-
-    @model_validator(mode="after")
-    def _compacts_a_state(self) -> Self:
-        if self.compact and self.mode != "stream":
-            raise ValueError(f"compact is for mode stream, which reads the log; {self.mode} gets each message once")
-        if self.compact and set(self.operations) != set(OPERATIONS):
-            raise ValueError(f"compact keeps a table's state, which needs all operations: {', '.join(OPERATIONS)}")
-        return self
-
-
 class Config(BaseSettings):
     """The whole file. `path` is where it was read from."""
 
@@ -211,11 +220,32 @@ class Config(BaseSettings):
         validate_default=False,
     )
 
-    source: Source
-    store: Store = Store()
-    log: Log = Log()
-    http: Http | None = Http()
-    consumers: tuple[Consumer, ...] = ()
+    source: Annotated[
+        Source,
+        Field(
+            description="The database whose changes are read, and its replication slot.",
+            examples=['{dsn: "${DATABASE_URL}"}'],
+        ),
+    ]
+    store: Annotated[
+        Store,
+        Field(description="The database and the schema of the log and the queues.", examples=["{schema: cdcbridge}"]),
+    ] = Store()
+    log: Annotated[Log, Field(description="The program's own log.", examples=["{format: json}"])] = Log()
+    http: Annotated[
+        Http | None,
+        Field(
+            description="The endpoint of `run` for /metrics, /live and /ready. With null there is none.",
+            examples=["{listen: 127.0.0.1:9187}"],
+        ),
+    ] = Http()
+    consumers: Annotated[
+        tuple[Consumer, ...],
+        Field(
+            description="A list of consumers: which messages each one takes, and how they are delivered.",
+            examples=["[{name: billing, tables: [public.orders]}]"],
+        ),
+    ] = ()
     _path: Path = PrivateAttr(default=Path("cdcbridge.yaml"))
 
     @property

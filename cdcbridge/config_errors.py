@@ -114,7 +114,21 @@ def _text(model: type[BaseModel], location: Location, problems: list[Any]) -> st
         return str(problem["msg"]).removeprefix("Value error, ") + _given_after(location, problem)
     if len(problems) > 1:
         return _not_one_of(location, problem, [name for p in problems for name in _allowed(p)])
+    if kinds & {"model_type", "model_attributes_type", "dict_type"}:
+        return _no_mapping(model, location, problem)
     return _single(location, problem)
+
+
+def _no_mapping(model: type[BaseModel], location: Location, problem: Any) -> str:
+    """The words for a value where keys with values belong: an example, and the keys that there are."""
+    known = list(_fields(_annotation(model, location)))
+    parent = _model(_annotation(model, location[:-1])) if location else None
+    fields = parent.model_fields if parent is not None else {}
+    field = next((f for name, f in fields.items() if location and location[-1] in (name, f.alias)), None)
+    example = field.examples[0] if field is not None and field.examples else f"{{{known[0] if known else 'key'}: …}}"
+    given = "nothing" if problem.get("input") is None else _shown(location, problem["input"])
+    keys = f"; its keys: {', '.join(known)}" if known else ""
+    return f"{given} is given; expected keys with values, as in {example}{keys}"
 
 
 def _single(location: Location, problem: Any) -> str:
@@ -152,10 +166,14 @@ def _not_one_of(location: Location, problem: Any, allowed: list[str]) -> str:
 
 
 def _known(model: type[BaseModel], location: Location) -> list[str]:
-    annotation: Any = model
-    for part in location[:-1]:
-        annotation = _element(annotation) if isinstance(part, int) else _fields(annotation).get(str(part))
-    return list(_fields(annotation))
+    return list(_fields(_annotation(model, location[:-1])))
+
+
+def _annotation(model: Any, location: Location) -> Any:
+    """The type of the value at this place."""
+    for part in location:
+        model = _element(model) if isinstance(part, int) else _fields(model).get(str(part))
+    return model
 
 
 def _secret(location: Location) -> bool:

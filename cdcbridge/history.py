@@ -70,7 +70,8 @@ def compare_history(history: History, source: Identity, slot: str) -> None:
         if stored != found:
             raise OperatorNeeded(
                 f"this store holds the changes of another source: its {what} is {stored!r}, the source's is {found!r}",
-                hint=f"Set source.slot back to {stored}, or store.schema to another name."
+                hint=f"Set source.slot back to {stored}. A second slot needs a store of its own, in another"
+                ' store.schema: docs/OPERATIONS.md, "Changing source.plugin".'
                 if what == "slot"
                 else "One store schema serves one source: set store.schema to another name, or correct source.dsn.",
             )

@@ -13,7 +13,7 @@ from cdcbridge import event_trigger, plugins, publications, source
 from cdcbridge.check import problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors
-from cdcbridge.errors import NotLeader, OperatorNeeded, StoreUnavailable, UsageError
+from cdcbridge.errors import NotLeader, OperatorNeeded, SourceUnavailable, StoreUnavailable, UsageError
 from cdcbridge.gap import leave_gap
 from cdcbridge.history import compare_history
 from cdcbridge.lag import stored_slot
@@ -59,21 +59,26 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
 
 
 def drop_slot(config: Config) -> None:
-    """Drop the slot. Raises UsageError where there is none, SourceUnavailable while it is in use.
+    """Drop the slot. Raises UsageError where there is none, NotLeader while it is in use.
 
     Raises CheckFailed where it belongs to another store.
     """
     name = config.source.slot
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
         if not source.slots(connection, name):
-            raise UsageError(f"there is no slot {name!r}")
+            raise UsageError(f"there is no slot {name!r}", hint="`cdcbridge slot list` shows those that there are.")
         with (
             suppress(StoreUnavailable),
             connect_store(config.store_dsn, config.store.schema_, "cdcbridge cli") as store,
         ):
             _refuse_slot_of_others(config, connection, store)
-        with source_errors():
-            connection.execute("select pg_drop_replication_slot(%s)", (name,))
+        source.refuse_in_use(connection, name)
+        try:
+            with source_errors():
+                connection.execute("select pg_drop_replication_slot(%s)", (name,))
+        except SourceUnavailable:
+            source.refuse_in_use(connection, name)  # somebody has begun to read it meanwhile
+            raise
 
 
 def _refuse_slot_of_others(config: Config, connection: Connection, store: Connection) -> None:
@@ -103,6 +108,7 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
         with connect_source(config.source_dsn, "cdcbridge cli") as connection:
             exists = bool(source.slots(connection, config.source.slot))
             _refuse_slot_of_others(config, connection, store.connection)
+            source.refuse_in_use(connection, config.source.slot)
         if exists:
             drop_slot(config)
         lsn = source.create_slot(

@@ -256,7 +256,8 @@ def _plugin(config: Config, connection: Connection, history: History | None) -> 
         raise OperatorNeeded(
             f"the store's changes were decoded by {history.plugin}, and source.plugin is {chosen}: positions of one are"
             " not those of the other",
-            hint=f"Set source.plugin back to {history.plugin}.",
+            hint=f"Set source.plugin back to {history.plugin}. The way to {chosen} is a second slot and a second store:"
+            ' docs/OPERATIONS.md, "Changing source.plugin".',
         )
     return chosen
 

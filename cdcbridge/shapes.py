@@ -13,6 +13,7 @@ from psycopg import sql
 
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.errors import UsageError
+from cdcbridge.no_table import nearest
 from cdcbridge.reads import Snapshot
 
 _ORDINARY: Final = ("<", "<=", "=", ">=", ">")  # by strategy of btree
@@ -268,7 +269,10 @@ def describe(connection: Connection, schema: str, name: str) -> Shape:
             (schema, name),
         ).fetchone()
         if found is None:
-            raise UsageError(f"the source has no table {schema}.{name}")
+            given = f"{schema}.{name}" if name else schema
+            near = nearest(connection, given)
+            hint = None if name else "Write a table with its schema, as in public.orders."
+            raise UsageError(f"the source has no table {given}{near}", hint=hint)
         oid, kind = found
         columns = {row[-1]: Column(*row[:-1]) for row in connection.execute(_COLUMNS, {"oid": oid}).fetchall()}
         key = connection.execute(_KEY, (oid,)).fetchall()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from cdcbridge.database import Connection, connect_source, source_errors
+from cdcbridge.errors import NotLeader
 from cdcbridge.lsn import parse_lsn
 
 
@@ -43,6 +44,25 @@ def slots(connection: Connection, name: str | None = None) -> list[Slot]:
             (name, name),
         ).fetchall()
     return [Slot(r[0], r[1], r[2], r[3], r[4], _lsn(r[5]), _lsn(r[6]), r[8], r[7], r[9], r[10]) for r in rows]
+
+
+def refuse_in_use(connection: Connection, name: str) -> None:
+    """Raises NotLeader while a session reads from the slot: it cannot be dropped then. Names the session."""
+    with source_errors():
+        row = connection.execute(
+            "select s.active_pid, coalesce(nullif(a.application_name, ''), 'unknown client'),"
+            " coalesce(' at ' || host(a.client_addr), '') from pg_replication_slots s"
+            " left join pg_stat_activity a on a.pid = s.active_pid where s.slot_name = %s and s.active_pid is not null",
+            (name,),
+        ).fetchone()
+    if row is None:
+        return
+    pid, client, address = row
+    who = "a bridge is running" if client.startswith("cdcbridge") else "another client reads it"
+    raise NotLeader(
+        f"the slot {name} is in use by pid {pid} ({client}{address}): {who}",
+        hint="Stop it first. `cdcbridge slot list` shows who reads which slot.",
+    )
 
 
 def _lsn(text: str | None) -> int | None:

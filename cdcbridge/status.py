@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from cdcbridge.config import Config
@@ -28,13 +28,18 @@ OLD: Final = 300.0  # seconds that the oldest message of a consumer may wait bef
 
 @dataclass(slots=True, frozen=True)
 class LastError:
-    """The last error that a bridge met. `seconds`: its age."""
+    """The last error that a bridge met.
+
+    seconds: its age.
+    mended: when the bridge that streams now took the lead, if that was after the error. None while it may last.
+    """
 
     message: str
     hint: str | None
     holder: str
     at: str
     seconds: float
+    mended: str | None = None
 
 
 @dataclass(slots=True)
@@ -107,7 +112,17 @@ def look(config: Config) -> Status:
     if status.lag is not None:
         status.reasons += () if away else _of_slot(config, status, status.lag)
         status.notes += _of_consumers(status.lag)
+        _judge_last_error(status, status.lag)
     return status
+
+
+def _judge_last_error(status: Status, lag: Lag) -> None:
+    """An error ends a bridge's session. The next one takes the lead anew, so a stream since then has got over it."""
+    error, leader = status.last_error, next((bridge for bridge in status.bridges if bridge.leads), None)
+    if error is None or leader is None or leader.seconds is None or not any(slot.active for slot in lag.slots):
+        return
+    if status.healthy and leader.seconds < error.seconds:
+        status.last_error = replace(error, mended=leader.since)
 
 
 def _store(store: Connection, status: Status) -> None:

@@ -204,11 +204,7 @@ def _slot(config: Config, origin: Connection, plan: Plan, others: list[OtherStor
         if using:
             plan.kept.append(f"slot {name}: {_use(using[0], slot, by_hand)}")
             continue
-        if slot.active_pid is not None:
-            raise NotLeader(
-                f"the slot {name} is in use by pid {slot.active_pid}: a bridge is running",
-                hint="Stop it first. `cdcbridge slot list` shows who reads which slot.",
-            )
+        source.refuse_in_use(origin, name)
 
         def drop(statement: sql.Composed = drop_it) -> None:
             with source_errors():

@@ -12,11 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import pytest
 
-from cdcbridge.cli import main
+from cdcbridge.cli import cli, main
 
 CLOSED = "closed"
+_context = click.Context(cli)
+for _name in cli.list_commands(_context):
+    cli.get_command(_context, _name)  # load the modules of all commands here, and not in each child
 FULL = "full"
 LEFT = "left"  # a pipe whose reader has gone, as after `| head -1`
 TRACEBACK = 99

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import sys
@@ -13,16 +14,44 @@ from typing import Final
 import click
 
 from cdcbridge import __version__
-from cdcbridge.cli import backfill, bridge, consumers, dead, filters, install, offsets, queue, slot, status, stream
 from cdcbridge.cli.complaints import complain, complain_of_usage
 from cdcbridge.cli.context import TEXT, App, say
 from cdcbridge.database import server_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
 
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+# The commands of each module. A module is loaded when one of its commands runs, or when all of them are listed.
+_MODULES: Final = {
+    "install": ("init", "uninstall"),
+    "status": ("status",),
+    "bridge": ("demo", "check", "migrate", "run", "decode", "config", "completion"),
+    "consumers": ("consumers",),
+    "filters": ("filter",),
+    "queue": ("receive", "peek", "ack", "nack", "extend", "publish"),
+    "stream": ("read", "tail"),
+    "dead": ("dead",),
+    "offsets": ("offsets",),
+    "backfill": ("backfill", "verify"),
+    "slot": ("lag", "slot"),
+}
 
 
-@click.group(context_settings=_CONTEXT)
+class _Commands(click.Group):
+    """All commands by name, each loaded when it is needed: the bridge's code takes longer than a `receive`."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return sorted(name for names in _MODULES.values() for name in names)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = next((module for module, names in _MODULES.items() if cmd_name in names), None)
+        if module is not None and cmd_name not in self.commands:
+            for command in importlib.import_module(f"cdcbridge.cli.{module}").COMMANDS:
+                _take_text(command)
+                self.add_command(command)
+        return self.commands.get(cmd_name)
+
+
+@click.group(cls=_Commands, context_settings=_CONTEXT)
 @click.option(
     "-c",
     "--config",
@@ -48,11 +77,6 @@ def cli(context: click.Context, path: Path) -> None:
     Exit codes: 0 ok; 1 failed, a retry may help; 2 usage, configuration or a failed check; 3 an operator is needed.
     """
     context.obj = App(path)
-
-
-for group in (install, status, bridge, consumers, filters, queue, stream, dead, offsets, backfill, slot):
-    for command in group.COMMANDS:
-        cli.add_command(command)
 
 
 def _take_text(command: click.Command) -> None:

@@ -12,7 +12,7 @@ from cdcbridge.config import Config
 from cdcbridge.units import DURATION_PATTERN, SIZE_PATTERN, format_duration, format_size
 
 _VARIABLE: Final = {"type": "string", "pattern": r"\$\{\w+(:-[^}]*)?\}"}
-_REMARKS: Final = ("title", "description", "default")
+_REMARKS: Final = ("title", "description", "default", "examples")
 _TRUTHS: Final = ("true", "false", "yes", "no", "on", "off", "t", "f", "y", "n", "1", "0")
 _AS_TEXT: Final[dict[str, list[dict[str, Any]]]] = {
     "integer": [{"type": "string", "pattern": r"^\s*[+-]?[0-9]+(\.0*)?\s*$"}],

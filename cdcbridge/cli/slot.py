@@ -89,7 +89,7 @@ def _print(found: Lag, config: Config, as_json: bool) -> None:
         say(f"of consumers nothing is known: {found.store_error}")
     say_rest(found, config)
     for name in found.other:
-        say(f"the store goes by the slot {name}, not {slot}: set source.slot back, or store.schema to another name")
+        say(f"the store goes by the slot {name}, not {slot}: set source.slot back (a second slot needs a second store)")
     if as_json:
         say_alarms(found)
 

@@ -56,8 +56,10 @@ def _facts(config: Config, found: Status) -> list[tuple[str, str]]:
         rows.append(("consumers", f"{len(consumers)}: {waiting} pending, {flying} in flight, {dead} dead"))
     error = found.last_error
     if error is not None:
-        rows.append(("last error", f"{human_duration(max(0.0, error.seconds))} ago, {error.holder}: {error.message}"))
-        if error.hint:
+        ago = f"{human_duration(max(0.0, error.seconds))} ago"
+        mended = f", mended since {error.mended}" if error.mended else ""
+        rows.append(("last error", f"{ago}{mended}, {error.holder}: {error.message}"))
+        if error.hint and not error.mended:
             rows.append(("", f"hint: {error.hint}"))
     return rows
 

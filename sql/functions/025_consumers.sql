@@ -158,8 +158,11 @@ begin
     loop
         execute 'drop function ' || code;
     end loop;
-    execute format('drop table if exists %I', 'waiting_' || consumer.id);
-    execute format('drop table if exists %I', 'dead_messages_' || consumer.id);
+    -- A stream has none. DROP TABLE IF EXISTS would say so to whoever removes it.
+    foreach code in array array['waiting_' || consumer.id, 'dead_messages_' || consumer.id] loop
+        continue when to_regclass(quote_ident(code)) is null;
+        execute format('drop table %I', code);
+    end loop;
     delete from offsets where consumer_id = consumer.id;
     delete from leases where consumer_id = consumer.id;
     delete from settled where consumer_id = consumer.id;

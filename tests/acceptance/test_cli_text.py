@@ -28,7 +28,10 @@ def leaves(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[t
     if not isinstance(group, click.Group):
         yield path, group
         return
-    for name, child in sorted(group.commands.items()):
+    context = click.Context(group)
+    for name in sorted(group.list_commands(context)):
+        child = group.get_command(context, name)
+        assert child is not None
         yield from leaves(child, (*path, name))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import config_reference
 from tests.cli_reference import reference
 from tests.world import World, clean_environment, eventually
 
@@ -65,6 +66,10 @@ def test_the_blocks_of_the_readme_run_in_order(world18: World) -> None:
 
 def test_the_command_reference_is_the_programs_own_help() -> None:
     assert (ROOT / "docs" / "CLI.md").read_text() == reference(), "run `make docs`"
+
+
+def test_the_configuration_reference_is_the_programs_own_model() -> None:
+    assert (ROOT / "docs" / "CONFIGURATION.md").read_text() == config_reference.reference(), "run `make docs`"
 
 
 def test_every_file_that_the_documents_name_is_there() -> None:

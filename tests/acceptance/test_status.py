@@ -116,6 +116,15 @@ def test_the_last_error_of_a_bridge_stays(world18: World) -> None:
     assert "slot" in found["last_error"]["message"] and "slot recreate" in found["last_error"]["hint"]
     text = run(world18, "status").stdout
     assert re.search(r"last error  +[\d.]+ (ms|s) ago, .* pid \d+: ", text), text
+    assert found["last_error"]["mended"] is None
+    assert run(world18, "slot", "recreate", "--yes").returncode == 0
+    with world18.bridge():
+        eventually(lambda: status(world18)[0] == 0, "healthy")
+        (leader,) = status(world18)[1]["bridges"]
+        assert status(world18)[1]["last_error"]["mended"] == leader["since"]
+        text = run(world18, "status").stdout
+        assert f" ago, mended since {leader['since']}, " in text and "hint" not in text, text
+    assert status(world18)[1]["last_error"]["mended"] is None, "no bridge runs"
 
 
 def test_consumers_with_trouble_are_notes(world18: World) -> None:

@@ -157,7 +157,10 @@ def test_pause_resume_and_cancel(world15: World) -> None:
     ("arguments", "code", "message"),
     [
         (("nobody", "public.t"), 2, "no consumer named 'nobody'"),
-        (("c", "public.absent"), 2, "the source has no table public.absent"),
+        (("c", "public.absent"), 2, "the source has no table public.absent\n"),
+        (("c", "other"), 2, "the source has no table other; did you mean public.other?"),
+        (("c", "public.othr"), 2, "the source has no table public.othr; did you mean public.other?"),
+        (("c", "sales.Other"), 2, "the source has no table sales.Other; did you mean public.other?"),
         (("c", "public.other"), 2, "consumer 'c' does not take public.other"),
         (("c", "public.t", "--where", "id >"), 2, "the condition 'id >' cannot be used: syntax error"),
         (("c", "public.t", "--where", "true); drop table t; select (1"), 2, "cannot insert multiple commands"),

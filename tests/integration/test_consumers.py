@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cdcbridge.config import load
 from tests.world import World, eventually
 
@@ -173,3 +175,16 @@ def test_json_that_json_operators_refuse_is_cut_to_columns_and_stops_nobody(worl
         "select c.name, d.key, left(d.reason, 12) from dead_messages d join consumers c on c.id = d.consumer_id order by 1, 2"
     )
     assert reasons == [("f", "2", "filter_error")]
+
+
+@pytest.mark.parametrize("mode", ["queue", "fifo", "stream"])
+def test_a_consumer_is_removed_without_a_word_from_the_server(world18: World, mode: str) -> None:
+    world18.execute("create table t (id int primary key)")
+    world18.consumer(mode=mode)
+    with world18.bridge():
+        pass
+    removed = world18.run_program("consumers", "remove", "c", "--yes")
+    assert removed.returncode == 0, removed.stderr
+    assert "notice" not in removed.stderr and "skipping" not in removed.stderr
+    left = "select count(*) from pg_class where relname ~ '^(waiting|dead_messages)_[0-9]+$' and relkind = 'r'"
+    assert world18.value(left) == 0

@@ -135,3 +135,14 @@ def test_keys_that_came_after_their_rows_and_keys_that_are_no_numbers(world: Wor
         found = verify(world.config(), "public.n")
     if world.plugin != "wal2json":  # a wal2json without numeric-data-types-as-string sends Infinity as null
         assert found.ok and found.rows == 4, found
+
+
+def test_a_table_without_its_schema_is_found(world18: World) -> None:
+    world18.execute("create table orders (id int primary key)", "create schema old", "create table old.orders ()")
+    world18.consumer(tables=("public.orders",))
+    with world18.bridge():
+        pass
+    refused = world18.run_program("verify", "orders")
+    assert refused.returncode == 2
+    assert "has no table orders; did you mean public.orders or old.orders?" in refused.stderr
+    assert "with its schema" in refused.stderr

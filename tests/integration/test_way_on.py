@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -257,3 +260,87 @@ def test_a_database_that_was_created_again_under_its_name_is_another_source(worl
         error = world.bridge_error()
         assert isinstance(error, CdcbridgeError) and error.exit_code == 3
         assert "created again" in str(error)
+
+
+def test_commands_that_would_drop_a_slot_in_use_say_who_reads_it(world15: World) -> None:
+    world15.execute("create table t (id int primary key)")
+    world15.consumer()
+    with world15.bridge():
+        pid = world15.sql.execute(
+            "select active_pid from pg_replication_slots where slot_name = %s", (world15.slot,)
+        ).fetchone()
+        assert pid
+        dropped = world15.run_program("slot", "drop", "--yes")
+        assert dropped.returncode == 1
+        assert f"the slot {world15.slot} is in use by pid {pid[0]} (cdcbridge" in dropped.stderr
+        assert "a bridge is running" in dropped.stderr and "hint: Stop it first." in dropped.stderr
+    with reading(world15) as other:
+        for command in ("drop", "recreate"):
+            refused = world15.run_program("slot", command, "--yes")
+            assert refused.returncode == 1 and f"in use by pid {other} (" in refused.stderr, refused.stderr
+            assert "another client reads it" in refused.stderr and "Stop it first" in refused.stderr
+        refused = world15.run_program("uninstall", "--yes")
+        assert refused.returncode == 1 and "another client reads it" in refused.stderr
+    assert world15.run_program("slot", "drop", "--yes").returncode == 0
+
+
+@contextlib.contextmanager
+def reading(world: World) -> Iterator[int]:
+    """Another client streams from the slot; its pid."""
+    command = [str(world.server.binaries / "pg_recvlogical"), "-d", world.dsn, "--slot", world.slot, "--start", "-f", "-",
+               "-o", "format-version=2"]  # fmt: skip
+    query = "select active_pid from pg_replication_slots where slot_name = %s and active"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield eventually(lambda: world.sql.execute(query, (world.slot,)).fetchone())[0]
+        finally:
+            process.terminate()
+    eventually(lambda: not world.sql.execute(query, (world.slot,)).fetchone(), "the slot is free")
+
+
+def test_the_way_to_another_plugin(world15: World, tmp_path: Path) -> None:
+    """docs/OPERATIONS.md, "Changing source.plugin": the refusals name it, nothing is lost, and what comes twice is known."""
+    keys = "select m.key from consumer_messages q join messages m using (seq) order by q.seq"
+    world15.execute("create table t (id int primary key)")
+    world15.consumer()
+    with world15.bridge():
+        world15.execute("insert into t values (1)")
+        world15.messages(1)
+        world15.plugin = "pgoutput"
+        checked = world15.run_program("check")
+        assert checked.returncode == 2 and '"Changing source.plugin"' in checked.stdout, checked.stdout
+        world15.plugin = "wal2json"
+        world15.write_config()
+
+        new = World(world15.server, world15.database, "pgoutput", tmp_path / "new")
+        new.folder.mkdir()
+        new.slot, new.schema, new.settings["publication"] = f"{world15.slot}_2", "cdcbridge_2", "cdcbridge_2"
+        new.consumer()
+        assert new.run_program("check").returncode == 0
+        bridge = new.start_process()
+        eventually(lambda: new.run_program("status").returncode == 0, "the second bridge is healthy")
+        world15.execute("insert into t values (2)")
+        world15.messages(2)
+    world15.execute("insert into t values (3)")
+    eventually(lambda: new.value("select count(*) from messages") == 2)
+    assert [key for (key,) in world15.rows(keys)] == ["1", "2"]
+    assert [key for (key,) in new.rows(keys)] == ["2", "3"]
+    gone = world15.run_program("uninstall", "--yes")
+    assert gone.returncode == 0, gone.stderr
+    world15.execute("insert into t values (4)")
+    eventually(lambda: new.value("select count(*) from messages") == 3)
+    assert bridge.poll() is None and new.run_program("status").returncode == 0
+    new.close()
+
+
+@pytest.mark.parametrize("setting", ["slot", "plugin"])
+def test_a_bridge_that_finds_another_plugin_names_the_way(world15: World, setting: str) -> None:
+    world15.execute("create table t (id int primary key)")
+    world15.consumer()
+    with world15.bridge():
+        pass
+    world15.plugin = "pgoutput"
+    if setting == "slot":
+        world15.slot += "_2"
+    error = world15.bridge_error()
+    assert '"Changing source.plugin"' in f"{error} {getattr(error, 'hint', '')}", error

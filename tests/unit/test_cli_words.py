@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import cdcbridge.cli as cli_package
 from cdcbridge.cli.complaints import complain
 from cdcbridge.cli.screen import column_widths, wrapped
 from cdcbridge.database import plain
@@ -113,3 +117,24 @@ def test_a_column_has_its_longest_word() -> None:
     assert column_widths(rows, 22) == [13, 7]
     assert column_widths(rows, 21) is None, "a word would be broken: a block for each row"
     assert column_widths([["A"]], 80) == [1]
+
+
+def test_the_group_knows_the_module_of_every_command() -> None:
+    folder = Path(cli_package.__file__).parent
+    found = {}
+    for path in folder.glob("*.py"):
+        module = importlib.import_module(f"cdcbridge.cli.{path.stem}") if path.stem != "__init__" else None
+        if hasattr(module, "COMMANDS"):
+            found[path.stem] = tuple(str(command.name) for command in module.COMMANDS)  # type: ignore[union-attr]
+    assert found == cli_package._MODULES
+
+
+def test_a_command_that_reads_a_queue_does_not_load_the_bridge() -> None:
+    script = """if True:
+        import sys
+        from cdcbridge.cli import cli
+        cli.main(["receive", "--help"], standalone_mode=False)
+        print([name for name in ("cdcbridge.bridge", "cdcbridge.metrics", "prometheus_client") if name in sys.modules])
+    """
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]", ended.stdout

@@ -47,13 +47,14 @@ def messages(folder: Path, text: str) -> list[str]:
         # kinds
         (f"{TOP}consumers:\n", "3: consumers: nothing is given; expected a list, as in [a, b]"),
         (f"{ONE}    topics: invoices\n", "6: consumers.billing.topics: 'invoices' is given; expected a list, as in [a, b]"),
-        (f"{ONE}    columns: [a]\n", "6: consumers.billing.columns: ['a'] is given; expected keys with values, as in {key: value}"),
+        (f"{ONE}    columns: [a]\n", "6: consumers.billing.columns: ['a'] is given; expected keys with values, as in {exclude: [card_number]}; its keys: include, exclude"),
         (f"{ONE}    filter: 5\n", "6: consumers.billing.filter: 5 is given; expected a text; put it in quotes"),
         (f"{ONE}    compact: perhaps\n", "6: consumers.billing.compact: 'perhaps' is given; expected true or false"),
         (f"{ONE}    max_in_flight: many\n", "6: consumers.billing.max_in_flight: 'many' is given; expected a whole number"),
         (f"{ONE}    max_deliveries: 2.5\n", "6: consumers.billing.max_deliveries: 2.5 is given; expected a whole number"),
-        (f"{TOP}http: 9187\n", "3: http: 9187 is given; expected keys with values, as in {key: value}"),
-        ("source: host=db password=hush\n", "1: source: the value is given; expected keys with values, as in {key: value}"),
+        (f"{ONE}    retry_delay: 1s\n", "6: consumers.billing.retry_delay: '1s' is given; expected keys with values, as in {initial: 1s, factor: 2, max: 10m}; its keys: initial, factor, max"),
+        (f"{TOP}http: 9187\n", "3: http: 9187 is given; expected keys with values, as in {listen: 127.0.0.1:9187}; its keys: listen"),
+        ("source: host=db password=hush\n", '1: source: the value is given; expected keys with values, as in {dsn: "${DATABASE_URL}"}; its keys: dsn, name, read_dsn, slot, plugin, publication, heartbeat_interval, max_retained_wal, max_slot_inactive, failover, event_trigger'),
         # values
         (f"{ONE}    visibility_timeout: 30\n", f"6: consumers.billing.visibility_timeout: 30 is not a duration; {DURATION}"),
         (f"{ONE}    visibility_timeout:\n", f"6: consumers.billing.visibility_timeout: nothing is not a duration; {DURATION}"),

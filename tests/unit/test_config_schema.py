@@ -123,3 +123,32 @@ def test_a_file_without_what_the_environment_gives_is_accepted() -> None:
 def test_defaults_are_written_as_in_the_file() -> None:
     properties = file_schema()["$defs"]["Source"]["properties"]
     assert (properties["heartbeat_interval"]["default"], properties["max_retained_wal"]["default"]) == ("10s", "10GB")
+
+
+def test_every_key_has_a_description_and_an_example() -> None:
+    schema = file_schema()
+    for name, node in [("", schema), *schema["$defs"].items()]:
+        for key, one in node["properties"].items():
+            said = one.get("description") or schema["$defs"][one["$ref"].rpartition("/")[2]]["description"]
+            assert said.endswith("."), f"{name}.{key}"
+            assert one.get("examples") or "$ref" in one, f"{name}.{key}"
+
+
+def test_the_example_of_each_key_is_accepted(tmp_path: Path) -> None:
+    """Each by itself, beside what it needs."""
+    beside = {"on_leave": {"filter": "true"}, "compact": {"mode": "stream"}}
+    definitions = file_schema()["$defs"]
+    for section in ("Source", "Store", "Log", "Http", "RetryDelay", "Columns", "Consumer"):
+        for key, one in definitions[section]["properties"].items():
+            value = yaml.safe_load(one["examples"][0])
+            file: dict[str, Any] = {"source": {"dsn": "host=x"}}
+            if section in ("RetryDelay", "Columns", "Consumer"):
+                inner = {"RetryDelay": "retry_delay", "Columns": "columns"}.get(section)
+                given = {inner: {key: value}} if inner else {key: value}
+                file["consumers"] = [{"name": "c", "tables": ["public.t"], **beside.get(key, {}), **given}]
+            else:
+                file[section.lower()] = {**file.get(section.lower(), {}), key: value}
+            path = tmp_path / "c.yaml"
+            path.write_text(yaml.safe_dump(file))
+            load(path, {**VALUES, "STANDBY_URL": "host=y", "STORE_URL": "host=z"})
+            VALIDATE(file)

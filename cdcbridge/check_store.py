@@ -109,7 +109,7 @@ def history_problems(config: Config, connection: Connection, store: Connection) 
         row = store.execute("select s.slot, s.plugin, to_jsonb(s) -> 'capture' from source s").fetchone()
     if row is None:
         return
-    if row[2] is not None:
+    if row[2] is not None and row[1] == "pgoutput":  # wal2json keeps what is missing there
         yield from _capture(config, connection, Capture(**row[2]))
     if row[0] != config.source.slot:
         yield Problem(

@@ -53,9 +53,14 @@ class Choice:
         return f"but not as its file has it for {', '.join(names)}" if names else ""
 
     @property
-    def troubles(self) -> frozenset[tuple[str, str]]:
-        """Consumer and object of each fault, to compare with a later look."""
-        return frozenset((fault.consumer, fault.object) for fault in self.faults)
+    def troubles(self) -> frozenset[tuple[str, str, str]]:
+        """Consumer, object and code of each fault, to compare with a later look."""
+        return frozenset((fault.consumer, fault.object, fault.code) for fault in self.faults)
+
+    @property
+    def unidentified(self) -> frozenset[str]:
+        """The tables without a replica identity."""
+        return frozenset(problem.object for problem in self.problems if problem.code == "replica_identity")
 
 
 def choose(config: Config, connection: Connection, store: Connection, plugin: str) -> Choice:
@@ -189,7 +194,7 @@ class _Choosing:
             message = problem.message
             if fed and not asked and problem.code == "replica_identity":
                 message = f"{message}. {self._meanwhile(consumer, problem.object)}"
-            self.faults.append(Fault(consumer.name, problem.object, message, problem.fix, fed, asked))
+            self.faults.append(Fault(consumer.name, problem.object, message, problem.fix, fed, asked, problem.code))
 
     def _meanwhile(self, consumer: Consumer, table: str) -> str:
         """What a table without a replica identity means for the application and for the consumers."""

@@ -190,3 +190,111 @@ def test_a_refused_change_that_the_bridge_reads_later_is_told_as_it_is(shop: Wor
             assert said in text and "does not work" not in text and "(faulty)" not in text, text
         assert "billing (as before)" in listed.stdout
         assert "it goes on as it was" in shop.log()
+
+
+# changes that wal2json drops
+
+
+def gaps(world: World, name: str) -> list[dict[str, Any]]:
+    query = (
+        "select m.data -> 'record' from consumer_messages w join consumers c on c.id = w.consumer_id"
+        " join messages m using (seq) where c.name = %s and m.data ->> 'op' = 'gap' order by seq"
+    )
+    return [record for (record,) in world.rows(query, name)]
+
+
+@pytest.fixture
+def json_shop(world15: World) -> World:
+    world15.plugin = "wal2json"
+    world15.execute("create table orders (id int primary key, v int)")
+    world15.consumer("audit", ("public.*",))
+    world15.consumer("billing", ("public.orders",))
+    world15.consumer("inserts", ("public.*",), operations=["insert"])
+    return world15
+
+
+def test_updates_of_a_new_table_without_a_key_stop_nobody(json_shop: World) -> None:
+    world = json_shop
+    expected = [str(n) for n in range(20)]
+    with process(world):
+        world.execute("create table scratch (id int, v int)", "insert into scratch values (1, 1)")
+        for n in range(20):
+            world.execute(f"begin; update scratch set v = {n}; insert into orders values ({n}, {n}); commit")
+        eventually(lambda: keys(world, "billing") == expected, "no row of the others is lost")
+        assert keys(world, "audit") == keys(world, "inserts") == expected
+        eventually(lambda: "no usable replica identity" in problem(world, "audit"), "it is a fault")
+        unhealthy(world, "public.scratch, which has no usable replica identity", "replica identity full")
+        (told,) = gaps(world, "audit")
+        assert told["table"] == "public.scratch" and "replica identity" in told["reason"] and told["to"] is None
+        assert gaps(world, "billing") == gaps(world, "inserts") == [], "only those who take these changes are told"
+        assert "changes.missing" in world.log()
+    with process(world):  # after kill -9
+        world.execute("update scratch set v = 100", "insert into orders values (100, 1)")
+        eventually(lambda: keys(world, "audit") == [*expected, "100"])
+        assert len(gaps(world, "audit")) == 1
+        world.execute("alter table scratch replica identity full")
+        eventually(lambda: problem(world, "audit") == "", "it is taken up again")
+        eventually(world.active)
+        _, end = gaps(world, "audit")
+        assert end["from"] == told["from"] and end["to"] is not None and end["table"] == "public.scratch"
+        world.execute("update scratch set v = 200")
+        eventually(lambda: world.value("select count(*) from messages where data -> 'record' ->> 'v' = '200'"))
+        assert gaps(world, "billing") == [] and len(gaps(world, "audit")) == 2
+        assert healthy(world)
+
+
+def test_a_table_that_gets_its_key_before_anybody_looks(json_shop: World) -> None:
+    world = json_shop
+    world.settings["heartbeat_interval"] = "1h"  # a look every 5 s
+    with process(world):
+        world.execute(
+            "begin; create table scratch (id int, v int); insert into scratch values (1, 1); commit",
+            "begin; insert into orders values (1, 1); update scratch set v = 2; delete from scratch;"
+            " insert into orders values (2, 2); commit",
+            "alter table scratch add primary key (id)",
+            "insert into scratch values (2, 2)",
+            "update scratch set v = 3",
+        )
+        eventually(lambda: len(gaps(world, "audit")) == 2, "the gap begins and ends")
+        eventually(lambda: world.value("select count(*) from messages where data -> 'record' ->> 'v' = '3'") == 1)
+        assert keys(world, "audit") == keys(world, "billing") == ["1", "2"]
+        world.execute("alter table scratch drop constraint scratch_pkey", "update scratch set v = 4")
+        eventually(lambda: len(gaps(world, "audit")) == 3, "a later gap is told, too")
+
+
+@pytest.mark.parametrize("way", ["drop constraint stock_pkey", "replica identity nothing"])
+def test_updates_of_a_named_table_that_lost_its_identity_stop_nobody(json_shop: World, way: str) -> None:
+    world = json_shop
+    world.execute("create table stock (id int primary key, v int)", "insert into stock values (1, 1)")
+    world.consumer("warehouse", ("public.stock",), mode="fifo")
+    world.consumer("replica", ("public.stock",), mode="stream")
+    with process(world):
+        world.execute(f"alter table stock {way}")
+        world.execute(*(
+            f"begin; insert into orders values ({n}, 1); update stock set v = {n}; insert into orders values ({n + 1}, 1); commit"
+            for n in range(1, 40, 2)
+        ))  # fmt: skip
+        eventually(lambda: keys(world, "billing") == [str(n) for n in range(1, 41)], "no row of the others is lost")
+        eventually(lambda: "no usable replica identity" in problem(world, "warehouse"))
+        assert [gap["table"] for gap in gaps(world, "warehouse")] == ["public.stock"]
+        read = world.rows("select data from read_stream('replica', 100, '1 min')")
+        assert [data["record"]["table"] for (data,) in read if data["op"] == "gap"] == ["public.stock"]
+        world.execute("drop table stock")
+        eventually(lambda: len(gaps(world, "audit")) == 2, "a gap ends with its table, too")
+
+
+def test_two_tables_in_one_transaction_that_is_appended_in_parts(json_shop: World) -> None:
+    world = json_shop
+    with process(world):
+        world.execute(
+            "create table a (id int, v int)", "insert into a values (1, 1)",
+            "create table b (id int, v int)", "insert into b values (1, 1)",
+            "begin; insert into orders select n, n from generate_series(1, 20000) n; update a set v = 2;"
+            " insert into orders select n, n from generate_series(20001, 40000) n; update b set v = 2;"
+            " insert into orders select n, n from generate_series(40001, 60000) n; commit",
+        )  # fmt: skip
+        count = "select count(*), count(distinct key) from messages where topic = 'public.orders'"
+        eventually(lambda: world.rows(count) == [(60000, 60000)], "no row of the others is lost", 60)
+        eventually(lambda: [gap["table"] for gap in gaps(world, "audit")] == ["public.a", "public.b"])
+        positions = "select count(*), count(distinct (commit_lsn, ordinal)) from messages where topic = 'cdcbridge.gap'"
+        assert world.rows(positions) == [(2, 2)]

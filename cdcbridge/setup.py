@@ -204,8 +204,8 @@ def _close_gaps(store: Store, missing: Missing, choice: Choice, wal_end: int) ->
     end = store.tail().end_lsn
     for number, table in enumerate(missing.ended(choice.unidentified)):
         first = missing.close(table, wal_end).first
-        told = {"reason": closing(table), "capture": missing.dump(), "table": table, "number": number}
-        leave_gap(store, first, wal_end, go_on=end, **told)
+        kept, reason = missing.dump(), closing(table)
+        leave_gap(store, first, wal_end, go_on=end, reason=reason, capture=kept, table=table, number=number)
 
 
 def _apply_consumers(config: Config, connection: Connection, store: Store) -> None:

@@ -298,3 +298,87 @@ def test_two_tables_in_one_transaction_that_is_appended_in_parts(json_shop: Worl
         eventually(lambda: [gap["table"] for gap in gaps(world, "audit")] == ["public.a", "public.b"])
         positions = "select count(*), count(distinct (commit_lsn, ordinal)) from messages where topic = 'cdcbridge.gap'"
         assert world.rows(positions) == [(2, 2)]
+
+
+# a publication that cannot be changed yet
+
+
+@pytest.fixture
+def busy(world18: World) -> Iterator[tuple[World, psycopg.Connection[Any]]]:
+    """A bridge's consumer, and a session that locks another table."""
+    world18.execute(
+        "create table orders (id int primary key, v int)",
+        "create table order_items (id int primary key, v int)",
+        "create table more (id int primary key, v int)",
+    )
+    world18.consumer("billing", ("public.orders",))
+    with psycopg.connect(world18.dsn) as locker:
+        yield world18, locker
+
+
+def lock(locker: psycopg.Connection[Any], table: str = "order_items") -> int:
+    locker.execute(f"lock table {table} in share update exclusive mode".encode())
+    return locker.info.backend_pid
+
+
+def test_a_lock_on_the_table_of_a_new_consumer_stops_nobody(busy: tuple[World, psycopg.Connection[Any]]) -> None:
+    world, locker = busy
+    with process(world):
+        pid = lock(locker)
+        world.consumer("items", ("public.order_items",), start="snapshot")
+        world.execute("insert into order_items values (1, 1)")
+        applied = world.run_program("consumers", "apply")
+        assert applied.returncode == 0 and f"pid {pid}" in applied.stderr, applied
+        eventually(world.active)
+        world.execute("insert into orders values (1, 1)")
+        eventually(lambda: keys(world, "billing") == ["1"], "the others go on")
+        unhealthy(world, f"pid {pid}", "lock table order_items in share update exclusive mode")
+        assert "consumer.refused" in world.log() and "bridge.retry" not in world.log()
+        assert "no bridge has been running" not in world.run_program("lag").stdout
+        world.execute("insert into order_items values (2, 2)")
+    with process(world):  # a restart with that file
+        world.execute("insert into orders values (2, 2)")
+        eventually(lambda: keys(world, "billing") == ["1", "2"], "the others go on")
+        locker.rollback()
+        eventually(lambda: problem(world, "items") == "" and world.active(), "it is taken up")
+        world.execute("insert into order_items values (3, 3)")
+        eventually(lambda: sorted(keys(world, "items", "public.order_items")) == ["1", "2", "3"], "nothing is missing")
+        assert world.value("select count(*) from messages where data ->> 'op' = 'gap'") == 0
+        assert healthy(world)
+
+
+def test_a_lock_on_a_table_of_a_changed_consumer_stops_nobody(busy: tuple[World, psycopg.Connection[Any]]) -> None:
+    world, locker = busy
+    world.consumer("changed", ("public.more",))
+    world.consumer("removed", ("public.order_items",))
+    with process(world):
+        pid = lock(locker, "more")
+        world.consumers = [c for c in world.consumers if c["name"] != "removed"]
+        assert world.run_program("consumers", "remove", "removed", "--yes").returncode == 0
+        world.execute("insert into orders values (1, 1)", "insert into more values (1, 1)")
+        eventually(lambda: keys(world, "billing") == ["1"], "a publication that has too much is enough")
+        world.consumer("changed", ("public.more", "public.later"))
+        world.execute("create table later (id int primary key)")
+        world.run_program("consumers", "apply")
+        eventually(lambda: f"pid {pid}" in problem(world, "changed"), "it is told")
+        world.execute("insert into more values (2, 2)")
+        eventually(lambda: keys(world, "changed", "public.more") == ["1", "2"], "it goes on without the new table")
+        locker.rollback()
+        eventually(lambda: problem(world, "changed") == "" and world.active(), "it is taken up")
+        world.execute("insert into later values (3)")
+        eventually(lambda: keys(world, "changed", "public.later") == ["3"])
+        assert world.value("select count(*) from messages where data ->> 'op' = 'gap'") == 0
+
+
+def test_a_new_consumer_of_the_file_waits_for_a_lock_at_the_start(busy: tuple[World, psycopg.Connection[Any]]) -> None:
+    world, locker = busy
+    with world.bridge():
+        pass
+    pid = lock(locker)
+    world.consumer("items", ("public.order_items",))
+    with process(world):
+        world.execute("insert into orders values (1, 1)")
+        eventually(lambda: keys(world, "billing") == ["1"], "the others go on")
+        assert f"pid {pid}" in problem(world, "items") and "consumer.refused" in world.log()
+        locker.rollback()
+        eventually(lambda: problem(world, "items") == "" and world.active(), "it is taken up")

@@ -130,8 +130,7 @@ def prepare(
         # First: one that is promoted after this is taken for a standby still, and looked at before each append.
         on_standby = source.in_recovery(connection)
         _, timeline, _, _ = stream.identify()
-        identity = source.identify(connection)
-        history = store.history()
+        identity, history = source.identify(connection), store.history()
         if history is not None:
             compare_history(history, identity, config.source.slot)
             store.set_database(identity.database, identity.database_oid)
@@ -165,12 +164,9 @@ def prepare(
         _follow_timeline(store, stream, history, timeline, slot_lsn)
     compare_ends(config.source.slot, store.tail().end_lsn, slot_lsn, wal_end, on_standby=on_standby)
     _tell_losses(store, published, slot_lsn, wal_end, finishing=finishing, unpublished=learned.unpublished)
-    missing = Missing(store.capture() if plugin == "wal2json" else None)
-    if not finishing:
-        _close_gaps(store, missing, choice, wal_end)
+    missing = _missing(store, choice, plugin, wal_end, finishing=finishing)
     ready = _ready(choice, store, store.tail(), plugin, published.names, stream.sender_timeout)
-    ready.missing = missing
-    ready.capture, ready.left_out = None if finishing else published.capture, choice.left_out
+    ready.capture, ready.left_out, ready.missing = None if finishing else published.capture, choice.left_out, missing
     note_feeds(choice, store, finishing=finishing)
     if learned.whole:
         ready.options = plugins.without_streaming(ready.options)
@@ -199,13 +195,14 @@ def _tell_losses(
         store.set_capture(capture)
 
 
-def _close_gaps(store: Store, missing: Missing, choice: Choice, wal_end: int) -> None:
-    """Tell where the missing changes of a table end that has a replica identity again, or that is gone."""
-    end = store.tail().end_lsn
-    for number, table in enumerate(missing.ended(choice.unidentified)):
+def _missing(store: Store, choice: Choice, plugin: str, wal_end: int, *, finishing: bool) -> Missing:
+    """The gaps of tables without a replica identity. Tell the end of each one whose table has one again, or is gone."""
+    missing, end = Missing(store.capture() if plugin == "wal2json" else None), store.tail().end_lsn
+    for number, table in enumerate(() if finishing else missing.ended(choice.unidentified)):
         first = missing.close(table, wal_end).first
         kept, reason = missing.dump(), closing(table)
         leave_gap(store, first, wal_end, go_on=end, reason=reason, capture=kept, table=table, number=number)
+    return missing
 
 
 def _apply_consumers(config: Config, connection: Connection, store: Store) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import structlog
 
 from cdcbridge import event_trigger
-from cdcbridge.check import problems
+from cdcbridge.check import LOCKED, problems
 from cdcbridge.choosing import Choice, choose
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
@@ -31,7 +31,7 @@ def accept(config: Config, connection: Connection, store: Store, plugin: str, *,
     """
     found = problems(config, connection, store.connection, plugin=plugin)
     choice = Choice(config)
-    if begun and any(problem.severity == "error" for problem in found):
+    if begun and any(problem.severity == "error" or problem.code == LOCKED for problem in found):
         choice = choose(config, connection, store.connection, plugin)
         if choice.refused and not again:
             refuse(found)

@@ -34,10 +34,12 @@ from cdcbridge.migrate import schema_version
 from cdcbridge.other_stores import slot_problems
 from cdcbridge.problem import Problem, refuse
 from cdcbridge.setting_lists import literals, meant, names
+from cdcbridge.table_locks import holders
 
 _OLDEST: Final = 150000
 # Errors about one table, whose changes cannot be captured.
 UNUSABLE: Final = frozenset({"table_missing", "schema_missing", "not_a_table", "replica_identity"})
+LOCKED: Final = "publication_locked"
 
 
 def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:
@@ -217,7 +219,13 @@ def publication_problems(config: Config, connection: Connection) -> Iterator[Pro
     for wanted in publications.needed(config, connection):
         existing = publications.publication(connection, wanted.name)
         statements = publications.publication_sql(wanted, existing)
-        if not statements or (existing is not None and existing.covers(wanted)) or _may(connection, statements):
+        if not statements or (existing is not None and existing.covers(wanted)):
+            continue
+        if locked := holders(connection, wanted.tables):
+            said = f"the publication {wanted.name} cannot be changed yet: {'; '.join(one.said for one in locked)}"
+            yield Problem(LOCKED, "warning", wanted.name, said, " ".join(dict.fromkeys(one.fix for one in locked)))
+            continue
+        if _may(connection, statements):
             continue
         text = _text(connection, statements)
         state = "does not exist" if existing is None else "leaves changes out that the consumers take"

@@ -110,7 +110,7 @@ def history_problems(config: Config, connection: Connection, store: Connection) 
         row = store.execute("select to_jsonb(s) from source s").fetchone()
     if row is not None:
         history = _history(row[0])
-        if row[0].get("capture") is not None:
+        if row[0].get("capture") is not None and history.plugin == "pgoutput":  # wal2json keeps what is missing there
             yield from _capture(config, connection, Capture(**row[0]["capture"]))
         try:
             compare_history(history, source.identify(connection), config.source.slot)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from cdcbridge import event_trigger, publications
-from cdcbridge.check import UNUSABLE, publication_problems
+from cdcbridge.check import LOCKED, UNUSABLE, publication_problems
 from cdcbridge.check_sessions import snapshot_problems
 from cdcbridge.check_store import filled_consumers, mode_problems, role_problems
 from cdcbridge.check_tables import consumer_problems
@@ -22,6 +22,7 @@ from cdcbridge.config import Config, Consumer
 from cdcbridge.consumer_changes import asked_for
 from cdcbridge.consumers import is_applied
 from cdcbridge.database import Connection, store_errors
+from cdcbridge.feed_watch import stored_feeds
 from cdcbridge.feeds import Fault
 from cdcbridge.patterns import taken, whole, without
 from cdcbridge.problem import Problem
@@ -53,9 +54,14 @@ class Choice:
         return f"but not as its file has it for {', '.join(names)}" if names else ""
 
     @property
-    def troubles(self) -> frozenset[tuple[str, str]]:
-        """Consumer and object of each fault, to compare with a later look."""
-        return frozenset((fault.consumer, fault.object) for fault in self.faults)
+    def troubles(self) -> frozenset[tuple[str, str, str]]:
+        """Consumer, object and code of each fault, to compare with a later look."""
+        return frozenset((fault.consumer, fault.object, fault.code) for fault in self.faults)
+
+    @property
+    def unidentified(self) -> frozenset[str]:
+        """The tables without a replica identity."""
+        return frozenset(problem.object for problem in self.problems if problem.code == "replica_identity")
 
 
 def choose(config: Config, connection: Connection, store: Connection, plugin: str) -> Choice:
@@ -113,15 +119,54 @@ class _Choosing:
         """The publications, which all consumers share, where this role may not alter them."""
         fresh = {name: self.kept[name] for name in self._fresh}
         settled = {name: consumer for name, consumer in self.kept.items() if name not in fresh}
+        self._leave_locked(settled)
         self._leave_out(list(settled.values()))
         for name, consumer in fresh.items():
-            if errors := self._unpublished([*settled.values(), consumer]):
+            if locked := self._locked([*settled.values(), consumer]):
+                del self.kept[name]
+                self._refuse(consumer, [locked[0]])
+                self.refused.discard(name)  # it waits, which is no reason to refuse a start
+            elif errors := self._unpublished([*settled.values(), consumer]):
                 del self.kept[name]
                 self._refuse(consumer, errors)
             else:
                 settled[name] = consumer
         order = [consumer.name for consumer in self._config.consumers]
         self.kept = {name: self.kept[name] for name in order if name in self.kept}
+
+    def _leave_locked(self, settled: dict[str, Consumer]) -> None:
+        """Tables that the publication lacks, and that cannot be added while another session locks one of its tables.
+
+        A consumer that was not fed before waits as a whole, so that it misses nothing between its start and its first
+        change. Another one goes on without these tables.
+        """
+        feeds = stored_feeds(self._store)
+        for problem, lacking in self._locked_tables(list(settled.values())):
+            for name, consumer in list(settled.items()):
+                if not lacking & set(whole(consumer.tables)):
+                    continue
+                feed = feeds.of(name) if feeds else None
+                fed = feed is not None and feed.state in ("fed", "as_before")
+                self._note(consumer, [problem], fed=fed)
+                if fed:
+                    self.left_out |= lacking
+                else:
+                    del self.kept[name], settled[name]
+
+    def _locked(self, consumers: Sequence[Consumer]) -> list[Problem]:
+        return [problem for problem, _ in self._locked_tables(consumers)]
+
+    def _locked_tables(self, consumers: Sequence[Consumer]) -> list[tuple[Problem, set[str]]]:
+        """What cannot be added to the publications now, and why."""
+        config = self._with_published(consumers)
+        problems = publication_problems(config, self._connection) if config.consumers else ()
+        locked = {problem.object: problem for problem in problems if problem.code == LOCKED}
+        found = []
+        for wanted in publications.needed(config, self._connection) if locked else ():
+            if wanted.name in locked:
+                existing = publications.publication(self._connection, wanted.name)
+                found.append((locked[wanted.name], _lacking(wanted, existing)))
+        return found
 
     def _leave_out(self, settled: Sequence[Consumer]) -> None:
         """Tables of consumers that work already, but which the publication has lost."""
@@ -147,7 +192,8 @@ class _Choosing:
 
     def _unpublished(self, consumers: Sequence[Consumer]) -> list[Problem]:
         config = self._with_published(consumers)
-        return list(publication_problems(config, self._connection)) if config.consumers else []
+        found = publication_problems(config, self._connection) if config.consumers else ()
+        return [problem for problem in found if problem.severity == "error"]
 
     def _errors(self, consumer: Consumer) -> list[Problem]:
         alone = self.with_consumers([consumer])
@@ -189,7 +235,7 @@ class _Choosing:
             message = problem.message
             if fed and not asked and problem.code == "replica_identity":
                 message = f"{message}. {self._meanwhile(consumer, problem.object)}"
-            self.faults.append(Fault(consumer.name, problem.object, message, problem.brief, fed, asked))
+            self.faults.append(Fault(consumer.name, problem.object, message, problem.brief, fed, asked, problem.code))
 
     def _meanwhile(self, consumer: Consumer, table: str) -> str:
         """What a table without a replica identity means for the application and for the consumers."""

@@ -133,6 +133,11 @@ class Collector:
         self._batch.spilled.append((xid, n, block))
         self._batch.size += len(block)
 
+    @property
+    def at_hand(self) -> tuple[Batch, Begin | None]:
+        """What is collected, and the open transaction."""
+        return self._batch, self._begin
+
     def unspill(self, xid: int) -> None:
         """The blocks of that transaction are not needed when the next append is durable."""
         self._batch.unspilled.append(xid)

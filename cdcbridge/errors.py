@@ -56,6 +56,14 @@ class CaptureChanged(SourceUnavailable):
     """A publication or a named table changed, so changes may be missing: start again and tell the consumers."""
 
 
+class TableLocked(SourceUnavailable):
+    """A publication cannot be changed yet, because another session holds a lock on one of its tables."""
+
+
+class IdentityLost(SourceUnavailable):
+    """A named table has no replica identity any more: start again without it, and tell its consumers."""
+
+
 class Unpublished(SourceUnavailable):
     """The WAL that comes next cannot be decoded: a publication did not exist when it was written."""
 

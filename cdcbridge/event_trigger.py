@@ -25,6 +25,10 @@ from cdcbridge.tables import find_tables
 _WRITES: Final = frozenset({"update", "delete"})
 # The first one does its work as well. It records no identity from before.
 _VERSIONS: Final = ["cdcbridge event trigger 1", "cdcbridge event trigger 2"]
+_LATER: Final = {
+    "pgoutput": "PostgreSQL will refuse to change or delete rows of",
+    "wal2json": "wal2json will drop the updates and deletes of",
+}
 Keep: TypeAlias = Callable[[list[tuple[int, str]]], None]
 log = structlog.get_logger()
 
@@ -184,7 +188,7 @@ def problems(config: Config, connection: Connection, plugin: str) -> Iterator[Pr
     takers = [
         c for c in config.consumers if _WRITES & set(c.operations) and any(p.endswith(".*") for p in whole(c.tables))
     ]
-    if plugin != "pgoutput" or not takers:
+    if not takers:
         return
     patterns = ", ".join(sorted({pattern for c in takers for pattern in whole(c.tables) if pattern.endswith(".*")}))
     may = "" if superuser else " (installing the trigger needs a superuser)"
@@ -193,7 +197,7 @@ def problems(config: Config, connection: Connection, plugin: str) -> Iterator[Pr
         "warning",
         patterns,
         f"consumer {', '.join(c.name for c in takers)} takes updates and deletes of every table in {patterns}:"
-        " PostgreSQL will refuse to change or delete rows of a table created there later without a primary key. Set"
+        f" {_LATER[plugin]} a table created there later without a primary key. Set"
         f" source.event_trigger to true{may}, or give each new table a primary key or REPLICA IDENTITY FULL",
         install_sql(wanted),
     )

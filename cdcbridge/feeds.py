@@ -22,6 +22,7 @@ class Fault:
 
     fed: it gets messages nevertheless, as it was before, or without one of its tables.
     asked: what the file asks for, where the consumer continues as it was before. For example `mode: fifo`.
+    code: of the problem, as `check` has it.
     """
 
     consumer: str
@@ -30,6 +31,7 @@ class Fault:
     fix: str
     fed: bool
     asked: str = ""
+    code: str = ""
 
     @property
     def state(self) -> State:

@@ -16,9 +16,10 @@ from psycopg import sql
 
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection, source_errors
-from cdcbridge.errors import CdcbridgeError, SourceUnavailable
+from cdcbridge.errors import CdcbridgeError, SourceUnavailable, TableLocked
 from cdcbridge.patterns import whole
 from cdcbridge.route import OPERATIONS
+from cdcbridge.table_locks import holders
 from cdcbridge.tables import find_tables
 
 _WRITES: Final = frozenset({"update", "delete"})
@@ -221,8 +222,10 @@ def ensure_publications(connection: Connection, wanted: list[Publication]) -> li
     try:
         return _alter(connection, pairs)
     except CdcbridgeError as error:
-        # A standby takes no writes, and what its primary publishes may be enough.
-        if isinstance(error, SourceUnavailable) and getattr(error.__cause__, "sqlstate", None) != "25006":
+        # A standby takes no writes, and what its primary publishes may be enough. So may what a lock keeps as it is.
+        locked = isinstance(error, TableLocked)
+        standby = getattr(error.__cause__, "sqlstate", None) == "25006"
+        if isinstance(error, SourceUnavailable) and not (locked or standby):
             raise
         kept = [existing for one, existing in pairs if existing is not None and existing.covers(one)]
         if not kept:
@@ -230,7 +233,7 @@ def ensure_publications(connection: Connection, wanted: list[Publication]) -> li
     rest = [(one, existing) for one, existing in pairs if existing not in kept]
     ran = _alter(connection, [(replace(one, generated=kept[0].generated), existing) for one, existing in rest])
     for one, existing in pairs:
-        if existing in kept:
+        if existing in kept and not locked:
             with contextlib.suppress(CdcbridgeError):
                 ran += _alter(connection, [(replace(one, generated=kept[0].generated), existing)])
     return ran
@@ -253,28 +256,10 @@ def _alter(connection: Connection, pairs: list[tuple[Publication, Publication | 
         if getattr(error.__cause__, "sqlstate", None) != "55P03":
             raise
         names = ", ".join(one.name for one, _ in pairs)
-        holders = _holders(connection, [one for one, _ in pairs])
-        raise SourceUnavailable(f"source: the publication {names} cannot be changed yet: {holders}") from error
+        found = holders(connection, {table for one, _ in pairs for table in one.tables})
+        said = "; ".join(holder.said for holder in found) or "one of its tables was locked"
+        raise TableLocked(f"source: the publication {names} cannot be changed yet: {said}") from error
     return [statement.as_string(connection) for statement in statements]
-
-
-# The modes that conflict with the SHARE UPDATE EXCLUSIVE lock that a publication takes on its tables.
-_HOLDERS: Final = """
-    select string_agg(format('pid %%s (%%s, %%s) holds a %%s on %%s', a.pid, a.usename, a.state, l.mode,
-                             l.relation::regclass), '; ' order by a.pid)
-    from pg_locks l join pg_stat_activity a using (pid) join pg_class c on c.oid = l.relation
-    join pg_namespace n on n.oid = c.relnamespace
-    where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid()
-      and l.database = (select oid from pg_database where datname = current_database())
-      and l.mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
-      and n.nspname || '.' || c.relname = any (%s)
-"""
-
-
-def _holders(connection: Connection, wanted: list[Publication]) -> str:
-    with source_errors():
-        row = connection.execute(_HOLDERS, (sorted(table for one in wanted for table in one.tables),)).fetchone()
-    return str(row[0]) if row and row[0] else "one of its tables was locked"
 
 
 def create_spare_publication(connection: Connection, name: str) -> None:

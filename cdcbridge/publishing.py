@@ -40,9 +40,11 @@ def bring_into_step(
     """
     patterns = [pattern for consumer in config.consumers for pattern in whole(consumer.tables)]
     missing: list[str] = []
+    unknown: set[str] = set()  # tables that are left out and were never captured, so that nothing of them is missing
     if before is not None:
         began = Capture(**before)
         missing = [*began.untold, *losses(began, look(connection, list(began.publications), patterns))]
+        unknown = set(left_out) - began.tables.keys()
         for loss in missing:
             log.error("capture.changed", what=loss)
     spare = f"{config.source.publication}_inserts"
@@ -58,6 +60,8 @@ def bring_into_step(
     if spare not in names and publications.publication(connection, spare) is not None:
         names.append(spare)
     now = look(connection, names, patterns)
-    tables = {name: LEFT_OUT if name in left_out and oid else oid for name, oid in now.tables.items()}
+    tables = {
+        name: LEFT_OUT if name in left_out and oid else oid for name, oid in now.tables.items() if name not in unknown
+    }
     schemas = {name: LEFT_OUT if f"{name}.*" in left_out and oid else oid for name, oid in now.schemas.items()}
     return Publishing(names, Capture(now.publications, tables, schemas), missing)

@@ -6,15 +6,11 @@ session; the next one starts from what the store holds.
 
 from __future__ import annotations
 
-import re
 import selectors
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
-
-import structlog
-from psycopg import sql
+from typing import Final
 
 from cdcbridge.appender import Appender
 from cdcbridge.backfill import Session
@@ -29,6 +25,8 @@ from cdcbridge.errors import CaptureChanged, CdcbridgeError, OperatorNeeded, Sou
 from cdcbridge.health import Health
 from cdcbridge.lead import Lead
 from cdcbridge.lsn import format_lsn
+from cdcbridge.model import Relation
+from cdcbridge.notices import Notices
 from cdcbridge.pgtypes import Types
 from cdcbridge.position import Progress
 from cdcbridge.refused import Refused
@@ -48,15 +46,6 @@ _LONGEST_STATUS_INTERVAL: Final = 1.0
 _LOOK_AGAIN: Final = 0.2  # at the end, whether the append is done or the lead lost
 _GENTLE_FOR: Final = 1.0  # seconds after a change
 _READS_WAIT: Final = 0.1  # then a chunk of a backfill goes with changes, if these leave no time between them
-_LOST: Final = re.compile(r'no tuple identifier for (UPDATE|DELETE) in table "(.+)"\."(.+)"')
-log = structlog.get_logger()
-
-
-class _Notice(NamedTuple):
-    """A notice of the server, and the commit LSN of the transaction that it stands in; None outside of one."""
-
-    message: str
-    begun: int | None
 
 
 class Pump:
@@ -78,9 +67,7 @@ class Pump:
         self._stream = stream
         self._ready = ready
         self._catalog = catalog
-        self._notices: list[_Notice] = []
         self._refused = Refused()
-        stream.on_notice = self._note
         self._decoder = _decoder(ready, catalog, stream.last_lsn)
         self._blocks = blocks  # a session of the main loop's own: the other one is the appender's
         tail = ready.tail
@@ -92,6 +79,8 @@ class Pump:
             backfills.handed,
             TableGuard(ready.router, catalog.has_identity, catalog.columns(), ready.left_out),
         )
+        self._notices = Notices(self._collector, ready.router, self._found, ready.left_out, ready.missing)
+        stream.on_notice = self._notices.note
         self._spill = Spill(stream, self._collector.spill, self._read_block, self._collector.unspill)
         self._progress = Progress(tail.end_lsn, tail.end_lsn, tail.end_lsn, tail.end_lsn)
         self._store = store
@@ -147,12 +136,13 @@ class Pump:
         if self._collected(WAITING_BATCHES):
             return
         try:
-            self._collector.feed(self._decoder.events(self._spill.messages(READ_BYTES)))
+            messages = self._spill.messages(READ_BYTES)
+            if self._ready.plugin == "wal2json":
+                messages = self._notices.heeded(messages)
+            self._collector.feed(self._decoder.events(messages))
         except OperatorNeeded as error:
             error.hint = error.hint or self._way_on()
             raise
-        if self._notices:
-            self._heed_notices()
         self._progress.receive(self._collector.end_lsn)
 
     def _append(self) -> None:
@@ -227,6 +217,8 @@ class Pump:
         self._progress.stored(batch.end_lsn)
         self._health.stored(batch)
         self._refused.tell(batch)
+        if batch.gap and self._notices.reason:
+            self._lead.end(self._notices.reason)
         for xid, n, _ in batch.spilled:
             self._spill.stored(xid, n)
         for chunk, _ in batch.chunks:
@@ -292,43 +284,20 @@ class Pump:
                 ) from error
             raise
 
-    def _way_on(self, begun: int | None = None) -> str:
-        """How to leave behind a transaction that cannot be read: the one that committed at `begun`, or the open one.
+    def _found(self, schema: str, table: str, action: str) -> Relation | None:
+        """A captured table as the open transaction has it, for its topic."""
+        found = self._catalog.table(schema, table, action, {})
+        return found.relation if found.captured else None
+
+    def _way_on(self) -> str:
+        """How to leave behind a transaction that cannot be read: the open one.
 
         Where the server failed before it named the transaction, only the WAL's end is known to lie behind it.
         """
-        if begun is None and self._collector.open:
-            begun = self._collector.position.commit_lsn
+        begun = self._collector.position.commit_lsn if self._collector.open else None
         target = self._catalog.wal_end() if begun is None else begun + 1
         what = "everything up to there" if begun is None else "this transaction"
         return f"`cdcbridge slot skip --to {format_lsn(target)}` leaves {what} behind, and a gap message in its place."
-
-    def _note(self, message: str) -> None:
-        """A notice of the server, with the transaction that it stands in."""
-        begun = self._collector.position.commit_lsn if self._collector.open else None
-        self._notices.append(_Notice(message, begun))
-
-    def _heed_notices(self) -> None:
-        """wal2json tells of changes that it drops for want of a replica identity as a warning, and only so."""
-        for notice in self._notices:
-            match = _LOST.search(notice.message)
-            if match is None:
-                log.warning("source.notice", message=notice.message)
-                continue
-            operation, schema, table = match[1].lower(), match[2], match[3]
-            found = self._catalog.table(schema, table, match[1][0], {})
-            relation = found.relation
-            if found.captured and self._ready.router.plan(relation, operation) is not None:
-                article = "an" if operation == "update" else "a"
-                name = sql.Identifier(schema, table).as_string(None)
-                raise OperatorNeeded(
-                    f"{article} {operation.upper()} of {relation.topic} is not in the WAL's output, because the table"
-                    " has no usable replica identity; stopped before it was confirmed"
-                    f" (position {self._collector.position})",
-                    hint=f"First `ALTER TABLE {name} REPLICA IDENTITY FULL;` (or a primary key), so that later changes"
-                    f" are whole. Then {self._way_on(notice.begun)}",
-                )
-        self._notices.clear()
 
     def _leave(self) -> None:
         """Let the append that is under way end, and tell the server how far things are."""

@@ -94,5 +94,5 @@ class Recheck(Background):
         return _names(self._choice.troubles - now.troubles)
 
 
-def _names(troubles: frozenset[tuple[str, str]]) -> str:
-    return ", ".join(sorted({consumer for consumer, _ in troubles}))
+def _names(troubles: frozenset[tuple[str, str, str]]) -> str:
+    return ", ".join(sorted({consumer for consumer, *_ in troubles}))

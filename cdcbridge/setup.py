@@ -18,11 +18,12 @@ from cdcbridge.capture import Capture, Watched
 from cdcbridge.choosing import Choice
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
-from cdcbridge.errors import OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
+from cdcbridge.errors import IdentityLost, OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
 from cdcbridge.gap import leave_gap
 from cdcbridge.history import compare_ends, compare_history, refuse_lost
 from cdcbridge.initial import copy_tables
 from cdcbridge.lsn import format_lsn
+from cdcbridge.missing import Missing, closing
 from cdcbridge.publishing import Publishing, bring_into_step
 from cdcbridge.replication import ReplicationStream, UnknownOption
 from cdcbridge.route import Router, Subscription
@@ -50,6 +51,7 @@ class Ready:
     capture: Capture | None = None  # None: the plugin goes by names, or this session finishes a transaction
     watched: Watched | None = None
     left_out: frozenset[str] = frozenset()  # topics that cannot be captured as their consumers want
+    missing: Missing = field(default_factory=Missing)  # what wal2json has dropped
     router: Router = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,19 +81,28 @@ class Learned:
     whole: let the server send no transaction before it has committed.
     stuck: the last one ended before anything was appended.
     unpublished: the WAL at the store's end cannot be decoded, because a publication did not exist when it was written.
+    lost: where a table had lost its identity.
     """
 
     again: bool = False
     whole: bool = False
     stuck: bool = False
     unpublished: bool = False
+    lost: str = ""
 
     def streams(self) -> None:
         """A session begins to stream."""
         self.again, self.stuck, self.unpublished = True, False, False
 
     def failed(self, error: SourceUnavailable, *, appended: bool) -> None:
-        """It ended by this error, with or without having appended something."""
+        """It ended by this error, with or without having appended something.
+
+        Raises OperatorNeeded where going on without a table did not help.
+        """
+        if isinstance(error, IdentityLost):
+            if self.lost == str(error):
+                raise OperatorNeeded(str(error), hint=error.hint) from error
+            self.lost = str(error)
         self.unpublished = isinstance(error, Unpublished)
         if isinstance(error, SentTooEarly):
             self.whole = True
@@ -149,8 +160,9 @@ def prepare(
         _follow_timeline(store, stream, history, timeline, slot_lsn)
     compare_ends(config.source.slot, store.tail().end_lsn, slot_lsn, wal_end, on_standby=on_standby)
     _tell_losses(store, published, slot_lsn, wal_end, finishing=finishing, unpublished=learned.unpublished)
+    missing = _missing(store, choice, plugin, wal_end, finishing=finishing)
     ready = _ready(choice, store, store.tail(), plugin, published.names, stream.sender_timeout)
-    ready.capture, ready.left_out = None if finishing else published.capture, choice.left_out
+    ready.capture, ready.left_out, ready.missing = None if finishing else published.capture, choice.left_out, missing
     note_feeds(choice, store, finishing=finishing)
     if learned.whole:
         ready.options = plugins.without_streaming(ready.options)
@@ -196,6 +208,16 @@ def _tell_losses(
         leave_gap(store, first, wal_end, go_on=wal_end if unpublished else end, reason=reason, capture=capture)
     elif capture is not None:
         store.set_capture(capture)
+
+
+def _missing(store: Store, choice: Choice, plugin: str, wal_end: int, *, finishing: bool) -> Missing:
+    """The gaps of tables without a replica identity. Tell the end of each one whose table has one again, or is gone."""
+    missing, end = Missing(store.capture() if plugin == "wal2json" else None), store.tail().end_lsn
+    for number, table in enumerate(() if finishing else missing.ended(choice.unidentified)):
+        first = missing.close(table, wal_end).first
+        kept, reason = missing.dump(), closing(table)
+        leave_gap(store, first, wal_end, go_on=end, reason=reason, capture=kept, table=table, number=number)
+    return missing
 
 
 def _apply_consumers(config: Config, connection: Connection, store: Store) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from cdcbridge.errors import OperatorNeeded
+from cdcbridge.errors import IdentityLost, OperatorNeeded
 from cdcbridge.model import Relation
 from cdcbridge.position import Position
 from cdcbridge.route import Router, Subscription
@@ -35,22 +35,22 @@ class TableGuard:
         self._met: set[Relation] = set()
 
     def require_identity(self, relation: Relation, position: Position) -> None:
-        """Stop where a table that a consumer names lost its identity, before an UPDATE or DELETE can go missing.
+        """End the session where a table that a consumer names lost its identity. The next one goes on without it.
 
         A table that only a wildcard covers never had to have one: PostgreSQL refuses its UPDATEs and DELETEs, and its
         INSERTs are whole. Once the table has an identity again, older rows without one are INSERTs and go on.
-        Raises OperatorNeeded.
+        Raises IdentityLost.
         """
         if relation.identity or relation.topic in self._left_out:
             return
         for subscription in self._subscriptions(relation):
             taken = subscription.operations & {"update", "delete"}
             if taken and relation.topic in subscription.tables and not self._has_identity(relation):
-                raise OperatorNeeded(
-                    f"{relation.topic} has lost its replica identity, and a consumer takes its"
-                    f" {' and '.join(sorted(taken))}s; stopped at position {position}, nothing after it is confirmed",
-                    hint=f"`ALTER TABLE {_quoted(relation)} REPLICA IDENTITY FULL;` (or add a primary key). Then start"
-                    " the bridge again: it goes on here.",
+                raise IdentityLost(
+                    f"source: {relation.topic} has lost its replica identity at position {position}, and a consumer"
+                    f" takes its {' and '.join(sorted(taken))}s; starting again without them",
+                    hint=f"`ALTER TABLE {_quoted(relation)} REPLICA IDENTITY FULL;` (or add a primary key). Then the"
+                    " bridge takes it up again.",
                 )
 
     def require_columns(self, relation: Relation, position: Position) -> None:

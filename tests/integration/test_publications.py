@@ -142,11 +142,13 @@ def test_it_never_waits_long_for_a_lock_and_says_who_holds_it(published: World) 
         holder.execute("lock table t in share update exclusive mode")
         began = time.monotonic()
         with pytest.raises(
-            SourceUnavailable, match=f"pid {holder.info.backend_pid} .* holds a ShareUpdateExclusiveLock on t"
+            SourceUnavailable, match=f"pid {holder.info.backend_pid} .* holds a ShareUpdateExclusiveLock on public.t"
         ):
             publications.ensure_publications(published.sql, wanted)
         assert time.monotonic() - began < 10
-        assert found(published) == {}
+        warning = found(published)["publication_locked"]
+        assert warning.severity == "warning" and f"pid {holder.info.backend_pid}" in warning.message
+        assert warning.fix.startswith(f"select pg_terminate_backend({holder.info.backend_pid})")
         released = threading.Timer(3, holder.rollback)
         released.start()
         with published.bridge():  # it tries again until it may

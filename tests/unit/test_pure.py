@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cdcbridge.collect import Collector
 from cdcbridge.encode import CHUNK_SIZE, chunk_rows, key_text, message_rows, partition_of
-from cdcbridge.errors import DecodeError, OperatorNeeded
+from cdcbridge.errors import DecodeError, IdentityLost
 from cdcbridge.filters import Filter, FilterError
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.model import Begin, Change, Commit, LogicalMessage, Relation, Truncate
@@ -235,8 +235,8 @@ def test_events_out_of_order_are_a_decode_error(events: list[object]) -> None:
         feed(collector(), events)
 
 
-def test_a_table_that_lost_its_identity_stops() -> None:
-    with pytest.raises(OperatorNeeded, match="has lost its replica identity"):
+def test_a_table_that_lost_its_identity_ends_the_session() -> None:
+    with pytest.raises(IdentityLost, match="has lost its replica identity"):
         feed(collector(), [Begin(1, 1, 1), Relation("public", "t", "public.t", None, frozenset())])
 
 

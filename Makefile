@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 PG15 ?= /usr/lib/postgresql/15
 # They measure seconds of a running bridge, so nothing else runs beside them.
 ALONE := $(addprefix tests/acceptance/test_,pgbench.py takeover.py failover.py)
-export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help
 help: ## list the tasks

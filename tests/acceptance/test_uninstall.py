@@ -177,7 +177,7 @@ def test_source_and_store_on_two_servers(pg15: Any, pg18: Any, tmp_path: Path) -
 
 
 def test_a_slot_of_another_database_stays(used: World) -> None:
-    used.slot = f"{used.slot}_b"
+    used.execute(f"select pg_drop_replication_slot('{used.slot}')")
     with psycopg.connect(used.server.dsn("postgres"), autocommit=True) as admin:
         admin.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (used.slot,))
         try:

@@ -72,7 +72,7 @@ def test_the_log_tells_the_table(world: World) -> None:
             "insert into t values (7, 'k2', 1.50, null)",
         )
         assert world.json("verify", "public.t", "--json") == {
-            "table": "public.t", "ok": True, "rows": 430, "missing": [], "extra": [], "different": []
+            "table": "public.t", "key": ["b", "a"], "ok": True, "rows": 430, "missing": [], "extra": [], "different": []
         }  # fmt: skip
         world.execute("update cdcbridge.messages set data = replace(data::text, '\"n\":1.50', '\"n\":1.51')::json")
         result = world.run_program("verify", "public.t")

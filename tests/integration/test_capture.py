@@ -174,9 +174,9 @@ def test_a_change_of_the_publication_that_the_role_may_not_mend_is_told(pgoutput
             owner.execute("insert into u values (2)")
             arrived = "select count(*) from messages where topic = 'public.u'"
             eventually(lambda: world.value(arrived) == 2, "the other consumer gets its changes")
-        world.write_config()
-        said = world.run_program("run")
-        assert said.returncode == 2 and "alter publication" in said.stderr, said.stderr
+        with world.bridge():  # a start goes on with the others, too
+            owner.execute("insert into u values (3)")
+            eventually(lambda: world.value(arrived) == 3, "the other consumer gets its changes")
         owner.execute("alter publication cdcbridge add table only t")
         with world.bridge():
             owner.execute("insert into t values (3, 'after')")

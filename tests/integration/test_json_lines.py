@@ -146,7 +146,8 @@ def test_filters_make_dead_letters_and_replays_and_new_consumers_go_on(world: Wo
                 "select count(*) from consumer_messages where consumer_id = (consumer_named(%s)).id", name
             )
             dead = world.value("select count(*) from dead_messages where consumer_id = (consumer_named(%s)).id", name)
-            assert dead == (before if name == "late" else dead if name == "keyed" else 0)
+            if name != "keyed":  # its key may lie in the document
+                assert dead == (before if name == "late" else 0)
             assert ids + dead == len(DOCUMENTS) + (name == "keyed"), (name, ids, dead)
         assert program(world, "receive", "keyed", "--ack", "-n", "100").count(b"\n") > 0
         replayed = json.loads(program(world, "consumers", "replay", "keyed", "--from", "earliest"))

@@ -190,8 +190,15 @@ begin
             taken := insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
             seqs_ := null; keys_ := null; since := null;
         end if;
-        seqs_ := seqs_ || r.seqs;
-        keys_ := keys_ || r.keys;
+        if cardinality(r.seqs) = 1 then -- appends in place; the concatenation of two arrays copies both
+            seqs_ := seqs_ || r.seqs[1];
+            if r.keys is not null then
+                keys_ := keys_ || r.keys[1];
+            end if;
+        else
+            seqs_ := seqs_ || r.seqs;
+            keys_ := keys_ || r.keys;
+        end if;
         since := coalesce(since, r.inserted_at);
         plain := plain and r.tie = 0 and r.seqs[1] > last;
         last := r.seqs[cardinality(r.seqs)];

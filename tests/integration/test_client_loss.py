@@ -210,6 +210,7 @@ def test_connecting_through_a_silent_proxy_ends(store: Store, proxy: Proxy) -> N
 
 
 def test_a_long_poll_that_meets_silence_finds_its_way(store: Store, proxy: Proxy) -> None:
+    """The silence may also swallow the answer with the message, which then comes again after its visibility timeout."""
     with Queue.connect(through(store, proxy), "c") as client:
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.extend(client.receive(wait=PATIENCE)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -124,8 +123,7 @@ def test_dedup_ids_are_found_by_an_index_and_so_have_a_length(queue: Queue) -> N
 
 def processor_time(queue: Queue) -> float:
     """Seconds of the session's server process: what else the machine does is not in it."""
-    fields = Path(f"/proc/{queue.session.info.backend_pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return int(Path(f"/proc/{queue.session.info.backend_pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def settled_in_parts(queue: Queue, mode: str, size: int, statistics: str) -> dict[str, float]:

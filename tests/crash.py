@@ -20,8 +20,6 @@ from cdcbridge.pump import Pump
 from cdcbridge.replication import ReplicationStream
 from cdcbridge.store import Store
 
-SIGNAL = signal.Signals[os.environ.get("CRASH_SIGNAL", "SIGKILL")]
-
 # instant → (class, method, whether to die before or after it)
 INSTANTS: dict[str, tuple[tuple[type, ...], str, str]] = {
     "received": ((PgoutputDecoder, Wal2jsonDecoder), "_row", "before"),
@@ -40,24 +38,30 @@ INSTANTS: dict[str, tuple[tuple[type, ...], str, str]] = {
 def die_at(owner: type, name: str, when: str, count: int) -> None:
     original: Callable[..., Any] = getattr(owner, name)
     left = count
+    number = getattr(signal, os.environ.get("CRASH_SIGNAL", "SIGKILL"))
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         nonlocal left
         left -= 1
         if left == 0 and when == "before":
-            os.kill(os.getpid(), SIGNAL)
+            os.kill(os.getpid(), number)
         result = original(*args, **kwargs)
         if left == 0 and when == "after":
-            os.kill(os.getpid(), SIGNAL)
+            os.kill(os.getpid(), number)
         return result
 
     setattr(owner, name, dying)
 
 
-if __name__ == "__main__":
-    instant, times, _, *arguments = sys.argv[1:]
+def prepare(instant: str, count: int) -> None:
+    """Let this process die at the instant, the `count`-th time that it comes there."""
     owners, method, moment = INSTANTS[instant]
     for one in owners:
-        die_at(one, method, moment, int(times))
+        die_at(one, method, moment, count)
+
+
+if __name__ == "__main__":
+    instant, times, _, *arguments = sys.argv[1:]
+    prepare(instant, int(times))
     sys.argv = ["cdcbridge", *arguments]
     cli.main()

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
-import sys
 import tempfile
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import click
 import pytest
 
-from cdcbridge.cli import cli, main
+from tests.program import TRACEBACK, run_here
 
 CLOSED = "closed"
-_context = click.Context(cli)
-for _name in cli.list_commands(_context):
-    cli.get_command(_context, _name)  # load the modules of all commands here, and not in each child
 FULL = "full"
 LEFT = "left"  # a pipe whose reader has gone, as after `| head -1`
-TRACEBACK = 99
 
 
 class Result(NamedTuple):
@@ -59,36 +51,8 @@ def _child(
         os.close(reader)
     for number, file in ((0, given), (1, out), (2, err)):
         os.dup2(file, number)
-    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding)
-    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding)
-    sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), encoding, line_buffering=True)
-    if stdin == CLOSED:
-        os.close(0)
-        sys.stdin = None  # as Python does
-    if stdout == CLOSED:
-        os.close(1)
-        sys.stdout = None
-    sys.argv = ["cdcbridge", *arguments]
-    code = TRACEBACK
-    try:
-        main()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        os.write(2, traceback.format_exc().encode(errors="replace"))
-    return _flushed(code)
-
-
-def _flushed(code: int) -> int:
-    """As Python does at its end: a stream that cannot be flushed then is told, and another exit code."""
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None and not stream.closed:
-                stream.flush()
-    except OSError:
-        os.write(2, b"Exception ignored: a stream could not be flushed")
-        return 120
-    return code
+    closed = [name for name, how in (("stdin", stdin), ("stdout", stdout)) if how == CLOSED]
+    return run_here(arguments, encoding, closed)
 
 
 def program(

@@ -23,9 +23,11 @@ from cdcbridge.bridge import Bridge
 from cdcbridge.config import Config, load
 from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.store import Store
+from tests.programs import Program, complete
 
 PATIENCE = 30.0  # seconds that a test waits for an event before it fails
 _numbers = itertools.count(1)
+Running: TypeAlias = subprocess.Popen[str] | Program
 NewDatabase: TypeAlias = Callable[[EmbeddedServer], contextlib.AbstractContextManager[str]]
 
 
@@ -33,18 +35,30 @@ NewDatabase: TypeAlias = Callable[[EmbeddedServer], contextlib.AbstractContextMa
 def fresh_database(server: EmbeddedServer, options: str = "") -> Iterator[str]:
     """A new database; dropped with its slots afterwards."""
     name = f"t{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(server.dsn(), autocommit=True) as admin:
-        admin.execute(f"create database {name} {options}".encode())
+    _administer(server, f"create database {name} {options}")
     try:
         yield name
     finally:
-        with psycopg.connect(server.dsn(), autocommit=True) as admin:
-            admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
-            eventually(lambda: _drop_slots(admin, name))
-            admin.execute(f"drop database {name} with (force)".encode())
+        _administer(server, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
+        eventually(lambda: _drop_slots(server, name))
+        _administer(server, f"drop database {name} with (force)")
 
 
 _with_store: weakref.WeakKeyDictionary[EmbeddedServer, str] = weakref.WeakKeyDictionary()
+_administrators: weakref.WeakKeyDictionary[EmbeddedServer, psycopg.Connection[Any]] = weakref.WeakKeyDictionary()
+
+
+def _administer(server: EmbeddedServer, statement: str) -> None:
+    """Run a statement in a session on the server that is kept for all tests, and made anew after a restart."""
+    kept = _administrators.get(server)
+    if kept is not None:
+        with contextlib.suppress(psycopg.OperationalError):
+            kept.execute("select")
+    if kept is None or kept.closed:
+        made = psycopg.connect(server.dsn(), autocommit=True, prepare_threshold=None)
+        _administrators[server] = made
+        weakref.finalize(server, made.close)
+    _administrators[server].execute(statement.encode())
 
 
 @contextlib.contextmanager
@@ -52,8 +66,7 @@ def store_database(server: EmbeddedServer) -> Iterator[str]:
     """A new database with a store in it: a copy of one that was migrated once for this server."""
     if server not in _with_store:
         name = f"store{os.getpid()}_{next(_numbers)}"
-        with psycopg.connect(server.dsn(), autocommit=True) as admin:
-            admin.execute(f"create database {name}".encode())
+        _administer(server, f"create database {name}")
         with contextlib.closing(Store(server.dsn(name), "cdcbridge")) as store:
             store.migrate()
         _with_store[server] = name
@@ -61,10 +74,10 @@ def store_database(server: EmbeddedServer) -> Iterator[str]:
         yield database
 
 
-def _drop_slots(admin: psycopg.Connection[Any], name: str) -> bool:
+def _drop_slots(server: EmbeddedServer, name: str) -> bool:
     with contextlib.suppress(psycopg.errors.ObjectInUse):
-        admin.execute(
-            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s", (name,)
+        _administer(
+            server, f"select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = '{name}'"
         )
         return True
     return False
@@ -99,7 +112,9 @@ class World:
         self.top_settings: dict[str, Any] = {}
         self.consumers: list[dict[str, Any]] = []
         self._sql: psycopg.Connection[Any] | None = None
-        self._processes: list[subprocess.Popen[str]] = []
+        self._store_session: psycopg.Connection[Any] | None = None
+        self._store_is = ("", "")
+        self._processes: list[Running] = []
 
     @property
     def dsn(self) -> str:
@@ -118,9 +133,25 @@ class World:
 
     def rows(self, query: str, *args: Any) -> list[tuple[Any, ...]]:
         """Rows from the store."""
-        with psycopg.connect(self.store_dsn or self.dsn, autocommit=True, client_encoding="UTF8") as store:
-            store.execute(f"set search_path = {self.schema}, public".encode())
-            return store.execute(query.encode(), args or None).fetchall()
+        try:
+            return self._store().execute(query.encode(), args or None).fetchall()
+        except psycopg.OperationalError:
+            if self._store_session is None or not self._store_session.closed:
+                raise  # the statement's own error
+            return self._store().execute(query.encode(), args or None).fetchall()
+
+    def _store(self) -> psycopg.Connection[Any]:
+        """An autocommit session on the store of now: a test may move it, or end all sessions."""
+        wanted = (self.store_dsn or self.dsn, self.schema)
+        if self._store_session is None or self._store_session.closed or self._store_is != wanted:
+            if self._store_session is not None:
+                self._store_session.close()
+            self._store_session = psycopg.connect(
+                wanted[0], autocommit=True, client_encoding="UTF8", prepare_threshold=None
+            )
+            self._store_session.execute(f"set search_path = {self.schema}, public".encode())
+            self._store_is = wanted
+        return self._store_session
 
     def value(self, query: str, *args: Any) -> Any:
         return self.rows(query, *args)[0][0]
@@ -215,11 +246,8 @@ class World:
     # the program as a process
 
     def run_program(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        self.write_config()
-        return subprocess.run(
-            [sys.executable, "-m", "cdcbridge", "-c", str(self.folder / "cdcbridge.yaml"), *arguments],
-            input=stdin, capture_output=True, text=True, timeout=120, check=False, env=clean_environment(),
-        )  # fmt: skip
+        arguments = ("-c", str(self.write_config()), *arguments)
+        return complete(arguments, clean_environment(), stdin=stdin or "", timeout=120)
 
     def json(self, *arguments: str) -> Any:
         result = self.run_program(*arguments)
@@ -232,21 +260,36 @@ class World:
         crash: tuple[str, int] | None = None,
         prefix: list[str] | None = None,
         environment: dict[str, str] | None = None,
-    ) -> subprocess.Popen[str]:
+    ) -> Running:
         """`cdcbridge run` as a process; `crash`: an instant of tests.crash, and the how manieth time; `prefix`: a command
         that runs it, and becomes it.
         """
-        path = self.write_config()
-        log = (self.folder / "bridge.log").open("a")
-        program = ["cdcbridge"] if crash is None else ["tests.crash", crash[0], str(crash[1]), "--"]
-        process = subprocess.Popen(
-            [*(prefix or []), sys.executable, "-m", *program, "-c", str(path), "run", *options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, text=True,
-            env={**clean_environment(), **(environment or {})},
-        )  # fmt: skip
-        log.close()
+        arguments = ["-c", str(self.write_config()), "run", *options]
+        log = self.folder / "bridge.log"
+        log.touch()
+        surroundings = {**clean_environment(), **(environment or {})}
+        process = (
+            Program(arguments, surroundings, stderr=str(log), crash=crash)
+            if prefix is None
+            else self._start_behind(prefix, arguments, surroundings, log, crash)
+        )
         self._processes.append(process)
         return process
+
+    def _start_behind(
+        self,
+        prefix: list[str],
+        arguments: list[str],
+        environment: dict[str, str],
+        log: Path,
+        crash: tuple[str, int] | None,
+    ) -> subprocess.Popen[str]:
+        program = ["cdcbridge"] if crash is None else ["tests.crash", crash[0], str(crash[1]), "--"]
+        with log.open("a") as file:
+            return subprocess.Popen(
+                [*prefix, sys.executable, "-m", *program, *arguments],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file, text=True, env=environment,
+            )  # fmt: skip
 
     def log(self) -> str:
         return (self.folder / "bridge.log").read_text()
@@ -256,8 +299,9 @@ class World:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)  # a stopped one, too
             process.wait()
-        if self._sql is not None:
-            self._sql.close()
+        for session in (self._sql, self._store_session):
+            if session is not None:
+                session.close()
 
 
 def clean_environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from cdcbridge.migrate import migrations
-from tests.world import PATIENCE, World, clean_environment, eventually
+from tests.world import PATIENCE, Running, World, clean_environment, eventually
 
 
 def lines(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
@@ -20,7 +20,7 @@ def lines(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def ready(world: World) -> subprocess.Popen[str]:
+def ready(world: World) -> Running:
     world.execute("create table t (id int primary key, amount numeric)")
     world.consumer("billing", visibility_timeout="60s")
     process = world.start_process()

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 
 from tests.forked import program
-from tests.world import PATIENCE, World, clean_environment, eventually
+from tests.world import PATIENCE, Running, World, clean_environment, eventually
 
 
 def run(world: World, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -33,7 +33,7 @@ def listed(world: World, *arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
-def shop(world: World) -> subprocess.Popen[str]:
+def shop(world: World) -> Running:
     world.execute("create table t (id int primary key, amount numeric, v text)")
     world.consumer("billing", visibility_timeout="60s", max_deliveries=1)
     world.consumer("audit")

@@ -5,7 +5,6 @@ lost or written twice, also when the first one comes back.
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import pytest
 from cdcbridge.embedded import EmbeddedServer
 from tests.listening import ListeningServer
 from tests.netns import Host
-from tests.world import World, eventually, fresh_database
+from tests.world import Running, World, eventually, fresh_database
 
 WITHIN = 5.0
 
@@ -31,7 +30,7 @@ class Pair:
         self.second = 0  # pid
         self.written = 0
 
-    def start(self, crash: tuple[str, int] | None = None) -> subprocess.Popen[str]:
+    def start(self, crash: tuple[str, int] | None = None) -> Running:
         world, port = self.world, self.world.server.port
         world.settings["dsn"] = f"host={self.host.source} port={port} user=postgres dbname={world.database}"
         world.store_dsn = f"host={self.host.store} port={port} user=postgres dbname={world.database}"
@@ -101,13 +100,13 @@ def listening() -> Iterator[EmbeddedServer]:
         yield server
 
 
-def _stop_and_wake(leader: subprocess.Popen[str], _host: Host) -> Callable[[], None]:
+def _stop_and_wake(leader: Running, _host: Host) -> Callable[[], None]:
     leader.send_signal(signal.SIGSTOP)
     return lambda: leader.send_signal(signal.SIGCONT)
 
 
-def _cut(*which: str) -> Callable[[subprocess.Popen[str], Host], Callable[[], None]]:
-    def cut(_leader: subprocess.Popen[str], host: Host) -> Callable[[], None]:
+def _cut(*which: str) -> Callable[[Running, Host], Callable[[], None]]:
+    def cut(_leader: Running, host: Host) -> Callable[[], None]:
         addresses = [getattr(host, name) for name in which]
         host.cut(*addresses)
         return lambda: host.heal(*addresses)
@@ -125,7 +124,7 @@ def _cut(*which: str) -> Callable[[subprocess.Popen[str], Host], Callable[[], No
     ],
 )
 def test_the_other_takes_over_within_five_seconds_and_the_first_comes_back_as_stand_by(
-    pair: Pair, fault: Callable[[subprocess.Popen[str], Host], Callable[[], None]]
+    pair: Pair, fault: Callable[[Running, Host], Callable[[], None]]
 ) -> None:
     leader = pair.start()
     with pair.writer():

@@ -259,7 +259,9 @@ def test_one_that_waits_is_woken_by_what_another_gives_back(store: Store) -> Non
         found: list[int] = []
         thread = threading.Thread(target=lambda: found.extend(m.seq for m in other.receive(wait=PATIENCE)))
         thread.start()
-        eventually(lambda: store.value("select count(*) from pg_stat_activity where wait_event = 'ClientRead'"))
+        waiting = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle'"
+        waiting += " and query like '%next_visible%' and pid <> pg_backend_pid()"
+        eventually(lambda: store.value(waiting))
         messages.close()
         thread.join(5)
         assert found == put[1:]

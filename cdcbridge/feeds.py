@@ -110,7 +110,8 @@ class Feeds:
         if feed is None or not feed.reason:
             return ""
         what = {"refused": "gets nothing:", "as_before": "goes on as it was;"}.get(feed.state, "is faulty:")
-        return f"the consumer {name} {what} {_unnamed(feed.reason, name)}. Fix: {feed.fix}"
+        reason = _unnamed(feed.reason, name)
+        return f"the consumer {name} {what} {reason}{'' if reason.endswith('?') else '.'} Fix: {feed.fix}"
 
     def warnings(self, names: Iterable[str]) -> list[str]:
         """A line for each of the store's consumers that gets nothing and has no alarm."""

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -43,6 +43,7 @@ _AT_ONCE: Final = 1000  # rows fetched from either side
 class Verified:
     """What was compared. `missing`: keys that the table has and the log has not; `extra`: the other way round;
     `different`: in both, with other values. `notes`: what could not be compared, and why. `key`: the key's columns.
+    whole: a consumer that takes all rows, so that a backfill for it brings each of them into the log.
     """
 
     table: str
@@ -52,6 +53,7 @@ class Verified:
     different: tuple[str, ...]
     notes: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
+    whole: str = ""
 
     @property
     def deletion(self) -> str:
@@ -88,16 +90,17 @@ def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
     ):
         shape = shapes.describe(source, schema, name)
         refuse_row_security(source, schema, name)
-        _refuse(config, store, schema, name)
+        whole = _whole(config, store, schema, name)
         if not shape.key:
             raise UsageError(f"{table} has no primary key (or replica identity index) to tell its rows apart by")
         try:
-            return _compare(config, source, store, shape, wait, harmless=False)
+            found = _compare(config, source, store, shape, wait, harmless=False)
+            return replace(found, whole=whole)
         except CdcbridgeError as error:
             if not isinstance(error.__cause__, psycopg.DataError):
                 raise
         # A json value that jsonb cannot hold: "\\u0000", half of a surrogate pair, a number that is too large.
-        return _compare(config, source, store, shape, wait, harmless=True)
+        return replace(_compare(config, source, store, shape, wait, harmless=True), whole=whole)
 
 
 @contextmanager
@@ -211,10 +214,12 @@ class _Found:
         return tuple(notes)
 
 
-def _refuse(config: Config, store: Connection, schema: str, name: str) -> None:
+def _whole(config: Config, store: Connection, schema: str, name: str) -> str:
+    """A consumer that takes everything of the table. Raises UsageError where none does."""
     table = f"{schema}.{name}"
     readers = Router(all_subscriptions(store), config.store.schema_).subscriptions(schema, name)
-    if not any(s.filter is None and s.operations == frozenset(OPERATIONS) for s in readers):
+    whole = [s.name for s in readers if s.filter is None and s.operations == frozenset(OPERATIONS)]
+    if not whole:
         raise UsageError(
             f"no consumer takes all operations of {table} without a filter: the log has not all that happens to it"
         )
@@ -229,6 +234,7 @@ def _refuse(config: Config, store: Connection, schema: str, name: str) -> None:
             f"a backfill of {table} into {unfinished[0]!r} is {unfinished[1]}: the log is not complete yet",
             hint="Verify again when it is done: cdcbridge backfill list",
         )
+    return whole[0]
 
 
 def _wait_for_log(config: Config, store: Connection, wait: float) -> None:

@@ -189,7 +189,7 @@ def verify(app: App, table: str, wait: float, as_json: bool) -> int:
     """
     found = verifying.verify(app.config, table, wait)
     if as_json:
-        fields = {name: value for name, value in asdict(found).items() if name != "notes" or value}
+        fields = {name: value for name, value in asdict(found).items() if name != "whole" and (name != "notes" or value)}
         print_json({**fields, "ok": found.ok})
         return 0 if found.ok else 2
     for note in found.notes:
@@ -209,7 +209,7 @@ def verify(app: App, table: str, wait: float, as_json: bool) -> int:
     if found.missing or found.different:
         say(
             f"Rows that are older than the log, or that changed in a gap, come by"
-            f" `cdcbridge backfill start CONSUMER {table}`."
+            f" `cdcbridge backfill start {found.whole} {table}`. A consumer with a filter does not bring all of them."
         )
     if found.extra:
         _say_extra(found)

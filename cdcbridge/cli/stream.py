@@ -6,11 +6,12 @@ import time
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from cdcbridge.cli.context import App, name_argument, pass_app, print_document, say
 from cdcbridge.cli.where import PLACE, PLACE_HELP, PlaceCommand
 from cdcbridge.database import Connection
-from cdcbridge.errors import StoreUnavailable
+from cdcbridge.errors import StoreUnavailable, UsageError
 from cdcbridge.pooled import PooledConnection
 
 # Rows as JSON made by the server, as `receive` has them.
@@ -55,6 +56,11 @@ def tail(app: App, name: str, count: int, place: str | None) -> None:
       cdcbridge tail audit
       cdcbridge tail audit --from yesterday | jq 'select(.topic == "public.orders")'
     """
+    if place is not None and click.get_current_context().get_parameter_source("count") is ParameterSource.COMMANDLINE:
+        raise UsageError(
+            "give -n or --from, not both: -n prints the last messages, and --from all from a place on",
+            hint=f"`cdcbridge read {name} --from {place} -n {count}` prints the first ones from there.",
+        )
     following = _Following(name, count, place)
     try:
         while True:

@@ -161,6 +161,12 @@ def test_tail_follows_and_ends_on_ctrl_c(store: World, tail: tuple[subprocess.Po
     assert process.stderr and "Traceback" not in process.stderr.read()
 
 
+def test_tail_takes_a_count_or_a_place(store: World) -> None:
+    refused = called(store, "tail", "audit", "--from", "1", "-n", "1")
+    assert refused.returncode == 2
+    assert "cdcbridge read audit --from 1 -n 1" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "right"),
     [

@@ -30,7 +30,7 @@ def test_the_manual_mends_copies_after_a_lost_slot(world15: World) -> None:
     assert world.run_program("slot", "recreate", "--yes").returncode == 0
     with world.bridge():
         before = world.run_program("verify", "public.orders")
-        assert "backfill start CONSUMER public.orders" in before.stderr
+        assert "backfill start billing public.orders" in before.stderr
         assert world.run_program("backfill", "start", "billing", "public.orders").returncode == 0
         eventually(lambda: world.value("select bool_and(state = 'done') from backfills"), "the backfill")
         found = world.run_program("verify", "public.orders")

@@ -16,7 +16,9 @@ import psycopg
 from cdcbridge.database import Connection
 from cdcbridge.errors import OperatorNeeded
 
-MAY: Final = "receive, peek, ack, nack, extend, dead, offsets, lag, status, slot list, consumers list and consumers show"
+MAY: Final = (
+    "receive, peek, ack, nack, extend, dead, offsets, lag, status, slot list, consumers list and consumers show"
+)
 _OWNER: Final = "select quote_ident(pg_get_userbyid(nspowner)) from pg_namespace where nspname = current_schema()"
 _LOOK: Final = """
     select quote_ident(current_user), quote_ident(pg_get_userbyid(n.nspowner)), quote_ident(n.nspname)

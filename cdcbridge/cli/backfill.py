@@ -189,7 +189,10 @@ def verify(app: App, table: str, wait: float, as_json: bool) -> int:
     """
     found = verifying.verify(app.config, table, wait)
     if as_json:
-        fields = {name: value for name, value in asdict(found).items() if name != "whole" and (name != "notes" or value)}
+        fields = asdict(found)
+        del fields["whole"]
+        if not found.notes:
+            del fields["notes"]
         print_json({**fields, "ok": found.ok})
         return 0 if found.ok else 2
     for note in found.notes:

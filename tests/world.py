@@ -299,6 +299,10 @@ class World:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)  # a stopped one, too
             process.wait()
+        self.leave()
+
+    def leave(self) -> None:
+        """Close the sessions of this object, for example so that its database can be renamed. They come again by themselves."""
         for session in (self._sql, self._store_session):
             if session is not None:
                 session.close()

@@ -225,7 +225,7 @@ def test_a_role_without_rights_gets_the_sql_for_the_owner_and_run_works_with_it(
         finally:
             world.user = "postgres"
             if world._sql is not None:
-                world._sql.close()
+                world.leave()
             owner.execute(b"drop publication if exists cdcbridge")
             owner.execute(f"drop owned by {role} cascade".encode())
             owner.execute(f"drop role {role}".encode())

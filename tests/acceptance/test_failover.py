@@ -99,7 +99,7 @@ def promote(primary: EmbeddedServer, standby: Standby, world: World, *, receiver
         eventually(lambda: answers(standby), "the standby is back after its receiver was killed")
     standby.promote()
     world.server = standby
-    world.sql.close()
+    world.leave()
 
 
 def write_on(world: World, writer: Writer, rows: int) -> None:

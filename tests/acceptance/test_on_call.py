@@ -137,7 +137,7 @@ def guest(world18: World) -> Iterator[World]:
     yield world18
     world18.user = "postgres"
     if world18._sql is not None:
-        world18._sql.close()
+        world18.leave()
     world18.execute(f"drop owned by {role}", f"drop role {role}")
 
 

@@ -38,7 +38,7 @@ DIFFERENCES = """
 
 def differences(world: World, op: str = "insert") -> list[tuple[Any, ...]]:
     """Columns of public.t whose values in messages are not those of to_jsonb."""
-    world.sql.close()
+    world.leave()
     world.execute(*SESSION)
     return world.sql.execute(DIFFERENCES, (op,)).fetchall()
 

@@ -339,7 +339,7 @@ def test_it_goes_on_after_a_restart_of_the_server(own15: EmbeddedServer, tmp_pat
             for mode in ("immediate", "fast"):
                 wanted = listed(world)["rows"] + 1
                 eventually(partial(has_read, world, wanted))
-                world.sql.close()
+                world.leave()
                 own15.stop(mode)
                 own15.start()
                 eventually(world.active)
@@ -356,7 +356,7 @@ def test_what_the_stream_brings_before_any_snapshot_sees_it_is_not_followed_by_t
     with fresh_database(own15) as database:
         world = World(own15, database, "pgoutput", tmp_path)
         world.execute("alter role postgres set synchronous_commit = local")
-        world.sql.close()
+        world.leave()
         world.execute(
             "create table t (id int primary key, v int)", "insert into t select i, 0 from generate_series(1, 300) i"
         )

@@ -187,7 +187,7 @@ def test_a_change_of_the_publication_that_the_role_may_not_mend_is_told(pgoutput
     finally:
         world.user = "postgres"
         if world._sql is not None:
-            world._sql.close()
+            world.leave()
         world.execute("drop publication if exists cdcbridge", f"drop owned by {role} cascade", f"drop role {role}")
 
 

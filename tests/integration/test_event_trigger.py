@@ -201,5 +201,5 @@ def test_a_role_that_may_not_install_it(world18: World) -> None:
     finally:
         world18.user = "postgres"
         if world18._sql is not None:
-            world18._sql.close()
+            world18.leave()
         world18.execute(f"drop owned by {role} cascade", f"drop role {role}")

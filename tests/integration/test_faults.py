@@ -42,7 +42,7 @@ def test_neither_sessions_nor_bridges_leave_files_open(world15: World) -> None:
     world15.execute("create table t (id int primary key)")
     world15.consumer()
     with world15.bridge():
-        pass
+        world15.messages(0)  # a session that stays open
     before = open_files()
     with world15.bridge():
         eventually(world15.active, "the bridge streams")
@@ -68,7 +68,7 @@ def test_a_server_restart_is_waited_for(own15: EmbeddedServer, tmp_path: object,
         with world.bridge():
             world.execute("insert into t values (1)")
             world.messages(1)
-            world.sql.close()
+            world.leave()
             own15.stop(mode)
             own15.start()
             world.execute("insert into t values (2)")
@@ -287,7 +287,7 @@ def test_a_publication_made_by_hand_that_is_enough_stays_as_it_is(world18: World
             assert world18.messages(1)[0][1] == "1"
     finally:
         world18.user = "postgres"
-        world18.sql.close()
+        world18.leave()
         world18.execute("drop publication cdcbridge", f"drop owned by {role} cascade", f"drop role {role}")
 
 

@@ -111,7 +111,7 @@ def test_a_database_that_is_away_is_told_and_no_old_value_stands(own15: Embedded
     eventually(
         lambda: "cdcbridge_slot_retained_bytes{" in get(port, "/metrics")[1] if "http.listening" in world.log() else 0
     )
-    world.sql.close()
+    world.leave()
     own15.stop("immediate")
     _, why = eventually(lambda: (a := get(port, "/ready"))[0] == 503 and a, "it is not ready")
     assert why.startswith("retrying: ")

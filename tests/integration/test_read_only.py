@@ -96,7 +96,7 @@ def test_a_bridge_waits_for_a_source_that_takes_no_writes(own: EmbeddedServer, t
             demote(own)
             eventually(waits(bridge), "the bridge says why it waits")
             promote(own)
-            world.sql.close()
+            world.leave()
             world.execute("insert into t values (2)")
             assert [key for _, key, _ in world.messages(2)] == ["1", "2"]
         world.close()

@@ -83,7 +83,7 @@ def _hostile_world(
             for name, value in given.items():
                 if (level == "environment" and "SERVICE" not in name) or (level == "service" and name != "PGOPTIONS"):
                     monkeypatch.setenv(name, value)
-        world.sql.close()
+        world.leave()
         yield world
         world.close()
     if world.user != "postgres":
@@ -320,7 +320,7 @@ def restricted(world: World) -> Iterator[World]:
     )
     world.user = role
     own = world.server.dsn(world.database)
-    world.sql.close()
+    world.leave()
     world._sql = psycopg.connect(own, autocommit=True)
     yield world
     with psycopg.connect(own, autocommit=True) as admin:
@@ -483,7 +483,7 @@ def test_a_client_behind_a_pooler_leaves_nothing_in_the_servers_sessions(
     for name, value in hostile.SERVER.items():
         if name != "client_encoding":
             world15.execute(f"alter database {world15.database} set {name} = '{value}'")
-    world15.sql.close()
+    world15.leave()
     world15.consumer(tables=(), topics=["notes"])
     world15.consumer("s", (), mode="stream", topics=["notes"])
     with world15.bridge():

@@ -178,7 +178,7 @@ def insert_cases(world: World, cases: Cases) -> None:
 
 
 def differences(world: World, cases: Cases) -> list[str]:
-    world.sql.close()
+    world.leave()
     world.execute(*SESSION)
     rows = world.sql.execute(
         "select t.id, e.key, e.value, r.value from public.t"
@@ -196,7 +196,7 @@ def test_record_equals_to_jsonb_for_every_type_under_hostile_settings(world: Wor
         cases += XML
     for statement in HOSTILE:
         world.execute(statement.format(world.database))
-    world.sql.close()
+    world.leave()
     count = create_types(world, cases)
     with world.bridge():
         insert_cases(world, cases)

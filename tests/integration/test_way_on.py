@@ -15,7 +15,7 @@ import pytest
 
 from cdcbridge.embedded import EmbeddedServer
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded
-from tests.world import World, eventually, fresh_database
+from tests.world import PATIENCE, World, eventually, fresh_database
 
 
 def follow(world: World, error: BaseException | str | None) -> list[str]:
@@ -42,7 +42,7 @@ def stopped_by(world: World, act: Callable[[], None]) -> OperatorNeeded:
     try:
         with world.bridge():
             act()
-            eventually(lambda: not world.active(), "the bridge stops")
+            eventually(lambda: not world.active(), "the bridge stops", 4 * PATIENCE)  # the server prints a GB first
     except OperatorNeeded as stopped:
         return stopped
     raise AssertionError("the bridge did not stop")
@@ -225,7 +225,7 @@ def test_a_renamed_database_goes_on(world: World) -> None:
         world.execute("insert into t values (1, 1)")
         world.messages(1)
     world.execute("insert into t values (2, 2)")
-    world.sql.close()
+    world.leave()
     before, after = world.database, f"{world.database}_renamed"
     with psycopg.connect(world.server.dsn(), autocommit=True) as admin:
         admin.execute(f"alter database {before} rename to {after}".encode())
@@ -236,7 +236,7 @@ def test_a_renamed_database_goes_on(world: World) -> None:
         assert world.run_program("check").returncode == 0
         assert world.run_program("lag").returncode == 0
     finally:
-        world.sql.close()
+        world.leave()
         with psycopg.connect(world.server.dsn(), autocommit=True) as admin:
             admin.execute(f"alter database {after} rename to {before}".encode())
         world.database = before
@@ -249,7 +249,7 @@ def test_a_database_that_was_created_again_under_its_name_is_another_source(worl
         world.consumer()
         with world.bridge():
             pass
-        world.sql.close()
+        world.leave()
         with psycopg.connect(world.server.dsn(), autocommit=True) as admin:
             admin.execute("select pg_drop_replication_slot(%s)", (world.slot,))
             admin.execute(f"drop database {world.database}".encode())

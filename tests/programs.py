@@ -73,11 +73,11 @@ class Program:
 
 
 def complete(
-    arguments: Sequence[str], environment: Mapping[str, str], *, stdin: str = "", timeout: float
-) -> subprocess.CompletedProcess[str]:
+    arguments: Sequence[str], environment: Mapping[str, str], *, stdin: bytes = b"", timeout: float
+) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end, as subprocess.run() does. Raises TimeoutExpired."""
     with contextlib.ExitStack() as stack:
-        given, out, err = (stack.enter_context(tempfile.NamedTemporaryFile("w+")) for _ in range(3))
+        given, out, err = (stack.enter_context(tempfile.NamedTemporaryFile()) for _ in range(3))
         given.write(stdin)
         given.flush()
         program = Program(arguments, environment, stdin=given.name, stdout=out.name, stderr=err.name)

@@ -247,7 +247,9 @@ class World:
 
     def run_program(self, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         arguments = ("-c", str(self.write_config()), *arguments)
-        return complete(arguments, clean_environment(), stdin=stdin or "", timeout=120)
+        done = complete(arguments, clean_environment(), stdin=(stdin or "").encode(), timeout=120)
+        out, err = done.stdout.decode(), done.stderr.decode()
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     def json(self, *arguments: str) -> Any:
         result = self.run_program(*arguments)

@@ -12,6 +12,7 @@ import pytest
 from cdcbridge import Queue
 from cdcbridge.cli.receipts import read_receipts
 from cdcbridge.errors import UnreadableData, UsageError
+from tests.programs import complete
 from tests.world import World, clean_environment, eventually
 
 # JSON that PostgreSQL stores, and that parsers refuse, spoil or spread over lines.
@@ -39,10 +40,14 @@ LOCALES = (
 
 
 def program(world: World, *arguments: str, stdin: bytes = b"", environment: dict[str, str] | None = None) -> bytes:
-    result = subprocess.run(
-        [sys.executable, "-m", "cdcbridge", "-c", str(world.write_config()), *arguments],
-        input=stdin, capture_output=True, timeout=120, check=False, env={**clean_environment(), **(environment or {})},
-    )  # fmt: skip
+    arguments = ("-c", str(world.write_config()), *arguments)
+    if environment is None:
+        result = complete(arguments, clean_environment(), stdin=stdin, timeout=120)
+    else:  # Python looks at it when it starts
+        result = subprocess.run(
+            [sys.executable, "-m", "cdcbridge", *arguments],
+            input=stdin, capture_output=True, timeout=120, check=False, env={**clean_environment(), **environment},
+        )  # fmt: skip
     assert result.returncode == 0, result.stderr.decode()
     return result.stdout
 

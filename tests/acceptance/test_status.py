@@ -145,6 +145,44 @@ def test_consumers_with_trouble_are_notes(world18: World) -> None:
     }
 
 
+def test_a_consumer_that_gets_nothing_is_no_health(world: World) -> None:
+    process = shop(world)
+    eventually(lambda: status(world)[0] == 0, "healthy")
+    assert {c["name"]: (c["fed"], c["problem"]) for c in status(world)[1]["consumers"]} == {
+        "audit": (True, None),
+        "billing": (True, None),
+    }
+    entry = world.consumers.pop()  # audit
+    assert run(world, "consumers", "apply").returncode == 0
+    code, found = status(world)
+    (said,) = [row for row in listed(world, "lag", "--json")["consumer_feeds"] if not row["fed"]]
+    assert (code, found["healthy"], found["reasons"]) == (1, False, [said["problem"]]), found
+    assert [c["name"] for c in found["consumers"] if not c["fed"]] == ["audit"]
+    text = " ".join(run(world, "status").stdout.split())
+    assert text.startswith("NOT healthy - audit gets nothing: the bridge (") and "consumers remove audit" in text, text
+    world.consumers.append(entry)
+    assert run(world, "consumers", "apply").returncode == 0
+    code, found = status(world)
+    assert (code, found["reasons"]) == (0, []), found
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    assert status(world)[1]["reasons"] == ["no bridge is running: `cdcbridge run` starts one"]
+
+
+def test_a_consumer_that_is_being_taken_up_is_a_note(world18: World) -> None:
+    shop(world18)
+    eventually(lambda: status(world18)[0] == 0, "healthy")
+    # As `consumers apply` has it for the moment until the bridge begins anew.
+    world18.rows("select add_consumer('late', mode, config) from consumers where name = 'audit'")
+    age = "update leaders set started_at = clock_timestamp() - %s::interval returning 1"
+    for seconds, code in ((0, 0), (60, 1)):
+        world18.rows(age, f"{seconds} s")
+        found = status(world18)
+        (line,) = [line for line in found[1]["notes" if code == 0 else "reasons"] if line.startswith("late")]
+        assert found[0] == code and "late gets nothing yet" in line, found
+        assert {c["name"]: c["fed"] for c in found[1]["consumers"]}["late"] is False
+
+
 def test_dead_letters_of_all_consumers(world18: World) -> None:
     shop(world18)
     assert listed(world18, "dead", "list", "--json") == []

@@ -80,6 +80,7 @@ def leave_gap(
             position=Position(go_on, -1),
             end_lsn=go_on,
             gap=True,
+            gaps=[(record, [s.name for s in subscriptions])],
             capture=capture,
         ),
         None,

@@ -21,6 +21,7 @@ from cdcbridge.lag import Lag, measure, measure_store
 from cdcbridge.migrate import schema_version
 from cdcbridge.pooled import connect_for_calls
 from cdcbridge.presence import Process, running
+from cdcbridge.recent_gaps import recent_gaps
 from cdcbridge.rights import Guest, guest
 from cdcbridge.units import human_duration
 
@@ -164,6 +165,7 @@ def _store(store: Connection, status: Status) -> None:
                 " extract(epoch from clock_timestamp() - at)::float8 from last_error"
             ).fetchone()
             status.last_error = LastError(*row) if row else None
+    status.notes += recent_gaps(store)
 
 
 def _of_bridges(status: Status, away: str) -> Iterator[str]:

@@ -267,6 +267,9 @@ class Store:
             if batch.gap:
                 # What a gap swallowed did not come as a change, so backfills must not leave it out.
                 connection.execute("select forget_beginnings('{}')")
+                connection.execute("delete from gaps where at < now() - interval '30 days'")
+            for record, told in batch.gaps:
+                connection.execute("insert into gaps (record, consumers) values (%s, %s)", (Jsonb(record), told))
             if batch.capture is not None:
                 connection.execute("update source set capture = %s", (Jsonb(batch.capture),))
             if catalog is not None:

@@ -86,6 +86,9 @@ def test_a_consumer_that_is_fed_again_is_told_from_where_to_where(shop: World) -
         seqs = "select seq from messages where topic = 'public.u' order by seq"
         assert [s > seq for (s,) in shop.rows(seqs)] == [False, True], "before its first change"
         assert gaps(shop, "good") == [], "nobody else is told"
+        (note,) = shop.json("status", "--json")["notes"]
+        assert f"changes from {first} to {last} may be missing for late (the bridge (" in note
+        assert "`cdcbridge backfill start late TABLE`" in note
         reconnect(shop)
         missed(shop, 5)
         assert len(gaps(shop, "late")) == 1, "it is told once"

@@ -17,6 +17,7 @@ from cdcbridge.database import Connection, connect_source
 from cdcbridge.feed_watch import stored_feeds
 from cdcbridge.problem import refuse
 from cdcbridge.store import Store
+from cdcbridge.unfed import tell_missed
 
 log = structlog.get_logger()
 
@@ -86,11 +87,13 @@ def ensure_trigger(choice: Choice, connection: Connection, store: Store) -> bool
 def note_feeds(choice: Choice, store: Store, *, finishing: bool) -> None:
     """Note in the store who is fed, and log each consumer there that is not in the file, and therefore gets nothing.
 
-    A session that finishes a transaction leaves it to the next one, which brings the consumers into the store.
+    One that is fed again gets a gap message first. A session that finishes a transaction leaves it to the next one,
+    which brings the consumers into the store.
     """
     if finishing:
         return
-    feeds = store.set_feeds(choice.config, choice.faults)
+    unfed = tell_missed(store, {consumer.name for consumer in choice.config.consumers})
+    feeds = store.set_feeds(choice.config, choice.faults, unfed)
     for name, feed in feeds.consumers.items():
         if feed.state == "not_in_file":
             log.warning("consumers.not_fed", consumer=name, reason=feeds.silence(name))

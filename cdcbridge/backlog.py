@@ -36,7 +36,7 @@ _LOG: Final = """
       and (strpos(topic, '.') > 0
            and topic like any (%(tables)s) and not topic like any (%(left_out)s)
            and (op_of(data) = any (%(operations)s) or reader = %(consumer)s)
-           or topic = any (%(topics)s) or topic = 'cdcbridge.gap')
+           or topic = any (%(topics)s) or topic = 'cdcbridge.gap' and (reader is null or reader = %(consumer)s))
     order by seq"""
 
 

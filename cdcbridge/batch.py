@@ -24,9 +24,10 @@ class Batch:
     reason, key). `refused`: what was wrong with messages in the WAL → how many, as (event, topic, reason).
     `chunks`: what backfills read, with how many messages that made.
     `spilled`: blocks of transactions in progress, as (xid, n, block); `unspilled`: transactions whose blocks may go.
-    `gap`: the row is a gap message, with the `capture` to be remembered. `position` is of the last change read;
-    `end_lsn` of the last transaction that is complete; `open` tells that the position stands inside a transaction
-    whose rest is still to come. `commit_time` is of the last transaction, None where the source had nothing more.
+    `gap`: the row is a gap message, with the `capture` to be remembered. `gaps`: each one's record, and the names of
+    its consumers. `position` is of the last change read; `end_lsn` of the last transaction that is complete. `open`
+    tells that the position stands inside a transaction whose rest is still to come. `commit_time` is of the last
+    transaction, None where the source had nothing more.
     """
 
     rows: list[bytes] = field(default_factory=list)
@@ -45,6 +46,7 @@ class Batch:
     spilled: list[tuple[int, int, bytes]] = field(default_factory=list)
     unspilled: list[int] = field(default_factory=list)
     gap: bool = False
+    gaps: list[tuple[dict[str, Any], list[str]]] = field(default_factory=list)
     capture: dict[str, Any] | None = None
     size: int = 0
     position: Position = START

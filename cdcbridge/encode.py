@@ -115,6 +115,11 @@ def with_old_key(shared: bytes, old_key: str) -> bytes:
     return shared[: -2 * len(_NULL_FIELD)] + _sized(old_key.encode()) + _NULL_FIELD
 
 
+def for_reader(shared: bytes, reader: int) -> bytes:
+    """The shared part for a message that is for one consumer alone."""
+    return shared[: -len(_NULL_FIELD)] + struct.pack("!Ii", 4, reader)
+
+
 def read_part(topic: str, commit_lsn: int, commit_time: int | None, reader: int) -> bytes:
     """The shared part of rows that a backfill read for one consumer, behind a transaction."""
     time = _NULL_FIELD if commit_time is None else struct.pack("!Iq", 8, commit_time)

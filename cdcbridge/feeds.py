@@ -66,12 +66,14 @@ class Feeds:
 
     holder: the leader, for example `db1 pid 4711`.
     file: where it reads its configuration.
+    unfed: since which LSN a consumer of the store gets nothing, by its id. None: noted by a version without it.
     """
 
     epoch: int
     holder: str
     file: str
     consumers: Mapping[str, Feed] = field(default_factory=dict)
+    unfed: Mapping[str, str] | None = None
 
     def dump(self) -> dict[str, Any]:
         """For the store, as JSON."""
@@ -135,11 +137,17 @@ def load(stored: dict[str, Any] | None) -> Feeds | None:
     if stored is None:
         return None
     consumers = {name: Feed(**feed) for name, feed in stored["consumers"].items()}
-    return Feeds(stored["epoch"], stored["holder"], stored["file"], consumers)
+    return Feeds(stored["epoch"], stored["holder"], stored["file"], consumers, stored.get("unfed"))
 
 
 def describe(
-    epoch: int, holder: str, file: str, stored: Iterable[str], in_file: Iterable[str], faults: Iterable[Fault]
+    epoch: int,
+    holder: str,
+    file: str,
+    stored: Iterable[str],
+    in_file: Iterable[str],
+    faults: Iterable[Fault],
+    unfed: Mapping[str, str] | None = None,
 ) -> Feeds:
     """Tell for each consumer of the store, and for each one that could not be applied, what the leader does with it."""
     known = set(in_file)
@@ -154,7 +162,7 @@ def describe(
     for name, count in more.items():
         feed = consumers[name]
         consumers[name] = replace(feed, fix=f"{feed.fix} (`cdcbridge check` shows {count} more)")
-    return Feeds(epoch, holder, file, consumers)
+    return Feeds(epoch, holder, file, consumers, unfed)
 
 
 def _unnamed(message: str, name: str) -> str:

@@ -94,6 +94,7 @@ def add_gap(batch: Batch, begin: Begin, takers: Sequence[Subscription], record: 
     batch.partitions.append(0)
     batch.size += len(row) + ROW_OVERHEAD
     batch.gap = True
+    batch.gaps.append((record, [taker.name for taker in takers]))
     if queues := tuple(taker.consumer_id for taker in takers if not taker.reads_log):
         batch.groups.setdefault(queues, []).append(index)
     batch.streams.update(taker.consumer_id for taker in takers if taker.reads_log)

@@ -158,6 +158,7 @@ def prepare(
             copy_tables(config, store, router, exported, slot_lsn, stopped)
     elif history.timeline != timeline:
         _follow_timeline(store, stream, history, timeline, slot_lsn)
+        finishing = finishing and store.tail().unfinished is not None  # the source may have left the transaction, too
     compare_ends(config.source.slot, store.tail().end_lsn, slot_lsn, wal_end, on_standby=on_standby)
     _tell_losses(store, published, slot_lsn, wal_end, finishing=finishing, unpublished=learned.unpublished)
     missing = _missing(store, choice, plugin, wal_end, finishing=finishing)
@@ -213,10 +214,10 @@ def _tell_losses(
 def _missing(store: Store, choice: Choice, plugin: str, wal_end: int, *, finishing: bool) -> Missing:
     """The gaps of tables without a replica identity. Tell the end of each one whose table has one again, or is gone."""
     missing, end = Missing(store.capture() if plugin == "wal2json" else None), store.tail().end_lsn
-    for number, table in enumerate(() if finishing else missing.ended(choice.unidentified)):
+    for table in () if finishing else missing.ended(choice.unidentified):
         first = missing.close(table, wal_end).first
         kept, reason = missing.dump(), closing(table)
-        leave_gap(store, first, wal_end, go_on=end, reason=reason, capture=kept, table=table, number=number)
+        leave_gap(store, first, wal_end, go_on=end, reason=reason, capture=kept, table=table)
     return missing
 
 

@@ -15,10 +15,13 @@ from typing import Any, Final
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, UsageError
+from cdcbridge.feed_watch import PATIENCE
+from cdcbridge.feeds import feed_of
 from cdcbridge.lag import Lag, measure, measure_store
 from cdcbridge.migrate import schema_version
 from cdcbridge.pooled import connect_for_calls
 from cdcbridge.presence import Process, running
+from cdcbridge.recent_gaps import recent_gaps
 from cdcbridge.rights import Guest, guest
 from cdcbridge.units import human_duration
 
@@ -79,9 +82,13 @@ class Status:
             "store_version": self.version,
             "last_error": None if self.last_error is None else asdict(self.last_error),
             "slots": lag.get("slots", []),
-            "consumers": [] if self.lag is None else [asdict(row) for row in self.lag.consumers],
+            "consumers": [] if self.lag is None else _fed(self.lag),
             "alarms": lag.get("alarms", []),
         }
+
+
+def _fed(lag: Lag) -> list[dict[str, Any]]:
+    return [{**asdict(row), **feed_of(lag.feeds, row.name)} for row in lag.consumers]
 
 
 def look(config: Config) -> Status:
@@ -111,9 +118,25 @@ def look(config: Config) -> Status:
         status.reasons += _of_bridges(status, away)
     if status.lag is not None:
         status.reasons += () if away else _of_slot(config, status, status.lag)
+        _judge_feeds(status, status.lag)
         status.notes += _of_consumers(status.lag)
         _judge_last_error(status, status.lag)
     return status
+
+
+def _judge_feeds(status: Status, lag: Lag) -> None:
+    """A consumer that the bridge does not feed. One that was applied just now is taken up within seconds."""
+    feeds, leader = lag.feeds, next((bridge for bridge in status.bridges if bridge.leads), None)
+    if feeds is None or leader is None:
+        return
+    # `consumers apply` takes the lead for a moment, so the leader's age is that of the newest change, too.
+    fresh = leader.seconds is not None and leader.seconds < PATIENCE
+    for row in lag.consumers:
+        (line,) = feeds.warnings([row.name]) or [""]
+        if line and fresh and feeds.of(row.name) is None:
+            status.notes.append(line)
+        elif line:
+            status.reasons.append(line)
 
 
 def _judge_last_error(status: Status, lag: Lag) -> None:
@@ -142,6 +165,7 @@ def _store(store: Connection, status: Status) -> None:
                 " extract(epoch from clock_timestamp() - at)::float8 from last_error"
             ).fetchone()
             status.last_error = LastError(*row) if row else None
+    status.notes += recent_gaps(store)
 
 
 def _of_bridges(status: Status, away: str) -> Iterator[str]:

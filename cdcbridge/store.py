@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -199,13 +199,13 @@ class Store:
         with store_errors():
             self._connection.execute("update source set catalog = %s", (Jsonb(catalog),))
 
-    def set_feeds(self, config: Config, faults: Iterable[Fault]) -> Feeds:
-        """Note what the leader does with each consumer, under the fence of this epoch."""
+    def set_feeds(self, config: Config, faults: Iterable[Fault], unfed: Mapping[str, str]) -> Feeds:
+        """Note what the leader does with each consumer, under the fence of this epoch. `unfed`: see Feeds."""
         with store_errors(), self._connection.transaction():
             self._begin(self._connection, 0)
             stored = [name for (name,) in self._connection.execute("select name from consumers").fetchall()]
             in_file = [consumer.name for consumer in config.consumers]
-            made = describe(self._epoch, _holder(), str(config.path.absolute()), stored, in_file, faults)
+            made = describe(self._epoch, _holder(), str(config.path.absolute()), stored, in_file, faults, unfed)
             self._connection.execute("update source set feeds = %s", (Jsonb(made.dump()),))
             return made
 
@@ -267,6 +267,9 @@ class Store:
             if batch.gap:
                 # What a gap swallowed did not come as a change, so backfills must not leave it out.
                 connection.execute("select forget_beginnings('{}')")
+                connection.execute("delete from gaps where at < now() - interval '30 days'")
+            for record, told in batch.gaps:
+                connection.execute("insert into gaps (record, consumers) values (%s, %s)", (Jsonb(record), told))
             if batch.capture is not None:
                 connection.execute("update source set capture = %s", (Jsonb(batch.capture),))
             if catalog is not None:

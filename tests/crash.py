@@ -30,6 +30,7 @@ INSTANTS: dict[str, tuple[tuple[type, ...], str, str]] = {
     "rows copied": ((Store,), "_write", "after"),
     "position written": ((Store,), "_finish", "after"),
     "committed": ((Store,), "append", "after"),
+    "about to note feeds": ((Store,), "set_feeds", "before"),
     "about to confirm": ((ReplicationStream,), "confirm", "before"),
     "confirmed": ((ReplicationStream,), "confirm", "after"),
 }

@@ -259,6 +259,8 @@ MUTANTS = (
            f"{APPLY}apply_refuses_what_check_refuses_in_the_same_words[pg18-pgoutput]"),
     Mutant("I72", "cdcbridge/feeds.py", '"fed" if name in known else "not_in_file"', '"fed"',
            f"{APPLY}a_consumer_of_another_file_is_marked_everywhere[pg15-wal2json]"),
+    Mutant("I72", "cdcbridge/unfed.py", "consumer.name in fed and first < end", "False",
+           "tests/integration/test_unfed.py::test_a_consumer_that_is_fed_again_is_told_from_where_to_where[pg18-pgoutput]"),
     Mutant("I73", "cdcbridge/verdict.py", 'return "left"  # it cannot be told', 'return "passed"',
            f"{VERDICT}[record.amount > 5-update-record13-old13-unchanged13-left]"),
     Mutant("I73", "cdcbridge/verdict.py", '("insert", "update", "read") if wanted.filter.reads_op else ("update",)',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from socket import gethostname
 from typing import Final
 
 import click
@@ -208,24 +209,43 @@ def remove(app: App, name: str, yes: bool) -> None:
     """Remove a consumer with all that waits for it, is in flight, or is dead.
 
     Where a transaction that uses it stays open, this tries for 30 s, while all others continue. Then it names the
-    session and exits with 1, and nothing was removed.
+    session and exits with 1, and nothing was removed. A consumer that is still in the running bridge's file is added
+    again, empty: this warns before it removes anything.
     """
     with app.store() as store:
         row = store.execute(
             "select l.* from consumer_lag() l where l.name = (consumer_named(%s)).name", (name,)
         ).fetchone()
         found = ConsumerLag(*row) if row else None
+        runs = bridge_runs(store)
+        if returns := _returns(store, app, name, runs=runs):
+            say(f"warning: {returns}")
         if found and not yes:
             say(f"{name}: {found.pending} pending, {found.in_flight} in flight, {found.dead} dead: all will be gone.")
             click.confirm(f"Remove {name}?", abort=True, err=True)
-        runs = bridge_runs(store)
         applying.remove(store, name)
         feeds = await_feeds(store)[1] if runs else None
     click.echo(f"removed: {name}")
     if feeds is not None and feeds.of(name) is not None:
         say(f"warning: the bridge ({feeds.holder}) has {name} in its file {feeds.file}, and has added it again, empty")
-    elif name in {consumer.name for consumer in app.config.consumers}:
-        say(f"{name} is still in {app.path}: the next `run` adds it again.")
+
+
+def _returns(store: Connection, app: App, name: str, *, runs: bool) -> str:
+    """Say that a consumer comes back after its removal, and from which file; '' where it does not."""
+    in_file = name in {consumer.name for consumer in app.config.consumers}
+    feeds = stored_feeds(store) if runs else None
+    if feeds is None:
+        again = f"{name} is still in {app.path}: the next `run` adds it again, empty. Remove it from that file first."
+        return again if in_file else ""
+    feed = feeds.of(name)
+    # The bridge reads its file anew after a removal. Where that is this file, its last look counts for nothing.
+    ours = feeds.holder.rpartition(" pid ")[0] == gethostname() and feeds.file == str(app.config.path.absolute())
+    if in_file if ours else feed is not None and feed.state != "not_in_file":
+        return (
+            f"the running bridge ({feeds.holder}) has {name} in its file {feeds.file}, and will add it again, empty,"
+            " within seconds. Remove it from that file first."
+        )
+    return ""
 
 
 @consumers.command()

@@ -197,11 +197,12 @@ language sql immutable as $$
                like_patterns(consumer.config -> 'tables', true))::stream_wish
 $$;
 
--- is_wanted(topic, data, reader, wish) -> whether the group reads it. Gap messages are everybody's, rows of a backfill its consumer's.
+-- is_wanted(topic, data, reader, wish) -> whether the group reads it. Gap messages are everybody's, unless they are one
+-- consumer's. Rows of a backfill are its consumer's.
 -- No SET clause, so that it is inlined.
 create or replace function is_wanted(topic text, data json, reader int, wish stream_wish) returns boolean
 language sql immutable as $$
-    select topic = any ((wish).topics) or topic = 'cdcbridge.gap' or reader = (wish).reader
+    select topic = any ((wish).topics) or topic = 'cdcbridge.gap' and reader is null or reader = (wish).reader
         or strpos(topic, '.') > 0 and reader is null
            and ((wish).tables is null or topic = any ((wish).tables) or split_part(topic, '.', 1) = any ((wish).schemas)
                 or topic like any ((wish).taken))

@@ -145,6 +145,86 @@ def test_consumers_with_trouble_are_notes(world18: World) -> None:
     }
 
 
+def test_a_consumer_that_gets_nothing_is_no_health(world: World) -> None:
+    process = shop(world)
+    eventually(lambda: status(world)[0] == 0, "healthy")
+    assert {c["name"]: (c["fed"], c["problem"]) for c in status(world)[1]["consumers"]} == {
+        "audit": (True, None),
+        "billing": (True, None),
+    }
+    entry = world.consumers.pop()  # audit
+    assert run(world, "consumers", "apply").returncode == 0
+    code, found = status(world)
+    (said,) = [row for row in listed(world, "lag", "--json")["consumer_feeds"] if not row["fed"]]
+    assert (code, found["healthy"], found["reasons"]) == (1, False, [said["problem"]]), found
+    assert [c["name"] for c in found["consumers"] if not c["fed"]] == ["audit"]
+    text = " ".join(run(world, "status").stdout.split())
+    assert text.startswith("NOT healthy - audit gets nothing: the bridge (") and "consumers remove audit" in text, text
+    world.consumers.append(entry)
+    assert run(world, "consumers", "apply").returncode == 0
+    code, found = status(world)
+    assert (code, found["reasons"]) == (0, []), found
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    assert status(world)[1]["reasons"] == ["no bridge is running: `cdcbridge run` starts one"]
+
+
+def test_a_consumer_that_is_being_taken_up_is_a_note(world18: World) -> None:
+    shop(world18)
+    eventually(lambda: status(world18)[0] == 0, "healthy")
+    # As `consumers apply` has it for the moment until the bridge begins anew.
+    world18.rows("select add_consumer('late', mode, config) from consumers where name = 'audit'")
+    age = "update leaders set started_at = clock_timestamp() - %s::interval returning 1"
+    for seconds, code in ((0, 0), (60, 1)):
+        world18.rows(age, f"{seconds} s")
+        found = status(world18)
+        (line,) = [line for line in found[1]["notes" if code == 0 else "reasons"] if line.startswith("late")]
+        assert found[0] == code and "late gets nothing yet" in line, found
+        assert {c["name"]: c["fed"] for c in found[1]["consumers"]}["late"] is False
+
+
+def test_a_gap_is_named_until_a_day_has_passed(world: World) -> None:
+    process = shop(world)
+    world.execute("insert into t values (1, 1, 'a')")
+    world.messages(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+    assert run(world, "slot", "recreate", "--yes").returncode == 0
+    world.start_process()
+    eventually(lambda: status(world)[0] == 0, "healthy")
+    (note,) = status(world)[1]["notes"]
+    ((first, last),) = world.rows(
+        "select data -> 'record' ->> 'from', data -> 'record' ->> 'to' from messages where topic = 'cdcbridge.gap'"
+    )
+    assert f"changes from {first} to {last} are missing for audit, billing." in note, note
+    assert "`cdcbridge verify TABLE`" in note and "`cdcbridge backfill start CONSUMER TABLE`" in note
+    shown = run(world, "status")
+    assert shown.stdout.startswith("healthy\nTo look at:\n  - a gap ") and shown.returncode == 0
+    assert run(world, "consumers", "pause", "audit").returncode == 0
+    assert len(status(world)[1]["notes"]) == 2, "it stays beside other notes"
+    world.rows("update gaps set at = at - interval '1 day' returning 1")
+    assert status(world)[1]["notes"] == ["consumer audit: paused: `cdcbridge consumers resume audit`"]
+
+
+def test_gaps_of_some_consumers_and_of_removed_ones(world18: World) -> None:
+    shop(world18)
+    eventually(lambda: status(world18)[0] == 0, "healthy")
+    insert = "insert into gaps (record, consumers) values (%s::jsonb, %s::text[]) returning 1"
+    world18.rows(insert, '{"from": "0/1", "to": "0/2"}', ["removed"])
+    world18.rows(insert, '{"from": "0/1", "to": null, "table": "public.t", "reason": "no identity"}', ["audit"])
+    (note,) = status(world18)[1]["notes"]
+    assert "changes from 0/1 on may be missing for audit (no identity). Compare: `cdcbridge verify public.t`" in note
+    assert "`cdcbridge backfill start audit public.t`" in note
+    world18.rows(insert, '{"from": "0/1", "to": "0/3", "table": "public.t", "reason": "it had none"}', ["audit"])
+    (note,) = status(world18)[1]["notes"]
+    assert "changes from 0/1 to 0/3 may be missing for audit" in note, "its end is told in its place"
+    for number in range(4):
+        world18.rows(insert, f'{{"from": "1/{number}", "to": "2/0"}}', ["audit"])
+    notes = status(world18)[1]["notes"]
+    assert [note.split(" to ")[0].split("from ")[-1] for note in notes[:3]] == ["1/3", "1/2", "1/1"]
+    assert notes[3:] == ["2 earlier gaps within 24 h: the store's table `gaps` has them"]
+
+
 def test_dead_letters_of_all_consumers(world18: World) -> None:
     shop(world18)
     assert listed(world18, "dead", "list", "--json") == []

@@ -352,6 +352,30 @@ def test_a_version_of_another_file_is_put_back_and_apply_says_so(shop: World, tm
         assert removed.returncode == 0 and "has added it again" in removed.stderr
 
 
+def test_a_removal_says_first_who_adds_the_consumer_again(shop: World, tmp_path_factory: Any) -> None:
+    other = other_file(shop, tmp_path_factory.mktemp("other"))
+    shop.consumer("late", ("public.u",))
+    other.consumers = []
+    again = f"late in its file {shop.folder / 'cdcbridge.yaml'}, and will add it again, empty, within seconds."
+    with process(shop):
+        for world in (shop, other):  # asked
+            asked = world.run_program("consumers", "remove", "late")
+            assert asked.returncode != 0 and asked.stderr.index(again) < asked.stderr.index("Remove late?"), asked
+            assert "Remove it from that file first." in asked.stderr
+        assert "will add" not in other.run_program("consumers", "remove", "good", "--yes").stdout
+        kept = shop.value("select id from consumers where name = 'late'")
+        said = shop.run_program("consumers", "remove", "late", "--yes").stderr
+        assert said.index(again) < said.index("has added it again, empty"), said
+        assert shop.value("select id from consumers where name = 'late'") != kept
+        shop.consumers = [
+            c for c in shop.consumers if c["name"] != "late"
+        ]  # not applied: the bridge has yet to read it
+        removed = shop.run_program("consumers", "remove", "late", "--yes")
+        assert (removed.returncode, removed.stderr) == (0, ""), removed
+    said = shop.run_program("consumers", "remove", "good").stderr
+    assert said.index("the next `run` adds it again") < said.index("Remove good?"), said
+
+
 def test_no_bridge_is_no_fault(shop: World) -> None:
     shop.run_program("migrate")
     applied = shop.run_program("consumers", "apply")

@@ -23,7 +23,6 @@ _OPS: Final = (*OPERATIONS, "read")
 _TEXTS: Final = ("x", "", "1", "1.5", "true", "2026-01-01T00:00:00Z", "1h", "a@b.c")
 _UNKNOWN: Final = "any"  # the kind of a column that may hold any JSON
 _JSON: Final = frozenset({"json", "jsonb"})
-_NO_MATCH: Final = ("No such overload", "no such field", "Undefined variable or function")
 
 
 def filter_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
@@ -112,13 +111,14 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
     operations: list[str] = [op for op in ("insert", "update") if op in consumer.operations] or ["delete"]
     results = [_result(compiled, table, op, row) for op in operations for row in _rows(used, compiled)]
     open_ended = any(c.kind == _UNKNOWN for c in used if c.name in compiled.columns)
-    failed = [text for given, text in results if given == "fails"]
+    failed = [text for given, text in results if given in ("fails", "fails by type")]
+    by_type = bool(results) and all(given == "fails by type" for given, _ in results)
     wrong = next((text for given, text in results if given == "wrong"), None)
     if wrong is not None:
         fix = "Compare it with something, for example `record.status == 'paid'`."
         yield _problem(consumer, "filter_no_boolean", table.topic, f"{wrong}: every row becomes a dead letter", fix)
         return
-    if len(failed) == len(results) and not open_ended and failed[0].startswith(_NO_MATCH):
+    if by_type and not open_ended:
         said = f"the filter fails on every row of {table.topic}, which becomes a dead letter: {failed[0]}"
         yield _problem(consumer, "filter_fails", table.topic, said, _mend(compiled, used))
         return
@@ -127,7 +127,7 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
         if not column.nullable or column.name not in compiled.columns or column.kind == _UNKNOWN:
             continue
         given, text = _result(compiled, table, "insert", {**typical, column.name: None})
-        if given == "fails" and _result(compiled, table, "insert", typical)[0] != "fails":
+        if given.startswith("fails") and not _result(compiled, table, "insert", typical)[0].startswith("fails"):
             said = f"the filter fails where {column.name} of {table.topic} is null, and the row becomes a dead letter"
             fix = f"Write `record.{column.name} != null && …`, or declare the column not null."
             yield _problem(consumer, "filter_null", table.topic, f"{said}: {text}", fix, "warning")
@@ -144,7 +144,7 @@ def _documents(consumer: Consumer, compiled: Filter, table: Table, typical: dict
             continue
 
         def fails(source: str, document: Any, name: str = column.name) -> bool:
-            return any(_result(Filter(source), table, "insert", {**row, name: document})[0] == "fails" for row in rows)
+            return any(_result(Filter(source), table, "insert", {**row, name: document})[0].startswith("fails") for row in rows)
 
         bad = failing_documents(compiled.source, column.name, nullable=column.nullable, literals=literals, fails=fails)
         if bad is not None:
@@ -180,7 +180,9 @@ def _result(compiled: Filter, table: Table, op: str, row: dict[str, Any]) -> tup
         return str(compiled.wants(environment)).lower(), ""
     except FilterError as error:
         text = str(error)
-        return ("wrong" if text.startswith("the filter gave") else "fails"), text
+        if text.startswith("the filter gave"):
+            return "wrong", text
+        return ("fails by type" if error.of_types else "fails"), text
 
 
 def _rows(columns: Sequence[Column], compiled: Filter) -> Iterator[dict[str, Any]]:

@@ -175,7 +175,9 @@ def _documents(consumer: Consumer, compiled: Filter, table: Table, typical: dict
             continue
 
         def fails(source: str, document: Any, name: str = column.name) -> bool:
-            return any(_result(Filter(source), table, "insert", {**row, name: document})[0].startswith("fails") for row in rows)
+            return any(
+                _result(Filter(source), table, "insert", {**row, name: document})[0].startswith("fails") for row in rows
+            )
 
         bad = failing_documents(compiled.source, column.name, nullable=column.nullable, literals=literals, fails=fails)
         if bad is not None:

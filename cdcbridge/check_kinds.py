@@ -40,7 +40,7 @@ class Fault(NamedTuple):
 
 
 def faults(tree: Node | None, source: str, table: Table) -> Iterator[Fault]:
-    """Find the operations that cannot work on this table's rows, and divisions that depend on how a number is written."""
+    """Find the operations that cannot work on this table's rows, or that depend on how a number is written."""
     if tree is None:
         return
     columns = {column.name: column for column in table.columns}
@@ -122,7 +122,9 @@ def _kind(node: Node, columns: Mapping[str, Column]) -> str:
         return yes if yes == no else _UNKNOWN
     if node.kind == "binary" and node.word not in _ARITHMETIC:
         return "boolean"
-    return _of_operation(node.word, {_kind(part, columns) for part in node.parts}) if node.kind == "binary" else _UNKNOWN
+    return (
+        _of_operation(node.word, {_kind(part, columns) for part in node.parts}) if node.kind == "binary" else _UNKNOWN
+    )
 
 
 def _of_operation(operator: str, kinds: set[str]) -> str:

@@ -98,7 +98,7 @@ def _over(a: Any, b: Any) -> Any:
         return _whole(quotient if (a < 0) == (b < 0) else -quotient)
     if b:
         return a / b
-    return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
+    return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1.0, b)
 
 
 def _modulo(a: Any, b: Any) -> Any:

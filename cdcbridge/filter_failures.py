@@ -20,8 +20,22 @@ _ARITHMETIC: Final = frozenset("+-*/%")
 _NUMBERS: Final = frozenset({"an integer", "a number with decimals"})
 _SIGNS: Final = {"plus": "+", "minus": "-", "times": "*", "over": "/", "modulo": "%"}
 _ONE_ARITHMETIC: Final = re.compile(r"Function '(plus|minus|times|over|modulo)__' error")
-_WORDS: Final = {bool: "a boolean", str: "a text", list: "a list", dict: "an object", bytes: "bytes", type(None): "null"}
-_OF_TYPES: Final = ("No such overload", "Unsupported operation", "no such field", "Undefined variable or function", "Unexpected type", "Value of type")
+_WORDS: Final = {
+    bool: "a boolean",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    bytes: "bytes",
+    type(None): "null",
+}
+_OF_TYPES: Final = (
+    "No such overload",
+    "Unsupported operation",
+    "no such field",
+    "Undefined variable or function",
+    "Unexpected type",
+    "Value of type",
+)
 
 
 class Reason(NamedTuple):

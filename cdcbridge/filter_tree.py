@@ -41,7 +41,7 @@ class Node(NamedTuple):
         return source[self.start : self.end]
 
     def walk(self) -> Iterator[Node]:
-        """This node and all below it, the innermost first."""
+        """Give this node and all below it, the innermost first."""
         for part in self.parts:
             yield from part.walk()
         yield self

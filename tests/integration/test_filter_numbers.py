@@ -54,7 +54,9 @@ def test_check_and_run_refuse_what_depends_on_the_form_of_a_number(world18: Worl
     for command in (("check",), ("run", "--no-wait"), ("consumers", "apply")):
         done = world18.run_program(*command)
         assert done.returncode == 2 and said in done.stdout + done.stderr, done
-    world18.consumer(filter="record.id * 1.5 > 1.0 && record.p / 2.0 > 1 && record.u != 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11'")
+    world18.consumer(
+        filter="record.id * 1.5 > 1.0 && record.p / 2.0 > 1 && record.u != 'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11'"
+    )
     (problem,) = [p for p in world18.json("check", "--json")["problems"] if p["code"].startswith("filter")]
     assert (problem["code"], problem["severity"]) == ("filter_form", "warning")
     assert problem["fix"].startswith("Write 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11' instead of ")

@@ -150,5 +150,7 @@ def test_what_does_not_work_is_said_beforehand(source: str, code: str, severity:
 
 
 def test_a_division_inside_a_document_is_warned_of() -> None:
-    problems = found("type(record.extra) == type({}) && has(record.extra.n) && record.extra.n != null && record.extra.n / 2 > 1")
+    problems = found(
+        "type(record.extra) == type({}) && has(record.extra.n) && record.extra.n != null && record.extra.n / 2 > 1"
+    )
     assert [(p.code, p.severity) for p in problems] == [("filter_division", "warning")]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cdcbridge.units import human_duration, human_size
 
 FORECAST_WITHIN: Final = 3600.0  # seconds to a limit that are an alarm
+_NOTHING: Final = 1024  # bytes between two looks: what a server writes by itself, for example at a checkpoint
+_NEAR: Final = 10  # a slot has little left below the tenth part of its limit
 _RATE_OVER: Final = 10.0  # seconds that the average needs to mean something
 
 
@@ -31,6 +33,8 @@ class SlotState:
 
     growth: retained bytes per second, of a slot that does not move.
     free_bytes: of the disk, where no limit keeps the slot from filling it.
+    basis: the time that the growth is of, for example "in the last 0.5 s".
+    limit_bytes: max_slot_wal_keep_size.
     """
 
     name: str
@@ -42,6 +46,48 @@ class SlotState:
     inactive_seconds: float | None
     growth: float | None
     free_bytes: int | None = None
+    basis: str = ""
+    limit_bytes: int | None = None
+
+
+class Growth(NamedTuple):
+    """How fast the WAL that a slot keeps grows: bytes per second, and the time that this is of.
+
+    quiet: a sentence for a slot that waits while nothing is written; '' for others.
+    """
+
+    rate: float | None
+    basis: str = ""
+    quiet: str = ""
+
+
+def wants_second_look(average: float | None, safe_wal_bytes: int | None) -> bool:
+    """Whether an average would become a forecast, so that one more look must say whether anything is written now."""
+    if not average:
+        return False
+    left = seconds_to(safe_wal_bytes, average)
+    return left is None or left < FORECAST_WITHIN
+
+
+def growth_now(grown: int, seconds: float, written: int, since: str) -> Growth:
+    """Judge by two looks at the end of the WAL. An average says nothing about now: after a burst it only falls.
+
+    grown: bytes between the looks.
+    written: bytes that the slot has waited with since then.
+    """
+    basis = f"in the last {seconds:.1f} s"
+    if grown < _NOTHING:
+        return Growth(0.0, basis, f"WAL: {human_size(written)} written since {since}, none {basis}")
+    return Growth(grown / seconds, basis)
+
+
+def latest_growth(looks: Sequence[tuple[float, int]]) -> Growth:
+    """Bytes per second over the three latest looks (moment, bytes) at a slot that nobody reads; two will do."""
+    if len(looks) < 2:
+        return Growth(None)
+    (began, before), (ended, after) = looks[-3:][0], looks[-1]
+    basis = f"in the last {human_duration(ended - began)}"
+    return Growth(0.0 if after - before < _NOTHING else (after - before) / (ended - began), basis)
 
 
 def average_growth(retained_bytes: int | None, seconds: float | None) -> float | None:
@@ -89,7 +135,8 @@ def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[A
             " raise max_slot_wal_keep_size"
         )
         found.append(Alarm("slot_unreserved", slot.name, text))
-    found += _forecasts(slot, act)
+    forecasts = _forecasts(slot, act)
+    found += forecasts or _near(slot, act)
     if slot.retained_bytes is not None and slot.retained_bytes > max_retained:
         text = (
             f"the slot {slot.name} retains {human_size(slot.retained_bytes)} of WAL, more than max_retained_wal"
@@ -105,21 +152,33 @@ def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[A
     return found
 
 
+def _near(slot: SlotState, act: str) -> list[Alarm]:
+    """Little is left, whether or not anything is written at this moment."""
+    left, limit = slot.safe_wal_bytes, slot.limit_bytes
+    if slot.active or slot.wal_status == "unreserved" or left is None or limit is None or left * _NEAR >= limit:
+        return []
+    text = (
+        f"the slot {slot.name} is lost after {human_size(max(0, left))} more of WAL (max_slot_wal_keep_size is"
+        f" {human_size(limit)}): {act}, or raise max_slot_wal_keep_size"
+    )
+    return [Alarm("slot_limit_near", slot.name, text)]
+
+
 def _forecasts(slot: SlotState, act: str) -> list[Alarm]:
     """What is reached within FORECAST_WITHIN: the limit, and where there is none the end of the disk."""
     found = []
-    rate = human_size(slot.growth or 0)
+    rate = f"{human_size(slot.growth or 0)}/s" + (f" {slot.basis}" if slot.basis else "")
     left = seconds_to(slot.safe_wal_bytes, slot.growth)
     if left is not None and left < FORECAST_WITHIN:
         text = (
-            f"at this rate ({rate}/s) max_slot_wal_keep_size is reached in {human_duration(left)},"
+            f"at this rate ({rate}) max_slot_wal_keep_size is reached in {human_duration(left)},"
             f" and the slot {slot.name} is lost: {act}, or raise max_slot_wal_keep_size"
         )
         found.append(Alarm("slot_limit_in_sight", slot.name, text))
     left = seconds_to(slot.free_bytes, slot.growth)
     if left is not None and left < FORECAST_WITHIN:
         text = (
-            f"at this rate ({rate}/s) the slot {slot.name} fills the disk in {human_duration(left)}, and the"
+            f"at this rate ({rate}) the slot {slot.name} fills the disk in {human_duration(left)}, and the"
             f" server stops: {act}, or set a limit: "
             " `alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf();`"
         )

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cdcbridge.check_columns import near_column, no_such_column, topics_of
 from cdcbridge.check_documents import failing_documents
+from cdcbridge.check_kinds import faults, numbers_of, other_form
 from cdcbridge.comparisons import Comparison, Literal, comparisons
 from cdcbridge.config import Consumer
 from cdcbridge.filters import Filter, FilterError
@@ -21,9 +22,9 @@ from cdcbridge.tables import Column, Table
 
 _OPS: Final = (*OPERATIONS, "read")
 _TEXTS: Final = ("x", "", "1", "1.5", "true", "2026-01-01T00:00:00Z", "1h", "a@b.c")
+_MOST_NUMBERS: Final = 6  # that numbers_of() gives
 _UNKNOWN: Final = "any"  # the kind of a column that may hold any JSON
 _JSON: Final = frozenset({"json", "jsonb"})
-_NO_MATCH: Final = ("No such overload", "no such field", "Undefined variable or function")
 
 
 def filter_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
@@ -44,9 +45,11 @@ def filter_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Pro
         yield _problem(consumer, "filter_column", topics_of(tables), said, fix)
     found = list(comparisons(consumer.filter))
     yield from _names(consumer, found, tables)
-    judged = {table.topic: list(_columns(consumer, found, table)) for table in tables}
+    judged = {t.topic: [*_columns(consumer, found, t), *_operations(consumer, compiled, t)] for t in tables}
     if not unknown:
-        judged |= {t.topic: list(_tried(consumer, compiled, t)) for t in tables if not judged[t.topic]}
+        for table in tables:
+            if not any(problem.severity == "error" for problem in judged[table.topic]):
+                judged[table.topic] += _tried(consumer, compiled, table)
     everywhere = all(any(p.severity == "error" for p in problems) for problems in judged.values())
     for topic, problems in judged.items():
         for problem in problems:
@@ -103,6 +106,16 @@ def _columns(consumer: Consumer, found: Sequence[Comparison], table: Table) -> I
             yield _problem(
                 consumer, "filter_padding", table.topic, said, f"Write '{padded}' instead of {literal.text}."
             )
+        elif isinstance(literal.value, str) and (fault := other_form(one, literal, column)):
+            yield _problem(consumer, fault.code, table.topic, fault.said, fault.fix, fault.severity)
+
+
+def _operations(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Problem]:
+    """Operations of which the columns' types tell that they fail, or depend on how a number is written."""
+    for fault in faults(compiled.tree, compiled.source, table):
+        yield _problem(
+            consumer, fault.code, table.topic, f"in the filter, {fault.said}", fault.fix, severity=fault.severity
+        )
 
 
 def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Problem]:
@@ -112,13 +125,14 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
     operations: list[str] = [op for op in ("insert", "update") if op in consumer.operations] or ["delete"]
     results = [_result(compiled, table, op, row) for op in operations for row in _rows(used, compiled)]
     open_ended = any(c.kind == _UNKNOWN for c in used if c.name in compiled.columns)
-    failed = [text for given, text in results if given == "fails"]
+    failed = [text for given, text in results if given in ("fails", "fails by type")]
+    by_type = bool(results) and all(given == "fails by type" for given, _ in results)
     wrong = next((text for given, text in results if given == "wrong"), None)
     if wrong is not None:
         fix = "Compare it with something, for example `record.status == 'paid'`."
         yield _problem(consumer, "filter_no_boolean", table.topic, f"{wrong}: every row becomes a dead letter", fix)
         return
-    if len(failed) == len(results) and not open_ended and failed[0].startswith(_NO_MATCH):
+    if by_type and not open_ended:
         said = f"the filter fails on every row of {table.topic}, which becomes a dead letter: {failed[0]}"
         yield _problem(consumer, "filter_fails", table.topic, said, _mend(compiled, used))
         return
@@ -127,11 +141,28 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
         if not column.nullable or column.name not in compiled.columns or column.kind == _UNKNOWN:
             continue
         given, text = _result(compiled, table, "insert", {**typical, column.name: None})
-        if given == "fails" and _result(compiled, table, "insert", typical)[0] != "fails":
+        if given.startswith("fails") and not _result(compiled, table, "insert", typical)[0].startswith("fails"):
             said = f"the filter fails where {column.name} of {table.topic} is null, and the row becomes a dead letter"
             fix = f"Write `record.{column.name} != null && …`, or declare the column not null."
             yield _problem(consumer, "filter_null", table.topic, f"{said}: {text}", fix, "warning")
+    yield from _numbers(consumer, compiled, table, typical)
     yield from _documents(consumer, compiled, table, typical)
+
+
+def _numbers(consumer: Consumer, compiled: Filter, table: Table, typical: dict[str, Any]) -> Iterator[Problem]:
+    """Judge the filter by the values of its numbers: `10 / record.a` fails where a is 0."""
+    if _result(compiled, table, "insert", typical)[0].startswith("fails"):
+        return
+    for column in table.columns:
+        if column.generated or column.kind != "number" or column.name not in compiled.columns:
+            continue
+        for value in numbers_of(column):
+            given, text = _result(compiled, table, "insert", {**typical, column.name: value})
+            if given.startswith("fails"):
+                said = f"the filter fails where {column.name} of {table.topic} is {value}, and the row becomes a dead"
+                fix = f"Test it first: `record.{column.name} != {value} && …`."
+                yield _problem(consumer, "filter_value", table.topic, f"{said} letter: {text}", fix, "warning")
+                break
 
 
 def _documents(consumer: Consumer, compiled: Filter, table: Table, typical: dict[str, Any]) -> Iterator[Problem]:
@@ -144,7 +175,9 @@ def _documents(consumer: Consumer, compiled: Filter, table: Table, typical: dict
             continue
 
         def fails(source: str, document: Any, name: str = column.name) -> bool:
-            return any(_result(Filter(source), table, "insert", {**row, name: document})[0] == "fails" for row in rows)
+            return any(
+                _result(Filter(source), table, "insert", {**row, name: document})[0].startswith("fails") for row in rows
+            )
 
         bad = failing_documents(compiled.source, column.name, nullable=column.nullable, literals=literals, fails=fails)
         if bad is not None:
@@ -180,14 +213,16 @@ def _result(compiled: Filter, table: Table, op: str, row: dict[str, Any]) -> tup
         return str(compiled.wants(environment)).lower(), ""
     except FilterError as error:
         text = str(error)
-        return ("wrong" if text.startswith("the filter gave") else "fails"), text
+        if text.startswith("the filter gave"):
+            return "wrong", text
+        return ("fails by type" if error.of_types else "fails"), text
 
 
 def _rows(columns: Sequence[Column], compiled: Filter) -> Iterator[dict[str, Any]]:
     """Rows with typical values, and with those that the filter names."""
     literals = [literal.value for one in comparisons(compiled.source) for literal in one.literals]
     texts = [*_TEXTS, *(value for value in literals if isinstance(value, str))]
-    numbers = [1, 0, -1.5, *(value for value in literals if _kind(value) == "number")]
+    numbers = [value for value in literals if _kind(value) == "number"]
     kinds: dict[str, list[Any]] = {
         "number": numbers,
         "boolean": [True, False],
@@ -195,7 +230,7 @@ def _rows(columns: Sequence[Column], compiled: Filter) -> Iterator[dict[str, Any
         _UNKNOWN: [{"a": 1}, "x", 1, [], True],
         "text": texts,
     }
-    for n in range(max(len(values) for values in kinds.values())):
+    for n in range(max(_MOST_NUMBERS + len(numbers), *(len(values) for values in kinds.values()))):
         yield {c.name: _sample(c, n, kinds[c.kind]) for c in columns}
 
 
@@ -206,6 +241,8 @@ def _sample(column: Column, n: int, values: Sequence[Any]) -> Any:
         values = ["2026-01-01T00:00:00" + ("+00:00" if column.type.endswith("with time zone") else "")]
     elif column.type == "date":
         values = ["2026-01-01"]
+    elif column.kind == "number":
+        values = [*numbers_of(column), *values]
     return values[n % len(values)]
 
 

@@ -6,15 +6,13 @@ This module must never raise: where it has no better words, it gives the library
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 _SYNTAX: Final = re.compile(r"ERROR: <input>:(\d+):(\d+): Syntax error: (.*)")
 _EXPECTING: Final = re.compile(r" expecting (\{.*\}|'.*'|<EOF>)$")
 _TEXT: Final = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'")
-_ROW: Final = frozenset({"record", "old"})
 _CONSTANTS: Final = {"null": "null", "none": "null", "nil": "null", "true": "true", "false": "false"}
 _IN_SQL: Final = {
     "lower": "CEL has no lower(): compare with each spelling, or `record.name.matches('(?i)^paid$')`",
@@ -24,7 +22,6 @@ _IN_SQL: Final = {
     "coalesce": "write `record.a != null ? record.a : 0` instead of coalesce(record.a, 0)",
     "now": "a filter has no clock: compare columns with each other or with constants",
 }
-_LONGEST: Final = 60  # characters of a value in a reason
 
 
 def syntax_words(source: str, tokens: Sequence[str], error: str) -> str:
@@ -167,53 +164,3 @@ def _operand_after(tokens: Sequence[str], start: int) -> str:
     if tokens[start + 1 : start + 2] == ["."]:
         return "".join(tokens[start : start + 3])
     return tokens[start] if start < len(tokens) else "…"
-
-
-def failure_words(message: str, tokens: Sequence[str], environment: Mapping[str, Any], field: str | None) -> str:
-    """Why an expression failed on a row: the library's reason in words, and the values that it read.
-
-    field: the name that a map did not have; None where the reason is another.
-    """
-    values = ", ".join(_values(tokens, environment))
-    if field is not None:
-        said = f"no such field: {field}"
-        if _is_column(tokens, field):
-            return said
-    elif message.startswith("No such overload"):
-        said = "No such overload: values of these types cannot be compared or read so"
-    elif message.startswith("Unexpected type: got 'string', want 'int|uint'"):
-        said = "a list was read by a name, as if it were an object"
-    elif message.startswith("Undefined variable or function"):
-        said = f"{message}, of a value of this type"
-    else:
-        said = " ".join(message.split()).rstrip(".")
-    return f"{said} ({values})" if values else said
-
-
-def _is_column(tokens: Sequence[str], field: str) -> bool:
-    """Whether the name is that of a column, which the row does not have at all."""
-    return any(tokens[at - 1] in (".", "[") and tokens[at - 2] in _ROW for at, token in enumerate(tokens)
-               if at >= 2 and token.strip("'\"") == field)  # fmt: skip
-
-
-def _values(tokens: Sequence[str], environment: Mapping[str, Any]) -> Iterator[str]:
-    """`record.a is null`, once for each column that the expression reads."""
-    seen: set[str] = set()
-    for at, token in enumerate(tokens[:-2]):
-        if token not in _ROW or (at and tokens[at - 1] == ".") or tokens[at + 1] not in (".", "["):
-            continue
-        name = tokens[at + 2].strip("'\"")
-        row = environment.get(token)
-        place = f"{token}.{name}"
-        if place in seen or not isinstance(row, Mapping) or name not in row:
-            continue
-        seen.add(place)
-        yield f"{place} is {_described(row[name])}"
-
-
-def _described(value: Any) -> str:
-    if value is None:
-        return "null"
-    text = json.dumps(value[: _LONGEST + 1] if isinstance(value, str) else value, ensure_ascii=False, default=str)
-    kind = {bool: "the boolean", str: "the text", list: "the list", dict: "the object"}.get(type(value), "the number")
-    return f"{kind} {text if len(text) <= _LONGEST else text[:_LONGEST] + '…'}"

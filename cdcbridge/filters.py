@@ -14,7 +14,10 @@ from typing import Any, Final
 
 import orjson
 
-from cdcbridge.filter_words import failure_words, function_words, syntax_words, variable_words
+from cdcbridge.filter_arithmetic import with_one_arithmetic
+from cdcbridge.filter_failures import Failed, Reason, failing_node, failure, operation_reason
+from cdcbridge.filter_tree import Node, Token, tree_of
+from cdcbridge.filter_words import function_words, syntax_words, variable_words
 
 VARIABLES: Final = frozenset({"op", "topic", "key", "record", "old", "meta"})
 _FUNCTIONS: Final = frozenset(
@@ -24,7 +27,9 @@ _FUNCTIONS: Final = frozenset(
 )
 _TOKEN: Final = re.compile(
     r"""(?P<string>[rRbB]{0,2}(?:'''(?:\\.|[^\\])*?'''|\"\"\"(?:\\.|[^\\])*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"))"""
-    r"""|(?P<name>[A-Za-z_]\w*)|(?P<number>\d[\w.]*)|(?P<mark>==|!=|&&|\|\||<=|>=|[^\s])""",
+    r"""|(?P<comment>//[^\n]*)|(?P<name>[A-Za-z_]\w*)"""
+    r"""|(?P<number>0[xX][\da-fA-F]+[uU]?|\d+(?:\.\d+)?(?:[eE][-+]?\d+)?\w*|\.\d+(?:[eE][-+]?\d+)?)"""
+    r"""|(?P<mark>==|!=|&&|\|\||<=|>=|[^\s])""",
     re.DOTALL,
 )
 _PANIC: Final = "PanicException"  # what a bug in the library raises: no Exception, and no reason to stop
@@ -33,7 +38,14 @@ _NULL_TESTS: Final = frozenset({("==", "null"), ("!=", "null")})
 
 
 class FilterError(Exception):
-    """The expression failed on values that are there: the message becomes a dead letter."""
+    """The expression failed on values that are there: the message becomes a dead letter.
+
+    of_types: it fails on each row with values of these types.
+    """
+
+    def __init__(self, message: str, *, of_types: bool = False) -> None:
+        super().__init__(message)
+        self.of_types = of_types
 
 
 @dataclass(slots=True)
@@ -54,7 +66,9 @@ class Filter:
         import cel
 
         self.source = source
-        tokens = self._tokens = tokens_of(source)
+        placed = placed_tokens(source)
+        tokens = self._tokens = [text for text, _ in placed]
+        self.tree = tree_of(placed)
         try:
             self._program = cel.compile(source)
         except ValueError as error:
@@ -66,6 +80,9 @@ class Filter:
         functions -= {"!_", "-_"}
         if functions:
             raise ValueError(function_words(min(functions)))
+        self._parts: dict[Node, Any] = {}
+        written, self._functions = with_one_arithmetic(source, self.tree)
+        self._deciding = cel.compile(written) if self._functions else self._program
         self._reads = {name: _reads(tokens, name) for name in ("record", "old")}
         self.reads_op = "op" in self._program.variables()
 
@@ -94,20 +111,44 @@ class Filter:
             self._refuse_unreadable(environment)
         missing = self._missing(environment, unchanged)
         try:
-            result = self._program.execute(environment)
+            result = self._result(environment)
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
                 raise
             if any(missing.values()):
                 return True
             field = str(error.args[0]) if isinstance(error, KeyError) else None
-            message = failure_words(str(error).split(". ")[0], self._tokens, environment, field)
-            raise FilterError(message.replace("\0", "\\0")) from error
+            reason = self._reason(str(error).split(". ")[0], environment, field)
+            raise FilterError(reason.text.replace("\0", "\\0"), of_types=reason.of_types) from error
         if not isinstance(result, bool):
             raise FilterError(f"the filter gave {type(result).__name__} {result!r}, not true or false")
         return result or any(
             self._reads[name].whole or absent & self._reads[name].tested for name, absent in missing.items() if absent
         )
+
+    def _result(self, environment: dict[str, Any]) -> Any:
+        return self._deciding.execute({**environment, **self._functions} if self._functions else environment)
+
+    def _reason(self, message: str, environment: dict[str, Any], field: str | None) -> Reason:
+        """Find the part of the expression that failed, and say why."""
+        import cel
+
+        def evaluate(node: Node) -> Any:
+            if node not in self._parts:
+                text = node.text(self.source)
+                written, functions = with_one_arithmetic(text, tree_of(placed_tokens(text)))
+                self._parts[node] = (cel.compile(written), functions)
+            program, functions = self._parts[node]
+            try:
+                return program.execute({**environment, **functions})
+            except BaseException as error:
+                if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                    raise
+                raise Failed(str(error)) from error
+
+        node = failing_node(self.tree, evaluate) if self.tree else None
+        operation = operation_reason(node, self.source, evaluate) if node else None
+        return failure(message, self._tokens, environment, field, operation)
 
     def _refuse_unreadable(self, environment: dict[str, Any]) -> None:
         """Raise FilterError where it reads a value that CEL cannot hold. Others do not matter."""
@@ -126,7 +167,7 @@ class Filter:
         """The columns for lack of which a message that it wants is undecidable; none where the filter gives true."""
         lacking = self._missing(environment, unchanged)
         try:
-            decided = self._program.execute(environment) is True
+            decided = self._result(environment) is True
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
                 raise
@@ -158,7 +199,12 @@ class Filter:
 
 def tokens_of(source: str) -> list[str]:
     """The tokens of an expression, in order."""
-    return [match[0] for match in _TOKEN.finditer(source)]
+    return [text for text, _ in placed_tokens(source)]
+
+
+def placed_tokens(source: str) -> list[Token]:
+    """The tokens of an expression with their places, in order, without comments."""
+    return [(match[0], match.start()) for match in _TOKEN.finditer(source) if match.lastgroup != "comment"]
 
 
 def refuse_on_leave(mode: str, source: str | None, operations: Sequence[str]) -> None:

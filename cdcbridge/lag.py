@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from psycopg.rows import dict_row
-
-from cdcbridge.alarms import Alarm, SlotState, alarms, average_growth, observed_growth, seconds_to
+from cdcbridge.alarms import (
+    Alarm,
+    Growth,
+    SlotState,
+    alarms,
+    average_growth,
+    growth_now,
+    latest_growth,
+    observed_growth,
+    seconds_to,
+    wants_second_look,
+)
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, source_errors, store_errors
 from cdcbridge.errors import SourceUnavailable, StoreUnavailable
-from cdcbridge.feed_watch import stored_feeds
 from cdcbridge.feeds import Feeds, feed_of
-from cdcbridge.holders import ConsumerHolder, consumer_holders, held_alarms
+from cdcbridge.holders import ConsumerHolder, held_alarms
 from cdcbridge.horizon import HorizonHolder, horizon_holders
+from cdcbridge.lag_store import ConsumerLag, Holder, StoreSide, store_side
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.migrate import schema_version
 from cdcbridge.pooled import connect_for_calls
-from cdcbridge.rights import Guest, guest
+from cdcbridge.rights import Guest
 from cdcbridge.source import Slot, current_lsn, slots
+from cdcbridge.units import human_duration
+from cdcbridge.wal_growth import look_again
 from cdcbridge.wal_room import WalRoom, other_alarms, wal_room
 
 
@@ -32,6 +44,7 @@ class SlotLag:
     `growth_bytes_per_second`: of what it retains. `seconds_to_limit`: until max_slot_wal_keep_size at that rate, None
     where there is no limit, no growth, or the slot moves. `failover`: None before PostgreSQL 17.
     `moves`: its positions advanced between the looks, so what it keeps is given up again.
+    `growth_basis`: the time that the growth is of. `quiet`: a sentence where it waits and nothing is written.
     """
 
     name: str
@@ -51,38 +64,8 @@ class SlotLag:
     seconds_to_limit: float | None
     failover: bool | None
     moves: bool = False
-
-
-@dataclass(slots=True, frozen=True)
-class ConsumerLag:
-    """One consumer: messages waiting, in flight, dead; age of the oldest unfinished one.
-
-    delayed: those of `pending` that wait for their time.
-    oldest_due_age_seconds: how long the oldest has waited that may be delivered now, or is delivered and not settled.
-    held: those of `pending` that open transactions of receivers keep from all others, at least.
-    """
-
-    name: str
-    mode: str
-    pending: int
-    in_flight: int
-    dead: int
-    oldest_age_seconds: float | None
-    delayed: int = 0
-    oldest_due_age_seconds: float | None = None
-    paused: bool = False
-    held: int = 0
-
-
-@dataclass(slots=True, frozen=True)
-class Holder:
-    """A transaction that published and is open: no group reads its `seq` and what lies behind it before it ends."""
-
-    pid: int
-    seq: int
-    age_seconds: float
-    state: str | None
-    query: str | None
+    growth_basis: str = ""
+    quiet: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -144,9 +127,10 @@ _HEALTH: Final = (
     "seconds_to_limit",
     "failover",
     "moves",
+    "growth_basis",
+    "quiet",
 )
 LOOKS: Final = 6  # that are needed to observe growth
-HELD_FOR: Final = 0.5  # seconds that a transaction of a receiver, member or publisher may take without being shown
 _LONG: Final = 60.0  # seconds that prove something about a slot that moves, or about a transaction that holds it
 _STREAM: Final = """
     select r.sent_lsn::text, r.write_lsn::text,
@@ -170,22 +154,23 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
             horizon = horizon_holders(connection, "source")
         room = wal_room(connection, config.source.slot)
     try:
-        side = _store_side(config)
+        side = store_side(config)
     except StoreUnavailable as error:
-        side = _StoreSide(error=str(error))
+        side = StoreSide(error=str(error))
     if side.server == server:
         horizon = [replace(holder, server="both") for holder in horizon]
     behind, silent = side.behind, side.silent
-    made = []
+    made: list[SlotLag] = []
     for slot in found:
         lag = _slot(slot, current, 0.0 if idle[slot.name] else behind)
         if lag.inactive_seconds is None and not lag.active:
             lag = replace(lag, inactive_seconds=silent)  # before 17 nobody knows; not longer than since the last append
-        growth = _average(lag, horizon) if before is None else _observed(lag, before, measured_at)
+        growth = _growth(config, lag, horizon, before, measured_at)
         free = room.free_bytes if lag.safe_wal_bytes is None else lag.safe_wal_bytes
         moves = _moves(lag, free, before or (), horizon, measured_at)
-        left = None if moves else seconds_to(lag.safe_wal_bytes, growth)
-        made.append(replace(lag, growth_bytes_per_second=growth, seconds_to_limit=left, moves=moves))
+        left = None if moves else seconds_to(lag.safe_wal_bytes, growth.rate)
+        lag = replace(lag, growth_bytes_per_second=growth.rate, growth_basis=growth.basis, quiet=growth.quiet)
+        made.append(replace(lag, seconds_to_limit=left, moves=moves))
     retained, inactive = config.source.max_retained_wal, config.source.max_slot_inactive
     return Lag(
         made,
@@ -211,7 +196,7 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
 
 def measure_store(config: Config, error: SourceUnavailable) -> Lag:
     """Look at the store alone, after the source could not be reached by this error. Raises StoreUnavailable."""
-    side = _store_side(config)
+    side = store_side(config)
     return Lag(
         [],
         side.consumers,
@@ -228,69 +213,9 @@ def measure_store(config: Config, error: SourceUnavailable) -> Lag:
     )
 
 
-def _consumer_alarms(config: Config, side: _StoreSide) -> tuple[Alarm, ...]:
+def _consumer_alarms(config: Config, side: StoreSide) -> tuple[Alarm, ...]:
     timeouts = {consumer.name: consumer.visibility_timeout for consumer in config.consumers}
     return (*held_alarms(side.held, timeouts), *(side.feeds.alarms() if side.feeds else ()))
-
-
-@dataclass(slots=True)
-class _StoreSide:
-    """What the store knows. `behind`: age of the newest commit that is in it; `silent`: since its last append."""
-
-    server: Any = None
-    behind: float | None = None
-    silent: float | None = None
-    consumers: list[ConsumerLag] = field(default_factory=list)
-    holders: tuple[Holder, ...] = ()
-    backfills: tuple[dict[str, Any], ...] = ()
-    slots: tuple[str, ...] = ()
-    horizon: tuple[HorizonHolder, ...] = ()
-    error: str | None = None
-    held: tuple[ConsumerHolder, ...] = ()
-    guest: Guest | None = None
-    feeds: Feeds | None = None
-
-
-def _store_side(config: Config) -> _StoreSide:
-    with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge lag") as store:
-        with store_errors():
-            who = guest(store)
-        if who is not None:
-            return _guests_side(store, who)
-        if schema_version(store) == 0:
-            return _StoreSide()
-        with store_errors(), store.transaction():
-            age = store.execute(
-                "select greatest(0, extract(epoch from clock_timestamp() - commit_time))::float8,"
-                " greatest(0, extract(epoch from clock_timestamp() - recorded_at))::float8"
-                " from positions order by id desc limit 1"
-            ).fetchone() or (None, None)
-            with store.cursor(row_factory=dict_row) as cursor:
-                backfills = cursor.execute(
-                    "select * from backfill_status() where state in ('waiting', 'running', 'paused', 'failed')"
-                ).fetchall()
-            return _StoreSide(
-                store.execute("select system_identifier::text from pg_control_system()").fetchone(),
-                age[0],
-                age[1],
-                [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
-                tuple(Holder(*row) for row in store.execute("select * from safe_seq_holders() where age_seconds >= 1")),
-                tuple(backfills),
-                tuple(name for (name,) in store.execute("select slot from source")),
-                tuple(horizon_holders(store, "store")),
-                held=tuple(consumer_holders(store, seconds=HELD_FOR)),
-                feeds=stored_feeds(store),
-            )
-
-
-def _guests_side(store: Connection, who: Guest) -> _StoreSide:
-    with store_errors(), store.transaction():
-        return _StoreSide(
-            store.execute("select system_identifier::text from pg_control_system()").fetchone(),
-            consumers=[ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
-            held=tuple(consumer_holders(store, seconds=HELD_FOR)),
-            guest=who,
-        )
 
 
 def stored_slot(config: Config) -> str | None:
@@ -337,11 +262,22 @@ def _slot(slot: Slot, current: int, seconds: float | None) -> SlotLag:
     )
 
 
-def _average(slot: SlotLag, horizon: Sequence[HorizonHolder]) -> float | None:
+def _growth(
+    config: Config, slot: SlotLag, horizon: Sequence[HorizonHolder], before: Sequence[Lag] | None, now: float
+) -> Growth:
     """What it keeps grows by as long as nobody reads it, or a transaction that writes is open; else by nothing."""
-    if not slot.active:
-        return average_growth(slot.lag_bytes, slot.lag_seconds)
-    return average_growth(slot.retained_bytes, _held_for(horizon)) or 0.0
+    if before is not None:
+        return _observed(slot, before, now)
+    seconds = _held_for(horizon) if slot.active else slot.lag_seconds
+    written = slot.retained_bytes if slot.active else slot.lag_bytes
+    average = average_growth(written, seconds)
+    if average is None or seconds is None:
+        return Growth(0.0 if slot.active else None)
+    since = f"{dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds):%H:%M} UTC"
+    grown = look_again(config.source_dsn) if wants_second_look(average, slot.safe_wal_bytes) else None
+    if grown is None:
+        return Growth(average, f"on average since {since}")
+    return growth_now(grown.size, grown.seconds, written or 0, since)
 
 
 def _held_for(horizon: Sequence[HorizonHolder]) -> float | None:
@@ -367,12 +303,17 @@ def _moves(
     return (restarted or confirmed) and not too_slow
 
 
-def _observed(slot: SlotLag, before: Sequence[Lag], now: float) -> float | None:
-    looks = [(look.measured_at, s.retained_bytes) for look in before for s in look.slots if s.name == slot.name]
-    looks.append((now, slot.retained_bytes))
-    if len(looks) < LOOKS or None in [retained for _, retained in looks]:
-        return None
-    return observed_growth([(at, retained or 0) for at, retained in looks])
+def _observed(slot: SlotLag, before: Sequence[Lag], now: float) -> Growth:
+    """From the looks before. A slot that nobody reads keeps all that is written, so three looks tell; others move."""
+    looks = [(look.measured_at, s) for look in before for s in look.slots if s.name == slot.name]
+    sizes = [(at, s.retained_bytes or 0) for at, s in (*looks, (now, slot)) if s.retained_bytes is not None]
+    if len(sizes) <= len(looks):
+        return Growth(None)
+    if not slot.active:
+        return latest_growth([size for size, (_, s) in zip(sizes, (*looks, (now, slot)), strict=True) if not s.active])
+    if len(sizes) < LOOKS:
+        return Growth(None)
+    return Growth(observed_growth(sizes), f"in the last {human_duration(now - sizes[0][0])}")
 
 
 def _state(slot: SlotLag, room: WalRoom) -> SlotState:
@@ -386,4 +327,6 @@ def _state(slot: SlotLag, room: WalRoom) -> SlotState:
         slot.inactive_seconds,
         None if slot.moves else slot.growth_bytes_per_second,
         room.free_bytes if room.limit_bytes is None else None,
+        slot.growth_basis,
+        room.limit_bytes,
     )

@@ -19,7 +19,7 @@ from cdcbridge.database import Connection
 from cdcbridge.feed_watch import await_feeds, bridge_runs, stored_feeds
 from cdcbridge.feeds import Feeds, feed_of
 from cdcbridge.holders import consumer_holders, told
-from cdcbridge.lag import HELD_FOR, ConsumerLag
+from cdcbridge.lag_store import HELD_FOR, ConsumerLag
 from cdcbridge.patience import patiently
 from cdcbridge.problem import refuse
 from cdcbridge.rights import guest

@@ -82,6 +82,8 @@ def say_rest(found: Lag, config: Config) -> None:
             " of them, and backfills"
         )
     for slot in found.slots:
+        if slot.quiet:
+            say_wrapped(slot.quiet)
         for line in _disk(slot, found, config):
             say_wrapped(line)
     alarmed = {alarm.message for alarm in found.alarms}
@@ -124,7 +126,7 @@ def _disk(slot: SlotLag, found: Lag, config: Config) -> Iterator[str]:
     ):
         return
     growth = slot.growth_bytes_per_second
-    rate = f", and grows by {human_size(growth * 3600)} per hour" if growth else ""
+    rate = f", and grows by {human_size(growth * 3600)} per hour ({slot.growth_basis})" if growth else ""
     text = f"disk: the slot {slot.name} keeps {human_size(slot.retained_bytes or 0)} of WAL{rate}."
     text += " max_slot_wal_keep_size is -1, so it may fill the disk"
     free = found.room.free_bytes

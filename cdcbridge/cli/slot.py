@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections import deque
 from dataclasses import asdict
 
 import click
@@ -16,7 +17,7 @@ from cdcbridge.cli.lag_words import headline, print_other_slots, say_alarms, say
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
 from cdcbridge.errors import SourceUnavailable, StoreUnavailable, UsageError
-from cdcbridge.lag import Lag, measure, measure_store
+from cdcbridge.lag import LOOKS, Lag, measure, measure_store
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.source import Slot, current_lsn, slots
 from cdcbridge.units import format_duration, human_duration, human_size
@@ -31,13 +32,15 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
 
     Where one of the two databases cannot be reached, it shows the half of the other, says why, and exits with 1.
     """
+    looks: deque[Lag] = deque(maxlen=LOOKS - 1)
     while True:
         try:
-            found = _measure(app.config)
+            found = _measure(app.config, list(looks) if watch else None)
         except SourceUnavailable as error:
             if not watch:
                 raise
             say(f"{error}; looking again")
+            looks.clear()
             time.sleep(watch)
             continue
         if watch and not as_json:
@@ -45,13 +48,18 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
         _print(found, app.config, as_json)
         if not watch:
             return 3 if found.lost else 1 if found.store_error or found.source_error else 0
+        if not found.source_error:
+            looks.append(found)
         time.sleep(watch)
 
 
-def _measure(config: Config) -> Lag:
-    """Both sides, or the store's alone. Raises SourceUnavailable where neither can be reached."""
+def _measure(config: Config, before: list[Lag] | None) -> Lag:
+    """Both sides, or the store's alone. `before`: earlier looks of --watch.
+
+    Raises SourceUnavailable where neither can be reached.
+    """
     try:
-        return measure(config)
+        return measure(config, before)
     except SourceUnavailable as error:
         try:
             return measure_store(config, error)

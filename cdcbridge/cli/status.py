@@ -73,6 +73,8 @@ def _wal(config: Config, slot: SlotLag) -> str:
     )
     if slot.lag_seconds is not None:
         wal.append("nothing waits" if slot.lag_seconds == 0 else f"{human_duration(slot.lag_seconds)} behind")
+    if slot.quiet:
+        wal.append(slot.quiet.removeprefix("WAL: "))
     return "; ".join(wal)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 
 import psycopg
@@ -119,6 +120,39 @@ def test_without_a_limit_check_warns_and_lag_knows_the_free_space(own15: Embedde
 
     assert free_bytes(Path(directory[0]), "1") is None, "another server's directory"
     assert free_bytes(Path("/nowhere"), row[0]) is None
+    world.close()
+
+
+@pytest.mark.settings(max_slot_wal_keep_size="100MB")
+def test_a_burst_that_is_over_is_no_alarm(own15: EmbeddedServer, world15: World) -> None:
+    world = World(own15, "postgres", "wal2json", world15.folder)
+    world.execute("create table t (id int primary key, v text) with (autovacuum_enabled = off)")
+    world.consumer()
+    with world.bridge():
+        world.execute("insert into t values (0, '')")
+        world.messages(1)
+    world.execute("insert into t select g, repeat('x', 500) from generate_series(1, 40000) g")
+    world.rows("update positions set commit_time = commit_time - interval '20 seconds' returning 1")
+    said = eventually(
+        lambda: "none in the last 0.5 s" in (lag := world.run_program("lag").stderr) and lag, "it is over"
+    )
+    assert "ALARM" not in said and "WAL: " in said and " MB written since " in said
+    assert "none in the last 0.5 s" in world.run_program("status").stdout
+    stop = threading.Event()
+
+    def write() -> None:
+        with psycopg.connect(world.dsn, autocommit=True) as session:
+            while not stop.is_set():
+                session.execute("update t set v = repeat('y', 500) where id <= 100")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        said = eventually(lambda: "ALARM" in (lag := world.run_program("lag").stderr) and lag, "it is written")
+    finally:
+        stop.set()
+        writer.join()
+    assert "in the last 0.5 s) max_slot_wal_keep_size is reached in" in said or "more of WAL (max_slot" in said, said
     world.close()
 
 

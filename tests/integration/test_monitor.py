@@ -201,7 +201,8 @@ def test_systemd_hears_that_it_is_ready_and_goes_on_and_nothing_when_it_hangs(
 def everything() -> list[Metric]:
     """Every metric that a bridge can give, labels filled by a look that has everything."""
     from cdcbridge.holders import ConsumerHolder
-    from cdcbridge.lag import ConsumerLag, Lag, SlotLag
+    from cdcbridge.lag import Lag, SlotLag
+    from cdcbridge.lag_store import ConsumerLag
     from cdcbridge.wal_room import OtherSlot, WalRoom
 
     health = Health()

@@ -77,7 +77,7 @@ def test_what_can_work_is_let_through(source: str) -> None:
     ("record.id + 1", "filter_no_boolean", "not true or false"),
     ("'paid'", "filter_no_boolean", "'paid'"),
     ("op == 'update' ? record.id : true", "filter_no_boolean", "dead letter"),
-    ("!record.status", "filter_fails", "No such overload"),
+    ("!record.status", "filter_fails", "!record.status: ! needs true or false, and not a text"),
     ("record.at > timestamp('2025-01-01T00:00:00Z')", "filter_fails", "write `timestamp(record.at)`"),
     ("record.id.startsWith('5')", "filter_fails", "startsWith"),
     ("meta.lsn > '0/1'", "filter_fails", "no such field: lsn"),

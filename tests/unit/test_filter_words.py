@@ -70,7 +70,7 @@ def test_what_is_cel_is_taken(source: str) -> None:
 
 
 @pytest.mark.parametrize(("source", "row", "said"), [
-    ("record.a > 1", {"a": "x"}, 'No such overload: values of these types cannot be compared or read so (record.a is the text "x")'),
+    ("record.a > 1", {"a": "x"}, 'record.a > 1: a text cannot be compared with an integer; write double(record.a) (record.a is the text "x")'),
     ("record.a > record.b", {"a": 1, "b": None}, "(record.a is the number 1, record.b is null)"),
     ("record['a'] > 1", {"a": True}, "(record.a is the boolean true)"),
     ("record.meta.vip", {"meta": []}, "a list was read by a name, as if it were an object (record.meta is the list [])"),

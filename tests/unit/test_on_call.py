@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cdcbridge.alarms import SlotState, alarms
+from cdcbridge.alarms import SlotState, alarms, growth_now, latest_growth, wants_second_look
 from cdcbridge.cli.lag_words import headline, say_wrapped
 from cdcbridge.holders import ConsumerHolder, about, held_alarms, told
 from cdcbridge.horizon import HorizonHolder
@@ -85,6 +85,37 @@ def test_the_disk_is_forecast_where_there_is_no_limit() -> None:
     assert alarm.code == "disk_full_in_sight" and "fills the disk in 10m 0s" in alarm.message
     assert "start the bridge (`cdcbridge run`)" in alarm.message and "max_slot_wal_keep_size = '50GB'" in alarm.message
     assert alarms(replace(state, growth=None), max_retained=10 << 30, max_inactive=300.0) == []
+
+
+def test_a_burst_that_is_over_is_no_forecast() -> None:
+    burst = 80 << 20
+    assert wants_second_look(8.0 * 2**20, 40 << 20) and wants_second_look(1.0, None), "also without a limit"
+    assert not wants_second_look(1.0, 1 << 30), "too far away for an alarm"
+    assert not wants_second_look(None, 1) and not wants_second_look(0.0, 1)
+    still = growth_now(56, 0.5, burst, "07:31 UTC")
+    assert (still.rate, still.quiet) == (0.0, "WAL: 80.0 MB written since 07:31 UTC, none in the last 0.5 s")
+    grows = growth_now(1 << 20, 0.5, burst, "07:31 UTC")
+    assert (grows.rate, grows.quiet) == (2.0 * 2**20, "")
+    state = SlotState("s", False, "extended", None, burst, 40 << 20, 9.0, grows.rate, None, grows.basis, 128 << 20)
+    limits = {"max_retained": 10 << 30, "max_inactive": 300.0}
+    (alarm,) = alarms(state, **limits)  # type: ignore[arg-type]
+    assert alarm.message.startswith(
+        "at this rate (2.0 MB/s in the last 0.5 s) max_slot_wal_keep_size is reached in 20.0 s"
+    )
+    quiet = replace(state, growth=still.rate, basis=still.basis)
+    assert alarms(quiet, **limits) == []  # type: ignore[arg-type]
+    (near,) = alarms(replace(quiet, safe_wal_bytes=12 << 20), **limits)  # type: ignore[arg-type]
+    assert near.code == "slot_limit_near" and near.message.startswith("the slot s is lost after 12.0 MB more of WAL")
+    assert alarms(replace(quiet, safe_wal_bytes=12 << 20, active=True), **limits) == []  # type: ignore[arg-type]
+
+
+def test_looks_of_a_watch_tell_growth_by_the_latest_ones() -> None:
+    looks = [(0.0, 0), (4.0, 80 << 20), (8.0, 80 << 20), (12.0, 80 << 20)]
+    assert latest_growth(looks[:1]).rate is None, "one look does not tell"
+    first = latest_growth(looks[:2])
+    assert (first.rate, first.basis) == (20.0 * 2**20, "in the last 4.0 s")
+    assert latest_growth(looks[:3]).rate == 10.0 * 2**20
+    assert latest_growth(looks).rate == 0.0, "the burst is over"
 
 
 def test_a_slot_of_others_is_an_alarm_when_it_keeps_too_much() -> None:

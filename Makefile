@@ -31,12 +31,12 @@ servers: ## PostgreSQL 15 with wal2json and what else the tests need, where it i
 
 .PHONY: test
 test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
-	$(BIN)/pytest -n 2 --dist loadscope $(ALONE:%=--ignore=%)
+	$(BIN)/pytest -n 3 --dist worksteal --durations=20 $(ALONE:%=--ignore=%)
 	$(BIN)/pytest $(ALONE)
 
 .PHONY: test-hostile
 test-hostile: $(BIN)/.installed servers ## the same suite where server settings and libpq's environment are as unusual as can be
-	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest -n 2 --dist loadscope $(ALONE:%=--ignore=%)
+	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest -n 3 --dist worksteal --durations=20 $(ALONE:%=--ignore=%)
 	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest $(ALONE)
 
 .PHONY: mutants

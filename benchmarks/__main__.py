@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import backfill, claims, decode, fan_out, latency, memory, routing, streams
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
 PARTS = {

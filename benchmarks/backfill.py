@@ -14,7 +14,7 @@ import psycopg
 import yaml
 
 from benchmarks.common import ROW, TABLE, bridge, database, wait_until, workspace
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 
 RATE = 200  # changes of another table a second
 QUIET = 10  # seconds of them alone

@@ -20,10 +20,10 @@ import psycopg
 
 from benchmarks.common import database, median
 from cdcbridge.config import Consumer
-from cdcbridge.consumers import apply
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.encode import CHUNK_SIZE
-from cdcbridge.store import Store
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.routing.copy_format import CHUNK_SIZE
+from cdcbridge.store.consumers import apply
+from cdcbridge.store.log import Store
 
 DATA = """json_build_object('op', 'insert', 'record', json_build_object('id', g, 'note', repeat('x', 200)),
                            'old', null, 'unchanged', '[]'::json)"""

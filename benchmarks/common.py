@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import yaml
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 
 TABLE = "id bigint primary key, customer int, status text, amount numeric(12, 2), note text, at timestamptz"
 ROW = "{first} + g, g, 'paid', g * 1.25, repeat('x', 150), now()"

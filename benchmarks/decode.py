@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks.common import median
-from cdcbridge.decoders.pgoutput import PgoutputDecoder
-from cdcbridge.decoders.wal2json import Table, Wal2jsonDecoder
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.model import Begin, Event, Relation
-from cdcbridge.pgtypes import Types
+from cdcbridge.changes.events import Begin, Event, Relation
+from cdcbridge.changes.pgoutput import PgoutputDecoder
+from cdcbridge.changes.pgtypes import Types
+from cdcbridge.changes.wal2json import Table, Wal2jsonDecoder
+from cdcbridge.demo.embedded import EmbeddedServer
 
 COLUMNS = (("id", 20), ("customer", 23), ("status", 25), ("amount", 1700), ("note", 25), ("at", 1184))
 VALUES = (b"123456", b"42", b"paid", b"52.50", b"x" * 150, b"2024-02-29 12:34:56.789+00")

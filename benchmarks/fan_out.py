@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import psycopg
 
 from benchmarks.common import bridge, configuration, database, fill, median, wait_until, workspace
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.plugins import plugin_options
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.source.plugins import plugin_options
 
 AIMS = {"wal2json": {1: 0.5, 5: 0.3, 20: 0.12}, "pgoutput": {1: 0.4, 5: 0.25}}
 CONFIRMED = "select confirmed_flush_lsn >= %s::pg_lsn from pg_replication_slots where slot_name = %s"

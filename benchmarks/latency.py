@@ -16,9 +16,9 @@ import psycopg
 from benchmarks.common import bridge, configuration, database, wait_until, workspace
 from cdcbridge import Queue
 from cdcbridge.config import Consumer
-from cdcbridge.consumers import apply
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.store import Store
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.store.consumers import apply
+from cdcbridge.store.log import Store
 
 RATE = 1000
 PUBLISHED = 100

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.common import configuration, database, fill, wait_until, workspace
 from benchmarks.fan_out import CONFIRMED
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 
 AIM = 150  # MB
 

@@ -22,7 +22,7 @@ from benchmarks.__main__ import DEBIAN_15, SETTINGS
 from benchmarks.claims import DATA, Case, Loop, drain, fill, snapshot
 from benchmarks.common import database, median, workspace
 from benchmarks.common import fill as fill_table
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 
 HERE = Path(__file__).parent
 COLUMNS = "receipt, deliver_count, data"  # what all of them have

@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks.common import TABLE, bridge, database, median, wait_until, workspace
 from benchmarks.fan_out import CONFIRMED
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 
 TABLES = 500
 FILL = """

@@ -18,11 +18,11 @@ from benchmarks import fan_out
 from benchmarks.claims import DATA, snapshot
 from benchmarks.common import database, median, workspace
 from benchmarks.common import fill as fill_table
+from cdcbridge.bridge.session import BATCH_ROWS
 from cdcbridge.config import Consumer
-from cdcbridge.consumers import apply
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.pump import BATCH_ROWS
-from cdcbridge.store import Store
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.store.consumers import apply
+from cdcbridge.store.log import Store
 
 PARTITIONS = 16
 READ = "select receipt, partition, seq, topic, key, data from cdcbridge.read_stream('g0', $1, $2::interval)"

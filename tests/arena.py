@@ -16,7 +16,7 @@ from typing import Any
 
 import psycopg
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests import hostile
 from tests.hostile import own_environment
 from tests.listening import ListeningServer

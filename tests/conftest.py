@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from cdcbridge.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
 from tests import hostile
 from tests.world import NewDatabase, World, fresh_database
 

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from cdcbridge import cli
-from cdcbridge.collect import Collector
-from cdcbridge.decoders.pgoutput import PgoutputDecoder
-from cdcbridge.decoders.wal2json import Wal2jsonDecoder
-from cdcbridge.pump import Pump
-from cdcbridge.replication import ReplicationStream
-from cdcbridge.store import Store
+from cdcbridge.bridge.session import Pump
+from cdcbridge.changes.pgoutput import PgoutputDecoder
+from cdcbridge.changes.wal2json import Wal2jsonDecoder
+from cdcbridge.routing.collector import Collector
+from cdcbridge.source.replication import ReplicationStream
+from cdcbridge.store.log import Store
 
 # instant → (class, method, whether to die before or after it)
 INSTANTS: dict[str, tuple[tuple[type, ...], str, str]] = {

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.arena import Arena, ask
 from tests.hostile import own_environment
 from tests.world import eventually

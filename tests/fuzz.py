@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cdcbridge.decoders.pgoutput import PgoutputDecoder
-from cdcbridge.decoders.wal2json import Wal2jsonDecoder
-from cdcbridge.decoders.wal2json_file import decode_file
+from cdcbridge.changes.in_progress import Spill
+from cdcbridge.changes.pgoutput import PgoutputDecoder
+from cdcbridge.changes.pgtypes import Types
+from cdcbridge.changes.wal2json import Wal2jsonDecoder
+from cdcbridge.changes.wal2json_file import decode_file
 from cdcbridge.errors import DecodeError, SentTooEarly
-from cdcbridge.pgtypes import Types
-from cdcbridge.spill import Spill
 from tests.golden.test_golden import Catalog
 from tests.properties.test_decoders import MESSAGES, Everything
 

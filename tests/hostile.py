@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import psycopg
 
-import cdcbridge.embedded
+import cdcbridge.demo.embedded
 
 SWITCH: Final = "CDCBRIDGE_TEST_HOSTILE"
 SERVER: Final = {

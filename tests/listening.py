@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 
 
 class ListeningServer(EmbeddedServer):

@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.misbehaving import LEASE, MISBEHAVIOURS, handle
 from tests.world import World, eventually, fresh_database
 

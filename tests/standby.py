@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import psycopg
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 
 
 class Standby(EmbeddedServer):

@@ -17,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.hostile import own_environment
 from tests.soak import Processes, main
 from tests.world import World, eventually, fresh_database

@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import psycopg
 import yaml
 
-from cdcbridge.bridge import Bridge
+from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.config import Config, load
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.store import Store
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.store.log import Store
 from tests.programs import Program, complete
 
 PATIENCE = 30.0  # seconds that a test waits for an event before it fails

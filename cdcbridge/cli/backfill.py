@@ -10,7 +10,8 @@ from typing import Any
 import click
 from psycopg.rows import dict_row
 
-from cdcbridge import verify as verifying
+from cdcbridge.backfill import verify as verifying
+from cdcbridge.backfill.requests import refuse_order
 from cdcbridge.cli.context import (
     DURATION,
     App,
@@ -23,9 +24,8 @@ from cdcbridge.cli.context import (
     say,
 )
 from cdcbridge.database import Connection, connect_source
+from cdcbridge.database.patience import patiently
 from cdcbridge.errors import CdcbridgeError
-from cdcbridge.orders import refuse_order
-from cdcbridge.patience import patiently
 from cdcbridge.units import human_duration
 
 _UNFINISHED = ("waiting", "running", "paused")

@@ -13,23 +13,23 @@ import yaml
 from click.shell_completion import get_completion_class
 
 from cdcbridge import __version__
-from cdcbridge.bridge import Bridge
-from cdcbridge.check import check, refuse_unconvertible
+from cdcbridge.bridge.supervisor import Bridge
+from cdcbridge.changes.wal2json_file import decode_file
+from cdcbridge.checks.server import check, refuse_unconvertible
 from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line, say
 from cdcbridge.cli.schema import file_schema
 from cdcbridge.cli.screen import width, wrapped
 from cdcbridge.config import Config, load
 from cdcbridge.database import connect_store, database_place
-from cdcbridge.decoders.wal2json_file import decode_file
-from cdcbridge.demo import demo as run_demo
-from cdcbridge.encode import encode_data
+from cdcbridge.demo.run import demo as run_demo
 from cdcbridge.errors import DecodeError, UsageError
-from cdcbridge.health import Health
-from cdcbridge.metrics import Metrics
-from cdcbridge.migrate import migrate as migrate_store
-from cdcbridge.monitor import HttpServer, Watchdog
+from cdcbridge.observe.health import Health
+from cdcbridge.observe.lag_watcher import Watcher
+from cdcbridge.observe.metrics import Metrics
+from cdcbridge.observe.monitor import HttpServer, Watchdog
 from cdcbridge.problem import Problem, script
-from cdcbridge.watch import Watcher
+from cdcbridge.routing.copy_format import encode_data
+from cdcbridge.store.migrate import migrate as migrate_store
 
 log = structlog.get_logger()
 

@@ -8,21 +8,21 @@ from typing import Final
 
 import click
 
-from cdcbridge import backlog
-from cdcbridge import consumers as applying
-from cdcbridge.check import check
+from cdcbridge.checks.server import check
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
 from cdcbridge.cli.screen import facts
 from cdcbridge.cli.where import PLACE, PLACE_HELP
-from cdcbridge.consumer_changes import difference
 from cdcbridge.database import Connection
-from cdcbridge.feed_watch import await_feeds, bridge_runs, stored_feeds
-from cdcbridge.feeds import Feeds, feed_of
-from cdcbridge.holders import consumer_holders, told
-from cdcbridge.lag_store import HELD_FOR, ConsumerLag
-from cdcbridge.patience import patiently
+from cdcbridge.database.patience import patiently
+from cdcbridge.database.rights import guest
+from cdcbridge.observe.lag_store import HELD_FOR, ConsumerLag
 from cdcbridge.problem import refuse
-from cdcbridge.rights import guest
+from cdcbridge.routing.feeds import Feeds, feed_of
+from cdcbridge.store import consumers as applying
+from cdcbridge.store import replay as backlog
+from cdcbridge.store.consumer_changes import difference
+from cdcbridge.store.feed_watch import await_feeds, bridge_runs, stored_feeds
+from cdcbridge.store.holders import consumer_holders, told
 from cdcbridge.units import human_duration
 from cdcbridge.words import as_text, one_line
 

@@ -19,11 +19,11 @@ from cdcbridge.cli.modes import right_command
 from cdcbridge.cli.screen import column_widths, facts, width, wrapped
 from cdcbridge.config import Config, load
 from cdcbridge.database import Connection, connect_store, store_errors
+from cdcbridge.database.pooled import connect_for_calls
+from cdcbridge.database.rights import guest, refusing
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
 from cdcbridge.logs import configure
-from cdcbridge.migrate import schema_version
-from cdcbridge.pooled import connect_for_calls
-from cdcbridge.rights import guest, refusing
+from cdcbridge.store.migrate import schema_version
 from cdcbridge.units import format_duration, parse_duration
 from cdcbridge.words import as_text, one_line
 

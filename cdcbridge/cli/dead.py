@@ -22,9 +22,9 @@ from cdcbridge.cli.context import (
 )
 from cdcbridge.cli.pretty import pretty_option, print_pretty
 from cdcbridge.database import Connection
+from cdcbridge.database.patience import patiently
 from cdcbridge.errors import UsageError
-from cdcbridge.patience import patiently
-from cdcbridge.redrive import PAGE, Redriven, redrive_page
+from cdcbridge.store.redrive import PAGE, Redriven, redrive_page
 
 _LETTERS = "dead_letters({}, topic => %(topic)s, key => %(key)s, reason => %(reason)s, at_most => %(count)s) d"
 _CHOSEN = f"from {_LETTERS.format('%(name)s')}"

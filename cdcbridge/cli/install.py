@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from cdcbridge import starter
-from cdcbridge import uninstall as uninstalling
+from cdcbridge.cli import starter
+from cdcbridge.cli import uninstall as uninstalling
 from cdcbridge.cli.context import App, pass_app, say
 from cdcbridge.errors import UsageError
 

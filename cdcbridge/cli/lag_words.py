@@ -14,9 +14,9 @@ import click
 
 from cdcbridge.cli.context import print_table, say
 from cdcbridge.config import Config
-from cdcbridge.holders import about, told
-from cdcbridge.horizon import HorizonHolder
-from cdcbridge.lag import Lag, SlotLag
+from cdcbridge.observe.lag import Lag, SlotLag
+from cdcbridge.observe.xmin_holders import HorizonHolder
+from cdcbridge.store.holders import about, told
 from cdcbridge.units import human_duration, human_size
 
 

@@ -9,7 +9,7 @@ import click
 
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
 from cdcbridge.cli.where import PLACE, PlaceCommand
-from cdcbridge.patience import patiently
+from cdcbridge.database.patience import patiently
 from cdcbridge.units import human_duration
 
 

@@ -15,10 +15,10 @@ from cdcbridge.cli.pretty import pretty_option, print_pretty
 from cdcbridge.cli.receipts import read_receipts
 from cdcbridge.cli.where import TIME
 from cdcbridge.database import Connection, one_line
+from cdcbridge.database.patience import patiently
+from cdcbridge.database.pooled import PooledConnection
 from cdcbridge.errors import StoreUnavailable, UsageError
-from cdcbridge.holders import consumer_holders, told
-from cdcbridge.patience import patiently
-from cdcbridge.pooled import PooledConnection
+from cdcbridge.store.holders import consumer_holders, told
 
 # Rows as JSON made by the server: data must not go through a Python number, and times are ISO as in JSON.
 _RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s::int, make_interval(secs => %s)) r"

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from cdcbridge import operate
+from cdcbridge.bridge import slot_repair as operate
 from cdcbridge.cli.backfill import print_backfills
 from cdcbridge.cli.consumers import print_consumers
 from cdcbridge.cli.context import App, DurationType, as_json, pass_app, print_json, print_table, say
@@ -17,9 +17,9 @@ from cdcbridge.cli.lag_words import headline, print_other_slots, say_alarms, say
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
 from cdcbridge.errors import SourceUnavailable, StoreUnavailable, UsageError
-from cdcbridge.lag import LOOKS, Lag, measure, measure_store
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.source import Slot, current_lsn, slots
+from cdcbridge.observe.lag import LOOKS, Lag, measure, measure_store
+from cdcbridge.source.slots import Slot, current_lsn, slots
 from cdcbridge.units import format_duration, human_duration, human_size
 
 

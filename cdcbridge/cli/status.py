@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from cdcbridge import status as looking
 from cdcbridge.cli.context import App, as_json, pass_app, print_json
 from cdcbridge.cli.screen import bullets, facts
 from cdcbridge.config import Config
-from cdcbridge.lag import SlotLag
-from cdcbridge.status import Status
+from cdcbridge.observe import status as looking
+from cdcbridge.observe.lag import SlotLag
+from cdcbridge.observe.status import Status
+from cdcbridge.source.wal_room import WalRoom
 from cdcbridge.units import human_duration, human_size
-from cdcbridge.wal_room import WalRoom
 
 
 @click.command()

@@ -11,8 +11,8 @@ from click.core import ParameterSource
 from cdcbridge.cli.context import App, name_argument, pass_app, print_document, say
 from cdcbridge.cli.where import PLACE, PLACE_HELP, PlaceCommand
 from cdcbridge.database import Connection
+from cdcbridge.database.pooled import PooledConnection
 from cdcbridge.errors import StoreUnavailable, UsageError
-from cdcbridge.pooled import PooledConnection
 
 # Rows as JSON made by the server, as `receive` has them.
 _PEEK: Final = "select to_json(r)::text, r.seq from peek_stream(%s, %s::int, %s, %s) r"

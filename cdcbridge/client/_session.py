@@ -15,7 +15,7 @@ import psycopg
 from cdcbridge.client._limits import ANSWER, NoAnswer, limited
 from cdcbridge.client._threads import if_unused
 from cdcbridge.database import conninfo, store_errors
-from cdcbridge.session import pin, pin_locally
+from cdcbridge.database.session import pin, pin_locally
 
 # Every statement of a client names the schema of its function. A claim must not be committed after its receiver has
 # given up, so the server ends a late statement before the client ends the session.

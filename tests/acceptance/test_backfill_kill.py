@@ -12,8 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.verify import verify
+from cdcbridge.backfill.verify import verify
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.conftest import FAST
 from tests.standby import Standby
 from tests.world import World, eventually

@@ -9,11 +9,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge import plugins
-from cdcbridge.check import check
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.checks.server import check
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed, OperatorNeeded
-from cdcbridge.source import create_slot
+from cdcbridge.source import plugins
+from cdcbridge.source.slots import create_slot
 from tests.world import World, eventually, fresh_database
 
 

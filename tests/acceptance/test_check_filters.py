@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.tables import find_tables
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.source.tables import find_tables
 from tests.world import World, fresh_database
 
 KINDS = {"string": "text", "object": "any", "array": "list"}

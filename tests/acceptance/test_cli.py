@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from cdcbridge.migrate import migrations
+from cdcbridge.store.migrate import migrations
 from tests.world import PATIENCE, Running, World, clean_environment, eventually
 
 

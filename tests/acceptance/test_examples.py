@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cdcbridge.gap import leave_gap
-from cdcbridge.store import Store
+from cdcbridge.store.gap import leave_gap
+from cdcbridge.store.log import Store
 from tests.sql.queue import Queue
 from tests.world import PATIENCE, World, clean_environment, eventually
 

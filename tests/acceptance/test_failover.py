@@ -15,10 +15,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.bridge.slot_repair import recreate_slot
+from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.operate import recreate_slot
 from tests.acceptance.test_check import problems
 from tests.conftest import FAST
 from tests.standby import Standby

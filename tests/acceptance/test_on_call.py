@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.wal_room import free_bytes
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.source.wal_room import free_bytes
 from tests.forked import command
 from tests.world import World, eventually
 

@@ -14,7 +14,7 @@ import yaml
 
 from cdcbridge.config import load
 from cdcbridge.database import conninfo
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import ConfigError, UsageError
 from tests.acceptance.test_docs import BLOCK, ROOT
 from tests.conftest import DEBIAN_15, FAST

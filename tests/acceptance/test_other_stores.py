@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.forked import program
 from tests.world import PATIENCE, World, eventually, fresh_database
 

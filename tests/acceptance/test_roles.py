@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from cdcbridge.database import connect_store
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.migrate import migrate
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.store.migrate import migrate
 from tests.acceptance.test_docs import ROOT
 from tests.world import World, fresh_database
 

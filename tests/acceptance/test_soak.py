@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests import stream_soak
 from tests.soak import soak
 

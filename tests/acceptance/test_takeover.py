@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.listening import ListeningServer
 from tests.netns import Host
 from tests.world import Running, World, eventually, fresh_database

@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge import shapes
-from cdcbridge.chunks import MOST_BYTES, Wanted, read_chunk
+from cdcbridge.backfill.table_reader import MOST_BYTES, Wanted, read_chunk
 from cdcbridge.database import connect_source
+from cdcbridge.source import shapes
 from tests.world import World, eventually
 
 MEMORY = 250  # MB that the bridge may have resident

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psycopg
 
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.plugins import plugin_options
-from cdcbridge.replication import ReplicationStream, UnknownOption
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.source.plugins import plugin_options
+from cdcbridge.source.replication import ReplicationStream, UnknownOption
 from tests.conftest import DEBIAN_15
 
 FOLDER = Path(__file__).parent

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cdcbridge import AsyncQueue, AsyncStream, Queue, Stream
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.proxy import Proxy
 from tests.sql.queue import Queue as Store
 from tests.waiting import Waiting

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cdcbridge.pgtypes import ARRAYS
+from cdcbridge.changes.pgtypes import ARRAYS
 from tests.integration.test_types import CASES, SESSION, XML
 from tests.world import World, eventually
 

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.verify import verify
+from cdcbridge.backfill.verify import verify
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.world import World, eventually, fresh_database
 
 
@@ -198,9 +198,9 @@ def test_keys_of_all_kinds_are_read_in_their_order(world: World) -> None:
         tables += [f"public.k{number}", f"public.s{number}"]
     world.consumer(tables=tuple(tables), start="snapshot")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cdcbridge.backfill.FIRST_ROWS", 7)
-        patch.setattr("cdcbridge.backfill.READ_SECONDS", 0.0)
-        patch.setattr("cdcbridge.backfill.FEWEST_ROWS", 7)
+        patch.setattr("cdcbridge.backfill.worker.FIRST_ROWS", 7)
+        patch.setattr("cdcbridge.backfill.worker.READ_SECONDS", 0.0)
+        patch.setattr("cdcbridge.backfill.worker.FEWEST_ROWS", 7)
         with world.bridge():
             eventually(lambda: finished(world))
             for table in tables:

@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.capture import Capture, losses
 from cdcbridge.lsn import parse_lsn
+from cdcbridge.source.capture import Capture, losses
 from tests.world import World, eventually
 
 GAPS = "select data -> 'record' ->> 'from', data -> 'record' ->> 'to', data -> 'record' ->> 'reason' from messages where topic = 'cdcbridge.gap' order by seq"

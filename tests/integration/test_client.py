@@ -18,7 +18,7 @@ import pytest
 
 from cdcbridge import AsyncMessage, AsyncQueue, StaleReceipt
 from cdcbridge import Queue as SyncQueue
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import StoreUnavailable, UsageError
 from tests.sql.queue import Queue
 from tests.waiting import Waiting

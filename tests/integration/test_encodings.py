@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed
 from tests.world import NewDatabase, World, eventually, fresh_database
 

@@ -7,7 +7,7 @@ import contextlib
 import psycopg
 import pytest
 
-from cdcbridge.check import check
+from cdcbridge.checks.server import check
 from cdcbridge.problem import Problem
 from tests.world import World
 

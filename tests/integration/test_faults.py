@@ -9,13 +9,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cdcbridge.bridge import Bridge
+from cdcbridge.bridge.slot_repair import recreate_slot, skip
+from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.config import load
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed, NotLeader, OperatorNeeded, UsageError
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.operate import recreate_slot, skip
-from cdcbridge.store import History, Store
+from cdcbridge.store.log import History, Store
 from tests.world import World, eventually, fresh_database
 
 
@@ -218,10 +218,10 @@ def test_a_branch_beside_a_transaction_that_was_appended_in_part(
     """The store ends at 400, and has three changes of the transaction that committed at 500."""
     from types import SimpleNamespace
 
-    from cdcbridge.batch import Batch
-    from cdcbridge.consumers import apply
-    from cdcbridge.position import Position
-    from cdcbridge.setup import _follow_timeline
+    from cdcbridge.bridge.preparation import _follow_timeline
+    from cdcbridge.changes.position import Position
+    from cdcbridge.routing.batch import Batch
+    from cdcbridge.store.consumers import apply
 
     store = Store(world15.dsn, "cdcbridge")
     store.migrate()
@@ -247,7 +247,7 @@ def test_a_branch_beside_a_transaction_that_was_appended_in_part(
 
 def test_an_append_of_an_older_epoch_writes_nothing(world15: World) -> None:
     """The fence: a bridge that lost the lead, wherever it hung, can commit nothing more."""
-    from cdcbridge.batch import Batch
+    from cdcbridge.routing.batch import Batch
 
     store = Store(world15.dsn, "cdcbridge")
     store.migrate()

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cdcbridge.verify import Verified
+from cdcbridge.backfill.verify import Verified
 from tests.world import World, eventually
 
 MANUAL = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"

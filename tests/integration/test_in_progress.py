@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge import plugins
-from cdcbridge.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.source import plugins
 from tests.conftest import DEBIAN_15, FAST
 from tests.world import World, eventually, fresh_database
 

@@ -19,12 +19,13 @@ import psycopg
 import pytest
 
 from cdcbridge import Queue as Client
-from cdcbridge import backlog, consumers, migrate
 from cdcbridge.config import Consumer
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.database.patience import patiently
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import Fenced, LockedOut, StoreUnavailable
-from cdcbridge.patience import patiently
-from cdcbridge.store import Store
+from cdcbridge.store import consumers, migrate
+from cdcbridge.store import replay as backlog
+from cdcbridge.store.log import Store
 from tests.sql.queue import Queue
 from tests.world import World, eventually, store_database
 

@@ -17,15 +17,15 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from cdcbridge.batch import Batch
 from cdcbridge.config import Http
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import UsageError
-from cdcbridge.feeds import describe
-from cdcbridge.health import STALLED_AFTER, Health
-from cdcbridge.lag import measure
-from cdcbridge.metrics import Metrics
-from cdcbridge.monitor import HttpServer
+from cdcbridge.observe.health import STALLED_AFTER, Health
+from cdcbridge.observe.lag import measure
+from cdcbridge.observe.metrics import Metrics
+from cdcbridge.observe.monitor import HttpServer
+from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.feeds import describe
 from tests.world import World, eventually
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -200,10 +200,10 @@ def test_systemd_hears_that_it_is_ready_and_goes_on_and_nothing_when_it_hangs(
 
 def everything() -> list[Metric]:
     """Every metric that a bridge can give, labels filled by a look that has everything."""
-    from cdcbridge.holders import ConsumerHolder
-    from cdcbridge.lag import Lag, SlotLag
-    from cdcbridge.lag_store import ConsumerLag
-    from cdcbridge.wal_room import OtherSlot, WalRoom
+    from cdcbridge.observe.lag import Lag, SlotLag
+    from cdcbridge.observe.lag_store import ConsumerLag
+    from cdcbridge.source.wal_room import OtherSlot, WalRoom
+    from cdcbridge.store.holders import ConsumerHolder
 
     health = Health()
     metrics = Metrics(health, "1", "src", "s")

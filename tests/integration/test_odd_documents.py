@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from cdcbridge.verify import verify
+from cdcbridge.backfill.verify import verify
 from tests.forked import command
 from tests.integration.test_monitor import free_port, get, samples
 from tests.integration.test_published import emit

@@ -19,7 +19,7 @@ import yaml
 
 from cdcbridge import Message
 from cdcbridge import Queue as Client
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.forked import Result, command
 from tests.sql.queue import Queue
 from tests.world import eventually, store_database

@@ -8,11 +8,11 @@ import time
 import psycopg
 import pytest
 
-from cdcbridge import publications
-from cdcbridge.check import check
+from cdcbridge.checks.server import check
 from cdcbridge.errors import CheckFailed, SourceUnavailable
 from cdcbridge.problem import Problem
-from cdcbridge.route import Router, Subscription
+from cdcbridge.routing.router import Router, Subscription
+from cdcbridge.source import publications
 from tests.world import World, eventually
 
 

@@ -18,9 +18,9 @@ import psycopg
 import pytest
 
 from cdcbridge import Message, Queue
-from cdcbridge.bridge import Bridge
+from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.database import connect_source, source_errors
-from cdcbridge.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable
 from tests.conftest import DEBIAN_15, FAST
 from tests.forked import Result, command

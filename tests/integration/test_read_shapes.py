@@ -14,15 +14,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from cdcbridge import shapes
-from cdcbridge.bridge import Bridge
-from cdcbridge.check_sessions import refuse_row_security
-from cdcbridge.chunks import Wanted, read_chunk
+from cdcbridge.backfill.table_reader import Wanted, read_chunk
+from cdcbridge.backfill.verify import verify
+from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.database import connect_source
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import OperatorNeeded
-from cdcbridge.inject import _field
-from cdcbridge.verify import verify
+from cdcbridge.routing.backfill_rows import _field
+from cdcbridge.source import shapes
+from cdcbridge.source.sessions import refuse_row_security
 from tests.world import World, eventually, fresh_database
 
 
@@ -356,7 +356,7 @@ def test_a_table_that_was_altered_since_the_slots_snapshot_is_read_beside_the_st
 
     world.consumer(start="snapshot")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cdcbridge.shapes.describe", describe)
+        patch.setattr("cdcbridge.source.shapes.describe", describe)
         bridge = Bridge(world.config(), consistent=True)
         thread = threading.Thread(target=bridge.run, daemon=True)
         thread.start()

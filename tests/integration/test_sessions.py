@@ -20,13 +20,13 @@ import psycopg
 import pytest
 
 from cdcbridge import AsyncQueue, AsyncStream, Queue, Stream
-from cdcbridge.backfill import connect_reader
-from cdcbridge.check import check
+from cdcbridge.backfill.verify import verify
+from cdcbridge.backfill.worker import connect_reader
+from cdcbridge.checks.server import check
 from cdcbridge.database import connect_source, connect_store
-from cdcbridge.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
 from cdcbridge.errors import BehindPooler, CheckFailed, OperatorNeeded
-from cdcbridge.replication import ReplicationStream
-from cdcbridge.verify import verify
+from cdcbridge.source.replication import ReplicationStream
 from tests import hostile
 from tests.conftest import DEBIAN_15, FAST
 from tests.integration.test_types import CASES, SPECIAL, Cases, create_types, differences, insert_cases

@@ -10,11 +10,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cdcbridge.check import check
-from cdcbridge.check_identity import identity_trouble
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.checks.identity import identity_trouble
+from cdcbridge.checks.server import check
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.problem import Problem
-from cdcbridge.tables import Table, find_tables
+from cdcbridge.source.tables import Table, find_tables
 from tests.world import World, eventually, fresh_database
 
 

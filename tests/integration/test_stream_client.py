@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from cdcbridge import AsyncStream, StaleReceipt, Stream
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import UsageError
 from tests.sql.queue import Queue
 from tests.waiting import Waiting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cdcbridge.verify import verify
+from cdcbridge.backfill.verify import verify
 from tests.integration.test_types import CASES, SPECIAL, TYPES
 from tests.world import World, eventually
 

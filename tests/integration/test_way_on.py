@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded
 from tests.world import PATIENCE, World, eventually, fresh_database
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.sql.queue import Queue, Row
 from tests.sql.test_compact import compact, drain, fold, read
 from tests.world import store_database

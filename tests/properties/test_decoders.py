@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdcbridge.decoders.pgoutput import PgoutputDecoder
-from cdcbridge.decoders.wal2json import Table, Wal2jsonDecoder
+from cdcbridge.changes.events import Begin, Change, Relation
+from cdcbridge.changes.pgoutput import PgoutputDecoder
+from cdcbridge.changes.pgtypes import Types
+from cdcbridge.changes.wal2json import Table, Wal2jsonDecoder
 from cdcbridge.errors import DecodeError
-from cdcbridge.model import Begin, Change, Relation
-from cdcbridge.pgtypes import Types
 
 T = Relation("public", "t", "public.t", ("id",), frozenset({"id"}))
 

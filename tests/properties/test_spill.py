@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdcbridge import spill
+from cdcbridge.changes import in_progress as spill
+from cdcbridge.changes.in_progress import Spill
 from cdcbridge.errors import DecodeError
-from cdcbridge.spill import Spill
 
 
 class Server:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.sql.queue import Queue
 from tests.world import store_database
 

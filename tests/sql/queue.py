@@ -7,12 +7,12 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from cdcbridge.batch import Batch
+from cdcbridge.changes.position import Position
 from cdcbridge.config import Consumer
-from cdcbridge.consumers import apply
-from cdcbridge.encode import encode_data, message_row, partition_of, shared_part, with_old_key
-from cdcbridge.position import Position
-from cdcbridge.store import Store
+from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.copy_format import encode_data, message_row, partition_of, shared_part, with_old_key
+from cdcbridge.store.consumers import apply
+from cdcbridge.store.log import Store
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests import hostile
 from tests.sql.queue import Queue
 from tests.world import PATIENCE, eventually, fresh_database

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.store import Store
+from cdcbridge.store.log import Store
 from tests.sql.queue import Queue, Row
 from tests.sql.test_queue import receipts, seqs
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import psycopg
 
 from cdcbridge.database import connect_store
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.migrate import migrate, migrations
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.store.migrate import migrate, migrations
 from tests.sql.queue import Queue
 from tests.sql.test_queue import seqs
 from tests.world import fresh_database

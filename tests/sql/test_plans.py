@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.embedded import EmbeddedServer
+from cdcbridge.demo.embedded import EmbeddedServer
 from tests.sql.queue import Queue, Row
 from tests.sql.test_queue import receipts
 from tests.world import store_database

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.types.json import Json, Jsonb
 
-from cdcbridge.embedded import EmbeddedServer
-from cdcbridge.encode import partition_of
-from cdcbridge.migrate import migrate, migrations
+from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.routing.copy_format import partition_of
+from cdcbridge.store.migrate import migrate, migrations
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts, seqs
 from tests.world import eventually, store_database

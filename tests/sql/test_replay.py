@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge import backlog
-from cdcbridge.consumers import subscription
+from cdcbridge.store import replay as backlog
+from cdcbridge.store.consumers import subscription
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts, seqs
 

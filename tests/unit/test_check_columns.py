@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cdcbridge.check_columns import column_problems
+from cdcbridge.checks.columns import column_problems
 from cdcbridge.config import Consumer
-from cdcbridge.tables import Column, Table
+from cdcbridge.source.tables import Column, Table
 
 
 def table(name: str, *columns: str, generated: str = "") -> Table:

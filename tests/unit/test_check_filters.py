@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cdcbridge.check_filters import filter_problems
+from cdcbridge.checks.filters import filter_problems
 from cdcbridge.config import Consumer
 from cdcbridge.problem import Problem
-from cdcbridge.tables import Column, Table
+from cdcbridge.source.tables import Column, Table
 
 COLUMNS = (
     Column("id", "", False, "integer", "number", nullable=False),

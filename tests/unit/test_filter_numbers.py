@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from cdcbridge.check_filters import filter_problems
+from cdcbridge.checks.filters import filter_problems
 from cdcbridge.config import Consumer
-from cdcbridge.filters import Filter, FilterError
 from cdcbridge.problem import Problem
-from cdcbridge.tables import Column, Table
+from cdcbridge.routing.filters import Filter, FilterError
+from cdcbridge.source.tables import Column, Table
 
 BIG = 2**53 + 1
 

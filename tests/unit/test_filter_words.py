@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from cdcbridge.config import Consumer
-from cdcbridge.filters import Filter, FilterError, natives
-from cdcbridge.route import OPERATIONS, Subscription
-from cdcbridge.verdict import Logged, verdict_of_text
+from cdcbridge.routing.filters import Filter, FilterError, natives
+from cdcbridge.routing.router import OPERATIONS, Subscription
+from cdcbridge.routing.verdict import Logged, verdict_of_text
 
 
 @pytest.mark.parametrize(("source", "said"), [

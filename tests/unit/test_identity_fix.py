@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cdcbridge.check_identity import identity_fix
-from cdcbridge.tables import Column, Index, Table
+from cdcbridge.checks.identity import identity_fix
+from cdcbridge.source.tables import Column, Index, Table
 
 COLUMNS = tuple(Column(name, "s" if name == "made" else "", False) for name in ("id", "customer_id", "made"))
 KEY = Index("t_pkey", ("id",), primary=True, chosen=False, usable=True, suitable=True)

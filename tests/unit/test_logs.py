@@ -8,8 +8,8 @@ import json
 import pytest
 import structlog
 
+from cdcbridge.changes.position import START, Position
 from cdcbridge.logs import configure
-from cdcbridge.position import START, Position
 from cdcbridge.words import as_given, as_text, did_you_mean, one_of
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from cdcbridge.alarms import SlotState, alarms, growth_now, latest_growth, wants_second_look
 from cdcbridge.cli.lag_words import headline, say_wrapped
-from cdcbridge.holders import ConsumerHolder, about, held_alarms, told
-from cdcbridge.horizon import HorizonHolder
-from cdcbridge.lag import Lag, SlotLag, _moves
-from cdcbridge.wal_room import OtherSlot, other_alarms
+from cdcbridge.observe.lag import Lag, SlotLag, _moves
+from cdcbridge.observe.xmin_holders import HorizonHolder
+from cdcbridge.routing.alarms import SlotState, alarms, growth_now, latest_growth, wants_second_look
+from cdcbridge.source.wal_room import OtherSlot, other_alarms
+from cdcbridge.store.holders import ConsumerHolder, about, held_alarms, told
 
 HOLDER = ConsumerHolder("ledger", "queue", "receiver", 4181, "stuck-worker", 120.0, "idle", None, 423, None, False)
 SLOT = SlotLag("s", "pgoutput", True, "extended", "0/10", "0/20", "0/30", 97 << 20, 1 << 20, 1.0, 103 << 20, None, None,

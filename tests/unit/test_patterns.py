@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cdcbridge.config import Consumer
-from cdcbridge.patterns import like, take, whole
-from cdcbridge.route import Router, Subscription
+from cdcbridge.routing.patterns import like, take, whole
+from cdcbridge.routing.router import Router, Subscription
 
 
 @pytest.mark.parametrize(("patterns", "topics"), [

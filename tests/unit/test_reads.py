@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdcbridge.reads import EARLY_LIMIT, Snapshot, Watch
-from cdcbridge.route import OPERATIONS, Subscription
+from cdcbridge.routing.overtaken import EARLY_LIMIT, Snapshot, Watch
+from cdcbridge.routing.router import OPERATIONS, Subscription
 
 WIDE = st.integers(min_value=3, max_value=1 << 40)
 

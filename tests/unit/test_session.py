@@ -5,7 +5,7 @@ from __future__ import annotations
 from psycopg.conninfo import conninfo_to_dict
 
 from cdcbridge.database import conninfo
-from cdcbridge.session import SETTINGS, pin, startup_options
+from cdcbridge.database.session import SETTINGS, pin, startup_options
 
 
 def test_options_escape_blanks_and_backslashes() -> None:

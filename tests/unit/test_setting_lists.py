@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cdcbridge.setting_lists import literals, names
+from cdcbridge.source.setting_lists import literals, names
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cdcbridge.bridge import Bridge
+from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.cli.context import App
 from cdcbridge.config import load
 from cdcbridge.database import source_errors, store_errors
-from cdcbridge.embedded import wheel_binaries
+from cdcbridge.database.sqlstates import CLASSES, CODES, PASSING, verdict
+from cdcbridge.demo.embedded import wheel_binaries
 from cdcbridge.errors import (
     CdcbridgeError,
     OperatorNeeded,
@@ -21,7 +22,6 @@ from cdcbridge.errors import (
     StoreUnavailable,
     UsageError,
 )
-from cdcbridge.sqlstates import CLASSES, CODES, PASSING, verdict
 from tests.forked import command
 
 MANUAL = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
@@ -127,11 +127,11 @@ def test_a_bridge_judges_an_error_that_nothing_translated(file: Path, monkeypatc
         raise raised(code)
 
     bridge = Bridge(load(file))
-    monkeypatch.setattr("cdcbridge.bridge.Store", lambda *_: fails("25006"))
+    monkeypatch.setattr("cdcbridge.bridge.supervisor.Store", lambda *_: fails("25006"))
     bridge.run()
     assert tries == ["25006"] * 3, "tried again until it was stopped"
     for code, expected in (("42P01", CdcbridgeError), ("XX001", OperatorNeeded)):
-        monkeypatch.setattr("cdcbridge.bridge.Store", lambda *_, code=code: fails(code))
+        monkeypatch.setattr("cdcbridge.bridge.supervisor.Store", lambda *_, code=code: fails(code))
         with pytest.raises(CdcbridgeError) as caught:
             Bridge(load(file)).run()
         assert type(caught.value) is expected

@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 import pytest
 
-from cdcbridge.encode import encode_data
-from cdcbridge.filters import Filter
-from cdcbridge.route import Subscription
-from cdcbridge.verdict import (
+from cdcbridge.routing.copy_format import encode_data
+from cdcbridge.routing.filters import Filter
+from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.verdict import (
     Logged,
     deletion,
     environment_of,

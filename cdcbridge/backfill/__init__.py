@@ -1,0 +1,1 @@
+"""Rows that were in a table before its consumer: read beside the stream, and compared with the log."""

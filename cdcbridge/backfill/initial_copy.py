@@ -1,0 +1,183 @@
+"""The first start at speed: tables copied from the slot's own snapshot, before the stream begins. Part of the rim.
+
+The slot's creation exports a snapshot which sees exactly what the stream will not bring. Tables are read from it by
+two sessions at once and appended as they come, each in a chunk's own commit; so whatever interrupts it, the next start
+goes on from there, with a watermark for each chunk. Its price is one snapshot, and the slot's WAL, for all that time.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import psycopg
+import structlog
+from psycopg import sql
+
+from cdcbridge.backfill.requests import Order, begin, fail, subscription_of, unfinished
+from cdcbridge.backfill.table_reader import CHUNK_BYTES, read_chunk
+from cdcbridge.backfill.watermarks import Room
+from cdcbridge.backfill.worker import FEWEST_ROWS, prepare_reader, wanted_of
+from cdcbridge.changes.position import Position
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, connect_source, connect_store, source_errors
+from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable
+from cdcbridge.routing.backfill_rows import inject
+from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.collector import READ_ROWS
+from cdcbridge.routing.overtaken import Chunk, Snapshot, Watch
+from cdcbridge.routing.router import Router
+from cdcbridge.source import shapes
+from cdcbridge.source.sessions import refuse_row_security
+from cdcbridge.store.log import Store
+
+READERS: Final = 2
+_ALTERED: Final = ("42703", "42P01", "42704", "42804")  # no such column, table or type, or of another type
+_AHEAD: Final = 4  # chunks that are read and not yet appended
+_FIRST_ROWS: Final = 1000
+log = structlog.get_logger()
+
+
+def copy_tables(
+    config: Config, store: Store, router: Router, snapshot: str, lsn: int, stopped: Callable[[], bool]
+) -> None:
+    """Fill all consumers that wait for their first rows, from the exported snapshot of the slot that begins at `lsn`.
+
+    Returns early when stopped. A table that cannot be read is marked as failed; SourceUnavailable and StoreUnavailable
+    are raised.
+    """
+    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    for order in unfinished(store.connection).values():
+        orders.put(order)
+    read: queue.Queue[Chunk | BaseException | None] = queue.Queue(_AHEAD)
+    room, over = Room(), threading.Event()
+    threads = [
+        threading.Thread(target=_read, args=(config, router, snapshot, orders, read, room, over), daemon=True)
+        for _ in range(READERS)
+    ]
+    for thread in threads:
+        thread.start()
+    # Before all that the stream brings, whose commits begin at the slot's first position.
+    position = Position(lsn - 1, -1)
+    partitions = store.partitions()
+    try:
+        ended = 0
+        while ended < READERS and not stopped():
+            try:
+                chunk = read.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            if isinstance(chunk, BaseException):
+                raise chunk
+            if chunk is None:
+                ended += 1
+                continue
+            batch = Batch(end_lsn=lsn, in_order=router.in_order)
+            position = batch.position = inject(batch, chunk, position, None, partitions)
+            store.append(batch, None)
+            chunk.release()
+            del batch, chunk  # rather than until the next one comes
+    finally:
+        over.set()
+        room.leave(0)  # who waits for room looks again
+        for thread in threads:
+            thread.join(10)
+
+
+def _read(
+    config: Config,
+    router: Router,
+    snapshot: str,
+    orders: queue.SimpleQueue[Order],
+    read: queue.Queue[Chunk | BaseException | None],
+    room: Room,
+    over: threading.Event,
+) -> None:
+    """One reader: table after table, until none is left."""
+    try:
+        with (
+            connect_source(config.source_dsn, "cdcbridge backfill") as reader,
+            connect_store(config.store_dsn, config.store.schema_, "cdcbridge backfill") as store,
+        ):
+            prepare_reader(reader)
+            while not over.is_set():
+                try:
+                    order = orders.get_nowait()
+                except queue.Empty:
+                    break
+                try:
+                    with source_errors(), reader.transaction():
+                        reader.execute("set transaction isolation level repeatable read, read only")
+                        reader.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot)))
+                        _read_table(router, order, reader, store, read, room, over)
+                except CdcbridgeError as error:
+                    if isinstance(error, SourceUnavailable | StoreUnavailable):
+                        raise
+                    if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate in _ALTERED:
+                        _later(order, "it was altered since")
+                        continue
+                    fail(store, order, error)
+        _put(read, None, over)
+    except (CdcbridgeError, psycopg.Error) as error:
+        _put(read, error, over)
+
+
+def _read_table(
+    router: Router,
+    order: Order,
+    reader: Connection,
+    store: Connection,
+    read: queue.Queue[Chunk | BaseException | None],
+    room: Room,
+    over: threading.Event,
+) -> None:
+    schema, _, name = order.table.partition(".")
+    subscription = subscription_of(router, order.consumer_id, order.consumer, schema, name)
+    shape = shapes.describe(reader, schema, name)
+    refuse_row_security(reader, schema, name)
+    shapes.lock(reader, shape)
+    if shapes.replaced_since_snapshot(reader, shape):
+        _later(order, "it was written anew since")
+        return
+    seen: Snapshot = shapes.snapshot(reader)
+    begin(store, order, seen, shapes.estimate(reader, shape), going_on=False)
+    watch = Watch(subscription, order.table, early=frozenset())
+    log.info("backfill.copying", consumer=order.consumer, table=order.table)
+    wanted = wanted_of(order, subscription, None)
+    place, last, size = order.place or [], False, _FIRST_ROWS
+    while not last and not over.is_set():
+        part = read_chunk(reader, shape, wanted, place, size)
+        place, last, bytes_read = part.end, part.last, max(1, sum(map(len, part.rows)))
+        size = part.looked_at if part.bounded else size
+        size = int(max(FEWEST_ROWS, min(READ_ROWS, size * min(2.0, CHUNK_BYTES / bytes_read))))
+        chunk = Chunk(watch, order.backfill_id, seen, part.rows, place, part.looked_at, last, lambda: None, part.sized)
+        del part
+        with room.changed:
+            room.changed.wait_for(partial(_may_go_on, room, bytes_read, over))
+            room.taken += bytes_read
+        chunk.release = partial(room.leave, bytes_read)
+        _put(read, chunk, over)
+        del chunk
+
+
+def _may_go_on(room: Room, size: int, over: threading.Event) -> bool:
+    return room.fits(size) or over.is_set()
+
+
+def _later(order: Order, reason: str) -> None:
+    """Leave the order waiting: the snapshot does not show the table as it is now. It is read beside the stream."""
+    log.info("backfill.later", consumer=order.consumer, table=order.table, reason=reason)
+
+
+def _put(
+    read: queue.Queue[Chunk | BaseException | None], item: Chunk | BaseException | None, over: threading.Event
+) -> None:
+    while not over.is_set():
+        try:
+            read.put(item, timeout=0.5)
+        except queue.Full:
+            continue
+        return

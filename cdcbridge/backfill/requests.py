@@ -1,0 +1,142 @@
+"""What backfills are asked for, and what must be refused before one is. Part of the rim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import psycopg
+import structlog
+
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, store_errors
+from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
+from cdcbridge.routing.overtaken import Snapshot
+from cdcbridge.routing.router import Router, Subscription
+from cdcbridge.source import shapes
+from cdcbridge.source.copying import try_condition
+from cdcbridge.source.sessions import refuse_row_security
+from cdcbridge.store.consumers import all_subscriptions
+
+log = structlog.get_logger()
+
+
+class Order(NamedTuple):
+    """What is asked for: a row of backfills, with how far it is."""
+
+    backfill_id: int
+    consumer_id: int
+    consumer: str
+    table: str
+    condition: str | None
+    columns: list[str] | None
+    rate: int | None
+    after_seq: int | None
+    since: str | None
+    early: list[str | None] | None
+    place: list[Any] | None
+
+
+_UNFINISHED: Final = """
+    select b.id, b.consumer_id, c.name, b.table_name, b.condition, b.columns, b.rate, b.after_seq, b.since, b.early,
+           p.place
+    from backfills b join consumers c on c.id = b.consumer_id left join lateral newest_progress(b.id) p on true
+    where b.state in ('waiting', 'running') order by b.id
+"""
+
+
+def unfinished(store: Connection) -> dict[int, Order]:
+    """Those to be worked on, by id, the oldest first."""
+    with store_errors():
+        return {row[0]: Order(*row) for row in store.execute(_UNFINISHED).fetchall()}
+
+
+def begin(store: Connection, order: Order, now: Snapshot, rows: int, *, going_on: bool) -> Snapshot | None:
+    """It runs; row versions younger than the snapshot that is given come as changes: since the backfill first began,
+    whatever interrupted it. None where it was paused or cancelled meanwhile.
+    """
+    text = f"{now.xmin}:{now.xmax}:{','.join(map(str, sorted(now.running)))}"
+    with store_errors():
+        row = store.execute(
+            "update backfills set state = 'running', note = null, since = case when %s then since else %s end,"
+            " total = coalesce(total, %s), started_at = coalesce(started_at, moment())"
+            " where id = %s and state in ('waiting', 'running') returning since",
+            (going_on, text, rows, order.backfill_id),
+        ).fetchone()
+    return Snapshot.parse(row[0]) if row else None
+
+
+def begin_anew(store: Connection, order: Order) -> None:
+    """Forget since when changes tell the table: it was written anew, so that old rows look young."""
+    with store_errors():
+        store.execute("update backfills set since = null where id = %s", (order.backfill_id,))
+
+
+def truncated_since(store: Connection, table: str, since: Snapshot) -> bool:
+    """Whether the log has a TRUNCATE of the table by a transaction which the snapshot does not see."""
+    with store_errors():
+        return any(not since.sees(xid) for (xid,) in store.execute("select truncates(%s)", (table,)).fetchall())
+
+
+def fail(store: Connection, order: Order, error: Exception) -> None:
+    """It ends, and says why. What changes from now on need not have come as a change when it is resumed."""
+    hint = error.hint if isinstance(error, CdcbridgeError) else None
+    message = " ".join(f"{error}: {hint}".split() if hint else str(error).split())
+    log.error("backfill.failed", consumer=order.consumer, table=order.table, error=message)
+    with store_errors():
+        store.execute(
+            "update backfills set state = 'failed', note = %s, finished_at = moment(), since = null"
+            " where id = %s and state in ('waiting', 'running')",
+            (message, order.backfill_id),
+        )
+
+
+def refuse_order(
+    config: Config,
+    source: Connection,
+    store: Connection,
+    consumer: str,
+    table: str,
+    condition: str | None,
+    columns: list[str] | None,
+) -> None:
+    """Raise what would make such a backfill fail: UsageError for an unknown consumer, a table that is not there or that
+    the consumer does not take, columns that it has not, a condition that does not parse; OperatorNeeded without rights.
+    """
+    with store_errors():
+        row = store.execute("select (consumer_named(%s)).id", (consumer,)).fetchone()
+    schema, _, name = table.partition(".")
+    shape = shapes.describe(source, schema, name)
+    router = Router(all_subscriptions(store), config.store.schema_)
+    subscription_of(router, row[0] if row else 0, consumer, schema, name)
+    refuse_unknown_columns(shape, columns)
+    if config.source.read_dsn is None:
+        refuse_row_security(source, schema, name)
+    try:
+        try_condition(source, shape, condition)
+    except psycopg.errors.InsufficientPrivilege as error:
+        reader = source.info.user
+        raise OperatorNeeded(
+            f"the role {reader} may not read {table}: {error.diag.message_primary}",
+            hint=f"grant select on {table} to {reader}; grant usage on schema {schema} to {reader};",
+        ) from error
+    except psycopg.Error as error:
+        raise UsageError(f"the condition {condition!r} cannot be used: {error.diag.message_primary}") from error
+
+
+def subscription_of(router: Router, consumer_id: int, consumer: str, schema: str, name: str) -> Subscription:
+    """The consumer's, of this table. Raises UsageError where it does not take it."""
+    for subscription in router.subscriptions(schema, name):
+        if subscription.consumer_id == consumer_id:
+            return subscription
+    raise UsageError(
+        f"consumer {consumer!r} does not take {schema}.{name}",
+        hint="Its `tables` in the configuration say what it takes; `cdcbridge consumers show` what the store knows.",
+    )
+
+
+def refuse_unknown_columns(shape: shapes.Shape, columns: Iterable[str] | None) -> None:
+    """Raises UsageError where the table has not all of these."""
+    unknown = set(columns or ()) - {column.name for column in shape.columns}
+    if unknown:
+        raise UsageError(f"{shape.schema}.{shape.name} has no column {min(unknown)!r}")

@@ -1,0 +1,99 @@
+"""The consumers that a session goes on with: accepted, told in the log, and noted in the store. Part of the rim.
+
+The first start of a process refuses a file in which a new or changed consumer cannot work, as `check` does. Later
+sessions, and a stand-by that takes over, go on without it. A consumer that was applied before never stops the others:
+for example, its table was dropped overnight. This module never decides which ones these are (choosing).
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from cdcbridge.bridge.choosing import Choice, choose
+from cdcbridge.checks.server import LOCKED, problems
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, connect_source
+from cdcbridge.problem import refuse
+from cdcbridge.source import event_trigger
+from cdcbridge.store.feed_watch import stored_feeds
+from cdcbridge.store.log import Store
+from cdcbridge.store.unfed import tell_missed
+
+log = structlog.get_logger()
+
+
+def accept(config: Config, connection: Connection, store: Store, plugin: str, *, begun: bool, again: bool) -> Choice:
+    """Choose the consumers to go on with. Each fault is logged as an error with its fix.
+
+    begun: the store has a history. A consumer that worked before and cannot work now does not stop the others.
+    again: this process has streamed before. New and changed consumers that cannot work do not stop the others, either.
+
+    Raises CheckFailed for every other error.
+    """
+    found = problems(config, connection, store.connection, plugin=plugin)
+    choice = Choice(config)
+    if begun and any(problem.severity == "error" or problem.code == LOCKED for problem in found):
+        choice = choose(config, connection, store.connection, plugin)
+        if choice.refused and not again:
+            refuse(found)
+        found = problems(choice.config, connection, store.connection, plugin=plugin)
+        # What is wrong with a publication is told with the tables that it lacks.
+        found = [p for p in found if p not in choice.problems and p.code != "publication"]
+    refuse(found)
+    _tell_faults(choice)
+    return choice
+
+
+def _tell_faults(choice: Choice) -> None:
+    for fault in choice.faults:
+        log.error(
+            "consumer.faulty" if fault.fed else "consumer.refused",
+            consumer=fault.consumer,
+            table=fault.object,
+            reason=fault.message,
+            fix=fault.fix,
+            meanwhile=fault.meanwhile,
+            then="the bridge looks again by itself",
+        )
+
+
+def tell_stand_by(config: Config, store: Store) -> None:
+    """Log why a stand-by would not feed the consumers as the leader does, so that this is known before it leads.
+
+    Raises SourceUnavailable where the source is out of reach.
+    """
+    history, feeds = store.history(), stored_feeds(store.connection)
+    if history is None:
+        return
+    names = {consumer.name for consumer in config.consumers}
+    for name, feed in feeds.consumers.items() if feeds else ():
+        if feed.state in ("fed", "as_before") and name not in names:
+            log.warning(
+                "standby.other_file",
+                consumer=name,
+                reason=f"the leader feeds {name}, and {config.path} does not have it: it would get nothing from here",
+            )
+    with connect_source(config.source_dsn, "cdcbridge setup") as connection:
+        _tell_faults(choose(config, connection, store.connection, history.plugin))
+
+
+def ensure_trigger(choice: Choice, connection: Connection, store: Store) -> bool:
+    """Install what tables that are created later need, unless this role may not: that is a fault already."""
+    if any(problem.code == "event_trigger" for problem in choice.problems):
+        return False
+    return event_trigger.ensure(choice.config, connection, store.keep_identities)
+
+
+def note_feeds(choice: Choice, store: Store, *, finishing: bool) -> None:
+    """Note in the store who is fed, and log each consumer there that is not in the file, and therefore gets nothing.
+
+    One that is fed again gets a gap message first. A session that finishes a transaction leaves it to the next one,
+    which brings the consumers into the store.
+    """
+    if finishing:
+        return
+    unfed = tell_missed(store, {consumer.name for consumer in choice.config.consumers})
+    feeds = store.set_feeds(choice.config, choice.faults, unfed)
+    for name, feed in feeds.consumers.items():
+        if feed.state == "not_in_file":
+            log.warning("consumers.not_fed", consumer=name, reason=feeds.silence(name))

@@ -1,0 +1,180 @@
+"""What an operator does to the slot: create, drop, recreate, skip. Part of the rim.
+
+Whatever leaves changes behind writes a gap message into the log, for every consumer, in the same commit that moves
+the position. Refuses while a bridge leads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from cdcbridge.bridge.other_stores import OWNER_UNKNOWN, slot_problems
+from cdcbridge.checks.server import problems
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, connect_source, connect_store, source_errors
+from cdcbridge.errors import NotLeader, OperatorNeeded, SourceUnavailable, StoreUnavailable, UsageError
+from cdcbridge.lsn import format_lsn
+from cdcbridge.observe.lag import stored_slot
+from cdcbridge.problem import refuse
+from cdcbridge.source import event_trigger, plugins, publications
+from cdcbridge.source import slots as source
+from cdcbridge.source.replication import ReplicationStream
+from cdcbridge.store.gap import leave_gap
+from cdcbridge.store.history import compare_history
+from cdcbridge.store.leadership import Lead
+from cdcbridge.store.log import History, Store, log_end
+
+
+def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
+    """Publications, then the slot; (its position, its plugin). Raises UsageError where it exists."""
+    name = config.source.slot
+    with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+        if source.slots(connection, name):
+            raise UsageError(f"the slot {name!r} exists already", hint="`cdcbridge slot list` shows it.")
+        if stored_slot(config) is not None:
+            raise OperatorNeeded(
+                "the store knows a slot already, and a new one would not have what was committed since",
+                hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
+            )
+        plugin = plugins.choose(
+            connection,
+            config.source.plugin,
+            name,
+            wal2json=lambda: bool(plugins.supports_numbers_as_text(config.source_dsn)),
+        )
+        refuse(problems(config, connection, None, plugin=plugin))
+        event_trigger.ensure(config, connection)
+        if plugin == "pgoutput":
+            publications.create_spare_publication(connection, config.source.publication)
+            wanted = publications.needed(config, connection)
+            publications.ensure_publications(connection, wanted)
+    lsn = source.create_slot(
+        config.source_dsn,
+        name,
+        plugin,
+        failover=config.source.failover is not False,
+        waiting=lambda pids: say(f"waiting for {pids}"),
+    )
+    return lsn, plugin
+
+
+def drop_slot(config: Config) -> None:
+    """Drop the slot. Raises UsageError where there is none, NotLeader while it is in use.
+
+    Raises CheckFailed where it belongs to another store.
+    """
+    name = config.source.slot
+    with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+        if not source.slots(connection, name):
+            raise UsageError(f"there is no slot {name!r}", hint="`cdcbridge slot list` shows those that there are.")
+        with (
+            suppress(StoreUnavailable),
+            connect_store(config.store_dsn, config.store.schema_, "cdcbridge cli") as store,
+        ):
+            _refuse_slot_of_others(config, connection, store)
+        source.refuse_in_use(connection, name)
+        try:
+            with source_errors():
+                connection.execute("select pg_drop_replication_slot(%s)", (name,))
+        except SourceUnavailable:
+            source.refuse_in_use(connection, name)  # somebody has begun to read it meanwhile
+            raise
+
+
+def _refuse_slot_of_others(config: Config, connection: Connection, store: Connection) -> None:
+    """Raises CheckFailed where the slot is another store's. For example, that one made it anew.
+
+    A lost slot has nothing left for anybody.
+    """
+    name = config.source.slot
+    for slot in source.slots(connection, name):
+        if slot.wal_status == "lost":
+            continue
+        begun = stored_slot(config) == name
+        meets = begun and (slot.confirmed_flush_lsn or 0) <= log_end(store)
+        found = slot_problems(config, connection, store, begun=meets)
+        refuse([problem for problem in found if not (begun and problem.code == OWNER_UNKNOWN)])
+
+
+def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]:
+    """A fresh slot of the store's plugin behind a gap message; the gap (from, to)."""
+    with _alone(config) as store:
+        history = store.history()
+        if history is None:
+            raise UsageError(
+                "the store has no history yet: there is nothing to go on from", hint="`cdcbridge run` starts it."
+            )
+        timeline, branch = _same_source(config, history)
+        with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+            exists = bool(source.slots(connection, config.source.slot))
+            _refuse_slot_of_others(config, connection, store.connection)
+            source.refuse_in_use(connection, config.source.slot)
+        if exists:
+            drop_slot(config)
+        lsn = source.create_slot(
+            config.source_dsn,
+            config.source.slot,
+            history.plugin,
+            failover=config.source.failover is not False,
+            waiting=lambda pids: say(f"waiting for {pids}"),
+        )
+        end = store.tail().end_lsn
+        # Behind the branch the log may have what the source has left behind it: the gap begins there.
+        start = end if branch is None else min(end, branch)
+        leave_gap(store, start, max(end, lsn), go_on=lsn, timeline=None if branch is None else timeline)
+        store.set_timeline(timeline)
+        return start, max(end, lsn)
+
+
+def skip(config: Config, target: int) -> tuple[int, int]:
+    """Go on from `target`; the gap (from, to). Raises UsageError where that lies behind the store's end, or ahead of
+    the server's WAL.
+    """
+    with _alone(config) as store:
+        history = store.history()
+        if history is not None:
+            _same_source(config, history)
+        end = store.tail().end_lsn
+        if target <= end:
+            raise UsageError(f"the store ends at {format_lsn(end)}: {format_lsn(target)} is not ahead of it")
+        with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+            _refuse_slot_of_others(config, connection, store.connection)
+            current = source.current_lsn(connection)
+        if target > current:
+            raise UsageError(f"the source's WAL ends at {format_lsn(current)}: {format_lsn(target)} is beyond it")
+        leave_gap(store, end, target, go_on=target)
+        return end, target
+
+
+def _same_source(config: Config, history: History) -> tuple[int, int | None]:
+    """The source's timeline, and where it left the store's, if it did.
+
+    Raises OperatorNeeded where the source is not the one that the store holds the changes of.
+    """
+    with connect_source(config.source_dsn, "cdcbridge cli") as connection:
+        compare_history(history, source.identify(connection), config.source.slot)
+    stream = ReplicationStream(config.source_dsn)
+    try:
+        timeline = stream.identify()[1]
+        return timeline, None if timeline == history.timeline else stream.branch(history.timeline, timeline)
+    finally:
+        stream.close()
+
+
+@contextmanager
+def _alone(config: Config) -> Iterator[Store]:
+    """The store, led by us. Raises NotLeader while a bridge leads."""
+    store = Store(config.store_dsn, config.store.schema_)
+    try:
+        store.migrate()
+        lead = Lead(config.store_dsn, config.store.schema_)
+        try:
+            if not lead.try_take():
+                raise NotLeader(f"a bridge is running: {store.leader()}", hint="Stop it first.")
+            store.begin_epoch()
+            yield store
+        finally:
+            lead.close()
+    finally:
+        store.close()

@@ -1,0 +1,1 @@
+"""Reasons why the bridge would not work, each with its fix. Nothing here changes anything."""

@@ -1,0 +1,69 @@
+"""Whether the columns that a consumer names in `key` and `columns` are columns of its tables. Pure.
+
+A typing error in `columns.exclude` would deliver the column that it means to keep back; one in `key` would give every
+message a null key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+
+from cdcbridge.config import Consumer
+from cdcbridge.problem import Problem
+from cdcbridge.source.tables import Table
+
+
+def column_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
+    """Compare the names in `key` and `columns` with the consumer's tables."""
+    if not tables:
+        return
+    yield from _key(consumer, tables)
+    delivered = {c.name for table in tables for c in table.columns if not c.generated}
+    every = {c.name for table in tables for c in table.columns}
+    chosen = consumer.columns
+    for name in (chosen.exclude or ()) if chosen else ():
+        if name not in every:
+            yield _unknown(consumer, "columns.exclude", name, no_such_column(name, tables), every, topics_of(tables))
+    for name in (chosen.include or ()) if chosen else ():
+        if name not in delivered:
+            yield _unknown(
+                consumer, "columns.include", name, no_such_column(name, tables), delivered, topics_of(tables)
+            )
+
+
+def _key(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
+    for name in consumer.key or ():
+        for table in tables:
+            columns = {column.name for column in table.columns}
+            if name not in columns:
+                yield _unknown(consumer, "key", name, f"{table.topic} has no column {name}", columns, table.topic)
+            elif name in table.generated:
+                said = f"it is a generated column of {table.topic}, which `record` does not have"
+                yield _unknown(consumer, "key", name, said, columns - set(table.generated), table.topic)
+
+
+def _unknown(consumer: Consumer, setting: str, name: str, said: str, columns: Iterable[str], where: str) -> Problem:
+    fix = (
+        near_column(name, columns)
+        or f"Correct {setting} of the consumer; the columns are {', '.join(sorted(columns))}."
+    )
+    return Problem("unknown_column", "error", where, f"consumer {consumer.name}: {setting} names {name}: {said}", fix)
+
+
+def near_column(name: str, columns: Iterable[str]) -> str | None:
+    """Give a fix that names the most similar column; None where no column is similar."""
+    near = difflib.get_close_matches(name, sorted(columns), n=1)
+    return f"Write {near[0]} instead of {name}." if near else None
+
+
+def no_such_column(name: str, tables: Sequence[Table]) -> str:
+    """Say that none of the tables has the column, for example `public.orders has no column crad`."""
+    if any(name in table.generated for table in tables):
+        return f"{name} is a generated column, which `record` does not have"
+    return f"none of its tables has a column {name}" if len(tables) > 1 else f"{tables[0].topic} has no column {name}"
+
+
+def topics_of(tables: Sequence[Table]) -> str:
+    """Name the first three tables: `public.a, public.b, public.c and others`."""
+    return ", ".join(table.topic for table in tables[:3]) + (" and others" if len(tables) > 3 else "")

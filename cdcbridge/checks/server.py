@@ -1,0 +1,351 @@
+"""Every reason why `run` would not work, or not as wished, each with its mend. Part of the rim; changes nothing.
+
+`run` refuses what is an error here, in the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from cdcbridge.bridge.other_stores import slot_problems
+from cdcbridge.checks.encodings import encoding_problems, server_encoding
+from cdcbridge.checks.store import (
+    applied_config,
+    as_problem,
+    filled_consumers,
+    history_problems,
+    mode_problems,
+    role_problems,
+    store_problems,
+)
+from cdcbridge.checks.tables import consumer_problems, special_floats
+from cdcbridge.checks.wal import replication_right, wal_problems
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, connect_source, connect_store
+from cdcbridge.database.encodings import WITHOUT_CONVERSION, unusable
+from cdcbridge.errors import CdcbridgeError, CheckFailed, OperatorNeeded
+from cdcbridge.problem import Problem, refuse
+from cdcbridge.source import event_trigger, plugins, publications
+from cdcbridge.source import slots as source
+from cdcbridge.source.sessions import replication_problems, snapshot_problems, unreachable
+from cdcbridge.source.setting_lists import literals, meant, names
+from cdcbridge.source.table_locks import holders
+from cdcbridge.store.history import refuse_lost
+from cdcbridge.store.migrate import schema_version
+
+_OLDEST: Final = 150000
+# Errors about one table, whose changes cannot be captured.
+UNUSABLE: Final = frozenset({"table_missing", "schema_missing", "not_a_table", "replica_identity"})
+LOCKED: Final = "publication_locked"
+
+
+def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:
+    """Everything found; `plugin` is the one that `run` would use. `store` None: the store was not reached."""
+    encodings = list(encoding_problems(config, connection, store, plugin))
+    if encodings:
+        return encodings  # names could not be compared
+    found = [
+        *_server(connection),
+        *_standbys(config, connection),
+        *_slot(config, connection, plugin),
+        *wal_problems(config, connection),
+        *_plugin(config, connection, plugin),
+    ]
+    for consumer in config.consumers:
+        found += consumer_problems(config, connection, consumer, plugin)
+    found += event_trigger.problems(config, connection, plugin)
+    if plugin == "pgoutput":
+        refused = any(p.severity == "error" for p in found)
+        applied = applied_config(config, store)
+        found += _one_for_each(
+            list(_left_out(applied or config, connection, begun=applied is not None)),
+            [] if refused else list(publication_problems(config, connection)),
+        )
+    if store is not None:
+        found += store_problems(config, store)
+        found += role_problems(config, store)
+        found += mode_problems(config, store)
+        found += history_problems(config, connection, store)
+    found += snapshot_problems(config, connection, filled_consumers(store))
+    return list(dict.fromkeys(found))
+
+
+def _show(connection: Connection, name: str) -> str:
+    row = connection.execute("select current_setting(%s)", (name,)).fetchone()
+    return str(row[0]) if row else ""
+
+
+def _server(connection: Connection) -> Iterator[Problem]:
+    version = connection.info.server_version
+    if version < _OLDEST:
+        yield Problem(
+            "server_version", "error", "source", f"PostgreSQL {version // 10000} is too old", "Use 15 or newer."
+        )
+    if _show(connection, "wal_level") != "logical":
+        yield Problem(
+            "wal_level",
+            "error",
+            "source",
+            f"wal_level is {_show(connection, 'wal_level')}; logical decoding needs logical",
+            "alter system set wal_level = 'logical'; -- as a superuser; and restart the server",
+        )
+    yield from replication_right(connection)
+
+
+def _standbys(config: Config, connection: Connection) -> Iterator[Problem]:
+    """What keeps slots over a failover, and what a standby as source needs. Source: PostgreSQL manual, "Logical
+    Replication Failover" and "Logical Decoding Concepts".
+    """
+    version = connection.info.server_version
+    if source.in_recovery(connection):
+        if version < 160000:
+            yield Problem(
+                "standby_too_old",
+                "error",
+                "source",
+                f"the source is a standby, and PostgreSQL {version // 10000} cannot decode there",
+                "Use the primary, or PostgreSQL 16 or newer.",
+            )
+        return
+    if config.source.failover is True and version < 170000:
+        yield Problem(
+            "failover_too_old",
+            "error",
+            "source.failover",
+            f"PostgreSQL {version // 10000} cannot keep slots on standbys",
+            "Set source.failover to auto; after a failover `cdcbridge slot recreate` goes on behind a gap message.",
+        )
+    if config.source.failover is False or version < 170000:
+        return
+    rows = connection.execute("select slot_name from pg_replication_slots where slot_type = 'physical'").fetchall()
+    listed = set(names(_show(connection, "synchronized_standby_slots")))
+    missing = sorted({name for (name,) in rows} - listed)
+    if missing:
+        wanted = literals(sorted({name for (name,) in rows} | listed))
+        yield Problem(
+            "synchronized_standby_slots",
+            "warning",
+            ", ".join(missing),
+            f"the bridge may get changes before the standby of {', '.join(missing)} has them: after a failover they are"
+            " of a lost history, and a gap message says so",
+            f"alter system set synchronized_standby_slots = {wanted}; select pg_reload_conf();"
+            " -- as a superuser; for standbys that may be promoted: while one of them is away, the bridge waits for it",
+        )
+
+
+def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:
+    name = config.source.slot
+    existing = source.slots(connection, name)
+    if not existing:
+        row = connection.execute(
+            "select count(*), current_setting('max_replication_slots')::int from pg_replication_slots"
+        ).fetchone()
+        if row and row[0] >= row[1]:
+            yield Problem(
+                "no_free_slot",
+                "error",
+                name,
+                f"all {row[1]} replication slots of the server are taken",
+                f"alter system set max_replication_slots = {row[1] + 5}; -- as a superuser; and restart; or drop"
+                " a slot nobody uses",
+            )
+        return
+    slot = existing[0]
+    if slot.database != connection.info.dbname:
+        yield Problem(
+            "slot_database",
+            "error",
+            name,
+            f"the slot {name} belongs to the database {slot.database}, not to {connection.info.dbname}",
+            "Set source.slot to another name.",
+        )
+    if slot.plugin != plugin:
+        yield Problem(
+            "slot_plugin",
+            "error",
+            name,
+            f"the slot {name} was made for {slot.plugin}; source.plugin is {plugin}",
+            f"Set source.plugin to {slot.plugin}. The way to {plugin} is a second slot and a second store:"
+            ' docs/OPERATIONS.md, "Changing source.plugin".',
+        )
+    try:
+        refuse_lost(name, existing, begun=False)
+    except OperatorNeeded as error:
+        yield as_problem("slot_lost", name, error)
+
+
+def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:
+    if _show(connection, "wal_level") != "logical":
+        return
+    listed = plugins.listed(connection)
+    unmade = plugin == "wal2json" and not source.slots(connection, config.source.slot)
+    # What the list says is the server's to judge: it was tried, wherever there is a list.
+    state = plugins.probe(config.source_dsn, plugin) if unmade or listed is not None else "usable"
+    if state == "refused" or (state == "unknown" and listed and plugin not in listed):
+        yield _refused(plugin, listed or [])
+    elif unmade and state == "missing":
+        package = f"postgresql-{connection.info.server_version // 10000}-wal2json"
+        yield Problem(
+            "plugin_missing",
+            "error",
+            plugin,
+            "the server has no usable output plugin wal2json",
+            f"apt-get install {package} (or your system's package), or set source.plugin to pgoutput",
+        )
+
+
+def _refused(plugin: str, listed: list[str]) -> Problem:
+    """The error for a plugin that output_plugin_libraries does not allow. `listed` is empty where it is unreadable."""
+    wanted = meant([*(listed or ["pgoutput", "test_decoding"]), plugin])
+    why = "it is not listed in output_plugin_libraries"
+    if any(plugin in meant([name.lower()]) for name in listed):
+        one = next(name for name in listed if plugin in meant([name.lower()]))
+        why = f'output_plugin_libraries has "{one}", which the server reads as one name, and no name {plugin}'
+    return Problem(
+        "plugin_refused",
+        "error",
+        plugin,
+        f"the server does not let {plugin} be used: {why}",
+        f"alter system set output_plugin_libraries = {literals(wanted)}; select pg_reload_conf(); -- as a superuser;"
+        " each name in quotes of its own",
+    )
+
+
+def publication_problems(config: Config, connection: Connection) -> Iterator[Problem]:
+    """What the role may not mend by itself. Where tables are refused anyway, nothing more is said of them."""
+    for wanted in publications.needed(config, connection):
+        existing = publications.publication(connection, wanted.name)
+        statements = publications.publication_sql(wanted, existing)
+        if not statements or (existing is not None and existing.covers(wanted)):
+            continue
+        if locked := holders(connection, wanted.tables):
+            said = f"the publication {wanted.name} cannot be changed yet: {'; '.join(one.said for one in locked)}"
+            yield Problem(LOCKED, "warning", wanted.name, said, " ".join(dict.fromkeys(one.fix for one in locked)))
+            continue
+        if _may(connection, statements):
+            continue
+        text = _text(connection, statements)
+        state = "does not exist" if existing is None else "leaves changes out that the consumers take"
+        lacks = existing.left_out(wanted, own=True) if existing else ""
+        yield Problem(
+            "publication",
+            "error",
+            wanted.name,
+            f"the publication {wanted.name} {state}{lacks and f' ({lacks})'}, and this role may not mend that",
+            text,
+        )
+
+
+def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterator[Problem]:
+    """Find publications that leave changes out: made by hand before the first run, or altered since.
+
+    Before the first run a publication may serve another subscriber, so `run` does not alter it. Later it is the
+    bridge's own.
+    """
+    for wanted in publications.needed(config, connection) if config.consumers else ():
+        existing = publications.publication(connection, wanted.name)
+        if existing is None:
+            if begun and wanted.name == config.source.publication:
+                statements = publications.publication_sql(wanted, None)
+                said = f"the publication {wanted.name} is gone: changes since then are left out."
+                said += " `run` creates it" if _may(connection, statements) else " This role may not create it"
+                fix = _text(connection, statements)
+                yield Problem("publication_leaves_out", "warning", wanted.name, said, fix)
+            continue
+        left_out = existing.left_out(wanted, own=begun)
+        if not left_out:
+            continue
+        statements = publications.publication_sql(wanted, existing)
+        fix = _text(connection, statements)
+        said = f"the publication {wanted.name} leaves changes out that the consumers take: {left_out}"
+        may = begun and _may(connection, statements)
+        said += ". The next start of the bridge brings it into step" if may else ""
+        said += ". This role may not change it" if begun and not may else ""
+        yield Problem("publication_leaves_out", "warning" if begun else "error", wanted.name, said, fix)
+
+
+def _one_for_each(left_out: list[Problem], denied: list[Problem]) -> list[Problem]:
+    """One finding for each publication: an error before a warning, and a lack before a right that is missing."""
+    errors = {problem.object for problem in left_out if problem.severity == "error"}
+    denied = [problem for problem in denied if problem.object not in errors]
+    told = {problem.object for problem in denied}
+    return [*(problem for problem in left_out if problem.object not in told), *denied]
+
+
+def _text(connection: Connection, statements: list[sql.Composed]) -> str:
+    return "; ".join(statement.as_string(connection) for statement in statements) + ";"
+
+
+def _may(connection: Connection, statements: list[sql.Composed]) -> bool:
+    """Whether this role may run these: tried, and rolled back."""
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(f"set local lock_timeout = '{publications.LOCK_TIMEOUT}'")
+            for statement in statements:
+                connection.execute(statement)
+    except psycopg.Error as error:
+        return error.sqlstate in ("55P03", "57014")
+    return True
+
+
+def refuse_unwritable(config: Config, store: Connection) -> None:
+    """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written.
+
+    Raises SourceUnavailable where the source cannot be reached: its encoding decides, too.
+    """
+    if schema_version(store):
+        return
+    with connect_source(config.source_dsn, "cdcbridge check") as connection:
+        unfit = any(encoding_problems(config, connection, store, config.source.plugin))
+        taken = not unfit and any(slot_problems(config, connection, store, begun=False))
+    if unfit or taken or any(problem.code == "privilege_store" for problem in store_problems(config, store)):
+        refuse(check(config))
+
+
+def refuse_unconvertible(store: Connection) -> None:
+    """Raises CheckFailed where the store's characters cannot be converted."""
+    encoding = server_encoding(store)
+    if encoding in WITHOUT_CONVERSION:
+        refuse([unusable("store", encoding)])
+
+
+def check(config: Config) -> list[Problem]:
+    """All problems, with sessions of its own. Raises SourceUnavailable where the source cannot be reached."""
+    try:
+        connection = connect_source(config.source_dsn, "cdcbridge check")
+    except CheckFailed as error:
+        return list(error.problems)
+    except CdcbridgeError as error:
+        known = unreachable(error, "source.dsn", "bridge")
+        if known is None:
+            raise
+        return [known]
+    with connection:
+        supported: bool | None = None
+        plugin: str = config.source.plugin
+        if plugin != "pgoutput":
+            supported = plugins.supports_numbers_as_text(config.source_dsn)
+        plugin = plugins.choose(connection, plugin, config.source.slot, wal2json=lambda: bool(supported))
+        try:
+            store: Connection | None = connect_store(config.store_dsn, config.store.schema_, "cdcbridge check")
+        except CheckFailed as error:
+            return [*problems(config, connection, None, plugin=plugin), *error.problems]
+        except CdcbridgeError as error:
+            fix = error.hint or "Check store.dsn and the server."
+            away = Problem("store_unreachable", "error", "store", str(error).removeprefix("store: "), fix)
+            known = unreachable(error, "store.dsn", "bridge")
+            return [*problems(config, connection, None, plugin=plugin), known or away]
+        try:
+            found = problems(config, connection, store, plugin=plugin)
+        finally:
+            if store is not None:
+                store.close()
+        if not any(problem.code == "privilege_replication" for problem in found):
+            found += replication_problems(config, connection)
+        if plugin == "wal2json" and supported is False and server_encoding(connection) == "UTF8":
+            found += special_floats(config, connection)
+        return found

@@ -1,0 +1,162 @@
+"""Checks of the store: that it can be written, and that it holds the changes of this source. Part of the rim.
+
+It changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cdcbridge.bridge.other_stores import slot_problems
+from cdcbridge.config import Config
+from cdcbridge.database import Connection
+from cdcbridge.errors import OperatorNeeded
+from cdcbridge.problem import Problem
+from cdcbridge.routing.patterns import whole
+from cdcbridge.source import slots as source
+from cdcbridge.source.capture import Capture, look, losses
+from cdcbridge.store.consumers import mode_conflict
+from cdcbridge.store.history import compare_ends, compare_history, refuse_lost
+from cdcbridge.store.log import History, log_end
+from cdcbridge.store.migrate import migrations, schema_version
+
+
+def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
+    """Find what keeps `run` from bringing the store's schema to this version."""
+    schema = config.store.schema_
+    version, newest = schema_version(store), migrations()[-1][0]
+    if version > newest:
+        yield Problem(
+            "store_newer",
+            "error",
+            schema,
+            f"the store's schema has version {version}, newer than this program's {newest}",
+            "Install the cdcbridge that made it, or a newer one.",
+        )
+    if version == 0:
+        row = store.execute(
+            "select has_database_privilege(current_database(), 'CREATE'), quote_ident(current_database()),"
+            " quote_ident(current_user), to_regnamespace(quote_ident(%s)) is not null",
+            (schema,),
+        ).fetchone()
+        if row and not row[0] and not row[3]:
+            yield Problem(
+                "privilege_store",
+                "error",
+                schema,
+                f"the role {row[2]} may not create the schema {schema} in {row[1]}; the database's owner gives that"
+                " right",
+                f"grant create on database {row[1]} to {row[2]};",
+            )
+
+
+def filled_consumers(store: Connection | None) -> list[str]:
+    """Consumers that have had their snapshot."""
+    if store is None or schema_version(store) == 0:
+        return []
+    return [n for (n,) in store.execute("select name from consumers where snapshot_at is not null").fetchall()]
+
+
+def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
+    """Roles that consumers name, or do not name while others do."""
+    for consumer in config.consumers:
+        if consumer.role is None:
+            continue
+        row = store.execute(
+            "select to_regrole(quote_ident(%s)) is null, quote_ident(%s)", (consumer.role,) * 2
+        ).fetchone()
+        if row and row[0]:
+            message = f"consumer {consumer.name}: there is no role {consumer.role} in the store's server"
+            yield Problem("role_missing", "error", consumer.role, message, f"create role {row[1]} login;")
+    with_role = [consumer.name for consumer in config.consumers if consumer.role is not None]
+    without = [consumer.name for consumer in config.consumers if consumer.role is None]
+    if with_role and without:
+        yield Problem(
+            "roles_mixed",
+            "warning",
+            ", ".join(without),
+            f"of the consumers, {', '.join(with_role)} name a role, and {', '.join(without)} name none: those without"
+            " are read by the store's owner alone",
+            "Set role: in the file for each consumer that an application reads; leave it out for those of the owner.",
+        )
+
+
+def mode_problems(config: Config, store: Connection) -> Iterator[Problem]:
+    """Consumers whose mode is another one than the store's: its tables are made for that."""
+    if schema_version(store) == 0:
+        return
+    modes: dict[str, str] = dict(store.execute("select name, mode from consumers").fetchall())
+    for consumer in config.consumers:
+        mode = modes.get(consumer.name, consumer.mode)
+        if mode != consumer.mode:
+            yield Problem("mode_changed", "error", consumer.name, *mode_conflict(consumer, mode))
+
+
+def applied_config(config: Config, store: Connection | None) -> Config | None:
+    """Keep the consumers whose tables and operations a bridge has applied already; None before the first run."""
+    if store is None or schema_version(store) == 0 or store.execute("select from source").fetchone() is None:
+        return None
+    rows = store.execute("select name, config -> 'tables', config -> 'operations' from consumers").fetchall()
+    kept = [c for c in config.consumers if (c.name, list(c.tables), list(c.operations)) in rows]
+    return config.model_copy(update={"consumers": tuple(kept)})
+
+
+def history_problems(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:
+    """Compare the store's history with the source, as `run` does. `run` compares more, with a replication session."""
+    found = source.slots(connection, config.source.slot)  # first: it is never confirmed beyond the store's end
+    row = history = None
+    if schema_version(store):
+        row = store.execute("select to_jsonb(s) from source s").fetchone()
+    if row is not None:
+        history = _history(row[0])
+        if row[0].get("capture") is not None and history.plugin == "pgoutput":  # wal2json keeps what is missing there
+            yield from _capture(config, connection, Capture(**row[0]["capture"]))
+        try:
+            compare_history(history, source.identify(connection), config.source.slot)
+        except OperatorNeeded as error:
+            yield as_problem("other_source", config.source.slot, error)
+            return
+    yield from slot_problems(config, connection, store, begun=history is not None)
+    try:
+        refuse_lost(config.source.slot, found, begun=history is not None)
+    except OperatorNeeded as error:
+        yield as_problem("slot_lost" if found else "slot_gone", config.source.slot, error)
+        return
+    if history is None or not found or source.timeline(connection) != history.timeline:
+        return
+    stored = log_end(store)
+    try:
+        compare_ends(
+            config.source.slot,
+            stored,
+            found[0].confirmed_flush_lsn or 0,
+            wal_end := source.current_lsn(connection),
+            on_standby=False,
+        )
+    except OperatorNeeded as error:
+        yield as_problem("source_set_back" if stored > wal_end else "slot_beyond_store", config.source.slot, error)
+
+
+def _history(row: dict[str, Any]) -> History:
+    """The row of the table `source`. A store of an older version has no `database_oid`."""
+    names = ("system_identifier", "timeline", "database", "slot", "plugin", "database_oid")
+    return History(*(row.get(name) for name in names))  # type: ignore[arg-type]
+
+
+def as_problem(code: str, name: str, error: OperatorNeeded) -> Problem:
+    """An error that `run` would raise, in the same words."""
+    return Problem(code, "error", name, str(error).removeprefix(f"{name}: "), error.hint or "")
+
+
+def _capture(config: Config, connection: Connection, before: Capture) -> Iterator[Problem]:
+    """What changed in the publications since a bridge last streamed."""
+    patterns = [pattern for consumer in config.consumers for pattern in whole(consumer.tables)]
+    for loss in losses(before, look(connection, list(before.publications), patterns)):
+        yield Problem(
+            "capture_changed",
+            "warning",
+            config.source.publication,
+            f"{loss}; changes that were made since may be missing",
+            "cdcbridge run -- with the publication as it should be, it tells every consumer by a gap message",
+        )

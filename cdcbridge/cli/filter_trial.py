@@ -1,0 +1,110 @@
+"""Try a consumer's filter on the latest messages of the log, and give the reasons. Part of the rim; changes nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, store_errors
+from cdcbridge.errors import UsageError
+from cdcbridge.routing.filters import Filter, FilterError
+from cdcbridge.routing.logical_messages import members
+from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.verdict import environment_of, verdict_of_text
+from cdcbridge.store.consumers import stored_config, subscription
+from cdcbridge.store.replay import identities_of, latest, logged
+
+DELIVERED: Final = "delivered"
+LEFT: Final = "delivered as a delete"
+LEFT_OUT: Final = "left out"
+UNDECIDABLE: Final = "delivered, undecidable"
+DEAD: Final = "dead letter"
+
+
+class Trial(NamedTuple):
+    """One message. `values`: what the filter reads of it, as JSON texts, for example {"record.status": '"paid"'}."""
+
+    seq: int
+    topic: str
+    key: str | None
+    op: str
+    result: str
+    why: str
+    values: dict[str, str]
+
+
+def wanted(config: Config, store: Connection, name: str) -> Subscription:
+    """The consumer as the file has it, applied or not; else as the store has it. Raises UsageError."""
+    with store_errors():
+        rows = store.execute("select id, name, mode, config from consumers").fetchall()
+    known = {row[1]: row for row in rows}
+    for consumer in config.consumers:
+        if consumer.name == name:
+            applied = known[name][0] if name in known else 0  # for the rows that its own backfills read
+            found = subscription(applied, name, consumer.mode, stored_config(consumer))
+            break
+    else:
+        if name not in known:
+            raise _unknown(name, {*known, *(consumer.name for consumer in config.consumers)})
+        found = subscription(*known[name])
+    if found.reads_log:
+        raise UsageError(f"consumer {name!r} is a stream: it reads the log as it is, and has no filter")
+    return found
+
+
+def _unknown(name: str, names: Collection[str]) -> UsageError:
+    near = difflib.get_close_matches(name, sorted(names), n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(names)) or 'none'}."
+    return UsageError(f"no consumer named {name!r}, neither in the file nor in the store", hint=hint)
+
+
+def trials(store: Connection, subscription: Subscription, last: int) -> list[Trial]:
+    """Judge the latest messages that the consumer's tables, topics and operations match, oldest first."""
+    with store_errors():
+        identities = identities_of(store)
+        rows = latest(store, subscription, last)
+    return [_trial(subscription, row, identities) for row in rows]
+
+
+def _trial(subscription: Subscription, row: Sequence[Any], identities: dict[str, frozenset[str]]) -> Trial:
+    message, size = logged(row), row[7]
+    parts = dict(members(row[3]))
+    op = str(orjson.loads(parts["op"]))
+    values: dict[str, str] = {}
+    if size > subscription.max_bytes:
+        result, why = DEAD, f"oversized: data has {size} bytes, max_message_bytes is {subscription.max_bytes}"
+    elif op in ("message", "gap"):
+        result, why = DELIVERED, f"a {'published' if op == 'message' else 'gap'} message is always delivered"
+    elif subscription.filter is None:
+        result, why = DELIVERED, "the consumer has no filter"
+    else:
+        values = _values(subscription.filter, parts, message.key)
+        try:
+            said = verdict_of_text(subscription, message, identities.get(message.topic, frozenset()))
+        except FilterError as error:
+            result, why = DEAD, f"filter_error: {error}"
+        else:
+            missing = subscription.filter.missing(*environment_of(message)) if said == "taken" else frozenset()
+            result, why = {
+                "taken": (UNDECIDABLE, f"the WAL did not carry {', '.join(sorted(missing))}")
+                if missing
+                else (DELIVERED, "the filter gives true"),
+                "passed": (LEFT_OUT, "the filter gives false"),
+                "left": (LEFT, "the filter gives false, and the row may have matched before"),
+            }[said]
+    return Trial(row[0], message.topic, message.key, op, result, why, values)
+
+
+def _values(condition: Filter, parts: dict[str, str], key: str | None) -> dict[str, str]:
+    """The values that the filter reads, where the message has them."""
+    found = {"op": parts["op"]} if "op" in condition.variables else {}
+    if "key" in condition.variables:
+        found["key"] = orjson.dumps(key).decode()
+    for name in ("record", "old"):
+        row = dict(members(parts[name])) if parts[name] != "null" else {}
+        found |= {f"{name}.{column}": row[column] for column in sorted(condition.reads(name)) if column in row}
+    return found

@@ -1,0 +1,233 @@
+"""The configuration that `cdcbridge init` writes, made from the tables of a database. Part of the rim.
+
+Reads the catalogue and runs the checks of `cdcbridge check`. Never changes anything in the database.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from cdcbridge.checks.identity import identity_fix, identity_trouble
+from cdcbridge.checks.server import check
+from cdcbridge.config import Consumer, load
+from cdcbridge.database import Connection, connect_source, source_errors
+from cdcbridge.errors import CdcbridgeError, ConfigError
+from cdcbridge.problem import Problem
+from cdcbridge.source.slots import slots
+from cdcbridge.source.tables import Table, dotted_schemas, find_tables
+
+VARIABLE: Final = "DATABASE_URL"
+_SCHEMA: Final = "cdcbridge"
+_VIRTUAL_SINCE: Final = 180000
+_PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_]*")
+# Tables of an extension, such as PostGIS's spatial_ref_sys, are no tables of the application.
+_OF_EXTENSIONS: Final = "select objid::int8 from pg_depend where classid = 'pg_class'::regclass and deptype = 'e'"
+_ELSEWHERE: Final = """
+    select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind = 'r' and c.relpersistence = 'u' and not c.relispartition and n.nspname !~ '^pg_'
+      and n.nspname not in ('information_schema', %s) order by 1
+"""
+
+
+@dataclass(slots=True, frozen=True)
+class Left:
+    """A table that the file names in a comment alone. `fix`: the SQL or the words that let it in."""
+
+    name: str
+    reason: str
+    fix: str
+
+
+@dataclass(slots=True)
+class Starter:
+    """The file's text, and what people should know of it. `problems`: those that `check` finds."""
+
+    text: str = ""
+    taken: list[tuple[str, str]] = field(default_factory=list)  # table, and its key for people
+    left: list[Left] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def make(dsn: str, written: str) -> Starter:
+    """Look at the tables of the database and write the file's text.
+
+    dsn: the connection string to use now.
+    written: the same as the file has it, for example `${DATABASE_URL}`.
+
+    Raises SourceUnavailable, and UsageError for a connection string that cannot be parsed.
+    """
+    made = Starter()
+    with connect_source(dsn, "cdcbridge init") as connection:
+        database = connection.info.dbname
+        _look(connection, made)
+        slot = _free_name(connection, database)
+    made.text = _file(made, written, database, slot)
+    made.problems = _problems(made.text, dsn, written)
+    if made.problems:
+        made.text = _file(made, written, database, slot)
+    return made
+
+
+def _look(connection: Connection, made: Starter) -> None:
+    strict = connection.info.server_version >= _VIRTUAL_SINCE
+    with source_errors():
+        foreign = {oid for (oid,) in connection.execute(_OF_EXTENSIONS).fetchall()}
+        unlogged = [name for (name,) in connection.execute(_ELSEWHERE, (_SCHEMA,)).fetchall()]
+    for table in find_tables(connection, "*.*", _SCHEMA):
+        if table.oid in foreign:
+            continue
+        troubled = [
+            (one, said)
+            for one in (table, *(leaf for leaf in table.leaves if leaf.logged))
+            if (said := identity_trouble(one, strict=strict))
+        ]
+        if not _nameable(table.topic):
+            made.left.append(Left(table.topic, "its name cannot be written in `tables`", "Rename it."))
+        elif troubled:
+            reason = "no replica identity: " + "; ".join(
+                said if one is table else f"partition {one.topic}: {said}" for one, said in troubled
+            )
+            fix = "\n".join(identity_fix(one, (), strict=strict) for one, _ in troubled)
+            made.left.append(Left(table.topic, reason, fix))
+        else:
+            made.taken.append((table.topic, _key(table)))
+    made.left += [Left(name, "it is unlogged: its changes are not in the WAL", "") for name in unlogged]
+    made.left += [
+        Left(f"{schema}.*", "the name of a schema must not have a dot", "") for schema in dotted_schemas(connection)
+    ]
+
+
+def _nameable(topic: str) -> bool:
+    try:
+        consumer = Consumer.model_validate({"name": "changes", "tables": [topic]})
+    except ValidationError:
+        return False
+    return consumer.tables == (topic,) and topic[0] != "!" and "*" not in topic and "${" not in topic
+
+
+def _key(table: Table) -> str:
+    """Say which columns order the table's messages. Without a key of its own they are in no order."""
+    index = table.primary_key if table.primary_key and table.primary_key.usable else table.identity_index
+    if index is None:
+        return "no key: its messages are in no order"
+    return f"key: {', '.join(index.columns)}"
+
+
+def _free_name(connection: Connection, database: str) -> str:
+    """Choose a slot's name that no other database of the server uses."""
+    if all(slot.database == database for slot in slots(connection, "cdcbridge")):
+        return "cdcbridge"
+    name = re.sub(r"[^a-z0-9_]", "_", f"cdcbridge_{database}".lower())
+    return name[:63]
+
+
+def _problems(text: str, dsn: str, written: str) -> list[Problem]:
+    """Run `check` on the file as it is before anything was found."""
+    environment = {VARIABLE: dsn} if written == f"${{{VARIABLE}}}" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cdcbridge.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            return [p for p in check(load(path, environment)) if p.code != "wildcard_identity"]
+        except ConfigError as error:  # of the environment: a CDCBRIDGE_… variable that is laid over the file
+            said = str(error).replace(f"{path}", "the file")
+            return [Problem("configuration", "error", "environment", said, error.hint or "Mend the variable.")]
+        except CdcbridgeError as error:
+            return [Problem("unchecked", "error", "check", str(error), error.hint or "Run `cdcbridge check`.")]
+
+
+def _file(made: Starter, written: str, database: str, slot: str) -> str:
+    return "\n".join([*_head(made, database), *_source(written, slot), *_consumers(made), ""])
+
+
+def _head(made: Starter, database: str) -> Iterator[str]:
+    yield f"# cdcbridge: the changes of the database {_shown(database)}. Written by `cdcbridge init`."
+    yield "#"
+    yield "#   cdcbridge check                        what is missing, each with its fix"
+    yield "#   cdcbridge run                          the bridge"
+    if made.taken:
+        yield "#   cdcbridge receive changes --wait 20    the messages of the consumer below"
+    yield "#"
+    yield "# `cdcbridge config schema` lists every key. Values are read again when the bridge starts."
+    if made.problems:
+        yield "#"
+        yield "# To mend, as `cdcbridge check` says:"
+        for problem in made.problems:
+            yield from _comment(f"{problem.severity}: {problem.object}: {problem.message}", "#   ")
+            yield from _comment(f"fix: {problem.brief}", "#     ")
+    yield ""
+
+
+def _source(written: str, slot: str) -> Iterator[str]:
+    yield "source:"
+    yield f"  dsn: {_scalar(written)}"
+    yield f"  slot: {slot}                   # the replication slot; the first `run` makes it"
+    yield "  plugin: auto                      # wal2json where the server has a new one, else pgoutput"
+    yield "  max_retained_wal: 10GB            # an alarm when the slot holds back more WAL than this"
+    yield "  max_slot_inactive: 5m             # an alarm when no bridge has read the slot for longer than this"
+    yield ""
+    yield "store:"
+    yield "  # dsn: ${STORE_URL}               # another server for the queues; default: the source"
+    yield f"  schema: {_SCHEMA}                 # the first `run` makes it"
+    yield "  retention: 7d                     # how long the log keeps messages that everybody has read"
+    yield ""
+
+
+def _consumers(made: Starter) -> Iterator[str]:
+    if not made.taken:
+        yield "# No table can be captured yet. A consumer looks like this:"
+        yield "#   - name: changes"
+        yield "#     mode: fifo"
+        yield "#     tables: [public.orders]"
+        yield from _left(made, "# ")
+        yield "consumers: []"
+        return
+    yield "consumers:"
+    yield "  - name: changes"
+    yield "    mode: fifo                      # one message of a key at a time, in order | queue | stream"
+    yield "    start: now                      # snapshot: also the rows that are there already"
+    yield "    visibility_timeout: 30s         # a message that is not acked by then is delivered again"
+    yield "    max_deliveries: 5               # then it becomes a dead letter: `cdcbridge dead list`"
+    yield "    # filter: \"op != 'truncate'\"    # which messages; `cdcbridge filter test changes` tries it"
+    yield "    # columns: {exclude: [password]}  # what receivers do not get"
+    yield "    tables:"
+    width = max(len(_scalar(name)) for name, _ in made.taken)
+    for name, key in made.taken:
+        yield f"      - {_scalar(name):<{width}}  # {_shown(key)}"
+    yield from _left(made, "      # ")
+
+
+def _left(made: Starter, prefix: str) -> Iterator[str]:
+    if not made.left:
+        return
+    yield prefix.rstrip()
+    yield f"{prefix}Left out. After its fix, a table can be listed here:"
+    for left in made.left:
+        yield from _comment(f"- {_scalar(left.name)}  # {left.reason}", prefix)
+        for line in left.fix.splitlines():
+            yield from _comment(f"    {line}", prefix)
+
+
+def _comment(text: str, prefix: str) -> Iterator[str]:
+    for line in text.splitlines():
+        yield f"{prefix}{_shown(line)}".rstrip()
+
+
+def _shown(text: str) -> str:
+    """A text inside a comment: no line may end in its middle, for YAML knows more line ends than Python prints."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def _scalar(text: str) -> str:
+    """A YAML scalar of this text, on one line."""
+    if _PLAIN.fullmatch(text) or text == f"${{{VARIABLE}}}":
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(text, ensure_ascii=False))

@@ -1,0 +1,328 @@
+"""The configuration: one YAML file, environment variables over it. Every error names the file and the path in it.
+
+Reads the file and the environment, nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from cdcbridge.config.consumer import Consumer, Model
+from cdcbridge.config.file import checked_text, read
+from cdcbridge.config.problems import describe
+from cdcbridge.errors import ConfigError
+from cdcbridge.units import Duration, Size, format_duration
+
+__all__ = ["Config", "Consumer", "Http", "Log", "Source", "Store", "load"]
+_IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
+
+
+class Source(Model):
+    """The database whose changes are read."""
+
+    dsn: Annotated[
+        SecretStr,
+        Field(
+            description="The database whose changes are read. Required. A password comes best from a variable.",
+            examples=["${DATABASE_URL}"],
+        ),
+    ]
+    name: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        Field(
+            description="What metrics and alarms call this source. Without it, its host and database.",
+            examples=["shop"],
+        ),
+    ] = None
+    read_dsn: Annotated[
+        SecretStr | None,
+        Field(
+            description="The database that backfills read rows from, for example a standby. Without it, `dsn`.",
+            examples=["${STANDBY_URL}"],
+        ),
+    ] = None
+    slot: Annotated[
+        str,
+        Field(pattern=r"^[a-z0-9_]{1,63}$"),
+        Field(description="The replication slot. The first `run` creates it.", examples=["cdcbridge"]),
+    ] = "cdcbridge"
+    plugin: Annotated[
+        Literal["auto", "pgoutput", "wal2json"],
+        Field(
+            description="The output plugin of the slot. With `auto` an existing slot decides. A new one gets "
+            "wal2json where that is recent enough and the database is UTF8, and pgoutput otherwise.",
+            examples=["pgoutput"],
+        ),
+    ] = "auto"
+    publication: Annotated[
+        str,
+        Field(pattern=_IDENTIFIER),
+        Field(
+            description="The publication, for pgoutput only. `run` keeps it in step with the consumers' tables.",
+            examples=["cdcbridge"],
+        ),
+    ] = "cdcbridge"
+    heartbeat_interval: Annotated[
+        Duration,
+        Field(
+            description="How often the bridge writes a small message into the WAL, so that the slot advances while "
+            "only other databases write.",
+            examples=["10s"],
+        ),
+    ] = 10.0
+    max_retained_wal: Annotated[
+        Size, Field(description="An alarm begins when the slot retains more WAL than this.", examples=["10GB"])
+    ] = 10 << 30
+    max_slot_inactive: Annotated[
+        Duration,
+        Field(description="An alarm begins when nobody has read the slot for longer than this.", examples=["5m"]),
+    ] = 300.0
+    failover: Annotated[
+        Literal["auto"] | bool,
+        Field(
+            description="Whether standbys keep the slot, too (PostgreSQL 17 and newer). With `auto` they do where "
+            "the server can.",
+            examples=["true"],
+        ),
+    ] = "auto"
+    event_trigger: Annotated[
+        bool,
+        Field(
+            description="With true, a table that is created later without a key gets REPLICA IDENTITY FULL. The "
+            "bridge's role must be a superuser.",
+            examples=["true"],
+        ),
+    ] = False
+
+
+class Store(Model):
+    """Where the log and the consumers' rows are kept; `dsn` None: the source."""
+
+    dsn: Annotated[
+        SecretStr | None,
+        Field(
+            description="The database of the log and the queues. It may be on another server. Without it, "
+            "`source.dsn`.",
+            examples=["${STORE_URL}"],
+        ),
+    ] = None
+    schema_: Annotated[
+        str,
+        Field(pattern=_IDENTIFIER, alias="schema"),
+        Field(
+            description="The schema of the log and the queues. One schema serves one source.", examples=["cdcbridge"]
+        ),
+    ] = "cdcbridge"
+    partitions: Annotated[
+        int,
+        Field(ge=1, le=4096),
+        Field(
+            description="How many partitions the log has, for stream consumers. A message's partition is crc32(key)"
+            " % partitions.",
+            examples=["16"],
+        ),
+    ] = 16
+    retention: Annotated[
+        Duration,
+        Field(gt=0),
+        Field(
+            description="Segments of the log that are older than this are dropped once every consumer has finished "
+            "them.",
+            examples=["7d"],
+        ),
+    ] = 7 * 86400.0
+    retention_bytes: Annotated[
+        Annotated[Size, Field(gt=0)] | None,
+        Field(
+            description="The oldest segments are dropped as well while the log is larger than this. Without it, "
+            "size does not matter.",
+            examples=["100GB"],
+        ),
+    ] = None
+    max_retention: Annotated[
+        Duration,
+        Field(
+            description="Messages that are unfinished after this time become dead letters. It cannot be shorter "
+            "than `retention`.",
+            examples=["30d"],
+        ),
+    ] = 30 * 86400.0
+
+    @model_validator(mode="after")
+    def _max_is_longer(self) -> Self:
+        if self.max_retention < self.retention:
+            raise ValueError("max_retention is shorter than retention")
+        return self
+
+
+class Log(Model):
+    """The program's own log, on stderr."""
+
+    format: Annotated[
+        Literal["text", "json"],
+        Field(
+            description="The form of the program's own log on stderr: `text` for people, `json` for programs.",
+            examples=["json"],
+        ),
+    ] = "text"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Field(description="The least important messages that are logged.", examples=["debug"]),
+    ] = "info"
+
+
+class Http(Model):
+    """Where `run` answers /metrics, /live and /ready."""
+
+    listen: Annotated[
+        str,
+        Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+):[0-9]{1,5}$"),
+        Field(
+            description="The address of `run` for /metrics, /live and /ready, as host:port.", examples=["0.0.0.0:9187"]
+        ),
+    ] = "127.0.0.1:9187"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @field_validator("listen")
+    @classmethod
+    def _port_exists(cls, value: str) -> str:
+        if int(value.rpartition(":")[2]) > 65535:
+            raise ValueError("a port is at most 65535")
+        return value
+
+
+class Config(BaseSettings):
+    """The whole file. `path` is where it was read from."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CDCBRIDGE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        validate_default=False,
+    )
+
+    source: Annotated[
+        Source,
+        Field(
+            description="The database whose changes are read, and its replication slot.",
+            examples=['{dsn: "${DATABASE_URL}"}'],
+        ),
+    ]
+    store: Annotated[
+        Store,
+        Field(description="The database and the schema of the log and the queues.", examples=["{schema: cdcbridge}"]),
+    ] = Store()
+    log: Annotated[Log, Field(description="The program's own log.", examples=["{format: json}"])] = Log()
+    http: Annotated[
+        Http | None,
+        Field(
+            description="The endpoint of `run` for /metrics, /live and /ready. With null there is none.",
+            examples=["{listen: 127.0.0.1:9187}"],
+        ),
+    ] = Http()
+    consumers: Annotated[
+        tuple[Consumer, ...],
+        Field(
+            description="A list of consumers: which messages each one takes, and how they are delivered.",
+            examples=["[{name: billing, tables: [public.orders]}]"],
+        ),
+    ] = ()
+    _path: Path = PrivateAttr(default=Path("cdcbridge.yaml"))
+
+    @property
+    def source_dsn(self) -> str:
+        return self.source.dsn.get_secret_value()
+
+    @property
+    def read_dsn(self) -> str:
+        return self.source_dsn if self.source.read_dsn is None else self.source.read_dsn.get_secret_value()
+
+    @property
+    def store_dsn(self) -> str:
+        return self.source_dsn if self.store.dsn is None else self.store.dsn.get_secret_value()
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @field_validator("consumers")
+    @classmethod
+    def _unique_names(cls, value: tuple[Consumer, ...]) -> tuple[Consumer, ...]:
+        seen: set[str] = set()
+        for consumer in value:
+            if consumer.name in seen:
+                raise ValueError(f"two consumers are named {consumer.name!r}")
+            seen.add(consumer.name)
+        return value
+
+    @model_validator(mode="after")
+    def _no_wait_outlasts_the_log(self) -> Self:
+        """A message that waits for longer than store.max_retention is a dead letter by then."""
+        most = self.store.max_retention
+        for consumer in self.consumers:
+            delay = consumer.retry_delay
+            given = [
+                ("visibility_timeout", consumer.visibility_timeout)
+                for _ in consumer.model_fields_set & {"visibility_timeout"}
+            ]
+            written = sorted(delay.model_fields_set & {"initial", "max"})
+            given += [(f"retry_delay.{name}", getattr(delay, name)) for name in written]
+            for name, value in given:
+                if value > most:
+                    raise ValueError(
+                        f"consumer {consumer.name!r}: {name} is {format_duration(value)}, longer than"
+                        f" store.max_retention, {format_duration(most)}"
+                    )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over the file, which comes as init arguments."""
+        return (env_settings, init_settings)
+
+
+def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the file, substitute `${VAR}` and `${VAR:-default}`, lay CDCBRIDGE_… variables over it, validate.
+
+    Raises ConfigError with one line per problem: file, line, path in it, what was given, what is allowed.
+    """
+    file = read(path, environment)
+    for name, value in os.environ.items():
+        if name.startswith("CDCBRIDGE_") and name != "CDCBRIDGE_CONFIG":  # the name of a file may be any bytes
+            checked_text(value, f"{path}: the environment variable {name}")
+    try:
+        config = Config(**file.values)
+    except SettingsError as error:
+        raise ConfigError(
+            f"{path}: the environment: {error}", hint="A list or a mapping in a variable is JSON."
+        ) from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(describe(file, Config, error.errors(include_url=False)))) from None
+    config._path = path  # noqa: SLF001 - where the file's values came from is not one of them
+    return config

@@ -1,0 +1,193 @@
+"""What is wrong with a configuration, in this program's words: the file's line, the value, what is allowed. Pure.
+
+The library that validates says what failed; nothing of its own wording is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, get_args
+
+from pydantic import BaseModel
+
+from cdcbridge.config.file import ConfigFile, Location
+from cdcbridge.words import as_given, did_you_mean, one_of
+
+_CHOICE: Final = re.compile(r"'([^']*)'")
+# What a pattern of config.py means, by the last key of its path.
+_FORMS: Final = {
+    "name": "write a-z, 0-9, _ . and -, at most 63 of them, first a letter or a digit",
+    "slot": "write a-z, 0-9 and _, at most 63 of them",
+    "publication": "write a-z, 0-9 and _, at most 63 of them, first no digit",
+    "schema": "write a-z, 0-9 and _, at most 63 of them, first no digit",
+    "listen": "write host:port, as in 127.0.0.1:9187",
+}
+_KINDS: Final = {
+    "string": "a text; put it in quotes",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "tuple": "a list, as in [a, b]",
+    "list": "a list, as in [a, b]",
+    "dict": "keys with values, as in {key: value}",
+    "model": "keys with values, as in {key: value}",
+}
+_BOUNDS: Final = {
+    "greater_than_equal": ("ge", "at least {}"),
+    "greater_than": ("gt", "more than {}"),
+    "less_than_equal": ("le", "at most {}"),
+    "less_than": ("lt", "less than {}"),
+}
+
+
+def describe(file: ConfigFile, model: type[BaseModel], problems: Iterable[Any]) -> list[str]:
+    """One line for each problem, in the order of the file; the members of a union that failed make one line."""
+    lines: dict[Location, list[Any]] = {}
+    for problem in problems:
+        location = _location(file.values, model, tuple(problem["loc"]))
+        lines.setdefault((*location, "\0value") if problem["type"] == "value_error" else location, []).append(problem)
+    ordered = sorted(lines.items(), key=lambda item: file.line(_real(item[0])) or 0)
+    return [f"{_where(file, _real(location))}: {_text(model, _real(location), ps)}" for location, ps in ordered]
+
+
+def _real(location: Location) -> Location:
+    return location[:-1] if location and location[-1] == "\0value" else location
+
+
+def _location(values: Any, model: Any, loc: Location) -> Location:
+    """The path in the file. What the library adds for the members of a union is left out."""
+    found: list[str | int] = []
+    for part in loc:
+        name = "schema" if part == "schema_" else part
+        fields = _fields(model)
+        if isinstance(values, list) and isinstance(name, int):
+            values, model = (values[name] if name < len(values) else None), _element(model)
+        elif isinstance(name, str) and (name in fields or (isinstance(values, dict) and name in values)):
+            values = values.get(name) if isinstance(values, dict) else None
+            model = fields.get(name)
+        else:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """The keys that a model knows, each with its type."""
+    model = _model(model)
+    if model is None:
+        return {}
+    return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation such as `Columns | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _model(arg)) is not None), None)
+
+
+def _element(annotation: Any) -> Any:
+    return next((arg for arg in get_args(annotation) if arg is not Ellipsis), None)
+
+
+def _where(file: ConfigFile, location: Location) -> str:
+    """The file's line, or the environment variable that is laid over the file."""
+    name = f"CDCBRIDGE_{'__'.join(str(part) for part in location)}".upper()
+    for given in os.environ:
+        if given.upper() == name or (location and name.startswith(f"{given.upper()}__")):
+            return f"{file.path}: the environment variable {given}"
+    return file.where(location)
+
+
+def _text(model: type[BaseModel], location: Location, problems: list[Any]) -> str:
+    """The words for the problems of one place."""
+    problem = problems[0]
+    kinds = {p["type"] for p in problems}
+    if "extra_forbidden" in kinds:
+        known = _known(model, location)
+        return "unknown key" + (did_you_mean(str(location[-1]), known) or f"; known: {', '.join(known)}")
+    if "missing" in kinds:
+        return "missing"
+    if kinds == {"value_error"}:
+        return str(problem["msg"]).removeprefix("Value error, ") + _given_after(location, problem)
+    if len(problems) > 1:
+        return _not_one_of(location, problem, [name for p in problems for name in _allowed(p)])
+    if kinds & {"model_type", "model_attributes_type", "dict_type"}:
+        return _no_mapping(model, location, problem)
+    return _single(location, problem)
+
+
+def _no_mapping(model: type[BaseModel], location: Location, problem: Any) -> str:
+    """The words for a value where keys with values belong: an example, and the keys that there are."""
+    known = list(_fields(_annotation(model, location)))
+    parent = _model(_annotation(model, location[:-1])) if location else None
+    fields = parent.model_fields if parent is not None else {}
+    field = next((f for name, f in fields.items() if location and location[-1] in (name, f.alias)), None)
+    example = field.examples[0] if field is not None and field.examples else f"{{{known[0] if known else 'key'}: …}}"
+    given = "nothing" if problem.get("input") is None else _shown(location, problem["input"])
+    keys = f"; its keys: {', '.join(known)}" if known else ""
+    return f"{given} is given; expected keys with values, as in {example}{keys}"
+
+
+def _single(location: Location, problem: Any) -> str:
+    kind, given, context = problem["type"], problem.get("input"), problem.get("ctx") or {}
+    if kind in ("literal_error", "enum"):
+        return _not_one_of(location, problem, _allowed(problem))
+    if kind == "string_pattern_mismatch" or (kind == "string_type" and location[-1] in _FORMS and given is not None):
+        form = _FORMS.get(str(location[-1]), f"it must match {context.get('pattern')}")
+        return f"{_shown(location, given)} cannot be used; {form}"
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        limit = context.get(key)
+        return f"{_shown(location, given)} is out of range; write {words.format(as_given(limit))}"
+    if kind == "string_too_short":
+        return "must not be empty"
+    if kind == "string_too_long":
+        return f"{_shown(location, given)} is too long; at most {context.get('max_length')} characters"
+    expected = _KINDS.get(re.split(r"_", kind)[0])
+    if expected is not None:
+        return f"{'nothing' if given is None else _shown(location, given)} is given; expected {expected}"
+    return f"{str(problem['msg'])[:1].lower()}{str(problem['msg'])[1:]}{_given_after(location, problem)}"
+
+
+def _allowed(problem: Any) -> list[str]:
+    kind = problem["type"]
+    if kind in ("literal_error", "enum"):
+        return _CHOICE.findall(str((problem.get("ctx") or {}).get("expected", "")))
+    return ["true", "false"] if kind.startswith("bool") else [_KINDS.get(kind.split("_")[0], kind).partition(";")[0]]
+
+
+def _not_one_of(location: Location, problem: Any, allowed: list[str]) -> str:
+    given, names = problem.get("input"), list(dict.fromkeys(allowed))
+    near = did_you_mean(given, names) if isinstance(given, str) else ""
+    return f"{_shown(location, given)} is not {'one of ' if len(names) > 2 else ''}{one_of(names)}{near}"
+
+
+def _known(model: type[BaseModel], location: Location) -> list[str]:
+    return list(_fields(_annotation(model, location[:-1])))
+
+
+def _annotation(model: Any, location: Location) -> Any:
+    """The type of the value at this place."""
+    for part in location:
+        model = _element(model) if isinstance(part, int) else _fields(model).get(str(part))
+    return model
+
+
+def _secret(location: Location) -> bool:
+    return str(location[-1:] and location[-1]).endswith("dsn") or location in (("source",), ("store",))
+
+
+def _shown(location: Location, given: Any) -> str:
+    """The value, unless it may be a password."""
+    return "the value" if _secret(location) else as_given(given)
+
+
+def _given_after(location: Location, problem: Any) -> str:
+    given = problem.get("input")
+    if isinstance(given, dict | list | tuple | Mapping) or _secret(location):
+        return ""
+    shown = as_given(given)
+    return "" if shown in problem["msg"] else f" (given {shown})"

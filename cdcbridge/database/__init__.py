@@ -1,0 +1,303 @@
+"""Connections to either database. Part of the rim; session.py lists the settings of a session.
+
+Turns psycopg's exceptions into ours; holds no state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from cdcbridge.database import session
+from cdcbridge.database.encodings import unusable, without_conversion
+from cdcbridge.database.sqlstates import verdict
+from cdcbridge.errors import (
+    BehindPooler,
+    CdcbridgeError,
+    OperatorNeeded,
+    SourceUnavailable,
+    StaleReceipt,
+    StoreUnavailable,
+    UsageError,
+)
+from cdcbridge.problem import refuse
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# A peer that vanished without a word holds locks and the slot until TCP gives up. So that a stand-by can take over
+# within five seconds, both ends of a session notice within three; the server's end by settings of the session.
+_KEEPALIVE: Final = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 1,
+    "keepalives_interval": 1,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 2_000,
+}
+BRIDGE_SESSION: Final = {
+    "tcp_keepalives_idle": "1",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "2000",
+    # A bridge that was stopped in the middle of an append gives the fence up.
+    "idle_in_transaction_session_timeout": "3s",
+}
+
+
+def conninfo(
+    dsn: str,
+    application_name: str,
+    settings: Mapping[str, str] | None = None,
+    *,
+    reads: bool = False,
+    pooler: bool = False,
+    **extra: Any,
+) -> str:
+    """The DSN with our keepalives under it and our session settings over it. Raises UsageError for a bad DSN.
+
+    Where it names several hosts, the one that takes writes is meant, unless it says otherwise or is for `reads`.
+    `options` are always given, so that PGOPTIONS and a service file add none; `pooler`: only the DSN's own, since a
+    connection pooler refuses others.
+    """
+    given = _parsed(dsn)
+    options = "" if pooler else session.startup_options({**session.SETTINGS, **(settings or {})})
+    merged: dict[str, Any] = {**_KEEPALIVE, "application_name": application_name, **given, **extra}
+    merged["client_encoding"] = "UTF8"
+    merged["options"] = f"{given.get('options') or ''} {options}".strip()
+    several = "," in str(given.get("host", given.get("hostaddr", "")))
+    if several and not reads and merged.get("target_session_attrs", "read-write") == "read-write":
+        # `read-write` would refuse a primary whose default_transaction_read_only is on, which our sessions turn off.
+        merged["target_session_attrs"] = "primary"
+    return make_conninfo(**merged)
+
+
+def _parsed(dsn: str) -> dict[str, Any]:
+    """The DSN's keywords and values. Raises UsageError, which quotes no value: any of them may be a password."""
+    try:
+        return conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise UsageError(
+            f"the DSN cannot be parsed: {_without_values(str(error))}",
+            hint="postgresql://user:password@host:port/database, or host=… port=… user=… dbname=…; special characters"
+            " of a password in a URL as %40 and so on.",
+        ) from None
+
+
+def cut_off(connection: Connection) -> None:
+    """End the session from another thread than the one that may be waiting in it: that one gets an error at once."""
+    with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
+
+
+def one_line(text: str) -> str:
+    """Libpq's messages have several."""
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+_LIBPQ: Final = re.compile(r'connection to server (?:at|on socket) "([^"]+)"(?: \([^)]*\))?(, port \d+)? failed: ')
+_QUESTION: Final = re.compile(r";? ?\bIs the server running [^?]*\?")
+
+
+def plain(text: str) -> str:
+    """A failed connection without libpq's own words around the reason."""
+    text = _LIBPQ.sub(r"no connection to \1\2: ", text)
+    text = re.sub(r"^connection (failed|is bad): (?=no connection to)", "", text)
+    return _QUESTION.sub("", re.sub(r": FATAL:\s+", ": ", text)).strip()
+
+
+def _without_values(message: str) -> str:
+    """Libpq quotes what it could not make sense of, which may be the password."""
+    return re.sub(r'".*"', '"…"', message.strip(), flags=re.DOTALL)
+
+
+def database_place(dsn: str) -> str:
+    """Name a DSN's database for people, without secrets: `db1.example.com/shop`, `db1:5433,db2:5433/shop`.
+
+    A host that means this machine is given by its name. Raises UsageError for a bad DSN.
+    """
+    defaults = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
+    given = {**defaults, **_parsed(dsn)}
+    hosts = (str(given.get("host") or "") or str(given.get("hostaddr") or "")).split(",")
+    ports = str(given.get("port") or "").split(",")
+    names = []
+    for number, host in enumerate(hosts):
+        port = ports[number] if number < len(ports) else ports[-1]
+        name = socket.gethostname() if host in ("", "localhost", "127.0.0.1", "::1") or host[0] in "/@" else host
+        names.append(name if port in ("", "5432") else f"{name}:{port}")
+    return f"{','.join(names)}/{given.get('dbname') or given.get('user') or ''}"
+
+
+def connect_source(
+    dsn: str, application_name: str = "cdcbridge", *, autocommit: bool = True, reads: bool = False
+) -> Connection:
+    """A plain session on the source; `reads`: a standby will do. Raises SourceUnavailable, or BehindPooler."""
+    with source_errors():
+        connection = _connect(conninfo(dsn, application_name, reads=reads), {}, "source")
+        connection.autocommit = autocommit
+        return connection
+
+
+def connect_store(
+    dsn: str,
+    schema: str,
+    application_name: str = "cdcbridge",
+    settings: Mapping[str, str] | None = None,
+    **extra: Any,
+) -> Connection:
+    """A session on the store with the schema as its search_path. `extra`: parameters of libpq.
+
+    Raises StoreUnavailable, BehindPooler, or OperatorNeeded where the role has no rights on the schema.
+    """
+    with store_errors():
+        given = {**(settings or {}), "search_path": search_path(schema)}
+        # Without the path, whose quotes libpq would have to pass on: it is set by the first statement.
+        connection = _connect(conninfo(dsn, application_name, settings, **extra), given, "store")
+        refuse_without_usage(connection, schema)
+        return connection
+
+
+def search_path(schema: str) -> str:
+    """The setting under which the store's objects are found by their names, and temporary ones last."""
+    return sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
+
+
+def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
+    """A session that depends on nothing around it. Raises psycopg.Error, BehindPooler or OperatorNeeded."""
+    settings = {**session.ORDINARY, **settings}
+    try:
+        connection = psycopg.connect(text, autocommit=True)
+    except psycopg.OperationalError as error:
+        if session.REFUSED_BY_POOLER in str(error):
+            raise behind_pooler(what, one_line(str(error))) from error
+        raise
+    try:
+        pid = connection.info.backend_pid
+        row = connection.execute(session.pin(settings, pid)).fetchone()
+        if row and row[0] != pid:
+            raise behind_pooler(what, f"the server process of a session is {row[0]}, and the pooler calls it {pid}")
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise _not_allowed(connection, settings, what) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def behind_pooler(what: str, reason: str) -> BehindPooler:
+    """The error for a DSN of the `source` or `store` that leads to a connection pooler."""
+    return BehindPooler(
+        f"{what}: a connection pooler such as PgBouncer is between the bridge and the server ({reason})",
+        hint=f"Put the server's own host and port into {what}.dsn. Clients and SQL functions may use the pooler.",
+    )
+
+
+def _not_allowed(connection: Connection, settings: Mapping[str, str], what: str) -> OperatorNeeded:
+    rows = connection.execute(session.differing(settings)).fetchall()
+    connection.close()
+    told = ", ".join(f"{name} is {value}, and must be {wanted}" for name, wanted, value, _ in rows)
+    fixes = " ".join(f"alter role {role} set {name} = {wanted};" for name, wanted, _, role in rows)
+    role = rows[0][3] if rows else connection.info.user
+    return OperatorNeeded(
+        f"{what}: the role {role} may not change a setting that the session depends on: {told}",
+        hint=f"As a superuser: {fixes}",
+    )
+
+
+def refuse_without_usage(connection: Connection, schema: str) -> None:
+    """To a role without rights on the schema its tables look as if they were not there."""
+    row = connection.execute(
+        "select quote_ident(nspname), quote_ident(current_user) from pg_namespace"
+        " where nspname = %s and not has_schema_privilege(oid, 'usage')",
+        (schema,),
+    ).fetchone()
+    if row:
+        connection.close()
+        raise OperatorNeeded(
+            f"the role {row[1]} may not use the store's schema {row[0]}",
+            hint=f"As its owner: grant usage on schema {row[0]} to {row[1]}; and there select, insert, update and"
+            " delete on all tables, and usage on all sequences. `run` and `migrate` need the owner itself.",
+        )
+
+
+@contextmanager
+def source_errors() -> Iterator[None]:
+    """Psycopg's errors as ours, for work on the source."""
+    with _errors(SourceUnavailable, "source"):
+        yield
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Psycopg's errors as ours, for work on the store."""
+    with _errors(StoreUnavailable, "store"):
+        yield
+
+
+@contextmanager
+def server_errors() -> Iterator[None]:
+    """The same for work on both, around everything: for a statement that nothing else translates."""
+    with _errors(SourceUnavailable, "server"):
+        yield
+
+
+_HINTS: Final = {
+    "25006": "The server takes no writes now: it is a standby, or about to be promoted. Name all servers in the DSN"
+    " (host=db1,db2), or the one that takes writes.",
+    "28": "Check the DSN, the password and pg_hba.conf.",
+    "3D": "Check the DSN, the password and pg_hba.conf.",
+    "42501": "`cdcbridge check` prints the grants that are missing.",
+    "58": "The server's log names the file. Restore it, or restore the server from a backup.",
+    "XX001": "Restore the table from a backup. PostgreSQL's amcheck and pg_checksums show the extent.",
+    "XX002": "REINDEX the index, and let amcheck and pg_checksums show the extent.",
+}
+
+
+_OWNER: Final = "Connect as the store's owner (store.dsn). For a new store, `cdcbridge check` prints the grant."
+
+
+def _no_right(found: re.Match[str]) -> str:
+    return f"this role has no right {'on' if found[1] == 'for' else 'to'}"
+
+
+@contextmanager
+def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        if not error.sqlstate and (encoding := without_conversion(str(error))):
+            refuse([unusable("source" if what == "source" else "store", encoding)])
+        raise _ours(error, unavailable, what) from error
+
+
+def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) -> CdcbridgeError:
+    """The error of ours for one of psycopg, as sqlstates.py judges its code."""
+    state = error.sqlstate or ""
+    if state == "CB006":
+        return StaleReceipt(str(error.diag.message_primary), hint=error.diag.message_hint)
+    if state.startswith("CB"):
+        return UsageError(str(error.diag.message_primary), hint=error.diag.message_hint)
+    message = f"{what}: {plain(one_line(str(error)))}"
+    if state == "42501":  # for example: permission denied to use replication slots
+        message = re.sub(r"permission denied (for|to)\b", _no_right, message, count=1)
+    hint = None
+    if state == "42501":
+        # Its own hint says that no grant is missing, for example where a setting names what may be used.
+        hint = error.diag.message_hint or (_OWNER if what == "store" else None)
+    hint = hint or _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
+    # Without a code the server said nothing: the session is lost, or was closed.
+    lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    judged = verdict(state, error.diag.source_function or "")
+    if lost or judged == "away":
+        return unavailable(message, hint=hint)
+    if judged == "operator":
+        return OperatorNeeded(message, hint=hint)
+    return CdcbridgeError(message, hint=hint)

@@ -1,0 +1,145 @@
+"""A transaction that waits for no lock for long: it rolls back, lets the others continue, and tries again. Part of the
+rim.
+
+Whoever waits for a lock makes others wait behind it. For example, `drop table` beside an idle receiver would stop every
+publisher. This module never waits longer than LOCK_TIMEOUT for a lock, and never gives up without the holder's pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
+
+import psycopg
+import structlog
+from psycopg.conninfo import make_conninfo
+
+from cdcbridge.database import Connection
+from cdcbridge.database.pooled import connect_for_calls
+from cdcbridge.errors import CdcbridgeError, LockedOut
+
+LOCK_TIMEOUT: Final = "500ms"
+PATIENCE: Final = 30.0  # seconds
+_FIRST_PAUSE: Final = 0.25  # seconds between two attempts; then twice as long each time
+_LONGEST_PAUSE: Final = 2.0
+_REFUSED: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+_BEGIN: Final = "select pg_backend_pid(), set_config('lock_timeout', %s, true)"
+_BLOCKERS: Final = """
+    select array_agg(a.pid order by a.pid),
+           string_agg(format('pid %%s (%%s, %%s since %%s, %%s)', a.pid, coalesce(a.usename, '?'),
+                             coalesce(a.state, a.backend_type),
+                             to_char(coalesce(a.state_change, a.xact_start), 'YYYY-MM-DD HH24:MI:SS TZ'),
+                             coalesce(nullif(left(regexp_replace(a.query, '\\s+', ' ', 'g'), 200), ''), 'no query')),
+                      '; ' order by a.pid)
+    from unnest(pg_blocking_pids(%s)) b (pid) join pg_stat_activity a using (pid)
+"""
+Result = TypeVar("Result")
+log = structlog.get_logger()
+
+
+def patiently(
+    connection: Connection, work: Callable[[], Result], *, what: str, again: str = "", patience: float = PATIENCE
+) -> Result:
+    """Do `work` in a transaction (or a savepoint of the present one) that waits for no lock longer than LOCK_TIMEOUT.
+
+    Where a lock is not to be had, everything is undone and tried again, for up to `patience` seconds. Then this raises
+    LockedOut, which names the holder.
+
+    what: the statement for people, such as `consumers remove billing`.
+    again: the command that continues later; '' for none.
+    """
+    watch = _Watch(connection)
+    deadline, pause = time.monotonic() + patience, _FIRST_PAUSE
+    try:
+        while True:
+            try:
+                with watch, connection.transaction():
+                    watch.over(connection.execute(_BEGIN.encode(), (LOCK_TIMEOUT,)).fetchone())
+                    return work()
+            except _REFUSED as error:
+                if time.monotonic() >= deadline:
+                    raise _locked_out(what, again, watch, error) from error
+            watch.begin(what)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    finally:
+        watch.close()
+
+
+def _locked_out(what: str, again: str, watch: _Watch, error: psycopg.Error) -> LockedOut:
+    holders = watch.named or " ".join(str(error.diag.message_primary).split())
+    ends = " ".join(f"`select pg_terminate_backend({pid})` ends its session." for pid in watch.pids)
+    return LockedOut(
+        f"{what} waits for a lock, and nothing was changed: {holders}",
+        hint=" ".join(part for part in ("End that transaction.", ends, again and f"Then: {again}") if part),
+    )
+
+
+class _Watch:
+    """Looks, from a session of its own, at whom the session waits for. The first attempt does without."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._info = connection.info
+        self._pid: int | None = None
+        self._session: Connection | None = None
+        self._attempt: contextlib.ExitStack | None = None
+        self._what = ""
+        self.named = ""
+        self.pids: list[int] = []
+
+    def begin(self, what: str) -> None:
+        """Connect before the second attempt. Without a connection nobody is named, and the attempts continue."""
+        self._what = what
+        if self._session is None:
+            info = self._info
+            dsn = make_conninfo(
+                info.dsn, host=info.host, hostaddr=info.hostaddr or None, port=info.port,
+                password=info.password or None, application_name="cdcbridge, who holds the lock",
+            )  # fmt: skip
+            with contextlib.suppress(CdcbridgeError):
+                self._session = connect_for_calls(dsn, "pg_catalog", "cdcbridge")
+
+    def over(self, row: tuple[Any, ...] | None) -> None:
+        """Look at this session of the server, whose transaction began. A pooler gives each transaction another one."""
+        self._pid = row[0] if row else None
+
+    def __enter__(self) -> None:
+        self._attempt = contextlib.ExitStack()
+        if self._session is not None:
+            self._attempt.enter_context(self._looking(self._session))
+
+    def __exit__(self, *details: object) -> None:
+        if self._attempt is not None:
+            self._attempt.close()
+        self._pid = None
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+    @contextlib.contextmanager
+    def _looking(self, session: Connection) -> Iterator[None]:
+        done = threading.Event()
+        thread = threading.Thread(target=self._look, args=(session, done), name="lock-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _look(self, session: Connection, done: threading.Event) -> None:
+        while not done.wait(0.1):
+            if self._pid is None:
+                continue
+            try:
+                row = session.execute(_BLOCKERS.encode(), (self._pid,)).fetchone()
+            except psycopg.Error:
+                return
+            if row and row[0]:
+                if row[0] != self.pids:
+                    log.warning("lock.waits", command=self._what, held_by=row[1])
+                self.pids, self.named = row[0], row[1]

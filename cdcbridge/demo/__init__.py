@@ -1,0 +1,1 @@
+"""The demo and its PostgreSQL server, apart from everything else."""

@@ -1,0 +1,1 @@
+"""Figures and words for people and monitors. Nothing here changes anything."""

@@ -1,0 +1,94 @@
+"""How the bridge is, for whoever asks from outside: alive, ready, and what it is doing. Pure but for the clock.
+
+The loops tell; HTTP, the metrics and systemd's watchdog ask, from threads of their own. It judges by signs of work, not
+by open sockets: a loop that hangs says nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from cdcbridge.routing.batch import Batch
+
+STALLED_AFTER: Final = 15.0  # seconds without a turn of the loop: a turn takes a second at most, but for a huge row
+APPEND_STALLED_AFTER: Final = 30.0  # seconds that an append may take before the bridge is not ready any more
+State = Literal["starting", "preparing", "streaming", "standby", "retrying", "stopped"]
+
+
+@dataclass(slots=True)
+class Health:
+    """Written by the bridge, read by others: single values, each of which is whole at any moment."""
+
+    clock: Callable[[], float] = time.monotonic
+    on_append: Callable[[Batch, float], None] = lambda _batch, _seconds: None
+    state: State = "starting"
+    reason: str = ""  # whom it waits for as stand-by; what went wrong before it tries again
+    epoch: int = 0
+    rows_waiting: int = 0  # read, and not handed to an append yet
+    bytes_waiting: int = 0
+    retried: int = 0
+    _seen: float = field(default=0.0)
+    _append_began: float | None = field(default=None)
+
+    # told by the bridge
+
+    def prepares(self) -> None:
+        self._enter("preparing")
+
+    def streams(self, epoch: int, trouble: str = "") -> None:
+        """`trouble`: which consumers it goes on without, for people; it is ready nevertheless."""
+        self.epoch = epoch
+        self._enter("streaming", trouble)
+
+    def stands_by(self, leader: str) -> None:
+        self._enter("standby", leader)
+
+    def retries(self, error: str) -> None:
+        self.retried += 1
+        self._enter("retrying", error)
+
+    def stops(self) -> None:
+        self._enter("stopped")
+
+    def beat(self, rows: int, size: int) -> None:
+        """The loop goes on; so much is collected."""
+        self._seen, self.rows_waiting, self.bytes_waiting = self.clock(), rows, size
+
+    def append_begins(self) -> None:
+        self._append_began = self.clock()
+
+    def stored(self, batch: Batch) -> None:
+        began, self._append_began = self._append_began, None
+        if began is not None:
+            self.on_append(batch, self.clock() - began)
+
+    def _enter(self, state: State, reason: str = "") -> None:
+        self.state, self.reason, self._append_began = state, reason, None
+        self.rows_waiting = self.bytes_waiting = 0
+        self._seen = self.clock()
+
+    # asked by others
+
+    def alive(self) -> tuple[bool, str]:
+        """Whether it goes on by itself; if not, only a new process helps. Preparing may take long, and trying again
+        too.
+        """
+        silent = self.clock() - self._seen
+        if self.state in ("streaming", "standby") and silent > STALLED_AFTER:
+            return False, f"{self.state}, but its loop has not turned for {silent:.0f} s"
+        return self.state != "stopped", self.state
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether it does its work: it streams and appends, or stands by."""
+        alive, what = self.alive()
+        if not alive or self.state not in ("streaming", "standby"):
+            return False, f"{what}: {self.reason}" if self.reason else what
+        began = self._append_began
+        if began is not None and self.clock() - began > APPEND_STALLED_AFTER:
+            return False, f"streaming, but the store has been busy with one append for {self.clock() - began:.0f} s"
+        if self.state == "standby":
+            return True, f"standby: {self.reason} leads"
+        return True, f"{self.state}, {self.reason}" if self.reason else self.state

@@ -1,0 +1,332 @@
+"""How far things are: slots on the source, consumers in the store. Part of the rim; reads only, needs no bridge."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, connect_source, source_errors, store_errors
+from cdcbridge.database.pooled import connect_for_calls
+from cdcbridge.database.rights import Guest
+from cdcbridge.errors import SourceUnavailable, StoreUnavailable
+from cdcbridge.lsn import format_lsn, parse_lsn
+from cdcbridge.observe.lag_store import ConsumerLag, Holder, StoreSide, store_side
+from cdcbridge.observe.wal_growth import look_again
+from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
+from cdcbridge.routing.alarms import (
+    Alarm,
+    Growth,
+    SlotState,
+    alarms,
+    average_growth,
+    growth_now,
+    latest_growth,
+    observed_growth,
+    seconds_to,
+    wants_second_look,
+)
+from cdcbridge.routing.feeds import Feeds, feed_of
+from cdcbridge.source.slots import Slot, current_lsn, slots
+from cdcbridge.source.wal_room import WalRoom, other_alarms, wal_room
+from cdcbridge.store.holders import ConsumerHolder, held_alarms
+from cdcbridge.store.migrate import schema_version
+from cdcbridge.units import human_duration
+
+
+@dataclass(slots=True, frozen=True)
+class SlotLag:
+    """One slot: sizes in bytes; lag_seconds is the age of the oldest commit not yet confirmed, None if unknown.
+
+    `growth_bytes_per_second`: of what it retains. `seconds_to_limit`: until max_slot_wal_keep_size at that rate, None
+    where there is no limit, no growth, or the slot moves. `failover`: None before PostgreSQL 17.
+    `moves`: its positions advanced between the looks, so what it keeps is given up again.
+    `growth_basis`: the time that the growth is of. `quiet`: a sentence where it waits and nothing is written.
+    """
+
+    name: str
+    plugin: str
+    active: bool
+    wal_status: str
+    restart_lsn: str | None
+    confirmed_flush_lsn: str | None
+    current_lsn: str
+    retained_bytes: int | None
+    lag_bytes: int | None
+    lag_seconds: float | None
+    safe_wal_bytes: int | None
+    invalidation_reason: str | None
+    inactive_seconds: float | None
+    growth_bytes_per_second: float | None
+    seconds_to_limit: float | None
+    failover: bool | None
+    moves: bool = False
+    growth_basis: str = ""
+    quiet: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Lag:
+    """What `cdcbridge lag` shows. `holders`: the oldest first; those of the last second are not told."""
+
+    slots: list[SlotLag]
+    consumers: list[ConsumerLag]
+    holders: tuple[Holder, ...] = ()
+    backfills: tuple[dict[str, Any], ...] = ()  # unfinished ones, as backfill_status() has them
+    gone: tuple[str, ...] = ()  # slots that the store goes by and the source has not
+    other: tuple[str, ...] = ()  # slots that the store goes by, and the configuration does not
+    horizon: tuple[HorizonHolder, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
+    measured_at: float = 0.0  # time.monotonic()
+    store_error: str | None = None  # why nothing is known of the store's side
+    consumer_holders: tuple[ConsumerHolder, ...] = ()
+    room: WalRoom = field(default_factory=WalRoom)
+    guest: Guest | None = None  # a consumer's role: of the store only its own consumers are known
+    feeds: Feeds | None = None  # which consumers the bridge feeds; None before the first session
+    source_error: str | None = None  # why nothing is known of the source's side
+
+    @property
+    def lost(self) -> list[str]:
+        return [*self.gone, *(slot.name for slot in self.slots if slot.wal_status == "lost")]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "slots": [{field: value for field, value in asdict(s).items() if field not in _HEALTH} for s in self.slots],
+            "slot_health": [{"name": s.name, **{field: getattr(s, field) for field in _HEALTH}} for s in self.slots],
+            "consumers": [
+                {field: value for field, value in asdict(c).items() if field not in _CONSUMER_HEALTH}
+                for c in self.consumers
+            ],
+            "consumer_health": [
+                {"name": c.name, **{field: getattr(c, field) for field in _CONSUMER_HEALTH}} for c in self.consumers
+            ],
+            "consumer_holders": [h.as_json() for h in self.consumer_holders],
+            "wal_limit_bytes": self.room.limit_bytes,
+            "disk_free_bytes": self.room.free_bytes,
+            "other_slots": [asdict(s) for s in self.room.others],
+            "consumer_feeds": [{"name": c.name, **feed_of(self.feeds, c.name)} for c in self.consumers],
+            "holders": [asdict(h) for h in self.holders],
+            "backfills": list(self.backfills),
+            "xmin_holders": [asdict(h) for h in self.horizon],
+            "alarms": [asdict(a) for a in self.alarms],
+            "store_error": self.store_error,
+            "source_error": self.source_error,
+        }
+
+
+# Of a slot, told beside what `slots` has had from the beginning.
+_CONSUMER_HEALTH: Final = ("delayed", "oldest_due_age_seconds", "paused", "held")
+_HEALTH: Final = (
+    "safe_wal_bytes",
+    "invalidation_reason",
+    "inactive_seconds",
+    "growth_bytes_per_second",
+    "seconds_to_limit",
+    "failover",
+    "moves",
+    "growth_basis",
+    "quiet",
+)
+LOOKS: Final = 6  # that are needed to observe growth
+_LONG: Final = 60.0  # seconds that prove something about a slot that moves, or about a transaction that holds it
+_STREAM: Final = """
+    select r.sent_lsn::text, r.write_lsn::text,
+           (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end)::text
+    from pg_stat_replication r where r.pid = %s
+"""
+
+
+def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
+    """Look at both sides once; where the store is out of reach, at the slot alone. `before`: earlier looks, from which
+    growth is told; None: there are none, and it is the average since what the slot waits for began. Raises
+    SourceUnavailable.
+    """
+    with connect_source(config.source_dsn, "cdcbridge lag") as connection:
+        found = slots(connection, config.source.slot)
+        current = current_lsn(connection)
+        idle = {slot.name: _caught_up(connection, slot, current) for slot in found}
+        measured_at = time.monotonic()
+        with source_errors():
+            server = connection.execute("select system_identifier::text from pg_control_system()").fetchone()
+            horizon = horizon_holders(connection, "source")
+        room = wal_room(connection, config.source.slot)
+    try:
+        side = store_side(config)
+    except StoreUnavailable as error:
+        side = StoreSide(error=str(error))
+    if side.server == server:
+        horizon = [replace(holder, server="both") for holder in horizon]
+    behind, silent = side.behind, side.silent
+    made: list[SlotLag] = []
+    for slot in found:
+        lag = _slot(slot, current, 0.0 if idle[slot.name] else behind)
+        if lag.inactive_seconds is None and not lag.active:
+            lag = replace(lag, inactive_seconds=silent)  # before 17 nobody knows; not longer than since the last append
+        growth = _growth(config, lag, horizon, before, measured_at)
+        free = room.free_bytes if lag.safe_wal_bytes is None else lag.safe_wal_bytes
+        moves = _moves(lag, free, before or (), horizon, measured_at)
+        left = None if moves else seconds_to(lag.safe_wal_bytes, growth.rate)
+        lag = replace(lag, growth_bytes_per_second=growth.rate, growth_basis=growth.basis, quiet=growth.quiet)
+        made.append(replace(lag, seconds_to_limit=left, moves=moves))
+    retained, inactive = config.source.max_retained_wal, config.source.max_slot_inactive
+    return Lag(
+        made,
+        side.consumers,
+        side.holders,
+        side.backfills,
+        tuple(name for name in side.slots if not found and name == config.source.slot),
+        tuple(name for name in side.slots if name != config.source.slot),
+        (*horizon, *(() if side.server == server else side.horizon)),
+        (
+            *(a for slot in made for a in alarms(_state(slot, room), max_retained=retained, max_inactive=inactive)),
+            *other_alarms(room.others, retained),
+            *_consumer_alarms(config, side),
+        ),
+        measured_at,
+        side.error,
+        side.held,
+        room,
+        side.guest,
+        side.feeds,
+    )
+
+
+def measure_store(config: Config, error: SourceUnavailable) -> Lag:
+    """Look at the store alone, after the source could not be reached by this error. Raises StoreUnavailable."""
+    side = store_side(config)
+    return Lag(
+        [],
+        side.consumers,
+        side.holders,
+        side.backfills,
+        other=tuple(name for name in side.slots if name != config.source.slot),
+        horizon=side.horizon,
+        alarms=_consumer_alarms(config, side),
+        measured_at=time.monotonic(),
+        consumer_holders=side.held,
+        guest=side.guest,
+        feeds=side.feeds,
+        source_error=str(error),
+    )
+
+
+def _consumer_alarms(config: Config, side: StoreSide) -> tuple[Alarm, ...]:
+    timeouts = {consumer.name: consumer.visibility_timeout for consumer in config.consumers}
+    return (*held_alarms(side.held, timeouts), *(side.feeds.alarms() if side.feeds else ()))
+
+
+def stored_slot(config: Config) -> str | None:
+    """The slot that the store's position is of, or None before the first start."""
+    with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge cli") as store:
+        if schema_version(store) == 0:
+            return None
+        with store_errors():
+            row = store.execute("select slot from source").fetchone()
+    return row[0] if row else None
+
+
+def _caught_up(connection: Connection, slot: Slot, current: int) -> bool:
+    """Nothing committed waits: the bridge says that it has written (or needs not) all that the server has sent."""
+    if slot.confirmed_flush_lsn is not None and slot.confirmed_flush_lsn >= current:
+        return True
+    with source_errors():
+        row = connection.execute(_STREAM, (slot.active_pid,)).fetchone()
+    if row is None or row[0] is None or row[1] is None:
+        return False
+    sent, written, flushed = (parse_lsn(lsn) for lsn in row)
+    return written >= sent >= flushed
+
+
+def _slot(slot: Slot, current: int, seconds: float | None) -> SlotLag:
+    lag = None if slot.confirmed_flush_lsn is None else max(0, current - slot.confirmed_flush_lsn)
+    return SlotLag(
+        slot.name,
+        slot.plugin,
+        slot.active_pid is not None,
+        slot.wal_status or "unknown",
+        None if slot.restart_lsn is None else format_lsn(slot.restart_lsn),
+        None if slot.confirmed_flush_lsn is None else format_lsn(slot.confirmed_flush_lsn),
+        format_lsn(current),
+        None if slot.restart_lsn is None else max(0, current - slot.restart_lsn),
+        lag,
+        None if slot.wal_status == "lost" else seconds,
+        slot.safe_wal_size,
+        slot.invalidation,
+        slot.inactive_seconds,
+        None,
+        None,
+        slot.failover,
+    )
+
+
+def _growth(
+    config: Config, slot: SlotLag, horizon: Sequence[HorizonHolder], before: Sequence[Lag] | None, now: float
+) -> Growth:
+    """What it keeps grows by as long as nobody reads it, or a transaction that writes is open; else by nothing."""
+    if before is not None:
+        return _observed(slot, before, now)
+    seconds = _held_for(horizon) if slot.active else slot.lag_seconds
+    written = slot.retained_bytes if slot.active else slot.lag_bytes
+    average = average_growth(written, seconds)
+    if average is None or seconds is None:
+        return Growth(0.0 if slot.active else None)
+    since = f"{dt.datetime.now(dt.UTC) - dt.timedelta(seconds=seconds):%H:%M} UTC"
+    grown = look_again(config.source_dsn) if wants_second_look(average, slot.safe_wal_bytes) else None
+    if grown is None:
+        return Growth(average, f"on average since {since}")
+    return growth_now(grown.size, grown.seconds, written or 0, since)
+
+
+def _held_for(horizon: Sequence[HorizonHolder]) -> float | None:
+    """Since when a transaction that writes holds the slot's WAL; None where that is too short to matter."""
+    ages = [holder.age_seconds for holder in horizon if holder.writes and holder.age_seconds is not None]
+    return max((age for age in ages if age >= _LONG), default=None)
+
+
+def _moves(
+    slot: SlotLag, free: int | None, before: Sequence[Lag], horizon: Sequence[HorizonHolder], now: float
+) -> bool:
+    """Whether its positions advanced since the first look, so that no growth in between is a forecast.
+
+    A slot that moves and yet keeps more and more for a minute, and more than is free, is too slow: then this is False.
+    """
+    looks = [(look.measured_at, s) for look in before for s in look.slots if s.name == slot.name]
+    if not slot.active or not looks:
+        return False
+    since, first = looks[0]
+    restarted = first.restart_lsn != slot.restart_lsn
+    confirmed = first.confirmed_flush_lsn != slot.confirmed_flush_lsn and _held_for(horizon) is None
+    too_slow = now - since >= _LONG and free is not None and (slot.retained_bytes or 0) > free
+    return (restarted or confirmed) and not too_slow
+
+
+def _observed(slot: SlotLag, before: Sequence[Lag], now: float) -> Growth:
+    """From the looks before. A slot that nobody reads keeps all that is written, so three looks tell; others move."""
+    looks = [(look.measured_at, s) for look in before for s in look.slots if s.name == slot.name]
+    sizes = [(at, s.retained_bytes or 0) for at, s in (*looks, (now, slot)) if s.retained_bytes is not None]
+    if len(sizes) <= len(looks):
+        return Growth(None)
+    if not slot.active:
+        return latest_growth([size for size, (_, s) in zip(sizes, (*looks, (now, slot)), strict=True) if not s.active])
+    if len(sizes) < LOOKS:
+        return Growth(None)
+    return Growth(observed_growth(sizes), f"in the last {human_duration(now - sizes[0][0])}")
+
+
+def _state(slot: SlotLag, room: WalRoom) -> SlotState:
+    return SlotState(
+        slot.name,
+        slot.active,
+        slot.wal_status,
+        slot.invalidation_reason,
+        slot.retained_bytes,
+        slot.safe_wal_bytes,
+        slot.inactive_seconds,
+        None if slot.moves else slot.growth_bytes_per_second,
+        room.free_bytes if room.limit_bytes is None else None,
+        slot.growth_basis,
+        room.limit_bytes,
+    )

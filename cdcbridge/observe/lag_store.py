@@ -1,0 +1,113 @@
+"""The store's half of `cdcbridge lag`: consumers, their holders, backfills. Part of the rim; reads only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from psycopg.rows import dict_row
+
+from cdcbridge.config import Config
+from cdcbridge.database import Connection, store_errors
+from cdcbridge.database.pooled import connect_for_calls
+from cdcbridge.database.rights import Guest, guest
+from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
+from cdcbridge.routing.feeds import Feeds
+from cdcbridge.store.feed_watch import stored_feeds
+from cdcbridge.store.holders import ConsumerHolder, consumer_holders
+from cdcbridge.store.migrate import schema_version
+
+HELD_FOR: Final = 0.5  # seconds that a transaction of a receiver, member or publisher may take without being shown
+
+
+@dataclass(slots=True, frozen=True)
+class ConsumerLag:
+    """One consumer: messages waiting, in flight, dead; age of the oldest unfinished one.
+
+    delayed: those of `pending` that wait for their time.
+    oldest_due_age_seconds: how long the oldest has waited that may be delivered now, or is delivered and not settled.
+    held: those of `pending` that open transactions of receivers keep from all others, at least.
+    """
+
+    name: str
+    mode: str
+    pending: int
+    in_flight: int
+    dead: int
+    oldest_age_seconds: float | None
+    delayed: int = 0
+    oldest_due_age_seconds: float | None = None
+    paused: bool = False
+    held: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Holder:
+    """A transaction that published and is open: no group reads its `seq` and what lies behind it before it ends."""
+
+    pid: int
+    seq: int
+    age_seconds: float
+    state: str | None
+    query: str | None
+
+
+@dataclass(slots=True)
+class StoreSide:
+    """What the store knows. `behind`: age of the newest commit that is in it; `silent`: since its last append."""
+
+    server: Any = None
+    behind: float | None = None
+    silent: float | None = None
+    consumers: list[ConsumerLag] = field(default_factory=list)
+    holders: tuple[Holder, ...] = ()
+    backfills: tuple[dict[str, Any], ...] = ()
+    slots: tuple[str, ...] = ()
+    horizon: tuple[HorizonHolder, ...] = ()
+    error: str | None = None
+    held: tuple[ConsumerHolder, ...] = ()
+    guest: Guest | None = None
+    feeds: Feeds | None = None
+
+
+def store_side(config: Config) -> StoreSide:
+    """Look once; a consumer's role sees its own consumers only."""
+    with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge lag") as store:
+        with store_errors():
+            who = guest(store)
+        if who is not None:
+            return _guests_side(store, who)
+        if schema_version(store) == 0:
+            return StoreSide()
+        with store_errors(), store.transaction():
+            age = store.execute(
+                "select greatest(0, extract(epoch from clock_timestamp() - commit_time))::float8,"
+                " greatest(0, extract(epoch from clock_timestamp() - recorded_at))::float8"
+                " from positions order by id desc limit 1"
+            ).fetchone() or (None, None)
+            with store.cursor(row_factory=dict_row) as cursor:
+                backfills = cursor.execute(
+                    "select * from backfill_status() where state in ('waiting', 'running', 'paused', 'failed')"
+                ).fetchall()
+            return StoreSide(
+                store.execute("select system_identifier::text from pg_control_system()").fetchone(),
+                age[0],
+                age[1],
+                [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
+                tuple(Holder(*row) for row in store.execute("select * from safe_seq_holders() where age_seconds >= 1")),
+                tuple(backfills),
+                tuple(name for (name,) in store.execute("select slot from source")),
+                tuple(horizon_holders(store, "store")),
+                held=tuple(consumer_holders(store, seconds=HELD_FOR)),
+                feeds=stored_feeds(store),
+            )
+
+
+def _guests_side(store: Connection, who: Guest) -> StoreSide:
+    with store_errors(), store.transaction():
+        return StoreSide(
+            store.execute("select system_identifier::text from pg_control_system()").fetchone(),
+            consumers=[ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
+            held=tuple(consumer_holders(store, seconds=HELD_FOR)),
+            guest=who,
+        )

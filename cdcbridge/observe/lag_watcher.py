@@ -1,0 +1,68 @@
+"""Looks at slot and consumers now and then, whoever leads: for the metrics, and to say alarms in the log. Part of the
+rim.
+
+Runs as long as the program does, in a thread with sessions of its own for each look. What fails here is told, and tried
+again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import structlog
+
+from cdcbridge.background import Background
+from cdcbridge.config import Config
+from cdcbridge.errors import SourceUnavailable
+from cdcbridge.observe.lag import LOOKS, Lag, measure
+from cdcbridge.observe.metrics import Metrics
+from cdcbridge.routing.alarms import Alarm
+
+_LONGEST_INTERVAL: Final = 10.0
+_REPEAT: Final = 30  # looks after which an alarm that goes on is said again
+log = structlog.get_logger()
+
+
+class Watcher(Background):
+    """Works from entry to exit of its `with` block."""
+
+    def __init__(self, config: Config, metrics: Metrics) -> None:
+        super().__init__("watcher")
+        self._config = config
+        self._metrics = metrics
+        self._interval = min(_LONGEST_INTERVAL, max(0.5, config.source.heartbeat_interval))
+        self._looks: deque[Lag] = deque(maxlen=LOOKS - 1)
+        self._said: dict[tuple[str, str, str | None], int] = {}
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                found = measure(self._config, list(self._looks))
+            except Exception as error:  # noqa: BLE001 - else the last values would stand for ever
+                self._looks.clear()
+                self._metrics.not_measured()
+                if not isinstance(error, SourceUnavailable):  # which the bridge itself tells
+                    log.warning("watch.failed", error=" ".join(str(error).split()))
+            else:
+                self._looks.append(found)
+                self._metrics.measured(found)
+                self._alarm(found)
+            self._stop.wait(self._interval)
+
+    def _alarm(self, found: Lag) -> None:
+        """Each alarm when it begins, and again while it lasts."""
+        found_by_key = {_key(alarm): alarm for alarm in found.alarms}
+        said = {key: self._said.get(key, 0) + 1 for key in found_by_key}
+        for key, alarm in found_by_key.items():
+            if said[key] % _REPEAT == 1:
+                about = {"consumer": alarm.consumer} if alarm.consumer else {"slot": alarm.slot}
+                event = "slot.alarm" if alarm.consumer is None else "consumer.alarm"
+                log.warning(event, code=alarm.code, message=alarm.message, **about)
+        for key in self._said.keys() - said.keys():
+            log.info("slot.alarm_over" if key[2] is None else "consumer.alarm_over", code=key[0])
+        self._said = said
+
+
+def _key(alarm: Alarm) -> tuple[str, str, str | None]:
+    return alarm.code, alarm.slot, alarm.consumer

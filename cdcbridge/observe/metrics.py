@@ -1,0 +1,227 @@
+"""What Prometheus gets. Names and units as its conventions have them; one registry per program.
+
+Knows prometheus-client and what `lag` measures; asks no database. Every metric has the labels `source` and `slot`, so
+that one Prometheus tells two pairs of bridges apart. docs/METRICS.md explains each metric.
+
+Gauges of a side that cannot be reached are taken away rather than left standing at what they were: an old value would
+look like a healthy one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cdcbridge.observe.health import Health
+from cdcbridge.observe.lag import Lag
+from cdcbridge.routing.batch import Batch
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SLOT_GAUGES: Final = {
+    "slot_active": ("active", "Whether somebody reads the slot"),
+    "slot_retained_bytes": ("retained_bytes", "WAL that the slot keeps on the server"),
+    "slot_lag_bytes": ("lag_bytes", "WAL behind what is confirmed"),
+    "slot_lag_seconds": ("lag_seconds", "Age of the oldest commit not yet confirmed; 0 when idle"),
+    "slot_safe_wal_bytes": ("safe_wal_bytes", "WAL that may be written before max_slot_wal_keep_size is reached"),
+    "slot_inactive_seconds": ("inactive_seconds", "Since when nobody reads the slot"),
+    "slot_growth_bytes_per_second": ("growth_bytes_per_second", "How fast what the slot keeps grows"),
+    "slot_limit_in_seconds": ("seconds_to_limit", "When max_slot_wal_keep_size is reached if it goes on so"),
+}
+_CONSUMER_GAUGES: Final = {
+    "consumer_pending_messages": ("pending", "Messages waiting, delayed ones included; of a stream: behind"),
+    "consumer_in_flight_messages": ("in_flight", "Messages received and not settled"),
+    "consumer_dead_messages": ("dead", "Dead letters"),
+    "consumer_oldest_message_age_seconds": ("oldest_age_seconds", "Age of the oldest unfinished message"),
+    "consumer_delayed_messages": ("delayed", "Those of the waiting messages that wait for their time"),
+    "consumer_oldest_due_message_age_seconds": (
+        "oldest_due_age_seconds",
+        "How long the oldest message has waited that may be delivered now, or is delivered and not settled",
+    ),
+    "consumer_held_messages": ("held", "Those of the waiting messages that open transactions of receivers hold"),
+    "consumer_paused": ("paused", "Whether the consumer is paused"),
+}
+_WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
+
+
+class Metrics:
+    """The registry, and what writes into it.
+
+    source: the name of the source, for example `shop`.
+    slot: its replication slot. Both are labels of every metric.
+    """
+
+    def __init__(self, health: Health, version: str, source: str, slot: str) -> None:
+        unlabelled = CollectorRegistry()
+        self._messages = Counter("cdcbridge_messages", "Messages appended to the log", registry=unlabelled)
+        self._bytes = Counter(
+            "cdcbridge_appended_bytes", "Size of what was appended, as held in memory", registry=unlabelled
+        )
+        self._dead = Counter(
+            "cdcbridge_dead_letters_appended",
+            "Dead letters made while appending: oversized, undecodable, failing in a filter",
+            registry=unlabelled,
+        )
+        self._refused = Counter(
+            "cdcbridge_wal_messages_not_delivered",
+            "Messages that applications wrote into the WAL: malformed, without a consumer, or not transactional",
+            ["kind"],
+            registry=unlabelled,
+        )
+        self._seconds = Histogram(
+            "cdcbridge_append_seconds", "Time that an append took", registry=unlabelled, buckets=_SECONDS
+        )
+        self._looks = _Looks(health, version)
+        unlabelled.register(self._looks)
+        self.registry = CollectorRegistry()
+        self.registry.register(_Labelled(unlabelled, {"source": source, "slot": slot}))
+        health.on_append = self._appended
+
+    def _appended(self, batch: Batch, seconds: float) -> None:
+        self._messages.inc(len(batch.rows))
+        self._bytes.inc(batch.size)
+        self._dead.inc(len(batch.dead))
+        for (event, _topic, _reason), number in batch.refused.items():
+            self._refused.labels(event.removeprefix("published.")).inc(number)
+        self._seconds.observe(seconds)
+        self._looks.last_append = time.time()
+
+    def measured(self, lag: Lag) -> None:
+        """The source answered, and the store unless `lag` says otherwise."""
+        self._looks.lag = lag
+        self._looks.unreachable = "store" if lag.store_error else ""
+
+    def not_measured(self) -> None:
+        """The source did not answer."""
+        self._looks.lag = None
+        self._looks.unreachable = "source"
+
+
+class _Labelled(Collector):
+    """Everything in a registry, with labels that all of it shares."""
+
+    def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
+        self._registry = registry
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [s._replace(labels={**self._labels, **s.labels}) for s in family.samples]
+            yield family
+
+
+class _Looks(Collector):
+    """What is read at the moment when Prometheus asks: the last look, and how the bridge is."""
+
+    def __init__(self, health: Health, version: str) -> None:
+        self._health = health
+        self._version = version
+        self.lag: Lag | None = None
+        self.unreachable: str | None = None  # None: nobody has looked yet
+        self.last_append: float | None = None  # Unix time
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("cdcbridge_build", "The program's version", {"version": self._version})
+        yield from self._bridge()
+        if self.unreachable is not None:
+            up = GaugeMetricFamily("cdcbridge_up", "Whether the database answered the last look", labels=["database"])
+            for side in ("source", "store"):
+                # The source is asked first: where it fails nothing is known of the store.
+                if not (self.unreachable == "source" and side == "store"):
+                    up.add_metric([side], float(self.unreachable != side))
+            yield up
+        lag = self.lag
+        if lag is not None:
+            yield from self._slots(lag)
+            yield from self._consumers(lag)
+            yield from self._feeds(lag)
+
+    def _bridge(self) -> Iterator[Metric]:
+        health = self._health
+        streaming = health.state == "streaming"
+        yield GaugeMetricFamily("cdcbridge_leader", "Whether this bridge leads and streams", float(streaming))
+        yield GaugeMetricFamily("cdcbridge_alive", "What /live says", float(health.alive()[0]))
+        yield GaugeMetricFamily("cdcbridge_ready", "What /ready says", float(health.ready()[0]))
+        yield GaugeMetricFamily("cdcbridge_epoch", "The leader's epoch that this bridge last had", float(health.epoch))
+        yield GaugeMetricFamily(
+            "cdcbridge_buffered_rows", "Rows read and not appended yet; bounded", float(health.rows_waiting)
+        )
+        yield GaugeMetricFamily("cdcbridge_buffered_bytes", "Their size; bounded", float(health.bytes_waiting))
+        yield CounterMetricFamily(
+            "cdcbridge_session_failures", "Sessions that ended by an error and were tried again", health.retried
+        )
+
+        if self.last_append is not None:
+            yield GaugeMetricFamily(
+                "cdcbridge_last_append_timestamp_seconds", "When something was last appended", self.last_append
+            )
+
+    def _slots(self, lag: Lag) -> Iterator[Metric]:
+        for name, (field, text) in _SLOT_GAUGES.items():
+            family = GaugeMetricFamily(f"cdcbridge_{name}", text, labels=["slot"])
+            for slot in lag.slots:
+                value = getattr(slot, field)
+                if value is not None:
+                    family.add_metric([slot.name], float(value))
+            yield family
+        status = GaugeMetricFamily(
+            "cdcbridge_slot_wal_status", "1 for what pg_replication_slots.wal_status says", labels=["slot", "status"]
+        )
+        for slot in lag.slots:
+            for one in _WAL_STATUSES:
+                status.add_metric([slot.name, one], float(slot.wal_status == one))
+        for gone in lag.gone:
+            status.add_metric([gone, "lost"], 1.0)
+        yield status
+
+    def _consumers(self, lag: Lag) -> Iterator[Metric]:
+        for name, (field, text) in _CONSUMER_GAUGES.items():
+            family = GaugeMetricFamily(f"cdcbridge_{name}", text, labels=["consumer", "mode"])
+            for consumer in lag.consumers:
+                value = getattr(consumer, field)
+                if value is not None:
+                    family.add_metric([consumer.name, consumer.mode], float(value))
+            yield family
+        # Receivers' transactions are in consumer_held_messages; a group and a publisher hold partitions and seqs.
+        held = GaugeMetricFamily(
+            "cdcbridge_consumer_holder_seconds",
+            "For how long the oldest transaction is open that keeps messages from the consumer",
+            labels=["consumer", "mode"],
+        )
+        oldest: dict[tuple[str, str], float] = {}
+        for holder in lag.consumer_holders:
+            key = (holder.consumer, holder.mode)
+            oldest[key] = max(oldest.get(key, 0.0), holder.age_seconds or 0.0)
+        for labels, seconds in oldest.items():
+            held.add_metric(labels, seconds)
+        yield held
+        if lag.room.free_bytes is not None:
+            yield GaugeMetricFamily("cdcbridge_disk_free_bytes", "Free space for the source's WAL", lag.room.free_bytes)
+        others = GaugeMetricFamily(
+            "cdcbridge_other_slot_retained_bytes",
+            "WAL that a slot keeps which is not the bridge's",
+            labels=["other_slot"],
+        )
+        for slot in lag.room.others:
+            if slot.retained_bytes is not None:
+                others.add_metric([slot.name], float(slot.retained_bytes))
+        yield others
+
+    def _feeds(self, lag: Lag) -> Iterator[Metric]:
+        fed = GaugeMetricFamily(
+            "cdcbridge_consumer_fed", "Whether the bridge that leads sends the consumer messages", labels=["consumer"]
+        )
+        faulty = GaugeMetricFamily(
+            "cdcbridge_consumer_faulty", "Whether it cannot work as the leader's file has it", labels=["consumer"]
+        )
+        if lag.feeds is not None:
+            stored = [consumer.name for consumer in lag.consumers]
+            for name in dict.fromkeys([*stored, *lag.feeds.consumers]):
+                fed.add_metric([name], float(not lag.feeds.silence(name)))
+                faulty.add_metric([name], float(bool(lag.feeds.faulty(name))))
+        yield fed
+        yield faulty

@@ -1,0 +1,404 @@
+"""Events in, batches for the store out: positions, routing, encoding. Pure, and the bridge's hot path.
+
+A batch knows everything that one append commits: log rows, who gets them, dead letters, and the position. What
+stands at or before the position that the store already has is recognised here and left out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from cdcbridge.changes.events import Begin, Change, Commit, Event, LogicalMessage, Relation, Truncate
+from cdcbridge.changes.position import Position
+from cdcbridge.errors import DecodeError
+from cdcbridge.lsn import format_lsn
+from cdcbridge.routing.backfill_rows import inject
+from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
+from cdcbridge.routing.copy_format import (
+    encode_data,
+    key_text,
+    message_row,
+    partition_of,
+    published_row,
+    shared_part,
+    with_old_key,
+)
+from cdcbridge.routing.filters import FilterError, natives
+from cdcbridge.routing.logical_messages import TOPIC_PREFIX, Published, read_published
+from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Watch
+from cdcbridge.routing.router import Plan, Router, Subscription
+from cdcbridge.routing.table_guard import TableGuard
+from cdcbridge.routing.verdict import deletion, own_key, row_that_left, verdict
+
+READ_ROWS = 10000  # of backfills in one append
+READ_BYTES = 4 << 20  # in one append, beside the last chunk
+READ_ROWS_BESIDE = 300  # where there are changes, which have to wait for it
+
+
+class _Wish(NamedTuple):
+    """One consumer's copy of a message: its key, whether that is its own, why it dies at once, if it does, and its
+    data, if that is not the log's.
+    """
+
+    key: str | None
+    own: bool
+    reason: str | None = None
+    data: bytes | None = None
+
+
+class Collector:
+    """Feed events, take batches. `done` is the position that the store has; `end_lsn` where its last one ended.
+
+    `handed`: what backfills have put there, by the token in the watermark that the stream brings after it.
+    `guard`: looks at each version of a table that the stream brings.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        partitions: int,
+        done: Position,
+        end_lsn: int,
+        handed: dict[bytes, Watch | Chunk] | None = None,
+        guard: TableGuard | None = None,
+    ) -> None:
+        self._router = router
+        self._partitions = partitions
+        self._done = done
+        self._begin: Begin | None = None
+        self._relation: Relation | None = None  # of the last change, with its operation and its plan
+        self._op = ""
+        self._plan: Plan | None = None
+        self._shared: dict[str, bytes] = {}  # of the open transaction, by topic
+        self._ordinal = -1
+        self._skip_through = -1
+        self._position = done
+        self.end_lsn = end_lsn
+        self._batch = Batch()
+        self._commit_time: int | None = None
+        self._handed = {} if handed is None else handed
+        self._guard = guard or TableGuard(router)
+        self._watches: dict[str, list[Watch]] = {}  # by topic
+        self._chunks: deque[Chunk] = deque()  # that the stream has passed the watermark of
+        self._awaited = False  # a watermark came: where it stands must be in the store soon
+        self.changes = 0  # rows collected that are no backfill's
+
+    @property
+    def open(self) -> bool:
+        """A transaction has begun and not ended."""
+        return self._begin is not None
+
+    @property
+    def position(self) -> Position:
+        """Of the last change read, or of the last one that the store has."""
+        begin = self._begin
+        if begin is None or begin.commit_lsn is None:
+            return self._position
+        return max(self._position, Position(begin.commit_lsn, self._ordinal))
+
+    @property
+    def rows(self) -> int:
+        return len(self._batch.rows)
+
+    @property
+    def waiting(self) -> bool:
+        """There is something to append, or somebody waits for the position."""
+        return bool(self._batch.rows or self._batch.chunks or self._awaited)
+
+    @property
+    def size(self) -> int:
+        return self._batch.size
+
+    def take(self) -> Batch:
+        """Everything collected since the last take, with the position up to which it is complete."""
+        batch, self._batch = self._batch, Batch()
+        self._awaited = False
+        batch.position, batch.end_lsn, batch.open = self.position, self.end_lsn, self.open
+        batch.in_order = self._router.in_order
+        batch.commit_time = self._commit_time
+        return batch
+
+    def add_reads(self, *, beside: bool) -> None:
+        """Chunks of backfills into the batch, behind the last transaction: up to READ_ROWS, or if they are not to go
+        `beside` changes, one into an empty batch.
+        """
+        while self._chunks and self._begin is None:
+            full = self.rows + len(self._chunks[0].rows) > READ_ROWS or self.size > READ_BYTES
+            if self.rows and (not beside or full):
+                return
+            chunk = self._chunks.popleft()
+            if chunk.watch.over:
+                chunk.release()
+                continue
+            self._position = inject(self._batch, chunk, self._position, self._commit_time, self._partitions)
+            if chunk.last:
+                self._watches[chunk.watch.topic].remove(chunk.watch)
+
+    def spill(self, xid: int, n: int, block: bytes) -> None:
+        """A block of a transaction in progress goes to the store with the next append."""
+        self._batch.spilled.append((xid, n, block))
+        self._batch.size += len(block)
+
+    @property
+    def at_hand(self) -> tuple[Batch, Begin | None]:
+        """What is collected, and the open transaction."""
+        return self._batch, self._begin
+
+    def unspill(self, xid: int) -> None:
+        """The blocks of that transaction are not needed when the next append is durable."""
+        self._batch.unspilled.append(xid)
+
+    def idle(self, wal_end: int) -> None:
+        """The source has sent everything up to `wal_end`, and none of it is open or waits here."""
+        self.end_lsn = max(self.end_lsn, wal_end)
+        self._commit_time = None
+
+    def feed(self, events: Iterable[Event]) -> None:
+        """Take events in their order. Raises DecodeError where that makes no sense."""
+        for event in events:
+            if type(event) is Change:
+                self._ordinal += 1
+                if self._ordinal > self._skip_through:
+                    self._change(event)
+            else:
+                self._feed_other(event)
+
+    def _feed_other(self, event: Event) -> None:
+        if type(event) is Begin:
+            self._begin_transaction(event)
+        elif type(event) is Commit:
+            self._end_transaction(event)
+        elif type(event) is Truncate:
+            self._truncate(event)
+        elif type(event) is Relation:
+            self._guard.require_identity(event, self.position)
+        elif type(event) is LogicalMessage and not event.transactional:
+            if event.prefix.startswith(TOPIC_PREFIX):  # in no transaction: no message, and no position
+                self._refuse("published.outside", event, "it was not transactional, and is in no transaction")
+        else:
+            self._ordinal += 1
+            if type(event) is LogicalMessage and self._ordinal > self._skip_through:
+                self._published(event)
+
+    # transactions
+
+    def _begin_transaction(self, event: Begin) -> None:
+        if self._begin is not None or event.commit_lsn is None or event.xid is None or event.commit_time is None:
+            raise DecodeError("stream", f"unexpected {event!r}", lsn=event.commit_lsn)
+        self._begin = event
+        self._commit_time = event.commit_time
+        self._ordinal = -1
+        self._shared = {}
+        if event.commit_lsn < self._done.commit_lsn:
+            self._skip_through = 1 << 62
+        else:
+            self._skip_through = self._done.ordinal if event.commit_lsn == self._done.commit_lsn else -1
+
+    def _end_transaction(self, event: Commit) -> None:
+        if self._begin is None or event.end_lsn is None:
+            raise DecodeError("stream", f"unexpected {event!r}", lsn=event.commit_lsn)
+        self._position = self.position
+        self.end_lsn = max(self.end_lsn, event.end_lsn)
+        self._begin = None
+        self._shared = {}
+
+    # messages
+
+    def _change(self, change: Change) -> None:
+        relation = change.relation
+        if relation is not self._relation or change.op != self._op:
+            self._guard.require_columns(relation, self.position)
+            self._relation, self._op = relation, change.op
+            self._plan = self._router.plan(relation, change.op)
+        plan = self._plan
+        if plan is None:
+            return
+        key = key_text(change.record, relation.key)
+        old_key = None if change.old is None else key_text(change.old, relation.key)
+        if self._watches:
+            self._note(change, key, old_key)
+        wanted = self._wanted(plan, change, key, old_key) if plan.special else None
+        if wanted is not None and not wanted and not plan.plain and not plan.streams:
+            return
+        data = encode_data(change.op, change.record, change.old, change.unchanged)
+        shared = self._shared.get(relation.topic) or self._share(relation.topic)
+        if old_key is not None and old_key != key:
+            shared = with_old_key(shared, old_key)
+        text = None if key is None else key.encode()
+        partition = partition_of(text, self._partitions)
+        row = message_row(self._ordinal, text, partition, data, shared)
+        batch = self._batch
+        index = len(batch.rows)
+        self.changes += 1
+        batch.rows.append(row)
+        batch.keys.append(key)
+        batch.partitions.append(partition)
+        batch.size += len(row) + ROW_OVERHEAD
+        batch.streams.update(plan.streams)
+        plain = plan.plain
+        if len(data) > plan.smallest_limit:
+            oversized = self._bury_oversized(plan, wanted, key, index, len(data))
+            plain = tuple(consumer for consumer in plain if consumer not in oversized)
+            wanted = {c: entry for c, entry in wanted.items() if c not in oversized} if wanted else None
+        if plain:
+            group = batch.groups.get(plain)
+            if group is None:
+                group = batch.groups[plain] = []
+            group.append(index)
+        if wanted:
+            self._fan_out(wanted, index)
+
+    def _truncate(self, event: Truncate) -> None:
+        for index in range(event.named):
+            self._ordinal += 1
+            if index < len(event.relations) and self._ordinal > self._skip_through:
+                before = len(self._batch.rows)
+                self._change(Change("truncate", event.relations[index], None))
+                self._batch.barriers.extend(range(before, len(self._batch.rows)))
+
+    def _note(self, change: Change, key: str | None, old_key: str | None) -> None:
+        """Rows of this key that backfills have read, and that are not in the log yet, may be stale now."""
+        begin = self._begin
+        for watch in self._watches.get(change.relation.topic, ()):
+            watch.note(change.op, (key, old_key), (begin and begin.xid) or 0)
+
+    def _watermark(self, token: bytes) -> None:
+        """The stream has come to where a backfill began, or behind where it read a chunk. What is not known is past."""
+        self._awaited = True
+        handed = self._handed.pop(token, None)
+        if isinstance(handed, Watch):
+            watches = self._watches.setdefault(handed.topic, [])
+            watches[:] = [watch for watch in watches if not watch.over] + [handed]
+        elif handed is not None:
+            self._chunks.append(handed)
+
+    def _published(self, event: LogicalMessage) -> None:
+        """A message that an application wrote into the WAL, if it is for a topic that anybody reads."""
+        if event.prefix == WATERMARK_PREFIX:
+            self._watermark(event.content)
+        if not event.prefix.startswith(TOPIC_PREFIX):
+            return
+        topic = event.prefix.removeprefix(TOPIC_PREFIX)
+        readers = self._router.readers(topic)
+        if not readers:
+            self._refuse("published.unlisted", event, "no consumer lists the topic")
+            return
+        message = read_published(event.content)
+        if message.malformed is not None:
+            self._refuse("published.malformed", event, message.malformed)
+        data = message.data
+        batch = self._batch
+        index = len(batch.rows)
+        text = None if message.key is None else message.key.encode()
+        partition = partition_of(text, self._partitions)
+        batch.rows.append(published_row(topic, text, partition, data))
+        batch.keys.append(message.key)
+        batch.partitions.append(partition)
+        batch.size += len(data) + ROW_OVERHEAD
+        for reader in readers:
+            if reader.reads_log:
+                batch.streams.add(reader.consumer_id)
+            else:
+                self._give(reader, message, index, len(data))
+
+    def _give(self, reader: Subscription, message: Published, index: int, size: int) -> None:
+        """Fan a published message out to a queue: now, later, or as a dead letter."""
+        batch = self._batch
+        key = message.key if reader.key is None else message.own_key(reader.key)
+        if message.malformed is not None:
+            batch.dead.append((reader.consumer_id, index, f"undecodable: {message.malformed}", key))
+        elif size > reader.max_bytes:
+            reason = f"oversized: data has {size} bytes, max_message_bytes is {reader.max_bytes}"
+            batch.dead.append((reader.consumer_id, index, reason, key))
+        else:
+            if message.deliver_at is not None:
+                batch.later.append((reader.consumer_id, index, key, message.deliver_at))
+            if message.deliver_at is None or reader.in_order:  # waiting_rows() leaves the later ones out
+                self._fan_out({reader.consumer_id: _Wish(key, reader.own_keys)}, index)
+
+    def _refuse(self, what: str, event: LogicalMessage, why: str) -> None:
+        """Count what is not delivered of the messages that applications wrote into the WAL, for the log and metrics."""
+        self._batch.refused[what, event.prefix.removeprefix(TOPIC_PREFIX), why] += 1
+
+    def _share(self, topic: str) -> bytes:
+        begin = self._begin
+        if begin is None or begin.commit_lsn is None or begin.xid is None or begin.commit_time is None:
+            raise DecodeError("stream", f"a change of {topic} outside a transaction")
+        shared = self._shared[topic] = shared_part(topic, begin.commit_lsn, begin.xid, begin.commit_time)
+        return shared
+
+    def _wanted(self, plan: Plan, change: Change, key: str | None, old_key: str | None) -> dict[int, _Wish]:
+        """What each consumer that looks closer wants of this change."""
+        wanted: dict[int, _Wish] = {}
+        environment: dict[str, Any] | None = None
+        identity = change.relation.identity
+        for subscription in plan.special:
+            its_key = key if subscription.key is None else key_text(change.record, subscription.key)
+            reason = data = None
+            if subscription.filter is not None:
+                try:
+                    if environment is None:
+                        environment = self._environment(change, key)
+                    said = verdict(subscription, environment, change.unchanged, identity, old_key)
+                    if said == "passed":
+                        continue
+                    if said == "left":
+                        row = row_that_left(change.record, change.old, identity)
+                        data, its_key = deletion(row), own_key(subscription, row, key if old_key is None else old_key)
+                except FilterError as error:
+                    reason = f"filter_error: {error}"
+            wanted[subscription.consumer_id] = _Wish(its_key, subscription.own_keys, reason, data)
+        return wanted
+
+    def _environment(self, change: Change, key: str | None) -> dict[str, Any]:
+        begin = self._begin
+        commit_lsn = begin.commit_lsn if begin is not None else None
+        return {
+            "op": change.op,
+            "topic": change.relation.topic,
+            "key": key,
+            "record": natives(change.record),
+            "old": natives(change.old),
+            "meta": {
+                "schema": change.relation.schema,
+                "table": change.relation.table,
+                "commit_lsn": format_lsn(commit_lsn or 0),
+                "ordinal": self._ordinal,
+                "xid": begin.xid if begin is not None else None,
+            },
+        }
+
+    def _bury_oversized(
+        self, plan: Plan, wanted: dict[int, _Wish] | None, key: str | None, index: int, size: int
+    ) -> set[int]:
+        """Dead letters of those for whom the message is too large; who they are."""
+        oversized: set[int] = set()
+        for consumer, limit in plan.limits:
+            wish = wanted.get(consumer) if wanted else None
+            its_size = len(wish.data) if wish and wish.data is not None else size
+            if its_size > limit and (wish is not None or consumer in plan.plain):
+                reason = f"oversized: data has {its_size} bytes, max_message_bytes is {limit}"
+                self._keep_own(consumer, index, wish)
+                self._batch.dead.append((consumer, index, reason, wish.key if wish else key))
+                oversized.add(consumer)
+        return oversized
+
+    def _keep_own(self, consumer: int, index: int, wish: _Wish | None) -> None:
+        if wish is not None and wish.data is not None:
+            self._batch.own.append((consumer, index, wish.key, wish.data))
+            self._batch.size += len(wish.data) + ROW_OVERHEAD
+
+    def _fan_out(self, wanted: dict[int, _Wish], index: int) -> None:
+        batch = self._batch
+        for consumer, wish in wanted.items():
+            self._keep_own(consumer, index, wish)
+            if wish.reason is not None:
+                batch.dead.append((consumer, index, wish.reason, wish.key))
+            elif wish.own:
+                indexes, keys = batch.keyed.setdefault(consumer, ([], []))
+                indexes.append(index)
+                keys.append(wish.key)
+            else:
+                batch.groups.setdefault((consumer,), []).append(index)

@@ -1,0 +1,100 @@
+"""Changes that wal2json drops for want of a replica identity: from where to where, by table. Pure.
+
+wal2json leaves an UPDATE or DELETE of a table without a key out, and sends a warning in its place. The first one opens
+a gap: a message tells the consumers of that table where it begins, and all other changes go on. A session that finds
+the table with an identity again closes the gap with a second message. Both are kept in the store with the position.
+This module never decides that a change may go missing: it is missing already, and is told once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from cdcbridge.changes.events import Begin
+from cdcbridge.lsn import format_lsn
+from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
+from cdcbridge.routing.copy_format import GAP_TOPIC, message_row, shared_part
+from cdcbridge.routing.router import Subscription
+
+_KEY = "missing"
+
+
+@dataclass(slots=True, frozen=True)
+class Gap:
+    """The changes of one table are missing from the commit LSN `first` on.
+
+    last: the LSN before which all of them committed; None while the gap is open.
+    """
+
+    first: int
+    last: int | None = None
+
+
+class Missing:
+    """The newest gap of each table, for example that of `public.scratch`."""
+
+    def __init__(self, stored: dict[str, Any] | None = None) -> None:
+        self._gaps = {topic: Gap(*ends) for topic, ends in (stored or {}).get(_KEY, {}).items()}
+
+    def dump(self) -> dict[str, Any]:
+        """For the store, as JSON. The constructor reads it."""
+        return {_KEY: {topic: [gap.first, gap.last] for topic, gap in self._gaps.items()}}
+
+    def tells(self, topic: str, commit_lsn: int) -> bool:
+        """Whether a gap message tells of a change of this table in the transaction that commits there."""
+        gap = self._gaps.get(topic)
+        return gap is not None and (gap.last is None or commit_lsn < gap.last)
+
+    def open(self, topic: str, commit_lsn: int) -> int:
+        """Begin a gap; which one it is of those that begin with this transaction, from 0 on."""
+        number = sum(gap.first == commit_lsn for other, gap in self._gaps.items() if other != topic)
+        self._gaps[topic] = Gap(commit_lsn)
+        return number
+
+    def ended(self, unidentified: Collection[str]) -> list[str]:
+        """The tables with an open gap that have an identity again, or are gone."""
+        return [topic for topic, gap in self._gaps.items() if gap.last is None and topic not in unidentified]
+
+    def close(self, topic: str, last: int) -> Gap:
+        """End the open gap of a table."""
+        gap = self._gaps[topic] = Gap(self._gaps[topic].first, last)
+        return gap
+
+
+def opening(topic: str, commit_lsn: int) -> dict[str, Any]:
+    """The record of the message that begins a gap."""
+    reason = (
+        f"updates and deletes of {topic} are missing from here on, because it has no replica identity; another gap"
+        " message tells where that ends"
+    )
+    return {"from": format_lsn(commit_lsn), "to": None, "table": topic, "reason": reason}
+
+
+def closing(topic: str) -> str:
+    """The reason in the message that ends a gap."""
+    return f"updates and deletes of {topic} between the two are missing, because it had no replica identity"
+
+
+def add_gap(batch: Batch, begin: Begin, takers: Sequence[Subscription], record: dict[str, Any], number: int) -> None:
+    """Add a gap message to the batch, where the stream is now.
+
+    takers: the consumers of the table. Nobody else gets it.
+    number: of the gap in its transaction. The ordinal is below 0, so no change has the same position.
+    """
+    data = orjson.dumps({"op": "gap", "record": record, "old": None, "unchanged": []})
+    shared = shared_part(GAP_TOPIC, begin.commit_lsn or 0, begin.xid or 0, begin.commit_time or 0)
+    row = message_row(-2 - number, None, 0, data, shared)
+    index = len(batch.rows)
+    batch.rows.append(row)
+    batch.keys.append(None)
+    batch.partitions.append(0)
+    batch.size += len(row) + ROW_OVERHEAD
+    batch.gap = True
+    batch.gaps.append((record, [taker.name for taker in takers]))
+    if queues := tuple(taker.consumer_id for taker in takers if not taker.reads_log):
+        batch.groups.setdefault(queues, []).append(index)
+    batch.streams.update(taker.consumer_id for taker in takers if taker.reads_log)

@@ -1,0 +1,170 @@
+"""Which consumers the bridge feeds, and why it does not feed the others. Pure.
+
+The leader writes this into the store when a session begins. `consumers apply`, `consumers list`, `lag` and the metrics
+read it. For example, a consumer that was applied from another file is in the store, and the bridge sends it nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from cdcbridge.routing.alarms import Alarm
+
+State = Literal["fed", "as_before", "not_in_file", "refused"]
+
+
+@dataclass(slots=True, frozen=True)
+class Fault:
+    """Why a consumer cannot work as the file has it.
+
+    fed: it gets messages nevertheless, as it was before, or without one of its tables.
+    asked: what the file asks for, where the consumer continues as it was before. For example `mode: fifo`.
+    code: of the problem, as `check` has it.
+    """
+
+    consumer: str
+    object: str
+    message: str
+    fix: str
+    fed: bool
+    asked: str = ""
+    code: str = ""
+
+    @property
+    def state(self) -> State:
+        return "as_before" if self.asked else "fed" if self.fed else "refused"
+
+    @property
+    def reason(self) -> str:
+        """The message, after what the file asks for."""
+        if not self.asked:
+            return self.message
+        return f"the file asks for {self.asked}, which cannot be done: {_unnamed(self.message, self.consumer)}"
+
+    @property
+    def meanwhile(self) -> str:
+        if self.asked:
+            return "it goes on as it was"
+        return "it goes on, except for this" if self.fed else "it gets nothing"
+
+
+@dataclass(slots=True, frozen=True)
+class Feed:
+    """One consumer: its state, and what is wrong with it ('' for nothing)."""
+
+    state: State
+    reason: str = ""
+    fix: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Feeds:
+    """What the leader of an epoch does with each consumer.
+
+    holder: the leader, for example `db1 pid 4711`.
+    file: where it reads its configuration.
+    unfed: since which LSN a consumer of the store gets nothing, by its id. None: noted by a version without it.
+    """
+
+    epoch: int
+    holder: str
+    file: str
+    consumers: Mapping[str, Feed] = field(default_factory=dict)
+    unfed: Mapping[str, str] | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """For the store, as JSON."""
+        return asdict(self)
+
+    def of(self, name: str) -> Feed | None:
+        """One consumer; None for one that was applied since this epoch began."""
+        return self.consumers.get(name)
+
+    def silence(self, name: str) -> str:
+        """Say why a consumer of the store gets nothing; '' where it is fed."""
+        feed = self.of(name)
+        if feed is None:
+            return (
+                f"{name} gets nothing yet: it was applied after the bridge ({self.holder}) began. A running bridge"
+                " takes it up within seconds, another one when it starts"
+            )
+        if feed.state == "not_in_file":
+            return (
+                f"{name} gets nothing: the bridge ({self.holder}) does not have it in its file {self.file}. Add it"
+                f" there, then `cdcbridge consumers apply` there; or `cdcbridge consumers remove {name}`"
+            )
+        return self.faulty(name) if feed.state == "refused" else ""
+
+    def mark(self, name: str) -> str:
+        """A few words beside the name of a consumer of the store; '' where it works."""
+        if self.silence(name):
+            return "gets nothing"
+        if (feed := self.of(name)) is not None and feed.state == "as_before":
+            return "as before"
+        return "faulty" if self.faulty(name) else ""
+
+    def faulty(self, name: str) -> str:
+        """Say why a consumer does not work as the leader's file has it; '' where it does."""
+        feed = self.of(name)
+        if feed is None or not feed.reason:
+            return ""
+        what = {"refused": "gets nothing:", "as_before": "goes on as it was;"}.get(feed.state, "is faulty:")
+        reason = _unnamed(feed.reason, name)
+        return f"the consumer {name} {what} {reason}{'' if reason.endswith('?') else '.'} Fix: {feed.fix}"
+
+    def warnings(self, names: Iterable[str]) -> list[str]:
+        """A line for each of the store's consumers that gets nothing and has no alarm."""
+        return [line for name in names if not self.faulty(name) and (line := self.silence(name))]
+
+    def alarms(self) -> list[Alarm]:
+        """An alarm for each consumer that cannot work as the leader's file has it."""
+        return [Alarm("consumer_refused", "", text, name) for name in self.consumers if (text := self.faulty(name))]
+
+
+def feed_of(feeds: Feeds | None, name: str) -> dict[str, Any]:
+    """What JSON says of a consumer of the store. `fed` null: no bridge has begun yet."""
+    if feeds is None:
+        return {"fed": None, "problem": None}
+    silence = feeds.silence(name)
+    return {"fed": not silence, "problem": silence or feeds.faulty(name) or None}
+
+
+def load(stored: dict[str, Any] | None) -> Feeds | None:
+    """What dump() wrote; None before the first session."""
+    if stored is None:
+        return None
+    consumers = {name: Feed(**feed) for name, feed in stored["consumers"].items()}
+    return Feeds(stored["epoch"], stored["holder"], stored["file"], consumers, stored.get("unfed"))
+
+
+def describe(
+    epoch: int,
+    holder: str,
+    file: str,
+    stored: Iterable[str],
+    in_file: Iterable[str],
+    faults: Iterable[Fault],
+    unfed: Mapping[str, str] | None = None,
+) -> Feeds:
+    """Tell for each consumer of the store, and for each one that could not be applied, what the leader does with it."""
+    known = set(in_file)
+    consumers = {name: Feed("fed" if name in known else "not_in_file") for name in stored}
+    more: Counter[str] = Counter()
+    for fault in faults:
+        had = consumers.get(fault.consumer)
+        if had is None or not had.reason:
+            consumers[fault.consumer] = Feed(fault.state, fault.reason, fault.fix)
+        else:
+            more[fault.consumer] += 1
+    for name, count in more.items():
+        feed = consumers[name]
+        consumers[name] = replace(feed, fix=f"{feed.fix} (`cdcbridge check` shows {count} more)")
+    return Feeds(epoch, holder, file, consumers, unfed)
+
+
+def _unnamed(message: str, name: str) -> str:
+    """A message without the consumer's name, which stands before it."""
+    return message.removeprefix(f"consumer {name}: ")

@@ -1,0 +1,146 @@
+"""Messages that applications write into the WAL: what stands in pg_logical_emit_message → key and data. Pure.
+
+Anybody may write anything there: what cannot be read is told, and never raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import orjson
+
+from cdcbridge.routing.copy_format import key_text
+
+TOPIC_PREFIX: Final = "cdcbridge:"
+_MEMBERS: Final = frozenset({"key", "data", "deliver_at"})
+_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]|[^\s",:{}\[\]]+')
+
+
+@dataclass(slots=True, frozen=True)
+class Published:
+    """A message's key and its data as JSON text; or what is wrong with it, and then its content as a JSON text."""
+
+    key: str | None
+    record: bytes
+    malformed: str | None = None
+    deliver_at: str | None = None  # in ISO 8601
+
+    @property
+    def data(self) -> bytes:
+        """The message's `data`. What is malformed says so: a stream has no dead letters, and reads the log as it is."""
+        why = b"" if self.malformed is None else b',"malformed":' + orjson.dumps(self.malformed)
+        return b'{"op":"message","record":%b,"old":null,"unchanged":[]%b}' % (self.record, why)
+
+    def own_key(self, columns: Sequence[str]) -> str | None:
+        """The key that these members of the data make, as columns of a row would."""
+        if not self.record.startswith(b"{"):
+            return None
+        return key_text({name: orjson.Fragment(value) for name, value in members(self.record.decode())}, columns)
+
+
+def read_published(content: bytes) -> Published:
+    """`{"key": "42", "data": …}` → the message. The key may be a text, a number or null; data is any JSON value.
+
+    `deliver_at` is null, or a text such as "2026-05-01T10:00:00Z".
+    """
+    try:
+        parsed = _parsed(content)
+    except orjson.JSONDecodeError as error:
+        return _malformed(content, f"not JSON: {error.msg}")
+    if not isinstance(parsed, dict) or "data" not in parsed or not parsed.keys() <= _MEMBERS:
+        return _malformed(content, 'expected {"key": ..., "data": ..., "deliver_at": ...}')
+    parts = dict(members(content.decode()))
+    # A newline is legal between tokens only: a message stays on one line.
+    parts["data"] = parts["data"].replace("\n", " ").replace("\r", " ")
+    key = parsed.get("key")
+    if isinstance(key, bool | dict | list):
+        return _malformed(content, "the key is not a text, a number or null")
+    if isinstance(key, str) and not _is_text(key):
+        return _malformed(content, "the key has \\u0000 or half of a surrogate pair, which PostgreSQL cannot hold")
+    try:
+        deliver_at = _time(parsed.get("deliver_at"))
+    except ValueError:
+        return _malformed(content, "deliver_at is not a time with its zone, such as 2026-05-01T10:00:00Z")
+    text = key if key is None or isinstance(key, str) else parts["key"]
+    return Published(text, parts["data"].encode(), deliver_at=deliver_at)
+
+
+def _time(value: object) -> str | None:
+    """A member's time. Raises ValueError for one that is no text, no time, or names no zone."""
+    if value is None:
+        return None
+    found = datetime.fromisoformat(value) if isinstance(value, str) else None
+    if found is None or found.utcoffset() is None:
+        raise ValueError(f"no time: {value!r}")
+    return found.isoformat()
+
+
+def _parsed(content: bytes) -> object:
+    """The content, by orjson; by Python's parser what PostgreSQL takes and orjson refuses, such as 1e400.
+
+    Raises orjson.JSONDecodeError.
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        with contextlib.suppress(ValueError, RecursionError):
+            return _JSON.decode(content.decode())
+        raise
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_JSON: Final = json.JSONDecoder(parse_constant=_refuse, parse_int=str, parse_float=str)
+
+
+def _is_text(value: str) -> bool:
+    """Whether PostgreSQL can hold it."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _malformed(content: bytes, reason: str) -> Published:
+    # With escapes instead of characters: the store's encoding may lack U+FFFD.
+    return Published(None, json.dumps(content.decode(errors="replace")).encode(), reason)
+
+
+def members(text: str) -> Iterator[tuple[str, str]]:
+    """The members of a JSON object, each value as it is written: data is not to go through a Python number."""
+    position = _past_space(text, text.index("{") + 1)
+    while text[position] != "}":
+        end = _value_end(text, position)
+        name = text[position:end]
+        with contextlib.suppress(orjson.JSONDecodeError):
+            name = orjson.loads(name)
+        start = _past_space(text, text.index(":", end) + 1)
+        end = _value_end(text, start)
+        yield name, text[start:end]
+        position = _past_space(text, end)
+        if text[position] == ",":
+            position = _past_space(text, position + 1)
+
+
+def _value_end(text: str, start: int) -> int:
+    """Where the value that begins there ends. Counts braces: a parser would fail on 1,000 nested lists."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += (token[0] in "{[") - (token[0] in "}]")
+        if depth == 0:
+            return token.end()
+    raise ValueError("not JSON")
+
+
+def _past_space(text: str, position: int) -> int:
+    while text[position] in " \t\r\n":
+        position += 1
+    return position

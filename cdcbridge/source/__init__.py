@@ -1,0 +1,1 @@
+"""The database that is read. Nothing here knows the store."""

@@ -1,0 +1,166 @@
+"""A look at the source's catalogue: how tables are defined now. Part of the rim; keeps nothing.
+
+Source: PostgreSQL manual, "System Catalogs" (pg_class, pg_attribute, pg_index, pg_inherits).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from cdcbridge.changes.events import Relation
+from cdcbridge.changes.wal2json import Table
+from cdcbridge.database import Connection, source_errors
+from cdcbridge.lsn import parse_lsn
+from cdcbridge.routing.copy_format import key_columns
+
+NEVER: Final = 1 << 64  # above every LSN
+_WAL_END: Final = (
+    "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end)::text"
+)
+# The server takes a primary key for the identity only where it is not deferrable (indimmediate).
+_INDEX_COLUMNS: Final = """
+    (select array_agg(a.attname::text order by k.n)
+     from pg_index i cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, n)
+     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+     where i.indrelid = t.{table} and {which} and i.indisvalid and k.n <= i.indnkeyatts)
+"""
+# since: the youngest transaction that changed the table's definition or its place in a partition tree.
+_TABLES: Final = f"""
+    with named as (
+        select c.oid, n.nspname, c.relname, c.relkind, c.relispartition, c.relreplident, c.xmin as changed,
+               case when c.relispartition then pg_partition_root(c.oid) else c.oid end as root
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where c.relkind in ('r', 'p', 'f', 'm', 'v') and {{which}}
+    ), t as (
+        select t.*, rn.nspname as root_schema, rc.relname as root_table
+        from named t join pg_class rc on rc.oid = t.root join pg_namespace rn on rn.oid = rc.relnamespace
+    )
+    select t.nspname::text, t.relname::text, t.relkind::text, t.relispartition, t.relreplident::text,
+           t.root_schema::text, t.root_table::text,
+           {_INDEX_COLUMNS.format(table="root", which="i.indisprimary")},
+           case t.relreplident
+               when 'd' then {_INDEX_COLUMNS.format(table="oid", which="i.indisprimary and i.indimmediate")}
+               when 'i' then {_INDEX_COLUMNS.format(table="oid", which="i.indisreplident and i.indimmediate")} end,
+           a.columns, a.generated, a.toastable, a.attributes,
+           (select x::text::int8 from (select t.changed as x union all select b.xmin from pg_attribute b
+                                       where b.attrelid = t.oid and b.attnum > 0
+                                       union all select i.xmin from pg_inherits i where i.inhrelid = t.oid
+                                       union all select i.xmin from pg_index i where i.indrelid = t.oid
+                                       and (i.indisprimary or i.indisreplident)) y
+            order by age(x) limit 1),
+           (select i.xmin::text::int8 from pg_inherits i where i.inhrelid = t.oid limit 1)
+    from t cross join lateral (
+        select coalesce(array_agg(a.attname::text order by a.attnum)
+                        filter (where not a.attisdropped and a.attgenerated = ''), '{{{{}}}}') as columns,
+               coalesce(array_agg(a.attname::text) filter (where not a.attisdropped and a.attgenerated <> ''),
+                        '{{{{}}}}') as generated,
+               coalesce(json_object_agg(a.attname, array[a.attnum, a.xmin::text::int8] order by a.attnum)
+                        filter (where not a.attisdropped and a.attgenerated = '' and a.attlen = -1), '{{{{}}}}')
+                   as toastable,
+               coalesce(json_object_agg(a.attnum, a.xmin::text::int8), '{{{{}}}}') as attributes
+        from pg_attribute a where a.attrelid = t.oid and a.attnum > 0) a
+"""  # noqa: S608 - made of constants alone
+_ONE: Final = _TABLES.format(which="n.nspname = %(schema)s and c.relname = %(table)s")
+_ALL: Final = (
+    _TABLES.format(which="c.relkind in ('r', 'p') and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'")
+    + """
+    where %(everything)s or t.root_schema = any (%(schemas)s) or exists (
+        select from unnest(%(table_schemas)s::text[], %(table_names)s::text[]) as w (schema, name)
+        where w.schema = t.root_schema and w.name = t.root_table)
+"""
+)
+_ROOTS: Final = """
+    select n.nspname, c.relname, a.attname, a.atttypid::int8, a.attlen = -1, a.xmin::text::int8
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_attribute a on a.attrelid = c.oid
+    where c.relkind = 'p' and not c.relispartition and a.attnum > 0
+"""
+
+
+class Look(NamedTuple):
+    """What a query found. Every commit below the LSN `covered` was seen, and none above the LSN `looked_at`."""
+
+    covered: int
+    rows: list[tuple[Any, ...]]
+    looked_at: int
+
+
+class Found(NamedTuple):
+    """A table as it is now.
+
+    since: the youngest transaction that changed its definition. attached: the one that made it a partition.
+    toastable: name -> [number, transaction that last changed the column]. attributes: number -> that transaction, of
+    all columns, dropped ones too.
+    """
+
+    schema: str
+    table: str
+    kind: str
+    partition: bool
+    replica_identity: str
+    root_schema: str
+    root_table: str
+    primary_key: list[str] | None
+    identity: list[str] | None
+    columns: list[str]
+    generated: list[str]
+    toastable: dict[str, list[int]]
+    attributes: dict[str, int]
+    since: int
+    attached: int | None
+
+    def definition(self, *, captured: bool) -> Table:
+        """For the decoders. Only ordinary and partitioned tables are captured; for example no materialized view."""
+        primary, identity = tuple(self.primary_key or ()), tuple(self.identity or ())
+        full = self.replica_identity == "f"
+        relation = Relation(
+            self.schema,
+            self.table,
+            f"{self.root_schema}.{self.root_table}",
+            key_columns(primary, identity, full=full),
+            frozenset(identity),
+            full,
+            frozenset(self.columns),
+        )
+        return Table(
+            relation,
+            captured and self.kind in ("r", "p"),
+            self.partition,
+            frozenset(self.generated),
+            tuple(self.toastable),
+            primary_key=primary,
+            identity_order=identity,
+            replica_identity=self.replica_identity,
+        )
+
+
+def ask(connection: Connection, query: str, parameters: dict[str, Any] | None = None) -> Look:
+    """Run a query between two looks at the WAL's end."""
+    with source_errors():
+        before = connection.execute(_WAL_END).fetchone()
+        rows = connection.execute(query.encode(), parameters).fetchall()
+        after = connection.execute(_WAL_END).fetchone()
+    return Look(parse_lsn(before[0]) if before else 0, rows, parse_lsn(after[0]) if after else NEVER)
+
+
+def one_table(connection: Connection, schema: str, table: str) -> Look:
+    """Rows for Found(*row): one, or none where there is no such table."""
+    return ask(connection, _ONE, {"schema": schema, "table": table})
+
+
+def all_tables(connection: Connection, patterns: Sequence[str]) -> Look:
+    """Rows for Found(*row): every table that the patterns name or cover, and every partition of these."""
+    pairs = [pattern.split(".", 1) for pattern in patterns]
+    named = [(schema, table) for schema, table in pairs if table != "*"]
+    given = {
+        "everything": "*.*" in patterns,
+        "schemas": [schema for schema, table in pairs if table == "*"],
+        "table_schemas": [schema for schema, _ in named],
+        "table_names": [table for _, table in named],
+    }
+    return ask(connection, _ALL, given)
+
+
+def partitioned_tables(connection: Connection) -> Look:
+    """(schema, table, column, type's OID, whether an UPDATE may leave it out, last DDL) of partitioned tables."""
+    return ask(connection, _ROOTS)

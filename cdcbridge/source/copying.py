@@ -1,0 +1,73 @@
+"""COPY out of a table, with a bound on the bytes that are taken. Part of the rim."""
+
+from __future__ import annotations
+
+import select
+from typing import Final
+
+from psycopg import errors, pq, sql
+
+from cdcbridge.database import Connection
+from cdcbridge.source.shapes import Shape
+
+_HEADER: Final = 19  # bytes of COPY's header, which is in the first row's message
+_SAVEPOINT: Final = b"savepoint copying"
+_ROLLBACK: Final = b"rollback to savepoint copying"
+_RELEASE: Final = b"release savepoint copying"
+
+
+def copy_rows(connection: Connection, query: sql.Composed, most_bytes: int | None) -> tuple[list[bytes], bool]:
+    """The rows of a COPY in binary format, each less its number of fields, and whether these are all. Of more than
+    `most_bytes`, the server is told to stop, and the rows up to there are given; the snapshot stays. In a transaction.
+    """
+    if most_bytes is not None:
+        connection.execute(_SAVEPOINT)
+    pgconn = connection.pgconn
+    result = pgconn.exec_params(query.as_bytes(connection), None)  # one statement, whatever a condition says
+    if result.status != pq.ExecStatus.COPY_OUT:
+        raise errors.error_from_result(result)
+    rows, whole = _taken(pgconn, most_bytes)
+    if not whole:
+        connection.cancel()
+        _taken(pgconn, 0)
+    while (ended := pgconn.get_result()) is not None:
+        if ended.status == pq.ExecStatus.FATAL_ERROR and (whole or not _is_cancel(ended)):
+            raise errors.error_from_result(ended)
+    if most_bytes is not None:
+        connection.execute(_RELEASE if whole else _ROLLBACK)
+    return rows, whole
+
+
+def _taken(pgconn: pq.abc.PGconn, most_bytes: int | None) -> tuple[list[bytes], bool]:
+    """Rows up to so many bytes, at least one, and whether there are no others; 0 bytes: none, to the end."""
+    rows: list[bytes] = []
+    get = pgconn.get_copy_data
+    wait = select.poll()  # select() fails where a process has more than 1,024 open files
+    wait.register(pgconn.socket, select.POLLIN)
+    size, skipped = 0, 2 + _HEADER
+    while True:
+        length, data = get(1)
+        if length > skipped:  # else it is the trailer, and if there are no rows it comes with the header
+            size += length
+            if most_bytes is not None and rows and size > most_bytes:
+                return rows, False
+            if most_bytes != 0:
+                rows.append(bytes(data[skipped:]))
+                skipped = 2
+        elif length == 0:
+            wait.poll()
+            pgconn.consume_input()
+        elif length < 0:
+            return rows, True
+
+
+def _is_cancel(result: pq.abc.PGresult) -> bool:
+    return result.error_field(pq.DiagnosticField.SQLSTATE) == b"57014"
+
+
+def try_condition(connection: Connection, shape: Shape, condition: str | None) -> None:
+    """Raises psycopg.Error where the table cannot be read with this condition."""
+    query = sql.SQL("select * from {} where ({}) limit 0").format(shape.rows, sql.SQL(condition or "true"))
+    result = connection.pgconn.exec_params(query.as_bytes(connection), None)  # one statement, whatever it says
+    if result.status != pq.ExecStatus.TUPLES_OK:
+        raise errors.error_from_result(result)

@@ -1,0 +1,378 @@
+"""A table of the source as a reader must know it: columns, key, order, the tables that hold its rows. Part of the rim.
+
+PostgreSQL makes the JSON of a row, as the decoders would make it from the WAL: composites and types of extensions as
+text, no generated columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from psycopg import sql
+
+from cdcbridge.database import Connection, source_errors
+from cdcbridge.errors import UsageError
+from cdcbridge.routing.overtaken import Snapshot
+from cdcbridge.source.no_table import nearest
+
+_ORDINARY: Final = ("<", "<=", "=", ">=", ">")  # by strategy of btree
+JSON: Final = 114  # pg_type's OID of json
+_PLAIN_TEXT: Final = frozenset({20, 21, 23, 25, 1043, 2950})  # types whose text is their JSON's: integers, text, uuid
+# By type: the size of a value's text, from its TOAST pointer alone. No value is loaded for it.
+_OCTETS: Final = {
+    25: "octet_length({})", 1042: "octet_length({})", 1043: "octet_length({})", 17: "2 * octet_length({})",
+    JSON: "pg_column_size({}) - 8", 142: "pg_column_size({}) - 8",
+}  # fmt: skip
+_COLUMNS: Final = """
+    with recursive bases as (
+        select a.attname, a.attnum, a.atttypid as of, format_type(a.atttypid, a.atttypmod) as type,
+               a.attlen = -1 and a.attstorage <> 'p' as wide, a.attlen > 0 as narrow, a.xmin as changed
+        from pg_attribute a
+        where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+        union all
+        select b.attname, b.attnum, t.typbasetype, b.type, b.wide, b.narrow, b.changed
+        from bases b join pg_type t on t.oid = b.of
+        where t.typtype = 'd'
+    )
+    select b.attname, b.type,
+           case when t.typtype = 'c' or t.typtype = 'b' and t.typcategory <> 'A' and t.oid >= 16384 then 'text'
+                when e.typtype = 'c' or e.typtype = 'b' and e.typcategory <> 'A' and e.oid >= 16384 then 'text[]' end,
+           t.oid::int8, coalesce(e.oid, t.oid) = 114, b.wide, b.narrow,
+           (select b.changed::text::int8 where b.changed <> all
+               (select s.xmin from pg_attribute s where s.attrelid = %(oid)s and s.attnum < 0)),
+           b.attnum
+    from bases b join pg_type t on t.oid = b.of
+    left join lateral (
+        with recursive element as (
+            select y.* from pg_type y where y.oid = t.typelem
+            union all
+            select y.* from element x join pg_type y on y.oid = x.typbasetype where x.typtype = 'd'
+        )
+        select x.oid, x.typtype, x.typcategory from element x where x.typtype <> 'd'
+    ) e on t.typcategory = 'A'
+    where t.typtype <> 'd' order by b.attnum
+"""
+# The primary key, unless the replica identity is an index without one of its columns: then that index (see key_columns
+# in encode.py). With each column: whether `order by column` is the index's order, and if not, what is.
+_KEY: Final = """
+    with i as (
+        select i.*, c.relreplident, array(select k.a from unnest(i.indkey::int2[]) with ordinality as k (a, n)
+                                          where k.n <= i.indnkeyatts order by k.n) as columns
+        from pg_index i join pg_class c on c.oid = i.indrelid where i.indrelid = %s and i.indisvalid
+    ), identity as (
+        select * from i where i.indisreplident and i.indimmediate and i.relreplident = 'i'
+    ), chosen as (
+        select p.*, 1 as rank from i p
+        where p.indisprimary and not exists (select from identity r where not p.columns <@ r.columns)
+        union all
+        select r.*, 2 from identity r
+        order by rank limit 1
+    )
+    select k.attnum,
+           x.amname <> 'btree' or (
+               o.opcdefault and k.option = 0 and k.coll in (0, a.attcollation)
+               and not exists (select from pg_amop p join pg_operator w on w.oid = p.amopopr
+                               where p.amopfamily = o.opcfamily and p.amoplefttype = o.opcintype
+                                 and p.amoprighttype = o.opcintype
+                                 and (w.oprnamespace <> 'pg_catalog'::regnamespace
+                                      or w.oprname <> (array['<', '<=', '=', '>=', '>'])[p.amopstrategy]))),
+           k.option & 1 > 0, k.option & 2 > 0,
+           (select json_object_agg(p.amopstrategy, array[quote_ident(n.nspname), w.oprname])
+            from pg_amop p join pg_operator w on w.oid = p.amopopr join pg_namespace n on n.oid = w.oprnamespace
+            where p.amopfamily = o.opcfamily and p.amoplefttype = o.opcintype and p.amoprighttype = o.opcintype),
+           (select array[n.nspname, c.collname] from pg_collation c join pg_namespace n on n.oid = c.collnamespace
+            where c.oid = k.coll and k.coll <> a.attcollation)
+    from chosen i
+    cross join lateral rows from (unnest(i.columns), unnest(i.indclass::oid[]), unnest(i.indoption::int2[]),
+                                  unnest(i.indcollation::oid[])) with ordinality as k (attnum, class, option, coll, n)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+    join pg_opclass o on o.oid = k.class join pg_am x on x.oid = o.opcmethod
+    order by k.n
+"""
+# Foreign partitions are left out: their changes never come.
+_LEAVES: Final = """
+    select n.nspname, c.relname, c.oid::int8, pg_relation_filenode(c.oid)::int8
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind = 'r' and c.oid in (select %(oid)s::oid
+                                        union all select t.relid from pg_partition_tree(%(oid)s) t where t.isleaf)
+    order by c.oid
+"""
+_FINGERPRINT: Final = """
+    select concat_ws(' ', c.oid, c.relreplident,
+               (select string_agg(a.attnum || '/' || a.xmin, ' ' order by a.attnum) from pg_attribute a
+                where a.attrelid = c.oid and a.attnum > 0),
+               (select string_agg(i.indexrelid || '/' || i.xmin, ' ' order by i.indexrelid) from pg_index i
+                where i.indrelid = c.oid and (i.indisprimary or i.indisreplident)),
+               (select string_agg(t.relid::oid::text, ' ') from pg_partition_tree(c.oid) t),
+               (select string_agg(l.oid || '/' || coalesce(pg_relation_filenode(l.oid), 0), ' ' order by l.oid)
+                from pg_class l where l.oid in (select c.oid union all select t.relid from pg_partition_tree(c.oid) t)))
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s and c.relname = %s
+"""
+_WRITERS: Final = """
+    select l.virtualtransaction, coalesce(format('pid %%s (%%s, open for %%s)', a.pid, a.state,
+                                                 date_trunc('second', clock_timestamp() - a.xact_start)),
+                                          'a prepared transaction')
+    from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+    where l.locktype = 'relation' and l.relation = any (%s) and l.granted
+      and l.database = (select oid from pg_database where datname = current_database())
+      and l.mode in ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+"""
+
+
+@dataclass(slots=True, frozen=True)
+class Column:
+    """A column.
+
+    `cast`: the type that its values are cast to before JSON is made of them.
+    `base`: the OID of its type, less domains.
+    `json`: its values are json, or arrays of json.
+    `wide`: its values may be TOASTed.
+    `narrow`: its values have a fixed length.
+    `changed`: the transaction that last altered it, None if it is as the table was created.
+    """
+
+    name: str
+    type: str
+    cast: str | None
+    base: int
+    json: bool = False
+    wide: bool = True
+    narrow: bool = False
+    changed: int | None = None
+
+    @property
+    def of_t(self) -> sql.Composable:
+        """In a query that calls the table t."""
+        return sql.SQL("t.{}").format(sql.Identifier(self.name))
+
+    @property
+    def value(self) -> sql.Composable:
+        """What JSON is made of."""
+        return sql.SQL("{}::{}").format(self.of_t, sql.SQL(self.cast)) if self.cast else self.of_t
+
+    @property
+    def shown(self) -> sql.Composable:
+        return sql.SQL("{} as {}").format(self.value, sql.Identifier(self.name))
+
+    @property
+    def text(self) -> sql.Composable:
+        """As `record ->> column` would be."""
+        if self.base in _PLAIN_TEXT:
+            return sql.SQL("{}::text").format(self.of_t)
+        if self.base == JSON:
+            return sql.SQL("({}::json #>> '{{}}')").format(one_line(sql.SQL("{}::text").format(self.of_t)))
+        text = sql.SQL("(to_json({}) #>> '{{}}')").format(self.value)
+        return one_line(text) if self.json else text
+
+    @property
+    def bytes(self) -> sql.Composable | None:
+        """How many bytes a value has, about; None where they are few."""
+        if not self.wide:
+            return None
+        return sql.SQL("coalesce({}, 0)").format(_filled(_OCTETS.get(self.base, "pg_column_size({})"), self.of_t))
+
+    @property
+    def least_bytes(self) -> sql.Composable | None:
+        """How many bytes a value's JSON has at least; None where nobody knows before it is loaded."""
+        if not self.wide or self.base not in _OCTETS:
+            return None
+        return sql.SQL("coalesce({}, 0)").format(_filled(_OCTETS[self.base], self.of_t))
+
+
+def _filled(template: str, value: sql.Composable) -> sql.Composable:
+    before, _, after = template.partition("{}")
+    return sql.SQL(before) + value + sql.SQL(after)
+
+
+def one_line(text: sql.Composable) -> sql.Composable:
+    """JSON text less its newlines, which are white space between tokens."""
+    return sql.SQL(r"translate({}, E'\n\r', '  ')").format(text)
+
+
+@dataclass(slots=True, frozen=True)
+class KeyColumn:
+    """A column of the key, and the order of its index.
+
+    `ordinary`: the order is that of `order by column`, and the operators are PostgreSQL's own.
+    `operators`: by strategy of btree, 1 to 5: < <= = >= >. Those of citext are in the schema of that extension.
+    """
+
+    column: Column
+    ordinary: bool = True
+    descending: bool = False
+    nulls_first: bool = False
+    operators: tuple[sql.Composable, ...] = ()
+    collation: sql.Identifier | None = None
+
+    @property
+    def sorted(self) -> sql.Composable:
+        """What the order compares."""
+        if self.collation is None:
+            return self.column.of_t
+        return sql.SQL("{} collate {}").format(self.column.of_t, self.collation)
+
+    @property
+    def order(self) -> sql.Composable:
+        if self.ordinary:
+            return self.column.of_t
+        nulls = sql.SQL("nulls first" if self.nulls_first else "nulls last")
+        return sql.SQL("{} using {} {}").format(self.sorted, self.operators[4 if self.descending else 0], nulls)
+
+    def compared(self, strategy: int, text: str) -> sql.Composable:
+        """`column < text` for strategy 1, and so on, in the order's sense."""
+        operator = self.operators[(6 - strategy if self.descending else strategy) - 1]
+        return sql.SQL("{} {} {}::{}").format(self.sorted, operator, sql.Literal(text), sql.SQL(self.column.type))
+
+
+@dataclass(slots=True, frozen=True)
+class Shape:
+    """A table.
+
+    `order`: the columns of the key, by which it is read and its messages are keyed. Empty without a key.
+    `leaves`: name, OID and file of each table that holds its rows.
+    `fingerprint`: a text that changes with any of this.
+    """
+
+    schema: str
+    name: str
+    columns: tuple[Column, ...]
+    order: tuple[KeyColumn, ...]
+    leaves: tuple[tuple[sql.Identifier, int, int | None], ...]
+    fingerprint: str
+    partitioned: bool = False
+
+    @property
+    def key(self) -> tuple[Column, ...]:
+        return tuple(k.column for k in self.order)
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def rows(self) -> sql.Composable:
+        """For FROM: its rows, without those of tables that inherit from it."""
+        return self.identifier if self.partitioned else sql.SQL("only {}").format(self.identifier)
+
+    @property
+    def oids(self) -> list[int]:
+        return [oid for _, oid, _ in self.leaves]
+
+
+def describe(connection: Connection, schema: str, name: str) -> Shape:
+    """The table as it is now. Raises UsageError if there is no such table."""
+    with source_errors():
+        found = connection.execute(
+            "select c.oid::int8, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p')",
+            (schema, name),
+        ).fetchone()
+        if found is None:
+            given = f"{schema}.{name}" if name else schema
+            near = nearest(connection, given)
+            hint = None if name else "Write a table with its schema, as in public.orders."
+            raise UsageError(f"the source has no table {given}{near}", hint=hint)
+        oid, kind = found
+        columns = {row[-1]: Column(*row[:-1]) for row in connection.execute(_COLUMNS, {"oid": oid}).fetchall()}
+        key = connection.execute(_KEY, (oid,)).fetchall()
+        leaves = connection.execute(_LEAVES, {"oid": oid}).fetchall()
+        fingerprint = connection.execute(_FINGERPRINT, (schema, name)).fetchone()
+        order = tuple(_key_column(columns[row[0]], row) for row in key) if all(row[0] in columns for row in key) else ()
+    return Shape(
+        schema,
+        name,
+        tuple(columns[number] for number in sorted(columns)),
+        order,
+        tuple((sql.Identifier(leaf[0], leaf[1]), leaf[2], leaf[3]) for leaf in leaves),
+        fingerprint[0] if fingerprint else "",
+        kind == "p",
+    )
+
+
+def _key_column(column: Column, row: tuple[Any, ...]) -> KeyColumn:
+    _, ordinary, descending, nulls_first, named, collation = row
+    if ordinary:
+        return KeyColumn(column, operators=tuple(sql.SQL(f"operator(pg_catalog.{name})") for name in _ORDINARY))
+    operators = tuple(sql.SQL(f"operator({'.'.join(named[str(n)])})") for n in range(1, 6))
+    return KeyColumn(
+        column, False, descending, nulls_first, operators, sql.Identifier(*collation) if collation else None
+    )
+
+
+def lock(connection: Connection, shape: Shape) -> None:
+    """Keep the table from being altered until the transaction ends.
+
+    Call it before the transaction takes its snapshot: a snapshot sees no rows of a table that is rewritten later.
+    """
+    with source_errors():
+        connection.execute(sql.SQL("lock table {} in access share mode").format(shape.rows))
+
+
+def begin_locked(connection: Connection, shape: Shape) -> None:
+    """Make the transaction that has just begun one of one snapshot, and lock() the table before that is taken."""
+    with source_errors():
+        connection.execute(
+            sql.SQL(
+                "set transaction isolation level repeatable read, read only; lock table {} in access share mode"
+            ).format(shape.rows)
+        )
+
+
+def is_still(connection: Connection, shape: Shape) -> bool:
+    """Whether the table has not been altered since it was described."""
+    with source_errors():
+        row = connection.execute(_FINGERPRINT, (shape.schema, shape.name)).fetchone()
+    return row is not None and row[0] == shape.fingerprint
+
+
+def rewritten(before: Shape, after: Shape) -> bool:
+    """Whether rows may have become young between the two without a change of theirs.
+
+    ALTER TABLE wrote them anew, for example with another type of a column, or a partition was attached.
+    """
+    files = {(oid, file) for _, oid, file in before.leaves}
+    return any((oid, file) not in files for _, oid, file in after.leaves)
+
+
+def altered_since(connection: Connection, shape: Shape, since: Snapshot) -> bool:
+    """Whether a transaction that the snapshot does not see altered a table that holds the rows."""
+    query = "select xmin::text::int8 from pg_class where oid = any (%s::oid[])"
+    with source_errors():
+        return any(not since.sees(xid) for (xid,) in connection.execute(query, (shape.oids,)).fetchall())
+
+
+def replaced_since_snapshot(connection: Connection, shape: Shape) -> bool:
+    """Whether the table was rewritten or replaced after the transaction's snapshot, which hides its rows.
+
+    Queries of the catalogue show the snapshot's state. Functions such as pg_relation_filenode() show today's.
+    """
+    query = (
+        "select coalesce(bool_or(c.relfilenode is distinct from pg_relation_filenode(c.oid)), false),"
+        " to_regclass(%s)::oid is distinct from split_part(%s, ' ', 1)::oid"
+        " from pg_class c where c.oid = any (%s::oid[])"
+    )
+    named = shape.identifier.as_string(connection)
+    with source_errors():
+        row = connection.execute(query, (named, shape.fingerprint, shape.oids)).fetchone()
+    return row is None or row[0] or row[1]
+
+
+def writers(connection: Connection, shape: Shape) -> dict[str, str]:
+    """Transactions that write into the table just now, by name; what to tell people of each."""
+    with source_errors():
+        return dict(connection.execute(_WRITERS, (shape.oids,)).fetchall())
+
+
+def snapshot(connection: Connection) -> Snapshot:
+    """Of the transaction that the session is in."""
+    with source_errors():
+        row = connection.execute("select pg_current_snapshot()::text").fetchone()
+    return Snapshot.parse(row[0] if row else "")
+
+
+def estimate(connection: Connection, shape: Shape) -> int:
+    """How many rows the planner believes the table has."""
+    with source_errors():
+        row = connection.execute(sql.SQL("explain (format json) select from {}").format(shape.rows)).fetchone()
+    return round(row[0][0]["Plan"]["Plan Rows"]) if row else 0

@@ -1,0 +1,99 @@
+"""How much WAL the source may still keep, and which other slots keep some. Part of the rim; reads only.
+
+PostgreSQL itself does not tell how much room its disk has. The operating system does, but only where the data directory
+of this very server is on this machine, and readable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cdcbridge.database import Connection, source_errors
+from cdcbridge.routing.alarms import Alarm
+from cdcbridge.units import human_size
+
+_LIMIT: Final = "select nullif(setting::bigint, -1) * 1048576 from pg_settings where name = 'max_slot_wal_keep_size'"
+# A role without pg_read_all_settings sees no such row.
+_DIRECTORY: Final = """
+    select s.setting, (select c.system_identifier from pg_control_system() c)::text
+    from pg_settings s where s.name = 'data_directory'
+"""
+_OTHERS: Final = """
+    select slot_name, slot_type, plugin, database, active, wal_status,
+           pg_wal_lsn_diff(case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end,
+                           restart_lsn)::bigint
+    from pg_replication_slots where slot_name <> %s
+    order by 7 desc nulls last, slot_name
+"""
+
+
+@dataclass(slots=True, frozen=True)
+class OtherSlot:
+    """A slot that is not the bridge's. retained_bytes: None where it keeps no WAL."""
+
+    name: str
+    slot_type: str
+    plugin: str | None
+    database: str | None
+    active: bool
+    wal_status: str | None
+    retained_bytes: int | None
+
+
+@dataclass(slots=True, frozen=True)
+class WalRoom:
+    """What bounds the WAL on the source.
+
+    limit_bytes: max_slot_wal_keep_size; None: there is none, and slots may fill the disk.
+    free_bytes: on the disk of the WAL; None where nobody here may know it.
+    others: slots beside the bridge's, the one that keeps most first.
+    """
+
+    limit_bytes: int | None = None
+    free_bytes: int | None = None
+    others: tuple[OtherSlot, ...] = ()
+
+
+def wal_room(connection: Connection, own: str) -> WalRoom:
+    """Look once; `own` is the bridge's slot."""
+    with source_errors():
+        limit = connection.execute(_LIMIT).fetchone()
+        directory = connection.execute(_DIRECTORY).fetchone()
+        others = connection.execute(_OTHERS, (own,)).fetchall()
+    free = free_bytes(Path(directory[0]), directory[1]) if directory else None
+    return WalRoom(limit[0] if limit else None, free, tuple(OtherSlot(*row) for row in others))
+
+
+def free_bytes(directory: Path, system_identifier: str) -> int | None:
+    """Free space for the WAL of the server with this data directory; None where that is not readable, or another's.
+
+    Source: PostgreSQL, src/include/catalog/pg_control.h: the file begins with the system identifier, of 8 bytes.
+    """
+    try:
+        with (directory / "global" / "pg_control").open("rb") as control:
+            found = control.read(8)
+        if int(system_identifier) not in (int.from_bytes(found, "little"), int.from_bytes(found, "big")):
+            return None
+        room = os.statvfs(directory / "pg_wal")
+    except OSError:
+        return None
+    return room.f_bavail * room.f_frsize
+
+
+def other_alarms(others: Iterable[OtherSlot], max_retained: int) -> list[Alarm]:
+    """The slots of others that keep more than the bridge's may: they fill the same disk."""
+    return [
+        Alarm(
+            "other_slot_retains_too_much",
+            slot.name,
+            f"the slot {slot.name}, which is not this bridge's, retains {human_size(slot.retained_bytes)} of WAL on the"
+            f" same disk: {'speed its reader up' if slot.active else 'start its reader'}, or give it up:"
+            f" `select pg_drop_replication_slot('{slot.name}')`",
+        )
+        for slot in others
+        if slot.retained_bytes is not None and slot.retained_bytes > max_retained
+    ]

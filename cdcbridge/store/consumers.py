@@ -1,0 +1,298 @@
+"""The consumers of the file, brought into the store. Part of the rim.
+
+Adds and changes, while bridge and publishers continue. apply() never removes: a consumer that left the file keeps what
+waits for it and gets nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from psycopg.types.json import Jsonb
+
+from cdcbridge.config import Consumer
+from cdcbridge.database import Connection, store_errors
+from cdcbridge.database.patience import LOCK_TIMEOUT, PATIENCE, patiently
+from cdcbridge.errors import UsageError
+from cdcbridge.routing.feeds import load as load_feeds
+from cdcbridge.routing.filters import Filter
+from cdcbridge.routing.router import Subscription
+from cdcbridge.store.replay import Filling
+
+_ROUNDS: Final = 4  # of filling, before the bridge has to wait for the rest whatever it is
+_MOST_BEHIND: Final = 10_000  # seqs
+_ONCE: Final = ("on_leave", "none")  # of one that had on_leave: delete, so that receive() looks for what it still has
+
+
+@dataclass(slots=True, frozen=True)
+class Applied:
+    """What apply() did, by consumer name."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def stored_config(consumer: Consumer) -> dict[str, Any]:
+    """The consumer as the store keeps it: durations in seconds, sizes in bytes."""
+    dumped = consumer.model_dump(mode="python", exclude={"name", "mode"}, exclude_none=True)
+    if consumer.on_leave == "none":
+        del dumped["on_leave"]  # a store that an older version filled says nothing of it, and that is no change
+    return orjson.loads(orjson.dumps(dumped))  # type: ignore[no-any-return]
+
+
+def is_applied(consumer: Consumer, stored: dict[str, Any]) -> bool:
+    """Whether the store's settings of the consumer are those of the file."""
+    return {key: value for key, value in stored.items() if (key, value) != _ONCE} == stored_config(consumer)
+
+
+def mode_conflict(consumer: Consumer, mode: str) -> tuple[str, str]:
+    """Give the message and its hint, where the store's consumer has another mode than the file's."""
+    return (
+        f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
+        f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
+    )
+
+
+def subscription(consumer_id: int, name: str, mode: str, config: dict[str, Any]) -> Subscription:
+    """What routing needs of a consumer as the store keeps it."""
+    source, chosen = config.get("filter"), config.get("columns") or {}
+    return Subscription(
+        consumer_id,
+        name,
+        tuple(config["tables"]),
+        frozenset(config["operations"]),
+        Filter(source) if source is not None else None,
+        tuple(config["key"]) if config.get("key") else None,
+        config["max_message_bytes"],
+        mode == "fifo",
+        tuple(config.get("topics", ())),
+        mode == "stream",
+        frozenset([*(config.get("key") or ()), *(name for names in chosen.values() for name in names or ())]),
+        config.get("on_leave") == "delete",
+    )
+
+
+def dump(subscription: Subscription) -> dict[str, Any]:
+    """The subscription as JSON, for a transaction that has to be finished with it."""
+    return {
+        "consumer_id": subscription.consumer_id,
+        "name": subscription.name,
+        "tables": list(subscription.tables),
+        "operations": sorted(subscription.operations),
+        "filter": subscription.filter.source if subscription.filter else None,
+        "key": list(subscription.key) if subscription.key else None,
+        "max_bytes": subscription.max_bytes,
+        "in_order": subscription.in_order,
+        "reads_log": subscription.reads_log,
+        "topics": list(subscription.topics),
+        "columns": sorted(subscription.columns),
+        "on_leave": subscription.on_leave,
+    }
+
+
+def load(entry: dict[str, Any]) -> Subscription:
+    """The subscription that dump() wrote."""
+    return Subscription(
+        entry["consumer_id"],
+        entry["name"],
+        tuple(entry["tables"]),
+        frozenset(entry["operations"]),
+        Filter(entry["filter"]) if entry["filter"] else None,
+        tuple(entry["key"]) if entry["key"] else None,
+        entry["max_bytes"],
+        entry.get("in_order", False),
+        tuple(entry.get("topics", ())),
+        entry.get("reads_log", False),
+        frozenset(entry.get("columns", ())),
+        entry.get("on_leave", False),
+    )
+
+
+def apply(
+    connection: Connection, consumers: Sequence[Consumer], *, fence: bool = False, patience: float = PATIENCE
+) -> Applied:
+    """Make the store's consumers those of the file, in one transaction.
+
+    A new one with start: earliest gets what the log holds; with start: now what the bridge reads from here on. A
+    changed one is routed anew from the next change; what it has queued already stays as it is.
+
+    fence: a bridge that runs with the old ones can append nothing more, and starts again with these.
+    patience: seconds after which a lock that another session holds is given up. Raises LockedOut.
+    """
+    with store_errors():
+        _index_segments(connection, consumers, patience)
+        return patiently(
+            connection,
+            lambda: _apply(connection, consumers, fence=fence, patience=patience),
+            what="consumers apply",
+            again="cdcbridge consumers apply",
+            patience=patience,
+        )
+
+
+def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool, patience: float) -> Applied:
+    # A bridge's session ends after some seconds of this; filters may take longer over what the log holds.
+    connection.execute("set local idle_in_transaction_session_timeout = 0")
+    connection.execute("select lock_consumers()")
+    rows = connection.execute("select id, name, mode, config from consumers order by name").fetchall()
+    known = {name: (consumer_id, mode, config) for consumer_id, name, mode, config in rows}
+    added: list[Consumer] = []
+    changed: dict[int, Consumer] = {}
+    for consumer in consumers:
+        if consumer.role is not None:
+            connection.execute("select use_role(%s)", (consumer.role,))
+        if consumer.name not in known:
+            added.append(consumer)
+            continue
+        consumer_id, mode, had = known[consumer.name]
+        if mode != consumer.mode:
+            message, hint = mode_conflict(consumer, mode)
+            raise UsageError(message, hint=hint)
+        if not is_applied(consumer, had):
+            changed[consumer_id] = consumer
+    left = sorted(known.keys() - {consumer.name for consumer in consumers})
+    if added or changed:
+        _change(connection, added, changed, fence=fence, patience=patience)
+    else:
+        connection.execute("select mend_consumer_change()")
+        if fence and _fed_otherwise(connection, consumers, left):
+            connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
+    return Applied(tuple(c.name for c in added), tuple(c.name for c in changed.values()), tuple(left))
+
+
+def _fed_otherwise(connection: Connection, consumers: Sequence[Consumer], left: Sequence[str]) -> bool:
+    """Whether the bridge that leads has another set in its file than this one, as far as it has read it."""
+    row = connection.execute("select feeds from source").fetchone()
+    feeds = load_feeds(row[0]) if row else None
+    if feeds is None:
+        return False
+    return any(feeds.mark(consumer.name) for consumer in consumers) or any(not feeds.silence(name) for name in left)
+
+
+def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list[Subscription]:
+    """The applied consumers of the file, for routing."""
+    with store_errors():
+        rows = connection.execute(
+            "select id, name, mode, config from consumers where name = any (%s) order by id",
+            ([consumer.name for consumer in consumers],),
+        ).fetchall()
+    return [subscription(*row) for row in rows]
+
+
+def all_subscriptions(connection: Connection) -> list[Subscription]:
+    """Every consumer of the store, in the file or not."""
+    with store_errors():
+        rows = connection.execute("select id, name, mode, config from consumers order by id").fetchall()
+    return [subscription(*row) for row in rows]
+
+
+class _FarBehind(Exception):
+    """The bridge has appended so much meanwhile that it would wait for too long."""
+
+
+def _change(
+    connection: Connection, added: Sequence[Consumer], changed: dict[int, Consumer], *, fence: bool, patience: float
+) -> None:
+    """Fill new consumers from the log while the bridge appends. Then, for a moment, bridge and publishers wait."""
+    queues = [(_make(connection, consumer), consumer.start) for consumer in added if consumer.mode != "stream"]
+    filled = [Filling(wanted) for wanted, start in queues if start == "earliest"]
+    for last in [False] * _ROUNDS + [True]:
+        for one in filled:
+            one.fill(connection)
+        try:
+            patiently(
+                connection,
+                lambda last=last: _finish(connection, added, changed, filled, fence=fence, last=last),  # type: ignore[misc]
+                what="consumers apply",
+                again="cdcbridge consumers apply",
+                patience=patience,
+            )
+        except _FarBehind:
+            continue
+        return
+
+
+def _finish(
+    connection: Connection,
+    added: Sequence[Consumer],
+    changed: dict[int, Consumer],
+    filled: Sequence[Filling],
+    *,
+    fence: bool,
+    last: bool,
+) -> None:
+    """Give the rest of the log to those that are filled, and make everything visible at once."""
+    if added:
+        # It comes with the end of the append that is under way, which waits for nothing that this transaction holds.
+        connection.execute("set local lock_timeout = '60s'")
+        connection.execute("select pg_advisory_xact_lock(fence_key())")
+        connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
+    if any(one.wanted.topics for one in filled):
+        connection.execute("lock table only messages in share mode")
+    if not last and any(one.behind(connection) > _MOST_BEHIND for one in filled):
+        raise _FarBehind
+    for one in filled:
+        one.finish(connection)
+    for consumer in added:
+        if consumer.mode == "stream":  # behind the fence: it makes an index, for which the bridge would have to wait
+            _make(connection, consumer)
+    if fence:
+        connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
+    for consumer_id, consumer in changed.items():
+        connection.execute(
+            "update consumers set config = case when config ? 'on_leave' then %s else '{}' end || %s,"
+            " updated_at = now() where id = %s",
+            (Jsonb(dict([_ONCE])), Jsonb(stored_config(consumer)), consumer_id),
+        )
+    if added:
+        connection.execute("select make_dispatch()")
+    connection.execute("select note_consumer_change()")
+
+
+def _make(connection: Connection, consumer: Consumer) -> Subscription:
+    config = stored_config(consumer)
+    row = connection.execute(
+        "select add_consumer(%s, %s, %s)", (consumer.name, consumer.mode, Jsonb(config))
+    ).fetchone()
+    return subscription(row[0] if row else 0, consumer.name, consumer.mode, config)
+
+
+def _index_segments(connection: Connection, consumers: Sequence[Consumer], patience: float) -> None:
+    """Index the log for a first stream, each segment in a transaction of its own: publishers wait for one at a time."""
+    known = {name for (name,) in connection.execute("select name from consumers").fetchall()}
+    if all(consumer.mode != "stream" or consumer.name in known for consumer in consumers):
+        return
+    made: tuple[Any, ...] | None = (True,)
+    while made == (True,):
+        made = patiently(
+            connection,
+            lambda: connection.execute("select create_partition_indexes(true)").fetchone(),
+            what="consumers apply",
+            again="cdcbridge consumers apply",
+            patience=patience,
+        )
+
+
+def remove(connection: Connection, name: str, patience: float = PATIENCE) -> None:
+    """Remove the consumer with all that it has. A running bridge appends nothing more for it, and starts again.
+
+    Raises LockedOut where a transaction that uses it stays open: then nothing was removed.
+    """
+
+    def work() -> None:
+        connection.execute("select lock_consumers()")
+        connection.execute("select take_lead('cdcbridge consumers remove', '1 min')")
+        connection.execute("select remove_consumer(%s)", (name,))
+
+    with store_errors():
+        patiently(
+            connection,
+            work,
+            what=f"consumers remove {name}",
+            again=f"cdcbridge consumers remove {name}",
+            patience=patience,
+        )

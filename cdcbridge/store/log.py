@@ -1,0 +1,385 @@
+"""The store, as the bridge uses it: who leads, where the log ends, append. Part of the rim.
+
+Log rows, fan-out, dead letters and position go in one transaction, under the fence of the leader's epoch. Never
+confirms anything to the source, and never decides who gets what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+import structlog
+from psycopg.types.json import Jsonb
+
+from cdcbridge.changes.position import START, Position
+from cdcbridge.config import Config
+from cdcbridge.database import BRIDGE_SESSION, Connection, connect_store, cut_off, store_errors
+from cdcbridge.errors import Fenced, StoreUnavailable
+from cdcbridge.lsn import format_lsn, parse_lsn
+from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.copy_format import (
+    COPY_HEADER,
+    COPY_MESSAGES,
+    COPY_SPILLED,
+    COPY_TRAILER,
+    COPY_WAITING,
+    message_rows,
+)
+from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
+from cdcbridge.routing.feeds import Fault, Feeds, describe
+from cdcbridge.store.migrate import migrate
+from cdcbridge.store.replay import keep_own
+
+# TCP gives up on data that a server does not take (tcp(7), TCP_USER_TIMEOUT), too, and one that waits for a lock or its
+# disk takes none of an append. Whether it is out of reach is told by the lead's session, which sends next to nothing.
+_PATIENCE: Final = 60
+_SEGMENT: Final = 1_000_000  # seqs in a segment, as create_segments() has it
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, frozen=True)
+class History:
+    """The source whose changes the store holds. `database_oid`: None in a store that began before it was kept."""
+
+    system_identifier: str
+    timeline: int
+    database: str
+    slot: str
+    plugin: str
+    database_oid: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Tail:
+    """Where the log ends: the last change's position, the end of the last complete transaction, and, where the
+    position stands inside a transaction, the options that it was begun with.
+    """
+
+    position: Position
+    end_lsn: int
+    unfinished: dict[str, Any] | None
+
+
+@contextlib.contextmanager
+def _segment_missing(seq: int) -> Iterator[None]:
+    """A row for which there is no segment yet. Another try helps when the transaction that makes it has ended."""
+    try:
+        yield
+    except psycopg.errors.CheckViolation as error:
+        if error.diag.constraint_name is not None:  # a constraint of somebody's own: another try does not help
+            raise
+        raise StoreUnavailable(
+            f"the log's segment of seq {seq} is not there: a transaction that published is making it and stays open",
+            hint="`cdcbridge lag` names the transactions that hold things up.",
+        ) from error
+
+
+def log_end(connection: Connection) -> int:
+    """Up to which LSN everything is in the log, or is nobody's; 0 before the first start."""
+    with store_errors():
+        row = connection.execute("select end_lsn::text from positions order by id desc limit 1").fetchone()
+    return parse_lsn(row[0]) if row else 0
+
+
+def _holder() -> str:
+    """Name the bridge for people: its host and process."""
+    return f"{socket.gethostname()} pid {os.getpid()}"
+
+
+class Store:
+    """One session on the store. Every method raises StoreUnavailable where the session is lost."""
+
+    def __init__(self, dsn: str, schema: str) -> None:
+        self._schema = schema
+        self._connection = connect_store(
+            dsn, schema, "cdcbridge bridge", BRIDGE_SESSION, tcp_user_timeout=_PATIENCE * 1000
+        )
+        self._epoch = 0
+        self._next_segment = 0
+        self._next_try = 0.0
+
+    @property
+    def connection(self) -> Connection:
+        return self._connection
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def cut_off(self) -> None:
+        """An append that is under way in another thread fails at once."""
+        cut_off(self._connection)
+
+    def migrate(self) -> None:
+        """Bring the schema to this version. Raises OperatorNeeded where it is newer."""
+        migrate(self._connection, self._schema)
+
+    # leadership
+
+    def leader(self) -> str:
+        """Who leads, for people."""
+        with store_errors():
+            row = self._connection.execute(
+                "select holder || ' since ' || date_trunc('second', started_at) from leaders"
+                " order by epoch desc limit 1"
+            ).fetchone()
+            return row[0] if row else "a bridge that is starting"
+
+    def begin_epoch(self) -> int:
+        """From here on no older bridge can append, wherever it hangs. Call with the lead taken (lead.Lead)."""
+        with store_errors():
+            row = self._connection.execute("select take_lead(%s)", (_holder(),)).fetchone()
+            self._epoch = row[0] if row else 0
+            return self._epoch
+
+    def note_error(self, message: str, hint: str | None) -> None:
+        """Keep the bridge's last error for `cdcbridge status`. A store that is out of reach keeps none."""
+        holder = f"{socket.gethostname()} pid {os.getpid()}"
+        with contextlib.suppress(psycopg.Error):
+            self._connection.execute(
+                "insert into last_error (message, hint, holder) values (%s, %s, %s) on conflict (only_row) do update"
+                " set message = excluded.message, hint = excluded.hint, holder = excluded.holder, at = excluded.at",
+                (message, hint, holder),
+            )
+
+    # history and position
+
+    def keep_identities(self, given: list[tuple[int, str]]) -> None:
+        """Remember tables of the source that got REPLICA IDENTITY FULL from the event trigger."""
+        with store_errors(), self._connection.cursor() as cursor:
+            cursor.executemany("insert into given_identities values (%s, %s) on conflict do nothing", given)
+
+    def history(self) -> History | None:
+        """The source that feeds this store, or None before the first start."""
+        with store_errors():
+            row = self._connection.execute(
+                "select system_identifier, timeline, database, slot, plugin, database_oid from source"
+            ).fetchone()
+            return History(*row) if row else None
+
+    def begin_history(self, history: History, lsn: int) -> None:
+        """The first start: whose changes these will be, and from where."""
+        with store_errors(), self._connection.transaction():
+            self._connection.execute(
+                "insert into source (system_identifier, timeline, database, slot, plugin, database_oid)"
+                " values (%s, %s, %s, %s, %s, %s)",
+                (
+                    history.system_identifier,
+                    history.timeline,
+                    history.database,
+                    history.slot,
+                    history.plugin,
+                    history.database_oid,
+                ),
+            )
+            self._finish(self._connection, Batch(end_lsn=lsn), None, None)
+
+    def set_timeline(self, timeline: int) -> None:
+        """The source was promoted, and everything stored is on the new timeline's history too."""
+        with store_errors():
+            self._connection.execute("update source set timeline = %s, recorded_at = now()", (timeline,))
+
+    def set_database(self, name: str, oid: int) -> None:
+        """The source's database has this name now."""
+        with store_errors():
+            self._connection.execute("update source set database = %s, database_oid = %s", (name, oid))
+
+    def capture(self) -> dict[str, Any] | None:
+        """The capture that the last session began with, as Capture.dump() has it; None before the first one."""
+        with store_errors():
+            row = self._connection.execute("select capture from source").fetchone()
+            return row[0] if row else None
+
+    def set_capture(self, capture: dict[str, Any]) -> None:
+        """Remember what a session begins with."""
+        with store_errors():
+            self._connection.execute("update source set capture = %s", (Jsonb(capture),))
+
+    def set_catalog(self, catalog: dict[str, Any]) -> None:
+        """Remember the captured tables as they are before a session streams."""
+        with store_errors():
+            self._connection.execute("update source set catalog = %s", (Jsonb(catalog),))
+
+    def set_feeds(self, config: Config, faults: Iterable[Fault], unfed: Mapping[str, str]) -> Feeds:
+        """Note what the leader does with each consumer, under the fence of this epoch. `unfed`: see Feeds."""
+        with store_errors(), self._connection.transaction():
+            self._begin(self._connection, 0)
+            stored = [name for (name,) in self._connection.execute("select name from consumers").fetchall()]
+            in_file = [consumer.name for consumer in config.consumers]
+            made = describe(self._epoch, _holder(), str(config.path.absolute()), stored, in_file, faults, unfed)
+            self._connection.execute("update source set feeds = %s", (Jsonb(made.dump()),))
+            return made
+
+    def set_max_retention(self, seconds: float) -> None:
+        """What visibility timeouts, delays and deliver_at are limited by from now on."""
+        with store_errors():
+            self._connection.execute("select set_max_retention(make_interval(secs => %s))", (seconds,))
+
+    def set_partitions(self, partitions: int) -> None:
+        """How many partitions of the log keys are spread over, from the next message on."""
+        with store_errors():
+            changed = self._connection.execute("select begin_partitions(%s)", (partitions,)).fetchone()
+            if changed and changed[0]:
+                self._connection.execute("select finish_partitions(%s)", (partitions,))
+
+    def partitions(self) -> int:
+        """How many partitions the log has now. Not the configuration's while a transaction is unfinished."""
+        with store_errors():
+            row = self._connection.execute("select log_partitions()").fetchone()
+            return row[0] if row else 1
+
+    def catalog(self) -> dict[str, Any]:
+        """What was last known of the source's partitions."""
+        with store_errors():
+            row = self._connection.execute("select catalog from source").fetchone()
+            return row[0] if row else {}
+
+    def tail(self) -> Tail:
+        """Where the log ends. (0/0, -1) before the first change."""
+        with store_errors():
+            row = self._connection.execute(
+                "select commit_lsn::text, ordinal, end_lsn::text, unfinished from positions order by id desc limit 1"
+            ).fetchone()
+        if row is None:
+            return Tail(START, 0, None)
+        return Tail(Position(parse_lsn(row[0]), row[1]), parse_lsn(row[2]), row[3])
+
+    # append
+
+    def append(self, batch: Batch, unfinished: dict[str, Any] | None, catalog: dict[str, Any] | None = None) -> None:
+        """Commit a batch: rows, fan-out, dead letters and position, all or nothing.
+
+        `unfinished`: the options to finish an open transaction with. `catalog`: what to remember of the source's
+        tables, where that changed.
+
+        Raises Fenced where a newer epoch leads: then nothing was written.
+        """
+        connection = self._connection
+        with store_errors(), connection.transaction():
+            first = self._begin(connection, len(batch.rows))
+            if batch.rows:
+                with _segment_missing(first):
+                    self._write(connection, batch, first)
+            if batch.spilled or batch.unspilled:
+                self._spill(connection, batch)
+            woken = {consumer for group in batch.groups for consumer in group} | batch.keyed.keys() | batch.streams
+            woken |= {consumer for consumer, *_ in batch.later}
+            names = ",".join(map(str, sorted(woken))) or None
+            if batch.gap:
+                # What a gap swallowed did not come as a change, so backfills must not leave it out.
+                connection.execute("select forget_beginnings('{}')")
+                connection.execute("delete from gaps where at < now() - interval '30 days'")
+            for record, told in batch.gaps:
+                connection.execute("insert into gaps (record, consumers) values (%s, %s)", (Jsonb(record), told))
+            if batch.capture is not None:
+                connection.execute("update source set capture = %s", (Jsonb(batch.capture),))
+            if catalog is not None:
+                connection.execute("update source set catalog = %s, recorded_at = now()", (Jsonb(catalog),))
+            for chunk, sent in batch.chunks:
+                connection.execute(
+                    "select put_progress(%s, %s, %s, %s, %s, %s)",
+                    (
+                        chunk.backfill_id,
+                        Jsonb(chunk.place),
+                        chunk.looked_at,
+                        sent,
+                        chunk.last,
+                        None if chunk.early is None else Jsonb(chunk.early),
+                    ),
+                    prepare=True,
+                )
+            self._finish(connection, batch, unfinished if batch.open else None, names)
+        with store_errors():
+            self._make_segments(first + len(batch.rows))
+
+    def _begin(self, connection: Connection, rows: int) -> int:
+        try:
+            row = connection.execute("select begin_append(%s, %s)", (self._epoch, rows), prepare=True).fetchone()
+        except psycopg.Error as error:
+            if error.sqlstate == "CB010":
+                raise Fenced(str(error.diag.message_primary)) from error
+            raise
+        return row[0] if row else 0
+
+    def _write(self, connection: Connection, batch: Batch, first: int) -> None:
+        with connection.cursor() as cursor:
+            with cursor.copy(COPY_MESSAGES) as copy:
+                copy.write(
+                    COPY_HEADER
+                    + message_rows(batch.rows, first, batch.partitions if batch.streams else ())
+                    + COPY_TRAILER
+                )
+            if batch.groups or batch.keyed:
+                with cursor.copy(COPY_WAITING) as copy:
+                    copy.write(COPY_HEADER + waiting_rows(batch, first) + COPY_TRAILER)
+            if barriers := barrier_rows(batch, first):
+                cursor.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
+            if batch.later:
+                consumers, indexes, keys, times = zip(*batch.later, strict=True)
+                seqs = [first + index for index in indexes]
+                query = "select delay_appended(%s, %s, %s, %s::timestamptz[])"
+                cursor.execute(query, (list(consumers), seqs, list(keys), list(times)))
+            keep_own(connection, batch.own, first)
+            if batch.dead:
+                consumers, indexes, reasons, keys = zip(*batch.dead, strict=True)
+                seqs = [first + index for index in indexes]
+                query = "select bury_appended(%s, %s, %s, %s)"
+                cursor.execute(query, (list(consumers), seqs, list(reasons), list(keys)))
+
+    def _spill(self, connection: Connection, batch: Batch) -> None:
+        """Blocks of transactions in progress, and away with those that are not needed any more."""
+        with connection.cursor() as cursor, cursor.copy(COPY_SPILLED) as copy:
+            copy.set_types(["int8", "int4", "bytea"])
+            for row in batch.spilled:
+                copy.write_row(row)
+        connection.execute("delete from spilled where xid = any (%s)", (batch.unspilled,))
+
+    def _finish(
+        self, connection: Connection, batch: Batch, unfinished: dict[str, Any] | None, woken: str | None
+    ) -> None:
+        connection.execute(
+            "select finish_append(%s::pg_lsn, %s, %s::pg_lsn, %s, %s, %s)",
+            (
+                format_lsn(batch.position.commit_lsn),
+                batch.position.ordinal,
+                format_lsn(batch.end_lsn),
+                None if unfinished is None else Jsonb(unfinished),
+                batch.commit_time,
+                woken,
+            ),
+            prepare=True,
+        )
+
+    def _make_segments(self, seq: int) -> None:
+        """Keep a whole segment ahead of the log's end; asked once per segment, and again where a lock was not free."""
+        if seq < self._next_segment or time.monotonic() < self._next_try:
+            return
+        try:
+            self._connection.execute("select create_segments()")
+        except (
+            psycopg.errors.LockNotAvailable,
+            psycopg.errors.DuplicateTable,
+            psycopg.errors.UniqueViolation,
+        ) as error:
+            self._next_try = time.monotonic() + 1
+            log.warning("segment.waits", seq=seq, reason=str(error.diag.message_primary))
+            return
+        self._next_segment = (seq // _SEGMENT + 1) * _SEGMENT
+
+    def forget_spilled(self) -> None:
+        """What an earlier session has put aside goes: the source sends it again. Under the fence of this epoch."""
+        with store_errors(), self._connection.transaction():
+            self._begin(self._connection, 0)
+            self._connection.execute("delete from spilled")  # TRUNCATE would wait for whoever dumps the store
+
+    def bury_expired(self) -> int:
+        """Messages whose last delivery expired become dead letters; how many."""
+        with store_errors():
+            row = self._connection.execute("select bury_expired()").fetchone()
+            return row[0] if row else 0

@@ -1,0 +1,116 @@
+"""The store's schema: brought to this version from the files under sql/. Part of the rim.
+
+Migrations run once, in order, each in the one transaction of the call; functions and views are replaced whenever
+their files changed. Waits for no lock for long. Never goes backwards, and never touches a schema that is newer than
+the program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+from psycopg import sql
+
+from cdcbridge import __version__
+from cdcbridge.database import Connection, store_errors
+from cdcbridge.database.patience import PATIENCE, patiently
+from cdcbridge.database.rights import guest
+from cdcbridge.errors import OperatorNeeded
+
+_MIGRATION = re.compile(r"(\d{4})_(\w+)\.sql")
+_LOCK = 0x63646362  # "cdcb": one migration at a time in a database
+
+
+@dataclass(slots=True, frozen=True)
+class Migrated:
+    """What migrate() did: versions before and after, and whether functions and views were replaced."""
+
+    before: int
+    after: int
+    code_replaced: bool
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """(version, name, SQL) of each migration, in order."""
+    found = []
+    for file in _files("migrations"):
+        match = _MIGRATION.fullmatch(file.name)
+        if match is None:
+            raise OperatorNeeded(f"sql/migrations/{file.name}: not named like 0001_name.sql")
+        found.append((int(match[1]), match[2], file.read_text()))
+    return sorted(found)
+
+
+def migrate(connection: Connection, schema: str, patience: float = PATIENCE) -> Migrated:
+    """Bring the schema to this version. Raises OperatorNeeded where it is newer than the program.
+
+    Raises LockedOut where another session uses what has to change for longer than `patience` seconds.
+    """
+    steps = migrations()
+    code = [file.read_text() for folder in ("functions", "views") for file in _files(folder)]
+    checksum = hashlib.sha256("\0".join(code).encode()).hexdigest()
+    with store_errors():
+        return patiently(
+            connection,
+            lambda: _migrate(connection, schema, steps, code, checksum),
+            what=f"the migration of the schema {schema}",
+            again="cdcbridge migrate",
+            patience=patience,
+        )
+
+
+def _migrate(
+    connection: Connection, schema: str, steps: list[tuple[int, str, str]], code: list[str], checksum: str
+) -> Migrated:
+    connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+    if connection.execute("select to_regnamespace(%s)", (schema,)).fetchone() == (None,):
+        connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+    connection.execute(sql.SQL("set local search_path = {}, pg_temp").format(sql.Identifier(schema)))
+    before, had = _state(connection)
+    if before > steps[-1][0]:
+        raise OperatorNeeded(
+            f"the store's schema {schema!r} has version {before}, newer than this program's {steps[-1][0]}",
+            hint="Install the cdcbridge that made it, or a newer one.",
+        )
+    for version, name, text in steps:
+        if version > before:
+            connection.execute(text.encode())
+            connection.execute("insert into schema_migrations (version, name) values (%s, %s)", (version, name))
+    if had != checksum:
+        # Forward references between functions are fine: bodies are checked when they run.
+        connection.execute("set local check_function_bodies = off")
+        for text in code:
+            connection.execute(text.encode())
+        connection.execute(
+            "insert into schema_code (checksum, program) values (%s, %s) on conflict (only_row)"
+            " do update set checksum = excluded.checksum, program = excluded.program, applied_at = now()",
+            (checksum, __version__),
+        )
+        connection.execute("select create_segments(), make_code(), restrict_rights()")
+    return Migrated(before, steps[-1][0], had != checksum)
+
+
+def schema_version(connection: Connection) -> int:
+    """The version of the schema on the search_path; 0 where there is none."""
+    with store_errors():
+        return _state(connection)[0]
+
+
+def _state(connection: Connection) -> tuple[int, str | None]:
+    if connection.execute("select to_regclass('schema_migrations')").fetchone() == (None,):
+        return 0, None
+    who = guest(connection)
+    if who is not None:
+        raise who.refusal("this command")
+    row = connection.execute("select coalesce(max(version), 0) from schema_migrations").fetchone()
+    code = connection.execute("select checksum from schema_code").fetchone()
+    return (row[0] if row else 0), (code[0] if code else None)
+
+
+def _files(folder: str) -> list[Traversable]:
+    root = resources.files("cdcbridge") / "sql" / folder
+    return sorted((f for f in root.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)

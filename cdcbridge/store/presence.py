@@ -1,0 +1,62 @@
+"""The bridges that run beside a store: the one that leads, and the stand-bys. Part of the rim; reads only.
+
+Each bridge holds advisory locks in a session of its own (lead.py), so a bridge that died is gone from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cdcbridge.database import Connection, store_errors
+from cdcbridge.database.rights import guest
+
+
+@dataclass(slots=True, frozen=True)
+class Process:
+    """A bridge that runs now.
+
+    pid: its session on the store's server, None where another role's session cannot be seen.
+    holder: its host and process, for example `db1 pid 4181`. None for a stand-by, and to a consumer's role.
+    since: when it took the lead, or, of a stand-by, when its session began.
+    """
+
+    pid: int
+    leads: bool
+    holder: str | None
+    since: str | None
+    seconds: float | None
+
+    def __str__(self) -> str:
+        who = f"{self.holder} leads" if self.leads and self.holder else "a bridge leads" if self.leads else "a stand-by"
+        return f"{who} (session pid {self.pid}{f', since {self.since}' if self.since else ''})"
+
+
+_RUNNING: Final = """
+    select p.pid, p.leads, case when p.leads then n.holder end,
+           to_char(case when p.leads then n.started_at else a.backend_start end, 'YYYY-MM-DD HH24:MI:SS TZ'),
+           extract(epoch from clock_timestamp()
+                              - case when p.leads then n.started_at else a.backend_start end)::float8
+    from (select l.pid, bool_or(l.objid = 0) as leads from pg_locks l
+          where l.locktype = 'advisory' and l.granted and l.classid = 'leaders'::regclass and l.objsubid = 2
+            and l.objid in (0, 2) and l.pid <> pg_backend_pid()
+            and l.database = (select oid from pg_database where datname = current_database())
+          group by l.pid) p
+    left join pg_stat_activity a using (pid)
+    left join LEADER n on true
+    order by p.leads desc, p.pid
+"""
+_LEADER: Final = "(select holder, started_at from leaders order by epoch desc limit 1)"
+_HIDDEN: Final = "(select null::text as holder, null::timestamptz as started_at)"  # from a consumer's role
+
+
+def running(store: Connection) -> list[Process]:
+    """List the bridges of this store, the leader first. Empty where the store has not been migrated."""
+    with store_errors():
+        row = store.execute(
+            "select has_table_privilege(c.oid, 'select') from pg_class c where c.oid = to_regclass('leaders')"
+        ).fetchone()
+        if row is None:
+            return []
+        query = _RUNNING.replace("LEADER", _LEADER if row[0] or not guest(store) else _HIDDEN)
+        return [Process(*found) for found in store.execute(query.encode()).fetchall()]

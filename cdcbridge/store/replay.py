@@ -1,0 +1,230 @@
+"""What the log holds, for one consumer: a new one with start: earliest, or one that replays. Part of the rim.
+
+Matches and filters as the collector does, so that a message is the same whenever it is fanned out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, TypeAlias
+
+import orjson
+import structlog
+
+from cdcbridge.database import Connection
+from cdcbridge.database.patience import patiently
+from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.copy_format import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC, key_text
+from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
+from cdcbridge.routing.filters import FilterError
+from cdcbridge.routing.patterns import left_out, like, taken
+from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.verdict import Logged, deletion, own_key, text_that_left, verdict_of_text
+
+_PAGE: Final = 5000  # messages of the log at a time
+_TELL_EVERY: Final = 2.0  # seconds between two lines about a long filling
+_END: Final = (1 << 63) - 1
+_Dead: TypeAlias = tuple[int, str, str | None]
+log = structlog.get_logger()
+
+_LOG: Final = """
+    select seq, topic, key, data::text, commit_lsn::text, ordinal, xid, octet_length(data::text),
+           record_values(data, %(key)s::text[]), op_of(data) = 'truncate', old_key
+    from messages
+    where seq between %(low)s and %(high)s
+      and (strpos(topic, '.') > 0
+           and topic like any (%(tables)s) and not topic like any (%(left_out)s)
+           and (op_of(data) = any (%(operations)s) or reader = %(consumer)s)
+           or topic = any (%(topics)s) or topic = 'cdcbridge.gap' and (reader is null or reader = %(consumer)s))
+    order by seq"""
+
+
+class Filling:
+    """What the log holds, fanned into one new consumer: most of it while the bridge appends, the rest under its fence.
+
+    Call in the transaction that makes the consumer.
+    """
+
+    def __init__(self, wanted: Subscription) -> None:
+        self.wanted = wanted
+        self._reached = -1  # the seq up to which nothing can come any more
+
+    def fill(self, connection: Connection) -> None:
+        """Give it what no open transaction can add to."""
+        high = self._settled(connection)
+        if high > self._reached:
+            self._fill(connection, high)
+            self._reached = high
+
+    def behind(self, connection: Connection) -> int:
+        """How many seqs of the log are left."""
+        return max(0, _last_seq(connection) - self._reached)
+
+    def finish(self, connection: Connection) -> None:
+        """Give it the rest, while nobody can append or publish what it wants."""
+        self._fill(connection, _END)
+
+    def _settled(self, connection: Connection) -> int:
+        if self.wanted.topics:
+            row = connection.execute("select max_safe_seq()").fetchone()  # before the look into the log
+            return row[0] if row else 0
+        # Publishers that stay in their transactions do not matter: the bridge alone writes what it wants.
+        with connection.transaction(force_rollback=True):
+            connection.execute("set local lock_timeout = '60s'")
+            connection.execute("select pg_advisory_xact_lock(fence_key())")
+            return _last_seq(connection)
+
+    def _fill(self, connection: Connection, high: int) -> None:
+        consumer_id = self.wanted.consumer_id
+        for batch, dead in _pages(connection, self.wanted, self._reached + 1, high):
+            with connection.cursor() as cursor, cursor.copy(COPY_WAITING) as copy:
+                copy.write(COPY_HEADER + waiting_rows(batch, 0) + COPY_TRAILER)
+            keep_own(connection, batch.own)
+            if barriers := barrier_rows(batch, 0):
+                connection.execute("select insert_barriers(%s, %s)", tuple(map(list, zip(*barriers, strict=True))))
+            if dead:
+                connection.execute(
+                    "select bury_appended(%s, %s, %s, %s)",
+                    ([consumer_id] * len(dead), *(list(column) for column in zip(*dead, strict=True))),
+                )
+
+
+def _last_seq(connection: Connection) -> int:
+    row = connection.execute("select coalesce(pg_sequence_last_value('messages_seq'), 0)").fetchone()
+    return row[0] if row else 0
+
+
+def replay(connection: Connection, reader: Connection, wanted: Subscription, low: int, high: int) -> tuple[int, int]:
+    """Put what the log holds from seq `low` to `high` into the consumer's queue again, behind all that waits.
+
+    Gives how many were put there, and how many were skipped, because they wait or are in flight. Each page is committed
+    alone on `connection`, an autocommit session; `reader` is in a transaction. What matches no more, or would be a dead
+    letter at once, is passed over.
+    """
+    replayed = skipped = 0
+    for batch, _dead in _pages(reader, wanted, low, high):
+        seqs, keys = batch.keyed[wanted.consumer_id] if batch.keyed else (next(iter(batch.groups.values()), []), None)
+        own = [(seq, data.decode()) for _, seq, _, data in batch.own]
+        page = (wanted.consumer_id, seqs, keys, [seq for seq, _ in own], [data for _, data in own])
+        row = patiently(
+            connection,
+            lambda page=page: connection.execute(  # type: ignore[misc]
+                "select replayed, skipped from replay_messages(%s, %s, %s, %s, %s)", page
+            ).fetchone(),
+            what=f"consumers replay {wanted.name}",
+        )
+        replayed, skipped = replayed + (row[0] if row else 0), skipped + (row[1] if row else 0)
+    return replayed, skipped
+
+
+def _pages(connection: Connection, wanted: Subscription, low: int, high: int) -> Iterator[tuple[Batch, list[_Dead]]]:
+    """The log's messages of these seqs that match, some thousands at a time: as batches whose indexes are seqs, with
+    (seq, reason, key) of those that die.
+    """
+    last = connection.execute("select last_value from messages_seq").fetchone()
+    identities = identities_of(connection) if wanted.on_leave else {}
+    next_told = time.monotonic() + _TELL_EVERY
+    given = {"low": low, "high": high, **_given(wanted)}
+    with connection.cursor(name="cdcbridge_fill") as reader:
+        reader.execute(_LOG.encode(), given)
+        while rows := reader.fetchmany(_PAGE):
+            yield _sort(rows, wanted, identities)
+            if time.monotonic() >= next_told:
+                log.info("consumer.filling", consumer=wanted.name, seq=rows[-1][0], of=last[0] if last else None)
+                next_told += _TELL_EVERY
+
+
+def latest(connection: Connection, wanted: Subscription, last: int) -> list[tuple[Any, ...]]:
+    """The latest messages of the log that a subscription matches before its filter, oldest first: rows for logged()."""
+    given = {"low": 0, "high": _END, "last": last, **_given(wanted)}
+    return connection.execute(f"{_LOG} desc limit %(last)s".encode(), given).fetchall()[::-1]
+
+
+def logged(row: Sequence[Any]) -> Logged:
+    """A row of the log as verdicts are given of."""
+    _, topic, key, text, commit_lsn, ordinal, xid, *_ = row
+    return Logged(text, topic, key, commit_lsn, ordinal, xid, row[10])
+
+
+def _given(wanted: Subscription) -> dict[str, Any]:
+    """What the query of the log needs of a subscription."""
+    return {
+        "consumer": wanted.consumer_id,  # rows that its own backfills read; those of others are for others
+        "key": list(wanted.key or ()),
+        "tables": [like(pattern) for pattern in taken(wanted.tables)],
+        "left_out": [like(pattern) for pattern in left_out(wanted.tables)],
+        "topics": list(wanted.topics),
+        "operations": sorted(wanted.operations),
+    }
+
+
+def identities_of(connection: Connection) -> dict[str, frozenset[str]]:
+    """The columns of each captured topic's replica identity, as the bridge knew them last."""
+    row = connection.execute("select catalog from source").fetchone()
+    found: dict[str, frozenset[str]] = {}
+    for name, entry in (row[0] if row else {}).items():
+        topic = entry.get("topic")
+        its_own = name.replace("/", ".", 1) == topic  # rather than a partition's
+        if topic is not None and (its_own or topic not in found):
+            found[topic] = frozenset(entry["identity"])
+    return found
+
+
+def keep_own(connection: Connection, own: Sequence[tuple[int, int, str | None, bytes]], first: int = 0) -> None:
+    """Keep data that replaces the log's for a consumer: (consumer, index, key, data), with seqs from `first` on."""
+    if own:
+        consumers, indexes, keys, data = zip(*own, strict=True)
+        given = (list(consumers), [first + index for index in indexes], list(keys), [text.decode() for text in data])
+        connection.execute("select keep_own(%s, %s, %s, %s)", given)
+
+
+def _sort(
+    rows: Sequence[tuple[Any, ...]], wanted: Subscription, identities: dict[str, frozenset[str]]
+) -> tuple[Batch, list[_Dead]]:
+    """Rows of the log → those that match, as a batch whose indexes are seqs; (seq, reason, key) of those that die."""
+    seqs: list[int] = []
+    keys: list[str | None] = []
+    barriers: list[int] = []
+    dead: list[_Dead] = []
+    consumer = wanted.consumer_id
+    batch = Batch(barriers=barriers)
+    for row in rows:
+        seq, size = row[0], row[7]
+        key = _own_key(row[8]) if wanted.key else row[2]
+        try:
+            if row[1] not in wanted.topics and row[1] != GAP_TOPIC:
+                message = logged(row)
+                identity = identities.get(row[1], frozenset())
+                said = verdict_of_text(wanted, message, identity)
+                if said == "passed":
+                    continue
+                if said == "left":
+                    left = text_that_left(row[3], identity)
+                    key, data = own_key(wanted, left, message.key if row[10] is None else row[10]), deletion(left)
+                    batch.own.append((consumer, seq, key, data))
+                    size = len(data)
+        except FilterError as error:
+            dead.append((seq, f"filter_error: {error}", key))
+            continue
+        if size > wanted.max_bytes:
+            dead.append((seq, f"oversized: data has {size} bytes, max_message_bytes is {wanted.max_bytes}", key))
+            continue
+        seqs.append(seq)
+        keys.append(key)
+        if row[9]:
+            barriers.append(seq)
+    batch.rows = [b""] * len(seqs)
+    if wanted.in_order:
+        batch.in_order = frozenset({consumer})
+    if wanted.in_order or wanted.own_keys:
+        batch.keyed = {consumer: (seqs, keys)}
+    else:
+        batch.groups = {(consumer,): seqs}
+    return batch, dead
+
+
+def _own_key(values: Sequence[str | None]) -> str | None:
+    """JSON texts of the key's columns → the key."""
+    fragments = {str(n): value and orjson.Fragment(value) for n, value in enumerate(values)}
+    return key_text(fragments, list(fragments))

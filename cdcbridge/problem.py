@@ -37,6 +37,16 @@ class Problem:
         return f"`cdcbridge check --fixes` prints the SQL ({size})"
 
 
+@dataclass(slots=True, frozen=True)
+class Alarm:
+    """`code` is stable, for programs. `slot` is '' for an alarm about a consumer."""
+
+    code: str
+    slot: str
+    message: str
+    consumer: str | None = None
+
+
 def script(found: Iterable[Problem]) -> str:
     """All fixes as a script for psql: each after the findings that it is for, and a fix that is no SQL as a comment."""
     reasons: dict[str, list[Problem]] = {}

@@ -19,7 +19,6 @@ from cdcbridge.checks.tables import consumer_problems
 from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.problem import Problem
-from cdcbridge.routing.feeds import Fault
 from cdcbridge.routing.patterns import taken, whole, without
 from cdcbridge.source import event_trigger, publications
 from cdcbridge.source.publications import Publication
@@ -27,6 +26,7 @@ from cdcbridge.source.sessions import snapshot_problems
 from cdcbridge.store.consumer_changes import asked_for
 from cdcbridge.store.consumers import is_applied
 from cdcbridge.store.feed_watch import stored_feeds
+from cdcbridge.store.feeds import Fault
 
 _DURATIONS: Final = (("visibility_timeout",), ("retry_delay", "initial"), ("retry_delay", "max"))
 

@@ -16,6 +16,7 @@ from cdcbridge.backfill.initial_copy import copy_tables
 from cdcbridge.bridge.accepting import accept, ensure_trigger, note_feeds
 from cdcbridge.bridge.choosing import Choice
 from cdcbridge.bridge.publishing import Publishing, bring_into_step
+from cdcbridge.checks.history import compare_ends, compare_history, refuse_lost
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, store_errors
 from cdcbridge.errors import IdentityLost, OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
@@ -29,7 +30,6 @@ from cdcbridge.source.replication import ReplicationStream, UnknownOption
 from cdcbridge.source.tables import tables_of
 from cdcbridge.store import consumers
 from cdcbridge.store.gap import leave_gap
-from cdcbridge.store.history import compare_ends, compare_history, refuse_lost
 from cdcbridge.store.log import History, Store, Tail
 
 _PATIENCE: Final = 5.0  # seconds for a lock in the store, after which the bridge starts again

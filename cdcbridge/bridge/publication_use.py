@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from cdcbridge.bridge.other_stores import OtherStore
+from cdcbridge.checks.other_stores import OtherStore
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.source import slots as source

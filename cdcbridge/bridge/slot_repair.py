@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cdcbridge.bridge.other_stores import OWNER_UNKNOWN, slot_problems
+from cdcbridge.checks.history import compare_history
+from cdcbridge.checks.other_stores import OWNER_UNKNOWN, slot_problems
 from cdcbridge.checks.server import problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors
@@ -21,7 +22,6 @@ from cdcbridge.source import event_trigger, plugins, publications
 from cdcbridge.source import slots as source
 from cdcbridge.source.replication import ReplicationStream
 from cdcbridge.store.gap import leave_gap
-from cdcbridge.store.history import compare_history
 from cdcbridge.store.leadership import Lead
 from cdcbridge.store.log import History, Store, log_end
 

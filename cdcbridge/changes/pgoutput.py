@@ -26,10 +26,10 @@ from cdcbridge.changes.events import (
     Row,
     Truncate,
 )
+from cdcbridge.changes.keys import key_columns
 from cdcbridge.changes.pgtypes import Types
 from cdcbridge.changes.wal2json import Table
 from cdcbridge.errors import DecodeError
-from cdcbridge.routing.copy_format import key_columns
 
 _U16 = struct.Struct("!H").unpack_from
 _U32 = struct.Struct("!I").unpack_from

@@ -5,10 +5,13 @@ A position is (commit LSN, ordinal); it counts within one history (system identi
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cdcbridge.lsn import format_lsn
+
+_POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
 
 
 class Position(NamedTuple):
@@ -60,3 +63,8 @@ class Progress:
         """The LSN to report to PostgreSQL as flushed."""
         self.confirmed = max(self.confirmed, self.vouched)
         return self.confirmed
+
+
+def postgres_now() -> int:
+    """The clock here, as PostgreSQL stores time: microseconds since 2000-01-01 UTC."""
+    return int((time.time() - _POSTGRES_EPOCH) * 1_000_000)

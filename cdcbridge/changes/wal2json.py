@@ -27,6 +27,7 @@ from cdcbridge.changes.events import (
     Row,
     Truncate,
 )
+from cdcbridge.changes.keys import key_columns
 from cdcbridge.changes.pgtypes import (
     BOOL,
     BYTEA,
@@ -43,7 +44,6 @@ from cdcbridge.changes.pgtypes import (
 )
 from cdcbridge.errors import DecodeError
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.routing.copy_format import key_columns
 
 Parsed = dict[str, Any]
 _POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)

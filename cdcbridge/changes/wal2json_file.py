@@ -14,10 +14,10 @@ from typing import Any, Final
 import orjson
 
 from cdcbridge.changes.events import JsonValue, Row
+from cdcbridge.changes.keys import key_text
 from cdcbridge.changes.pgtypes import BOOL, BYTEA, FLOATING, INTEGERS, OID, Types, number, text
 from cdcbridge.errors import DecodeError
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.routing.copy_format import key_text
 
 _PLUGIN: Final = "wal2json"
 # A number with a point or an exponent, or too long for 64 bits, goes through as a string that starts with one NUL. A

@@ -11,8 +11,9 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from cdcbridge.bridge.other_stores import slot_problems
 from cdcbridge.checks.encodings import encoding_problems, server_encoding
+from cdcbridge.checks.history import refuse_lost
+from cdcbridge.checks.other_stores import slot_problems
 from cdcbridge.checks.store import (
     applied_config,
     as_problem,
@@ -34,7 +35,6 @@ from cdcbridge.source import slots as source
 from cdcbridge.source.sessions import replication_problems, snapshot_problems, unreachable
 from cdcbridge.source.setting_lists import literals, meant, names
 from cdcbridge.source.table_locks import holders
-from cdcbridge.store.history import refuse_lost
 from cdcbridge.store.migrate import schema_version
 
 _OLDEST: Final = 150000

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from cdcbridge.bridge.other_stores import slot_problems
+from cdcbridge.checks.history import compare_ends, compare_history, refuse_lost
+from cdcbridge.checks.other_stores import slot_problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection
 from cdcbridge.errors import OperatorNeeded
@@ -17,7 +18,6 @@ from cdcbridge.routing.patterns import whole
 from cdcbridge.source import slots as source
 from cdcbridge.source.capture import Capture, look, losses
 from cdcbridge.store.consumers import mode_conflict
-from cdcbridge.store.history import compare_ends, compare_history, refuse_lost
 from cdcbridge.store.log import History, log_end
 from cdcbridge.store.migrate import migrations, schema_version
 

@@ -17,11 +17,11 @@ from cdcbridge.database.patience import patiently
 from cdcbridge.database.rights import guest
 from cdcbridge.observe.lag_store import HELD_FOR, ConsumerLag
 from cdcbridge.problem import refuse
-from cdcbridge.routing.feeds import Feeds, feed_of
 from cdcbridge.store import consumers as applying
 from cdcbridge.store import replay as backlog
 from cdcbridge.store.consumer_changes import difference
 from cdcbridge.store.feed_watch import await_feeds, bridge_runs, stored_feeds
+from cdcbridge.store.feeds import Feeds, feed_of
 from cdcbridge.store.holders import consumer_holders, told
 from cdcbridge.units import human_duration
 from cdcbridge.words import as_text, one_line

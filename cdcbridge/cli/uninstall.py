@@ -14,8 +14,8 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from cdcbridge.bridge.other_stores import OtherStore, other_stores, owners
 from cdcbridge.bridge.publication_use import publication_uses
+from cdcbridge.checks.other_stores import OtherStore, other_stores, owners
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors
 from cdcbridge.database.patience import patiently

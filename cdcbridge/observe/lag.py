@@ -14,11 +14,7 @@ from cdcbridge.database.pooled import connect_for_calls
 from cdcbridge.database.rights import Guest
 from cdcbridge.errors import SourceUnavailable, StoreUnavailable
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.observe.lag_store import ConsumerLag, Holder, StoreSide, store_side
-from cdcbridge.observe.wal_growth import look_again
-from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
-from cdcbridge.routing.alarms import (
-    Alarm,
+from cdcbridge.observe.alarms import (
     Growth,
     SlotState,
     alarms,
@@ -29,9 +25,13 @@ from cdcbridge.routing.alarms import (
     seconds_to,
     wants_second_look,
 )
-from cdcbridge.routing.feeds import Feeds, feed_of
+from cdcbridge.observe.lag_store import ConsumerLag, Holder, StoreSide, store_side
+from cdcbridge.observe.wal_growth import look_again
+from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
+from cdcbridge.problem import Alarm
 from cdcbridge.source.slots import Slot, current_lsn, slots
 from cdcbridge.source.wal_room import WalRoom, other_alarms, wal_room
+from cdcbridge.store.feeds import Feeds, feed_of
 from cdcbridge.store.holders import ConsumerHolder, held_alarms
 from cdcbridge.store.migrate import schema_version
 from cdcbridge.units import human_duration

@@ -12,8 +12,8 @@ from cdcbridge.database import Connection, store_errors
 from cdcbridge.database.pooled import connect_for_calls
 from cdcbridge.database.rights import Guest, guest
 from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
-from cdcbridge.routing.feeds import Feeds
 from cdcbridge.store.feed_watch import stored_feeds
+from cdcbridge.store.feeds import Feeds
 from cdcbridge.store.holders import ConsumerHolder, consumer_holders
 from cdcbridge.store.migrate import schema_version
 

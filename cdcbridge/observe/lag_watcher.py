@@ -17,7 +17,7 @@ from cdcbridge.config import Config
 from cdcbridge.errors import SourceUnavailable
 from cdcbridge.observe.lag import LOOKS, Lag, measure
 from cdcbridge.observe.metrics import Metrics
-from cdcbridge.routing.alarms import Alarm
+from cdcbridge.problem import Alarm
 
 _LONGEST_INTERVAL: Final = 10.0
 _REPEAT: Final = 30  # looks after which an alarm that goes on is said again

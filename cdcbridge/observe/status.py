@@ -19,8 +19,8 @@ from cdcbridge.database.rights import Guest, guest
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, UsageError
 from cdcbridge.observe.lag import Lag, measure, measure_store
 from cdcbridge.observe.recent_gaps import recent_gaps
-from cdcbridge.routing.feeds import feed_of
 from cdcbridge.store.feed_watch import PATIENCE
+from cdcbridge.store.feeds import feed_of
 from cdcbridge.store.migrate import schema_version
 from cdcbridge.store.presence import Process, running
 from cdcbridge.units import human_duration

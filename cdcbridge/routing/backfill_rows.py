@@ -7,10 +7,11 @@ import sys
 import zlib
 from typing import Final
 
+from cdcbridge.changes.keys import partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
-from cdcbridge.routing.copy_format import PACK_READ, partition_of, read_part
+from cdcbridge.routing.copy_format import PACK_READ, read_part
 from cdcbridge.routing.filters import FilterError
 from cdcbridge.routing.overtaken import Chunk, Stale
 from cdcbridge.routing.verdict import Logged, verdict_of_text

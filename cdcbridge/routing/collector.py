@@ -11,20 +11,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cdcbridge.changes.events import Begin, Change, Commit, Event, LogicalMessage, Relation, Truncate
+from cdcbridge.changes.keys import key_text, partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.errors import DecodeError
 from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.backfill_rows import inject
 from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
-from cdcbridge.routing.copy_format import (
-    encode_data,
-    key_text,
-    message_row,
-    partition_of,
-    published_row,
-    shared_part,
-    with_old_key,
-)
+from cdcbridge.routing.copy_format import encode_data, message_row, published_row, shared_part, with_old_key
 from cdcbridge.routing.filters import FilterError, natives
 from cdcbridge.routing.logical_messages import TOPIC_PREFIX, Published, read_published
 from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Watch

@@ -15,7 +15,7 @@ from typing import Final
 
 import orjson
 
-from cdcbridge.routing.copy_format import key_text
+from cdcbridge.changes.keys import key_text
 
 TOPIC_PREFIX: Final = "cdcbridge:"
 _MEMBERS: Final = frozenset({"key", "data", "deliver_at"})

@@ -15,7 +15,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import orjson
 
 from cdcbridge.changes.events import Row
-from cdcbridge.routing.copy_format import encode_data, key_text
+from cdcbridge.changes.keys import key_text
+from cdcbridge.routing.copy_format import encode_data
 from cdcbridge.routing.filters import FilterError, PartialRow
 from cdcbridge.routing.logical_messages import members
 from cdcbridge.routing.router import Subscription

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from cdcbridge.changes.events import Relation
+from cdcbridge.changes.keys import key_columns
 from cdcbridge.changes.wal2json import Table
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.routing.copy_format import key_columns
 
 NEVER: Final = 1 << 64  # above every LSN
 _WAL_END: Final = (

@@ -7,12 +7,12 @@ documentation of `psycopg.pq`. Hands out payloads as they are, and confirms exac
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from psycopg import pq, sql
 
+from cdcbridge.changes.position import postgres_now
 from cdcbridge.database import behind_pooler, conninfo, one_line, session
 from cdcbridge.database.sqlstates import verdict
 from cdcbridge.errors import OperatorNeeded, SlotInUse, SourceUnavailable, Unpublished
@@ -27,7 +27,6 @@ _UNKNOWN_OPTION: Final = "22023"  # invalid_parameter_value, as wal2json calls a
 _UNDEFINED_OBJECT: Final = "42704"
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 SENDER_TIMEOUT: Final = 3.0
-_POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
 
 SESSION: Final = {"client_min_messages": "warning"}  # lets wal2json's warnings through, and nothing else
 
@@ -238,11 +237,6 @@ class ReplicationStream:
 
     def _error(self) -> str:
         return one_line(self._pgconn.error_message.decode(errors="replace"))
-
-
-def postgres_now() -> int:
-    """The clock here, as PostgreSQL stores time: microseconds since 2000-01-01 UTC."""
-    return int((time.time() - _POSTGRES_EPOCH) * 1_000_000)
 
 
 def _message(result: pq.abc.PGresult) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cdcbridge.database import Connection, source_errors
-from cdcbridge.routing.alarms import Alarm
+from cdcbridge.problem import Alarm
 from cdcbridge.units import human_size
 
 _LIMIT: Final = "select nullif(setting::bigint, -1) * 1048576 from pg_settings where name = 'max_slot_wal_keep_size'"

@@ -17,9 +17,9 @@ from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.database.patience import LOCK_TIMEOUT, PATIENCE, patiently
 from cdcbridge.errors import UsageError
-from cdcbridge.routing.feeds import load as load_feeds
 from cdcbridge.routing.filters import Filter
 from cdcbridge.routing.router import Subscription
+from cdcbridge.store.feeds import load as load_feeds
 from cdcbridge.store.replay import Filling
 
 _ROUNDS: Final = 4  # of filling, before the bridge has to wait for the rest whatever it is

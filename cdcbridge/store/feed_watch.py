@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from cdcbridge.database import Connection, store_errors
-from cdcbridge.routing.feeds import Feeds, load
+from cdcbridge.store.feeds import Feeds, load
 
 PATIENCE: Final = 10.0  # seconds that a running bridge gets to take changed consumers up
 _LOOK_INTERVAL: Final = 0.1

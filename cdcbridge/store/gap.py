@@ -11,13 +11,12 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from cdcbridge.changes.position import Position
+from cdcbridge.changes.position import Position, postgres_now
 from cdcbridge.database import store_errors
 from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.batch import Batch
 from cdcbridge.routing.copy_format import GAP_TOPIC, for_reader, message_row, shared_part
 from cdcbridge.routing.patterns import take
-from cdcbridge.source.replication import postgres_now
 from cdcbridge.store import consumers
 from cdcbridge.store.log import Store
 

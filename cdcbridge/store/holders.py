@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any, Final
 
 from cdcbridge.database import Connection
-from cdcbridge.routing.alarms import Alarm
+from cdcbridge.problem import Alarm
 
 ALARM_AFTER: Final = 60.0  # seconds that a transaction may be open; of a queue at least its visibility timeout
 _LOOK: Final = "select * from consumer_holders(%s, make_interval(secs => %s))"

@@ -33,7 +33,7 @@ from cdcbridge.routing.copy_format import (
     message_rows,
 )
 from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
-from cdcbridge.routing.feeds import Fault, Feeds, describe
+from cdcbridge.store.feeds import Fault, Feeds, describe
 from cdcbridge.store.migrate import migrate
 from cdcbridge.store.replay import keep_own
 

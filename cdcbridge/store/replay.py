@@ -12,10 +12,11 @@ from typing import Any, Final, TypeAlias
 import orjson
 import structlog
 
+from cdcbridge.changes.keys import key_text
 from cdcbridge.database import Connection
 from cdcbridge.database.patience import patiently
 from cdcbridge.routing.batch import Batch
-from cdcbridge.routing.copy_format import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC, key_text
+from cdcbridge.routing.copy_format import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC
 from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
 from cdcbridge.routing.filters import FilterError
 from cdcbridge.routing.patterns import left_out, like, taken

@@ -13,8 +13,8 @@ from typing import Final
 
 from cdcbridge.database import store_errors
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.routing.feeds import Feeds
 from cdcbridge.store.feed_watch import stored_feeds
+from cdcbridge.store.feeds import Feeds
 from cdcbridge.store.gap import leave_gap
 from cdcbridge.store.log import Store
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from cdcbridge.changes.events import Begin, Change, Commit, Event, LogicalMessage, Relation, Truncate
+from cdcbridge.changes.keys import key_text
 from cdcbridge.changes.pgoutput import PgoutputDecoder
 from cdcbridge.changes.pgtypes import Types
 from cdcbridge.changes.wal2json import Table, Wal2jsonDecoder
-from cdcbridge.routing.copy_format import encode_data, key_text
+from cdcbridge.routing.copy_format import encode_data
 
 FOLDER = Path(__file__).parent
 ID = frozenset({"id"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cdcbridge import Stream
-from cdcbridge.routing.copy_format import partition_of
+from cdcbridge.changes.keys import partition_of
 from tests.integration.test_published import emit
 from tests.world import PATIENCE, World, eventually
 

@@ -25,7 +25,7 @@ from cdcbridge.observe.lag import measure
 from cdcbridge.observe.metrics import Metrics
 from cdcbridge.observe.monitor import HttpServer
 from cdcbridge.routing.batch import Batch
-from cdcbridge.routing.feeds import describe
+from cdcbridge.store.feeds import describe
 from tests.world import World, eventually
 
 CONFIG = Path(__file__).parents[2] / "config"

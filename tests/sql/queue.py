@@ -7,10 +7,11 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from cdcbridge.changes.keys import partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.config import Consumer
 from cdcbridge.routing.batch import Batch
-from cdcbridge.routing.copy_format import encode_data, message_row, partition_of, shared_part, with_old_key
+from cdcbridge.routing.copy_format import encode_data, message_row, shared_part, with_old_key
 from cdcbridge.store.consumers import apply
 from cdcbridge.store.log import Store
 

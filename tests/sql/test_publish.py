@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.types.json import Json, Jsonb
 
+from cdcbridge.changes.keys import partition_of
 from cdcbridge.demo.embedded import EmbeddedServer
-from cdcbridge.routing.copy_format import partition_of
 from cdcbridge.store.migrate import migrate, migrations
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts, seqs

@@ -75,7 +75,7 @@ def test_a_group_that_is_made_while_partitions_are_added_has_all_of_them(queue: 
 
 
 def test_publishers_and_python_agree_on_partitions(queue: Queue) -> None:
-    from cdcbridge.routing.copy_format import partition_of
+    from cdcbridge.changes.keys import partition_of
 
     publish(queue, "a", "ü€", "", "42")
     rows = queue.all("select key, partition from cdcbridge.messages")

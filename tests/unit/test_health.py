@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cdcbridge.observe.alarms import SlotState, alarms, average_growth, observed_growth, seconds_to
 from cdcbridge.observe.health import APPEND_STALLED_AFTER, STALLED_AFTER, Health
-from cdcbridge.routing.alarms import SlotState, alarms, average_growth, observed_growth, seconds_to
 from cdcbridge.routing.batch import Batch
 
 SLOT = SlotState("s", True, "reserved", None, 1 << 20, None, None, 0.0)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from cdcbridge.cli.lag_words import headline, say_wrapped
+from cdcbridge.observe.alarms import SlotState, alarms, growth_now, latest_growth, wants_second_look
 from cdcbridge.observe.lag import Lag, SlotLag, _moves
 from cdcbridge.observe.xmin_holders import HorizonHolder
-from cdcbridge.routing.alarms import SlotState, alarms, growth_now, latest_growth, wants_second_look
 from cdcbridge.source.wal_room import OtherSlot, other_alarms
 from cdcbridge.store.holders import ConsumerHolder, about, held_alarms, told
 

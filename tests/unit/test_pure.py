@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdcbridge.changes.events import Begin, Change, Commit, LogicalMessage, Relation, Truncate
+from cdcbridge.changes.keys import key_text, partition_of
 from cdcbridge.changes.pgtypes import parse_array, text
 from cdcbridge.changes.position import START, Position, Progress
 from cdcbridge.errors import DecodeError, IdentityLost
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.routing.collector import Collector
-from cdcbridge.routing.copy_format import CHUNK_SIZE, chunk_rows, key_text, message_rows, partition_of
+from cdcbridge.routing.copy_format import CHUNK_SIZE, chunk_rows, message_rows
 from cdcbridge.routing.filters import Filter, FilterError
 from cdcbridge.routing.router import OPERATIONS, Router, Subscription
 from cdcbridge.units import format_duration, format_size, parse_duration, parse_size

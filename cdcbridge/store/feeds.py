@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from cdcbridge.routing.alarms import Alarm
+from cdcbridge.problem import Alarm
 
 State = Literal["fed", "as_before", "not_in_file", "refused"]
 

@@ -9,22 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from cdcbridge.problem import Alarm
 from cdcbridge.units import human_duration, human_size
 
 FORECAST_WITHIN: Final = 3600.0  # seconds to a limit that are an alarm
 _NOTHING: Final = 1024  # bytes between two looks: what a server writes by itself, for example at a checkpoint
 _NEAR: Final = 10  # a slot has little left below the tenth part of its limit
 _RATE_OVER: Final = 10.0  # seconds that the average needs to mean something
-
-
-@dataclass(slots=True, frozen=True)
-class Alarm:
-    """`code` is stable, for programs. `slot` is '' for an alarm about a consumer."""
-
-    code: str
-    slot: str
-    message: str
-    consumer: str | None = None
 
 
 @dataclass(slots=True, frozen=True)

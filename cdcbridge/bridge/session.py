@@ -175,7 +175,7 @@ class Pump:
             self._next_status, self._told = now + self._status_interval, written
 
     def _vouch(self, now: float, *, ending: bool = False) -> None:
-        """Look whether what is durable is all that the consumers want, before it is confirmed (capture.py).
+        """Look whether what is durable is all that the consumers want, before it is confirmed (source/capture.py).
 
         Raises CaptureChanged where changes may be missing.
         """

@@ -35,7 +35,7 @@ class Progress:
 
     received: end of the last transaction that was read whole.
     durable: everything up to here is committed in the store, or no consumer wants it.
-    vouched: up to here the source sent everything that the consumers want (see capture.py).
+    vouched: up to here the source sent everything that the consumers want (see source/capture.py).
     confirmed: PostgreSQL was told that it may forget the WAL up to here.
     """
 

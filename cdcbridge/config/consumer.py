@@ -1,4 +1,4 @@
-"""The part of the configuration that describes one consumer. Pure; config.py has the rest of the file."""
+"""The part of the configuration that describes one consumer. Pure; config/__init__.py has the rest of the file."""
 
 from __future__ import annotations
 

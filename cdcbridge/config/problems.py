@@ -16,7 +16,7 @@ from cdcbridge.config.file import ConfigFile, Location
 from cdcbridge.words import as_given, did_you_mean, one_of
 
 _CHOICE: Final = re.compile(r"'([^']*)'")
-# What a pattern of config.py means, by the last key of its path.
+# What a pattern of config/__init__.py means, by the last key of its path.
 _FORMS: Final = {
     "name": "write a-z, 0-9, _ . and -, at most 63 of them, first a letter or a digit",
     "slot": "write a-z, 0-9 and _, at most 63 of them",

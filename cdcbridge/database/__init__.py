@@ -1,4 +1,4 @@
-"""Connections to either database. Part of the rim; session.py lists the settings of a session.
+"""Connections to either database. Part of the rim; database/session.py lists the settings of a session.
 
 Turns psycopg's exceptions into ours; holds no state.
 """
@@ -279,7 +279,7 @@ def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
 
 
 def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) -> CdcbridgeError:
-    """The error of ours for one of psycopg, as sqlstates.py judges its code."""
+    """The error of ours for one of psycopg, as database/sqlstates.py judges its code."""
     state = error.sqlstate or ""
     if state == "CB006":
         return StaleReceipt(str(error.diag.message_primary), hint=error.diag.message_hint)

@@ -54,7 +54,7 @@ _COLUMNS: Final = """
     where t.typtype <> 'd' order by b.attnum
 """
 # The primary key, unless the replica identity is an index without one of its columns: then that index (see key_columns
-# in encode.py). With each column: whether `order by column` is the index's order, and if not, what is.
+# in routing/copy_format.py). With each column: whether `order by column` is the index's order, and if not, what is.
 _KEY: Final = """
     with i as (
         select i.*, c.relreplident, array(select k.a from unnest(i.indkey::int2[]) with ordinality as k (a, n)

@@ -1,6 +1,6 @@
 """The bridges that run beside a store: the one that leads, and the stand-bys. Part of the rim; reads only.
 
-Each bridge holds advisory locks in a session of its own (lead.py), so a bridge that died is gone from here.
+Each bridge holds advisory locks in a session of its own (store/leadership.py), so a bridge that died is gone from here.
 """
 
 from __future__ import annotations

@@ -41,23 +41,23 @@ test-hostile: $(BIN)/.installed servers ## the same suite where server settings 
 
 .PHONY: mutants
 mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.campaigns.mutants
 
 .PHONY: soak
 soak: $(BIN)/.installed servers ## receivers and bridges killed for ten minutes (SOAK=60: one minute)
-	$(BIN)/python -m tests.soak --seconds $(or $(SOAK),600)
+	$(BIN)/python -m tests.campaigns.soak --seconds $(or $(SOAK),600)
 
 .PHONY: soak-streams
 soak-streams: $(BIN)/.installed servers ## groups whose members die and seek, for ten minutes (SOAK=60: one minute)
-	$(BIN)/python -m tests.stream_soak --seconds $(or $(SOAK),600)
+	$(BIN)/python -m tests.campaigns.stream_soak --seconds $(or $(SOAK),600)
 
 .PHONY: faults
 faults: $(BIN)/.installed servers ## everything that production does, at random, for a quarter of an hour (FAULTS=60, SEED=1)
-	$(BIN)/python -m tests.faults --seconds $(or $(FAULTS),900) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.campaigns.faults --seconds $(or $(FAULTS),900) $(if $(SEED),--seed $(SEED))
 
 .PHONY: fuzz
 fuzz: $(BIN)/.installed ## both decoders against mutated input for a minute (FUZZ=600, SEED=1)
-	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ),60) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.campaigns.fuzz --seconds $(or $(FUZZ),60) $(if $(SEED),--seed $(SEED))
 
 .PHONY: lint
 lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, Dockerfile
@@ -75,12 +75,12 @@ format: $(BIN)/.installed ## let ruff format everything
 
 .PHONY: docs
 docs: $(BIN)/.installed ## write docs/CLI.md and docs/CONFIGURATION.md anew from the program
-	$(BIN)/python -m tests.cli_reference > docs/CLI.md
-	$(BIN)/python -m tests.config_reference > docs/CONFIGURATION.md
+	$(BIN)/python -m scripts.cli_reference > docs/CLI.md
+	$(BIN)/python -m scripts.config_reference > docs/CONFIGURATION.md
 
 .PHONY: client
 client: $(BIN)/.installed ## write the synchronous client anew from the asynchronous one
-	$(BIN)/python -m tests.sync_client
+	$(BIN)/python -m scripts.sync_client
 
 .PHONY: bench
 bench: $(BIN)/.installed servers ## measure all parts and print their tables (long: python -m benchmarks --only PART)

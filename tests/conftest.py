@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
-from tests import hostile
-from tests.world import NewDatabase, World, fresh_database
+from tests.harness import hostile
+from tests.harness.world import NewDatabase, World, fresh_database
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
 # Tests kill processes, not the machine: fsync would only be slow. Without a limit `check` warns of each slot.

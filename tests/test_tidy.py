@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sync_client import CLIENT, FILES, made
+from scripts.sync_client import CLIENT, FILES, made
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = sorted(path for path in (ROOT / "cdcbridge").rglob("*.py"))

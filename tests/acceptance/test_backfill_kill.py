@@ -15,8 +15,8 @@ import pytest
 from cdcbridge.backfill.verify import verify
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.conftest import FAST
-from tests.standby import Standby
-from tests.world import World, eventually
+from tests.harness.standby import Standby
+from tests.harness.world import World, eventually
 
 ROWS = 10_000
 KILLS = 5  # while the snapshots are read; and as many while backfills are

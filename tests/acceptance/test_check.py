@@ -14,7 +14,7 @@ from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed, OperatorNeeded
 from cdcbridge.source import plugins
 from cdcbridge.source.slots import create_slot
-from tests.world import World, eventually, fresh_database
+from tests.harness.world import World, eventually, fresh_database
 
 
 def problems(world: World) -> dict[str, dict[str, Any]]:

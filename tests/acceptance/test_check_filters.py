@@ -10,7 +10,7 @@ import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.source.tables import find_tables
-from tests.world import World, fresh_database
+from tests.harness.world import World, fresh_database
 
 KINDS = {"string": "text", "object": "any", "array": "list"}
 VALUES = {

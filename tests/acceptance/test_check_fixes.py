@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from cdcbridge.problem import Problem, script
-from tests.world import World
+from tests.harness.world import World
 
 
 def psql(world: World, text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from cdcbridge.store.migrate import migrations
-from tests.world import PATIENCE, Running, World, clean_environment, eventually
+from tests.harness.world import PATIENCE, Running, World, clean_environment, eventually
 
 
 def lines(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from cdcbridge.cli import main
 from tests.acceptance.test_cli import lines
-from tests.world import PATIENCE, World, clean_environment, eventually
+from tests.harness.world import PATIENCE, World, clean_environment, eventually
 
 
 @pytest.fixture(params=["world18", "world15"])

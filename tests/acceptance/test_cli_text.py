@@ -12,8 +12,8 @@ import click
 import pytest
 
 from cdcbridge.cli import cli
-from tests.forked import CLOSED, FULL, LEFT, command
-from tests.world import World, clean_environment, fresh_database
+from tests.harness.forked import CLOSED, FULL, LEFT, command
+from tests.harness.world import World, clean_environment, fresh_database
 
 CRAB = "🦀 ž"
 BAD = "caf\udce9"  # an argument that is not UTF-8, as Python hands it over

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests import config_reference
-from tests.cli_reference import reference
-from tests.world import World, clean_environment, eventually
+from scripts import config_reference
+from scripts.cli_reference import reference
+from tests.harness.world import World, clean_environment, eventually
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"<!-- tested: (.+?) -->\n```(\w+)\n(.*?)```", re.DOTALL)

@@ -13,8 +13,8 @@ import pytest
 
 from cdcbridge.store.gap import leave_gap
 from cdcbridge.store.log import Store
+from tests.harness.world import PATIENCE, World, clean_environment, eventually
 from tests.sql.queue import Queue
-from tests.world import PATIENCE, World, clean_environment, eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CUSTOMERS = ("c0", "c1🛒")

@@ -21,8 +21,8 @@ from cdcbridge.errors import OperatorNeeded
 from cdcbridge.lsn import parse_lsn
 from tests.acceptance.test_check import problems
 from tests.conftest import FAST
-from tests.standby import Standby
-from tests.world import World, eventually, fresh_database
+from tests.harness.standby import Standby
+from tests.harness.world import World, eventually, fresh_database
 
 FEEDBACK = {**FAST, "hot_standby_feedback": "on", "wal_receiver_status_interval": "1", "sync_replication_slots": "on"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.world import World
+from tests.harness.world import World
 
 
 @pytest.fixture

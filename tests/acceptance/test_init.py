@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from cdcbridge.config import load
-from tests import forked
-from tests.world import PATIENCE, World, clean_environment, eventually, fresh_database
+from tests.harness import forked
+from tests.harness.world import PATIENCE, World, clean_environment, eventually, fresh_database
 
 TABLES = (
     "create table orders (id int primary key, total numeric)",

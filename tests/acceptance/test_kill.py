@@ -9,8 +9,8 @@ import threading
 import psycopg
 import pytest
 
-from tests.crash import INSTANTS
-from tests.world import PATIENCE, World, eventually
+from tests.harness.crash import INSTANTS
+from tests.harness.world import PATIENCE, World, eventually
 
 ONCE = """
     select (select count(*) from public.t) as rows,

@@ -12,8 +12,8 @@ import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.source.wal_room import free_bytes
-from tests.forked import command
-from tests.world import World, eventually
+from tests.harness.forked import command
+from tests.harness.world import World, eventually
 
 
 @pytest.mark.timeout(400)  # many programs

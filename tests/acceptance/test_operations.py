@@ -18,7 +18,7 @@ from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import ConfigError, UsageError
 from tests.acceptance.test_docs import BLOCK, ROOT
 from tests.conftest import DEBIAN_15, FAST
-from tests.world import World, clean_environment, eventually
+from tests.harness.world import World, clean_environment, eventually
 
 ROLES = ("cdcbridge_source", "cdcbridge_store", "billing_app")
 

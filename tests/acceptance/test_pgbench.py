@@ -6,8 +6,8 @@ import random
 import subprocess
 import threading
 
-from tests.hostile import own_environment
-from tests.world import PATIENCE, World, eventually
+from tests.harness.hostile import own_environment
+from tests.harness.world import PATIENCE, World, eventually
 
 
 def test_ten_kills_under_pgbench_end_with_its_own_counts(world15: World) -> None:

@@ -12,7 +12,7 @@ from cdcbridge.database import connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store.migrate import migrate
 from tests.acceptance.test_docs import ROOT
-from tests.world import World, fresh_database
+from tests.harness.world import World, fresh_database
 
 ROW = re.compile(r"^\| `(.+?)` \| (\w+) \| (\w+) \|$", re.MULTILINE)
 WEAKEST_FIRST = ("app", "store", "owner", "creator", "superuser")

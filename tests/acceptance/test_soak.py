@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests import stream_soak
-from tests.soak import soak
+from tests.campaigns import stream_soak
+from tests.campaigns.soak import soak
 
 
 @pytest.mark.parametrize("server", ["pg15", "pg18"])
@@ -31,6 +31,6 @@ def test_members_are_killed_and_seek_and_each_group_sees_everything(pg15: Embedd
 
 
 def test_half_a_minute_of_faults_loses_nothing_and_repeats_nothing() -> None:
-    command = [sys.executable, "-m", "tests.faults", "--seconds", "25"]
+    command = [sys.executable, "-m", "tests.campaigns.faults", "--seconds", "25"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert result.returncode == 0 and ": ok" in result.stdout, result.stdout + result.stderr[-5000:]

@@ -18,8 +18,8 @@ from typing import Any
 
 import psycopg
 
-from tests.forked import program
-from tests.world import PATIENCE, Running, World, clean_environment, eventually
+from tests.harness.forked import program
+from tests.harness.world import PATIENCE, Running, World, clean_environment, eventually
 
 
 def run(world: World, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.forked import program
-from tests.world import World, eventually, fresh_database
+from tests.harness.forked import program
+from tests.harness.world import World, eventually, fresh_database
 
 
 def run(world: World, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,9 +15,9 @@ import psycopg
 import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.listening import ListeningServer
-from tests.netns import Host
-from tests.world import Running, World, eventually, fresh_database
+from tests.harness.listening import ListeningServer
+from tests.harness.netns import Host
+from tests.harness.world import Running, World, eventually, fresh_database
 
 WITHIN = 5.0
 

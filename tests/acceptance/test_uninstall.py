@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.forked import program
-from tests.world import PATIENCE, World, eventually, fresh_database
+from tests.harness.forked import program
+from tests.harness.world import PATIENCE, World, eventually, fresh_database
 
 
 @pytest.fixture(params=["pg15-wal2json", "pg15-pgoutput", "pg18-pgoutput"])

@@ -13,7 +13,7 @@ import pytest
 from cdcbridge.backfill.table_reader import MOST_BYTES, Wanted, read_chunk
 from cdcbridge.database import connect_source
 from cdcbridge.source import shapes
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 MEMORY = 250  # MB that the bridge may have resident
 ADDRESSES = 1536 << 20  # bytes of address space

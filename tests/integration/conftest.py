@@ -11,10 +11,10 @@ import pytest
 
 from cdcbridge import AsyncQueue, AsyncStream, Queue, Stream
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.proxy import Proxy
+from tests.harness.proxy import Proxy
+from tests.harness.waiting import Waiting
+from tests.harness.world import NewDatabase, store_database
 from tests.sql.queue import Queue as Store
-from tests.waiting import Waiting
-from tests.world import NewDatabase, store_database
 
 
 @pytest.fixture

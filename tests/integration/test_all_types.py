@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cdcbridge.changes.pgtypes import ARRAYS
+from tests.harness.world import World, eventually
 from tests.integration.test_types import CASES, SESSION, XML
-from tests.world import World, eventually
 
 # Types that CASES has no values for. None: a value cannot be written, only null.
 MORE: dict[str, str | None] = {

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from cdcbridge.backfill.verify import verify
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.world import World, eventually, fresh_database
+from tests.harness.world import World, eventually, fresh_database
 
 
 def ops(world: World, query: str = "select data ->> 'op', key from messages order by seq") -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.source.capture import Capture, losses
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 GAPS = "select data -> 'record' ->> 'from', data -> 'record' ->> 'to', data -> 'record' ->> 'reason' from messages where topic = 'cdcbridge.gap' order by seq"
 # What somebody does to the publication of table t, and what the gap's reason names.
@@ -33,7 +33,7 @@ ALTERED = {
 
 @pytest.fixture(params=["pg18", "pg15"])
 def pgoutput(request: pytest.FixtureRequest, tmp_path: Any) -> Any:
-    from tests.world import fresh_database
+    from tests.harness.world import fresh_database
 
     server = request.getfixturevalue(request.param)
     with fresh_database(server) as database:

@@ -20,9 +20,9 @@ from cdcbridge import AsyncMessage, AsyncQueue, StaleReceipt
 from cdcbridge import Queue as SyncQueue
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import StoreUnavailable, UsageError
+from tests.harness.waiting import Waiting
+from tests.harness.world import PATIENCE, eventually, store_database
 from tests.sql.queue import Queue
-from tests.waiting import Waiting
-from tests.world import PATIENCE, eventually, store_database
 
 
 @pytest.fixture

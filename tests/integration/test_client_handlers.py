@@ -19,10 +19,10 @@ import pytest
 
 from cdcbridge import AsyncQueue, Message, Queue, Stream
 from cdcbridge.errors import ClientClosed, UnreadableData, UsageError
+from tests.harness.world import PATIENCE, eventually
 from tests.integration.test_client_leaving import publish, unfinished
 from tests.sql.queue import Queue as Store
 from tests.unit.test_client_pure import Speechless
-from tests.world import PATIENCE, eventually
 
 LOST = "select history -> 0 ->> 'reason' as reason from cdcbridge.delayed"
 

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from cdcbridge import AsyncMessage, AsyncQueue, AsyncStream, Message, Queue
+from tests.harness.world import PATIENCE, eventually
 from tests.sql.queue import Queue as Store
-from tests.world import PATIENCE, eventually
 
 UNFINISHED = "select seq, deliver_count, not_visible_until > now() as held from cdcbridge.consumer_messages"
 

@@ -17,12 +17,12 @@ from cdcbridge import AsyncQueue, Queue, Stream
 from cdcbridge.client import _sessions
 from cdcbridge.errors import StoreUnavailable
 from tests.conftest import FAST
+from tests.harness.proxy import Proxy
+from tests.harness.standby import Standby
+from tests.harness.world import PATIENCE, eventually, store_database
 from tests.integration.conftest import through
 from tests.integration.test_client_leaving import publish, unfinished
-from tests.proxy import Proxy
 from tests.sql.queue import Queue as Store
-from tests.standby import Standby
-from tests.world import PATIENCE, eventually, store_database
 
 KILL = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name like 'cdcbridge client%'"
 

@@ -16,9 +16,9 @@ import pytest
 
 from cdcbridge import AsyncQueue, AsyncStream, Message, Queue, Stream
 from cdcbridge.errors import UsageError
+from tests.harness.world import PATIENCE, eventually
 from tests.integration.test_client_leaving import free, publish, unfinished
 from tests.sql.queue import Queue as Store
-from tests.world import PATIENCE, eventually
 
 
 def test_an_ack_that_was_rolled_back_lets_nothing_out(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cdcbridge.config import load
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 
 def queued(world: World, name: str = "c") -> list[str]:

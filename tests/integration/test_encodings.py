@@ -11,7 +11,7 @@ import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed
-from tests.world import NewDatabase, World, eventually, fresh_database
+from tests.harness.world import NewDatabase, World, eventually, fresh_database
 
 # An encoding, and a word in its own script.
 WORDS = {

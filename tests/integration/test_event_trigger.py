@@ -9,7 +9,7 @@ import pytest
 
 from cdcbridge.checks.server import check
 from cdcbridge.problem import Problem
-from tests.world import World
+from tests.harness.world import World
 
 
 def identity(world: World, table: str) -> str:

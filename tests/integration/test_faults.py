@@ -16,7 +16,7 @@ from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed, NotLeader, OperatorNeeded, UsageError
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.store.log import History, Store
-from tests.world import World, eventually, fresh_database
+from tests.harness.world import World, eventually, fresh_database
 
 
 def test_sessions_cut_on_either_side_are_made_anew_and_nothing_is_lost(world: World) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tests.harness.world import World, eventually
 from tests.integration.test_on_leave import messages, waits
-from tests.world import World, eventually
 
 FILTER = (
     "record.big * 1.5 > 1.0 && record.p * 1.5 > 4 && record.p % 2 == 1 && record.f * 2 > 5"

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from cdcbridge.backfill.verify import Verified
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 MANUAL = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from cdcbridge import Stream
 from cdcbridge.changes.keys import partition_of
+from tests.harness.world import PATIENCE, World, eventually
 from tests.integration.test_published import emit
-from tests.world import PATIENCE, World, eventually
 
 
 def drained(world: World, name: str = "audit") -> list[tuple[Any, ...]]:

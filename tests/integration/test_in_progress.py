@@ -14,7 +14,7 @@ import pytest
 from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
 from cdcbridge.source import plugins
 from tests.conftest import DEBIAN_15, FAST
-from tests.world import World, eventually, fresh_database
+from tests.harness.world import World, eventually, fresh_database
 
 LOW = {**FAST, "logical_decoding_work_mem": "64kB", "max_prepared_transactions": "10"}
 LOG = """

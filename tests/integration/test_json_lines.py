@@ -12,8 +12,8 @@ import pytest
 from cdcbridge import Queue
 from cdcbridge.cli.receipts import read_receipts
 from cdcbridge.errors import UnreadableData, UsageError
-from tests.programs import complete
-from tests.world import World, clean_environment, eventually
+from tests.harness.programs import complete
+from tests.harness.world import World, clean_environment, eventually
 
 # JSON that PostgreSQL stores, and that parsers refuse, spoil or spread over lines.
 DOCUMENTS = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cdcbridge.errors import OperatorNeeded
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 KEYS = "select data ->> 'op', key from messages where topic = 'public.t' order by seq"
 

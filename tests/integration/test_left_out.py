@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 TABLES = ("public.*", "!public.seen", "!public.tmp_*")
 

@@ -26,8 +26,8 @@ from cdcbridge.errors import Fenced, LockedOut, StoreUnavailable
 from cdcbridge.store import consumers, migrate
 from cdcbridge.store import replay as backlog
 from cdcbridge.store.log import Store
+from tests.harness.world import World, eventually, store_database
 from tests.sql.queue import Queue
-from tests.world import World, eventually, store_database
 
 LONGEST = 2.0  # seconds that anybody else may wait
 PATIENCE = 1.5  # seconds that a command tries; an operator's tries 30 s

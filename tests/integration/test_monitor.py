@@ -26,7 +26,7 @@ from cdcbridge.observe.metrics import Metrics
 from cdcbridge.observe.monitor import HttpServer
 from cdcbridge.routing.batch import Batch
 from cdcbridge.store.feeds import describe
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 CONFIG = Path(__file__).parents[2] / "config"
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "METRICS.md"

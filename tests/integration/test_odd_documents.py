@@ -9,10 +9,10 @@ import orjson
 import pytest
 
 from cdcbridge.backfill.verify import verify
-from tests.forked import command
+from tests.harness.forked import command
+from tests.harness.world import PATIENCE, World, eventually
 from tests.integration.test_monitor import free_port, get, samples
 from tests.integration.test_published import emit
-from tests.world import PATIENCE, World, eventually
 
 DOCUMENTS = {
     "NUL": r'{"a": ["\u0000"]}',

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 FILTER = "record.status == 'paid'"
 

@@ -20,9 +20,9 @@ import yaml
 from cdcbridge import Message
 from cdcbridge import Queue as Client
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.forked import Result, command
+from tests.harness.forked import Result, command
+from tests.harness.world import eventually, store_database
 from tests.sql.queue import Queue
-from tests.world import eventually, store_database
 
 
 @pytest.fixture

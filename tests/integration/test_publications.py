@@ -13,7 +13,7 @@ from cdcbridge.errors import CheckFailed, SourceUnavailable
 from cdcbridge.problem import Problem
 from cdcbridge.routing.router import Router, Subscription
 from cdcbridge.source import publications
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 
 @pytest.fixture(params=["pg18", "pg15"])

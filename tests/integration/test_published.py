@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 
 def emit(world: World, content: str, *, topic: str = "invoices", transactional: bool = True) -> None:

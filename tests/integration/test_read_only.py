@@ -23,9 +23,9 @@ from cdcbridge.database import connect_source, source_errors
 from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable
 from tests.conftest import DEBIAN_15, FAST
-from tests.forked import Result, command
-from tests.standby import Standby
-from tests.world import PATIENCE, World, clean_environment, eventually, fresh_database
+from tests.harness.forked import Result, command
+from tests.harness.standby import Standby
+from tests.harness.world import PATIENCE, World, clean_environment, eventually, fresh_database
 
 
 @pytest.fixture(params=["pg15", "pg18"])

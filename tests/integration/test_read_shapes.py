@@ -23,7 +23,7 @@ from cdcbridge.errors import OperatorNeeded
 from cdcbridge.routing.backfill_rows import _field
 from cdcbridge.source import shapes
 from cdcbridge.source.sessions import refuse_row_security
-from tests.world import World, eventually, fresh_database
+from tests.harness.world import World, eventually, fresh_database
 
 
 def finished(world: World) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.harness.world import World, clean_environment, eventually
 from tests.integration.test_on_leave import messages, told, waits
-from tests.world import World, clean_environment, eventually
 
 FILTER = "record.status == 'paid'"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.harness.world import World, eventually
 from tests.integration.test_on_leave import messages, waits
-from tests.world import World, eventually
 
 
 def got(world: World, name: str = "c") -> list[tuple[Any, ...]]:

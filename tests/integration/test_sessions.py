@@ -27,11 +27,11 @@ from cdcbridge.database import connect_source, connect_store
 from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
 from cdcbridge.errors import BehindPooler, CheckFailed, OperatorNeeded
 from cdcbridge.source.replication import ReplicationStream
-from tests import hostile
 from tests.conftest import DEBIAN_15, FAST
+from tests.harness import hostile
+from tests.harness.standby import Standby
+from tests.harness.world import World, eventually, fresh_database
 from tests.integration.test_types import CASES, SPECIAL, Cases, create_types, differences, insert_cases
-from tests.standby import Standby
-from tests.world import World, eventually, fresh_database
 
 LEVELS = ("server", "database", "role", "environment", "service")
 KINDS = ("pg18-pgoutput", "pg15-pgoutput", "pg15-wal2json")

@@ -15,7 +15,7 @@ from cdcbridge.checks.server import check
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.problem import Problem
 from cdcbridge.source.tables import Table, find_tables
-from tests.world import World, eventually, fresh_database
+from tests.harness.world import World, eventually, fresh_database
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import psycopg
 import pytest
 
-from tests.world import World, eventually
+from tests.harness.world import World, eventually
 
 
 def test_each_operation_has_its_record_and_old(world: World) -> None:

@@ -16,9 +16,9 @@ import pytest
 from cdcbridge import AsyncStream, StaleReceipt, Stream
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import UsageError
+from tests.harness.waiting import Waiting
+from tests.harness.world import PATIENCE, store_database
 from tests.sql.queue import Queue
-from tests.waiting import Waiting
-from tests.world import PATIENCE, store_database
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.world import World
+from tests.harness.world import World
 
 HOSTILE = (
     "alter database {} set datestyle = 'German, DMY'",

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.harness.world import World, eventually
 from tests.integration.test_apply import keys, other_file, process, reconnect
-from tests.world import World, eventually
 
 GAPS = (
     "select m.seq, m.data -> 'record' ->> 'from', m.data -> 'record' ->> 'to', m.data -> 'record' ->> 'reason'"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cdcbridge.backfill.verify import verify
+from tests.harness.world import World, eventually
 from tests.integration.test_types import CASES, SPECIAL, TYPES
-from tests.world import World, eventually
 
 
 def finished(world: World) -> bool:

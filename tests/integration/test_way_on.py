@@ -15,7 +15,7 @@ import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded
-from tests.world import PATIENCE, World, eventually, fresh_database
+from tests.harness.world import PATIENCE, World, eventually, fresh_database
 
 
 def follow(world: World, error: BaseException | str | None) -> list[str]:

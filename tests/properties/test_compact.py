@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdcbridge.demo.embedded import EmbeddedServer
+from tests.harness.world import store_database
 from tests.sql.queue import Queue, Row
 from tests.sql.test_compact import compact, drain, fold, read
-from tests.world import store_database
 
 KEYS = "abcd"
 key = st.sampled_from(KEYS)

@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 )
 
 from cdcbridge.demo.embedded import EmbeddedServer
+from tests.harness.world import store_database
 from tests.sql.queue import Queue
-from tests.world import store_database
 
 MAX_DELIVERIES = 3
 CLOCK = """

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from cdcbridge.demo.embedded import EmbeddedServer
+from tests.harness.world import store_database
 from tests.sql.queue import Queue, Row
-from tests.world import store_database
 
 SESSIONS = 4
 session_numbers = st.integers(0, SESSIONS - 1)

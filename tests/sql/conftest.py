@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
+from tests.harness.world import store_database
 from tests.sql.queue import Queue
-from tests.world import store_database
 
 
 @pytest.fixture(params=["pg18", "pg15"])

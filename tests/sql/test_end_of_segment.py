@@ -11,10 +11,10 @@ import psycopg
 import pytest
 
 from cdcbridge.errors import StoreUnavailable
+from tests.harness.world import eventually
 from tests.sql.queue import Queue
 from tests.sql.test_queue import seqs
 from tests.sql.test_read_stream import drain
-from tests.world import eventually
 
 SIZE = 1_000_000
 PUBLISH = "select cdcbridge.publish('t', 'k', '1')"

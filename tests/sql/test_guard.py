@@ -10,9 +10,9 @@ from typing import Any
 import psycopg
 
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests import hostile
+from tests.harness import hostile
+from tests.harness.world import PATIENCE, eventually, fresh_database
 from tests.sql.queue import Queue
-from tests.world import PATIENCE, eventually, fresh_database
 
 PUBLISHERS = 200
 

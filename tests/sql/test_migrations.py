@@ -7,9 +7,9 @@ import psycopg
 from cdcbridge.database import connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store.migrate import migrate, migrations
+from tests.harness.world import fresh_database
 from tests.sql.queue import Queue
 from tests.sql.test_queue import seqs
-from tests.world import fresh_database
 
 # What a store of version 1 holds: seq 1 in flight, 2 given back, 3 redriven and waiting, 4 to 6 waiting; and old code.
 VERSION_1 = """

@@ -12,9 +12,9 @@ import psycopg
 import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
+from tests.harness.world import store_database
 from tests.sql.queue import Queue, Row
 from tests.sql.test_queue import receipts
-from tests.world import store_database
 
 BATCH = 50
 MOST = 6 * BATCH  # rows that one node may touch

@@ -18,9 +18,9 @@ from psycopg.types.json import Json, Jsonb
 from cdcbridge.changes.keys import partition_of
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store.migrate import migrate, migrations
+from tests.harness.world import eventually, store_database
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts, seqs
-from tests.world import eventually, store_database
 
 
 def publish(queue: Queue, key: str | None = "k", data: str = '{"n": 1}', *, topic: str = "t",

@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.harness.world import World
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts
-from tests.world import World
 
 SECONDS = 0.2
 Session = psycopg.Connection[dict[str, Any]]

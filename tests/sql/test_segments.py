@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
+from tests.harness.world import eventually
 from tests.sql.queue import Queue
 from tests.sql.test_read_stream import drain, finish, publish, read
-from tests.world import eventually
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from cdcbridge.cli.screen import column_widths, wrapped
 from cdcbridge.database import plain
 from cdcbridge.errors import CheckFailed, UsageError
 from cdcbridge.problem import Problem
-from tests.forked import command
+from tests.harness.forked import command
 
 
 @pytest.mark.parametrize(

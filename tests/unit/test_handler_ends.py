@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests import misbehaving
+from tests.harness import misbehaving
 from tests.integration import test_client, test_client_handlers, test_client_loss, test_client_order
 
 MANUAL: Final = Path(__file__).parents[2] / "docs" / "CONSUMERS.md"

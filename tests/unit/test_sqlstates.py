@@ -22,7 +22,7 @@ from cdcbridge.errors import (
     StoreUnavailable,
     UsageError,
 )
-from tests.forked import command
+from tests.harness.forked import command
 
 MANUAL = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
 KNOWN = sorted(code for code in psycopg.errors._sqlcodes if re.fullmatch("[0-9A-Z]{5}", code))

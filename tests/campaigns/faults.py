@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import psycopg
 
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.arena import Arena, ask
-from tests.hostile import own_environment
-from tests.world import eventually
+from tests.campaigns.arena import Arena, ask
+from tests.harness.hostile import own_environment
+from tests.harness.world import eventually
 
 PATIENCE = 90.0
 LEDGER = "create table ledger (consumer text, seq bigint, key text, id bigserial, primary key (consumer, seq))"
@@ -302,7 +302,7 @@ def _blame(told: list[Told], moment: Any) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults")
+    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.faults")
     parser.add_argument("--seconds", type=float, default=900)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()

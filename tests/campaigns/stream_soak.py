@@ -18,9 +18,9 @@ from typing import Any
 import psycopg
 
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.hostile import own_environment
-from tests.soak import Processes, main
-from tests.world import World, eventually, fresh_database
+from tests.campaigns.soak import Processes, main
+from tests.harness.hostile import own_environment
+from tests.harness.world import World, eventually, fresh_database
 
 GROUPS = {"once": True, "again": False, "tables": True}  # whether it reads in transactions
 SETUP = """
@@ -173,4 +173,4 @@ def _compare(world: World) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main("python -m tests.stream_soak", soak))
+    sys.exit(main("python -m tests.campaigns.stream_soak", soak))

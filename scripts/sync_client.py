@@ -1,4 +1,4 @@
-"""The synchronous client, made from the asynchronous one: python -m tests.sync_client writes it anew (`make client`).
+"""The synchronous client, made from the asynchronous one: python -m scripts.sync_client writes it anew (`make client`).
 
 One source, so that the two never differ in more than words.
 """

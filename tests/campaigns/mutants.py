@@ -1,4 +1,4 @@
-"""Break each invariant of docs/ARCHITECTURE.md on purpose and see the test named there turn red: python -m tests.mutants [I70 I71].
+"""Break each invariant of docs/ARCHITECTURE.md on purpose and see the test named there turn red: python -m tests.campaigns.mutants [I70 I71].
 
 Without names it breaks all of them. Works on a copy of the tree. A mutant that survives, or that no longer applies, fails.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Mutant(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where faults are tried: two servers, two bridges on hosts of their own, receivers, pgbench. See tests.faults."""
+"""Where faults are tried: two servers, two bridges on hosts of their own, receivers, pgbench. See tests.campaigns.faults."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 import psycopg
 
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests import hostile
-from tests.hostile import own_environment
-from tests.listening import ListeningServer
-from tests.netns import Host
-from tests.proxy import Proxy
-from tests.world import World, clean_environment
+from tests.harness import hostile
+from tests.harness.hostile import own_environment
+from tests.harness.listening import ListeningServer
+from tests.harness.netns import Host
+from tests.harness.proxy import Proxy
+from tests.harness.world import World, clean_environment
 
 hostile.install_if_wanted()  # here, since the processes that it starts import this module
 

@@ -1,4 +1,4 @@
-"""`cdcbridge`, but killed with SIGKILL at a named instant: python -m tests.crash INSTANT COUNT -- ARGUMENTS.
+"""`cdcbridge`, but killed with SIGKILL at a named instant: python -m tests.harness.crash INSTANT COUNT -- ARGUMENTS.
 
 The instants are steps of a change's path; the process dies the COUNT-th time it comes there. With CRASH_SIGNAL=SIGSTOP in
 the environment it is stopped instead, and can be woken again.

@@ -23,7 +23,7 @@ from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.config import Config, load
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store.log import Store
-from tests.programs import Program, complete
+from tests.harness.programs import Program, complete
 
 PATIENCE = 30.0  # seconds that a test waits for an event before it fails
 _numbers = itertools.count(1)
@@ -263,7 +263,7 @@ class World:
         prefix: list[str] | None = None,
         environment: dict[str, str] | None = None,
     ) -> Running:
-        """`cdcbridge run` as a process; `crash`: an instant of tests.crash, and the how manieth time; `prefix`: a command
+        """`cdcbridge run` as a process; `crash`: an instant of tests.harness.crash, and the how manieth time; `prefix`: a command
         that runs it, and becomes it.
         """
         arguments = ["-c", str(self.write_config()), "run", *options]
@@ -286,7 +286,7 @@ class World:
         log: Path,
         crash: tuple[str, int] | None,
     ) -> subprocess.Popen[str]:
-        program = ["cdcbridge"] if crash is None else ["tests.crash", crash[0], str(crash[1]), "--"]
+        program = ["cdcbridge"] if crash is None else ["tests.harness.crash", crash[0], str(crash[1]), "--"]
         with log.open("a") as file:
             return subprocess.Popen(
                 [*prefix, sys.executable, "-m", *program, *arguments],

@@ -1,4 +1,4 @@
-"""docs/CLI.md, from the program itself: python -m tests.cli_reference."""
+"""docs/CLI.md, from the program itself: python -m scripts.cli_reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[s
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             child = command.get_command(context, name)
-            assert child is not None
+            if child is None:
+                raise LookupError(name)
             yield from commands(child, click.Context(child, info_name=name, parent=context, **child.context_settings))
 
 

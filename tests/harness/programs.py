@@ -16,16 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.program import run
+from tests.harness.program import run
 
 _server: Final = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["tests.program"])
+_server.set_forkserver_preload(["tests.harness.program"])
 
 
 class Program:
     """A running command, with the names of subprocess.Popen.
 
-    crash: an instant of tests.crash, and the how manieth time.
+    crash: an instant of tests.harness.crash, and the how manieth time.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from cdcbridge.errors import DecodeError, SentTooEarly
 from tests.golden.test_golden import Catalog
 from tests.properties.test_decoders import MESSAGES, Everything
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 LENGTHS = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\0\0\1")
 TEXTS = (b'"', b"\\", b"{", b"}", b"[", b",", b"null", b"1e999", b'"\\ud800"', b"-", b"NaN", b"\xc3\x28", b'"value":')
 
@@ -139,7 +139,7 @@ def fuzz(seconds: float, seed: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.fuzz")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.program import TRACEBACK, run_here
+from tests.harness.program import TRACEBACK, run_here
 
 CLOSED = "closed"
 FULL = "full"

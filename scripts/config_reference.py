@@ -1,4 +1,4 @@
-"""docs/CONFIGURATION.md, from the program's own model: python -m tests.config_reference."""
+"""docs/CONFIGURATION.md, from the program's own model: python -m scripts.config_reference."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ def default(node: dict[str, Any]) -> str:
 
 
 def cell(text: str) -> str:
+    """Escape a cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 

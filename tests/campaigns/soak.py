@@ -22,8 +22,8 @@ from typing import Any
 import psycopg
 
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.misbehaving import LEASE, MISBEHAVIOURS, handle
-from tests.world import World, eventually, fresh_database
+from tests.harness.misbehaving import LEASE, MISBEHAVIOURS, handle
+from tests.harness.world import World, eventually, fresh_database
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 CONSUMERS = ("q", "f")
@@ -261,4 +261,4 @@ def main(program: str, run: Callable[..., None], switches: tuple[str, ...] = ())
 
 
 if __name__ == "__main__":
-    sys.exit(main("python -m tests.soak", soak, MISBEHAVIOURS))
+    sys.exit(main("python -m tests.campaigns.soak", soak, MISBEHAVIOURS))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import click
 
 from cdcbridge.cli import cli, main
-from tests import crash
+from tests.harness import crash
 
 TRACEBACK = 99  # the exit code where Python would print a traceback
 _context = click.Context(cli)

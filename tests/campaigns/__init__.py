@@ -1,0 +1,1 @@
+"""Long runs beside the tests: faults at random, soaks, fuzzing, and mutants."""

@@ -1,0 +1,1 @@
+"""What tests and campaigns share: databases, bridges, networks, and a hostile environment."""

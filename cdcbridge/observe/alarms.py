@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from cdcbridge.problem import Alarm
 from cdcbridge.units import human_duration, human_size
 
 FORECAST_WITHIN: Final = 3600.0  # seconds to a limit that are an alarm
-_NOTHING: Final = 1024  # bytes between two looks: what a server writes by itself, for example at a checkpoint
+NOTHING: Final = 1024  # bytes between two looks: what a server writes by itself, for example at a checkpoint
 _NEAR: Final = 10  # a slot has little left below the tenth part of its limit
 _RATE_OVER: Final = 10.0  # seconds that the average needs to mean something
 
@@ -60,25 +61,34 @@ def wants_second_look(average: float | None, safe_wal_bytes: int | None) -> bool
     return left is None or left < FORECAST_WITHIN
 
 
-def growth_now(grown: int, seconds: float, written: int, since: str) -> Growth:
-    """Judge by two looks at the end of the WAL. An average says nothing about now: after a burst it only falls.
+def growth_now(sizes: Sequence[int], seconds: float, written: int, since: str) -> Growth:
+    """Judge by a few looks at the end of the WAL. An average says nothing about now: after a burst it only falls.
 
-    grown: bytes between the looks.
+    sizes: bytes between each two looks.
+    seconds: between the first and the last look.
     written: bytes that the slot has waited with since then.
     """
-    basis = f"in the last {seconds:.1f} s"
-    if grown < _NOTHING:
+    basis, total = f"in the last {seconds:.1f} s", sum(sizes)
+    if total < NOTHING:
         return Growth(0.0, basis, f"WAL: {human_size(written)} written since {since}, none {basis}")
-    return Growth(grown / seconds, basis)
+    if min(sizes) < NOTHING:  # for example a checkpoint
+        return Growth(0.0, basis, f"WAL: {human_size(written)} written since {since}, {human_size(total)} {basis}")
+    return Growth(total / seconds, basis)
 
 
 def latest_growth(looks: Sequence[tuple[float, int]]) -> Growth:
-    """Bytes per second over the three latest looks (moment, bytes) at a slot that nobody reads; two will do."""
-    if len(looks) < 2:
+    """Bytes per second, from the three latest looks (moment, bytes) at a slot that nobody reads.
+
+    The smaller of the two rates between them: a checkpoint or one burst is no forecast.
+    """
+    if len(looks) < 3:
         return Growth(None)
-    (began, before), (ended, after) = looks[-3:][0], looks[-1]
-    basis = f"in the last {human_duration(ended - began)}"
-    return Growth(0.0 if after - before < _NOTHING else (after - before) / (ended - began), basis)
+    latest = looks[-3:]
+    grown = [(after - before, then - at) for (at, before), (then, after) in pairwise(latest)]
+    basis = f"in the last {human_duration(latest[-1][0] - latest[0][0])}"
+    if min(size for size, _ in grown) < NOTHING:
+        return Growth(0.0, basis)
+    return Growth(min(size / seconds for size, seconds in grown), basis)
 
 
 def average_growth(retained_bytes: int | None, seconds: float | None) -> float | None:

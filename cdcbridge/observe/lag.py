@@ -277,7 +277,7 @@ def _growth(
     grown = look_again(config.source_dsn) if wants_second_look(average, slot.safe_wal_bytes) else None
     if grown is None:
         return Growth(average, f"on average since {since}")
-    return growth_now(grown.size, grown.seconds, written or 0, since)
+    return growth_now(grown.sizes, grown.seconds, written or 0, since)
 
 
 def _held_for(horizon: Sequence[HorizonHolder]) -> float | None:

@@ -1,10 +1,12 @@
-"""Look twice at the end of the source's WAL, for a forecast of one look alone. Part of the rim; reads only."""
+"""Look again at the end of the source's WAL, for a forecast of one look alone. Part of the rim; reads only."""
 
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Final, NamedTuple
 
+from cdcbridge.alarms import NOTHING
 from cdcbridge.database import connect_source
 from cdcbridge.errors import SourceUnavailable
 from cdcbridge.source.slots import current_lsn
@@ -13,18 +15,20 @@ _PAUSE: Final = 0.5  # seconds between the looks
 
 
 class Grown(NamedTuple):
-    """Bytes that were written between the two looks, and the seconds between them."""
+    """Bytes that were written between each two looks, and the seconds between the first and the last one."""
 
-    size: int
+    sizes: list[int]
     seconds: float
 
 
 def look_again(dsn: str) -> Grown | None:
-    """Look at the end of the WAL, and once more after a pause. None where the source went away meanwhile."""
+    """Look at the end of the WAL, and after a pause; once more where it grew. None where the source went away."""
     try:
         with connect_source(dsn, "cdcbridge lag") as connection:
-            before, began = current_lsn(connection), time.monotonic()
-            time.sleep(_PAUSE)
-            return Grown(current_lsn(connection) - before, time.monotonic() - began)
+            looks, began = [current_lsn(connection)], time.monotonic()
+            while len(looks) < 2 or (len(looks) == 2 and looks[1] - looks[0] >= NOTHING):
+                time.sleep(_PAUSE)
+                looks.append(current_lsn(connection))
+            return Grown([after - before for before, after in pairwise(looks)], time.monotonic() - began)
     except SourceUnavailable:
         return None

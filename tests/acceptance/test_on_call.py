@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 
@@ -133,16 +134,14 @@ def test_a_burst_that_is_over_is_no_alarm(own15: EmbeddedServer, world15: World)
         world.messages(1)
     world.execute("insert into t select g, repeat('x', 500) from generate_series(1, 40000) g")
     world.rows("update positions set commit_time = commit_time - interval '20 seconds' returning 1")
-    said = eventually(
-        lambda: "none in the last 0.5 s" in (lag := world.run_program("lag").stderr) and lag, "it is over"
-    )
+    said = eventually(lambda: ", none in the last " in (lag := world.run_program("lag").stderr) and lag, "it is over")
     assert "ALARM" not in said and "WAL: " in said and " MB written since " in said
-    assert "none in the last 0.5 s" in world.run_program("status").stdout
+    assert ", none in the last " in world.run_program("status").stdout
     stop = threading.Event()
 
     def write() -> None:
         with psycopg.connect(world.dsn, autocommit=True) as session:
-            while not stop.is_set():
+            while not stop.wait(0.02):
                 session.execute("update t set v = repeat('y', 500) where id <= 100")
 
     writer = threading.Thread(target=write)
@@ -152,7 +151,7 @@ def test_a_burst_that_is_over_is_no_alarm(own15: EmbeddedServer, world15: World)
     finally:
         stop.set()
         writer.join()
-    assert "in the last 0.5 s) max_slot_wal_keep_size is reached in" in said or "more of WAL (max_slot" in said, said
+    assert re.search(r"/s in the last \d\.\d s\) max_slot_wal_keep_size is reached in", said), said
     world.close()
 
 

@@ -92,15 +92,17 @@ def test_a_burst_that_is_over_is_no_forecast() -> None:
     assert wants_second_look(8.0 * 2**20, 40 << 20) and wants_second_look(1.0, None), "also without a limit"
     assert not wants_second_look(1.0, 1 << 30), "too far away for an alarm"
     assert not wants_second_look(None, 1) and not wants_second_look(0.0, 1)
-    still = growth_now(56, 0.5, burst, "07:31 UTC")
+    still = growth_now([56], 0.5, burst, "07:31 UTC")
     assert (still.rate, still.quiet) == (0.0, "WAL: 80.0 MB written since 07:31 UTC, none in the last 0.5 s")
-    grows = growth_now(1 << 20, 0.5, burst, "07:31 UTC")
+    grows = growth_now([1 << 20, 1 << 20], 1.0, burst, "07:31 UTC")
     assert (grows.rate, grows.quiet) == (2.0 * 2**20, "")
+    once = growth_now([160 << 10, 0], 1.0, burst, "07:31 UTC")
+    assert (once.rate, once.quiet) == (0.0, "WAL: 80.0 MB written since 07:31 UTC, 160.0 kB in the last 1.0 s")
     state = SlotState("s", False, "extended", None, burst, 40 << 20, 9.0, grows.rate, None, grows.basis, 128 << 20)
     limits = {"max_retained": 10 << 30, "max_inactive": 300.0}
     (alarm,) = alarms(state, **limits)  # type: ignore[arg-type]
     assert alarm.message.startswith(
-        "at this rate (2.0 MB/s in the last 0.5 s) max_slot_wal_keep_size is reached in 20.0 s"
+        "at this rate (2.0 MB/s in the last 1.0 s) max_slot_wal_keep_size is reached in 20.0 s"
     )
     quiet = replace(state, growth=still.rate, basis=still.basis)
     assert alarms(quiet, **limits) == []  # type: ignore[arg-type]
@@ -111,10 +113,10 @@ def test_a_burst_that_is_over_is_no_forecast() -> None:
 
 def test_looks_of_a_watch_tell_growth_by_the_latest_ones() -> None:
     looks = [(0.0, 0), (4.0, 80 << 20), (8.0, 80 << 20), (12.0, 80 << 20)]
-    assert latest_growth(looks[:1]).rate is None, "one look does not tell"
-    first = latest_growth(looks[:2])
-    assert (first.rate, first.basis) == (20.0 * 2**20, "in the last 4.0 s")
-    assert latest_growth(looks[:3]).rate == 10.0 * 2**20
+    assert latest_growth(looks[:2]).rate is None, "a checkpoint may be all that was written"
+    assert latest_growth(looks[:3]).rate == 0.0, "a burst in one interval"
+    steady = latest_growth([(0.0, 0), (4.0, 80 << 20), (8.0, 120 << 20)])
+    assert (steady.rate, steady.basis) == (10.0 * 2**20, "in the last 8.0 s")
     assert latest_growth(looks).rate == 0.0, "the burst is over"
 
 

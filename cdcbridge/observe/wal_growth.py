@@ -6,9 +6,9 @@ import time
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from cdcbridge.alarms import NOTHING
 from cdcbridge.database import connect_source
 from cdcbridge.errors import SourceUnavailable
+from cdcbridge.observe.alarms import NOTHING
 from cdcbridge.source.slots import current_lsn
 
 _PAUSE: Final = 0.5  # seconds between the looks

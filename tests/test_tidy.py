@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.sync_client import CLIENT, FILES, made
+from tests.campaigns.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = sorted(path for path in (ROOT / "cdcbridge").rglob("*.py"))
@@ -100,6 +101,13 @@ def test_nothing_is_left_to_be_done_and_no_path_of_one_machine() -> None:
 @pytest.mark.parametrize("source", FILES)
 def test_the_synchronous_client_is_the_asynchronous_one(source: str) -> None:
     assert made(source) == (CLIENT / FILES[source]).read_text(), "run `make client`"
+
+
+def test_every_mutant_finds_its_place_and_its_test() -> None:
+    for mutant in MUTANTS:
+        assert (ROOT / mutant.file).read_text().count(mutant.old) == 1, mutant
+        file, name = mutant.test.split("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(), mutant
 
 
 def test_the_lock_names_no_index() -> None:

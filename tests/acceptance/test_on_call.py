@@ -32,8 +32,8 @@ def test_a_receiver_that_stays_in_its_transaction_is_named_everywhere(world: Wor
             received = world.run_program("receive", "ledger")
             assert (received.returncode, received.stdout) == (0, "") and sentence in received.stderr
             assert f"`select pg_terminate_backend({pid})`" in received.stderr
-            for words in (("lag",), ("consumers", "list"), ("consumers", "show", "ledger")):
-                assert sentence in world.run_program(*words).stderr, words
+            for words in (("lag",), ("consumers", "list"), ("consumers", "show", "ledger")):  # after a second of it
+                eventually(lambda words=words: sentence in world.run_program(*words).stderr, " ".join(words))
             lag = world.json("lag", "--json")
             (holder,) = lag["consumer_holders"]
             assert (holder["pid"], holder["messages"], holder["kind"]) == (pid, 423, "receiver")

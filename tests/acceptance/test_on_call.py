@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import threading
@@ -33,7 +34,8 @@ def test_a_receiver_that_stays_in_its_transaction_is_named_everywhere(world: Wor
             assert (received.returncode, received.stdout) == (0, "") and sentence in received.stderr
             assert f"`select pg_terminate_backend({pid})`" in received.stderr
             for words in (("lag",), ("consumers", "list"), ("consumers", "show", "ledger")):  # after a second of it
-                eventually(lambda words=words: sentence in world.run_program(*words).stderr, " ".join(words))
+                said = functools.partial(world.run_program, *words)
+                eventually(lambda: sentence in said().stderr, " ".join(words))  # noqa: B023 - it is called at once
             lag = world.json("lag", "--json")
             (holder,) = lag["consumer_holders"]
             assert (holder["pid"], holder["messages"], holder["kind"]) == (pid, 423, "receiver")

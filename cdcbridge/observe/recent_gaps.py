@@ -1,7 +1,7 @@
 """The gap messages of the last 24 hours as sentences, for `cdcbridge status`. Part of the rim; reads only.
 
-After a gap the bridge works again, and the missing rows are still owed. For example, somebody ran `slot recreate` at
-3 a.m., and nobody has begun a backfill yet. Never looks at the log: each gap is noted in the append that tells it.
+After a gap the bridge works again, and its consumers still lack rows. For example, an operator ran `slot recreate` at
+3 a.m., and no backfill has begun yet. This module never reads the log: the append of a gap message also notes the gap.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tree of a filter: `record.a * 1.5 > 1` is a comparison of a product with a number. Pure.
 
-The CEL library gives no tree, and three modules need one: filter_arithmetic.py, filter_words.py and checks/kinds.py.
+The CEL library gives no tree. The arithmetic of filters, the reasons of their failures, and `check` need one.
 This module must never refuse an expression that the library takes: it gives None for a form that it does not know.
 """
 

@@ -6,11 +6,13 @@ trigger gives it REPLICA IDENTITY FULL in the transaction that creates it. The S
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, replace
 from importlib import resources
 from typing import Final, TypeAlias
 
+import psycopg
 import structlog
 from psycopg import sql
 
@@ -81,11 +83,14 @@ def installed_scope(connection: Connection, slot: str) -> Scope | None:
         ).fetchone()
         if row != (True,):
             return None
-        found = connection.execute(
-            "select slot, everything, schemas, tables, own_schema, by_run from cdcbridge_identity.bridges"
-            " where slot = %s",
-            (slot,),
-        ).fetchone()
+        try:
+            found = connection.execute(
+                "select slot, everything, schemas, tables, own_schema, by_run from cdcbridge_identity.bridges"
+                " where slot = %s",
+                (slot,),
+            ).fetchone()
+        except psycopg.errors.UndefinedTable:
+            return None  # the last bridge has removed it since the statement before
     return Scope(found[0], found[1], tuple(found[2]), tuple(found[3]), *found[4:]) if found else None
 
 
@@ -122,7 +127,8 @@ def ensure(config: Config, connection: Connection, keep: Keep | None = None) -> 
             and (not installed.by_run or wanted == _by_hand(installed))
         ):
             return False
-        _execute(connection, install_sql(replace(wanted, by_run=installed is None or installed.by_run)))
+        with _alone(connection):
+            connection.execute(install_sql(replace(wanted, by_run=installed is None or installed.by_run)).encode())
         log.info("event_trigger.installed", schemas=["*"] if wanted.everything else list(wanted.schemas))
         return True
     if installed is None or not installed.by_run or keep is None:
@@ -149,8 +155,7 @@ def given(connection: Connection) -> list[tuple[int, str]]:
 
 def remove(connection: Connection, slot: str) -> None:
     """Take a bridge's row away, and the trigger with the last one."""
-    with source_errors(), connection.transaction():
-        connection.execute("set local lock_timeout = '2s'")
+    with _alone(connection):
         connection.execute("delete from cdcbridge_identity.bridges where slot = %s", (slot,))
         if connection.execute("select from cdcbridge_identity.bridges").fetchone() is None:
             connection.execute("drop event trigger if exists cdcbridge_identity_command")
@@ -207,10 +212,17 @@ def _by_hand(scope: Scope) -> Scope:
     return replace(scope, by_run=False)
 
 
-def _execute(connection: Connection, text: str) -> None:
+@contextlib.contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """One transaction, in which no other session installs or removes anything.
+
+    Several bridges of one database share the schema. CREATE ... IF NOT EXISTS fails beside another session's, and the
+    removal by the last bridge must not meet the installation by another one.
+    """
     with source_errors(), connection.transaction():
         connection.execute("set local lock_timeout = '2s'")
-        connection.execute(text.encode())
+        connection.execute("select pg_advisory_xact_lock(hashtext(%s))", (IDENTITY_SCHEMA,))
+        yield
 
 
 def _superuser(connection: Connection) -> bool:

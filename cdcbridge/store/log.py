@@ -362,11 +362,7 @@ class Store:
             return
         try:
             self._connection.execute("select create_segments()")
-        except (
-            psycopg.errors.LockNotAvailable,
-            psycopg.errors.DuplicateTable,
-            psycopg.errors.UniqueViolation,
-        ) as error:
+        except psycopg.errors.LockNotAvailable as error:
             self._next_try = time.monotonic() + 1
             log.warning("segment.waits", seq=seq, reason=str(error.diag.message_primary))
             return

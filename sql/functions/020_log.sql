@@ -8,7 +8,7 @@ $$;
 
 -- create_segments(at) -> how many segments were made: the one of seq `at` (null: of the log's end) and the next one, where they are
 -- missing. The table settings are pinned, because a publisher may call this in a session with others.
--- Raises 55P03 where another session holds the lock for longer than 500 ms, or has made the segment and has not committed.
+-- Raises 55P03 where another session holds the lock for longer than 500 ms: it makes a segment and has not committed.
 -- Locks: SHARE UPDATE EXCLUSIVE on messages, to the end of the transaction; receivers, publishers and the bridge continue.
 create or replace function create_segments(at bigint default null) returns int
 language plpgsql set search_path from current set lock_timeout = '500ms' set default_tablespace = ''
@@ -21,6 +21,8 @@ declare
 begin
     for number in first .. first + 1 loop
         name := segment_name(number * size);
+        continue when to_regclass(quote_ident(name)) is not null;
+        lock table messages in share update exclusive mode; -- before CREATE TABLE: only one session at a time makes a segment
         continue when to_regclass(quote_ident(name)) is not null;
         execute format('create table %I (like messages including defaults including constraints)
                         with (autovacuum_vacuum_insert_scale_factor = 0.5)', name);
@@ -54,8 +56,6 @@ begin
             perform create_segments(seq);
             return;
         exception
-            when duplicate_table or unique_violation then
-                null; -- another session has made it, and has committed
             when lock_not_available then
                 exit when to_regclass(segment_name(seq)) is not null; -- a later publisher makes the next one
                 if clock_timestamp() > until then

@@ -393,8 +393,9 @@ $$;
 
 -- create_partition_indexes(only_one) -> whether one was made: what groups read the log by, on each segment that has none.
 -- Without groups nobody pays for it. only_one: on the first such segment alone, before there is a group.
--- Raises 55P03 where a transaction has written into the segment and stays open for 500 ms; names it.
+-- Raises 55P03 where a transaction has written into the segment, or makes a segment or an index, and stays open for 500 ms. Names it.
 -- Locks: SHARE on a segment while its index is made: the bridge waits for the last one's, about a second for a full one.
+-- SHARE UPDATE EXCLUSIVE on messages, so that only one session at a time makes an index.
 create or replace function create_partition_indexes(only_one boolean default false) returns boolean
 language plpgsql volatile set search_path from current set lock_timeout = '500ms' as $$
 declare
@@ -404,6 +405,8 @@ begin
     for segment in select s from log_segments() s where only_one or exists (select from consumers c where c.mode = 'stream') loop
         index := (select c.relname || '_partition' from pg_class c where c.oid = segment);
         continue when to_regclass(quote_ident(index)) is not null; -- not IF NOT EXISTS, which locks first
+        lock table messages in share update exclusive mode;
+        continue when to_regclass(quote_ident(index)) is not null;
         execute format('create index %I on %s (partition, seq)', index, segment);
         if only_one then
             return true;
@@ -412,9 +415,11 @@ begin
     return false;
 exception
     when lock_not_available then
-        raise exception 'an index on % has to wait for transactions that published and stay open: pid %', segment,
-            (select string_agg(l.pid::text, ', ') from pg_locks l
-             where l.relation = segment and l.mode = 'RowExclusiveLock' and l.granted)
+        raise exception 'an index on % has to wait for transactions that published, or make one too, and stay open: pid %', segment,
+            (select string_agg(distinct l.pid::text, ', ') from pg_locks l
+             where l.granted and l.pid <> pg_backend_pid()
+               and (l.relation = segment and l.mode = 'RowExclusiveLock'
+                    or l.relation = 'messages'::regclass and l.mode = 'ShareUpdateExclusiveLock'))
             using errcode = 'lock_not_available', hint = 'End them, and try again.';
 end $$;
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
 from cdcbridge.checks.server import check
 from cdcbridge.problem import Problem
+from cdcbridge.source import event_trigger
 from tests.harness.world import World
 
 
@@ -203,3 +206,27 @@ def test_a_role_that_may_not_install_it(world18: World) -> None:
         if world18._sql is not None:
             world18.leave()
         world18.execute(f"drop owned by {role} cascade", f"drop role {role}")
+
+
+def test_bridges_that_install_and_remove_it_at_once(wild: World) -> None:
+    """Each has a slot of its own. CREATE ... IF NOT EXISTS and OR REPLACE fail where another session does the same."""
+    rounds, bridges, configs = 5, 4, wild.config()
+    together = threading.Barrier(bridges, timeout=20)
+
+    def start(number: int) -> None:
+        source = configs.source.model_copy(update={"slot": f"{configs.source.slot}_{number}"})
+        config = configs.model_copy(update={"source": source})
+        with psycopg.connect(wild.dsn, autocommit=True) as session:
+            for _ in range(rounds):
+                together.wait()
+                assert event_trigger.ensure(config, session)
+                together.wait()
+                assert event_trigger.installed_scope(session, source.slot) is not None
+                together.wait()
+                event_trigger.remove(session, source.slot)
+                assert event_trigger.installed_scope(session, source.slot) is None
+
+    with ThreadPoolExecutor(bridges) as pool:
+        errors = [future.exception() for future in [pool.submit(start, number) for number in range(bridges)]]
+    assert not any(errors), errors
+    assert triggers(wild) == []

@@ -101,6 +101,32 @@ def test_many_publishers_pass_the_end_at_once(queue: Queue) -> None:
     assert len(seqs(queue.receive(1000))) == 120
 
 
+@pytest.mark.parametrize("what", ["segments", "indexes"])
+def test_sessions_that_make_the_same_thing_at_once(queue: Queue, what: str) -> None:
+    """CREATE TABLE and CREATE INDEX of one name collide in several ways, by where the other session commits in between."""
+    rounds, sessions = 40, 4
+    make = "select cdcbridge.create_segments(%s)"
+    if what == "indexes":
+        make = "select cdcbridge.create_partition_indexes(true)::int, %s"
+
+    def forget() -> None:
+        if what == "indexes":
+            queue.session.execute("drop index cdcbridge.messages_000000_partition, cdcbridge.messages_000001_partition")
+
+    together = threading.Barrier(sessions, forget, timeout=20)
+
+    def work(_: int) -> int:
+        made = 0
+        with psycopg.connect(queue.dsn, autocommit=True) as session:
+            for number in range(rounds):
+                together.wait()
+                made += (session.execute(make, (2 * (number + 1) * SIZE,)).fetchone() or (0,))[0]
+        return made
+
+    with ThreadPoolExecutor(sessions) as pool:
+        assert sum(pool.map(work, range(sessions))) == 2 * rounds
+
+
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_the_one_who_makes_it_stays_in_its_transaction(queue: Queue, end: str) -> None:
     near_end(queue, 5)

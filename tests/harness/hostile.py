@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import psycopg
 
-import cdcbridge.demo.embedded
+from cdcbridge.demo import embedded
 
 SWITCH: Final = "CDCBRIDGE_TEST_HOSTILE"
 SERVER: Final = {
@@ -171,7 +171,7 @@ def install_if_wanted() -> None:
 
 def install(folder: Path) -> None:
     """Make everything hostile but the tests' own sessions."""
-    cdcbridge.embedded._SETTINGS.update(SERVER)
+    embedded._SETTINGS.update(SERVER)
     os.environ.update(environment(SERVER, folder))
     psycopg.connect = connect(psycopg.connect)
     psycopg.AsyncConnection.connect = connect_asynchronously(psycopg.AsyncConnection.connect)  # type: ignore[method-assign]

@@ -8,12 +8,13 @@ import subprocess
 import pytest
 
 from cdcbridge.problem import Problem, script
+from tests.harness.hostile import own_environment
 from tests.harness.world import World
 
 
 def psql(world: World, text: str) -> None:
     command = [str(world.server.binaries / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", world.dsn]
-    subprocess.run(command, input=text, check=True, text=True)
+    subprocess.run(command, input=text, check=True, text=True, env=own_environment())
 
 
 def plain(world: World) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import pytest
 
 from cdcbridge.store.gap import leave_gap
 from cdcbridge.store.log import Store
+from tests.harness.hostile import own_environment
 from tests.harness.world import PATIENCE, World, clean_environment, eventually
 from tests.sql.queue import Queue
 
@@ -184,8 +185,8 @@ def test_exactly_once_with_every_kind_of_message(shop: World) -> None:
 
 def psql_once(shop: World) -> subprocess.CompletedProcess[str]:
     command = [str(shop.server.binaries / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-v", "consumer=shop"]
-    file = str(EXAMPLES / "consumer.sql")
-    return subprocess.run([*command, "-d", shop.dsn, "-f", file], check=False, capture_output=True, text=True)
+    command += ["-d", shop.dsn, "-f", str(EXAMPLES / "consumer.sql")]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=own_environment())
 
 
 @pytest.mark.parametrize("columns", ["id int primary key, customer_id int, amount numeric", "id int primary key, customer text",

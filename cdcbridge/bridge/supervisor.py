@@ -217,7 +217,7 @@ class Bridge:
                 store.forget_spilled()
                 catalog = _catalog(catalog_session, ready, store)
                 ready.watched = None if ready.capture is None else Watched(catalog_session, ready.capture)
-                ready.start(stream, self._config.source.slot)
+                ready.start(stream, catalog_session, self._config.source.slot)
                 self._tell_start(ready, epoch)
                 self._streamed = True
                 self._health.streams(epoch, ready.choice.trouble)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -453,3 +454,28 @@ def test_run_refuses_a_table_without_identity_in_the_words_of_check(world: World
     assert "replica identity full" in str(error)
     assert world.sql.execute("select count(*) from pg_publication").fetchone() == (0,)
     world.execute("insert into t values (1)", "update t set v = 2")
+
+
+def test_a_slot_that_is_moved_after_the_facts_were_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server would begin where the slot is, and the rows between would be lost without a word."""
+    from cdcbridge.bridge import preparation
+
+    world.execute("create table t (id int primary key)")
+    world.consumer()
+    with world.bridge():
+        world.execute("insert into t values (1)")
+        world.messages(1)
+    original = preparation.prepare
+
+    def and_meanwhile(*args: Any, **kwargs: Any) -> preparation.Ready:
+        ready = original(*args, **kwargs)
+        world.execute("insert into t values (2)")
+        world.sql.execute("select pg_replication_slot_advance(%s, pg_current_wal_lsn())", (world.slot,))
+        return ready
+
+    monkeypatch.setattr("cdcbridge.bridge.supervisor.prepare", and_meanwhile)
+    with pytest.raises(OperatorNeeded, match="what lies between is gone"):
+        Bridge(world.config()).run()
+    monkeypatch.undo()
+    with pytest.raises(OperatorNeeded, match="what lies between is gone"):
+        Bridge(world.config()).run()

@@ -18,7 +18,7 @@ from benchmarks import fan_out
 from benchmarks.claims import DATA, snapshot
 from benchmarks.common import database, median, workspace
 from benchmarks.common import fill as fill_table
-from cdcbridge.bridge.session import BATCH_ROWS
+from cdcbridge.bridge.pacing import BATCH_ROWS
 from cdcbridge.config import Consumer
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store.consumers import apply

@@ -7,36 +7,46 @@ for example, its table was dropped overnight. This module never decides which on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import structlog
 
 from cdcbridge.bridge.choosing import Choice, choose
+from cdcbridge.checks.decision import wanted_plugin
+from cdcbridge.checks.facts import Facts
 from cdcbridge.checks.server import LOCKED, problems
 from cdcbridge.config import Config
-from cdcbridge.database import Connection, connect_source
+from cdcbridge.database import Connection, connect_source, store_errors
 from cdcbridge.problem import refuse
 from cdcbridge.source import event_trigger
+from cdcbridge.source.tables import tables_of
+from cdcbridge.store import consumers
 from cdcbridge.store.feed_watch import stored_feeds
 from cdcbridge.store.log import Store
 from cdcbridge.store.unfed import tell_missed
 
+_PATIENCE: Final = 5.0  # seconds for a lock in the store, after which the bridge starts again
 log = structlog.get_logger()
 
 
-def accept(config: Config, connection: Connection, store: Store, plugin: str, *, begun: bool, again: bool) -> Choice:
+def accept(config: Config, connection: Connection, store: Store, facts: Facts, *, again: bool) -> Choice:
     """Choose the consumers to go on with. Each fault is logged as an error with its fix.
 
-    begun: the store has a history. A consumer that worked before and cannot work now does not stop the others.
+    Where the store has a history, a consumer that worked before and cannot work now does not stop the others.
+
     again: this process has streamed before. New and changed consumers that cannot work do not stop the others, either.
 
     Raises CheckFailed for every other error.
     """
-    found = problems(config, connection, store.connection, plugin=plugin)
+    found = problems(config, facts, connection, store.connection)
     choice = Choice(config)
+    begun = facts.store.history is not None
     if begun and any(problem.severity == "error" or problem.code == LOCKED for problem in found):
-        choice = choose(config, connection, store.connection, plugin)
+        choice = choose(config, connection, store.connection, wanted_plugin(config, facts))
         if choice.refused and not again:
             refuse(found)
-        found = problems(choice.config, connection, store.connection, plugin=plugin)
+        found = problems(choice.config, facts, connection, store.connection)
         # What is wrong with a publication is told with the tables that it lacks.
         found = [p for p in found if p not in choice.problems and p.code != "publication"]
     refuse(found)
@@ -62,7 +72,7 @@ def tell_stand_by(config: Config, store: Store) -> None:
 
     Raises SourceUnavailable where the source is out of reach.
     """
-    history, feeds = store.history(), stored_feeds(store.connection)
+    history, feeds = store.facts().history, stored_feeds(store.connection)
     if history is None:
         return
     names = {consumer.name for consumer in config.consumers}
@@ -75,6 +85,41 @@ def tell_stand_by(config: Config, store: Store) -> None:
             )
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         _tell_faults(choose(config, connection, store.connection, history.plugin))
+
+
+def apply_consumers(config: Config, connection: Connection, store: Store) -> None:
+    """Bring the file's consumers into the store, with the backfills that new ones ask for."""
+    store.set_partitions(config.store.partitions)
+    store.set_max_retention(config.store.max_retention)
+    applied = consumers.apply(store.connection, config.consumers, patience=_PATIENCE)
+    _begin_snapshots(config, connection, store.connection)
+    _forget_beginnings(store.connection, config, applied.changed)
+    if applied.added or applied.changed or applied.left:
+        log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
+
+
+def _begin_snapshots(config: Config, connection: Connection, store: Connection) -> None:
+    """A backfill of each table of consumers with start: snapshot, the first time that a bridge meets them."""
+    with store_errors():
+        new = [n for (n,) in store.execute("select name from consumers where snapshot_at is null").fetchall()]
+    for consumer in config.consumers:
+        if consumer.start != "snapshot" or consumer.name not in new:
+            continue
+        found = tables_of(connection, consumer.tables, config.store.schema_)
+        with store_errors(), store.transaction():
+            for topic in sorted({table.topic for table in found}):
+                store.execute(
+                    "select start_backfill(%s, %s, after_seq => coalesce(pg_sequence_last_value('messages_seq'), 0))",
+                    (consumer.name, topic),
+                )
+            store.execute("update consumers set snapshot_at = moment() where name = %s", (consumer.name,))
+
+
+def _forget_beginnings(store: Connection, config: Config, changed: Sequence[str]) -> None:
+    """Backfills leave rows out that came as changes; not where the consumer was not there for them, or took others."""
+    kept = [consumer.name for consumer in config.consumers if consumer.name not in changed]
+    with store_errors():
+        store.execute("select forget_beginnings(array(select id from consumers where name = any (%s)))", (kept,))
 
 
 def ensure_trigger(choice: Choice, connection: Connection, store: Store) -> bool:

@@ -1,24 +1,25 @@
-"""Before a session streams: everything compared, checked and made, in the right order. Part of the rim.
+"""Before a session streams: look at both sides, decide (checks/decision.py), and carry that out. Part of the rim.
 
-Histories first, then the same checks as `cdcbridge check`, the consumers, the publication, the slot. Makes no choice
-that could lose a change: where store and slot do not fit together it says from where to where, and stops.
+The same checks as those of `cdcbridge check` come first, then the consumers, the publication, the slot, and the gap
+messages. Decides nothing by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, NamedTuple
 
 import structlog
 
 from cdcbridge.backfill.initial_copy import copy_tables
-from cdcbridge.bridge.accepting import accept, ensure_trigger, note_feeds
+from cdcbridge.bridge.accepting import accept, apply_consumers, ensure_trigger, note_feeds
 from cdcbridge.bridge.choosing import Choice
 from cdcbridge.bridge.publishing import Publishing, bring_into_step
-from cdcbridge.checks.history import compare_ends, compare_history, refuse_lost
+from cdcbridge.checks.decision import Branch, Plan, beyond_store, decide, other_source
+from cdcbridge.checks.facts import Facts, look
 from cdcbridge.config import Config
-from cdcbridge.database import Connection, connect_source, store_errors
+from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import IdentityLost, OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
 from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.dropped_changes import Missing, closing
@@ -26,13 +27,14 @@ from cdcbridge.routing.router import Router, Subscription
 from cdcbridge.source import event_trigger, plugins
 from cdcbridge.source import slots as source
 from cdcbridge.source.capture import Capture, Watched
+from cdcbridge.source.facts import look_at_source
 from cdcbridge.source.replication import ReplicationStream, UnknownOption
-from cdcbridge.source.tables import tables_of
+from cdcbridge.source.slots import current_lsn, identify
 from cdcbridge.store import consumers
+from cdcbridge.store.facts import History, Tail
 from cdcbridge.store.gap import leave_gap
-from cdcbridge.store.log import History, Store, Tail
+from cdcbridge.store.log import Store, log_end
 
-_PATIENCE: Final = 5.0  # seconds for a lock in the store, after which the bridge starts again
 log = structlog.get_logger()
 
 
@@ -64,14 +66,23 @@ class Ready:
         """What an open transaction must be finished with, if this session ends in its middle."""
         return {"options": self.options, "subscriptions": [consumers.dump(s) for s in self.subscriptions]}
 
-    def start(self, stream: ReplicationStream, slot: str) -> None:
-        """START_REPLICATION; without numeric-data-types-as-string where wal2json is too old for it."""
+    def start(self, stream: ReplicationStream, connection: Connection, slot: str) -> None:
+        """Begin to stream, without numeric-data-types-as-string where wal2json is too old for it.
+
+        connection: a session on the source. It looks at the slot again, which nobody else can move from now on. The
+            server would begin at what the slot has confirmed, and skip without a word what the store lacks.
+
+        Raises OperatorNeeded where the slot was moved since the facts were found.
+        """
         try:
             stream.start(slot, self.tail.end_lsn, self.options)
         except UnknownOption as error:
             if self.options.pop(plugins.NUMBERS_AS_TEXT, None) is None:
                 raise OperatorNeeded(f"source: {error}") from error
             stream.start(slot, self.tail.end_lsn, self.options)
+        held = look_at_source(connection, slot)
+        if held.slot_lsn > self.tail.end_lsn:
+            raise beyond_store(slot, self.tail.end_lsn, held.slot_lsn)
 
 
 @dataclass(slots=True)
@@ -113,6 +124,29 @@ class Learned:
             self.stuck = not appended
 
 
+class Sides(NamedTuple):
+    """The sessions that a start works with, and the facts that they found."""
+
+    source: Connection
+    store: Store
+    stream: ReplicationStream
+    facts: Facts
+
+
+class _Made(NamedTuple):
+    """What a start finds or makes on the source.
+
+    slot_lsn: up to where the slot is confirmed.
+    exported: the name of the new slot's snapshot, if the plan wants one.
+    wal_end: where the WAL ended when all of it was there.
+    """
+
+    published: Publishing
+    slot_lsn: int
+    exported: str | None
+    wal_end: int
+
+
 def prepare(
     config: Config,
     store: Store,
@@ -122,249 +156,156 @@ def prepare(
     consistent: bool = False,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Ready:
-    """Compare, check and make. Raises OperatorNeeded, CheckFailed, or what a lost connection raises.
+    """Look at both sides, decide how to go on, and do it. Raises OperatorNeeded, CheckFailed, or SourceUnavailable.
 
     `consistent`: where this makes the slot, consumers with `start: snapshot` are filled from the slot's own snapshot
     before anything is streamed.
     """
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
-        # First: one that is promoted after this is taken for a standby still, and looked at before each append.
-        on_standby = source.in_recovery(connection)
-        _, timeline, _, _ = stream.identify()
-        identity = source.identify(connection)
-        history = _fitting_history(config, connection, store, identity, timeline, on_standby=on_standby)
-        plugin = _plugin(config, connection, history)
-        choice = accept(config, connection, store, plugin, begun=history is not None, again=learned.again)
-        config = choice.config
-        # A new consumer would get the second half of a transaction that is to be finished, and not the first.
-        finishing = store.tail().unfinished is not None and not learned.unpublished
-        if not finishing:
-            _apply_consumers(config, connection, store)
-        installed = ensure_trigger(choice, connection, store)  # before a publication makes the first UPDATE fail
-        published = Publishing([])
-        if plugin == "pgoutput":
-            published = bring_into_step(config, connection, store.capture() if history else None, choice.left_out)
-        slot_lsn, exported = _slot(config, connection, stream if consistent else None, plugin)
-        if installed:
-            event_trigger.mend(connection)  # the slot has waited for the transactions that were older
-        _keep_in_step(config, connection, stream)
-        wal_end = source.current_lsn(connection)
-    if history is None:
-        made = History(
-            identity.system_identifier, timeline, identity.database, config.source.slot, plugin, identity.database_oid
-        )
-        store.begin_history(made, slot_lsn)
-        if exported is not None:
-            # The snapshot is good until the stream's session gets its next command.
-            router = Router(consumers.subscriptions(store.connection, config.consumers), config.store.schema_)
-            copy_tables(config, store, router, exported, slot_lsn, stopped)
-    elif history.timeline != timeline:
-        _follow_timeline(store, stream, history, timeline, slot_lsn)
-        finishing = finishing and store.tail().unfinished is not None  # the source may have left the transaction, too
-    compare_ends(config.source.slot, store.tail().end_lsn, slot_lsn, wal_end, on_standby=on_standby)
-    _tell_losses(store, published, slot_lsn, wal_end, finishing=finishing, unpublished=learned.unpublished)
-    missing = _missing(store, choice, plugin, wal_end, finishing=finishing)
-    ready = _ready(choice, store, store.tail(), plugin, published.names, stream.sender_timeout)
-    ready.capture, ready.left_out, ready.missing = None if finishing else published.capture, choice.left_out, missing
-    note_feeds(choice, store, finishing=finishing)
+        facts = look(config, connection, store.connection, stream)
+        plan = decide(config, facts, consistent=consistent, unpublished=learned.unpublished)
+        return _carry_out(plan, config, Sides(connection, store, stream, facts), learned, stopped)
+
+
+def _carry_out(plan: Plan, config: Config, sides: Sides, learned: Learned, stopped: Callable[[], bool]) -> Ready:
+    """Check and make all that the plan needs, on both sides, in the order that loses nothing."""
+    store, facts = sides.store, sides.facts
+    if not plan.first:
+        store.set_database(facts.source.identity.database, facts.source.identity.database_oid)
+    choice = accept(config, sides.source, store, facts, again=learned.again)
+    # A new consumer would get the second half of a transaction that is to be finished, and not the first.
+    if not plan.finishing:
+        apply_consumers(choice.config, sides.source, store)
+    made = _make(plan, choice, sides)
+    if plan.first:
+        _begin(plan, choice.config, store, made, stopped)
+    if plan.branch is not None:
+        _follow_timeline(plan, plan.branch, sides)
+    _tell_losses(store, made, finishing=plan.finishing, unpublished=learned.unpublished)
+    missing = Missing(facts.store.capture if plan.plugin == "wal2json" else None)
+    if not plan.finishing:
+        _close_gaps(store, choice, missing, made.wal_end)
+    ready = _ready(choice, store, plan.plugin, made.published.names, sides.stream.sender_timeout)
+    ready.capture = None if plan.finishing else made.published.capture
+    ready.left_out, ready.missing = choice.left_out, missing
+    note_feeds(choice, store, finishing=plan.finishing)
     if learned.whole:
         ready.options = plugins.without_streaming(ready.options)
-    ready.timeline_on_standby = timeline if on_standby else None
+    ready.timeline_on_standby = plan.timeline if facts.source.on_standby else None
     return ready
 
 
-def _fitting_history(
-    config: Config, connection: Connection, store: Store, identity: source.Identity, timeline: int, *, on_standby: bool
-) -> History | None:
-    """The store's history, None before the first start. Raises OperatorNeeded where it does not fit source and slot."""
-    name = config.source.slot
-    history = store.history()
-    if history is not None:
-        compare_history(history, identity, name)
-        store.set_database(identity.database, identity.database_oid)
-    found = source.slots(connection, name)
-    refuse_lost(name, found, begun=history is not None)
-    if found and history is not None and history.timeline == timeline:
-        # Before the checks, which find it too: it is for an operator. On a new timeline the store's end may move.
-        stored = store.tail().end_lsn  # before the WAL's end, which moves
-        wal_end = source.current_lsn(connection)
-        compare_ends(name, stored, found[0].confirmed_flush_lsn or 0, wal_end, on_standby=on_standby)
-    return history
+def refuse_other_source(config: Config, store: Store) -> None:
+    """Raise OperatorNeeded where the store goes by another source. This needs no lead.
+
+    So a stand-by says it before it is needed. Raises SourceUnavailable where the source is out of reach.
+    """
+    with connect_source(config.source_dsn, "cdcbridge setup") as connection:
+        history = store.facts().history
+        if history is not None and (error := other_source(history, identify(connection), config.source.slot)):
+            raise error
 
 
-def _tell_losses(
-    store: Store, published: Publishing, slot_lsn: int, wal_end: int, *, finishing: bool, unpublished: bool
-) -> None:
+def _make(plan: Plan, choice: Choice, sides: Sides) -> _Made:
+    """Make what is missing on the source: event trigger, publications, slot."""
+    config, connection = choice.config, sides.source
+    installed = ensure_trigger(choice, connection, sides.store)  # before a publication makes the first UPDATE fail
+    published = Publishing([])
+    if plan.plugin == "pgoutput":
+        published = bring_into_step(config, sides.facts, connection, choice.left_out)
+    slot_lsn, exported = sides.facts.source.slot_lsn, None
+    if plan.make_slot:
+        slot_lsn, exported = _make_slot(plan, config, sides)
+    if installed:
+        event_trigger.mend(connection)  # the slot has waited for the transactions that were older
+    if plan.failover is not None:
+        sides.stream.set_failover(config.source.slot, plan.failover)
+        log.info("slot.failover", slot=config.source.slot, failover=plan.failover)
+    return _Made(published, slot_lsn, exported, current_lsn(connection))
+
+
+def _make_slot(plan: Plan, config: Config, sides: Sides) -> tuple[int, str | None]:
+    """Make the slot. Return its first position, and the name of its snapshot."""
+    name, failover, stream = config.source.slot, config.source.failover is not False, sides.stream
+    log.info("slot.creating", slot=name, plugin=plan.plugin, snapshot="exported" if plan.snapshot else None)
+
+    def tell(pids: str) -> None:
+        log.info("slot.waiting", slot=name, waits_for=pids)
+
+    exported = None
+    if plan.snapshot:
+        with source.watch_creation(config.source_dsn, stream.pid, tell):
+            failover = failover and sides.facts.source.may_fail_over
+            lsn, exported = stream.create_slot(name, plan.plugin, failover=failover)
+    else:
+        lsn = source.create_slot(config.source_dsn, name, plan.plugin, failover=failover, waiting=tell)
+    log.info("slot.created", slot=name, plugin=plan.plugin, lsn=format_lsn(lsn), snapshot=exported)
+    return lsn, exported
+
+
+def _begin(plan: Plan, config: Config, store: Store, made: _Made, stopped: Callable[[], bool]) -> None:
+    """Begin the store's history, and fill consumers from the slot's snapshot."""
+    identity = plan.identity
+    store.begin_history(
+        History(
+            identity.system_identifier,
+            plan.timeline,
+            identity.database,
+            config.source.slot,
+            plan.plugin,
+            identity.database_oid,
+        ),
+        made.slot_lsn,
+    )
+    if made.exported is not None:
+        # The snapshot is good until the stream's session gets its next command.
+        router = Router(consumers.subscriptions(store.connection, config.consumers), config.store.schema_)
+        copy_tables(config, store, router, made.exported, made.slot_lsn, stopped)
+
+
+def _follow_timeline(plan: Plan, branch: Branch, sides: Sides) -> None:
+    """Follow a source that was promoted, or that follows one that was.
+
+    A gap message names the changes that are of a history that the source has left. The log goes on from the branch.
+    """
+    store = sides.store
+    if branch.gap is not None:
+        leave_gap(store, branch.gap.first, branch.gap.last, go_on=branch.gap.first, timeline=plan.timeline)
+    store.set_timeline(plan.timeline)
+    where = {"branch": format_lsn(branch.lsn), "store_end": format_lsn(sides.facts.store.tail.end_lsn)}
+    log.warning("source.timeline", old=branch.left, new=plan.timeline, **where)
+
+
+def _tell_losses(store: Store, made: _Made, *, finishing: bool, unpublished: bool) -> None:
     """Tell every consumer by a gap message what may be missing, and remember what this session begins with.
 
     Everything up to the slot's confirmed LSN was vouched for. With `unpublished` the WAL up to its present end cannot
     be decoded; otherwise the stream goes on where the log ends, and only changes of what was lost are missing. A
     session that finishes a transaction leaves the message to the next one.
     """
+    published, end = made.published, log_end(store.connection)
     capture = None if published.capture is None else published.capture.dump()
     if finishing and capture is not None:
         store.set_capture({**capture, "untold": published.losses})
     elif published.losses or unpublished:
-        end = store.tail().end_lsn
         reason = "; ".join(published.losses) or "a publication did not exist when these changes were made"
-        first = min(slot_lsn, end)
-        leave_gap(store, first, wal_end, go_on=wal_end if unpublished else end, reason=reason, capture=capture)
+        first, go_on = min(made.slot_lsn, end), made.wal_end if unpublished else end
+        leave_gap(store, first, made.wal_end, go_on=go_on, reason=reason, capture=capture)
     elif capture is not None:
         store.set_capture(capture)
 
 
-def _missing(store: Store, choice: Choice, plugin: str, wal_end: int, *, finishing: bool) -> Missing:
-    """The gaps of tables without a replica identity. Tell the end of each one whose table has one again, or is gone."""
-    missing, end = Missing(store.capture() if plugin == "wal2json" else None), store.tail().end_lsn
-    for table in () if finishing else missing.ended(choice.unidentified):
+def _close_gaps(store: Store, choice: Choice, missing: Missing, wal_end: int) -> None:
+    """Tell the end of each gap whose table has a replica identity again, or is gone."""
+    end = log_end(store.connection)
+    for table in missing.ended(choice.unidentified):
         first = missing.close(table, wal_end).first
         kept, reason = missing.dump(), closing(table)
         leave_gap(store, first, wal_end, go_on=end, reason=reason, capture=kept, table=table)
-    return missing
 
 
-def _apply_consumers(config: Config, connection: Connection, store: Store) -> None:
-    """Bring the file's consumers into the store, with the backfills that new ones ask for."""
-    store.set_partitions(config.store.partitions)
-    store.set_max_retention(config.store.max_retention)
-    applied = consumers.apply(store.connection, config.consumers, patience=_PATIENCE)
-    _begin_snapshots(config, connection, store.connection)
-    _forget_beginnings(store.connection, config, applied.changed)
-    if applied.added or applied.changed or applied.left:
-        log.info("consumers.applied", added=applied.added, changed=applied.changed, not_in_file=applied.left)
-
-
-def _begin_snapshots(config: Config, connection: Connection, store: Connection) -> None:
-    """A backfill of each table of consumers with start: snapshot, the first time that a bridge meets them."""
-    with store_errors():
-        new = [n for (n,) in store.execute("select name from consumers where snapshot_at is null").fetchall()]
-    for consumer in config.consumers:
-        if consumer.start != "snapshot" or consumer.name not in new:
-            continue
-        found = tables_of(connection, consumer.tables, config.store.schema_)
-        with store_errors(), store.transaction():
-            for topic in sorted({table.topic for table in found}):
-                store.execute(
-                    "select start_backfill(%s, %s, after_seq => coalesce(pg_sequence_last_value('messages_seq'), 0))",
-                    (consumer.name, topic),
-                )
-            store.execute("update consumers set snapshot_at = moment() where name = %s", (consumer.name,))
-
-
-def _forget_beginnings(store: Connection, config: Config, changed: Sequence[str]) -> None:
-    """Backfills leave rows out that came as changes; not where the consumer was not there for them, or took others."""
-    kept = [consumer.name for consumer in config.consumers if consumer.name not in changed]
-    with store_errors():
-        store.execute("select forget_beginnings(array(select id from consumers where name = any (%s)))", (kept,))
-
-
-def refuse_other_source(config: Config, store: Store) -> None:
-    """What can be told without the lead: raises OperatorNeeded where the store goes by another source, so that a
-    stand-by says so before it is needed. Raises SourceUnavailable where the source is out of reach.
-    """
-    with connect_source(config.source_dsn, "cdcbridge setup") as connection:
-        history = store.history()
-        if history is not None:
-            compare_history(history, source.identify(connection), config.source.slot)
-
-
-def _plugin(config: Config, connection: Connection, history: History | None) -> str:
-    if history is not None and config.source.plugin == "auto":
-        return history.plugin
-    chosen = plugins.choose(
-        connection,
-        config.source.plugin,
-        config.source.slot,
-        wal2json=lambda: bool(plugins.supports_numbers_as_text(config.source_dsn)),
-    )
-    if history is not None and chosen != history.plugin:
-        raise OperatorNeeded(
-            f"the store's changes were decoded by {history.plugin}, and source.plugin is {chosen}: positions of one are"
-            " not those of the other",
-            hint=f"Set source.plugin back to {history.plugin}. The way to {chosen} is a second slot and a second store:"
-            ' docs/OPERATIONS.md, "Changing source.plugin".',
-        )
-    return chosen
-
-
-def _slot(
-    config: Config, connection: Connection, snapshot_from: ReplicationStream | None, plugin: str
-) -> tuple[int, str | None]:
-    """The slot's confirmed position, created where this is the first start; and the name of its snapshot.
-
-    `snapshot_from`: a stream that makes the slot and exports the snapshot; None: there is no need of one.
-    """
-    name = config.source.slot
-    found = source.slots(connection, name)
-    if found:
-        return found[0].confirmed_flush_lsn or 0, None
-    if snapshot_from is not None:
-        return _slot_with_snapshot(config, connection, snapshot_from, plugin)
-    log.info("slot.creating", slot=name, plugin=plugin)
-    lsn = source.create_slot(
-        config.source_dsn,
-        name,
-        plugin,
-        failover=config.source.failover is not False,
-        waiting=lambda pids: log.info("slot.waiting", slot=name, waits_for=pids),
-    )
-    log.info("slot.created", slot=name, plugin=plugin, lsn=format_lsn(lsn))
-    return lsn, None
-
-
-def _keep_in_step(config: Config, connection: Connection, stream: ReplicationStream) -> None:
-    """An older slot becomes a failover slot, or the other way round, as source.failover has it (PostgreSQL 17+)."""
-    wanted = source.may_fail_over(connection) and config.source.failover is not False
-    for slot in source.slots(connection, config.source.slot):
-        if slot.failover is not None and slot.failover != wanted and not source.in_recovery(connection):
-            stream.set_failover(slot.name, wanted)
-            log.info("slot.failover", slot=slot.name, failover=wanted)
-
-
-def _slot_with_snapshot(
-    config: Config, connection: Connection, stream: ReplicationStream, plugin: str
-) -> tuple[int, str]:
-    name = config.source.slot
-    log.info("slot.creating", slot=name, plugin=plugin, snapshot="exported")
-    telling = source.watch_creation(
-        config.source_dsn, stream.pid, lambda pids: log.info("slot.waiting", slot=name, waits_for=pids)
-    )
-    with telling:
-        failover = config.source.failover is not False and source.may_fail_over(connection)
-        lsn, exported = stream.create_slot(name, plugin, failover=failover)
-    log.info("slot.created", slot=name, plugin=plugin, lsn=format_lsn(lsn), snapshot=exported)
-    return lsn, exported
-
-
-def _follow_timeline(store: Store, stream: ReplicationStream, history: History, timeline: int, slot_lsn: int) -> None:
-    """The source was promoted, or follows one that was. What the store has from behind the branch is of a history that
-    the source has left: a gap message says so, and things go on from the branch, where nothing is known yet.
-
-    Raises OperatorNeeded where there is no branch.
-    """
-    tail = store.tail()
-    # Of a transaction that has been appended in part, the store knows changes behind its end.
-    known = tail.end_lsn if tail.unfinished is None else max(tail.end_lsn, tail.position.commit_lsn + 1)
-    branch = stream.branch(history.timeline, timeline)
-    if branch is None:
-        raise OperatorNeeded(
-            f"the source is on timeline {timeline}, which does not come from timeline {history.timeline}; the store"
-            f" holds changes up to {format_lsn(known)} of that one",
-            hint="It is another history: use a new store.schema for it.",
-        )
-    # A slot that was kept in step is never confirmed behind the branch: one that is has been read on the new timeline.
-    if branch < known and slot_lsn <= branch:
-        start = min(branch, tail.end_lsn)
-        leave_gap(store, start, known, go_on=start, timeline=timeline)
-    store.set_timeline(timeline)
-    where = {"branch": format_lsn(branch), "store_end": format_lsn(tail.end_lsn)}
-    log.warning("source.timeline", old=history.timeline, new=timeline, **where)
-
-
-def _ready(
-    choice: Choice, store: Store, tail: Tail, plugin: str, publications: list[str], wal_sender_timeout: float
-) -> Ready:
-    config = choice.config
+def _ready(choice: Choice, store: Store, plugin: str, publications: list[str], wal_sender_timeout: float) -> Ready:
+    config, tail = choice.config, store.facts().tail
     own_schema, partitions = config.store.schema_, store.partitions()
     if tail.unfinished is not None:
         # Ordinals count what the plugin sent, so the rest must be sent, and routed, as the beginning was.

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
+from cdcbridge.checks.facts import Facts
 from cdcbridge.config import Config
 from cdcbridge.database import Connection
 from cdcbridge.routing.patterns import whole, without
 from cdcbridge.source import publications
-from cdcbridge.source import slots as source
 from cdcbridge.source.capture import LEFT_OUT, Capture, look, losses
 
 log = structlog.get_logger()
@@ -30,16 +29,14 @@ class Publishing:
     losses: list[str] = field(default_factory=list)
 
 
-def bring_into_step(
-    config: Config, connection: Connection, before: dict[str, Any] | None, left_out: Collection[str]
-) -> Publishing:
+def bring_into_step(config: Config, facts: Facts, connection: Connection, left_out: Collection[str]) -> Publishing:
     """Bring the publications into step with the consumers.
 
-    before: the capture that the last session began with, None on the first start.
     left_out: tables that cannot be captured now, for example `public.orders` after it lost its key.
     Raises OperatorNeeded where the role may not do what is missing.
     """
     patterns = [pattern for consumer in config.consumers for pattern in whole(consumer.tables)]
+    before = facts.store.capture
     missing: list[str] = []
     unknown: set[str] = set()  # tables that are left out and were never captured, so that nothing of them is missing
     if before is not None:
@@ -49,7 +46,7 @@ def bring_into_step(
         for loss in missing:
             log.error("capture.changed", what=loss)
     spare = f"{config.source.publication}_inserts"
-    if not source.slots(connection, config.source.slot):
+    if facts.source.slot is None:
         publications.create_spare_publication(connection, config.source.publication)
     kept = tuple(
         consumer.model_copy(update={"tables": without(consumer.tables, left_out)}) for consumer in config.consumers

@@ -10,10 +10,12 @@ import selectors
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from cdcbridge.backfill.worker import Session
 from cdcbridge.bridge.appender import Appender
+from cdcbridge.bridge.pacing import Load, Pacing
 from cdcbridge.bridge.preparation import Ready
 from cdcbridge.changes.events import Relation
 from cdcbridge.changes.in_progress import Spill
@@ -21,7 +23,6 @@ from cdcbridge.changes.pgoutput import PgoutputDecoder
 from cdcbridge.changes.pgtypes import Types
 from cdcbridge.changes.position import Progress
 from cdcbridge.changes.wal2json import Wal2jsonDecoder
-from cdcbridge.config import Config
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import CaptureChanged, CdcbridgeError, OperatorNeeded, SourceUnavailable, StoreUnavailable
 from cdcbridge.lsn import format_lsn
@@ -36,74 +37,62 @@ from cdcbridge.source.replication import ReplicationStream
 from cdcbridge.store.leadership import Lead
 from cdcbridge.store.log import Store
 
-BATCH_ROWS: Final = 5_000  # rows worth an append of their own: enough that its commit costs little
-BATCH_BYTES: Final = 4 << 20  # and bytes
-WAITING_BATCHES: Final = 2  # what may be collected while an append is under way, in such batches; then reading stops
 READ_BYTES: Final = 512 << 10  # read before looking whether the append is done
-LOOK_INTERVAL: Final = 0.5  # seconds between two looks at what is captured
-_STATUS_SHARE: Final = 4  # status updates in one wal_sender_timeout
-_LONGEST_STATUS_INTERVAL: Final = 1.0
 _LOOK_AGAIN: Final = 0.2  # at the end, whether the append is done or the lead lost
-_GENTLE_FOR: Final = 1.0  # seconds after a change
-_READS_WAIT: Final = 0.1  # then a chunk of a backfill goes with changes, if these leave no time between them
 
 
-class Pump:
-    """One streaming session: the loop, and its state. It ends when it is stopped, or when `lead` is lost."""
+class _Readable(Protocol):
+    def fileno(self) -> int: ...
 
-    def __init__(
-        self,
-        config: Config,
-        store: Store,
-        stream: ReplicationStream,
-        ready: Ready,
-        catalog: SourceCatalog,
-        stop_fd: int,
-        backfills: Session,
-        lead: Lead,
-        health: Health,
-        blocks: Connection,
-    ) -> None:
-        self._stream = stream
-        self._ready = ready
-        self._catalog = catalog
+
+@dataclass(slots=True, frozen=True)
+class SessionParts:
+    """What a session works with, all of it made and ready.
+
+    stream: has begun to send.
+    blocks: a session on the store for the main loop alone; the store's own is the appender's.
+    """
+
+    store: Store
+    stream: ReplicationStream
+    ready: Ready
+    catalog: SourceCatalog
+    backfills: Session
+    lead: Lead
+    health: Health
+    blocks: Connection
+
+
+class StreamingSession:
+    """The loop, and its state. It ends when it is stopped, or when the lead is lost.
+
+    stop_fd: a file number that becomes readable when the session is to stop.
+    """
+
+    def __init__(self, parts: SessionParts, pacing: Pacing, stop_fd: int) -> None:
+        self._stream, self._ready, self._catalog = parts.stream, parts.ready, parts.catalog
+        self._store, self._blocks = parts.store, parts.blocks
+        self._backfills, self._lead, self._health = parts.backfills, parts.lead, parts.health
+        self._pacing = pacing
         self._refused = Refused()
-        self._decoder = _decoder(ready, catalog, stream.last_lsn)
-        self._blocks = blocks  # a session of the main loop's own: the other one is the appender's
-        tail = ready.tail
+        self._decoder = _decoder(self._ready, self._catalog, self._stream.last_lsn)
+        ready, tail = self._ready, self._ready.tail
         self._collector = Collector(
             ready.router,
             ready.partitions,
             tail.position,
             tail.end_lsn,
-            backfills.handed,
-            TableGuard(ready.router, catalog.has_identity, catalog.columns(), ready.left_out),
+            self._backfills.handed,
+            TableGuard(ready.router, self._catalog.has_identity, self._catalog.columns(), ready.left_out),
         )
         self._notices = Notices(self._collector, ready.router, self._found, ready.left_out, ready.missing)
-        stream.on_notice = self._notices.note
-        self._spill = Spill(stream, self._collector.spill, self._read_block, self._collector.unspill)
+        self._stream.on_notice = self._notices.note
+        self._spill = Spill(self._stream, self._collector.spill, self._read_block, self._collector.unspill)
         self._progress = Progress(tail.end_lsn, tail.end_lsn, tail.end_lsn, tail.end_lsn)
-        self._store = store
-        self._appender = Appender(store)
-        self._idle_interval = config.source.heartbeat_interval
-        self._status_interval = _status_interval(ready.wal_sender_timeout)
-        self._next_status = self._next_idle_append = 0.0
-        self._told = self._looked_at = 0
-        self._next_look = 0.0
-        self._backfills = backfills
-        self._lead = lead
-        self._health = health
-        self._changes, self._changed_at, self._read_at = 0, 0.0, 0.0
-        self._appending = selectors.DefaultSelector()
-        self._anything = selectors.DefaultSelector()
-        self._leaving = selectors.DefaultSelector()
-        self._leaving.register(self._appender, selectors.EVENT_READ)
-        self._leaving.register(lead, selectors.EVENT_READ)
-        for selector in (self._appending, self._anything):
-            selector.register(self._appender, selectors.EVENT_READ)
-            selector.register(stop_fd, selectors.EVENT_READ)
-            selector.register(lead, selectors.EVENT_READ)
-        self._anything.register(stream, selectors.EVENT_READ)
+        self._appender = Appender(self._store)
+        self._leaving = _selector(self._appender, self._lead)
+        self._appending = _selector(self._appender, self._lead, stop_fd)
+        self._anything = _selector(self._appender, self._lead, stop_fd, self._stream)
 
     def run(self, stopping: threading.Event) -> None:
         try:
@@ -133,7 +122,7 @@ class Pump:
 
     def _read(self) -> None:
         """Decode and collect what has arrived: some rows, up to what may wait."""
-        if self._collected(WAITING_BATCHES):
+        if self._load().full:
             return
         try:
             messages = self._spill.messages(READ_BYTES)
@@ -147,21 +136,23 @@ class Pump:
 
     def _append(self) -> None:
         """Give the appender a batch when it is idle and there is one worth a commit."""
-        done = self._finished()
+        done = self._take_appended()
         if done is not None:
             self._stored(done)
-            self._next_status = 0.0
         if self._appender.busy:
             return
-        self._collector.add_reads(beside=not self._gentle() or time.monotonic() > self._read_at + _READS_WAIT)
-        worth_it = self._collected(1) or (self._collector.waiting and self._spill.drained and not self._collector.open)
-        if worth_it or self._spill.waiting or self._idle_append_due():
+        now = time.monotonic()
+        self._pacing.note_changes(self._collector.changes, now)
+        self._backfills.gentle = self._pacing.gentle(now)
+        self._collector.add_reads(beside=self._pacing.chunk_due(now))
+        if self._pacing.append_due(self._load(), now):
             self._submit()
 
     def _confirm(self) -> None:
-        """Tell PostgreSQL how far the store is: after each append, on its wish, and in time for its timeout."""
+        """Tell PostgreSQL how far the store is."""
         written = self._progress.durable
-        idle = self._spill.drained and not (self._collector.open or self._collector.waiting or self._appender.busy)
+        load = self._load()
+        idle = load.drained and not (load.open or load.waiting or self._appender.busy)
         if idle and not self._ready.finishing:
             # Nothing is open or unflushed, so what the server says it has sent through is done with.
             self._collector.idle(self._stream.wal_end)
@@ -169,10 +160,10 @@ class Pump:
             written = self._progress.received
         now = time.monotonic()
         self._vouch(now)
-        if now >= self._next_status or self._stream.reply_wanted or written > self._told:
+        if self._pacing.confirm_due(written, now, wanted=self._stream.reply_wanted):
             # Reported as written: up to here nothing waits to be appended. `lag` tells idle from busy by it.
             self._stream.confirm(written, self._progress.confirm())
-            self._next_status, self._told = now + self._status_interval, written
+            self._pacing.note_confirmed(written, now)
 
     def _vouch(self, now: float, *, ending: bool = False) -> None:
         """Look whether what is durable is all that the consumers want, before it is confirmed (source/capture.py).
@@ -183,14 +174,11 @@ class Pump:
         if self._ready.finishing and self._ready.plugin == "pgoutput":
             return  # the next session compares what this one was begun with
         if self._ready.watched is not None:
-            if received == self._looked_at and durable == self._progress.vouched:
+            if not self._pacing.look_due(self._progress, now, ending=ending):
                 return
-            if now < self._next_look and not ending:
-                return
-            self._next_look = now + LOOK_INTERVAL
+            self._pacing.note_look(received, now)
             if found := self._ready.watched.losses():
                 raise CaptureChanged(f"source: {'; '.join(found)}; starting again, behind a gap message")
-            self._looked_at = received
         self._progress.vouch(durable)
 
     # helpers
@@ -204,13 +192,17 @@ class Pump:
             raise StoreUnavailable(f"store: block {n} of transaction {xid} is gone from spilled; it is sent again")
         return bytes(row[0])
 
-    def _gentle(self) -> bool:
-        """Where there are changes, backfills come in small pieces and alone, so that these need not wait for long."""
-        now = time.monotonic()
-        if self._collector.changes > self._changes:
-            self._changes, self._changed_at = self._collector.changes, now
-        self._backfills.gentle = now - self._changed_at < _GENTLE_FOR
-        return self._backfills.gentle
+    def _load(self) -> Load:
+        collected = self._collector
+        return Load(
+            collected.rows,
+            collected.size,
+            collected.open,
+            collected.waiting,
+            self._spill.drained,
+            self._spill.waiting,
+            collected.end_lsn > self._progress.durable,
+        )
 
     def _stored(self, batch: Batch) -> None:
         """It is durable: so far the LSN may be confirmed, and backfills may read on."""
@@ -223,10 +215,7 @@ class Pump:
             self._spill.stored(xid, n)
         for chunk, _ in batch.chunks:
             chunk.release()
-            self._read_at = time.monotonic()
-
-    def _collected(self, batches: int) -> bool:
-        return self._collector.size >= batches * BATCH_BYTES or self._collector.rows >= batches * BATCH_ROWS
+        self._pacing.note_stored(chunks=bool(batch.chunks), now=time.monotonic())
 
     def _submit(self) -> None:
         timeline = self._ready.timeline_on_standby
@@ -235,26 +224,15 @@ class Pump:
             raise SourceUnavailable("source: the standby was promoted, or follows one that was; starting again")
         self._health.append_begins()
         self._appender.submit(self._collector.take(), self._ready.resume_options, self._catalog.remember())
-        self._next_idle_append = time.monotonic() + self._idle_interval
-
-    def _idle_append_due(self) -> bool:
-        """Transactions that were nobody's, heartbeats and other databases' WAL move the position too, now and then."""
-        return (
-            not self._collector.open
-            and not self._collector.waiting
-            and self._collector.end_lsn > self._progress.durable
-            and time.monotonic() >= self._next_idle_append
-        )
+        self._pacing.note_submitted(time.monotonic())
 
     def _sleep(self) -> None:
-        """Until there is something to do. A full batch waits for the appender alone: that is the back-pressure."""
-        full = self._collected(WAITING_BATCHES) or self._spill.waiting
-        if not self._spill.drained and not full:
-            return
-        timeout = max(0.0, self._next_status - time.monotonic())
-        if not self._appender.busy and not full:
-            timeout = min(timeout, max(0.01, self._next_idle_append - time.monotonic()))
-        (self._appending if full else self._anything).select(timeout)
+        """Until there is something to do. A full batch waits for the appender alone."""
+        load = self._load()
+        full = load.full or load.spilling
+        if load.drained or full:
+            wait = self._pacing.longest_wait(load, time.monotonic(), appending=self._appender.busy)
+            (self._appending if full else self._anything).select(wait)
 
     def _finished_unfinished(self) -> bool:
         """A transaction that an earlier bridge appended in part is complete: go on with today's options."""
@@ -269,7 +247,7 @@ class Pump:
         """What took the server's own timeout to get through is through: others need not wait for that long any more."""
         return self._stream.patient and self.appended and not (self._collector.open or self._appender.busy)
 
-    def _finished(self) -> Batch | None:
+    def _take_appended(self) -> Batch | None:
         """The batch that became durable. What the store refuses for good needs an operator."""
         try:
             return self._appender.finished()
@@ -303,7 +281,7 @@ class Pump:
         """Let the append that is under way end, and tell the server how far things are."""
         while self._appender.busy:
             self._lead.check()
-            self._leaving.select(self._status_interval)
+            self._leaving.select(self._pacing.status_interval)
             done = self._appender.finished()
             if done is not None:
                 self._stored(done)
@@ -320,7 +298,9 @@ def _decoder(ready: Ready, catalog: SourceCatalog, where: Callable[[], int]) -> 
     return Wal2jsonDecoder(types, catalog, where, numbers_as_text=as_text)
 
 
-def _status_interval(wal_sender_timeout: float) -> float:
-    if wal_sender_timeout <= 0:
-        return _LONGEST_STATUS_INTERVAL
-    return min(_LONGEST_STATUS_INTERVAL, wal_sender_timeout / _STATUS_SHARE)
+def _selector(*sources: int | _Readable) -> selectors.BaseSelector:
+    """Wait for the first of these that becomes readable."""
+    selector = selectors.DefaultSelector()
+    for one in sources:
+        selector.register(one, selectors.EVENT_READ)
+    return selector

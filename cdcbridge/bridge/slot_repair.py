@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cdcbridge.checks.history import compare_history
+from cdcbridge.checks.decision import other_source, wanted_plugin
+from cdcbridge.checks.facts import Facts, look
 from cdcbridge.checks.other_stores import OWNER_UNKNOWN, slot_problems
 from cdcbridge.checks.server import problems
 from cdcbridge.config import Config
@@ -18,45 +19,35 @@ from cdcbridge.errors import NotLeader, OperatorNeeded, SourceUnavailable, Store
 from cdcbridge.lsn import format_lsn
 from cdcbridge.observe.lag import stored_slot
 from cdcbridge.problem import refuse
-from cdcbridge.source import event_trigger, plugins, publications
+from cdcbridge.source import event_trigger, publications
 from cdcbridge.source import slots as source
+from cdcbridge.source.facts import SourceFacts, look_at_source
 from cdcbridge.source.replication import ReplicationStream
 from cdcbridge.store.gap import leave_gap
 from cdcbridge.store.leadership import Lead
-from cdcbridge.store.log import History, Store, log_end
+from cdcbridge.store.log import Store, log_end
 
 
 def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
     """Publications, then the slot; (its position, its plugin). Raises UsageError where it exists."""
     name = config.source.slot
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
-        if source.slots(connection, name):
+        facts = look(config, connection, None)
+        if facts.source.slot is not None:
             raise UsageError(f"the slot {name!r} exists already", hint="`cdcbridge slot list` shows it.")
         if stored_slot(config) is not None:
             raise OperatorNeeded(
                 "the store knows a slot already, and a new one would not have what was committed since",
                 hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
             )
-        plugin = plugins.choose(
-            connection,
-            config.source.plugin,
-            name,
-            wal2json=lambda: bool(plugins.supports_numbers_as_text(config.source_dsn)),
-        )
-        refuse(problems(config, connection, None, plugin=plugin))
+        refuse(problems(config, facts, connection, None))
         event_trigger.ensure(config, connection)
+        plugin = wanted_plugin(config, facts)
         if plugin == "pgoutput":
             publications.create_spare_publication(connection, config.source.publication)
             wanted = publications.needed(config, connection)
             publications.ensure_publications(connection, wanted)
-    lsn = source.create_slot(
-        config.source_dsn,
-        name,
-        plugin,
-        failover=config.source.failover is not False,
-        waiting=lambda pids: say(f"waiting for {pids}"),
-    )
-    return lsn, plugin
+    return _create(config, plugin, say), plugin
 
 
 def drop_slot(config: Config) -> None:
@@ -66,64 +57,37 @@ def drop_slot(config: Config) -> None:
     """
     name = config.source.slot
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
-        if not source.slots(connection, name):
+        facts = look_at_source(connection, name)
+        if facts.slot is None:
             raise UsageError(f"there is no slot {name!r}", hint="`cdcbridge slot list` shows those that there are.")
         with (
             suppress(StoreUnavailable),
             connect_store(config.store_dsn, config.store.schema_, "cdcbridge cli") as store,
         ):
-            _refuse_slot_of_others(config, connection, store)
+            _refuse_slot_of_others(config, facts, connection, store)
         source.refuse_in_use(connection, name)
-        try:
-            with source_errors():
-                connection.execute("select pg_drop_replication_slot(%s)", (name,))
-        except SourceUnavailable:
-            source.refuse_in_use(connection, name)  # somebody has begun to read it meanwhile
-            raise
-
-
-def _refuse_slot_of_others(config: Config, connection: Connection, store: Connection) -> None:
-    """Raises CheckFailed where the slot is another store's. For example, that one made it anew.
-
-    A lost slot has nothing left for anybody.
-    """
-    name = config.source.slot
-    for slot in source.slots(connection, name):
-        if slot.wal_status == "lost":
-            continue
-        begun = stored_slot(config) == name
-        meets = begun and (slot.confirmed_flush_lsn or 0) <= log_end(store)
-        found = slot_problems(config, connection, store, begun=meets)
-        refuse([problem for problem in found if not (begun and problem.code == OWNER_UNKNOWN)])
+        _drop(config, connection)
 
 
 def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]:
     """A fresh slot of the store's plugin behind a gap message; the gap (from, to)."""
-    with _alone(config) as store:
-        history = store.history()
+    with _alone(config) as store, connect_source(config.source_dsn, "cdcbridge cli") as connection:
+        facts = _same_source(config, connection, store)
+        history, end = facts.store.history, facts.store.tail.end_lsn
         if history is None:
             raise UsageError(
                 "the store has no history yet: there is nothing to go on from", hint="`cdcbridge run` starts it."
             )
-        timeline, branch = _same_source(config, history)
-        with connect_source(config.source_dsn, "cdcbridge cli") as connection:
-            exists = bool(source.slots(connection, config.source.slot))
-            _refuse_slot_of_others(config, connection, store.connection)
-            source.refuse_in_use(connection, config.source.slot)
-        if exists:
-            drop_slot(config)
-        lsn = source.create_slot(
-            config.source_dsn,
-            config.source.slot,
-            history.plugin,
-            failover=config.source.failover is not False,
-            waiting=lambda pids: say(f"waiting for {pids}"),
-        )
-        end = store.tail().end_lsn
+        _refuse_slot_of_others(config, facts.source, connection, store.connection)
+        source.refuse_in_use(connection, config.source.slot)
+        if facts.source.slot is not None:
+            _drop(config, connection)
+        lsn = _create(config, history.plugin, say)
         # Behind the branch the log may have what the source has left behind it: the gap begins there.
-        start = end if branch is None else min(end, branch)
-        leave_gap(store, start, max(end, lsn), go_on=lsn, timeline=None if branch is None else timeline)
-        store.set_timeline(timeline)
+        start = end if facts.branch is None else min(end, facts.branch)
+        timeline = None if facts.branch is None else facts.timeline
+        leave_gap(store, start, max(end, lsn), go_on=lsn, timeline=timeline)
+        store.set_timeline(facts.timeline)
         return start, max(end, lsn)
 
 
@@ -131,35 +95,65 @@ def skip(config: Config, target: int) -> tuple[int, int]:
     """Go on from `target`; the gap (from, to). Raises UsageError where that lies behind the store's end, or ahead of
     the server's WAL.
     """
-    with _alone(config) as store:
-        history = store.history()
-        if history is not None:
-            _same_source(config, history)
-        end = store.tail().end_lsn
+    with _alone(config) as store, connect_source(config.source_dsn, "cdcbridge cli") as connection:
+        facts = _same_source(config, connection, store)
+        end = facts.store.tail.end_lsn
         if target <= end:
             raise UsageError(f"the store ends at {format_lsn(end)}: {format_lsn(target)} is not ahead of it")
-        with connect_source(config.source_dsn, "cdcbridge cli") as connection:
-            _refuse_slot_of_others(config, connection, store.connection)
-            current = source.current_lsn(connection)
-        if target > current:
-            raise UsageError(f"the source's WAL ends at {format_lsn(current)}: {format_lsn(target)} is beyond it")
+        _refuse_slot_of_others(config, facts.source, connection, store.connection)
+        if target > facts.wal_end:
+            raise UsageError(f"the source's WAL ends at {format_lsn(facts.wal_end)}: {format_lsn(target)} is beyond it")
         leave_gap(store, end, target, go_on=target)
         return end, target
 
 
-def _same_source(config: Config, history: History) -> tuple[int, int | None]:
-    """The source's timeline, and where it left the store's, if it did.
+def _create(config: Config, plugin: str, say: Callable[[str], None]) -> int:
+    return source.create_slot(
+        config.source_dsn,
+        config.source.slot,
+        plugin,
+        failover=config.source.failover is not False,
+        waiting=lambda pids: say(f"waiting for {pids}"),
+    )
+
+
+def _drop(config: Config, connection: Connection) -> None:
+    name = config.source.slot
+    try:
+        with source_errors():
+            connection.execute("select pg_drop_replication_slot(%s)", (name,))
+    except SourceUnavailable:
+        source.refuse_in_use(connection, name)  # somebody has begun to read it meanwhile
+        raise
+
+
+def _refuse_slot_of_others(config: Config, facts: SourceFacts, connection: Connection, store: Connection) -> None:
+    """Raises CheckFailed where the slot is another store's. For example, that one made it anew.
+
+    A lost slot has nothing left for anybody.
+    """
+    if facts.slot is None or facts.slot.wal_status == "lost":
+        return
+    begun = stored_slot(config) == config.source.slot
+    meets = begun and facts.slot_lsn <= log_end(store)
+    found = slot_problems(config, facts, connection, store, begun=meets)
+    refuse([problem for problem in found if not (begun and problem.code == OWNER_UNKNOWN)])
+
+
+def _same_source(config: Config, connection: Connection, store: Store) -> Facts:
+    """The facts of both sides, with the source's timeline and where it left the store's.
 
     Raises OperatorNeeded where the source is not the one that the store holds the changes of.
     """
-    with connect_source(config.source_dsn, "cdcbridge cli") as connection:
-        compare_history(history, source.identify(connection), config.source.slot)
     stream = ReplicationStream(config.source_dsn)
     try:
-        timeline = stream.identify()[1]
-        return timeline, None if timeline == history.timeline else stream.branch(history.timeline, timeline)
+        facts = look(config, connection, store.connection, stream)
     finally:
         stream.close()
+    history = facts.store.history
+    if history is not None and (error := other_source(history, facts.source.identity, config.source.slot)):
+        raise error
+    return facts
 
 
 @contextmanager

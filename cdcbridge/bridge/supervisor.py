@@ -1,7 +1,7 @@
 """The bridge: from the slot to the store, and back the LSN that PostgreSQL may forget. Read top to bottom.
 
-A session takes the lead, compares histories, and pumps. Whatever breaks ends the session; the next one starts from what
-the store holds. A bridge that does not reach the source does not take the lead, or keep it.
+A session takes the lead, compares histories, and streams. Whatever breaks ends the session; the next one starts from
+what the store holds. A bridge that does not reach the source does not take the lead, or keep it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from cdcbridge.backfill.scheduler import Backfiller
 from cdcbridge.backfill.worker import Session
 from cdcbridge.bridge.accepting import tell_stand_by
 from cdcbridge.bridge.housekeeping import Housekeeper
+from cdcbridge.bridge.pacing import Pacing
 from cdcbridge.bridge.preparation import Learned, Ready, prepare, refuse_other_source
 from cdcbridge.bridge.recheck import Recheck
-from cdcbridge.bridge.session import Pump
+from cdcbridge.bridge.session import SessionParts, StreamingSession
 from cdcbridge.changes.position import START
 from cdcbridge.checks.server import refuse_unwritable
 from cdcbridge.config import Config
@@ -217,27 +218,20 @@ class Bridge:
                 store.forget_spilled()
                 catalog = _catalog(catalog_session, ready, store)
                 ready.watched = None if ready.capture is None else Watched(catalog_session, ready.capture)
-                ready.start(stream, self._config.source.slot)
+                ready.start(stream, catalog_session, self._config.source.slot)
                 self._tell_start(ready, epoch)
                 self._streamed = True
                 self._health.streams(epoch, ready.choice.trouble)
-                pump = Pump(
-                    self._config,
-                    store,
-                    stream,
-                    ready,
-                    catalog,
+                session = StreamingSession(
+                    SessionParts(store, stream, ready, catalog, backfiller.session, lead, self._health, blocks),
+                    Pacing(self._config.source.heartbeat_interval, ready.wal_sender_timeout),
                     self._stop_read,
-                    backfiller.session,
-                    lead,
-                    self._health,
-                    blocks,
                 )
                 learned.streams()
                 try:
-                    pump.run(self._stopping)
+                    session.run(self._stopping)
                 except SourceUnavailable as error:
-                    learned.failed(error, appended=pump.appended)
+                    learned.failed(error, appended=session.appended)
                     raise
                 finally:
                     # Others need not wait until everything here has ended: what is still under way is fenced.

@@ -20,6 +20,7 @@ from cdcbridge.database import Connection, server_errors
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.problem import Problem
 from cdcbridge.source import slots as source
+from cdcbridge.source.facts import SourceFacts
 
 OWNER_UNKNOWN: Final = "slot_owner_unknown"  # the code of the problem: a store that may own the slot is not readable
 _LOCK_TIMEOUT: Final = "2s"  # a migration or an uninstallation of the other store holds its tables
@@ -67,7 +68,9 @@ class OtherStore:
         return self.slot == slot.name and (slot.confirmed_flush_lsn or 0) <= self.end
 
 
-def other_stores(config: Config, connection: Connection, store: Connection | None) -> list[OtherStore]:
+def other_stores(
+    config: Config, identity: source.Identity, connection: Connection, store: Connection | None
+) -> list[OtherStore]:
     """Find the other stores that have changes of this source, and those that this role may not read.
 
     store: None where its database does not exist, so that every store that is found is another one.
@@ -75,7 +78,6 @@ def other_stores(config: Config, connection: Connection, store: Connection | Non
     found: dict[str, OtherStore] = {}
     own: str | None = None
     with server_errors():
-        identity = source.identify(connection)
         for session in (connection,) if store is None else (store, connection):
             for key, schema, database, quoted, role, readable in session.execute(_STORES).fetchall():
                 if schema == config.store.schema_ and session is store:
@@ -134,13 +136,13 @@ def owners(slot: source.Slot, others: list[OtherStore], *, begun: bool) -> list[
     return named or [other for other in others if other.slot is None]
 
 
-def slot_problems(config: Config, connection: Connection, store: Connection, *, begun: bool) -> Iterator[Problem]:
+def slot_problems(
+    config: Config, facts: SourceFacts, connection: Connection, store: Connection, *, begun: bool
+) -> Iterator[Problem]:
     """Find a slot whose changes would be taken away from another store."""
-    name = config.source.slot
-    for slot in source.slots(connection, name):
-        if slot.database != connection.info.dbname:
-            continue
-        for other in owners(slot, other_stores(config, connection, store), begun=begun):
+    name, slot, identity = config.source.slot, facts.slot, facts.identity
+    if slot is not None and slot.database == identity.database:
+        for other in owners(slot, other_stores(config, identity, connection, store), begun=begun):
             back = "set source.slot and store back to those of one bridge" if other.place else ""
             back = back or f"set store.schema back to {other.schema}"
             if begun:

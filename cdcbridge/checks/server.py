@@ -11,8 +11,9 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
+from cdcbridge.checks.decision import slot_refusal, wanted_plugin
 from cdcbridge.checks.encodings import encoding_problems, server_encoding
-from cdcbridge.checks.history import refuse_lost
+from cdcbridge.checks.facts import Facts, look
 from cdcbridge.checks.other_stores import slot_problems
 from cdcbridge.checks.store import (
     applied_config,
@@ -28,10 +29,10 @@ from cdcbridge.checks.wal import replication_right, wal_problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store
 from cdcbridge.database.encodings import WITHOUT_CONVERSION, unusable
-from cdcbridge.errors import CdcbridgeError, CheckFailed, OperatorNeeded
+from cdcbridge.errors import CdcbridgeError, CheckFailed
 from cdcbridge.problem import Problem, refuse
 from cdcbridge.source import event_trigger, plugins, publications
-from cdcbridge.source import slots as source
+from cdcbridge.source.facts import look_at_source
 from cdcbridge.source.sessions import replication_problems, snapshot_problems, unreachable
 from cdcbridge.source.setting_lists import literals, meant, names
 from cdcbridge.source.table_locks import holders
@@ -43,17 +44,22 @@ UNUSABLE: Final = frozenset({"table_missing", "schema_missing", "not_a_table", "
 LOCKED: Final = "publication_locked"
 
 
-def problems(config: Config, connection: Connection, store: Connection | None, *, plugin: str) -> list[Problem]:
-    """Everything found; `plugin` is the one that `run` would use. `store` None: the store was not reached."""
+def problems(config: Config, facts: Facts, connection: Connection, store: Connection | None) -> list[Problem]:
+    """Find everything that is wrong.
+
+    facts: as look() found both sides.
+    store: None where the store was not reached.
+    """
+    plugin = wanted_plugin(config, facts)
     encodings = list(encoding_problems(config, connection, store, plugin))
     if encodings:
         return encodings  # names could not be compared
     found = [
         *_server(connection),
-        *_standbys(config, connection),
-        *_slot(config, connection, plugin),
+        *_standbys(config, facts, connection),
+        *_slot(config, facts, connection),
         *wal_problems(config, connection),
-        *_plugin(config, connection, plugin),
+        *_plugin(config, facts, connection),
     ]
     for consumer in config.consumers:
         found += consumer_problems(config, connection, consumer, plugin)
@@ -69,7 +75,7 @@ def problems(config: Config, connection: Connection, store: Connection | None, *
         found += store_problems(config, store)
         found += role_problems(config, store)
         found += mode_problems(config, store)
-        found += history_problems(config, connection, store)
+        found += history_problems(config, facts, connection, store)
     found += snapshot_problems(config, connection, filled_consumers(store))
     return list(dict.fromkeys(found))
 
@@ -96,12 +102,12 @@ def _server(connection: Connection) -> Iterator[Problem]:
     yield from replication_right(connection)
 
 
-def _standbys(config: Config, connection: Connection) -> Iterator[Problem]:
+def _standbys(config: Config, facts: Facts, connection: Connection) -> Iterator[Problem]:
     """What keeps slots over a failover, and what a standby as source needs. Source: PostgreSQL manual, "Logical
     Replication Failover" and "Logical Decoding Concepts".
     """
-    version = connection.info.server_version
-    if source.in_recovery(connection):
+    version = facts.source.version
+    if facts.source.on_standby:
         if version < 160000:
             yield Problem(
                 "standby_too_old",
@@ -137,10 +143,9 @@ def _standbys(config: Config, connection: Connection) -> Iterator[Problem]:
         )
 
 
-def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:
-    name = config.source.slot
-    existing = source.slots(connection, name)
-    if not existing:
+def _slot(config: Config, facts: Facts, connection: Connection) -> Iterator[Problem]:
+    name, slot, plugin = config.source.slot, facts.source.slot, wanted_plugin(config, facts)
+    if slot is None:
         row = connection.execute(
             "select count(*), current_setting('max_replication_slots')::int from pg_replication_slots"
         ).fetchone()
@@ -154,13 +159,12 @@ def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Probl
                 " a slot nobody uses",
             )
         return
-    slot = existing[0]
-    if slot.database != connection.info.dbname:
+    if slot.database != facts.source.identity.database:
         yield Problem(
             "slot_database",
             "error",
             name,
-            f"the slot {name} belongs to the database {slot.database}, not to {connection.info.dbname}",
+            f"the slot {name} belongs to the database {slot.database}, not to {facts.source.identity.database}",
             "Set source.slot to another name.",
         )
     if slot.plugin != plugin:
@@ -172,17 +176,16 @@ def _slot(config: Config, connection: Connection, plugin: str) -> Iterator[Probl
             f"Set source.plugin to {slot.plugin}. The way to {plugin} is a second slot and a second store:"
             ' docs/OPERATIONS.md, "Changing source.plugin".',
         )
-    try:
-        refuse_lost(name, existing, begun=False)
-    except OperatorNeeded as error:
-        yield as_problem("slot_lost", name, error)
+    if lost := slot_refusal(name, facts):
+        yield as_problem(name, lost)
 
 
-def _plugin(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:
+def _plugin(config: Config, facts: Facts, connection: Connection) -> Iterator[Problem]:
+    plugin = wanted_plugin(config, facts)
     if _show(connection, "wal_level") != "logical":
         return
     listed = plugins.listed(connection)
-    unmade = plugin == "wal2json" and not source.slots(connection, config.source.slot)
+    unmade = plugin == "wal2json" and facts.source.slot is None
     # What the list says is the server's to judge: it was tried, wherever there is a list.
     state = plugins.probe(config.source_dsn, plugin) if unmade or listed is not None else "usable"
     if state == "refused" or (state == "unknown" and listed and plugin not in listed):
@@ -301,7 +304,8 @@ def refuse_unwritable(config: Config, store: Connection) -> None:
         return
     with connect_source(config.source_dsn, "cdcbridge check") as connection:
         unfit = any(encoding_problems(config, connection, store, config.source.plugin))
-        taken = not unfit and any(slot_problems(config, connection, store, begun=False))
+        facts = look_at_source(connection, config.source.slot)
+        taken = not unfit and any(slot_problems(config, facts, connection, store, begun=False))
     if unfit or taken or any(problem.code == "privilege_store" for problem in store_problems(config, store)):
         refuse(check(config))
 
@@ -326,26 +330,30 @@ def check(config: Config) -> list[Problem]:
         return [known]
     with connection:
         supported: bool | None = None
-        plugin: str = config.source.plugin
-        if plugin != "pgoutput":
+        if config.source.plugin != "pgoutput":
             supported = plugins.supports_numbers_as_text(config.source_dsn)
-        plugin = plugins.choose(connection, plugin, config.source.slot, wal2json=lambda: bool(supported))
         try:
             store: Connection | None = connect_store(config.store_dsn, config.store.schema_, "cdcbridge check")
         except CheckFailed as error:
-            return [*problems(config, connection, None, plugin=plugin), *error.problems]
+            return [*_without_store(config, connection, supported), *error.problems]
         except CdcbridgeError as error:
             fix = error.hint or "Check store.dsn and the server."
             away = Problem("store_unreachable", "error", "store", str(error).removeprefix("store: "), fix)
             known = unreachable(error, "store.dsn", "bridge")
-            return [*problems(config, connection, None, plugin=plugin), known or away]
+            return [*_without_store(config, connection, supported), known or away]
         try:
-            found = problems(config, connection, store, plugin=plugin)
+            facts = look(config, connection, store, wal2json=supported)
+            found = problems(config, facts, connection, store)
         finally:
             if store is not None:
                 store.close()
         if not any(problem.code == "privilege_replication" for problem in found):
-            found += replication_problems(config, connection)
-        if plugin == "wal2json" and supported is False and server_encoding(connection) == "UTF8":
+            found += replication_problems(config, facts.source, connection)
+        if wanted_plugin(config, facts) == "wal2json" and supported is False and facts.source.encoding == "UTF8":
             found += special_floats(config, connection)
         return found
+
+
+def _without_store(config: Config, connection: Connection, wal2json: bool | None) -> list[Problem]:
+    """What the source alone shows."""
+    return problems(config, look(config, connection, None, wal2json=wal2json), connection, None)

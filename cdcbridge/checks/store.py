@@ -6,19 +6,16 @@ It changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from cdcbridge.checks.history import compare_ends, compare_history, refuse_lost
+from cdcbridge.checks.decision import Refusal, refusal
+from cdcbridge.checks.facts import Facts
 from cdcbridge.checks.other_stores import slot_problems
 from cdcbridge.config import Config
 from cdcbridge.database import Connection
-from cdcbridge.errors import OperatorNeeded
 from cdcbridge.problem import Problem
 from cdcbridge.routing.patterns import whole
-from cdcbridge.source import slots as source
 from cdcbridge.source.capture import Capture, look, losses
 from cdcbridge.store.consumers import mode_conflict
-from cdcbridge.store.log import History, log_end
 from cdcbridge.store.migrate import migrations, schema_version
 
 
@@ -102,51 +99,21 @@ def applied_config(config: Config, store: Connection | None) -> Config | None:
     return config.model_copy(update={"consumers": tuple(kept)})
 
 
-def history_problems(config: Config, connection: Connection, store: Connection) -> Iterator[Problem]:
+def history_problems(config: Config, facts: Facts, connection: Connection, store: Connection) -> Iterator[Problem]:
     """Compare the store's history with the source, as `run` does. `run` compares more, with a replication session."""
-    found = source.slots(connection, config.source.slot)  # first: it is never confirmed beyond the store's end
-    row = history = None
-    if schema_version(store):
-        row = store.execute("select to_jsonb(s) from source s").fetchone()
-    if row is not None:
-        history = _history(row[0])
-        if row[0].get("capture") is not None and history.plugin == "pgoutput":  # wal2json keeps what is missing there
-            yield from _capture(config, connection, Capture(**row[0]["capture"]))
-        try:
-            compare_history(history, source.identify(connection), config.source.slot)
-        except OperatorNeeded as error:
-            yield as_problem("other_source", config.source.slot, error)
-            return
-    yield from slot_problems(config, connection, store, begun=history is not None)
-    try:
-        refuse_lost(config.source.slot, found, begun=history is not None)
-    except OperatorNeeded as error:
-        yield as_problem("slot_lost" if found else "slot_gone", config.source.slot, error)
-        return
-    if history is None or not found or source.timeline(connection) != history.timeline:
-        return
-    stored = log_end(store)
-    try:
-        compare_ends(
-            config.source.slot,
-            stored,
-            found[0].confirmed_flush_lsn or 0,
-            wal_end := source.current_lsn(connection),
-            on_standby=False,
-        )
-    except OperatorNeeded as error:
-        yield as_problem("source_set_back" if stored > wal_end else "slot_beyond_store", config.source.slot, error)
+    history, capture, name = facts.store.history, facts.store.capture, config.source.slot
+    if history is not None and capture is not None and history.plugin == "pgoutput":  # wal2json keeps gaps there
+        yield from _capture(config, connection, Capture(**capture))
+    found = refusal(config, facts)
+    if found is None or found.code != "other_source":
+        yield from slot_problems(config, facts.source, connection, store, begun=history is not None)
+    if found is not None:
+        yield as_problem(name, found)
 
 
-def _history(row: dict[str, Any]) -> History:
-    """The row of the table `source`. A store of an older version has no `database_oid`."""
-    names = ("system_identifier", "timeline", "database", "slot", "plugin", "database_oid")
-    return History(*(row.get(name) for name in names))  # type: ignore[arg-type]
-
-
-def as_problem(code: str, name: str, error: OperatorNeeded) -> Problem:
-    """An error that `run` would raise, in the same words."""
-    return Problem(code, "error", name, str(error).removeprefix(f"{name}: "), error.hint or "")
+def as_problem(name: str, found: Refusal) -> Problem:
+    """A refusal of `run`, in the same words."""
+    return Problem(found.code, "error", name, str(found.error).removeprefix(f"{name}: "), found.error.hint or "")
 
 
 def _capture(config: Config, connection: Connection, before: Capture) -> Iterator[Problem]:

@@ -112,7 +112,7 @@ def planned(config: Config) -> Iterator[Plan]:
         if origin is None:
             plan.kept.append("source: its database does not exist any more")
         else:
-            others = other_stores(config, origin, store)
+            others = other_stores(config, source.identify(origin), origin, store)
             using = _slot(config, origin, plan, others, begun=begun)
             dropped = _publications(config, origin, plan, others, keep_slot=bool(using))
             if using:

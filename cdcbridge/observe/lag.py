@@ -29,7 +29,8 @@ from cdcbridge.observe.lag_store import ConsumerLag, Holder, StoreSide, store_si
 from cdcbridge.observe.wal_growth import look_again
 from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
 from cdcbridge.problem import Alarm
-from cdcbridge.source.slots import Slot, current_lsn, slots
+from cdcbridge.source.facts import look_at_source
+from cdcbridge.source.slots import Slot, current_lsn
 from cdcbridge.source.wal_room import WalRoom, other_alarms, wal_room
 from cdcbridge.store.feeds import Feeds, feed_of
 from cdcbridge.store.holders import ConsumerHolder, held_alarms
@@ -145,18 +146,19 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
     SourceUnavailable.
     """
     with connect_source(config.source_dsn, "cdcbridge lag") as connection:
-        found = slots(connection, config.source.slot)
+        facts = look_at_source(connection, config.source.slot)
+        found = [] if facts.slot is None else [facts.slot]
         current = current_lsn(connection)
         idle = {slot.name: _caught_up(connection, slot, current) for slot in found}
         measured_at = time.monotonic()
         with source_errors():
-            server = connection.execute("select system_identifier::text from pg_control_system()").fetchone()
             horizon = horizon_holders(connection, "source")
         room = wal_room(connection, config.source.slot)
     try:
         side = store_side(config)
     except StoreUnavailable as error:
         side = StoreSide(error=str(error))
+    server = facts.identity.system_identifier
     if side.server == server:
         horizon = [replace(holder, server="both") for holder in horizon]
     behind, silent = side.behind, side.silent

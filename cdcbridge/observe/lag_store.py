@@ -56,7 +56,7 @@ class Holder:
 class StoreSide:
     """What the store knows. `behind`: age of the newest commit that is in it; `silent`: since its last append."""
 
-    server: Any = None
+    server: str | None = None  # its system identifier
     behind: float | None = None
     silent: float | None = None
     consumers: list[ConsumerLag] = field(default_factory=list)
@@ -90,7 +90,7 @@ def store_side(config: Config) -> StoreSide:
                     "select * from backfill_status() where state in ('waiting', 'running', 'paused', 'failed')"
                 ).fetchall()
             return StoreSide(
-                store.execute("select system_identifier::text from pg_control_system()").fetchone(),
+                _server(store),
                 age[0],
                 age[1],
                 [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
@@ -106,8 +106,13 @@ def store_side(config: Config) -> StoreSide:
 def _guests_side(store: Connection, who: Guest) -> StoreSide:
     with store_errors(), store.transaction():
         return StoreSide(
-            store.execute("select system_identifier::text from pg_control_system()").fetchone(),
+            _server(store),
             consumers=[ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
             held=tuple(consumer_holders(store, seconds=HELD_FOR)),
             guest=who,
         )
+
+
+def _server(store: Connection) -> str | None:
+    row = store.execute("select system_identifier::text from pg_control_system()").fetchone()
+    return None if row is None else row[0]

@@ -6,32 +6,15 @@ Probes with temporary slots, which go with their sessions; changes nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Final, Literal
 
 import psycopg
 
-from cdcbridge.database import Connection, connect_source, source_errors
-from cdcbridge.source import slots as source
+from cdcbridge.database import Connection, connect_source
 from cdcbridge.source.setting_lists import names
 
 _PROBE_TIMEOUT: Final = "3s"
 NUMBERS_AS_TEXT: Final = "numeric-data-types-as-string"
-
-
-def choose(connection: Connection, configured: str, slot: str, *, wal2json: Callable[[], bool]) -> str:
-    """`auto`: the existing slot's plugin; else wal2json where it is new enough and the database is UTF8; else pgoutput.
-
-    `wal2json()` tells whether wal2json is there and knows numeric-data-types-as-string.
-    """
-    if configured != "auto":
-        return configured
-    existing = source.slots(connection, slot)
-    if existing:
-        return existing[0].plugin
-    with source_errors():
-        utf8 = connection.execute("show server_encoding").fetchone() == ("UTF8",)
-    return "wal2json" if utf8 and wal2json() else "pgoutput"
 
 
 def supports_numbers_as_text(dsn: str) -> bool | None:

@@ -13,7 +13,7 @@ from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection, connect_source, source_errors
 from cdcbridge.errors import BehindPooler, CdcbridgeError, OperatorNeeded, SourceUnavailable
 from cdcbridge.problem import Problem, refuse
-from cdcbridge.source import slots as source
+from cdcbridge.source.facts import SourceFacts
 from cdcbridge.source.replication import ReplicationStream
 from cdcbridge.source.tables import tables_of
 
@@ -51,12 +51,12 @@ def _entry(what: str) -> str:
     )
 
 
-def replication_problems(config: Config, connection: Connection) -> list[Problem]:
+def replication_problems(config: Config, facts: SourceFacts, connection: Connection) -> list[Problem]:
     """Try a replication session on the source, and name the reason of a failure.
 
     A bridge that streams from the slot just now proves that it works, so nothing is tried then.
     """
-    if any(slot.active_pid is not None for slot in source.slots(connection, config.source.slot)):
+    if facts.slot is not None and facts.slot.active_pid is not None:
         return []
     try:
         ReplicationStream(config.source_dsn, patient=True).close()

@@ -11,14 +11,12 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 import structlog
 from psycopg.types.json import Jsonb
 
-from cdcbridge.changes.position import START, Position
 from cdcbridge.config import Config
 from cdcbridge.database import BRIDGE_SESSION, Connection, connect_store, cut_off, store_errors
 from cdcbridge.errors import Fenced, StoreUnavailable
@@ -33,6 +31,7 @@ from cdcbridge.routing.copy_format import (
     message_rows,
 )
 from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
+from cdcbridge.store.facts import History, StoreFacts, look_at_store
 from cdcbridge.store.feeds import Fault, Feeds, describe
 from cdcbridge.store.migrate import migrate
 from cdcbridge.store.replay import keep_own
@@ -42,29 +41,6 @@ from cdcbridge.store.replay import keep_own
 _PATIENCE: Final = 60
 _SEGMENT: Final = 1_000_000  # seqs in a segment, as create_segments() has it
 log = structlog.get_logger()
-
-
-@dataclass(slots=True, frozen=True)
-class History:
-    """The source whose changes the store holds. `database_oid`: None in a store that began before it was kept."""
-
-    system_identifier: str
-    timeline: int
-    database: str
-    slot: str
-    plugin: str
-    database_oid: int | None = None
-
-
-@dataclass(slots=True, frozen=True)
-class Tail:
-    """Where the log ends: the last change's position, the end of the last complete transaction, and, where the
-    position stands inside a transaction, the options that it was begun with.
-    """
-
-    position: Position
-    end_lsn: int
-    unfinished: dict[str, Any] | None
 
 
 @contextlib.contextmanager
@@ -155,13 +131,9 @@ class Store:
         with store_errors(), self._connection.cursor() as cursor:
             cursor.executemany("insert into given_identities values (%s, %s) on conflict do nothing", given)
 
-    def history(self) -> History | None:
-        """The source that feeds this store, or None before the first start."""
-        with store_errors():
-            row = self._connection.execute(
-                "select system_identifier, timeline, database, slot, plugin, database_oid from source"
-            ).fetchone()
-            return History(*row) if row else None
+    def facts(self) -> StoreFacts:
+        """The source that feeds this store, and where the log ends."""
+        return look_at_store(self._connection)
 
     def begin_history(self, history: History, lsn: int) -> None:
         """The first start: whose changes these will be, and from where."""
@@ -189,12 +161,6 @@ class Store:
         """The source's database has this name now."""
         with store_errors():
             self._connection.execute("update source set database = %s, database_oid = %s", (name, oid))
-
-    def capture(self) -> dict[str, Any] | None:
-        """The capture that the last session began with, as Capture.dump() has it; None before the first one."""
-        with store_errors():
-            row = self._connection.execute("select capture from source").fetchone()
-            return row[0] if row else None
 
     def set_capture(self, capture: dict[str, Any]) -> None:
         """Remember what a session begins with."""
@@ -239,16 +205,6 @@ class Store:
         with store_errors():
             row = self._connection.execute("select catalog from source").fetchone()
             return row[0] if row else {}
-
-    def tail(self) -> Tail:
-        """Where the log ends. (0/0, -1) before the first change."""
-        with store_errors():
-            row = self._connection.execute(
-                "select commit_lsn::text, ordinal, end_lsn::text, unfinished from positions order by id desc limit 1"
-            ).fetchone()
-        if row is None:
-            return Tail(START, 0, None)
-        return Tail(Position(parse_lsn(row[0]), row[1]), parse_lsn(row[2]), row[3])
 
     # append
 

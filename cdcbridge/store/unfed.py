@@ -16,7 +16,7 @@ from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.store.feed_watch import stored_feeds
 from cdcbridge.store.feeds import Feeds
 from cdcbridge.store.gap import leave_gap
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import Store, log_end
 
 # What `start: snapshot` reads when a bridge first has the consumer in its file makes up for everything before.
 _KNOWN: Final = """
@@ -45,7 +45,7 @@ def tell_missed(store: Store, fed: Collection[str]) -> dict[str, str]:
 
     fed: the names of the consumers that the session feeds.
     """
-    before, end = stored_feeds(store.connection), store.tail().end_lsn
+    before, end = stored_feeds(store.connection), log_end(store.connection)
     with store_errors():
         consumers = [Known(*row) for row in store.connection.execute(_KNOWN).fetchall()]
     stopped = unfed_before(before, consumers)

@@ -69,8 +69,10 @@ MUTANTS = (
            "tests/unit/test_pure.py::test_an_open_transaction_is_never_reported_as_ended"),
     Mutant("I5", "sql/functions/020_log.sql", "if newest.epoch is distinct from begin_append.epoch then", "if false then",
            f"{FAULTS}test_an_append_of_an_older_epoch_writes_nothing"),
-    Mutant("I6", "cdcbridge/checks/history.py", "if slot_lsn > stored:", "if False:",
-           f"{FAULTS}test_a_slot_advanced_beyond_the_store_is_refused_from_where_to_where[pg15-wal2json]"),
+    Mutant("I6", "cdcbridge/checks/decision.py", "if facts.source.slot_lsn > end:", "if False:",
+           "tests/unit/test_decision.py::test_what_check_and_run_refuse_in_the_same_words[slot was advanced]"),
+    Mutant("I6", "cdcbridge/bridge/preparation.py", "if held.slot_lsn > self.tail.end_lsn:", "if False:",
+           f"{FAULTS}test_a_slot_that_is_moved_after_the_facts_were_found[pg15-wal2json]"),
     Mutant("I7", "cdcbridge/bridge/preparation.py", "if tail.unfinished is not None:", "if False:", LARGE),
     Mutant("I8", "cdcbridge/routing/router.py", "if schema in (self._own_schema, IDENTITY_SCHEMA)", "if schema in (IDENTITY_SCHEMA,)",
            "tests/integration/test_stream.py::test_everything_but_the_bridges_own_schema[pg15-pgoutput]"),
@@ -140,15 +142,15 @@ MUTANTS = (
     Mutant("I26", "cdcbridge/store/leadership.py", "SILENCE: Final = 2.5", "SILENCE: Final = 25.0", f"{TAKEOVER}[stopped]"),
     Mutant("I26", "cdcbridge/bridge/supervisor.py", "            refuse_other_source(self._config, store)\n", "",
            f"{TAKEOVER}[cut off from the source]"),
-    Mutant("I27", "cdcbridge/bridge/preparation.py", "    if branch < known and slot_lsn <= branch:\n", "    if False:\n", f"{FAILOVER}what_the_standby_did_not_have_"
+    Mutant("I27", "cdcbridge/checks/decision.py", "    if branch < tail.known_lsn and slot_lsn <= branch:\n", "    if False:\n", f"{FAILOVER}what_the_standby_did_not_have_"
            "is_told_by_a_gap_and_new_changes_are_not_taken_for_it"),
-    Mutant("I27", "cdcbridge/bridge/preparation.py", "go_on=start", "go_on=known", f"{FAILOVER}what_the_standby_did_not_have_"
+    Mutant("I27", "cdcbridge/bridge/preparation.py", "go_on=branch.gap.first", "go_on=branch.gap.last", f"{FAILOVER}what_the_standby_did_not_have_"
            "is_told_by_a_gap_and_new_changes_are_not_taken_for_it"),
     Mutant("I28", "cdcbridge/changes/in_progress.py", "if subxid not in turn.transaction.aborted:", "if True:", SPILL),
     Mutant("I28", "cdcbridge/changes/in_progress.py", "                if self.waiting:\n                    return\n", "", SPILL),
     Mutant("I28", "cdcbridge/bridge/supervisor.py", "                store.forget_spilled()\n", "",
            "tests/integration/test_in_progress.py::test_transactions_in_progress_while_the_bridge_is_killed[15]"),
-    Mutant("I27", "cdcbridge/bridge/preparation.py", "known = tail.end_lsn if tail.unfinished is None else", "known = tail.end_lsn if True else",
+    Mutant("I27", "cdcbridge/store/facts.py", "return self.end_lsn if self.unfinished is None else", "return self.end_lsn if True else",
            f"{FAULTS}test_a_branch_beside_a_transaction_that_was_appended_in_part"),
     Mutant("I28", "cdcbridge/changes/in_progress.py", "            if transaction.messages:\n", "            if False:\n",
            "tests/integration/test_in_progress.py::test_a_logical_message_that_was_rolled_back_with_its_savepoint_is_not_delivered[15]"),

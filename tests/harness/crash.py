@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cdcbridge import cli
-from cdcbridge.bridge.session import Pump
+from cdcbridge.bridge.session import StreamingSession
 from cdcbridge.changes.pgoutput import PgoutputDecoder
 from cdcbridge.changes.wal2json import Wal2jsonDecoder
 from cdcbridge.routing.collector import Collector
@@ -25,7 +25,7 @@ INSTANTS: dict[str, tuple[tuple[type, ...], str, str]] = {
     "received": ((PgoutputDecoder, Wal2jsonDecoder), "_row", "before"),
     "decoded": ((Collector,), "_change", "before"),
     "collected": ((Collector,), "_change", "after"),
-    "submitted": ((Pump,), "_submit", "after"),
+    "submitted": ((StreamingSession,), "_submit", "after"),
     "append begun": ((Store,), "_begin", "after"),
     "rows copied": ((Store,), "_write", "after"),
     "position written": ((Store,), "_finish", "after"),

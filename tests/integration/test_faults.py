@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,7 +16,10 @@ from cdcbridge.config import load
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CheckFailed, NotLeader, OperatorNeeded, UsageError
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.store.log import History, Store
+from cdcbridge.source.facts import SourceFacts
+from cdcbridge.source.slots import Identity, Slot
+from cdcbridge.store.facts import History
+from cdcbridge.store.log import Store
 from tests.harness.world import World, eventually, fresh_database
 
 
@@ -216,24 +220,29 @@ def test_a_branch_beside_a_transaction_that_was_appended_in_part(
     world15: World, branch: int, slot_lsn: int, gap: tuple[str, str] | None
 ) -> None:
     """The store ends at 400, and has three changes of the transaction that committed at 500."""
-    from types import SimpleNamespace
-
-    from cdcbridge.bridge.preparation import _follow_timeline
+    from cdcbridge.bridge.preparation import Sides, _follow_timeline
     from cdcbridge.changes.position import Position
+    from cdcbridge.checks.decision import decide
+    from cdcbridge.checks.facts import Facts
     from cdcbridge.routing.batch import Batch
     from cdcbridge.store.consumers import apply
 
     store = Store(world15.dsn, "cdcbridge")
     store.migrate()
     store.begin_epoch()
-    history = History("1", 1, "d", "s", "pgoutput")
     world15.consumer()
-    apply(store.connection, world15.config().consumers)
+    config = world15.config()
+    slot = Slot(config.source.slot, "wal2json", "d", None, "reserved", 1, slot_lsn)
+    history = History("1", 1, "d", slot.name, "wal2json")
+    apply(store.connection, config.consumers)
     store.begin_history(history, 1)
     store.append(Batch(position=Position(500, 2), end_lsn=400, open=True), {"options": {}, "subscriptions": []})
-    stream = SimpleNamespace(branch=lambda _old, _new: branch)
-    _follow_timeline(store, stream, history, 2, slot_lsn)  # type: ignore[arg-type]
-    tail = store.tail()
+    source = SourceFacts(Identity("1", "d", 1), 150000, False, 2, "UTF8", slot)
+    facts = Facts(source, store.facts(), 1000, 2, branch)
+    plan = decide(config, facts)
+    assert plan.branch is not None and plan.finishing == (gap is None)
+    _follow_timeline(plan, plan.branch, Sides(store.connection, store, None, facts))  # type: ignore[arg-type]
+    tail = store.facts().tail
     gaps = world15.rows("select data -> 'record' ->> 'from', data -> 'record' ->> 'to' from messages")
     assert gaps == ([gap] if gap else [])
     if gap:
@@ -445,3 +454,28 @@ def test_run_refuses_a_table_without_identity_in_the_words_of_check(world: World
     assert "replica identity full" in str(error)
     assert world.sql.execute("select count(*) from pg_publication").fetchone() == (0,)
     world.execute("insert into t values (1)", "update t set v = 2")
+
+
+def test_a_slot_that_is_moved_after_the_facts_were_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server would begin where the slot is, and the rows between would be lost without a word."""
+    from cdcbridge.bridge import preparation
+
+    world.execute("create table t (id int primary key)")
+    world.consumer()
+    with world.bridge():
+        world.execute("insert into t values (1)")
+        world.messages(1)
+    original = preparation.prepare
+
+    def and_meanwhile(*args: Any, **kwargs: Any) -> preparation.Ready:
+        ready = original(*args, **kwargs)
+        world.execute("insert into t values (2)")
+        world.sql.execute("select pg_replication_slot_advance(%s, pg_current_wal_lsn())", (world.slot,))
+        return ready
+
+    monkeypatch.setattr("cdcbridge.bridge.supervisor.prepare", and_meanwhile)
+    with pytest.raises(OperatorNeeded, match="what lies between is gone"):
+        Bridge(world.config()).run()
+    monkeypatch.undo()
+    with pytest.raises(OperatorNeeded, match="what lies between is gone"):
+        Bridge(world.config()).run()

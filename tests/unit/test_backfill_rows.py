@@ -24,8 +24,8 @@ def field(value: bytes | None) -> bytes:
 
 
 def data(number: int, size: int = 1) -> bytes:
-    row = {"op": "read", "record": {"id": number, "v": "x" * size}, "old": None, "unchanged": []}
-    return json.dumps(row).encode()
+    message: dict[str, Any] = {"op": "read", "record": {"id": number, "v": "x" * size}, "old": None, "unchanged": []}
+    return json.dumps(message).encode()
 
 
 def chunk(*rows: bytes, sized: bool = False, **wanted: Any) -> Chunk:

@@ -60,5 +60,5 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert (made.max_message_bytes, made.operations) == (1 << 20, ("insert", "update", "delete", "truncate"))
     assert (made.retry_delay.initial, made.retry_delay.factor, made.retry_delay.max) == (1.0, 2.0, 600.0)
     with pytest.raises(ValidationError, match="frozen"):
-        made.name = "d"  # type: ignore[misc]
+        made.name = "d"
     assert Columns(include=("a",)) != Columns(exclude=("a",))

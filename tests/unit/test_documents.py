@@ -65,7 +65,8 @@ def test_the_filter_of_the_fix_works_on_all_of_them(source: str) -> None:
     assert failing is not None
     written = re.fullmatch(r"Write `(.*)`\.", failing[1])
     assert written, failing[1]
-    for document in (None, {}, [], {"vip": None}, {"age": None}, {"a": None}, {"a": {"b": None}}, "x", 1):
+    documents: list[Any] = [None, {}, [], {"vip": None}, {"age": None}, {"a": None}, {"a": {"b": None}}, "x", 1]
+    for document in documents:
         assert not fails(written[1], document), document
 
 

@@ -41,7 +41,7 @@ def received(batch: Batch) -> Got:
     for consumer, ord_, seqs, keys in fields(waiting_rows(batch, FIRST)):
         assert consumer and ord_ and seqs
         numbers = [int.from_bytes(seq or b"") for seq in array(seqs)]
-        texts = [key and key.decode() for key in array(keys)] if keys else [None] * len(numbers)
+        texts = [None if key is None else key.decode() for key in array(keys)] if keys else [None] * len(numbers)
         assert int.from_bytes(ord_) == numbers[0], "rows are ordered by their first message"
         got.setdefault(int.from_bytes(consumer), []).extend(zip(numbers, texts, strict=True))
     return got

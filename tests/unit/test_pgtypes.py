@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdcbridge.changes.pgtypes import parse_array, text
+from cdcbridge.changes.pgtypes import ARRAYS, PgType, Types, parse_array, text
 
 elements = st.none() | st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
@@ -37,3 +39,44 @@ def test_what_is_no_array_is_a_value_error(rubbish: bytes, mark: bytes) -> None:
         assert isinstance(parse_array(rubbish, lambda value: value, mark), list)
     except ValueError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("oid", "value", "expected"),
+    [
+        (16, "t", "true"), (16, "f", "false"), (23, "-5", "-5"), (20, "9223372036854775807", "9223372036854775807"), (26, "7", '"7"'),
+        (1700, "1.50", "1.50"), (1700, "NaN", '"NaN"'), (701, "-Infinity", '"-Infinity"'), (701, "1e-07", "1e-07"), (25, "1.50", '"1.50"'),
+        (17, "\\x00ff", '"\\\\x00ff"'), (1082, "2024-02-29", '"2024-02-29"'), (1114, "infinity", '"infinity"'),
+        (1114, "0044-03-15 12:00:00 BC", '"0044-03-15T12:00:00 BC"'), (1184, "2024-02-29 12:00:00.5+00", '"2024-02-29T12:00:00.5+00:00"'),
+        (1184, "0044-03-15 12:00:00+00 BC", '"0044-03-15T12:00:00+00:00 BC"'), (3802, '{"a": 1.0}', '{"a": 1.0}'), (114, '{"a":\n1}', '{"a": 1}'),
+        (1007, "{{1,2},{3,NULL}}", "[[1,2],[3,null]]"), (1231, "{1.10,NaN}", '[1.10,"NaN"]'), (1009, '{"a,b",NULL,"NULL"}', '["a,b",null,"NULL"]'),
+        (1020, "{(1,1),(0,0);(2,2),(1,1)}", '["(1,1),(0,0)","(2,2),(1,1)"]'), (22, "1 2", "[1,2]"), (9999, "whatever", '"whatever"'), (99999, "gone", '"gone"'),
+    ],
+)  # fmt: skip
+def test_a_value_is_what_to_jsonb_gives(oid: int, value: str, expected: str) -> None:
+    assert orjson.dumps(Types().converter(oid)(value.encode())).decode() == expected
+
+
+def test_types_of_the_catalogue_are_looked_up_once() -> None:
+    asked: list[int] = []
+    known = {
+        20000: PgType(base=20001),
+        20001: PgType(base=23),
+        20002: PgType(element=20000),
+        20003: PgType(element=25, delimiter="|"),
+    }
+
+    def lookup(oid: int) -> PgType | None:
+        asked.append(oid)
+        return known.get(oid)
+
+    types = Types(lookup)
+    for _ in range(2):
+        assert types.converter(20002)(b"{1,NULL}") == [1, None], "an array of a domain over a domain"
+        assert types.converter(20003)(b"{a|b}") == ["a", "b"]
+        assert types.converter(20004)(b"{a}") == "{a}", "nobody knows it"
+    assert sorted(asked) == [20000, 20001, 20002, 20003, 20004]
+
+
+def test_an_array_type_has_one_element_type() -> None:
+    assert len(set(ARRAYS.values())) == len(ARRAYS) and not set(ARRAYS) & set(ARRAYS.values())

@@ -7,16 +7,16 @@ from collections import Counter
 import pytest
 from structlog.testing import capture_logs
 
-from cdcbridge.routing import refused_messages
 from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.refused_messages import Refused
 
 ONE, OTHER = ("published.unlisted", "news", "no consumer lists the topic"), ("published.malformed", "news", "not JSON")
 
 
 def test_a_kind_is_told_once_a_minute_with_all_that_came_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(refused_messages.time, "monotonic", lambda: now[0])
-    told = refused_messages.Refused()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    told = Refused()
     with capture_logs() as lines:
         for seconds, counted in (
             (0, {ONE: 2}),

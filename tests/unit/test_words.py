@@ -7,7 +7,7 @@ import datetime as dt
 import pytest
 
 from cdcbridge.changes.position import START, Position
-from cdcbridge.words import as_given, as_text, did_you_mean, one_of
+from cdcbridge.words import as_given, as_text, did_you_mean, one_line, one_of
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,11 @@ def test_words() -> None:
     assert [as_given(v) for v in (None, True, "x", 5, ["a"], {"k": None})] == [
         "nothing", "true", "'x'", "5", "['a']", "{k: nothing}",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a b é☃", "a b é☃"), ("a\nb", "a\\nb"), ("\x1b[31mred", "\\u001b[31mred"), ("\x00", "\\u0000"), ("", "")],
+)
+def test_one_line_has_nothing_that_a_terminal_would_obey(text: str, line: str) -> None:
+    assert one_line(text) == line and one_line(text).isprintable()

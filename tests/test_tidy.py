@@ -116,7 +116,7 @@ SOURCES = {name: path.read_text() for name, path in pure_modules.modules().items
 
 
 @functools.cache
-def tested() -> frozenset[str]:
+def _imported_by_tests() -> frozenset[str]:
     """Modules that unit, property and golden tests import."""
     tests = [path for folder in ("unit", "properties", "golden") for path in (ROOT / "tests" / folder).glob("*.py")]
     return frozenset(module for path in tests for module in pure_modules.imported(path.read_text(), SOURCES))
@@ -125,8 +125,8 @@ def tested() -> frozenset[str]:
 @pytest.mark.parametrize("module", pure_modules.pure(SOURCES))
 def test_a_pure_module_has_its_unit_tests(module: str) -> None:
     """In tests/unit/test_NAME.py. A unit, property or golden test imports it by its name."""
-    assert (ROOT / "tests" / "unit" / pure_modules.test_file(module)).exists(), pure_modules.test_file(module)
-    assert module in tested(), "no unit, property or golden test imports it"
+    assert (ROOT / "tests" / "unit" / pure_modules.unit_test_of(module)).exists(), pure_modules.unit_test_of(module)
+    assert module in _imported_by_tests(), "no unit, property or golden test imports it"
 
 
 def test_what_is_pure_is_told_by_imports() -> None:
@@ -143,7 +143,7 @@ def test_what_is_pure_is_told_by_imports() -> None:
     found = pure_modules.pure(SOURCES)
     assert {"cdcbridge.changes.keys", "cdcbridge.routing.collector", "cdcbridge.instants"} <= set(found)
     assert not {"cdcbridge.store.log", "cdcbridge.cli", "cdcbridge.background"} & set(found)
-    files = [pure_modules.test_file(name) for name in found]
+    files = [pure_modules.unit_test_of(name) for name in found]
     assert len(set(files)) == len(files), "two pure modules of one name would share a file"
 
 

@@ -48,6 +48,6 @@ def pure(sources: Mapping[str, str]) -> list[str]:
     return [name for name, source in sources.items() if name not in impure and len(ast.parse(source).body) > 1]
 
 
-def test_file(module: str) -> str:
+def unit_test_of(module: str) -> str:
     """`cdcbridge.client._contents` → `test_contents.py`, whatever its folder."""
     return f"test_{module.rpartition('.')[2].strip('_')}.py"

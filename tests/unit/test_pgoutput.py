@@ -92,6 +92,12 @@ def test_a_row(kind: str, message: bytes, expected: tuple[Any, ...]) -> None:
     assert plain(found) == expected
 
 
+def test_a_key_that_was_sent_because_it_is_stored_out_of_line_did_not_change() -> None:
+    update = change("U", b"K", row(None, "a", None), b"N", row("1", "?", "1.50"))
+    _, found = decoded(relation("i", ("v",)), update, table=known(index=("v",)))
+    assert plain(found) == ("update", NEW, None, [])
+
+
 def test_what_is_no_row() -> None:
     found = decoded(
         b"B" + struct.pack("!QqI", 100, 5, 7), b"C" + struct.pack("!BQQq", 0, 100, 110, 5), b"O" + bytes(8) + b"x\0",
@@ -109,6 +115,7 @@ def test_what_is_no_row() -> None:
         ("n", (), known(()), None),
         ("i", ("v",), known(index=("v",)), ("v",)),
         ("d", ("id", "v"), known(("v", "id")), ("v", "id")),  # in the order of the index
+        ("d", ("id", "v"), known(("id",)), ("id", "v")),
         ("d", ("v",), known(("id",)), ("v",)),  # the key as it was then, whatever the catalogue says now
     ],
 )

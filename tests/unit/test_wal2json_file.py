@@ -91,6 +91,7 @@ def test_a_value_goes_by_the_name_of_its_type(type_name: str, value: str, text: 
     [
         ('{"change": [', "the input ends inside a document", 12),
         ("nonsense", "not JSON", 0),
+        ("\n\nnonsense", "not JSON", 2),
         ("\n\n{} ", "neither a transaction of format 1 nor a message of format 2", 2),
         ("[1]", "a document that is no object", 0),
         ('{"action":"X"}', "unknown action 'X'", 0),

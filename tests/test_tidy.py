@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from scripts.sync_client import CLIENT, FILES, made
 from tests.campaigns.mutants import MUTANTS
+from tests.harness import pure_modules
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = sorted(path for path in (ROOT / "cdcbridge").rglob("*.py"))
@@ -108,6 +110,41 @@ def test_every_mutant_finds_its_place_and_its_test() -> None:
         assert (ROOT / mutant.file).read_text().count(mutant.old) == 1, mutant
         file, name = mutant.test.split("::")
         assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(), mutant
+
+
+SOURCES = {name: path.read_text() for name, path in pure_modules.modules().items()}
+
+
+@functools.cache
+def _imported_by_tests() -> frozenset[str]:
+    """Modules that unit, property and golden tests import."""
+    tests = [path for folder in ("unit", "properties", "golden") for path in (ROOT / "tests" / folder).glob("*.py")]
+    return frozenset(module for path in tests for module in pure_modules.imported(path.read_text(), SOURCES))
+
+
+@pytest.mark.parametrize("module", pure_modules.pure(SOURCES))
+def test_a_pure_module_has_its_unit_tests(module: str) -> None:
+    """In tests/unit/test_NAME.py. A unit, property or golden test imports it by its name."""
+    assert (ROOT / "tests" / "unit" / pure_modules.unit_test_of(module)).exists(), pure_modules.unit_test_of(module)
+    assert module in _imported_by_tests(), "no unit, property or golden test imports it"
+
+
+def test_what_is_pure_is_told_by_imports() -> None:
+    sources = {
+        "p": '"""Doc."""',
+        "p.table": '"""Doc."""\nimport re\nfrom p.words import x',
+        "p.words": '"""Doc."""\nx = 1',
+        "p.late": '"""Doc."""\ndef f():\n    import socket',
+        "p.behind": '"""Doc."""\nfrom p import late',
+        "p.store": '"""Doc."""\nfrom psycopg import sql',
+        "p.type": '"""Doc."""\nfrom p.behind import x',
+    }
+    assert pure_modules.pure(sources) == ["p.table", "p.words"]
+    found = pure_modules.pure(SOURCES)
+    assert {"cdcbridge.changes.keys", "cdcbridge.routing.collector", "cdcbridge.instants"} <= set(found)
+    assert not {"cdcbridge.store.log", "cdcbridge.cli", "cdcbridge.background"} & set(found)
+    files = [pure_modules.unit_test_of(name) for name in found]
+    assert len(set(files)) == len(files), "two pure modules of one name would share a file"
 
 
 def test_the_lock_names_no_index() -> None:

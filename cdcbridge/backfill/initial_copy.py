@@ -25,6 +25,7 @@ from cdcbridge.changes.position import Position
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable
+from cdcbridge.instants import reach
 from cdcbridge.routing.backfill_rows import inject
 from cdcbridge.routing.batch import Batch
 from cdcbridge.routing.collector import READ_ROWS
@@ -137,6 +138,7 @@ def _read_table(
     schema, _, name = order.table.partition(".")
     subscription = subscription_of(router, order.consumer_id, order.consumer, schema, name)
     shape = shapes.describe(reader, schema, name)
+    reach("table described")
     refuse_row_security(reader, schema, name)
     shapes.lock(reader, shape)
     if shapes.replaced_since_snapshot(reader, shape):
@@ -160,6 +162,7 @@ def _read_table(
             room.taken += bytes_read
         chunk.release = partial(room.leave, bytes_read)
         _put(read, chunk, over)
+        reach("chunk handed over")
         del chunk
 
 

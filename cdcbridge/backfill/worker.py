@@ -32,6 +32,7 @@ from cdcbridge.backfill.watermarks import Handover, Room, mark
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, server_errors, source_errors, store_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable, UsageError
+from cdcbridge.instants import reach
 from cdcbridge.routing.collector import READ_ROWS, READ_ROWS_BESIDE
 from cdcbridge.routing.overtaken import EARLY_LIMIT, Chunk, Snapshot, Watch
 from cdcbridge.routing.router import Router, Subscription
@@ -127,6 +128,7 @@ class Backfill:
         schema, _, name = order.table.partition(".")
         subscription = subscription_of(self._session.router, order.consumer_id, order.consumer, schema, name)
         shape = shapes.describe(reader, schema, name)
+        reach("table described")
         refuse_row_security(reader, schema, name)
         refuse_unknown_columns(shape, order.columns)
         self._watch = Watch(subscription, order.table)
@@ -177,6 +179,7 @@ class Backfill:
             if not self._handover.has_room(size):
                 return
             self._handover.chunk(marker, watch, order.backfill_id, seen, read)
+            reach("chunk handed over")
             del read  # its memory belongs to the log's batch now
             if self._session.gentle:
                 self._handover.wait_for_all()

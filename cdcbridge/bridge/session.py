@@ -25,6 +25,7 @@ from cdcbridge.changes.position import Progress
 from cdcbridge.changes.wal2json import Wal2jsonDecoder
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import CaptureChanged, CdcbridgeError, OperatorNeeded, SourceUnavailable, StoreUnavailable
+from cdcbridge.instants import reach, reach_each
 from cdcbridge.lsn import format_lsn
 from cdcbridge.observe.health import Health
 from cdcbridge.routing.batch import Batch
@@ -128,7 +129,8 @@ class StreamingSession:
             messages = self._spill.messages(READ_BYTES)
             if self._ready.plugin == "wal2json":
                 messages = self._notices.heeded(messages)
-            self._collector.feed(self._decoder.events(messages))
+            events = self._decoder.events(reach_each("received", messages))
+            self._collector.feed(reach_each("decoded", events, "collected"))
         except OperatorNeeded as error:
             error.hint = error.hint or self._way_on()
             raise
@@ -224,6 +226,7 @@ class StreamingSession:
             raise SourceUnavailable("source: the standby was promoted, or follows one that was; starting again")
         self._health.append_begins()
         self._appender.submit(self._collector.take(), self._ready.resume_options, self._catalog.remember())
+        reach("submitted")
         self._pacing.note_submitted(time.monotonic())
 
     def _sleep(self) -> None:

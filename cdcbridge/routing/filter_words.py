@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from cdcbridge.words import one_line
+
 _SYNTAX: Final = re.compile(r"ERROR: <input>:(\d+):(\d+): Syntax error: (.*)")
 _EXPECTING: Final = re.compile(r" expecting (\{.*\}|'.*'|<EOF>)$")
 _TEXT: Final = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'")
@@ -27,7 +29,7 @@ _IN_SQL: Final = {
 def syntax_words(source: str, tokens: Sequence[str], error: str) -> str:
     """What is wrong with an expression that CEL cannot parse, in one line."""
     for said in (*_open_quotes(source), *_habits(source, tokens), *_brackets(source)):
-        return said
+        return one_line(said)
     found = _SYNTAX.search(error)
     if found is None:
         return (error.splitlines() or ["unknown"])[0]

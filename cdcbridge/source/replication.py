@@ -16,6 +16,7 @@ from cdcbridge.changes.position import postgres_now
 from cdcbridge.database import behind_pooler, conninfo, one_line, session
 from cdcbridge.database.sqlstates import verdict
 from cdcbridge.errors import OperatorNeeded, SlotInUse, SourceUnavailable, Unpublished
+from cdcbridge.instants import reach
 from cdcbridge.lsn import format_lsn, parse_lsn
 
 _KEEPALIVE = struct.Struct("!cQqB")
@@ -204,6 +205,7 @@ class ReplicationStream:
 
         Asks for a keepalive in return, which tells how far the server has come when it has nothing to send.
         """
+        reach("about to confirm")
         status = _STATUS.pack(b"r", max(written, durable), durable, durable, postgres_now(), 1)
         try:
             self._pgconn.put_copy_data(status)
@@ -211,6 +213,7 @@ class ReplicationStream:
         except Exception as error:
             raise SourceUnavailable(f"source: {self._error() or error}") from error
         self.reply_wanted = False
+        reach("confirmed")
 
     def finish(self) -> None:
         """Leave the stream in good order, so that the server takes the last status."""

@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 from cdcbridge.config import Config
 from cdcbridge.database import BRIDGE_SESSION, Connection, connect_store, cut_off, store_errors
 from cdcbridge.errors import Fenced, StoreUnavailable
+from cdcbridge.instants import reach
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.routing.batch import Batch
 from cdcbridge.routing.copy_format import (
@@ -174,6 +175,7 @@ class Store:
 
     def set_feeds(self, config: Config, faults: Iterable[Fault], unfed: Mapping[str, str]) -> Feeds:
         """Note what the leader does with each consumer, under the fence of this epoch. `unfed`: see Feeds."""
+        reach("about to note feeds")
         with store_errors(), self._connection.transaction():
             self._begin(self._connection, 0)
             stored = [name for (name,) in self._connection.execute("select name from consumers").fetchall()]
@@ -219,9 +221,11 @@ class Store:
         connection = self._connection
         with store_errors(), connection.transaction():
             first = self._begin(connection, len(batch.rows))
+            reach("append begun")
             if batch.rows:
                 with _segment_missing(first):
                     self._write(connection, batch, first)
+                reach("rows copied")
             if batch.spilled or batch.unspilled:
                 self._spill(connection, batch)
             woken = {consumer for group in batch.groups for consumer in group} | batch.keyed.keys() | batch.streams
@@ -251,6 +255,8 @@ class Store:
                     prepare=True,
                 )
             self._finish(connection, batch, unfinished if batch.open else None, names)
+            reach("position written")
+        reach("committed")
         with store_errors():
             self._make_segments(first + len(batch.rows))
 

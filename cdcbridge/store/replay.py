@@ -15,6 +15,7 @@ import structlog
 from cdcbridge.changes.keys import key_text
 from cdcbridge.database import Connection
 from cdcbridge.database.patience import patiently
+from cdcbridge.instants import reach
 from cdcbridge.routing.batch import Batch
 from cdcbridge.routing.copy_format import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC
 from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
@@ -131,6 +132,7 @@ def _pages(connection: Connection, wanted: Subscription, low: int, high: int) ->
         reader.execute(_LOG.encode(), given)
         while rows := reader.fetchmany(_PAGE):
             yield _sort(rows, wanted, identities)
+            reach("log page filled in")
             if time.monotonic() >= next_told:
                 log.info("consumer.filling", consumer=wanted.name, seq=rows[-1][0], of=last[0] if last else None)
                 next_told += _TELL_EVERY

@@ -14,9 +14,10 @@ import pytest
 
 from cdcbridge.backfill.verify import verify
 from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.instants import Instant
 from tests.conftest import FAST
 from tests.harness.standby import Standby
-from tests.harness.world import World, eventually
+from tests.harness.world import PATIENCE, World, eventually
 
 ROWS = 10_000
 KILLS = 5  # while the snapshots are read; and as many while backfills are
@@ -174,6 +175,25 @@ def test_rows_are_read_from_a_standby_that_lags(world18: World, pg18: EmbeddedSe
             assert verify(world.config(), "public.small").ok
         for name in NAMES.values():
             assert fold(messages(world, name))[1] == [], name
+
+
+@pytest.mark.parametrize("option", [(), ("--consistent",)], ids=["beside the stream", "consistent"])
+@pytest.mark.parametrize(("instant", "count"), [("table described", 2), ("chunk handed over", 3)])
+def test_killed_at_each_step_of_a_snapshot(world: World, instant: Instant, count: int, option: tuple[str, ...]) -> None:
+    fill(world, 3000)
+    process = world.start_process(*option, crash=(instant, count))
+    assert process.wait(PATIENCE) == -signal.SIGKILL, world.log()
+    assert not finished(world)
+    world.execute("update big set v = nextval('v') where id % 3 = 0", "delete from small where id % 3 = 0")
+    world.start_process(*option)
+    eventually(lambda: finished(world))
+    assert world.json("verify", "public.big", "--json")["ok"]
+    assert world.json("verify", "public.small", "--json")["ok"]
+    for name in NAMES.values():
+        state, wrong = fold(messages(world, name))
+        assert wrong == [], name
+        for table, rows in state.items():
+            assert rows == dict(world.sql.execute(f"select id, v from {table}".encode()).fetchall()), (name, table)
 
 
 def finished(world: World) -> bool:

@@ -9,8 +9,23 @@ import threading
 import psycopg
 import pytest
 
-from tests.harness.crash import INSTANTS
+from cdcbridge.instants import Instant
 from tests.harness.world import PATIENCE, World, eventually
+
+# Each step of a change's path, and the how manieth time is the last one: in the middle of a transaction where it can be.
+STEPS: dict[Instant, int] = {
+    "received": 3000,
+    "decoded": 3000,
+    "collected": 3000,
+    "submitted": 1,
+    "append begun": 1,
+    "rows copied": 1,
+    "position written": 1,
+    "committed": 1,
+    "about to confirm": 1,
+    "confirmed": 1,
+    "about to note feeds": 1,
+}
 
 ONCE = """
     select (select count(*) from public.t) as rows,
@@ -31,8 +46,8 @@ def expect_each_row_once(world: World, consumers: int) -> None:
     assert world.rows(ONCE) == [(count[0],) * 4 + ([count[0]] * consumers, [count[0]] * consumers)]
 
 
-@pytest.mark.parametrize("instant", INSTANTS)
-def test_killed_at_each_step(world: World, instant: str) -> None:
+@pytest.mark.parametrize("instant", STEPS)
+def test_killed_at_each_step(world: World, instant: Instant) -> None:
     world.execute("create table t (id int primary key, v text)")
     world.consumer("one")
     world.consumer("two", filter="record.id > 0")
@@ -40,13 +55,28 @@ def test_killed_at_each_step(world: World, instant: str) -> None:
     eventually(world.active, "the bridge streams")
     first.send_signal(signal.SIGTERM)
     assert first.wait(PATIENCE) == 0
-    per_row = instant in ("received", "decoded", "collected")
     for number in range(5):
         world.execute(
             f"insert into t select g, repeat('x', 100) from generate_series({number * 2000 + 1}, {number * 2000 + 2000}) g"
         )
-    crashing = world.start_process(crash=(instant, 3000 if per_row else 1))
+    crashing = world.start_process(crash=(instant, STEPS[instant]))
     assert crashing.wait(PATIENCE) == -signal.SIGKILL, world.log()
+    world.start_process()
+    expect_each_row_once(world, 2)
+
+
+@pytest.mark.parametrize("mode", ["queue", "fifo"])
+def test_killed_while_the_log_is_given_to_a_new_consumer(world: World, mode: str) -> None:
+    world.execute("create table t (id int primary key, v text)")
+    world.consumer("one")
+    with world.bridge():
+        world.execute("insert into t select g, 'x' from generate_series(1, 7000) g")
+        world.messages(7000, "select from messages")
+    world.consumer("late", mode=mode, start="earliest")
+    crashing = world.start_process(crash=("log page filled in", 2))
+    assert crashing.wait(PATIENCE) == -signal.SIGKILL, world.log()
+    assert world.value("select count(*) from consumers") == 1, "all of the log, or no consumer"
+    world.execute("insert into t values (7001, 'y')")
     world.start_process()
     expect_each_row_once(world, 2)
 

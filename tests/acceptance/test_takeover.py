@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.instants import Instant
 from tests.harness.listening import ListeningServer
 from tests.harness.netns import Host
 from tests.harness.world import Running, World, eventually, fresh_database
@@ -30,7 +31,7 @@ class Pair:
         self.second = 0  # pid
         self.written = 0
 
-    def start(self, crash: tuple[str, int] | None = None) -> Running:
+    def start(self, crash: tuple[Instant, int] | None = None) -> Running:
         world, port = self.world, self.world.server.port
         world.settings["dsn"] = f"host={self.host.source} port={port} user=postgres dbname={world.database}"
         world.store_dsn = f"host={self.host.store} port={port} user=postgres dbname={world.database}"
@@ -154,7 +155,7 @@ def test_a_killed_leader_is_followed_within_five_seconds(pair: Pair) -> None:
     "instant", ["append begun", "rows copied", "position written", "committed", "about to confirm"]
 )
 def test_a_leader_that_hangs_in_an_append_cannot_finish_it_after_the_other_has_taken_over(
-    pair: Pair, instant: str
+    pair: Pair, instant: Instant
 ) -> None:
     """It holds the fence of its epoch, and its transaction, when it is stopped; woken, it must not write a thing."""
     count = 3 if instant != "about to confirm" else 12

@@ -66,7 +66,7 @@ MUTANTS = (
            "self._skip_through = -1", LARGE),
     Mutant("I4", "cdcbridge/routing/collector.py", "        self._begin = event\n",
            "        self._begin = event\n        self.end_lsn = max(self.end_lsn, event.commit_lsn)\n",
-           "tests/unit/test_pure.py::test_an_open_transaction_is_never_reported_as_ended"),
+           "tests/unit/test_collector.py::test_an_open_transaction_is_never_reported_as_ended"),
     Mutant("I5", "sql/functions/020_log.sql", "if newest.epoch is distinct from begin_append.epoch then", "if false then",
            f"{FAULTS}test_an_append_of_an_older_epoch_writes_nothing"),
     Mutant("I6", "cdcbridge/checks/decision.py", "if facts.source.slot_lsn > end:", "if False:",

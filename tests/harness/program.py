@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import click
 
 from cdcbridge.cli import cli, main
+from cdcbridge.instants import Instant
 from tests.harness import crash
 
 TRACEBACK = 99  # the exit code where Python would print a traceback
@@ -28,7 +29,7 @@ def run(
     environment: dict[str, str],
     folder: str,
     streams: tuple[str, str, str],
-    instant: tuple[str, int] | None,
+    instant: tuple[Instant, int] | None,
 ) -> None:
     """Run the program and end the process. streams: the files that become stdin, stdout and stderr."""
     os.environ.clear()
@@ -40,7 +41,7 @@ def run(
         os.dup2(file, number)
         os.close(file)
     if instant is not None:
-        crash.prepare(*instant)
+        crash.die_at(*instant)
     os._exit(run_here(arguments))
 
 

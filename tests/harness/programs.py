@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from cdcbridge.instants import Instant
 from tests.harness.program import run
 
 _server: Final = multiprocessing.get_context("forkserver")
@@ -25,7 +26,7 @@ _server.set_forkserver_preload(["tests.harness.program"])
 class Program:
     """A running command, with the names of subprocess.Popen.
 
-    crash: an instant of tests.harness.crash, and the how manieth time.
+    crash: the instant to die at, and the how manieth time. See tests.harness.crash.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Program:
         stdin: str = os.devnull,
         stdout: str = os.devnull,
         stderr: str,
-        crash: tuple[str, int] | None = None,
+        crash: tuple[Instant, int] | None = None,
     ) -> None:
         given = (list(arguments), dict(environment), str(Path.cwd()), (stdin, stdout, stderr), crash)
         self._process = _server.Process(target=run, args=given, daemon=True)

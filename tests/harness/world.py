@@ -22,6 +22,7 @@ import yaml
 from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.config import Config, load
 from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.instants import Instant
 from cdcbridge.store.log import Store
 from tests.harness.programs import Program, complete
 
@@ -259,12 +260,12 @@ class World:
     def start_process(
         self,
         *options: str,
-        crash: tuple[str, int] | None = None,
+        crash: tuple[Instant, int] | None = None,
         prefix: list[str] | None = None,
         environment: dict[str, str] | None = None,
     ) -> Running:
-        """`cdcbridge run` as a process; `crash`: an instant of tests.harness.crash, and the how manieth time; `prefix`: a command
-        that runs it, and becomes it.
+        """`cdcbridge run` as a process; `crash`: the instant to die at, and the how manieth time (see
+        tests.harness.crash); `prefix`: a command that runs it, and becomes it.
         """
         arguments = ["-c", str(self.write_config()), "run", *options]
         log = self.folder / "bridge.log"
@@ -284,7 +285,7 @@ class World:
         arguments: list[str],
         environment: dict[str, str],
         log: Path,
-        crash: tuple[str, int] | None,
+        crash: tuple[Instant, int] | None,
     ) -> subprocess.Popen[str]:
         program = ["cdcbridge"] if crash is None else ["tests.harness.crash", crash[0], str(crash[1]), "--"]
         with log.open("a") as file:

@@ -22,7 +22,7 @@ from cdcbridge.errors import ClientClosed, UnreadableData, UsageError
 from tests.harness.world import PATIENCE, eventually
 from tests.integration.test_client_leaving import publish, unfinished
 from tests.sql.queue import Queue as Store
-from tests.unit.test_client_pure import Speechless
+from tests.unit.test_handlers import Speechless
 
 LOST = "select history -> 0 ->> 'reason' as reason from cdcbridge.delayed"
 

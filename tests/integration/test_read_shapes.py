@@ -23,6 +23,7 @@ from cdcbridge.errors import OperatorNeeded
 from cdcbridge.routing.backfill_rows import _field
 from cdcbridge.source import shapes
 from cdcbridge.source.sessions import refuse_row_security
+from tests.harness import crash
 from tests.harness.world import World, eventually, fresh_database
 
 
@@ -338,29 +339,12 @@ def test_a_table_that_was_altered_since_the_slots_snapshot_is_read_beside_the_st
     world.execute(
         "create table t (id int primary key, v int)", "insert into t select i, i from generate_series(1, 100) i"
     )
-    shape_of = shapes.describe
-    done: list[bool] = []
-
-    def describe(connection: Any, schema: str, name: str) -> shapes.Shape:
-        shape = shape_of(connection, schema, name)
-        if (
-            connection.execute(
-                "select 1 from pg_stat_activity where pid = pg_backend_pid() and application_name = 'cdcbridge backfill'"
-            ).fetchone()
-            and not done
-        ):
-            done.append(True)
-            for one in statement.split(";"):
-                world.execute(one)
-        return shape
-
     world.consumer(start="snapshot")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cdcbridge.source.shapes.describe", describe)
+    with crash.at("table described", lambda: world.execute(*statement.split(";"))):
         bridge = Bridge(world.config(), consistent=True)
         thread = threading.Thread(target=bridge.run, daemon=True)
         thread.start()
-        eventually(lambda: done and world.active())
+        eventually(world.active)
         eventually(lambda: finished(world), patience=60)
         found = verify(world.config(), "public.t")
         bridge.stop()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cdcbridge.instants import Instant
 from tests.harness.world import World, eventually
 from tests.integration.test_apply import keys, other_file, process, reconnect
 
@@ -95,7 +96,7 @@ def test_a_consumer_that_is_fed_again_is_told_from_where_to_where(shop: World) -
 
 
 @pytest.mark.parametrize("instant", ["committed", "about to note feeds"])
-def test_a_kill_between_the_gap_and_the_note_loses_no_gap(shop: World, instant: str) -> None:
+def test_a_kill_between_the_gap_and_the_note_loses_no_gap(shop: World, instant: Instant) -> None:
     shop.consumer("late", ("public.u",))
     with process(shop):
         entry = drop(shop, "late")

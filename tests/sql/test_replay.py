@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import psycopg
 import pytest
 
 from cdcbridge.store import replay as backlog
 from cdcbridge.store.consumers import subscription
+from tests.harness import crash
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts, seqs
 
 
-def test_what_comes_while_a_new_consumer_is_filled_is_not_left_out(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_comes_while_a_new_consumer_is_filled_is_not_left_out(queue: Queue) -> None:
     first = queue.append_keys(*"xyz", consumers=())
-    late, pages = queue.open(autocommit=False), backlog._pages
+    late = queue.open(autocommit=False)
     held = queue.value("select cdcbridge.publish('news', 'late', '1')", session=late)
     meanwhile: list[int] = []
 
-    def with_traffic(*arguments: Any) -> Any:
-        yield from pages(*arguments)
-        if not meanwhile:
-            bridge = Queue(queue.dsn)  # takes the lead, and knows nothing of the new consumer
-            bridge._lsn = 10_000
-            meanwhile.extend(bridge.append_keys("a", "b", consumers=()))
-            bridge.close()
-            meanwhile.append(queue.value("select cdcbridge.publish('news', 'k', '1')", session=queue.open()))
-            late.commit()
+    def traffic() -> None:
+        bridge = Queue(queue.dsn)  # takes the lead, and knows nothing of the new consumer
+        bridge._lsn = 10_000
+        meanwhile.extend(bridge.append_keys("a", "b", consumers=()))
+        bridge.close()
+        meanwhile.append(queue.value("select cdcbridge.publish('news', 'k', '1')", session=queue.open()))
+        late.commit()
 
-    monkeypatch.setattr(backlog, "_pages", with_traffic)
-    queue.declare(topics=("news",), start="earliest")
+    with crash.at("log page filled in", traffic):
+        queue.declare(topics=("news",), start="earliest")
     after = queue.value("select cdcbridge.publish('news', 'k', '1')")
     assert seqs(queue.receive(20)) == sorted([*first, held, *meanwhile, after])
 

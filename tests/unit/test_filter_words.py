@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cdcbridge.config import Consumer
-from cdcbridge.routing.filters import Filter, FilterError, natives
+from cdcbridge.routing.filter_words import function_words, syntax_words, variable_words
+from cdcbridge.routing.filters import Filter, FilterError, natives, tokens_of
 from cdcbridge.routing.router import OPERATIONS, Subscription
 from cdcbridge.routing.verdict import Logged, verdict_of_text
 
@@ -59,6 +62,25 @@ def test_what_to_write_instead(source: str, said: str) -> None:
     with pytest.raises(ValidationError) as refused:  # and so says the configuration's error
         Consumer(name="c", tables=("public.t",), filter=source)
     assert said in str(refused.value)
+
+
+@example("record.a = '''x\ny'''", "")
+@given(st.text(alphabet="recod.a=<>!&|()[]'\"; \n1?isnotlike"), st.text())
+def test_words_are_found_for_every_text_and_every_error(source: str, error: str) -> None:
+    said = syntax_words(source, tokens_of(source), error)
+    assert said == "" or len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("status", "unknown variable 'status'; a filter knows key, op. A column is record.status"), ("nil", "unknown variable 'nil': write null"),
+])  # fmt: skip
+def test_a_variable_that_no_filter_has(name: str, said: str) -> None:
+    assert variable_words(name, ["key", "op"]) == said
+
+
+def test_a_function_that_cel_does_not_have() -> None:
+    assert function_words("COALESCE").startswith("unknown function 'COALESCE': write `record.a != null ? record.a : 0`")
+    assert function_words("frobnicate") == "unknown function 'frobnicate'"
 
 
 @pytest.mark.parametrize("source", [

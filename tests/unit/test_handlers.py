@@ -1,19 +1,14 @@
-"""The parts of the Python clients that need no server."""
+"""Handlers of messages: which ones are refused, and the reason that an error becomes."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-import math
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from cdcbridge.client._contents import json_text, refuse_bad_text
 from cdcbridge.client._handlers import reason_of, refuse_handler, refuse_unrun
-from cdcbridge.client._limits import NoAnswer, limited, now
 from cdcbridge.errors import UnusableHandler, UsageError
 
 
@@ -47,7 +42,9 @@ class Coroutine:
 
 
 PLAIN = [plain, functools.partial(plain), Plain(), Plain().method, print, lambda message: None]
+
 COROUTINES = [coroutine, functools.partial(coroutine), Coroutine(), Coroutine().method]
+
 GENERATORS = [
     generator,
     asynchronous_generator,
@@ -98,62 +95,3 @@ class Wordless(Exception):
 def test_every_error_has_a_reason_that_postgresql_can_store(error: BaseException, reason: str) -> None:
     assert reason_of(error) == reason
     assert len(reason_of(ValueError("x" * 10_000))) == 500
-
-
-@dataclasses.dataclass
-class Price:
-    amount: float
-
-
-@pytest.mark.parametrize(
-    ("data", "place"),
-    [
-        (math.nan, "data is nan"),
-        ({"a": [1, {"b": math.inf}]}, r"data\['a'\]\[1\]\['b'\] is inf"),
-        ({"p": Price(-math.inf)}, r"data\['p'\]\.amount is -inf"),
-        ([(0.0, math.nan)], r"data\[0\]\[1\] is nan"),
-    ],
-)
-def test_a_number_that_json_does_not_have_is_refused_with_its_place(data: Any, place: str) -> None:
-    with pytest.raises(UsageError, match=place):
-        json_text(data)
-
-
-def test_json_keeps_what_it_has_in_every_encoding() -> None:
-    data = {"null": None, "é": "☃ 😀 \\ \0", "n": 1.5e300}
-    assert json.loads(json_text(data)) == data
-    escaped = json_text(data, ascii_only=True)
-    assert escaped.isascii() and json.loads(escaped) == data
-
-
-def test_texts_that_postgresql_cannot_hold_are_named() -> None:
-    refuse_bad_text(topic="t", key=None, dedup_id="é😀")
-    with pytest.raises(UsageError, match="key is"):
-        refuse_bad_text(key="a\0")
-    with pytest.raises(UsageError, match=r"dedup_id is .*surrogate"):
-        refuse_bad_text(dedup_id="\udcff")
-
-
-def test_an_exchange_ends_where_the_server_is_silent_and_not_where_it_is_slow() -> None:
-    def steps() -> Generator[str, int, int]:
-        got: list[int] = []
-        while len(got) < 3:
-            if ready := (yield "read"):
-                got.append(ready)
-        return sum(got)
-
-    assert _run(limited(steps(), 60), [1, 0, 1, 1]) == 3
-    with pytest.raises(NoAnswer, match="no answer within 0 s"):
-        _run(limited(steps(), 0), [1, 0, 0, 0])
-    assert _run(limited(iter(()), 1), []) is None  # type: ignore[arg-type]
-    assert now() <= now()
-
-
-def _run(steps: Generator[Any, Any, Any], answers: list[int]) -> Any:
-    try:
-        next(steps)
-        for answer in answers:
-            steps.send(answer)
-    except StopIteration as end:
-        return end.value
-    raise AssertionError("it goes on")

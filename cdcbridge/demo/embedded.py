@@ -51,6 +51,7 @@ class EmbeddedServer:
         if os.geteuid() == 0:
             self._user = "nobody"
             self._home.chmod(0o755)
+            binaries = binaries.resolve()  # a link may lie where that user cannot get to
             if not _reachable(binaries):
                 # The shared libraries that the binaries need lie beside their package.
                 root = binaries.parent.parent

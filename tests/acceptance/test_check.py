@@ -91,7 +91,8 @@ def test_a_missing_plugin(world18: World) -> None:
     world18.plugin = "wal2json"
     world18.execute("create table t (id int primary key)")
     world18.consumer()
-    assert "apt-get install postgresql-18-wal2json" in problems(world18)["plugin_missing"]["fix"]
+    package = f"postgresql-{world18.sql.info.server_version // 10000}-wal2json"
+    assert f"apt-get install {package}" in problems(world18)["plugin_missing"]["fix"]
 
 
 @pytest.mark.settings(output_plugin_libraries="pgoutput, test_decoding")

@@ -16,11 +16,11 @@ import psycopg
 import pytest
 
 from cdcbridge.bridge.slot_repair import recreate_slot
-from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.lsn import parse_lsn
 from tests.acceptance.test_check import problems
-from tests.conftest import FAST
+from tests.conftest import FAST, NEWER
 from tests.harness.standby import Standby
 from tests.harness.world import World, eventually, fresh_database
 
@@ -29,7 +29,7 @@ FEEDBACK = {**FAST, "hot_standby_feedback": "on", "wal_receiver_status_interval"
 
 @pytest.fixture
 def primary() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(wheel_binaries(), settings=FAST) as server:
+    with EmbeddedServer(NEWER, settings=FAST) as server:
         yield server
 
 

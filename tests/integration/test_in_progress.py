@@ -11,9 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.source import plugins
-from tests.conftest import DEBIAN_15, FAST
+from tests.conftest import DEBIAN_15, FAST, NEWER
 from tests.harness.world import World, eventually, fresh_database
 
 LOW = {**FAST, "logical_decoding_work_mem": "64kB", "max_prepared_transactions": "10"}
@@ -32,7 +32,7 @@ TABLES = """
 @pytest.fixture(scope="module", params=["15", "18"])
 def low(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """A server that sends a transaction as soon as it has 64 kB of changes."""
-    binaries = DEBIAN_15 if request.param == "15" else wheel_binaries()
+    binaries = DEBIAN_15 if request.param == "15" else NEWER
     with EmbeddedServer(binaries, settings=LOW) as server:
         yield server
 

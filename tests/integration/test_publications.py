@@ -157,6 +157,7 @@ def test_it_never_waits_long_for_a_lock_and_says_who_holds_it(published: World) 
             published.messages(1)
 
 
+@pytest.mark.newest
 def test_stored_generated_columns_that_an_update_needs(world18: World) -> None:
     """REPLICA IDENTITY FULL: PostgreSQL 18 wants them published. They are in no message, whatever else is."""
     world18.execute(

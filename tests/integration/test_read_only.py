@@ -20,9 +20,9 @@ import pytest
 from cdcbridge import Message, Queue
 from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.database import connect_source, source_errors
-from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable
-from tests.conftest import DEBIAN_15, FAST
+from tests.conftest import DEBIAN_15, FAST, NEWER
 from tests.harness.forked import Result, command
 from tests.harness.standby import Standby
 from tests.harness.world import PATIENCE, World, clean_environment, eventually, fresh_database
@@ -31,7 +31,7 @@ from tests.harness.world import PATIENCE, World, clean_environment, eventually, 
 @pytest.fixture(params=["pg15", "pg18"])
 def own(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """A server that the test restarts."""
-    with EmbeddedServer(DEBIAN_15 if request.param == "pg15" else wheel_binaries(), settings=FAST) as server:
+    with EmbeddedServer(DEBIAN_15 if request.param == "pg15" else NEWER, settings=FAST) as server:
         yield server
 
 

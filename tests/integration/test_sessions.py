@@ -24,16 +24,17 @@ from cdcbridge.backfill.verify import verify
 from cdcbridge.backfill.worker import connect_reader
 from cdcbridge.checks.server import check
 from cdcbridge.database import connect_source, connect_store
-from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
+from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import BehindPooler, CheckFailed, OperatorNeeded
 from cdcbridge.source.replication import ReplicationStream
-from tests.conftest import DEBIAN_15, FAST
+from tests.conftest import DEBIAN_15, FAST, NEWER, major
 from tests.harness import hostile
 from tests.harness.standby import Standby
 from tests.harness.world import World, eventually, fresh_database
 from tests.integration.test_types import CASES, SPECIAL, Cases, create_types, differences, insert_cases
 
 LEVELS = ("server", "database", "role", "environment", "service")
+LATER = {"transaction_timeout": "1s"} if major(NEWER) >= 17 else {}
 KINDS = ("pg18-pgoutput", "pg15-pgoutput", "pg15-wal2json")
 KEYED = (
     "create table public.f (a float8, b timestamptz, c bytea, d interval, e money, primary key (a, b, c))",
@@ -57,7 +58,7 @@ def servers() -> Iterator[dict[str, EmbeddedServer]]:
     settings = {**FAST, **hostile.WORSE, **hostile.PRIVILEGED}
     with (
         EmbeddedServer(DEBIAN_15, settings=settings) as pg15,
-        EmbeddedServer(wheel_binaries(), settings={**settings, "transaction_timeout": "1s"}) as pg18,
+        EmbeddedServer(NEWER, settings={**settings, **LATER}) as pg18,
     ):
         yield {"pg15": pg15, "pg18": pg18}
 
@@ -527,7 +528,7 @@ def test_a_standby_is_read_under_a_serializable_default(own15: EmbeddedServer) -
         ReplicationStream(standby.dsn()).close()
 
 
-@pytest.mark.parametrize("binaries", [DEBIAN_15, wheel_binaries()], ids=["pg15", "pg18"])
+@pytest.mark.parametrize("binaries", [DEBIAN_15, NEWER], ids=["pg15", "pg18"])
 def test_an_embedded_server_takes_nothing_from_libpqs_environment(
     binaries: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,6 @@ from cdcbridge.cli.context import App
 from cdcbridge.config import load
 from cdcbridge.database import source_errors, store_errors
 from cdcbridge.database.sqlstates import CLASSES, CODES, PASSING, verdict
-from cdcbridge.demo.embedded import wheel_binaries
 from cdcbridge.errors import (
     CdcbridgeError,
     OperatorNeeded,
@@ -22,6 +21,7 @@ from cdcbridge.errors import (
     StoreUnavailable,
     UsageError,
 )
+from tests.conftest import NEWER
 from tests.harness.forked import command
 
 MANUAL = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
@@ -44,7 +44,7 @@ def test_every_code_that_psycopg_knows_is_in_the_table() -> None:
 @pytest.mark.parametrize("server", ["pg15", "pg18"])
 def test_every_code_of_a_servers_own_list_is_in_the_table(server: str) -> None:
     """PostgreSQL installs the list that its manual is made of. Classes 00 and 01 are no errors."""
-    share = Path("/usr/share/postgresql/15") if server == "pg15" else wheel_binaries().parent / "share"
+    share = Path("/usr/share/postgresql/15") if server == "pg15" else NEWER.parent / "share"
     text = (share / "errcodes.txt").read_text()
     codes = set(re.findall(r"^([0-9A-Z]{5}) +E ", text, re.MULTILINE))
     assert len(codes) > 200

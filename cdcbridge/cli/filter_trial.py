@@ -13,9 +13,9 @@ from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import UsageError
 from cdcbridge.routing.filters import Filter, FilterError
 from cdcbridge.routing.logical_messages import members
-from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.verdict import environment_of, verdict_of_text
-from cdcbridge.store.consumers import stored_config, subscription
+from cdcbridge.store.consumers import stored_config
 from cdcbridge.store.replay import identities_of, latest, logged
 
 DELIVERED: Final = "delivered"
@@ -45,12 +45,12 @@ def wanted(config: Config, store: Connection, name: str) -> Subscription:
     for consumer in config.consumers:
         if consumer.name == name:
             applied = known[name][0] if name in known else 0  # for the rows that its own backfills read
-            found = subscription(applied, name, consumer.mode, stored_config(consumer))
+            found = Subscription.from_config(applied, name, consumer.mode, stored_config(consumer))
             break
     else:
         if name not in known:
             raise _unknown(name, {*known, *(consumer.name for consumer in config.consumers)})
-        found = subscription(*known[name])
+        found = Subscription.from_config(*known[name])
     if found.reads_log:
         raise UsageError(f"consumer {name!r} is a stream: it reads the log as it is, and has no filter")
     return found

@@ -21,7 +21,8 @@ from cdcbridge.routing.copy_format import encode_data, message_row, published_ro
 from cdcbridge.routing.filters import FilterError, natives
 from cdcbridge.routing.logical_messages import TOPIC_PREFIX, Published, read_published
 from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Watch
-from cdcbridge.routing.router import Plan, Router, Subscription
+from cdcbridge.routing.router import Plan, Router
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.table_guard import TableGuard
 from cdcbridge.routing.verdict import deletion, own_key, row_that_left, verdict
 

@@ -19,7 +19,7 @@ from cdcbridge.changes.keys import key_text
 from cdcbridge.routing.copy_format import encode_data
 from cdcbridge.routing.filters import FilterError, PartialRow
 from cdcbridge.routing.logical_messages import members
-from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.subscription import Subscription
 
 Verdict: TypeAlias = Literal["taken", "passed", "left"]
 _NONE: Final[frozenset[str]] = frozenset()

@@ -14,9 +14,8 @@ from typing import Any, Final
 from cdcbridge.database import Connection
 from cdcbridge.database.patience import patiently
 from cdcbridge.routing.filters import FilterError
-from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.verdict import Logged, deletion, own_key, text_that_left, verdict_of_text
-from cdcbridge.store.consumers import subscription
 
 PAGE: Final = 1000  # dead letters that are compared and brought back at a time
 _AT_ONCE: Final = 50  # letters in memory: each may have `max_message_bytes`
@@ -59,7 +58,7 @@ def redrive_page(store: Connection, name: str, letters: Sequence[tuple[int, bool
         done.compared += len(failed)
         row = store.execute("select id, name, mode, config from show_consumer(%s)", (name,)).fetchone()
         if row is not None:
-            _compare(store, subscription(*row), failed, page, done)
+            _compare(store, Subscription.from_config(*row), failed, page, done)
     ids, keys, documents = ([entry[n] for entry in page.left] for n in range(3))
     given = (name, page.wanted, page.unwanted, ids, keys, documents)
     counts = patiently(

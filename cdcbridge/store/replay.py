@@ -20,7 +20,7 @@ from cdcbridge.routing.copy_format import COPY_HEADER, COPY_TRAILER, COPY_WAITIN
 from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
 from cdcbridge.routing.filters import FilterError
 from cdcbridge.routing.patterns import left_out, like, taken
-from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.verdict import Logged, deletion, own_key, text_that_left, verdict_of_text
 
 _PAGE: Final = 5000  # messages of the log at a time

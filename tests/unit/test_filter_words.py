@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from cdcbridge.config import Consumer
 from cdcbridge.routing.filters import Filter, FilterError, natives
-from cdcbridge.routing.router import OPERATIONS, Subscription
+from cdcbridge.routing.router import OPERATIONS
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.verdict import Logged, verdict_of_text
 
 

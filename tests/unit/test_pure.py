@@ -18,7 +18,8 @@ from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.routing.collector import Collector
 from cdcbridge.routing.copy_format import CHUNK_SIZE, chunk_rows, message_rows
 from cdcbridge.routing.filters import Filter, FilterError
-from cdcbridge.routing.router import OPERATIONS, Router, Subscription
+from cdcbridge.routing.router import OPERATIONS, Router
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.units import format_duration, format_size, parse_duration, parse_size
 
 

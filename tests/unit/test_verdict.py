@@ -9,7 +9,7 @@ import pytest
 
 from cdcbridge.routing.copy_format import encode_data
 from cdcbridge.routing.filters import Filter
-from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.verdict import (
     Logged,
     deletion,

@@ -12,9 +12,10 @@ from cdcbridge.changes.position import Position
 from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
 from cdcbridge.routing.copy_format import PACK_READ, read_part
-from cdcbridge.routing.filters import FilterError
+from cdcbridge.routing.dead_reasons import oversized
+from cdcbridge.routing.judged import Logged
 from cdcbridge.routing.overtaken import Chunk, Stale
-from cdcbridge.routing.verdict import Logged, verdict_of_text
+from cdcbridge.routing.verdict import Pass, Take, verdict
 
 _LENGTH: Final = struct.Struct("!i")
 _NULL: Final = 0xFFFFFFFF
@@ -72,9 +73,7 @@ def _plain(batch: Batch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes
         data = len(body) - 8 - (0 if key is None else length)
         if data > limit:
             dead.add(index)
-            batch.dead.append(
-                (consumer, index, f"oversized: data has {data} bytes, max_message_bytes is {limit}", text)
-            )
+            batch.dead.append((consumer, index, oversized(data, limit), text))
         size += data
         index += 1
     batch.size += size + (index - first) * (len(shared) + ROW_OVERHEAD)
@@ -97,19 +96,10 @@ def _looked_at(
         text = None if key is None else key.decode()
         if text is not None and text in stale:
             continue
-        try:
-            reason = None
-            if verdict_of_text(wanted, Logged(data, watch.topic, text, lsn, ordinal + 1, None)) == "passed":
-                continue
-        except FilterError as error:
-            reason = f"filter_error: {error}"
-        if least is not None:
-            reason = (
-                f"oversized: data has at least {least} bytes, max_message_bytes is {wanted.max_bytes}: the row was not"
-                " loaded"
-            )
-        elif len(data) > wanted.max_bytes:
-            reason = f"oversized: data has {len(data)} bytes, max_message_bytes is {wanted.max_bytes}"
+        message = Logged(data, watch.topic, text, lsn, ordinal + 1, None, its_key=own_key, size=len(data), least=least)
+        said = verdict(wanted, message)
+        if isinstance(said, Pass):
+            continue
         ordinal += 1
         partition = partition_of(key, partitions)
         index = len(batch.rows)
@@ -117,11 +107,11 @@ def _looked_at(
         batch.keys.append(text)
         batch.partitions.append(partition)
         batch.size += len(body) + len(shared) + ROW_OVERHEAD
-        if reason is None:
+        if isinstance(said, Take):
             taken.append(index)
-            own_keys.append(text if wanted.key is None else own_key)
+            own_keys.append(said.key)
         else:
-            batch.dead.append((wanted.consumer_id, index, reason, text if wanted.key is None else own_key))
+            batch.dead.append((wanted.consumer_id, index, said.reason, said.key))
     return taken, own_keys
 
 

@@ -18,7 +18,7 @@ IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.ev
 @dataclass(slots=True, frozen=True)
 class Plan:
     """Who gets one operation of one table: `plain` consumers all alike, `special` ones after a closer look; `streams`
-    read the log itself.
+    read the log itself. `limits`: what the `plain` ones take at most, in bytes of `data`.
     """
 
     plain: tuple[int, ...]
@@ -86,6 +86,6 @@ def _plan(subscriptions: list[Subscription]) -> Plan | None:
     queues = [s for s in subscriptions if not s.reads_log]
     plain = tuple(s.consumer_id for s in queues if s.plain)
     special = tuple(s for s in queues if not s.plain)
-    limits = tuple((s.consumer_id, s.max_bytes) for s in queues)
+    limits = tuple((s.consumer_id, s.max_bytes) for s in queues if s.plain)
     streams = tuple(s.consumer_id for s in subscriptions if s.reads_log)
     return Plan(plain, special, streams, limits, min((limit for _, limit in limits), default=sys.maxsize))

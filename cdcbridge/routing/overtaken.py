@@ -60,7 +60,7 @@ class Stale:
         self._early = early
         self._everything = everything
 
-    def __contains__(self, key: str | None) -> bool:
+    def __contains__(self, key: object) -> bool:
         return self._everything or key in self._changed or key in self._early
 
 

@@ -12,7 +12,8 @@ from cdcbridge.config import Config
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded, UsageError
 from cdcbridge.routing.overtaken import Snapshot
-from cdcbridge.routing.router import Router, Subscription
+from cdcbridge.routing.router import Router
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.source import shapes
 from cdcbridge.source.copying import try_condition
 from cdcbridge.source.sessions import refuse_row_security

@@ -35,7 +35,8 @@ from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable
 from cdcbridge.instants import reach
 from cdcbridge.routing.collector import READ_ROWS, READ_ROWS_BESIDE
 from cdcbridge.routing.overtaken import EARLY_LIMIT, Chunk, Snapshot, Watch
-from cdcbridge.routing.router import Router, Subscription
+from cdcbridge.routing.router import Router
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.source import shapes
 from cdcbridge.source.sessions import refuse_row_security
 from cdcbridge.source.slots import current_lsn

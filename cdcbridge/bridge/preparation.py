@@ -23,7 +23,8 @@ from cdcbridge.database import Connection, connect_source
 from cdcbridge.errors import IdentityLost, OperatorNeeded, SentTooEarly, SourceUnavailable, Unpublished
 from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.dropped_changes import Missing, closing
-from cdcbridge.routing.router import Router, Subscription
+from cdcbridge.routing.router import Router
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.source import event_trigger, plugins
 from cdcbridge.source import slots as source
 from cdcbridge.source.capture import Capture, Watched
@@ -64,7 +65,7 @@ class Ready:
     @property
     def resume_options(self) -> dict[str, Any]:
         """What an open transaction must be finished with, if this session ends in its middle."""
-        return {"options": self.options, "subscriptions": [consumers.dump(s) for s in self.subscriptions]}
+        return {"options": self.options, "subscriptions": [s.dump() for s in self.subscriptions]}
 
     def start(self, stream: ReplicationStream, connection: Connection, slot: str) -> None:
         """Begin to stream, without numeric-data-types-as-string where wal2json is too old for it.
@@ -309,7 +310,7 @@ def _ready(choice: Choice, store: Store, plugin: str, publications: list[str], w
     own_schema, partitions = config.store.schema_, store.partitions()
     if tail.unfinished is not None:
         # Ordinals count what the plugin sent, so the rest must be sent, and routed, as the beginning was.
-        begun = [consumers.load(entry) for entry in tail.unfinished["subscriptions"]]
+        begun = [Subscription.load(entry) for entry in tail.unfinished["subscriptions"]]
         existing = {s.consumer_id for s in consumers.all_subscriptions(store.connection)}
         kept = [s for s in begun if s.consumer_id in existing]
         log.info("bridge.finishing", position=str(tail.position))

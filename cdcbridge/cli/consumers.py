@@ -17,6 +17,7 @@ from cdcbridge.database.patience import patiently
 from cdcbridge.database.rights import guest
 from cdcbridge.observe.lag_store import HELD_FOR, ConsumerLag
 from cdcbridge.problem import refuse
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store import consumers as applying
 from cdcbridge.store import replay as backlog
 from cdcbridge.store.consumer_changes import difference
@@ -274,7 +275,7 @@ def replay(app: App, name: str, start: str, end: str) -> None:
         if row is None:
             return
         with reader.transaction():
-            replayed, skipped = backlog.replay(store, reader, applying.subscription(*row[:4]), row[4], row[5])
+            replayed, skipped = backlog.replay(store, reader, Subscription.from_config(*row[:4]), row[4], row[5])
         ends = reader.execute(_ENDS, {"low": row[4], "high": row[5]}).fetchone() or (None,) * 4
     if skipped:
         say(f"{name}: {skipped} skipped, which wait or are in flight already")

@@ -11,11 +11,12 @@ import orjson
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.errors import UsageError
-from cdcbridge.routing.filters import Filter, FilterError
+from cdcbridge.routing.dead_reasons import FILTER_ERROR
+from cdcbridge.routing.filters import Filter
 from cdcbridge.routing.logical_messages import members
-from cdcbridge.routing.router import Subscription
-from cdcbridge.routing.verdict import environment_of, verdict_of_text
-from cdcbridge.store.consumers import stored_config, subscription
+from cdcbridge.routing.subscription import Subscription
+from cdcbridge.routing.verdict import Bury, Pass, verdict
+from cdcbridge.store.consumers import stored_config
 from cdcbridge.store.replay import identities_of, latest, logged
 
 DELIVERED: Final = "delivered"
@@ -45,12 +46,12 @@ def wanted(config: Config, store: Connection, name: str) -> Subscription:
     for consumer in config.consumers:
         if consumer.name == name:
             applied = known[name][0] if name in known else 0  # for the rows that its own backfills read
-            found = subscription(applied, name, consumer.mode, stored_config(consumer))
+            found = Subscription.from_config(applied, name, consumer.mode, stored_config(consumer))
             break
     else:
         if name not in known:
             raise _unknown(name, {*known, *(consumer.name for consumer in config.consumers)})
-        found = subscription(*known[name])
+        found = Subscription.from_config(*known[name])
     if found.reads_log:
         raise UsageError(f"consumer {name!r} is a stream: it reads the log as it is, and has no filter")
     return found
@@ -71,31 +72,31 @@ def trials(store: Connection, subscription: Subscription, last: int) -> list[Tri
 
 
 def _trial(subscription: Subscription, row: Sequence[Any], identities: dict[str, frozenset[str]]) -> Trial:
-    message, size = logged(row), row[7]
+    message = logged(row, identities)
     parts = dict(members(row[3]))
     op = str(orjson.loads(parts["op"]))
+    said = verdict(subscription, message)
     values: dict[str, str] = {}
-    if size > subscription.max_bytes:
-        result, why = DEAD, f"oversized: data has {size} bytes, max_message_bytes is {subscription.max_bytes}"
-    elif op in ("message", "gap"):
+    if (
+        subscription.filter is not None
+        and message.of_table
+        and (not isinstance(said, Bury) or said.reason.startswith(FILTER_ERROR))
+    ):
+        values = _values(subscription.filter, parts, message.key)
+    if isinstance(said, Bury):
+        result, why = DEAD, said.reason
+    elif isinstance(said, Pass):
+        result, why = LEFT_OUT, "the filter gives false"
+    elif not message.of_table:
         result, why = DELIVERED, f"a {'published' if op == 'message' else 'gap'} message is always delivered"
     elif subscription.filter is None:
         result, why = DELIVERED, "the consumer has no filter"
+    elif said.data is not None:
+        result, why = LEFT, "the filter gives false, and the row may have matched before"
+    elif missing := subscription.filter.missing(*message.environment()):
+        result, why = UNDECIDABLE, f"the WAL did not carry {', '.join(sorted(missing))}"
     else:
-        values = _values(subscription.filter, parts, message.key)
-        try:
-            said = verdict_of_text(subscription, message, identities.get(message.topic, frozenset()))
-        except FilterError as error:
-            result, why = DEAD, f"filter_error: {error}"
-        else:
-            missing = subscription.filter.missing(*environment_of(message)) if said == "taken" else frozenset()
-            result, why = {
-                "taken": (UNDECIDABLE, f"the WAL did not carry {', '.join(sorted(missing))}")
-                if missing
-                else (DELIVERED, "the filter gives true"),
-                "passed": (LEFT_OUT, "the filter gives false"),
-                "left": (LEFT, "the filter gives false, and the row may have matched before"),
-            }[said]
+        result, why = DELIVERED, "the filter gives true"
     return Trial(row[0], message.topic, message.key, op, result, why, values)
 
 

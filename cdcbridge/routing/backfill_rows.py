@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 import sys
-import zlib
-from typing import Final
 
 from cdcbridge.changes.keys import partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
-from cdcbridge.routing.copy_format import PACK_READ, read_part
-from cdcbridge.routing.filters import FilterError
+from cdcbridge.routing.copy_format import read_fields, read_part, read_row, read_rows
+from cdcbridge.routing.dead_reasons import oversized
+from cdcbridge.routing.judged import Logged
 from cdcbridge.routing.overtaken import Chunk, Stale
-from cdcbridge.routing.verdict import Logged, verdict_of_text
-
-_LENGTH: Final = struct.Struct("!i")
-_NULL: Final = 0xFFFFFFFF
+from cdcbridge.routing.verdict import Pass, Take, verdict
 
 
 def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None, partitions: int) -> Position:
@@ -50,35 +45,24 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
 
 
 def _plain(batch: Batch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes, partitions: int) -> list[int]:
-    """All of it as it is: the way of most rows, and as short as can be."""
-    consumer = chunk.watch.subscription.consumer_id
-    limit = sys.maxsize if chunk.watch.subscription.reads_log else chunk.watch.subscription.max_bytes
-    rows, keys, numbers = batch.rows, batch.keys, batch.partitions
-    first = index = len(rows)
-    dead = set()
-    pack, crc = PACK_READ, zlib.crc32
-    size = 0
-    for body in chunk.rows:
-        length = int.from_bytes(body[:4])
-        key = None if length == _NULL else body[4 : 4 + length]
-        text = None if key is None else key.decode()
-        if text is not None and text in stale:
-            continue
-        partition = crc(key) % partitions if key is not None else 0
-        ordinal += 1
-        rows.append(b"".join((pack(4, ordinal, 4, partition), body, shared)))
-        keys.append(text)
-        numbers.append(partition)
-        data = len(body) - 8 - (0 if key is None else length)
-        if data > limit:
-            dead.add(index)
-            batch.dead.append(
-                (consumer, index, f"oversized: data has {data} bytes, max_message_bytes is {limit}", text)
-            )
-        size += data
-        index += 1
-    batch.size += size + (index - first) * (len(shared) + ROW_OVERHEAD)
-    return [n for n in range(first, index) if n not in dead] if dead else list(range(first, index))
+    """Add all of it as it is, and give the indexes of the rows that are not too large."""
+    wanted = chunk.watch.subscription
+    limit = sys.maxsize if wanted.reads_log else wanted.max_bytes
+    first = len(batch.rows)
+    read = read_rows(chunk.rows, stale, ordinal + 1, shared, partitions)
+    batch.rows += read.rows
+    batch.keys += read.keys
+    batch.partitions += read.partitions
+    batch.size += sum(read.sizes) + len(read.rows) * (len(shared) + ROW_OVERHEAD)
+    if max(read.sizes, default=0) <= limit:
+        return list(range(first, len(batch.rows)))
+    taken = []
+    for index, (size, key) in enumerate(zip(read.sizes, read.keys, strict=True), first):
+        if size <= limit:
+            taken.append(index)
+        else:
+            batch.dead.append((wanted.consumer_id, index, oversized(size, limit), key))
+    return taken
 
 
 def _looked_at(
@@ -93,55 +77,24 @@ def _looked_at(
     taken: list[int] = []
     own_keys: list[str | None] = []
     for row in chunk.rows:
-        body, key, data, own_key, least = _fields(row, wanted.key is not None, chunk.sized)
+        body, key, data, own_key, least = read_fields(row, keyed=wanted.key is not None, sized=chunk.sized)
         text = None if key is None else key.decode()
         if text is not None and text in stale:
             continue
-        try:
-            reason = None
-            if verdict_of_text(wanted, Logged(data, watch.topic, text, lsn, ordinal + 1, None)) == "passed":
-                continue
-        except FilterError as error:
-            reason = f"filter_error: {error}"
-        if least is not None:
-            reason = (
-                f"oversized: data has at least {least} bytes, max_message_bytes is {wanted.max_bytes}: the row was not"
-                " loaded"
-            )
-        elif len(data) > wanted.max_bytes:
-            reason = f"oversized: data has {len(data)} bytes, max_message_bytes is {wanted.max_bytes}"
+        message = Logged(data, watch.topic, text, lsn, ordinal + 1, None, its_key=own_key, size=len(data), least=least)
+        said = verdict(wanted, message)
+        if isinstance(said, Pass):
+            continue
         ordinal += 1
         partition = partition_of(key, partitions)
         index = len(batch.rows)
-        batch.rows.append(PACK_READ(4, ordinal, 4, partition) + body + shared)
+        batch.rows.append(read_row(ordinal, partition, body, shared))
         batch.keys.append(text)
         batch.partitions.append(partition)
         batch.size += len(body) + len(shared) + ROW_OVERHEAD
-        if reason is None:
+        if isinstance(said, Take):
             taken.append(index)
-            own_keys.append(text if wanted.key is None else own_key)
+            own_keys.append(said.key)
         else:
-            batch.dead.append((wanted.consumer_id, index, reason, text if wanted.key is None else own_key))
+            batch.dead.append((wanted.consumer_id, index, said.reason, said.key))
     return taken, own_keys
-
-
-def _fields(row: bytes, keyed: bool, sized: bool) -> tuple[bytes, bytes | None, bytes, str | None, int | None]:
-    """(key and data as COPY has them, key, data, the consumer's own key, bytes at least) of a chunk's row."""
-    key, start = _field(row, 0)
-    data, end = _field(row, start)
-    own, behind = _field(row, end) if keyed else (None, end)
-    least = _field(row, behind)[0] if sized else None
-    return (
-        row[:end],
-        key,
-        data or b"",
-        None if own is None else own.decode(),
-        None if least is None else int.from_bytes(least),
-    )
-
-
-def _field(row: bytes, start: int) -> tuple[bytes | None, int]:
-    """A field's value, and where the next one begins."""
-    (length,) = _LENGTH.unpack_from(row, start)
-    start += 4
-    return (None, start) if length < 0 else (row[start : start + length], start + length)

@@ -8,37 +8,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple
 
 from cdcbridge.changes.events import Begin, Change, Commit, Event, LogicalMessage, Relation, Truncate
 from cdcbridge.changes.keys import key_text, partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.errors import DecodeError
-from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.backfill_rows import inject
 from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
 from cdcbridge.routing.copy_format import encode_data, message_row, published_row, shared_part, with_old_key
-from cdcbridge.routing.filters import FilterError, natives
+from cdcbridge.routing.dead_reasons import oversized
+from cdcbridge.routing.judged import Changed
 from cdcbridge.routing.logical_messages import TOPIC_PREFIX, Published, read_published
 from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Watch
-from cdcbridge.routing.router import Plan, Router, Subscription
+from cdcbridge.routing.router import Plan, Router
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.table_guard import TableGuard
-from cdcbridge.routing.verdict import deletion, own_key, row_that_left, verdict
+from cdcbridge.routing.verdict import Bury, Pass, Take, verdict
 
 READ_ROWS = 10000  # of backfills in one append
 READ_BYTES = 4 << 20  # in one append, beside the last chunk
 READ_ROWS_BESIDE = 300  # where there are changes, which have to wait for it
-
-
-class _Wish(NamedTuple):
-    """One consumer's copy of a message: its key, whether that is its own, why it dies at once, if it does, and its
-    data, if that is not the log's.
-    """
-
-    key: str | None
-    own: bool
-    reason: str | None = None
-    data: bytes | None = None
 
 
 class Collector:
@@ -212,10 +201,11 @@ class Collector:
         old_key = None if change.old is None else key_text(change.old, relation.key)
         if self._watches:
             self._note(change, key, old_key)
-        wanted = self._wanted(plan, change, key, old_key) if plan.special else None
+        message = Changed(change, key, old_key, self._begin, self._ordinal) if plan.special else None
+        wanted = None if message is None else _wanted(plan.special, message)
         if wanted is not None and not wanted and not plan.plain and not plan.streams:
             return
-        data = encode_data(change.op, change.record, change.old, change.unchanged)
+        data = encode_data(change.op, change.record, change.old, change.unchanged) if message is None else message.data
         shared = self._shared.get(relation.topic) or self._share(relation.topic)
         if old_key is not None and old_key != key:
             shared = with_old_key(shared, old_key)
@@ -232,9 +222,7 @@ class Collector:
         batch.streams.update(plan.streams)
         plain = plan.plain
         if len(data) > plan.smallest_limit:
-            oversized = self._bury_oversized(plan, wanted, key, index, len(data))
-            plain = tuple(consumer for consumer in plain if consumer not in oversized)
-            wanted = {c: entry for c, entry in wanted.items() if c not in oversized} if wanted else None
+            plain = self._bury_oversized(plan, key, index, len(data))
         if plain:
             group = batch.groups.get(plain)
             if group is None:
@@ -294,22 +282,18 @@ class Collector:
             if reader.reads_log:
                 batch.streams.add(reader.consumer_id)
             else:
-                self._give(reader, message, index, len(data))
+                self._give(reader, message, index)
 
-    def _give(self, reader: Subscription, message: Published, index: int, size: int) -> None:
+    def _give(self, reader: Subscription, message: Published, index: int) -> None:
         """Fan a published message out to a queue: now, later, or as a dead letter."""
-        batch = self._batch
-        key = message.key if reader.key is None else message.own_key(reader.key)
-        if message.malformed is not None:
-            batch.dead.append((reader.consumer_id, index, f"undecodable: {message.malformed}", key))
-        elif size > reader.max_bytes:
-            reason = f"oversized: data has {size} bytes, max_message_bytes is {reader.max_bytes}"
-            batch.dead.append((reader.consumer_id, index, reason, key))
-        else:
-            if message.deliver_at is not None:
-                batch.later.append((reader.consumer_id, index, key, message.deliver_at))
-            if message.deliver_at is None or reader.in_order:  # waiting_rows() leaves the later ones out
-                self._fan_out({reader.consumer_id: _Wish(key, reader.own_keys)}, index)
+        said = verdict(reader, message)
+        if isinstance(said, Pass):
+            return
+        if isinstance(said, Take) and message.deliver_at is not None:
+            self._batch.later.append((reader.consumer_id, index, said.key, message.deliver_at))
+            if not reader.in_order:
+                return  # of the others waiting_rows() leaves the later ones out
+        self._fan_out([(reader, said)], index)
 
     def _refuse(self, what: str, event: LogicalMessage, why: str) -> None:
         """Count what is not delivered of the messages that applications wrote into the WAL, for the log and metrics."""
@@ -322,76 +306,35 @@ class Collector:
         shared = self._shared[topic] = shared_part(topic, begin.commit_lsn, begin.xid, begin.commit_time)
         return shared
 
-    def _wanted(self, plan: Plan, change: Change, key: str | None, old_key: str | None) -> dict[int, _Wish]:
-        """What each consumer that looks closer wants of this change."""
-        wanted: dict[int, _Wish] = {}
-        environment: dict[str, Any] | None = None
-        identity = change.relation.identity
-        for subscription in plan.special:
-            its_key = key if subscription.key is None else key_text(change.record, subscription.key)
-            reason = data = None
-            if subscription.filter is not None:
-                try:
-                    if environment is None:
-                        environment = self._environment(change, key)
-                    said = verdict(subscription, environment, change.unchanged, identity, old_key)
-                    if said == "passed":
-                        continue
-                    if said == "left":
-                        row = row_that_left(change.record, change.old, identity)
-                        data, its_key = deletion(row), own_key(subscription, row, key if old_key is None else old_key)
-                except FilterError as error:
-                    reason = f"filter_error: {error}"
-            wanted[subscription.consumer_id] = _Wish(its_key, subscription.own_keys, reason, data)
-        return wanted
-
-    def _environment(self, change: Change, key: str | None) -> dict[str, Any]:
-        begin = self._begin
-        commit_lsn = begin.commit_lsn if begin is not None else None
-        return {
-            "op": change.op,
-            "topic": change.relation.topic,
-            "key": key,
-            "record": natives(change.record),
-            "old": natives(change.old),
-            "meta": {
-                "schema": change.relation.schema,
-                "table": change.relation.table,
-                "commit_lsn": format_lsn(commit_lsn or 0),
-                "ordinal": self._ordinal,
-                "xid": begin.xid if begin is not None else None,
-            },
-        }
-
-    def _bury_oversized(
-        self, plan: Plan, wanted: dict[int, _Wish] | None, key: str | None, index: int, size: int
-    ) -> set[int]:
-        """Dead letters of those for whom the message is too large; who they are."""
-        oversized: set[int] = set()
+    def _bury_oversized(self, plan: Plan, key: str | None, index: int, size: int) -> tuple[int, ...]:
+        """Make dead letters of the plain consumers for which the message is too large, and give the other ones."""
         for consumer, limit in plan.limits:
-            wish = wanted.get(consumer) if wanted else None
-            its_size = len(wish.data) if wish and wish.data is not None else size
-            if its_size > limit and (wish is not None or consumer in plan.plain):
-                reason = f"oversized: data has {its_size} bytes, max_message_bytes is {limit}"
-                self._keep_own(consumer, index, wish)
-                self._batch.dead.append((consumer, index, reason, wish.key if wish else key))
-                oversized.add(consumer)
-        return oversized
+            if size > limit:
+                self._batch.dead.append((consumer, index, oversized(size, limit), key))
+        return tuple(consumer for consumer, limit in plan.limits if size <= limit)
 
-    def _keep_own(self, consumer: int, index: int, wish: _Wish | None) -> None:
-        if wish is not None and wish.data is not None:
-            self._batch.own.append((consumer, index, wish.key, wish.data))
-            self._batch.size += len(wish.data) + ROW_OVERHEAD
-
-    def _fan_out(self, wanted: dict[int, _Wish], index: int) -> None:
+    def _fan_out(self, wanted: list[tuple[Subscription, Take | Bury]], index: int) -> None:
         batch = self._batch
-        for consumer, wish in wanted.items():
-            self._keep_own(consumer, index, wish)
-            if wish.reason is not None:
-                batch.dead.append((consumer, index, wish.reason, wish.key))
-            elif wish.own:
+        for subscription, said in wanted:
+            consumer = subscription.consumer_id
+            if said.data is not None:
+                batch.own.append((consumer, index, said.key, said.data))
+                batch.size += len(said.data) + ROW_OVERHEAD
+            if isinstance(said, Bury):
+                batch.dead.append((consumer, index, said.reason, said.key))
+            elif subscription.own_keys:
                 indexes, keys = batch.keyed.setdefault(consumer, ([], []))
                 indexes.append(index)
-                keys.append(wish.key)
+                keys.append(said.key)
             else:
                 batch.groups.setdefault((consumer,), []).append(index)
+
+
+def _wanted(special: Iterable[Subscription], message: Changed) -> list[tuple[Subscription, Take | Bury]]:
+    """The verdicts of those consumers that look closer, without those that pass the message over."""
+    found = []
+    for subscription in special:
+        said = verdict(subscription, message)
+        if not isinstance(said, Pass):
+            found.append((subscription, said))
+    return found

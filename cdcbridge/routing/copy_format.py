@@ -7,8 +7,9 @@ parses neither timestamps nor LSNs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from typing import Final
+import zlib
+from collections.abc import Container, Sequence
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -16,15 +17,18 @@ from cdcbridge.changes.events import Row
 
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + b"\0" * 8
 COPY_TRAILER: Final = b"\xff\xff"
+ROW_HEAD: Final = 2  # bytes before the fields of a row: how many there are
 _NULL: Final = -1  # as the length of a field
 _NULL_FIELD: Final = b"\xff\xff\xff\xff"
 _SEQ = struct.Struct("!HIq")
 _MESSAGE = struct.Struct("!IiIii")
-PACK_READ: Final = struct.Struct("!IiIi").pack  # ordinal and partition of a row that a backfill read; the rest follows
+_READ = struct.Struct("!IiIi")  # ordinal and partition of a row that a backfill read; the rest follows
 _TRANSACTION = struct.Struct("!IqIqIq")
 _CHUNK_HEAD = struct.Struct("!HIiIq")
 _ARRAY_HEAD = struct.Struct("!iiIii")
 _LENGTH = struct.Struct("!I")
+_SIGNED_LENGTH = struct.Struct("!i")
+_NULL_LENGTH: Final = 0xFFFFFFFF  # that of a null without its sign
 _INT8_OID, _TEXT_OID = 20, 25
 
 MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn, xid, commit_time, old_key, reader"
@@ -71,6 +75,67 @@ def read_part(topic: str, commit_lsn: int, commit_time: int | None, reader: int)
     time = _NULL_FIELD if commit_time is None else struct.pack("!Iq", 8, commit_time)
     lsn = struct.pack("!Iq", 8, commit_lsn)
     return _sized(topic.encode()) + lsn + _NULL_FIELD + time + _NULL_FIELD + struct.pack("!Ii", 4, reader)
+
+
+def read_row(ordinal: int, partition: int, fields: bytes, shared: bytes) -> bytes:
+    """One row for COPY messages, of a row that a backfill read: its key and its data as COPY gave them."""
+    return _READ.pack(4, ordinal, 4, partition) + fields + shared
+
+
+class ReadRows(NamedTuple):
+    """Rows that a backfill read, for COPY messages, and of each its key, its partition and the bytes of its data."""
+
+    rows: list[bytes]
+    keys: list[str | None]
+    partitions: list[int]
+    sizes: list[int]
+
+
+def read_rows(
+    given: Sequence[bytes], stale: Container[str | None], ordinal: int, shared: bytes, partitions: int
+) -> ReadRows:
+    """Rows of key and data as COPY gave them → rows for COPY messages, without those whose key is stale.
+
+    ordinal: of the first one. This is the way of most rows of a backfill, and as short as can be.
+    """
+    found = ReadRows([], [], [], [])
+    rows, keys, numbers, sizes = found
+    pack, crc = _READ.pack, zlib.crc32
+    for body in given:
+        length = int.from_bytes(body[:4])
+        key = None if length == _NULL_LENGTH else body[4 : 4 + length]
+        text = None if key is None else key.decode()
+        if text is not None and text in stale:
+            continue
+        partition = crc(key) % partitions if key is not None else 0
+        rows.append(b"".join((pack(4, ordinal, 4, partition), body, shared)))
+        ordinal += 1
+        keys.append(text)
+        numbers.append(partition)
+        sizes.append(len(body) - 8 - (0 if key is None else length))
+    return found
+
+
+def read_fields(row: bytes, *, keyed: bool, sized: bool) -> tuple[bytes, bytes | None, bytes, str | None, int | None]:
+    """(key and data as COPY has them, key, data, the consumer's own key, bytes at least) of a backfill's row."""
+    key, start = _field(row, 0)
+    data, end = _field(row, start)
+    own, behind = _field(row, end) if keyed else (None, end)
+    least = _field(row, behind)[0] if sized else None
+    return (
+        row[:end],
+        key,
+        data or b"",
+        None if own is None else own.decode(),
+        None if least is None else int.from_bytes(least),
+    )
+
+
+def _field(row: bytes, start: int) -> tuple[bytes | None, int]:
+    """A field's value, and where the next one begins."""
+    (length,) = _SIGNED_LENGTH.unpack_from(row, start)
+    start += 4
+    return (None, start) if length < 0 else (row[start : start + length], start + length)
 
 
 def published_row(topic: str, key: bytes | None, partition: int, data: bytes) -> bytes:

@@ -18,7 +18,7 @@ from cdcbridge.changes.events import Begin
 from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
 from cdcbridge.routing.copy_format import GAP_TOPIC, message_row, shared_part
-from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.subscription import Subscription
 
 _KEY = "missing"
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Final
 
 import orjson
@@ -22,7 +23,7 @@ _MEMBERS: Final = frozenset({"key", "data", "deliver_at"})
 _TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]|[^\s",:{}\[\]]+')
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(frozen=True)
 class Published:
     """A message's key and its data as JSON text; or what is wrong with it, and then its content as a JSON text."""
 
@@ -31,11 +32,16 @@ class Published:
     malformed: str | None = None
     deliver_at: str | None = None  # in ISO 8601
 
-    @property
+    @cached_property
     def data(self) -> bytes:
         """The message's `data`. What is malformed says so: a stream has no dead letters, and reads the log as it is."""
         why = b"" if self.malformed is None else b',"malformed":' + orjson.dumps(self.malformed)
         return b'{"op":"message","record":%b,"old":null,"unchanged":[]%b}' % (self.record, why)
+
+    @property
+    def size(self) -> int:
+        """The bytes of its `data`."""
+        return len(self.data)
 
     def own_key(self, columns: Sequence[str]) -> str | None:
         """The key that these members of the data make, as columns of a row would."""

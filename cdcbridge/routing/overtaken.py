@@ -17,7 +17,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Final
 
-from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.subscription import Subscription
 
 WATERMARK_PREFIX: Final = "cdcbridge.watermark"
 EARLY_LIMIT: Final = 100_000  # keys; beyond that a row may come as a change and as a read
@@ -60,7 +60,7 @@ class Stale:
         self._early = early
         self._everything = everything
 
-    def __contains__(self, key: str | None) -> bool:
+    def __contains__(self, key: object) -> bool:
         return self._everything or key in self._changed or key in self._early
 
 

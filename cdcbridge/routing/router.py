@@ -8,48 +8,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from cdcbridge.changes.events import Relation
-from cdcbridge.routing.filters import Filter
 from cdcbridge.routing.patterns import is_name, take, taken, whole
+from cdcbridge.routing.subscription import Subscription
 
 OPERATIONS: Final = ("insert", "update", "delete", "truncate")
 IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.event_trigger); never captured, either
 
 
 @dataclass(slots=True, frozen=True)
-class Subscription:
-    """What a consumer declared, as much as routing needs. `key` None: the log's key. `max_bytes` is of `data`.
-    `in_order`: mode fifo. `reads_log`: mode stream, which gets no rows of its own. `topics`: of published messages.
-    `columns`: all that its key and its columns name. `on_leave`: a row that leaves the filter is delivered as a delete.
-    """
-
-    consumer_id: int
-    name: str
-    tables: tuple[str, ...]
-    operations: frozenset[str]
-    filter: Filter | None = None
-    key: tuple[str, ...] | None = None
-    max_bytes: int = 1024 * 1024
-    in_order: bool = False
-    topics: tuple[str, ...] = ()
-    reads_log: bool = False
-    columns: frozenset[str] = frozenset()
-    on_leave: bool = False
-
-    @property
-    def plain(self) -> bool:
-        """Takes every message of its tables and operations as it is."""
-        return self.filter is None and self.key is None
-
-    @property
-    def own_keys(self) -> bool:
-        """Its messages have keys of their own. A row that left the filter has the key it had before."""
-        return self.key is not None or self.on_leave
-
-
-@dataclass(slots=True, frozen=True)
 class Plan:
     """Who gets one operation of one table: `plain` consumers all alike, `special` ones after a closer look; `streams`
-    read the log itself.
+    read the log itself. `limits`: what the `plain` ones take at most, in bytes of `data`.
     """
 
     plain: tuple[int, ...]
@@ -117,6 +86,6 @@ def _plan(subscriptions: list[Subscription]) -> Plan | None:
     queues = [s for s in subscriptions if not s.reads_log]
     plain = tuple(s.consumer_id for s in queues if s.plain)
     special = tuple(s for s in queues if not s.plain)
-    limits = tuple((s.consumer_id, s.max_bytes) for s in queues)
+    limits = tuple((s.consumer_id, s.max_bytes) for s in queues if s.plain)
     streams = tuple(s.consumer_id for s in subscriptions if s.reads_log)
     return Plan(plain, special, streams, limits, min((limit for _, limit in limits), default=sys.maxsize))

@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection
 from cdcbridge.changes.events import Relation
 from cdcbridge.changes.position import Position
 from cdcbridge.errors import IdentityLost, OperatorNeeded
-from cdcbridge.routing.router import Router, Subscription
+from cdcbridge.routing.router import Router
+from cdcbridge.routing.subscription import Subscription
 
 
 class TableGuard:

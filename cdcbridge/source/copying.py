@@ -8,9 +8,9 @@ from typing import Final
 from psycopg import errors, pq, sql
 
 from cdcbridge.database import Connection
+from cdcbridge.routing.copy_format import COPY_HEADER, ROW_HEAD
 from cdcbridge.source.shapes import Shape
 
-_HEADER: Final = 19  # bytes of COPY's header, which is in the first row's message
 _SAVEPOINT: Final = b"savepoint copying"
 _ROLLBACK: Final = b"rollback to savepoint copying"
 _RELEASE: Final = b"release savepoint copying"
@@ -44,7 +44,7 @@ def _taken(pgconn: pq.abc.PGconn, most_bytes: int | None) -> tuple[list[bytes], 
     get = pgconn.get_copy_data
     wait = select.poll()  # select() fails where a process has more than 1,024 open files
     wait.register(pgconn.socket, select.POLLIN)
-    size, skipped = 0, 2 + _HEADER
+    size, skipped = 0, ROW_HEAD + len(COPY_HEADER)  # the header is in the first row's message
     while True:
         length, data = get(1)
         if length > skipped:  # else it is the trailer, and if there are no rows it comes with the header
@@ -53,7 +53,7 @@ def _taken(pgconn: pq.abc.PGconn, most_bytes: int | None) -> tuple[list[bytes], 
                 return rows, False
             if most_bytes != 0:
                 rows.append(bytes(data[skipped:]))
-                skipped = 2
+                skipped = ROW_HEAD
         elif length == 0:
             wait.poll()
             pgconn.consume_input()

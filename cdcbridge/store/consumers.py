@@ -17,8 +17,7 @@ from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.database.patience import LOCK_TIMEOUT, PATIENCE, patiently
 from cdcbridge.errors import UsageError
-from cdcbridge.routing.filters import Filter
-from cdcbridge.routing.router import Subscription
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store.feeds import load as load_feeds
 from cdcbridge.store.replay import Filling
 
@@ -54,61 +53,6 @@ def mode_conflict(consumer: Consumer, mode: str) -> tuple[str, str]:
     return (
         f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
         f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
-    )
-
-
-def subscription(consumer_id: int, name: str, mode: str, config: dict[str, Any]) -> Subscription:
-    """What routing needs of a consumer as the store keeps it."""
-    source, chosen = config.get("filter"), config.get("columns") or {}
-    return Subscription(
-        consumer_id,
-        name,
-        tuple(config["tables"]),
-        frozenset(config["operations"]),
-        Filter(source) if source is not None else None,
-        tuple(config["key"]) if config.get("key") else None,
-        config["max_message_bytes"],
-        mode == "fifo",
-        tuple(config.get("topics", ())),
-        mode == "stream",
-        frozenset([*(config.get("key") or ()), *(name for names in chosen.values() for name in names or ())]),
-        config.get("on_leave") == "delete",
-    )
-
-
-def dump(subscription: Subscription) -> dict[str, Any]:
-    """The subscription as JSON, for a transaction that has to be finished with it."""
-    return {
-        "consumer_id": subscription.consumer_id,
-        "name": subscription.name,
-        "tables": list(subscription.tables),
-        "operations": sorted(subscription.operations),
-        "filter": subscription.filter.source if subscription.filter else None,
-        "key": list(subscription.key) if subscription.key else None,
-        "max_bytes": subscription.max_bytes,
-        "in_order": subscription.in_order,
-        "reads_log": subscription.reads_log,
-        "topics": list(subscription.topics),
-        "columns": sorted(subscription.columns),
-        "on_leave": subscription.on_leave,
-    }
-
-
-def load(entry: dict[str, Any]) -> Subscription:
-    """The subscription that dump() wrote."""
-    return Subscription(
-        entry["consumer_id"],
-        entry["name"],
-        tuple(entry["tables"]),
-        frozenset(entry["operations"]),
-        Filter(entry["filter"]) if entry["filter"] else None,
-        tuple(entry["key"]) if entry["key"] else None,
-        entry["max_bytes"],
-        entry.get("in_order", False),
-        tuple(entry.get("topics", ())),
-        entry.get("reads_log", False),
-        frozenset(entry.get("columns", ())),
-        entry.get("on_leave", False),
     )
 
 
@@ -180,14 +124,14 @@ def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list
             "select id, name, mode, config from consumers where name = any (%s) order by id",
             ([consumer.name for consumer in consumers],),
         ).fetchall()
-    return [subscription(*row) for row in rows]
+    return [Subscription.from_config(*row) for row in rows]
 
 
 def all_subscriptions(connection: Connection) -> list[Subscription]:
     """Every consumer of the store, in the file or not."""
     with store_errors():
         rows = connection.execute("select id, name, mode, config from consumers order by id").fetchall()
-    return [subscription(*row) for row in rows]
+    return [Subscription.from_config(*row) for row in rows]
 
 
 class _FarBehind(Exception):
@@ -258,7 +202,7 @@ def _make(connection: Connection, consumer: Consumer) -> Subscription:
     row = connection.execute(
         "select add_consumer(%s, %s, %s)", (consumer.name, consumer.mode, Jsonb(config))
     ).fetchone()
-    return subscription(row[0] if row else 0, consumer.name, consumer.mode, config)
+    return Subscription.from_config(row[0] if row else 0, consumer.name, consumer.mode, config)
 
 
 def _index_segments(connection: Connection, consumers: Sequence[Consumer], patience: float) -> None:

@@ -7,16 +7,17 @@ This module must never remove a letter whose filter fails again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from cdcbridge.database import Connection
 from cdcbridge.database.patience import patiently
-from cdcbridge.routing.filters import FilterError
-from cdcbridge.routing.router import Subscription
-from cdcbridge.routing.verdict import Logged, deletion, own_key, text_that_left, verdict_of_text
-from cdcbridge.store.consumers import subscription
+from cdcbridge.routing.dead_reasons import FILTER_ERROR
+from cdcbridge.routing.judged import Logged
+from cdcbridge.routing.subscription import Subscription
+from cdcbridge.routing.verdict import Bury, Pass, verdict
 
 PAGE: Final = 1000  # dead letters that are compared and brought back at a time
 _AT_ONCE: Final = 50  # letters in memory: each may have `max_message_bytes`
@@ -59,7 +60,9 @@ def redrive_page(store: Connection, name: str, letters: Sequence[tuple[int, bool
         done.compared += len(failed)
         row = store.execute("select id, name, mode, config from show_consumer(%s)", (name,)).fetchone()
         if row is not None:
-            _compare(store, subscription(*row), failed, page, done)
+            # People bring letters back whatever their size is.
+            wanted = replace(Subscription.from_config(*row), max_bytes=sys.maxsize)
+            _compare(store, wanted, failed, page, done)
     ids, keys, documents = ([entry[n] for entry in page.left] for n in range(3))
     given = (name, page.wanted, page.unwanted, ids, keys, documents)
     counts = patiently(
@@ -81,25 +84,22 @@ def _compare(store: Connection, wanted: Subscription, ids: list[int], page: _Pag
         letters.itersize = _AT_ONCE
         letters.execute("select * from dead_to_compare(%s, %s::bigint[])", (wanted.name, ids))
         for row in letters:
-            try:
-                _decide(wanted, row, page)
-            except FilterError as error:
-                done.undecidable += 1
-                done.why = str(error)
+            _decide(wanted, row, page, done)
 
 
-def _decide(wanted: Subscription, row: Sequence[Any], page: _Page) -> None:
-    """Put one letter where it belongs. Raises FilterError."""
+def _decide(wanted: Subscription, row: Sequence[Any], page: _Page, done: Redriven) -> None:
+    """Put one letter where it belongs."""
     letter, topic, key, text, commit_lsn, ordinal, xid, log_key, old_key, columns = row
-    identity = frozenset(columns or ())
     if wanted.key is None:
         log_key = key  # known even where the segment is gone
-    said = verdict_of_text(wanted, Logged(text, topic, log_key, commit_lsn, ordinal, xid, old_key), identity)
-    if said == "passed":
+    identity = frozenset(columns or ())
+    said = verdict(wanted, Logged(text, topic, log_key, commit_lsn, ordinal, xid, old_key, key, identity))
+    if isinstance(said, Pass):
         page.unwanted.append(letter)
-    elif said == "left":
-        left = text_that_left(text, identity)
-        data = deletion(left).decode()
-        page.left.append((letter, own_key(wanted, left, log_key if old_key is None else old_key), data))
+    elif isinstance(said, Bury):
+        done.undecidable += 1
+        done.why = said.reason.removeprefix(FILTER_ERROR)
+    elif said.data is not None:
+        page.left.append((letter, said.key, said.data.decode()))
     else:
         page.wanted.append(letter)

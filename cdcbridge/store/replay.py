@@ -17,16 +17,17 @@ from cdcbridge.database import Connection
 from cdcbridge.database.patience import patiently
 from cdcbridge.instants import reach
 from cdcbridge.routing.batch import Batch
-from cdcbridge.routing.copy_format import COPY_HEADER, COPY_TRAILER, COPY_WAITING, GAP_TOPIC
+from cdcbridge.routing.copy_format import COPY_HEADER, COPY_TRAILER, COPY_WAITING
 from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
-from cdcbridge.routing.filters import FilterError
+from cdcbridge.routing.judged import Logged
 from cdcbridge.routing.patterns import left_out, like, taken
-from cdcbridge.routing.router import Subscription
-from cdcbridge.routing.verdict import Logged, deletion, own_key, text_that_left, verdict_of_text
+from cdcbridge.routing.subscription import Subscription
+from cdcbridge.routing.verdict import Bury, Pass, verdict
 
 _PAGE: Final = 5000  # messages of the log at a time
 _TELL_EVERY: Final = 2.0  # seconds between two lines about a long filling
 _END: Final = (1 << 63) - 1
+_NONE: Final = frozenset[str]()
 _Dead: TypeAlias = tuple[int, str, str | None]
 log = structlog.get_logger()
 
@@ -144,10 +145,11 @@ def latest(connection: Connection, wanted: Subscription, last: int) -> list[tupl
     return connection.execute(f"{_LOG} desc limit %(last)s".encode(), given).fetchall()[::-1]
 
 
-def logged(row: Sequence[Any]) -> Logged:
-    """A row of the log as verdicts are given of."""
-    _, topic, key, text, commit_lsn, ordinal, xid, *_ = row
-    return Logged(text, topic, key, commit_lsn, ordinal, xid, row[10])
+def logged(row: Sequence[Any], identities: dict[str, frozenset[str]]) -> Logged:
+    """A row of the log as verdicts are given on. identities: of identities_of()."""
+    _, topic, key, text, commit_lsn, ordinal, xid, size, its_key, _, old_key = row
+    identity = identities.get(topic, _NONE)
+    return Logged(text, topic, key, commit_lsn, ordinal, xid, old_key, _own_key(its_key), identity, size)
 
 
 def _given(wanted: Subscription) -> dict[str, Any]:
@@ -193,28 +195,17 @@ def _sort(
     consumer = wanted.consumer_id
     batch = Batch(barriers=barriers)
     for row in rows:
-        seq, size = row[0], row[7]
-        key = _own_key(row[8]) if wanted.key else row[2]
-        try:
-            if row[1] not in wanted.topics and row[1] != GAP_TOPIC:
-                message = logged(row)
-                identity = identities.get(row[1], frozenset())
-                said = verdict_of_text(wanted, message, identity)
-                if said == "passed":
-                    continue
-                if said == "left":
-                    left = text_that_left(row[3], identity)
-                    key, data = own_key(wanted, left, message.key if row[10] is None else row[10]), deletion(left)
-                    batch.own.append((consumer, seq, key, data))
-                    size = len(data)
-        except FilterError as error:
-            dead.append((seq, f"filter_error: {error}", key))
+        seq = row[0]
+        said = verdict(wanted, logged(row, identities))
+        if isinstance(said, Pass):
             continue
-        if size > wanted.max_bytes:
-            dead.append((seq, f"oversized: data has {size} bytes, max_message_bytes is {wanted.max_bytes}", key))
+        if said.data is not None:
+            batch.own.append((consumer, seq, said.key, said.data))
+        if isinstance(said, Bury):
+            dead.append((seq, said.reason, said.key))
             continue
         seqs.append(seq)
-        keys.append(key)
+        keys.append(said.key)
         if row[9]:
             barriers.append(seq)
     batch.rows = [b""] * len(seqs)
@@ -228,6 +219,8 @@ def _sort(
 
 
 def _own_key(values: Sequence[str | None]) -> str | None:
-    """JSON texts of the key's columns → the key."""
+    """JSON texts of the key's columns → the key; of no columns → None."""
+    if not values:
+        return None
     fragments = {str(n): value and orjson.Fragment(value) for n, value in enumerate(values)}
     return key_text(fragments, list(fragments))

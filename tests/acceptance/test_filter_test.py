@@ -45,6 +45,8 @@ def test_results(shop: World) -> None:
     assert results(shop, "record.status > 'o' && record.id < 2 || record.status < 'd'") == list(enumerate(fails, first))
     assert [r for _, r in results(shop, "record.note == 'x'", operations=["insert", "update"])] == [
         "left out", "left out", "left out", "delivered, undecidable"]  # fmt: skip
+    for status, large in (("paid", "dead letter"), ("open", "left out")):
+        assert results(shop, f"record.status == '{status}'", max_message_bytes="1kB")[0] == (first, large)
     published = results(shop, "false", topics=["invoices"])[-1]
     assert published == (first + 6, "delivered")
     assert shop.rows("select name from consumers") == [("everything",)], "it was not applied"

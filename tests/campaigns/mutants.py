@@ -265,7 +265,7 @@ MUTANTS = (
            "tests/integration/test_unfed.py::test_a_consumer_that_is_fed_again_is_told_from_where_to_where[pg18-pgoutput]"),
     Mutant("I73", "cdcbridge/routing/verdict.py", 'return "left"  # it cannot be told', 'return "passed"',
            f"{VERDICT}[record.amount > 5-update-record13-old13-unchanged13-left]"),
-    Mutant("I73", "cdcbridge/routing/verdict.py", '("insert", "update", "read") if wanted.filter.reads_op else ("update",)',
+    Mutant("I73", "cdcbridge/routing/verdict.py", '("insert", "update", "read") if wanted.reads_op else ("update",)',
            '("update",)', f"{VERDICT}[op == 'insert'-update-record14-old14-unchanged14-left]"),
     Mutant("I74", "cdcbridge/routing/patterns.py", "            if matches(pattern[1:], topic):\n                return False\n",
            "            found = found and not matches(pattern[1:], topic)\n",

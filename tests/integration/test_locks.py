@@ -23,6 +23,7 @@ from cdcbridge.config import Consumer
 from cdcbridge.database.patience import patiently
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import Fenced, LockedOut, StoreUnavailable
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store import consumers, migrate
 from cdcbridge.store import replay as backlog
 from cdcbridge.store.log import Store
@@ -160,7 +161,7 @@ def replayed(queue: Queue, store: Store) -> Any:
     with psycopg.connect(queue.dsn, options="-c search_path=cdcbridge") as reader:
         row = store.connection.execute("select id, name, mode, config from consumers where name = 'c'").fetchone()
         assert row
-        return backlog.replay(store.connection, reader, consumers.subscription(*row), 0, 1 << 40)
+        return backlog.replay(store.connection, reader, Subscription.from_config(*row), 0, 1 << 40)
 
 
 def dropped(_: Queue, store: Store) -> Any:

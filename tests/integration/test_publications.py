@@ -11,7 +11,8 @@ import pytest
 from cdcbridge.checks.server import check
 from cdcbridge.errors import CheckFailed, SourceUnavailable
 from cdcbridge.problem import Problem
-from cdcbridge.routing.router import Router, Subscription
+from cdcbridge.routing.router import Router
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.source import publications
 from tests.harness.world import World, eventually
 

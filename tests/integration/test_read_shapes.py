@@ -20,7 +20,7 @@ from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.database import connect_source
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import OperatorNeeded
-from cdcbridge.routing.backfill_rows import _field
+from cdcbridge.routing.copy_format import read_fields
 from cdcbridge.source import shapes
 from cdcbridge.source.sessions import refuse_row_security
 from tests.harness import crash
@@ -42,9 +42,8 @@ def read_all(connection: Any, name: str, size: int, schema: str = "public") -> l
             part = read_chunk(connection, shape, Wanted(), place, size)
         place, last = part.end, part.last
         for row in part.rows:
-            key, start = _field(row, 0)
-            data = _field(row, start)[0]
-            assert data is not None and b"\n" not in data and b"\r" not in data
+            _, key, data, *_ = read_fields(row, keyed=False, sized=False)
+            assert b"\n" not in data and b"\r" not in data
             found.append((None if key is None else key.decode(), data.decode()))
     return found
 

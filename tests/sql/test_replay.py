@@ -7,8 +7,8 @@ import threading
 import psycopg
 import pytest
 
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store import replay as backlog
-from cdcbridge.store.consumers import subscription
 from tests.harness import crash
 from tests.sql.queue import Queue
 from tests.sql.test_queue import receipts, seqs
@@ -40,7 +40,7 @@ def replay(queue: Queue, low: int, high: int, name: str = "c") -> tuple[int, int
         for session in (store, reader):
             session.execute("set search_path = cdcbridge")
         with reader.transaction():
-            return backlog.replay(store, reader, subscription(*row.values()), low, high)
+            return backlog.replay(store, reader, Subscription.from_config(*row.values()), low, high)
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])

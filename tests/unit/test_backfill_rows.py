@@ -14,7 +14,8 @@ from cdcbridge.routing.backfill_rows import inject
 from cdcbridge.routing.batch import Batch
 from cdcbridge.routing.filters import Filter
 from cdcbridge.routing.overtaken import Chunk, Snapshot, Watch
-from cdcbridge.routing.router import OPERATIONS, Subscription
+from cdcbridge.routing.router import OPERATIONS
+from cdcbridge.routing.subscription import Subscription
 
 BEHIND = Position(500, 7)
 

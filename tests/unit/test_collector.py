@@ -11,7 +11,8 @@ from cdcbridge.changes.events import Begin, Change, Commit, LogicalMessage, Rela
 from cdcbridge.changes.position import START, Position
 from cdcbridge.errors import DecodeError, IdentityLost
 from cdcbridge.routing.collector import Collector
-from cdcbridge.routing.router import OPERATIONS, Router, Subscription
+from cdcbridge.routing.router import OPERATIONS, Router
+from cdcbridge.routing.subscription import Subscription
 
 T = Relation("public", "t", "public.t", ("id",), frozenset({"id"}))
 

@@ -1,4 +1,4 @@
-"""Rows for COPY."""
+"""Rows for COPY, and rows as COPY gave them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from cdcbridge.changes.keys import partition_of
 from cdcbridge.routing.copy_format import (
     CHUNK_SIZE,
     MESSAGE_COLUMNS,
@@ -15,7 +16,10 @@ from cdcbridge.routing.copy_format import (
     message_row,
     message_rows,
     published_row,
+    read_fields,
     read_part,
+    read_row,
+    read_rows,
     shared_part,
     with_old_key,
 )
@@ -99,3 +103,29 @@ def test_data_has_its_members_in_the_order_of_the_contract() -> None:
         encode_data("update", {"a": 1}, None, ("b",))
         == b'{"op":"update","record":{"a":1},"old":null,"unchanged":["b"]}'
     )
+
+
+NULL, READ = b"\xff\xff\xff\xff", read_part("public.t", 7, None, 1)
+
+
+def field(value: bytes | None) -> bytes:
+    return NULL if value is None else len(value).to_bytes(4) + value
+
+
+def test_rows_of_a_backfill() -> None:
+    given = [field(key) + field(data) for key, data in ((b"1", b"{}"), (None, b"{ }"), ("ü".encode(), b""))]
+    read = read_rows(given, {"1", None}, 5, READ, 16)
+    assert read.keys == [None, "ü"], "a row without a key is never stale"
+    assert read.sizes == [3, 0]
+    assert read.partitions == [0, partition_of("ü".encode(), 16)]
+    assert read.rows == [read_row(5, 0, given[1], READ), read_row(6, read.partitions[1], given[2], READ)]
+    assert read.rows[0] == (b"\0\0\0\4\0\0\0\5" + b"\0\0\0\4\0\0\0\0" + given[1] + READ)
+
+
+def test_fields_of_a_row() -> None:
+    start = field(b"1") + field(b"{}")
+    assert read_fields(start, keyed=False, sized=False) == (start, b"1", b"{}", None, None)
+    assert read_fields(start + field(b"k"), keyed=True, sized=False) == (start, b"1", b"{}", "k", None)
+    row = start + NULL + field((900).to_bytes(8))
+    assert read_fields(row, keyed=True, sized=True) == (start, b"1", b"{}", None, 900)
+    assert read_fields(NULL + field(b"{}") + NULL, keyed=False, sized=True)[1:] == (None, b"{}", None, None)

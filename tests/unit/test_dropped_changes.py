@@ -9,7 +9,8 @@ import pytest
 from cdcbridge.changes.events import Begin
 from cdcbridge.routing.batch import Batch
 from cdcbridge.routing.dropped_changes import Gap, Missing, add_gap, closing, opening
-from cdcbridge.routing.router import OPERATIONS, Subscription
+from cdcbridge.routing.router import OPERATIONS
+from cdcbridge.routing.subscription import Subscription
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdcbridge.routing.overtaken import EARLY_LIMIT, Snapshot, Watch
-from cdcbridge.routing.router import OPERATIONS, Subscription
+from cdcbridge.routing.router import OPERATIONS
+from cdcbridge.routing.subscription import Subscription
 
 WIDE = st.integers(min_value=3, max_value=1 << 40)
 

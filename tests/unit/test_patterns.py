@@ -8,7 +8,8 @@ import pytest
 
 from cdcbridge.config import Consumer
 from cdcbridge.routing.patterns import like, take, whole
-from cdcbridge.routing.router import Router, Subscription
+from cdcbridge.routing.router import Router
+from cdcbridge.routing.subscription import Subscription
 
 
 @pytest.mark.parametrize(("patterns", "topics"), [

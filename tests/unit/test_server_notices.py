@@ -10,8 +10,9 @@ from cdcbridge.changes.position import START
 from cdcbridge.errors import DecodeError
 from cdcbridge.routing.collector import Collector
 from cdcbridge.routing.dropped_changes import Missing
-from cdcbridge.routing.router import OPERATIONS, Router, Subscription
+from cdcbridge.routing.router import OPERATIONS, Router
 from cdcbridge.routing.server_notices import Notices
+from cdcbridge.routing.subscription import Subscription
 
 T = Relation("public", "t", "public.t", None, frozenset())
 

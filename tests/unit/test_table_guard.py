@@ -7,7 +7,8 @@ import pytest
 from cdcbridge.changes.events import Relation
 from cdcbridge.changes.position import Position
 from cdcbridge.errors import IdentityLost, OperatorNeeded
-from cdcbridge.routing.router import OPERATIONS, Router, Subscription
+from cdcbridge.routing.router import OPERATIONS, Router
+from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.table_guard import TableGuard
 
 HERE = Position(0x100, 3)

@@ -15,6 +15,7 @@ from cdcbridge.changes.keys import key_text, partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.errors import DecodeError
 from cdcbridge.lsn import format_lsn
+from cdcbridge.mailbox import Mailbox
 from cdcbridge.routing.backfill_rows import inject
 from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
 from cdcbridge.routing.copy_format import encode_data, message_row, published_row, shared_part, with_old_key
@@ -54,7 +55,7 @@ class Collector:
         partitions: int,
         done: Position,
         end_lsn: int,
-        handed: dict[bytes, Watch | Chunk] | None = None,
+        handed: Mailbox[Watch | Chunk] | None = None,
         guard: TableGuard | None = None,
     ) -> None:
         self._router = router
@@ -71,7 +72,7 @@ class Collector:
         self.end_lsn = end_lsn
         self._batch = Batch()
         self._commit_time: int | None = None
-        self._handed = {} if handed is None else handed
+        self._handed = Mailbox() if handed is None else handed
         self._guard = guard or TableGuard(router)
         self._watches: dict[str, list[Watch]] = {}  # by topic
         self._chunks: deque[Chunk] = deque()  # that the stream has passed the watermark of
@@ -260,7 +261,7 @@ class Collector:
     def _watermark(self, token: bytes) -> None:
         """The stream has come to where a backfill began, or behind where it read a chunk. What is not known is past."""
         self._awaited = True
-        handed = self._handed.pop(token, None)
+        handed = self._handed.take(token)
         if isinstance(handed, Watch):
             watches = self._watches.setdefault(handed.topic, [])
             watches[:] = [watch for watch in watches if not watch.over] + [handed]

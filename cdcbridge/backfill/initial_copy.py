@@ -7,9 +7,8 @@ goes on from there, with a watermark for each chunk. Its price is one snapshot, 
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -21,11 +20,13 @@ from cdcbridge.backfill.requests import Order, begin, fail, subscription_of, unf
 from cdcbridge.backfill.table_reader import CHUNK_BYTES, read_chunk
 from cdcbridge.backfill.watermarks import Room
 from cdcbridge.backfill.worker import FEWEST_ROWS, prepare_reader, wanted_of
+from cdcbridge.background import Background
 from cdcbridge.changes.position import Position
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable
 from cdcbridge.instants import reach
+from cdcbridge.mailbox import Mailbox
 from cdcbridge.routing.backfill_rows import inject
 from cdcbridge.routing.batch import Batch
 from cdcbridge.routing.collector import READ_ROWS
@@ -50,30 +51,25 @@ def copy_tables(
     Returns early when stopped. A table that cannot be read is marked as failed; SourceUnavailable and StoreUnavailable
     are raised.
     """
-    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    orders: Mailbox[Order] = Mailbox()
     for order in unfinished(store.connection).values():
         orders.put(order)
-    read: queue.Queue[Chunk | BaseException | None] = queue.Queue(_AHEAD)
-    room, over = Room(), threading.Event()
-    threads = [
-        threading.Thread(target=_read, args=(config, router, snapshot, orders, read, room, over), daemon=True)
-        for _ in range(READERS)
-    ]
-    for thread in threads:
-        thread.start()
+    shared = _Shared(config, router, snapshot, orders, Mailbox(_AHEAD), Room())
+    readers = [_Reader(number, shared) for number in range(1, READERS + 1)]
+    for reader in readers:
+        reader.start()
     # Before all that the stream brings, whose commits begin at the slot's first position.
     position = Position(lsn - 1, -1)
     partitions = store.partitions()
     try:
         ended = 0
         while ended < READERS and not stopped():
-            try:
-                chunk = read.get(timeout=0.5)
-            except queue.Empty:
+            chunk = shared.read.wait(0.5)
+            if chunk is None:
                 continue
             if isinstance(chunk, BaseException):
                 raise chunk
-            if chunk is None:
+            if isinstance(chunk, _Reader):
                 ended += 1
                 continue
             batch = Batch(end_lsn=lsn, in_order=router.in_order)
@@ -82,105 +78,96 @@ def copy_tables(
             chunk.release()
             del batch, chunk  # rather than until the next one comes
     finally:
-        over.set()
-        room.leave(0)  # who waits for room looks again
-        for thread in threads:
-            thread.join(10)
+        for reader in readers:
+            reader.stop()
+        for reader in readers:
+            reader.join(10)
 
 
-def _read(
-    config: Config,
-    router: Router,
-    snapshot: str,
-    orders: queue.SimpleQueue[Order],
-    read: queue.Queue[Chunk | BaseException | None],
-    room: Room,
-    over: threading.Event,
-) -> None:
-    """One reader: table after table, until none is left."""
-    try:
-        with (
-            connect_source(config.source_dsn, "cdcbridge backfill") as reader,
-            connect_store(config.store_dsn, config.store.schema_, "cdcbridge backfill") as store,
-        ):
-            prepare_reader(reader)
-            while not over.is_set():
-                try:
-                    order = orders.get_nowait()
-                except queue.Empty:
-                    break
-                try:
-                    with source_errors(), reader.transaction():
-                        reader.execute("set transaction isolation level repeatable read, read only")
-                        reader.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot)))
-                        _read_table(router, order, reader, store, read, room, over)
-                except CdcbridgeError as error:
-                    if isinstance(error, SourceUnavailable | StoreUnavailable):
-                        raise
-                    if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate in _ALTERED:
-                        _later(order, "it was altered since")
-                        continue
-                    fail(store, order, error)
-        _put(read, None, over)
-    except (CdcbridgeError, psycopg.Error) as error:
-        _put(read, error, over)
+@dataclass(slots=True, frozen=True)
+class _Shared:
+    """What the readers share with the main loop, which fills `orders` before they start.
+
+    read: chunks, the error that ended a reader, and each reader that has nothing left to read. Readers put them, the
+    main loop takes them.
+    """
+
+    config: Config
+    router: Router
+    snapshot: str
+    orders: Mailbox[Order]
+    read: Mailbox[Chunk | BaseException | _Reader]
+    room: Room
 
 
-def _read_table(
-    router: Router,
-    order: Order,
-    reader: Connection,
-    store: Connection,
-    read: queue.Queue[Chunk | BaseException | None],
-    room: Room,
-    over: threading.Event,
-) -> None:
-    schema, _, name = order.table.partition(".")
-    subscription = subscription_of(router, order.consumer_id, order.consumer, schema, name)
-    shape = shapes.describe(reader, schema, name)
-    reach("table described")
-    refuse_row_security(reader, schema, name)
-    shapes.lock(reader, shape)
-    if shapes.replaced_since_snapshot(reader, shape):
-        _later(order, "it was written anew since")
-        return
-    seen: Snapshot = shapes.snapshot(reader)
-    begin(store, order, seen, shapes.estimate(reader, shape), going_on=False)
-    watch = Watch(subscription, order.table, early=frozenset())
-    log.info("backfill.copying", consumer=order.consumer, table=order.table)
-    wanted = wanted_of(order, subscription, None)
-    place, last, size = order.place or [], False, _FIRST_ROWS
-    while not last and not over.is_set():
-        part = read_chunk(reader, shape, wanted, place, size)
-        place, last, bytes_read = part.end, part.last, max(1, sum(map(len, part.rows)))
-        size = part.looked_at if part.bounded else size
-        size = int(max(FEWEST_ROWS, min(READ_ROWS, size * min(2.0, CHUNK_BYTES / bytes_read))))
-        chunk = Chunk(watch, order.backfill_id, seen, part.rows, place, part.looked_at, last, lambda: None, part.sized)
-        del part
-        with room.changed:
-            room.changed.wait_for(partial(_may_go_on, room, bytes_read, over))
-            room.taken += bytes_read
-        chunk.release = partial(room.leave, bytes_read)
-        _put(read, chunk, over)
-        reach("chunk handed over")
-        del chunk
+class _Reader(Background):
+    """Reads table after table in a thread, until none is left, or one reader is stopped: then all are."""
 
+    def __init__(self, number: int, shared: _Shared) -> None:
+        super().__init__(f"copy-{number}")
+        self._shared = shared
 
-def _may_go_on(room: Room, size: int, over: threading.Event) -> bool:
-    return room.fits(size) or over.is_set()
+    def stop(self) -> None:
+        super().stop()
+        self._shared.read.end()
+        self._shared.room.close()
+
+    def _work(self) -> None:
+        shared, config = self._shared, self._shared.config
+        try:
+            with (
+                connect_source(config.source_dsn, "cdcbridge backfill") as reader,
+                connect_store(config.store_dsn, config.store.schema_, "cdcbridge backfill") as store,
+            ):
+                prepare_reader(reader)
+                while not shared.read.ended and (order := shared.orders.take()) is not None:
+                    try:
+                        with source_errors(), reader.transaction():
+                            reader.execute("set transaction isolation level repeatable read, read only")
+                            reader.execute(sql.SQL("set transaction snapshot {}").format(sql.Literal(shared.snapshot)))
+                            self._read_table(order, reader, store)
+                    except CdcbridgeError as error:
+                        if isinstance(error, SourceUnavailable | StoreUnavailable):
+                            raise
+                        if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate in _ALTERED:
+                            _later(order, "it was altered since")
+                            continue
+                        fail(store, order, error)
+            shared.read.put(self)
+        except BaseException as error:  # noqa: BLE001 - raised again by the main loop
+            shared.read.put(error)
+
+    def _read_table(self, order: Order, reader: Connection, store: Connection) -> None:
+        shared = self._shared
+        schema, _, name = order.table.partition(".")
+        subscription = subscription_of(shared.router, order.consumer_id, order.consumer, schema, name)
+        shape = shapes.describe(reader, schema, name)
+        reach("table described")
+        refuse_row_security(reader, schema, name)
+        shapes.lock(reader, shape)
+        if shapes.replaced_since_snapshot(reader, shape):
+            _later(order, "it was written anew since")
+            return
+        seen: Snapshot = shapes.snapshot(reader)
+        begin(store, order, seen, shapes.estimate(reader, shape), going_on=False)
+        watch = Watch(subscription, order.table, early=frozenset())
+        log.info("backfill.copying", consumer=order.consumer, table=order.table)
+        wanted = wanted_of(order, subscription, None)
+        place, last, size = order.place or [], False, _FIRST_ROWS
+        while not last and not shared.read.ended:
+            part = read_chunk(reader, shape, wanted, place, size)
+            place, last, bytes_read = part.end, part.last, max(1, sum(map(len, part.rows)))
+            size = part.looked_at if part.bounded else size
+            size = int(max(FEWEST_ROWS, min(READ_ROWS, size * min(2.0, CHUNK_BYTES / bytes_read))))
+            leave = partial(shared.room.leave, bytes_read)
+            chunk = Chunk(watch, order.backfill_id, seen, part.rows, place, part.looked_at, last, leave, part.sized)
+            del part
+            shared.room.enter(bytes_read)
+            shared.read.put(chunk)
+            reach("chunk handed over")
+            del chunk
 
 
 def _later(order: Order, reason: str) -> None:
     """Leave the order waiting: the snapshot does not show the table as it is now. It is read beside the stream."""
     log.info("backfill.later", consumer=order.consumer, table=order.table, reason=reason)
-
-
-def _put(
-    read: queue.Queue[Chunk | BaseException | None], item: Chunk | BaseException | None, over: threading.Event
-) -> None:
-    while not over.is_set():
-        try:
-            read.put(item, timeout=0.5)
-        except queue.Full:
-            continue
-        return

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from typing import Final, Self
+from typing import Final
 
 import psycopg
 import structlog
 
 from cdcbridge.backfill.requests import unfinished
-from cdcbridge.backfill.worker import Backfill, Session
+from cdcbridge.backfill.worker import Backfill, Ended, Session
+from cdcbridge.background import Background
 from cdcbridge.database import Connection, connect_store
 from cdcbridge.errors import CdcbridgeError
 
@@ -20,28 +20,25 @@ _RETRY: Final = 2.0
 log = structlog.get_logger()
 
 
-class Backfiller:
+class Backfiller(Background):
     """Works from entry to exit of its `with` block."""
 
     def __init__(self, session: Session, *, idle: bool = False) -> None:
+        super().__init__("backfiller", patience=10)
         self.session = session
         self._idle = idle
-        self._stop = threading.Event()
         self._running: dict[int, Backfill] = {}
         self._not_before: dict[int, float] = {}
-        self._thread = threading.Thread(target=self._work, name="backfiller", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         if not self._idle:
-            self._thread.start()
-        return self
+            super().start()
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self.session.ended.set()
-        self.session.over.set()
-        if not self._idle:
-            self._thread.join(timeout=10)
+    def stop(self) -> None:
+        """Let no backfill wait for the main loop, which appends nothing any more."""
+        super().stop()
+        self.session.ended.end()
+        self.session.room.close()
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -51,8 +48,7 @@ class Backfiller:
                 ) as store:
                     while not self._stop.is_set():
                         self._look(store)
-                        self.session.ended.wait(_POLL)
-                        self.session.ended.clear()
+                        self._forget(self.session.ended.wait(_POLL))
             except (CdcbridgeError, psycopg.Error) as error:
                 log.warning("backfill.failed", error=" ".join(str(error).split()))
                 self._stop.wait(_RETRY)
@@ -63,10 +59,8 @@ class Backfiller:
 
     def _look(self, store: Connection) -> None:
         """Start what is asked for, stop what is not any more."""
-        for backfill_id, running in list(self._running.items()):
-            if not running.alive:
-                del self._running[backfill_id]
-                self._not_before[backfill_id] = time.monotonic() + _RETRY * running.failed
+        while self._forget(self.session.ended.take()):
+            pass
         # After that: of those that no thread works on, the progress is what it is.
         orders = unfinished(store)
         for backfill_id, running in self._running.items():
@@ -76,4 +70,14 @@ class Backfiller:
             if len(self._running) >= AT_ONCE:
                 return
             if backfill_id not in self._running and self._not_before.get(backfill_id, 0) <= time.monotonic():
-                self._running[backfill_id] = Backfill(self.session, order)
+                running = Backfill(self.session, order)
+                running.start()
+                self._running[backfill_id] = running
+
+    def _forget(self, ended: Ended | None) -> bool:
+        """Take one that ended off the running ones; False for none."""
+        if ended is None:
+            return False
+        del self._running[ended.backfill_id]
+        self._not_before[ended.backfill_id] = time.monotonic() + _RETRY * ended.failed
+        return True

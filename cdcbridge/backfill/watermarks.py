@@ -13,6 +13,7 @@ from typing import Final
 from cdcbridge.backfill.table_reader import Read
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.lsn import parse_lsn
+from cdcbridge.mailbox import Mailbox
 from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Snapshot, Watch
 
 AHEAD: Final = 3  # chunks that are read and not yet durable
@@ -21,15 +22,26 @@ _numbers = itertools.count(1)
 
 
 class Room:
-    """The memory that all backfills of a session share for rows that are read and not yet durable."""
+    """The memory that all backfills of a session share for rows that are read and not yet durable.
+
+    The readers take it, the main loop gives it back. `changed` is the lock of everything in here.
+    """
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.taken = 0  # bytes
+        self.over = False  # nothing will be appended any more
 
     def fits(self, size: int) -> bool:
         """Whether so many bytes may be added. A single chunk always may. Call with `changed`."""
         return not self.taken or self.taken + size <= BYTES_AHEAD
+
+    def enter(self, size: int) -> bool:
+        """Wait until so many bytes may be added, and add them; False when over."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.over or self.fits(size))
+            self.taken += size
+            return not self.over
 
     def leave(self, size: int) -> None:
         """So many bytes are durable, or dropped."""
@@ -37,16 +49,21 @@ class Room:
             self.taken -= size
             self.changed.notify_all()
 
+    def close(self) -> None:
+        """Nothing will be appended any more: nobody waits for that."""
+        with self.changed:
+            self.over = True
+            self.changed.notify_all()
+
 
 class Handover:
     """Of one backfill, in one session of the bridge. `handed` is where the collector looks; `name` begins the
-    watermarks; `over` is set when the session has appended all that it ever will; `room` is shared with others.
+    watermarks; `room` is shared with others, and over when the session has appended all that it ever will.
     """
 
-    def __init__(self, handed: dict[bytes, Watch | Chunk], name: str, over: threading.Event, room: Room) -> None:
+    def __init__(self, handed: Mailbox[Watch | Chunk], name: str, room: Room) -> None:
         self._handed = handed
         self._name = name
-        self._over = over
         self._room = room
         self._changed = room.changed
         self._outstanding: dict[bytes, int] = {}  # bytes of each
@@ -61,7 +78,7 @@ class Handover:
     def watch(self, marker: Connection, watch: Watch) -> int:
         """From this watermark on the collector watches the table; its LSN."""
         token = self._token()
-        self._handed[token] = watch
+        self._handed.put(watch, token)
         return mark(marker, token)
 
     def chunk(self, marker: Connection, watch: Watch, backfill_id: int, seen: Snapshot, read: Read) -> None:
@@ -70,9 +87,9 @@ class Handover:
         with self._changed:
             self._outstanding[token] = size = sum(map(len, read.rows))
             self._room.taken += size
-        self._handed[token] = Chunk(
-            watch, backfill_id, seen, read.rows, read.end, read.looked_at, read.last, self._releaser(token), read.sized
-        )
+        done = self._releaser(token)
+        chunk = Chunk(watch, backfill_id, seen, read.rows, read.end, read.looked_at, read.last, done, read.sized)
+        self._handed.put(chunk, token)
         mark(marker, token)
 
     def has_room(self, size: int) -> bool:
@@ -93,11 +110,10 @@ class Handover:
         with self._changed:
             tokens = list(self._outstanding)
         for token in tokens:
-            if self._handed.pop(token, None) is not None:
+            if self._handed.take(token) is not None:
                 self._releaser(token)()
         with self._changed:
-            while self._outstanding and not self._over.is_set():
-                self._changed.wait(0.1)
+            self._changed.wait_for(lambda: not self._outstanding or self._room.over)
 
     def _token(self) -> bytes:
         return f"{self._name}/{next(_numbers)}".encode()

@@ -10,10 +10,8 @@ appends by itself, and never reads further ahead than a few chunks.
 from __future__ import annotations
 
 import re
-import threading
 import time
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg
 import structlog
@@ -29,10 +27,12 @@ from cdcbridge.backfill.requests import (
 )
 from cdcbridge.backfill.table_reader import CHUNK_BYTES, Read, Wanted, read_chunk
 from cdcbridge.backfill.watermarks import Handover, Room, mark
+from cdcbridge.background import Background
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source, connect_store, server_errors, source_errors, store_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable, UsageError
 from cdcbridge.instants import reach
+from cdcbridge.mailbox import Mailbox
 from cdcbridge.routing.collector import READ_ROWS, READ_ROWS_BESIDE
 from cdcbridge.routing.overtaken import EARLY_LIMIT, Chunk, Snapshot, Watch
 from cdcbridge.routing.router import Router
@@ -49,53 +49,66 @@ _TELLS_OPERATIONS: Final = re.compile(r"\b(op|old|meta)\b")
 log = structlog.get_logger()
 
 
-@dataclass(slots=True)
+class Ended(NamedTuple):
+    """A backfill's thread has no work left."""
+
+    backfill_id: int
+    failed: bool  # a server went away: try again, after a pause
+
+
 class Session:
-    """What all backfills of a streaming session share. `handed`: what the stream is to come past, by watermark;
-    `gentle`: there are changes, which have to wait for each chunk's append; `over`: nothing will be appended any more;
-    `ended`: one of them did.
+    """What a streaming session's main loop, its backfills and their scheduler share: each part has a lock of its own.
+
+    handed: what the stream is to come past, by watermark. Backfills put it, the main loop takes it.
+    room: the memory that backfills have in use.
+    ended: the backfills that ended. They put it, the scheduler takes it.
     """
 
-    config: Config
-    epoch: int
-    router: Router
-    handed: dict[bytes, Watch | Chunk] = field(default_factory=dict)
-    gentle: bool = False
-    room: Room = field(default_factory=Room)
-    over: threading.Event = field(default_factory=threading.Event)
-    ended: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, config: Config, epoch: int, router: Router) -> None:
+        self.config = config
+        self.epoch = epoch
+        self.router = router
+        self.handed: Mailbox[Watch | Chunk] = Mailbox()
+        self.room = Room()
+        self.ended: Mailbox[Ended] = Mailbox()
+        self._told: Mailbox[bool] = Mailbox()
+
+    @property
+    def gentle(self) -> bool:
+        """There are changes, which have to wait for each chunk's append. Set by the main loop, read by backfills."""
+        return self._told.look("gentle") is not None
+
+    @gentle.setter
+    def gentle(self, value: bool) -> None:
+        if value:
+            self._told.put(value, "gentle")
+        else:
+            self._told.take("gentle")
 
 
-class Backfill:
+class Backfill(Background):
     """One of them, in a thread."""
 
     def __init__(self, session: Session, order: Order) -> None:
+        super().__init__(f"backfill-{order.backfill_id}")
         self._session = session
         self._config = session.config
         self._order = order
-        self._handover = Handover(session.handed, f"{session.epoch}/{order.backfill_id}", session.over, session.room)
-        self._reader: Connection | None = None
+        self._handover = Handover(session.handed, f"{session.epoch}/{order.backfill_id}", session.room)
+        self._reader: Connection | None = None  # the thread sets it once, stop() cancels its statement
         self._place = order.place or []
         self._watch: Watch | None = None
-        self._stopping = threading.Event()
         self._size = min(FIRST_ROWS, order.rate or FIRST_ROWS)
         self._on_standby = False
-        self.alive = True
-        self.failed = False
-        self._thread = threading.Thread(target=self._run, name=f"backfill-{order.backfill_id}", daemon=True)
-        self._thread.start()
 
     def stop(self) -> None:
-        self._stopping.set()
+        super().stop()
         self._handover.stop()
         if self._reader is not None:
             self._reader.cancel()
 
-    def join(self, timeout: float) -> None:
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        order = self._order
+    def _work(self) -> None:
+        order, failed = self._order, False
         try:
             with (
                 connect_reader(self._config) as reader,
@@ -112,15 +125,14 @@ class Backfill:
                         raise
                     fail(store, order, error)
         except (CdcbridgeError, psycopg.Error) as error:
-            if not self._stopping.is_set():
-                self.failed = True
+            if not self._stop.is_set():
+                failed = True
                 message = " ".join(str(error).split())
                 log.warning("backfill.interrupted", consumer=order.consumer, table=order.table, error=message)
         finally:
             if self._watch is not None:
                 self._handover.withdraw(self._watch)
-            self.alive = False
-            self._session.ended.set()
+            self._session.ended.put(Ended(order.backfill_id, failed))
 
     # reading
 
@@ -142,7 +154,7 @@ class Backfill:
         self._on_standby = reader.execute("select pg_is_in_recovery()").fetchone() == (True,)
         begun = self._handover.watch(marker, self._watch)
         self._wait_for_writers(reader, marker, store, shape)
-        if self._stopping.is_set():
+        if self._stop.is_set():
             return  # and whoever wrote may still do
         since = begin(store, order, shapes.snapshot(reader), shapes.estimate(reader, shape), going_on=going_on)
         if since is None:
@@ -164,7 +176,7 @@ class Backfill:
         order, watch = self._order, self._watch
         paced = time.monotonic()
         last = False
-        while watch is not None and not (last or self._stopping.is_set()):
+        while watch is not None and not (last or self._stop.is_set()):
             started = time.monotonic()
             now, seen, read = self._chunk(reader, shape, wanted)
             if read is None:
@@ -184,10 +196,10 @@ class Backfill:
             del read  # its memory belongs to the log's batch now
             if self._session.gentle:
                 self._handover.wait_for_all()
-                self._stopping.wait(time.monotonic() - started)
+                self._stop.wait(time.monotonic() - started)
             if order.rate:
                 paced = max(paced + looked_at / order.rate, time.monotonic() - 1)
-                self._stopping.wait(max(0.0, paced - time.monotonic()))
+                self._stop.wait(max(0.0, paced - time.monotonic()))
         if last and self._handover.wait_for_all():
             log.info("backfill.done", consumer=order.consumer, table=order.table)
 
@@ -212,16 +224,16 @@ class Backfill:
         there now came as a change.
         """
         target = mark(marker, b"rewritten")
-        while log_end(store) < target and not self._stopping.is_set():
-            self._stopping.wait(0.02)
+        while log_end(store) < target and not self._stop.is_set():
+            self._stop.wait(0.02)
         return truncated_since(store, self._order.table, since)
 
     def _came_as_changes(self, store: Connection, subscription: Subscription, begun: int) -> frozenset[str | None]:
         """Keys that the consumer got before the watch began, where it was made for this."""
         if self._order.after_seq is None:
             return frozenset()
-        while log_end(store) < begun and not self._stopping.is_set():
-            self._stopping.wait(0.02)
+        while log_end(store) < begun and not self._stop.is_set():
+            self._stop.wait(0.02)
         with store_errors():
             rows = store.execute(
                 "select changed_behind(%s, %s, %s, %s)",
@@ -235,7 +247,7 @@ class Backfill:
         told: str | None = None
         first = shapes.writers(marker, shape)
         written: int | None = None  # where the primary's WAL ended when none of these was left
-        while not self._stopping.is_set():
+        while not self._stop.is_set():
             if self._watch is not None:
                 seen = shapes.snapshot(reader)
                 self._watch.visible = seen.certain() if self._on_standby else seen
@@ -251,7 +263,7 @@ class Backfill:
                 told = note
                 log.info("backfill.waiting", consumer=self._order.consumer, table=self._order.table, on=blockers)
                 self._note(store, note)
-            self._stopping.wait(0.05)
+            self._stop.wait(0.05)
 
     def _altered(self, before: shapes.Shape, after: shapes.Shape) -> shapes.Shape:
         """A table that was altered meanwhile: read on by its new columns, if its key is the same."""

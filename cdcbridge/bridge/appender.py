@@ -1,82 +1,71 @@
 """The thread that appends: one batch at a time, so that reading and decoding go on while the store commits.
 
-Knows the store and a pipe to wake the main loop by; decides nothing. An error is kept for the main loop to raise.
+Knows the store and two mailboxes to the main loop; decides nothing. An error is kept for the main loop to raise.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from typing import Any
+from typing import Any, TypeAlias
 
+from cdcbridge.background import Background
+from cdcbridge.mailbox import Mailbox
 from cdcbridge.routing.batch import Batch
 from cdcbridge.store.log import Store
 
+Append: TypeAlias = tuple[Batch, dict[str, Any] | None, dict[str, Any] | None]
 
-class Appender:
-    """submit() a batch when idle; the pipe becomes readable when it is durable, and finished() tells which it was."""
+
+class Appender(Background):
+    """submit() a batch when idle; fileno() becomes readable when it is durable, and finished() tells which it was.
+
+    The store is the thread's alone until ended().
+    """
 
     def __init__(self, store: Store) -> None:
+        super().__init__("appender")
         self._store = store
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        self._given: tuple[Batch, dict[str, Any] | None, dict[str, Any] | None] | None = None
-        self._ready = threading.Condition()
-        self._done: Batch | None = None
-        self.given = Batch()  # the last one that was submitted
-        self._error: BaseException | None = None
-        self._stopping = False
+        self._given: Mailbox[Append] = Mailbox()
+        self._done: Mailbox[Batch | BaseException] = Mailbox()
+        self.given = Batch()  # the last one that was submitted; the main loop's alone, as is the next
         self.busy = False
-        self._thread = threading.Thread(target=self._work, name="appender", daemon=True)
-        self._thread.start()
+        self.start()
 
     def fileno(self) -> int:
-        return self._wake_read
+        return self._done.fileno()
 
     def submit(self, batch: Batch, unfinished: dict[str, Any] | None, catalog: dict[str, Any] | None) -> None:
         """Hand over a batch. Only when not busy."""
-        with self._ready:
-            self.busy, self.given = True, batch
-            self._given = (batch, unfinished, catalog)
-            self._ready.notify()
+        self.busy, self.given = True, batch
+        self._given.put((batch, unfinished, catalog))
 
     def finished(self) -> Batch | None:
         """The batch that became durable since the last call, or None. Raises what its append raised."""
-        try:
-            os.read(self._wake_read, 64)
-        except BlockingIOError:
+        done = self._done.take()
+        if done is None:
             return None
-        with self._ready:
-            batch, self._done = self._done, None
-            self.busy = False
-        if self._error is not None:
-            raise self._error
-        return batch
+        self.busy = False
+        if isinstance(done, BaseException):
+            raise done
+        return done
+
+    def stop(self) -> None:
+        """Let the append that was submitted be the last."""
+        super().stop()
+        self._given.end()
 
     def ended(self, seconds: float) -> bool:
         """Let the append that is under way be the last; whether it has ended after so long."""
-        with self._ready:
-            self._stopping = True
-            self._ready.notify()
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        self.stop()
+        return self.join(seconds)
 
     def close(self) -> None:
         """Only when it has ended."""
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._done.close()
 
     def _work(self) -> None:
-        while True:
-            with self._ready:
-                self._ready.wait_for(lambda: self._given is not None or self._stopping)
-                given, self._given = self._given, None
-            if given is None:
-                return
-            batch, unfinished, catalog = given
+        while (given := self._given.wait()) is not None:
             try:
-                self._store.append(batch, unfinished, catalog)
-                self._done = batch
+                self._store.append(*given)
+                self._done.put(given[0])
             except BaseException as error:  # noqa: BLE001 - raised again by the main loop
-                self._error = error
-            os.write(self._wake_write, b"x")
+                self._done.put(error)

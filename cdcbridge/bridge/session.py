@@ -83,7 +83,7 @@ class StreamingSession:
             ready.partitions,
             tail.position,
             tail.end_lsn,
-            self._backfills.handed,
+            self._backfills.handed.take,
             TableGuard(ready.router, self._catalog.has_identity, self._catalog.columns(), ready.left_out),
         )
         self._notices = Notices(self._collector, ready.router, self._found, ready.left_out, ready.missing)

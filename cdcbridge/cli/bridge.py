@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from contextlib import ExitStack
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ import yaml
 from click.shell_completion import get_completion_class
 
 from cdcbridge import __version__
+from cdcbridge.background import log_failure
 from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.changes.wal2json_file import decode_file
 from cdcbridge.checks.server import check, refuse_unconvertible
@@ -115,6 +117,7 @@ def run(app: App, no_wait: bool, consistent: bool) -> None:
         signal.signal(number, lambda *_: bridge.stop())
     name = config.source.name or database_place(config.source_dsn)
     metrics = Metrics(health, __version__, name, config.source.slot)
+    threading.excepthook = log_failure
     with ExitStack() as beside:
         _serve(config, health, metrics, beside)
         beside.enter_context(Watchdog(health))

@@ -8,9 +8,8 @@ publisher. This module never waits longer than LOCK_TIMEOUT for a lock, and neve
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -18,6 +17,7 @@ import structlog
 from psycopg.conninfo import make_conninfo
 
 from cdcbridge.database import Connection
+from cdcbridge.database.blockers import BlockerWatch
 from cdcbridge.database.pooled import connect_for_calls
 from cdcbridge.errors import CdcbridgeError, LockedOut
 
@@ -79,7 +79,10 @@ def _locked_out(what: str, again: str, watch: _Watch, error: psycopg.Error) -> L
 
 
 class _Watch:
-    """Looks, from a session of its own, at whom the session waits for. The first attempt does without."""
+    """Looks, from a session of its own, at whom the session waits for. The first attempt does without.
+
+    The caller's thread writes `_pid`, a single value, and the watching one `pids` and `named`, which are read after it.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._info = connection.info
@@ -109,7 +112,8 @@ class _Watch:
     def __enter__(self) -> None:
         self._attempt = contextlib.ExitStack()
         if self._session is not None:
-            self._attempt.enter_context(self._looking(self._session))
+            looks = BlockerWatch("lock-watch", self._session, lambda: self._pid, _BLOCKERS, self._found, interval=0.1)
+            self._attempt.enter_context(looks)
 
     def __exit__(self, *details: object) -> None:
         if self._attempt is not None:
@@ -120,26 +124,9 @@ class _Watch:
         if self._session is not None:
             self._session.close()
 
-    @contextlib.contextmanager
-    def _looking(self, session: Connection) -> Iterator[None]:
-        done = threading.Event()
-        thread = threading.Thread(target=self._look, args=(session, done), name="lock-watch", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def _look(self, session: Connection, done: threading.Event) -> None:
-        while not done.wait(0.1):
-            if self._pid is None:
-                continue
-            try:
-                row = session.execute(_BLOCKERS.encode(), (self._pid,)).fetchone()
-            except psycopg.Error:
-                return
-            if row and row[0]:
-                if row[0] != self.pids:
-                    log.warning("lock.waits", command=self._what, held_by=row[1])
-                self.pids, self.named = row[0], row[1]
+    def _found(self, pids: list[int], named: str) -> None:
+        if not pids:
+            return
+        if pids != self.pids:
+            log.warning("lock.waits", command=self._what, held_by=named)
+        self.pids, self.named = pids, named

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Self
+from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
 from prometheus_client import make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from cdcbridge.background import Background
 from cdcbridge.errors import UsageError
 from cdcbridge.observe.health import Health
 from cdcbridge.observe.metrics import Metrics
@@ -25,10 +25,11 @@ _HELP: Final = b"cdcbridge: /metrics for Prometheus, /live and /ready for whoeve
 log = structlog.get_logger()
 
 
-class HttpServer:
+class HttpServer(Background):
     """Answers from entry to exit of its `with` block. Raises UsageError where the address cannot be had."""
 
     def __init__(self, address: tuple[str, int], health: Health, metrics: Metrics) -> None:
+        super().__init__("http")
         self._health = health
         self._metrics = make_wsgi_app(metrics.registry)
         server: type[WSGIServer] = _V6 if ":" in address[0] else ThreadingWSGIServer
@@ -39,20 +40,19 @@ class HttpServer:
                 f"http.listen: cannot listen on {address[0]}:{address[1]}: {error}",
                 hint="Another program (a second bridge?) may have it: give another port, or `http: null` for none.",
             ) from None
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="http", daemon=True)
 
     @property
     def port(self) -> int:
         return self._server.server_port
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
+    def stop(self) -> None:
+        super().stop()
+        if self.started:
+            self._server.shutdown()  # which waits for the thread to answer
         self._server.server_close()
-        self._thread.join(timeout=5)
+
+    def _work(self) -> None:
+        self._server.serve_forever(0.2)
 
     def _answer(self, environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "/")
@@ -81,31 +81,28 @@ def _text(start: StartResponse, status: str, body: bytes) -> list[bytes]:
     return [body]
 
 
-class Watchdog:
+class Watchdog(Background):
     """Tells systemd that the bridge works, for as long as it does; nothing where systemd did not ask.
 
     Source: sd_notify(3), sd_watchdog_enabled(3): datagrams to NOTIFY_SOCKET. READY=1 when it streams or stands by.
     """
 
     def __init__(self, health: Health, environment: dict[str, str] | None = None) -> None:
+        super().__init__("watchdog")
         given = dict(os.environ) if environment is None else environment
         self._health = health
         self._address = given.get("NOTIFY_SOCKET", "")
         timeout = int(given.get("WATCHDOG_USEC", "0")) / 1e6
         self._interval = timeout / 3 if timeout else 1.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         if self._address:
-            self._thread.start()
-        return self
+            super().start()
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
+    def stop(self) -> None:
+        super().stop()
         if self._address:
             self._notify("STOPPING=1")
-            self._thread.join(timeout=5)
 
     def _work(self) -> None:
         told = ""

@@ -7,7 +7,7 @@ stands at or before the position that the store already has is recognised here a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from cdcbridge.changes.events import Begin, Change, Commit, Event, LogicalMessage, Relation, Truncate
 from cdcbridge.changes.keys import key_text, partition_of
@@ -33,7 +33,7 @@ READ_ROWS_BESIDE = 300  # where there are changes, which have to wait for it
 class Collector:
     """Feed events, take batches. `done` is the position that the store has; `end_lsn` where its last one ended.
 
-    `handed`: what backfills have put there, by the token in the watermark that the stream brings after it.
+    `handed`: gives what a backfill has handed over, by the token in the watermark that the stream brings after it.
     `guard`: looks at each version of a table that the stream brings.
     """
 
@@ -43,7 +43,7 @@ class Collector:
         partitions: int,
         done: Position,
         end_lsn: int,
-        handed: dict[bytes, Watch | Chunk] | None = None,
+        handed: Callable[[bytes], Watch | Chunk | None] = lambda _token: None,
         guard: TableGuard | None = None,
     ) -> None:
         self._router = router
@@ -60,7 +60,7 @@ class Collector:
         self.end_lsn = end_lsn
         self._batch = Batch()
         self._commit_time: int | None = None
-        self._handed = {} if handed is None else handed
+        self._handed = handed
         self._guard = guard or TableGuard(router)
         self._watches: dict[str, list[Watch]] = {}  # by topic
         self._chunks: deque[Chunk] = deque()  # that the stream has passed the watermark of
@@ -248,7 +248,7 @@ class Collector:
     def _watermark(self, token: bytes) -> None:
         """The stream has come to where a backfill began, or behind where it read a chunk. What is not known is past."""
         self._awaited = True
-        handed = self._handed.pop(token, None)
+        handed = self._handed(token)
         if isinstance(handed, Watch):
             watches = self._watches.setdefault(handed.topic, [])
             watches[:] = [watch for watch in watches if not watch.over] + [handed]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from cdcbridge.database import Connection, connect_source, source_errors
+from cdcbridge.database.blockers import BlockerWatch
 from cdcbridge.errors import NotLeader
 from cdcbridge.lsn import parse_lsn
 
@@ -139,28 +139,21 @@ def create_slot(dsn: str, name: str, plugin: str, *, failover: bool, waiting: Ca
 @contextlib.contextmanager
 def watch_creation(dsn: str, pid: int, waiting: Callable[[str], None]) -> Iterator[None]:
     """While session `pid` creates a slot: tell which open transactions it waits for."""
+    told: list[int] = []
     with connect_source(dsn, "cdcbridge slot watch") as watcher:
-        done = threading.Event()
+        standby = in_recovery(watcher)
 
-        def watch() -> None:
-            told: list[int] = []
-            standby = in_recovery(watcher)
-            while not done.wait(1.0):
-                row = watcher.execute(_BLOCKERS, (pid,)).fetchone()
-                if row and row[0] and row[0] != told:
-                    told = row[0]
-                    waiting(row[1])
-                elif standby and not told:
-                    told = [0]
-                    waiting("the primary, to log its running transactions: select pg_log_standby_snapshot() there")
+        def found(pids: list[int], named: str) -> None:
+            nonlocal told
+            if pids and pids != told:
+                told = pids
+                waiting(named)
+            elif standby and not told and not pids:
+                told = [0]
+                waiting("the primary, to log its running transactions: select pg_log_standby_snapshot() there")
 
-        thread = threading.Thread(target=watch, name="slot-watch", daemon=True)
-        thread.start()
-        try:
+        with BlockerWatch("slot-watch", watcher, lambda: pid, _BLOCKERS, found, interval=1.0):
             yield
-        finally:
-            done.set()
-            thread.join()
 
 
 _BLOCKERS: Final = """

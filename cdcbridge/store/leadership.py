@@ -9,15 +9,15 @@ that is the fence of the epoch (store), since whoever was evicted does not know 
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import Final
 
 import psycopg
 import structlog
 
+from cdcbridge.background import Background
 from cdcbridge.database import BRIDGE_SESSION, connect_store, cut_off, store_errors
 from cdcbridge.errors import Fenced, StoreUnavailable
+from cdcbridge.mailbox import Mailbox
 
 SIGN_INTERVAL: Final = 0.5
 SILENCE: Final = 2.5  # seconds without a sign, after which a stand-by takes over
@@ -29,22 +29,23 @@ _NEWEST: Final = "select epoch, holder from leaders order by epoch desc limit 1"
 log = structlog.get_logger()
 
 
-class Lead:
-    """try_take() until it is ours; then held until release(). Readable (fileno) when it is lost."""
+class Lead(Background):
+    """try_take() until it is ours; then held until release(). Readable (fileno) when it is lost.
+
+    Until try_take() succeeds the session is the caller's, then the thread's.
+    """
 
     def __init__(self, dsn: str, schema: str) -> None:
+        super().__init__("lead")
         self._connection = connect_store(dsn, schema, "cdcbridge lead", _SESSION)
         with store_errors():
             self._connection.execute(PRESENT)
-        self._lost: str | None = None
-        self._over: str | None = None
-        self.epoch: int | None = None  # of the holder, once it has begun one
-        self._released = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._wake_read, self._wake_write = os.pipe()
+        # The reason why it is "lost", why the session is "over", for the holder. Both stay until the end.
+        self._news: Mailbox[str] = Mailbox()
+        self.epoch: int | None = None  # of the holder, which writes it once when it has begun one
 
     def fileno(self) -> int:
-        return self._wake_read
+        return self._news.fileno()
 
     def try_take(self) -> bool:
         """Take the lead if nobody has it, or if its holder has given no sign of life for SILENCE: then at the next try.
@@ -58,45 +59,45 @@ class Lead:
                 if self._connection.execute(evict, (SILENCE,)).fetchone() == (True,):
                     log.warning("lead.evicted", reason=f"no sign of life for {SILENCE} s; its session was ended")
                 return False
-        self._thread = threading.Thread(target=self._live, name="lead", daemon=True)
-        self._thread.start()
+        self.start()
         return True
 
     @property
     def lost(self) -> bool:
         """The store is out of reach, or a stand-by took over."""
-        return self._lost is not None
+        return self._news.look("lost") is not None
 
     def check(self) -> None:
         """Raises StoreUnavailable where the lead is lost, and Fenced where the session is to start again."""
-        if self._lost is not None:
-            raise StoreUnavailable(f"the lead is lost: {self._lost}")
-        if self._over is not None:
-            raise Fenced(self._over)
+        if (reason := self._news.look("lost")) is not None:
+            raise StoreUnavailable(f"the lead is lost: {reason}")
+        if (reason := self._news.look("over")) is not None:
+            raise Fenced(reason)
 
     def end(self, reason: str) -> None:
-        """Let the holder start its session again. Safe from another thread."""
-        if self._over is None and not self._released.is_set():
-            self._over = reason
-            os.write(self._wake_write, b"x")
+        """Let the holder start its session again. Safe from another thread. The first reason stays."""
+        self._news.put(reason, "over")
 
     def release(self) -> None:
         """Give the lead up, at once. Whoever still appends is fenced by the next epoch."""
-        if not self._released.is_set():
-            self._released.set()
+        self.stop()
+
+    def stop(self) -> None:
+        """release()."""
+        if not self._stop.is_set():
+            super().stop()
+            self._news.end()
             cut_off(self._connection)
 
     def close(self) -> None:
         """release(), and no thread is left. Only when nobody waits on fileno() any more."""
         self.release()
-        if self._thread is not None:
-            self._thread.join()
+        self.join()
         self._connection.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._news.close()
 
-    def _live(self) -> None:
-        while not self._released.wait(SIGN_INTERVAL):
+    def _work(self) -> None:
+        while not self._stop.wait(SIGN_INTERVAL):
             try:
                 newest = self._connection.execute(_NEWEST).fetchone()
                 # Told here, too, because a bridge that has nothing to append would not notice.
@@ -105,7 +106,6 @@ class Lead:
             except psycopg.errors.LockNotAvailable:
                 continue
             except psycopg.Error as error:
-                if not self._released.is_set():
-                    self._lost = " ".join(str(error).split())
-                    os.write(self._wake_write, b"x")
+                if not self._stop.is_set():
+                    self._news.put(" ".join(str(error).split()), "lost")
                 return

@@ -48,6 +48,9 @@ class Batch:
     gap: bool = False
     gaps: list[tuple[dict[str, Any], list[str]]] = field(default_factory=list)
     capture: dict[str, Any] | None = None
+    fed_again: int | None = (
+        None  # the consumer that the gap message is for: its gap is told, and no other session tells it
+    )
     size: int = 0
     position: Position = START
     end_lsn: int = 0

@@ -81,6 +81,7 @@ def leave_gap(
             gap=True,
             gaps=[(record, [s.name for s in subscriptions])],
             capture=capture,
+            fed_again=None if consumer is None else subscriptions[0].consumer_id,
         ),
         None,
     )

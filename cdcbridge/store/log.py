@@ -239,6 +239,9 @@ class Store:
                 connection.execute("insert into gaps (record, consumers) values (%s, %s)", (Jsonb(record), told))
             if batch.capture is not None:
                 connection.execute("update source set capture = %s", (Jsonb(batch.capture),))
+            if batch.fed_again is not None:
+                place = ["unfed", str(batch.fed_again)]
+                connection.execute("update source set feeds = feeds #- %s", (place,))
             if catalog is not None:
                 connection.execute("update source set catalog = %s, recorded_at = now()", (Jsonb(catalog),))
             for chunk, sent in batch.chunks:

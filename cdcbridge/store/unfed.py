@@ -40,8 +40,8 @@ class Known:
 def tell_missed(store: Store, fed: Collection[str]) -> dict[str, str]:
     """Leave a gap message to each consumer that is fed again, and give what is to be noted of those that are not.
 
-    Call with the lead taken, and store.set_feeds() after it. A process that is killed between the two tells a gap
-    again with its next session.
+    Call with the lead taken, and store.set_feeds() after it. The commit of a message takes its gap out of the notes, so
+    that a process that is killed between the two tells it once.
 
     fed: the names of the consumers that the session feeds.
     """

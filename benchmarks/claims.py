@@ -23,7 +23,7 @@ from cdcbridge.config import Consumer
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.routing.copy_format import CHUNK_SIZE
 from cdcbridge.store.consumers import apply
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 
 DATA = """json_build_object('op', 'insert', 'record', json_build_object('id', g, 'note', repeat('x', 200)),
                            'old', null, 'unchanged', '[]'::json)"""
@@ -173,7 +173,7 @@ def fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int) 
                 insert into plain (consumer_id, seq) select 1, seq from plain_log""".encode()
         )
     else:
-        store = Store(dsn, "cdcbridge")
+        store = BridgeStore(dsn, "cdcbridge")
         store.migrate()
         apply(store.connection, [Consumer(name="c", tables=("public.t",), mode=case.mode, max_in_flight=10_000)])  # type: ignore[arg-type]
         store.close()

@@ -12,7 +12,7 @@ from benchmarks.common import median
 from cdcbridge.changes.events import Begin, Event, Relation
 from cdcbridge.changes.pgoutput import PgoutputDecoder
 from cdcbridge.changes.pgtypes import Types
-from cdcbridge.changes.wal2json import Table, Wal2jsonDecoder
+from cdcbridge.changes.wal2json import TableShape, Wal2jsonDecoder
 from cdcbridge.demo.embedded import EmbeddedServer
 
 COLUMNS = (("id", 20), ("customer", 23), ("status", 25), ("amount", 1700), ("note", 25), ("at", 1184))
@@ -28,8 +28,8 @@ class _Catalog:
     def advance(self, begin: Begin) -> bool:  # noqa: ARG002 - no DDL
         return False
 
-    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:  # noqa: ARG002 - one table
-        return Table(self.relation, captured=True)
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:  # noqa: ARG002 - one table
+        return TableShape(self.relation, captured=True)
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:  # noqa: ARG001 - as the others

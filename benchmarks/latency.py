@@ -18,7 +18,7 @@ from cdcbridge import Queue
 from cdcbridge.config import Consumer
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store.consumers import apply
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 
 RATE = 1000
 PUBLISHED = 100
@@ -108,7 +108,7 @@ def _queue(server: EmbeddedServer, session: psycopg.Connection[Any], seconds: in
 
 def _published(server: EmbeddedServer, name: str, seconds: int) -> list[float]:
     dsn = server.dsn(name)
-    store = Store(dsn, "cdcbridge")
+    store = BridgeStore(dsn, "cdcbridge")
     store.migrate()
     apply(store.connection, [Consumer(name="c", topics=("events",))])
     store.close()

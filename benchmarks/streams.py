@@ -22,7 +22,7 @@ from cdcbridge.bridge.pacing import BATCH_ROWS
 from cdcbridge.config import Consumer
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store.consumers import apply
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 
 PARTITIONS = 16
 READ = "select receipt, partition, seq, topic, key, data from cdcbridge.read_stream('g0', $1, $2::interval)"
@@ -32,7 +32,7 @@ COPY = "copy (select seq, partition, topic, key, data from cdcbridge.messages or
 
 def fill(session: psycopg.Connection[Any], dsn: str, messages: int, groups: int = 1) -> None:
     """A log, and groups that begin at its first message."""
-    store = Store(dsn, "cdcbridge")
+    store = BridgeStore(dsn, "cdcbridge")
     store.migrate()
     apply(
         store.connection,
@@ -189,7 +189,7 @@ def _guard(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
     print("| without the guard | with it | ratio |\n|---|---|---|", flush=True)
     with database(server, "streams") as session:
         dsn = server.dsn("streams")
-        store = Store(dsn, "cdcbridge")
+        store = BridgeStore(dsn, "cdcbridge")
         store.migrate()
         store.close()
         session.execute("create sequence own cache 1; create table outbox (seq bigint primary key, data json)")

@@ -105,6 +105,21 @@ def test_the_synchronous_client_is_the_asynchronous_one(source: str) -> None:
     assert made(source) == (CLIENT / FILES[source]).read_text(), "run `make client`"
 
 
+def test_one_class_name_means_one_thing() -> None:
+    """Twins of the asynchronous and the synchronous client share their names, and nothing else does."""
+    modules: dict[str, list[Path]] = {}
+    for path in PROGRAM:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name, []).append(path)
+    several = {name: paths for name, paths in modules.items() if len({_twin(path) for path in paths}) > 1}
+    assert not several, several
+
+
+def _twin(path: Path) -> str:
+    return path.stem.removesuffix("_async").replace("_threads", "_tasks")
+
+
 def test_every_mutant_finds_its_place_and_its_test() -> None:
     for mutant in MUTANTS:
         assert (ROOT / mutant.file).read_text().count(mutant.old) == 1, mutant

@@ -28,13 +28,13 @@ from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable
 from cdcbridge.instants import reach
 from cdcbridge.mailbox import Mailbox
 from cdcbridge.routing.backfill_rows import inject
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.collector import READ_ROWS
 from cdcbridge.routing.overtaken import Chunk, Snapshot, Watch
 from cdcbridge.routing.router import Router
 from cdcbridge.source import shapes
 from cdcbridge.source.sessions import refuse_row_security
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 
 READERS: Final = 2
 _ALTERED: Final = ("42703", "42P01", "42704", "42804")  # no such column, table or type, or of another type
@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 
 def copy_tables(
-    config: Config, store: Store, router: Router, snapshot: str, lsn: int, stopped: Callable[[], bool]
+    config: Config, store: BridgeStore, router: Router, snapshot: str, lsn: int, stopped: Callable[[], bool]
 ) -> None:
     """Fill all consumers that wait for their first rows, from the exported snapshot of the slot that begins at `lsn`.
 
@@ -55,7 +55,7 @@ def copy_tables(
     for order in unfinished(store.connection).values():
         orders.put(order)
     shared = _Shared(config, router, snapshot, orders, Mailbox(_AHEAD), Room())
-    readers = [_Reader(number, shared) for number in range(1, READERS + 1)]
+    readers = [_CopyReader(number, shared) for number in range(1, READERS + 1)]
     for reader in readers:
         reader.start()
     # Before all that the stream brings, whose commits begin at the slot's first position.
@@ -69,10 +69,10 @@ def copy_tables(
                 continue
             if isinstance(chunk, BaseException):
                 raise chunk
-            if isinstance(chunk, _Reader):
+            if isinstance(chunk, _CopyReader):
                 ended += 1
                 continue
-            batch = Batch(end_lsn=lsn, in_order=router.in_order)
+            batch = AppendBatch(end_lsn=lsn, in_order=router.in_order)
             position = batch.position = inject(batch, chunk, position, None, partitions)
             store.append(batch, None)
             chunk.release()
@@ -96,11 +96,11 @@ class _Shared:
     router: Router
     snapshot: str
     orders: Mailbox[Order]
-    read: Mailbox[Chunk | BaseException | _Reader]
+    read: Mailbox[Chunk | BaseException | _CopyReader]
     room: Room
 
 
-class _Reader(Background):
+class _CopyReader(Background):
     """Reads table after table in a thread, until none is left, or one reader is stopped: then all are."""
 
     def __init__(self, number: int, shared: _Shared) -> None:

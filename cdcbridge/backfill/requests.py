@@ -136,7 +136,7 @@ def subscription_of(router: Router, consumer_id: int, consumer: str, schema: str
     )
 
 
-def refuse_unknown_columns(shape: shapes.Shape, columns: Iterable[str] | None) -> None:
+def refuse_unknown_columns(shape: shapes.ReadShape, columns: Iterable[str] | None) -> None:
     """Raises UsageError where the table has not all of these."""
     unknown = set(columns or ()) - {column.name for column in shape.columns}
     if unknown:

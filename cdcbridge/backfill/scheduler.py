@@ -9,7 +9,7 @@ import psycopg
 import structlog
 
 from cdcbridge.backfill.requests import unfinished
-from cdcbridge.backfill.worker import Backfill, Ended, Session
+from cdcbridge.backfill.worker import Backfill, BackfillSession, Ended
 from cdcbridge.background import Background
 from cdcbridge.database import Connection, connect_store
 from cdcbridge.errors import CdcbridgeError
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 class Backfiller(Background):
     """Works from entry to exit of its `with` block."""
 
-    def __init__(self, session: Session, *, idle: bool = False) -> None:
+    def __init__(self, session: BackfillSession, *, idle: bool = False) -> None:
         super().__init__("backfiller", patience=10)
         self.session = session
         self._idle = idle

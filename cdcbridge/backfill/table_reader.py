@@ -17,7 +17,7 @@ from cdcbridge.database import Connection, source_errors
 from cdcbridge.routing.overtaken import Snapshot
 from cdcbridge.source.copying import copy_rows
 from cdcbridge.source.row_sql import COMMA, NONE, key_of, read_data, shown, total
-from cdcbridge.source.shapes import Column, KeyColumn, Shape
+from cdcbridge.source.shapes import KeyColumn, ReadColumn, ReadShape
 
 CHUNK_BYTES: Final = 8 << 20  # of a chunk with more than one row, as estimated
 MOST_BYTES: Final = 12 << 20  # and as it arrives
@@ -40,10 +40,10 @@ class Wanted:
     limit: int | None = None
     needed: tuple[str, ...] = ()
 
-    def taken(self, shape: Shape) -> list[Column]:
+    def taken(self, shape: ReadShape) -> list[ReadColumn]:
         return [column for column in shape.columns if self.columns is None or column.name in self.columns]
 
-    def of_large(self, shape: Shape) -> list[Column]:
+    def of_large(self, shape: ReadShape) -> list[ReadColumn]:
         """What is read of a row that is too large."""
         names = {*(column.name for column in shape.key), *(self.own_key or ()), *self.needed}
         return [c for c in self.taken(shape) if c.name in names or (not shape.key and c.narrow)]
@@ -81,7 +81,7 @@ class Read:
     sized: bool = False
 
 
-def read_chunk(connection: Connection, shape: Shape, wanted: Wanted, place: list[Any], size: int) -> Read:
+def read_chunk(connection: Connection, shape: ReadShape, wanted: Wanted, place: list[Any], size: int) -> Read:
     """Read about `size` rows after `place`, in the session's transaction.
 
     A place is the key's texts, such as ["42"]. Without a key it is leaf, page and item, such as [0, 17, 3].
@@ -101,7 +101,7 @@ def read_chunk(connection: Connection, shape: Shape, wanted: Wanted, place: list
         wide, most = True, len(rows)
 
 
-def _has_wide_rows(connection: Connection, shape: Shape) -> bool:
+def _has_wide_rows(connection: Connection, shape: ReadShape) -> bool:
     """Whether anything of it is stored in TOAST tables."""
     query = "select bool_or(pg_relation_size(reltoastrelid) > 0) from pg_class where oid = any (%s::oid[])"
     with source_errors():
@@ -110,7 +110,7 @@ def _has_wide_rows(connection: Connection, shape: Shape) -> bool:
 
 def next_place(
     connection: Connection,
-    shape: Shape,
+    shape: ReadShape,
     wanted: Wanted,
     place: list[Any],
     size: int,
@@ -151,7 +151,7 @@ def next_place(
     return Stretch(end, count, found < size and count == found, count < found, wide and count == 1, large)
 
 
-def _sizes(shape: Shape, wanted: Wanted) -> sql.Composable:
+def _sizes(shape: ReadShape, wanted: Wanted) -> sql.Composable:
     """Two columns of a row: about how many bytes it has, and how many it has at least."""
     columns = wanted.taken(shape)
     return sql.SQL(", {}, {}").format(total(c.bytes for c in columns), total(c.least_bytes for c in columns))
@@ -176,7 +176,13 @@ def _bounded(
 
 
 def _next_page(
-    connection: Connection, shape: Shape, wanted: Wanted, place: list[Any], size: int, wide: bool, most_rows: int | None
+    connection: Connection,
+    shape: ReadShape,
+    wanted: Wanted,
+    place: list[Any],
+    size: int,
+    wide: bool,
+    most_rows: int | None,
 ) -> Stretch:
     leaf, page, *_ = place or (0, 0)
     if leaf >= len(shape.leaves):
@@ -247,7 +253,9 @@ def _stepwise(order: Sequence[KeyColumn], strategy: int, place: list[Any]) -> sq
     )
 
 
-def rows_query(shape: Shape, wanted: Wanted, place: list[Any], end: list[Any], *, sized: bool = False) -> sql.Composed:
+def rows_query(
+    shape: ReadShape, wanted: Wanted, place: list[Any], end: list[Any], *, sized: bool = False
+) -> sql.Composed:
     """COPY of the rows behind `place`, up to `end`: the log's key, data, and the consumer's own key if it has one. With
     `sized`, also how many bytes the data has at least, where that is too much to be loaded.
     """

@@ -27,7 +27,7 @@ from cdcbridge.routing.router import OPERATIONS, Router
 from cdcbridge.source import shapes
 from cdcbridge.source.row_sql import hashes_query, records_query
 from cdcbridge.source.sessions import refuse_row_security
-from cdcbridge.source.shapes import Column, Shape
+from cdcbridge.source.shapes import ReadColumn, ReadShape
 from cdcbridge.store.consumers import all_subscriptions
 from cdcbridge.store.log import log_end
 
@@ -118,7 +118,7 @@ def _naming_grant(source: Connection, table: str) -> Iterator[None]:
 
 
 def _compare(
-    config: Config, source: Connection, store: Connection, shape: Shape, wait: float, *, harmless: bool
+    config: Config, source: Connection, store: Connection, shape: ReadShape, wait: float, *, harmless: bool
 ) -> Verified:
     table = f"{shape.schema}.{shape.name}"
     with source_errors(), source.transaction():
@@ -156,7 +156,7 @@ def _compare(
 class _Found:
     """What differs, as both sides are gone through by key."""
 
-    shape: Shape
+    shape: ReadShape
     seen: Snapshot
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
@@ -193,7 +193,7 @@ class _Found:
         if differs:
             self.different.append(key)
 
-    def _is_older(self, column: Column, xid: int | None) -> bool:
+    def _is_older(self, column: ReadColumn, xid: int | None) -> bool:
         """Whether the column was altered after the record was made, or may have been."""
         if column.changed is None:
             return False

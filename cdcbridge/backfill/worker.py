@@ -56,7 +56,7 @@ class Ended(NamedTuple):
     failed: bool  # a server went away: try again, after a pause
 
 
-class Session:
+class BackfillSession:
     """What a streaming session's main loop, its backfills and their scheduler share: each part has a lock of its own.
 
     handed: what the stream is to come past, by watermark. Backfills put it, the main loop takes it.
@@ -89,7 +89,7 @@ class Session:
 class Backfill(Background):
     """One of them, in a thread."""
 
-    def __init__(self, session: Session, order: Order) -> None:
+    def __init__(self, session: BackfillSession, order: Order) -> None:
         super().__init__(f"backfill-{order.backfill_id}")
         self._session = session
         self._config = session.config
@@ -170,7 +170,7 @@ class Backfill(Background):
         self._read_on(reader, marker, store, shape, wanted_of(order, subscription, since if comes_as_change else None))
 
     def _read_on(
-        self, reader: Connection, marker: Connection, store: Connection, shape: shapes.Shape, wanted: Wanted
+        self, reader: Connection, marker: Connection, store: Connection, shape: shapes.ReadShape, wanted: Wanted
     ) -> None:
         """Chunk after chunk, until the last, or until it is stopped."""
         order, watch = self._order, self._watch
@@ -204,8 +204,8 @@ class Backfill(Background):
             log.info("backfill.done", consumer=order.consumer, table=order.table)
 
     def _chunk(
-        self, reader: Connection, shape: shapes.Shape, wanted: Wanted
-    ) -> tuple[shapes.Shape, Snapshot, Read | None]:
+        self, reader: Connection, shape: shapes.ReadShape, wanted: Wanted
+    ) -> tuple[shapes.ReadShape, Snapshot, Read | None]:
         """The next rows, in a transaction of their own: (the table as it is by now, what was visible, what was read, or
         None where the table was written anew).
         """
@@ -241,7 +241,9 @@ class Backfill(Background):
             ).fetchall()
         return frozenset(key for (key,) in rows)
 
-    def _wait_for_writers(self, reader: Connection, marker: Connection, store: Connection, shape: shapes.Shape) -> None:
+    def _wait_for_writers(
+        self, reader: Connection, marker: Connection, store: Connection, shape: shapes.ReadShape
+    ) -> None:
         """Until what was committed by now is visible to the reader, and whoever writes into the table now has ended."""
         waiting_since = time.monotonic()
         told: str | None = None
@@ -265,7 +267,7 @@ class Backfill(Background):
                 self._note(store, note)
             self._stop.wait(0.05)
 
-    def _altered(self, before: shapes.Shape, after: shapes.Shape) -> shapes.Shape:
+    def _altered(self, before: shapes.ReadShape, after: shapes.ReadShape) -> shapes.ReadShape:
         """A table that was altered meanwhile: read on by its new columns, if its key is the same."""
         if [(c.name, c.type) for c in before.key] != [(c.name, c.type) for c in after.key] or (
             not before.key and before.oids != after.oids

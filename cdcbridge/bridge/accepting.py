@@ -23,14 +23,14 @@ from cdcbridge.source import event_trigger
 from cdcbridge.source.tables import tables_of
 from cdcbridge.store import consumers
 from cdcbridge.store.feed_watch import stored_feeds
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 from cdcbridge.store.unfed import tell_missed
 
 _PATIENCE: Final = 5.0  # seconds for a lock in the store, after which the bridge starts again
 log = structlog.get_logger()
 
 
-def accept(config: Config, connection: Connection, store: Store, facts: Facts, *, again: bool) -> Choice:
+def accept(config: Config, connection: Connection, store: BridgeStore, facts: Facts, *, again: bool) -> Choice:
     """Choose the consumers to go on with. Each fault is logged as an error with its fix.
 
     Where the store has a history, a consumer that worked before and cannot work now does not stop the others.
@@ -67,7 +67,7 @@ def _tell_faults(choice: Choice) -> None:
         )
 
 
-def tell_stand_by(config: Config, store: Store) -> None:
+def tell_stand_by(config: Config, store: BridgeStore) -> None:
     """Log why a stand-by would not feed the consumers as the leader does, so that this is known before it leads.
 
     Raises SourceUnavailable where the source is out of reach.
@@ -87,7 +87,7 @@ def tell_stand_by(config: Config, store: Store) -> None:
         _tell_faults(choose(config, connection, store.connection, history.plugin))
 
 
-def apply_consumers(config: Config, connection: Connection, store: Store) -> None:
+def apply_consumers(config: Config, connection: Connection, store: BridgeStore) -> None:
     """Bring the file's consumers into the store, with the backfills that new ones ask for."""
     store.set_partitions(config.store.partitions)
     store.set_max_retention(config.store.max_retention)
@@ -122,14 +122,14 @@ def _forget_beginnings(store: Connection, config: Config, changed: Sequence[str]
         store.execute("select forget_beginnings(array(select id from consumers where name = any (%s)))", (kept,))
 
 
-def ensure_trigger(choice: Choice, connection: Connection, store: Store) -> bool:
+def ensure_trigger(choice: Choice, connection: Connection, store: BridgeStore) -> bool:
     """Install what tables that are created later need, unless this role may not: that is a fault already."""
     if any(problem.code == "event_trigger" for problem in choice.problems):
         return False
     return event_trigger.ensure(choice.config, connection, store.keep_identities)
 
 
-def note_feeds(choice: Choice, store: Store, *, finishing: bool) -> None:
+def note_feeds(choice: Choice, store: BridgeStore, *, finishing: bool) -> None:
     """Note in the store who is fed, and log each consumer there that is not in the file, and therefore gets nothing.
 
     One that is fed again gets a gap message first. A session that finishes a transaction leaves it to the next one,

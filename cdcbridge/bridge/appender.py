@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 from cdcbridge.background import Background
 from cdcbridge.mailbox import Mailbox
-from cdcbridge.routing.batch import Batch
-from cdcbridge.store.log import Store
+from cdcbridge.routing.batch import AppendBatch
+from cdcbridge.store.log import BridgeStore
 
-Append: TypeAlias = tuple[Batch, dict[str, Any] | None, dict[str, Any] | None]
+Append: TypeAlias = tuple[AppendBatch, dict[str, Any] | None, dict[str, Any] | None]
 
 
 class Appender(Background):
@@ -21,24 +21,24 @@ class Appender(Background):
     The store is the thread's alone until ended().
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: BridgeStore) -> None:
         super().__init__("appender")
         self._store = store
         self._given: Mailbox[Append] = Mailbox()
-        self._done: Mailbox[Batch | BaseException] = Mailbox()
-        self.given = Batch()  # the last one that was submitted; the main loop's alone, as is the next
+        self._done: Mailbox[AppendBatch | BaseException] = Mailbox()
+        self.given = AppendBatch()  # the last one that was submitted; the main loop's alone, as is the next
         self.busy = False
         self.start()
 
     def fileno(self) -> int:
         return self._done.fileno()
 
-    def submit(self, batch: Batch, unfinished: dict[str, Any] | None, catalog: dict[str, Any] | None) -> None:
+    def submit(self, batch: AppendBatch, unfinished: dict[str, Any] | None, catalog: dict[str, Any] | None) -> None:
         """Hand over a batch. Only when not busy."""
         self.busy, self.given = True, batch
         self._given.put((batch, unfinished, catalog))
 
-    def finished(self) -> Batch | None:
+    def finished(self) -> AppendBatch | None:
         """The batch that became durable since the last call, or None. Raises what its append raised."""
         done = self._done.take()
         if done is None:

@@ -34,7 +34,7 @@ from cdcbridge.source.slots import current_lsn, identify
 from cdcbridge.store import consumers
 from cdcbridge.store.facts import History, Tail
 from cdcbridge.store.gap import leave_gap
-from cdcbridge.store.log import Store, log_end
+from cdcbridge.store.log import BridgeStore, log_end
 
 log = structlog.get_logger()
 
@@ -129,7 +129,7 @@ class Sides(NamedTuple):
     """The sessions that a start works with, and the facts that they found."""
 
     source: Connection
-    store: Store
+    store: BridgeStore
     stream: ReplicationStream
     facts: Facts
 
@@ -150,7 +150,7 @@ class _Made(NamedTuple):
 
 def prepare(
     config: Config,
-    store: Store,
+    store: BridgeStore,
     stream: ReplicationStream,
     learned: Learned,
     *,
@@ -196,7 +196,7 @@ def _carry_out(plan: Plan, config: Config, sides: Sides, learned: Learned, stopp
     return ready
 
 
-def refuse_other_source(config: Config, store: Store) -> None:
+def refuse_other_source(config: Config, store: BridgeStore) -> None:
     """Raise OperatorNeeded where the store goes by another source. This needs no lead.
 
     So a stand-by says it before it is needed. Raises SourceUnavailable where the source is out of reach.
@@ -244,7 +244,7 @@ def _make_slot(plan: Plan, config: Config, sides: Sides) -> tuple[int, str | Non
     return lsn, exported
 
 
-def _begin(plan: Plan, config: Config, store: Store, made: _Made, stopped: Callable[[], bool]) -> None:
+def _begin(plan: Plan, config: Config, store: BridgeStore, made: _Made, stopped: Callable[[], bool]) -> None:
     """Begin the store's history, and fill consumers from the slot's snapshot."""
     identity = plan.identity
     store.begin_history(
@@ -277,7 +277,7 @@ def _follow_timeline(plan: Plan, branch: Branch, sides: Sides) -> None:
     log.warning("source.timeline", old=branch.left, new=plan.timeline, **where)
 
 
-def _tell_losses(store: Store, made: _Made, *, finishing: bool, unpublished: bool) -> None:
+def _tell_losses(store: BridgeStore, made: _Made, *, finishing: bool, unpublished: bool) -> None:
     """Tell every consumer by a gap message what may be missing, and remember what this session begins with.
 
     Everything up to the slot's confirmed LSN was vouched for. With `unpublished` the WAL up to its present end cannot
@@ -296,7 +296,7 @@ def _tell_losses(store: Store, made: _Made, *, finishing: bool, unpublished: boo
         store.set_capture(capture)
 
 
-def _close_gaps(store: Store, choice: Choice, missing: Missing, wal_end: int) -> None:
+def _close_gaps(store: BridgeStore, choice: Choice, missing: Missing, wal_end: int) -> None:
     """Tell the end of each gap whose table has a replica identity again, or is gone."""
     end = log_end(store.connection)
     for table in missing.ended(choice.unidentified):
@@ -305,7 +305,9 @@ def _close_gaps(store: Store, choice: Choice, missing: Missing, wal_end: int) ->
         leave_gap(store, first, wal_end, go_on=end, reason=reason, capture=kept, table=table)
 
 
-def _ready(choice: Choice, store: Store, plugin: str, publications: list[str], wal_sender_timeout: float) -> Ready:
+def _ready(
+    choice: Choice, store: BridgeStore, plugin: str, publications: list[str], wal_sender_timeout: float
+) -> Ready:
     config, tail = choice.config, store.facts().tail
     own_schema, partitions = config.store.schema_, store.partitions()
     if tail.unfinished is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from cdcbridge.backfill.worker import Session
+from cdcbridge.backfill.worker import BackfillSession
 from cdcbridge.bridge.appender import Appender
 from cdcbridge.bridge.pacing import Load, Pacing
 from cdcbridge.bridge.preparation import Ready
@@ -28,7 +28,7 @@ from cdcbridge.errors import CaptureChanged, CdcbridgeError, OperatorNeeded, Sou
 from cdcbridge.instants import reach, reach_each
 from cdcbridge.lsn import format_lsn
 from cdcbridge.observe.health import Health
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.collector import Collector
 from cdcbridge.routing.refused_messages import Refused
 from cdcbridge.routing.server_notices import Notices
@@ -36,7 +36,7 @@ from cdcbridge.routing.table_guard import TableGuard
 from cdcbridge.source.catalog import SourceCatalog
 from cdcbridge.source.replication import ReplicationStream
 from cdcbridge.store.leadership import Lead
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 
 READ_BYTES: Final = 512 << 10  # read before looking whether the append is done
 _LOOK_AGAIN: Final = 0.2  # at the end, whether the append is done or the lead lost
@@ -54,11 +54,11 @@ class SessionParts:
     blocks: a session on the store for the main loop alone; the store's own is the appender's.
     """
 
-    store: Store
+    store: BridgeStore
     stream: ReplicationStream
     ready: Ready
     catalog: SourceCatalog
-    backfills: Session
+    backfills: BackfillSession
     lead: Lead
     health: Health
     blocks: Connection
@@ -206,7 +206,7 @@ class StreamingSession:
             collected.end_lsn > self._progress.durable,
         )
 
-    def _stored(self, batch: Batch) -> None:
+    def _stored(self, batch: AppendBatch) -> None:
         """It is durable: so far the LSN may be confirmed, and backfills may read on."""
         self._progress.stored(batch.end_lsn)
         self._health.stored(batch)
@@ -250,7 +250,7 @@ class StreamingSession:
         """What took the server's own timeout to get through is through: others need not wait for that long any more."""
         return self._stream.patient and self.appended and not (self._collector.open or self._appender.busy)
 
-    def _take_appended(self) -> Batch | None:
+    def _take_appended(self) -> AppendBatch | None:
         """The batch that became durable. What the store refuses for good needs an operator."""
         try:
             return self._appender.finished()

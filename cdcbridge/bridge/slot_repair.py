@@ -25,7 +25,7 @@ from cdcbridge.source.facts import SourceFacts, look_at_source
 from cdcbridge.source.replication import ReplicationStream
 from cdcbridge.store.gap import leave_gap
 from cdcbridge.store.leadership import Lead
-from cdcbridge.store.log import Store, log_end
+from cdcbridge.store.log import BridgeStore, log_end
 
 
 def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
@@ -140,7 +140,7 @@ def _refuse_slot_of_others(config: Config, facts: SourceFacts, connection: Conne
     refuse([problem for problem in found if not (begun and problem.code == OWNER_UNKNOWN)])
 
 
-def _same_source(config: Config, connection: Connection, store: Store) -> Facts:
+def _same_source(config: Config, connection: Connection, store: BridgeStore) -> Facts:
     """The facts of both sides, with the source's timeline and where it left the store's.
 
     Raises OperatorNeeded where the source is not the one that the store holds the changes of.
@@ -157,9 +157,9 @@ def _same_source(config: Config, connection: Connection, store: Store) -> Facts:
 
 
 @contextmanager
-def _alone(config: Config) -> Iterator[Store]:
+def _alone(config: Config) -> Iterator[BridgeStore]:
     """The store, led by us. Raises NotLeader while a bridge leads."""
-    store = Store(config.store_dsn, config.store.schema_)
+    store = BridgeStore(config.store_dsn, config.store.schema_)
     try:
         store.migrate()
         lead = Lead(config.store_dsn, config.store.schema_)

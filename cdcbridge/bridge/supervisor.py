@@ -17,7 +17,7 @@ import structlog
 import tenacity
 
 from cdcbridge.backfill.scheduler import Backfiller
-from cdcbridge.backfill.worker import Session
+from cdcbridge.backfill.worker import BackfillSession
 from cdcbridge.bridge.accepting import tell_stand_by
 from cdcbridge.bridge.housekeeping import Housekeeper
 from cdcbridge.bridge.pacing import Pacing
@@ -43,7 +43,7 @@ from cdcbridge.source.capture import Watched
 from cdcbridge.source.catalog import SourceCatalog
 from cdcbridge.source.sessions import open_stream
 from cdcbridge.store.leadership import Lead
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 
 # The appender mostly waits for the server, and after each wait it needs the interpreter lock, which the decoding thread
 # gives up only this often. At Python's 5 ms every round trip of an append would cost 5 ms.
@@ -136,7 +136,7 @@ class Bridge:
 
     def _one_session(self) -> None:
         self._read_config()
-        store = Store(self._config.store_dsn, self._config.store.schema_)
+        store = BridgeStore(self._config.store_dsn, self._config.store.schema_)
         try:
             refuse_unwritable(self._config, store.connection)
             store.migrate()
@@ -176,7 +176,7 @@ class Bridge:
             consumers=len(ready.subscriptions),
         )
 
-    def _take_lead(self, lead: Lead, store: Store) -> bool:
+    def _take_lead(self, lead: Lead, store: BridgeStore) -> bool:
         """Whether this bridge leads now; as stand-by it waits for the lead, False when stopped meanwhile."""
         told = False
         while not lead.try_take():
@@ -192,7 +192,7 @@ class Bridge:
                 return False
         return True
 
-    def _lead(self, lead: Lead, store: Store) -> None:
+    def _lead(self, lead: Lead, store: BridgeStore) -> None:
         """Prepare both sides, then stream until stopped, or until a transaction begun under older options is done."""
         self._health.prepares()
         learned = self._learned
@@ -212,7 +212,7 @@ class Bridge:
                 connect_source(self._config.source_dsn, "cdcbridge catalog") as catalog_session,
                 connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge blocks") as blocks,
                 Housekeeper(self._config),
-                Backfiller(Session(self._config, epoch, ready.router), idle=ready.finishing) as backfiller,
+                Backfiller(BackfillSession(self._config, epoch, ready.router), idle=ready.finishing) as backfiller,
                 Recheck(ready.choice, self._reload or (lambda: self._config), ready.plugin, lead.end),
             ):
                 store.forget_spilled()
@@ -241,7 +241,7 @@ class Bridge:
             stream.close()
 
 
-def _catalog(connection: Connection, ready: Ready, store: Store) -> SourceCatalog:
+def _catalog(connection: Connection, ready: Ready, store: BridgeStore) -> SourceCatalog:
     """What is known of the source's tables, with every table that is captured now, and remembered in the store."""
     catalog = SourceCatalog(connection, ready.router, store.catalog())
     catalog.meet_all()

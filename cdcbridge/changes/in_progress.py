@@ -28,7 +28,7 @@ _U32 = struct.Struct("!I").unpack_from
 _OURS: Final = frozenset((b"S", b"c", b"A"))  # Stream Start, Commit and Abort; between Start and Stop everything is
 
 
-class Source(Protocol):
+class MessageSource(Protocol):
     """Where the plugin's messages come from."""
 
     drained: bool
@@ -38,7 +38,7 @@ class Source(Protocol):
 
 
 @dataclass(slots=True)
-class _Transaction:
+class _Streamed:
     """One in progress: how many blocks it has given away, what it has of the next, what was rolled back of it."""
 
     blocks: int = 0
@@ -53,7 +53,7 @@ class _Turn:
     """One that has committed and comes now: how it ends, its next block, and what is left of the one at hand."""
 
     xid: int
-    transaction: _Transaction
+    transaction: _Streamed
     commit: bytes
     block: int = 0
     pieces: Iterator[tuple[int, bytes]] = field(default_factory=lambda: iter(()))
@@ -68,13 +68,13 @@ class Spill:
 
     def __init__(
         self,
-        source: Source,
+        source: MessageSource,
         put: Callable[[int, int, bytes], None],
         read: Callable[[int, int], bytes],
         forget: Callable[[int], None],
     ) -> None:
         self._source, self._put, self._read, self._forget = source, put, read, forget
-        self._open: dict[int, _Transaction] = {}
+        self._open: dict[int, _Streamed] = {}
         self._current: int | None = None  # whose messages come now
         self._buffered = 0
         self._away: set[tuple[int, int]] = set()  # blocks that were put, and are not stored yet
@@ -118,7 +118,7 @@ class Spill:
                     self._keep(self._current, message)
             elif kind == b"S":
                 (self._current,) = _U32(message, 1)
-                self._open.setdefault(self._current, _Transaction())
+                self._open.setdefault(self._current, _Streamed())
             elif kind == b"c":
                 self._commit(message)
             else:
@@ -142,14 +142,14 @@ class Spill:
             for one, other in self._open.items():
                 self._give_away(one, other)
 
-    def _give_away(self, xid: int, transaction: _Transaction) -> None:
+    def _give_away(self, xid: int, transaction: _Streamed) -> None:
         if transaction.pieces:
             self._away.add((xid, transaction.blocks))
             self._put(xid, transaction.blocks, b"".join(transaction.pieces))
             transaction.blocks += 1
             self._empty(transaction)
 
-    def _empty(self, transaction: _Transaction) -> None:
+    def _empty(self, transaction: _Streamed) -> None:
         self._buffered -= transaction.size
         transaction.pieces, transaction.size = [], 0
 

@@ -28,7 +28,7 @@ from cdcbridge.changes.events import (
 )
 from cdcbridge.changes.keys import key_columns
 from cdcbridge.changes.pgtypes import Types
-from cdcbridge.changes.wal2json import Table
+from cdcbridge.changes.wal2json import TableShape
 from cdcbridge.errors import DecodeError
 
 _U16 = struct.Struct("!H").unpack_from
@@ -42,7 +42,7 @@ _FULL: Final = b"f"[0]
 _DEFAULT: Final = b"d"[0]
 
 
-class Catalog(Protocol):
+class PgoutputCatalog(Protocol):
     """What pgoutput does not say. Asked once per Relation message."""
 
     def advance(self, begin: Begin) -> bool:
@@ -51,7 +51,7 @@ class Catalog(Protocol):
     def captures(self, schema: str, table: str) -> bool:
         """Whether any consumer may want this table."""
 
-    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
         """The table as the current transaction saw it, for the columns and the order of its key."""
 
 
@@ -76,7 +76,7 @@ class PgoutputDecoder:
     def __init__(
         self,
         types: Types,
-        catalog: Catalog,
+        catalog: PgoutputCatalog,
         where: Callable[[], int | None] = lambda: None,
         to_utf8: Callable[[bytes], bytes] = lambda content: content,
     ) -> None:
@@ -300,7 +300,7 @@ class PgoutputDecoder:
         _expect_end(message, position)
 
 
-def _key(table: Table, kind: int, sent: tuple[str, ...], columns: frozenset[str]) -> tuple[str, ...] | None:
+def _key(table: TableShape, kind: int, sent: tuple[str, ...], columns: frozenset[str]) -> tuple[str, ...] | None:
     """The columns of the log's key at a Relation message.
 
     table: as the catalogue knows it, which tells the order of a key's columns and may be younger than the message.

@@ -56,7 +56,7 @@ _NUMERIC_VALUE = re.compile(re.escape(_NUMERIC_MARK) + rb"(-?[0-9][^,}]*)")
 
 
 @dataclass(slots=True, frozen=True)
-class Table:
+class TableShape:
     """What the catalogue knows of one table, as of some moment.
 
     `toastable`: columns that an UPDATE may leave out. `partition`: rows go under the root's topic. `doubtful`: ask
@@ -75,13 +75,13 @@ class Table:
     replica_identity: str = "d"
 
 
-class Catalog(Protocol):
+class Wal2jsonCatalog(Protocol):
     """What wal2json does not say."""
 
     def advance(self, begin: Begin) -> bool:
         """The stream has come to this transaction. True if what `table` answers may have changed."""
 
-    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
         """The table as the current transaction saw it. `columns`: those that the message has, with their type OIDs."""
 
 
@@ -158,7 +158,7 @@ class Wal2jsonDecoder:
     def __init__(
         self,
         types: Types,
-        catalog: Catalog,
+        catalog: Wal2jsonCatalog,
         where: Callable[[], int | None] = lambda: None,
         *,
         numbers_as_text: bool = False,
@@ -169,8 +169,8 @@ class Wal2jsonDecoder:
         self._where = where
         self._catalog = catalog
         self._specials = _Specials(types, numbers_as_text)
-        self._tables: dict[tuple[str, str], tuple[Table, list[Parsed] | None]] = {}  # with the row's primary key
-        self._keyed: dict[tuple[Relation, tuple[str, ...]], Table] = {}
+        self._tables: dict[tuple[str, str], tuple[TableShape, list[Parsed] | None]] = {}  # with the row's primary key
+        self._keyed: dict[tuple[Relation, tuple[str, ...]], TableShape] = {}
         self._oids: list[int] = []  # of the last row, with what they call for
         self._special: _Special = ()
         self._readers: dict[str, Callable[[Parsed], Event]] = {
@@ -240,7 +240,7 @@ class Wal2jsonDecoder:
             return Ignored()
         return Change("delete", table.relation, self._row(parsed["identity"], table))
 
-    def _row(self, columns: list[Parsed], table: Table) -> Row:
+    def _row(self, columns: list[Parsed], table: TableShape) -> Row:
         record: Row = {}
         oids = []
         for column in columns:
@@ -256,7 +256,7 @@ class Wal2jsonDecoder:
             record.pop(name, None)
         return record
 
-    def _table(self, parsed: Parsed) -> Table:
+    def _table(self, parsed: Parsed) -> TableShape:
         name = (parsed["schema"], parsed["table"])
         primary_key = parsed.get("pk")
         known = self._tables.get(name)
@@ -271,7 +271,7 @@ class Wal2jsonDecoder:
             self._tables[name] = (found, primary_key)
         return found
 
-    def _with_key(self, table: Table, sent: tuple[str, ...]) -> Table:
+    def _with_key(self, table: TableShape, sent: tuple[str, ...]) -> TableShape:
         """The table with the primary key that it had at this change (`sent`, in the order of the columns).
 
         The catalogue tells the order of the key's columns, and is older or younger than the change. It also tells the

@@ -30,7 +30,7 @@ class Refusal(NamedTuple):
     error: CdcbridgeError
 
 
-class Gap(NamedTuple):
+class TimelineGap(NamedTuple):
     """LSNs between which the log has changes of a timeline that the source has left."""
 
     first: int
@@ -42,7 +42,7 @@ class Branch(NamedTuple):
 
     left: int
     lsn: int
-    gap: Gap | None
+    gap: TimelineGap | None
 
 
 @dataclass(slots=True, frozen=True)
@@ -225,7 +225,7 @@ def _branch(config: Config, history: History, facts: Facts) -> Branch:
     gap = None
     # A slot that was kept in step is never confirmed behind the branch: one that is has been read on the new timeline.
     if branch < tail.known_lsn and slot_lsn <= branch:
-        gap = Gap(min(branch, tail.end_lsn), tail.known_lsn)
+        gap = TimelineGap(min(branch, tail.end_lsn), tail.known_lsn)
     _raise(ends_refusal(config.source.slot, tail.end_lsn if gap is None else gap.first, facts))
     return Branch(history.timeline, branch, gap)
 

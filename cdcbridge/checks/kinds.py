@@ -30,7 +30,7 @@ _SHOWN: Final = {_INTEGER: "an integer", _DOUBLE: "a number", _EITHER: "a number
 _LITERALS: Final = frozenset({"number", "string", "list"})
 
 
-class Fault(NamedTuple):
+class KindFault(NamedTuple):
     """What is wrong with an operation, and what to write instead."""
 
     code: str
@@ -39,7 +39,7 @@ class Fault(NamedTuple):
     fix: str
 
 
-def faults(tree: Node | None, source: str, table: Table) -> Iterator[Fault]:
+def faults(tree: Node | None, source: str, table: Table) -> Iterator[KindFault]:
     """Find the operations that cannot work on this table's rows, or that depend on how a number is written."""
     if tree is None:
         return
@@ -54,21 +54,21 @@ def faults(tree: Node | None, source: str, table: Table) -> Iterator[Fault]:
             yield from _mismatch(node, source, table, left, right)
 
 
-def _mismatch(node: Node, source: str, table: Table, left: str, right: str) -> Iterator[Fault]:
+def _mismatch(node: Node, source: str, table: Table, left: str, right: str) -> Iterator[KindFault]:
     numbers = {left, right} <= _NUMBERS
     text, where = node.text(source), f"on rows of {table.topic}"
     a, b = _SHOWN.get(left, f"a {left}"), _SHOWN.get(right, f"a {right}")
     if node.word in _ARITHMETIC and not numbers and not (node.word == "+" and left == right and left in _JOINED):
         fix = _converted(node, source, left, right)
-        yield Fault("filter_type", "error", f"`{text}` fails {where}: CEL has no {node.word} for {a} and {b}", fix)
+        yield KindFault("filter_type", "error", f"`{text}` fails {where}: CEL has no {node.word} for {a} and {b}", fix)
     if left == right or numbers or _plain(node):
         return
     fix = _converted(node, source, left, right)
     if node.word in _ORDERED:
-        yield Fault("filter_type", "error", f"`{text}` fails {where}: {a} cannot be compared with {b}", fix)
+        yield KindFault("filter_type", "error", f"`{text}` fails {where}: {a} cannot be compared with {b}", fix)
     elif node.word in _EQUAL:
         then = "never true" if node.word == "==" else "always true"
-        yield Fault("filter_type", "error", f"`{text}` is {then} {where}: {a} never equals {b}", fix)
+        yield KindFault("filter_type", "error", f"`{text}` is {then} {where}: {a} never equals {b}", fix)
 
 
 def _plain(node: Node) -> bool:
@@ -88,7 +88,7 @@ def _converted(node: Node, source: str, left: str, right: str) -> str:
     return "Correct the filter."
 
 
-def _division(node: Node, source: str, table: Table, left: str, right: str) -> Fault | None:
+def _division(node: Node, source: str, table: Table, left: str, right: str) -> KindFault | None:
     """A division that gives 1 for 3 / 2, and 1.5 for 3.0 / 2."""
     kinds = {left, right}
     if not kinds <= {_INTEGER, _EITHER, _DOCUMENT} or kinds == {_INTEGER}:
@@ -101,7 +101,7 @@ def _division(node: Node, source: str, table: Table, left: str, right: str) -> F
         " a rest, and 3.0 / 2 is 1.5"
     )
     fix = f"Write `{above} / {doubled}` for a result with decimals, or `{wholes[0]} / {wholes[1]}` for a whole number."
-    return Fault("filter_division", "error" if _EITHER in kinds else "warning", said, fix)
+    return KindFault("filter_division", "error" if _EITHER in kinds else "warning", said, fix)
 
 
 def _kind(node: Node, columns: Mapping[str, Column]) -> str:
@@ -184,7 +184,7 @@ _EXAMPLES: Final = {
 }
 
 
-def other_form(one: Comparison, literal: Literal, column: Column) -> Fault | None:
+def other_form(one: Comparison, literal: Literal, column: Column) -> KindFault | None:
     """A text that no value of the column is written as, for example a uuid in upper case."""
     plain = re.sub(r"\(\d\)", "", column.type)
     form = _FULL.get(plain)
@@ -195,7 +195,9 @@ def other_form(one: Comparison, literal: Literal, column: Column) -> Fault | Non
     said += f" '{_EXAMPLES[plain]}' in `record`: {then}"
     lower = literal.value.lower()
     if lower != literal.value and re.fullmatch(form, lower):
-        return Fault("filter_form", "warning", said, f"Write '{lower}' instead of {literal.text}.")
+        return KindFault("filter_form", "warning", said, f"Write '{lower}' instead of {literal.text}.")
     if plain == "timestamp with time zone":
-        return Fault("filter_form", "warning", said, f"Compare times: `timestamp({one.subject}) == timestamp('…')`.")
-    return Fault("filter_form", "warning", said, f"Write it as '{_EXAMPLES[plain]}' is written.")
+        return KindFault(
+            "filter_form", "warning", said, f"Compare times: `timestamp({one.subject}) == timestamp('…')`."
+        )
+    return KindFault("filter_form", "warning", said, f"Write it as '{_EXAMPLES[plain]}' is written.")

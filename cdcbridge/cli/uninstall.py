@@ -85,7 +85,7 @@ class Item:
 
 
 @dataclass(slots=True)
-class Plan:
+class Removal:
     """Everything that would be removed, in order. `kept`: the rest, each with the reason."""
 
     items: list[Item] = field(default_factory=list)
@@ -93,12 +93,12 @@ class Plan:
 
 
 @contextlib.contextmanager
-def planned(config: Config) -> Iterator[Plan]:
+def planned(config: Config) -> Iterator[Removal]:
     """Find all that is there. While the `with` block runs, no bridge of this store can take the lead.
 
     Raises NotLeader while a bridge runs, and SourceUnavailable or StoreUnavailable where a server is out of reach.
     """
-    plan = Plan()
+    plan = Removal()
     with contextlib.ExitStack() as sessions:
         origin = _unless_gone(sessions, lambda: connect_source(config.source_dsn, "cdcbridge uninstall"))
         schema = config.store.schema_
@@ -124,7 +124,7 @@ def planned(config: Config) -> Iterator[Plan]:
         yield plan
 
 
-def remove(plan: Plan, tell: Callable[[str], None]) -> list[tuple[str, CdcbridgeError]]:
+def remove(plan: Removal, tell: Callable[[str], None]) -> list[tuple[str, CdcbridgeError]]:
     """Remove the items in order; those that failed, each with its reason. The others are removed all the same."""
     failed: list[tuple[str, CdcbridgeError]] = []
     unfinished = False
@@ -190,7 +190,9 @@ def _begun(config: Config, origin: Connection | None, store: Connection | None) 
     return bool(row and row[0] == config.source.slot)
 
 
-def _slot(config: Config, origin: Connection, plan: Plan, others: list[OtherStore], *, begun: bool) -> list[OtherStore]:
+def _slot(
+    config: Config, origin: Connection, plan: Removal, others: list[OtherStore], *, begun: bool
+) -> list[OtherStore]:
     """The slot. One that other stores use stays; these stores."""
     name = config.source.slot
     using: list[OtherStore] = []
@@ -223,7 +225,7 @@ def _use(other: OtherStore, slot: source.Slot, by_hand: str) -> str:
 
 
 def _publications(
-    config: Config, origin: Connection, plan: Plan, others: list[OtherStore], *, keep_slot: bool
+    config: Config, origin: Connection, plan: Removal, others: list[OtherStore], *, keep_slot: bool
 ) -> list[str]:
     """The publications of this bridge; those that will be dropped. One that another reader may need stays."""
     dropped = []
@@ -246,7 +248,7 @@ def _statement(origin: Connection, statement: sql.Composed, what: str) -> Callab
     return run
 
 
-def _leave_trigger(origin: Connection, plan: Plan, other: OtherStore) -> None:
+def _leave_trigger(origin: Connection, plan: Removal, other: OtherStore) -> None:
     """The event trigger and its identities belong to the bridge of the slot, which is another store's."""
     with source_errors():
         if origin.execute("select to_regnamespace('cdcbridge_identity')").fetchone() != (None,):
@@ -255,7 +257,9 @@ def _leave_trigger(origin: Connection, plan: Plan, other: OtherStore) -> None:
             )
 
 
-def _identities(config: Config, origin: Connection, store: Connection | None, plan: Plan, dropped: list[str]) -> None:
+def _identities(
+    config: Config, origin: Connection, store: Connection | None, plan: Removal, dropped: list[str]
+) -> None:
     """The event trigger, and the tables that have their replica identity from it."""
     slot = config.source.slot
     try:
@@ -338,7 +342,7 @@ def _remembered(store: Connection | None) -> list[tuple[int, str]]:
         return store.execute("select relation::int8, before from given_identities").fetchall()
 
 
-def _schema(config: Config, store: Connection, plan: Plan) -> None:
+def _schema(config: Config, store: Connection, plan: Removal) -> None:
     schema = config.store.schema_
     with store_errors():
         if store.execute("select to_regnamespace(quote_ident(%s))", (schema,)).fetchone() == (None,):

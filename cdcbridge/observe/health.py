@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 
 STALLED_AFTER: Final = 15.0  # seconds without a turn of the loop: a turn takes a second at most, but for a huge row
 APPEND_STALLED_AFTER: Final = 30.0  # seconds that an append may take before the bridge is not ready any more
@@ -23,7 +23,7 @@ class Health:
     """Written by the bridge, read by others: single values, each of which is whole at any moment."""
 
     clock: Callable[[], float] = time.monotonic
-    on_append: Callable[[Batch, float], None] = lambda _batch, _seconds: None
+    on_append: Callable[[AppendBatch, float], None] = lambda _batch, _seconds: None
     state: State = "starting"
     reason: str = ""  # whom it waits for as stand-by; what went wrong before it tries again
     epoch: int = 0
@@ -60,7 +60,7 @@ class Health:
     def append_begins(self) -> None:
         self._append_began = self.clock()
 
-    def stored(self, batch: Batch) -> None:
+    def stored(self, batch: AppendBatch) -> None:
         began, self._append_began = self._append_began, None
         if began is not None:
             self.on_append(batch, self.clock() - began)

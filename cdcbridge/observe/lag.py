@@ -25,7 +25,7 @@ from cdcbridge.observe.alarms import (
     seconds_to,
     wants_second_look,
 )
-from cdcbridge.observe.lag_store import ConsumerLag, Holder, StoreSide, store_side
+from cdcbridge.observe.lag_store import ConsumerLag, OpenPublisher, StoreSide, store_side
 from cdcbridge.observe.wal_growth import look_again
 from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
 from cdcbridge.problem import Alarm
@@ -75,7 +75,7 @@ class Lag:
 
     slots: list[SlotLag]
     consumers: list[ConsumerLag]
-    holders: tuple[Holder, ...] = ()
+    holders: tuple[OpenPublisher, ...] = ()
     backfills: tuple[dict[str, Any], ...] = ()  # unfinished ones, as backfill_status() has them
     gone: tuple[str, ...] = ()  # slots that the store goes by and the source has not
     other: tuple[str, ...] = ()  # slots that the store goes by, and the configuration does not

@@ -42,7 +42,7 @@ class ConsumerLag:
 
 
 @dataclass(slots=True, frozen=True)
-class Holder:
+class OpenPublisher:
     """A transaction that published and is open: no group reads its `seq` and what lies behind it before it ends."""
 
     pid: int
@@ -60,7 +60,7 @@ class StoreSide:
     behind: float | None = None
     silent: float | None = None
     consumers: list[ConsumerLag] = field(default_factory=list)
-    holders: tuple[Holder, ...] = ()
+    holders: tuple[OpenPublisher, ...] = ()
     backfills: tuple[dict[str, Any], ...] = ()
     slots: tuple[str, ...] = ()
     horizon: tuple[HorizonHolder, ...] = ()
@@ -94,7 +94,10 @@ def store_side(config: Config) -> StoreSide:
                 age[0],
                 age[1],
                 [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
-                tuple(Holder(*row) for row in store.execute("select * from safe_seq_holders() where age_seconds >= 1")),
+                tuple(
+                    OpenPublisher(*row)
+                    for row in store.execute("select * from safe_seq_holders() where age_seconds >= 1")
+                ),
                 tuple(backfills),
                 tuple(name for (name,) in store.execute("select slot from source")),
                 tuple(horizon_holders(store, "store")),

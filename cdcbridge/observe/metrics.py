@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from cdcbridge.observe.health import Health
 from cdcbridge.observe.lag import Lag
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SLOT_GAUGES: Final = {
@@ -81,7 +81,7 @@ class Metrics:
         self.registry.register(_Labelled(unlabelled, {"source": source, "slot": slot}))
         health.on_append = self._appended
 
-    def _appended(self, batch: Batch, seconds: float) -> None:
+    def _appended(self, batch: AppendBatch, seconds: float) -> None:
         self._messages.inc(len(batch.rows))
         self._bytes.inc(batch.size)
         self._dead.inc(len(batch.dead))

@@ -7,7 +7,7 @@ import sys
 from cdcbridge.changes.keys import partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.lsn import format_lsn
-from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
+from cdcbridge.routing.batch import ROW_OVERHEAD, AppendBatch
 from cdcbridge.routing.copy_format import read_fields, read_part, read_row, read_rows
 from cdcbridge.routing.dead_reasons import oversized
 from cdcbridge.routing.judged import Logged
@@ -15,7 +15,7 @@ from cdcbridge.routing.overtaken import Chunk, Stale
 from cdcbridge.routing.verdict import Pass, Take, verdict
 
 
-def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None, partitions: int) -> Position:
+def inject(batch: AppendBatch, chunk: Chunk, behind: Position, commit_time: int | None, partitions: int) -> Position:
     """Put the chunk's rows into the batch, with positions behind the one given; the last of them."""
     watch = chunk.watch
     wanted = watch.subscription
@@ -44,7 +44,7 @@ def inject(batch: Batch, chunk: Chunk, behind: Position, commit_time: int | None
     return Position(behind.commit_lsn, behind.ordinal + sent)
 
 
-def _plain(batch: Batch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes, partitions: int) -> list[int]:
+def _plain(batch: AppendBatch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes, partitions: int) -> list[int]:
     """Add all of it as it is, and give the indexes of the rows that are not too large."""
     wanted = chunk.watch.subscription
     limit = sys.maxsize if wanted.reads_log else wanted.max_bytes
@@ -66,7 +66,7 @@ def _plain(batch: Batch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes
 
 
 def _looked_at(
-    batch: Batch, chunk: Chunk, stale: Stale, behind: Position, shared: bytes, partitions: int
+    batch: AppendBatch, chunk: Chunk, stale: Stale, behind: Position, shared: bytes, partitions: int
 ) -> tuple[list[int], list[str | None]]:
     """Add the rows that the consumer takes, and give their indexes and its own keys.
 

@@ -13,7 +13,7 @@ ROW_OVERHEAD: Final = 100  # bytes beside the data that a row costs in memory, f
 
 
 @dataclass(slots=True)
-class Batch:
+class AppendBatch:
     """What one append commits.
 
     `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates.

@@ -14,13 +14,13 @@ from cdcbridge.changes.keys import key_text, partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.errors import DecodeError
 from cdcbridge.routing.backfill_rows import inject
-from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
+from cdcbridge.routing.batch import ROW_OVERHEAD, AppendBatch
 from cdcbridge.routing.copy_format import encode_data, message_row, published_row, shared_part, with_old_key
 from cdcbridge.routing.dead_reasons import oversized
 from cdcbridge.routing.judged import Changed
 from cdcbridge.routing.logical_messages import TOPIC_PREFIX, Published, read_published
 from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Watch
-from cdcbridge.routing.router import Plan, Router
+from cdcbridge.routing.router import Route, Router
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.table_guard import TableGuard
 from cdcbridge.routing.verdict import Bury, Pass, Take, verdict
@@ -52,13 +52,13 @@ class Collector:
         self._begin: Begin | None = None
         self._relation: Relation | None = None  # of the last change, with its operation and its plan
         self._op = ""
-        self._plan: Plan | None = None
+        self._plan: Route | None = None
         self._shared: dict[str, bytes] = {}  # of the open transaction, by topic
         self._ordinal = -1
         self._skip_through = -1
         self._position = done
         self.end_lsn = end_lsn
-        self._batch = Batch()
+        self._batch = AppendBatch()
         self._commit_time: int | None = None
         self._handed = handed
         self._guard = guard or TableGuard(router)
@@ -93,9 +93,9 @@ class Collector:
     def size(self) -> int:
         return self._batch.size
 
-    def take(self) -> Batch:
+    def take(self) -> AppendBatch:
         """Everything collected since the last take, with the position up to which it is complete."""
-        batch, self._batch = self._batch, Batch()
+        batch, self._batch = self._batch, AppendBatch()
         self._awaited = False
         batch.position, batch.end_lsn, batch.open = self.position, self.end_lsn, self.open
         batch.in_order = self._router.in_order
@@ -124,7 +124,7 @@ class Collector:
         self._batch.size += len(block)
 
     @property
-    def at_hand(self) -> tuple[Batch, Begin | None]:
+    def at_hand(self) -> tuple[AppendBatch, Begin | None]:
         """What is collected, and the open transaction."""
         return self._batch, self._begin
 
@@ -306,7 +306,7 @@ class Collector:
         shared = self._shared[topic] = shared_part(topic, begin.commit_lsn, begin.xid, begin.commit_time)
         return shared
 
-    def _bury_oversized(self, plan: Plan, key: str | None, index: int, size: int) -> tuple[int, ...]:
+    def _bury_oversized(self, plan: Route, key: str | None, index: int, size: int) -> tuple[int, ...]:
         """Make dead letters of the plain consumers for which the message is too large, and give the other ones."""
         for consumer, limit in plan.limits:
             if size > limit:

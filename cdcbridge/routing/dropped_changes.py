@@ -16,7 +16,7 @@ import orjson
 
 from cdcbridge.changes.events import Begin
 from cdcbridge.lsn import format_lsn
-from cdcbridge.routing.batch import ROW_OVERHEAD, Batch
+from cdcbridge.routing.batch import ROW_OVERHEAD, AppendBatch
 from cdcbridge.routing.copy_format import GAP_TOPIC, message_row, shared_part
 from cdcbridge.routing.subscription import Subscription
 
@@ -79,7 +79,9 @@ def closing(topic: str) -> str:
     return f"updates and deletes of {topic} between the two are missing, because it had no replica identity"
 
 
-def add_gap(batch: Batch, begin: Begin, takers: Sequence[Subscription], record: dict[str, Any], number: int) -> None:
+def add_gap(
+    batch: AppendBatch, begin: Begin, takers: Sequence[Subscription], record: dict[str, Any], number: int
+) -> None:
     """Add a gap message to the batch, where the stream is now.
 
     takers: the consumers of the table. Nobody else gets it.

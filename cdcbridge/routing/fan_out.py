@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.copy_format import chunk_rows
 
 
-def waiting_rows(batch: Batch, first: int) -> bytes:
+def waiting_rows(batch: AppendBatch, first: int) -> bytes:
     """Rows for COPY waiting (CHUNK_COLUMNS) of all but the barriers and what is delivered later.
 
     `first`: the seq of the batch's first row.
@@ -33,7 +33,7 @@ def waiting_rows(batch: Batch, first: int) -> bytes:
     return b"".join(rows)
 
 
-def barrier_rows(batch: Batch, first: int) -> list[tuple[int, int]]:
+def barrier_rows(batch: AppendBatch, first: int) -> list[tuple[int, int]]:
     """(consumer, seq) of each barrier that an in-order consumer gets."""
     if not batch.barriers:
         return []
@@ -62,7 +62,7 @@ def between(
         yield list(numbers[start:]), list(keys[start:])
 
 
-def _parts(batch: Batch) -> Iterator[tuple[tuple[int, ...], list[int], list[str | None] | None]]:
+def _parts(batch: AppendBatch) -> Iterator[tuple[tuple[int, ...], list[int], list[str | None] | None]]:
     """Consumers that get the same messages, the messages, and their own keys. A consumer that stands in several
     groups gets its messages once, in order.
     """

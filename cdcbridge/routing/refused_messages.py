@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 
 _EVERY: Final = 60.0  # seconds
 log = structlog.get_logger()
@@ -25,7 +25,7 @@ class Refused:
         self._next: dict[tuple[str, str, str], float] = {}
         self._untold: Counter[tuple[str, str, str]] = Counter()
 
-    def tell(self, batch: Batch) -> None:
+    def tell(self, batch: AppendBatch) -> None:
         """Log what the batch counted, for example `published.malformed topic=invoices reason=… messages=3`."""
         if not batch.refused:
             return

@@ -16,7 +16,7 @@ IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.ev
 
 
 @dataclass(slots=True, frozen=True)
-class Plan:
+class Route:
     """Who gets one operation of one table: `plain` consumers all alike, `special` ones after a closer look; `streams`
     read the log itself. `limits`: what the `plain` ones take at most, in bytes of `data`.
     """
@@ -49,7 +49,7 @@ class Router:
         for subscription in subscriptions:
             for topic in dict.fromkeys(subscription.topics):
                 self._by_topic.setdefault(topic, []).append(subscription)
-        self._plans: dict[tuple[Relation, str], Plan | None] = {}
+        self._plans: dict[tuple[Relation, str], Route | None] = {}
 
     def subscriptions(self, schema: str, table: str) -> list[Subscription]:
         """All consumers of a table, each once, whatever the operation.
@@ -69,7 +69,7 @@ class Router:
         """All consumers of a published topic."""
         return self._by_topic.get(topic, [])
 
-    def plan(self, relation: Relation, operation: str) -> Plan | None:
+    def plan(self, relation: Relation, operation: str) -> Route | None:
         """The plan, or None where nobody wants this operation of this relation."""
         try:
             return self._plans[relation, operation]
@@ -80,7 +80,7 @@ class Router:
             return plan
 
 
-def _plan(subscriptions: list[Subscription]) -> Plan | None:
+def _plan(subscriptions: list[Subscription]) -> Route | None:
     if not subscriptions:
         return None
     queues = [s for s in subscriptions if not s.reads_log]
@@ -88,4 +88,4 @@ def _plan(subscriptions: list[Subscription]) -> Plan | None:
     special = tuple(s for s in queues if not s.plain)
     limits = tuple((s.consumer_id, s.max_bytes) for s in queues if s.plain)
     streams = tuple(s.consumer_id for s in subscriptions if s.reads_log)
-    return Plan(plain, special, streams, limits, min((limit for _, limit in limits), default=sys.maxsize))
+    return Route(plain, special, streams, limits, min((limit for _, limit in limits), default=sys.maxsize))

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from cdcbridge.changes.events import Begin, Relation
-from cdcbridge.changes.wal2json import Table
+from cdcbridge.changes.wal2json import TableShape
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.routing.router import Router
 from cdcbridge.source.catalog_look import NEVER, Found, all_tables, one_table, partitioned_tables
@@ -37,7 +37,7 @@ class _Version:
     since: int
     looked_at: int
     changed: int
-    table: Table
+    table: TableShape
     columns: dict[str, list[int]] = field(default_factory=dict)  # toastable ones → number, DDL that last changed it
     attributes: dict[str, int] = field(default_factory=dict)  # all, dropped ones too: number → that DDL
 
@@ -48,7 +48,7 @@ class _Versions:
 
     known: list[_Version] = field(default_factory=list)
     covered: int = -1
-    unknown: Table | None = None  # what it is where no version tells
+    unknown: TableShape | None = None  # what it is where no version tells
 
 
 class _Column(NamedTuple):
@@ -146,7 +146,7 @@ class SourceCatalog:
         self._covered, self._unsettled = NEVER, False
         return True
 
-    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
         """See the decoder's protocol."""
         versions = self._tables.setdefault((schema, table), _Versions())
         if versions.covered <= (self._transaction.commit_lsn or 0):
@@ -198,7 +198,7 @@ class SourceCatalog:
         versions.known.append(_Version(since, looked_at, found.since, table, found.toastable, found.attributes))
         self._dirty = True
 
-    def _current(self, schema: str, table: str, versions: _Versions) -> Table:
+    def _current(self, schema: str, table: str, versions: _Versions) -> TableShape:
         known = versions.known
         while len(known) > 1 and self._has_passed(known[1], known[0].table):
             del known[0]
@@ -217,7 +217,7 @@ class SourceCatalog:
             return replace(known[0].table, toastable=there)
         return known[0].table
 
-    def _between(self, older: _Version, newer: _Version) -> Table:
+    def _between(self, older: _Version, newer: _Version) -> TableShape:
         """The older version, less the columns that one of several DDLs up to the newer one has changed by now."""
         gone = {
             name
@@ -227,9 +227,9 @@ class SourceCatalog:
         }
         return replace(older.table, toastable=tuple(c for c in older.table.toastable if c not in gone))
 
-    def _unknown(self, schema: str, table: str) -> Table:
+    def _unknown(self, schema: str, table: str) -> TableShape:
         relation = Relation(schema, table, f"{schema}.{table}", None, frozenset())
-        return Table(relation, self.captures(schema, table))
+        return TableShape(relation, self.captures(schema, table))
 
     # tables that were gone, or no partition any more, when they were first looked at
 
@@ -286,12 +286,12 @@ class SourceCatalog:
             and (action == "D" or not missing)
         )
 
-    def _as_partition(self, schema: str, table: str, root: tuple[str, str]) -> Table:
+    def _as_partition(self, schema: str, table: str, root: tuple[str, str]) -> TableShape:
         log.warning("catalog.partition_assumed", table=f"{schema}.{table}", root=".".join(root))
         found = self.table(*root, "I", {})
         return replace(found, relation=replace(found.relation, schema=schema, table=table), partition=True)
 
-    def _has_passed(self, newer: _Version, older: Table) -> bool:
+    def _has_passed(self, newer: _Version, older: TableShape) -> bool:
         """Whether the stream is past the DDL that made the newer version."""
         # Leaving a partition tree waits for certainty: else rows would be lost.
         return self._passed_by(newer.since, newer.looked_at, certainly=older.partition and not newer.table.partition)
@@ -306,7 +306,7 @@ class SourceCatalog:
         # unless it was open for long.
         return not certainly and 0 <= ((self._transaction.xid or 0) - xid) % (1 << 32) < _HALF
 
-    def _restore(self, schema: str, table: str, entry: dict[str, Any]) -> Table:
+    def _restore(self, schema: str, table: str, entry: dict[str, Any]) -> TableShape:
         topic = entry["topic"]
         relation = Relation(
             schema,
@@ -318,7 +318,7 @@ class SourceCatalog:
             frozenset(entry.get("columns", ())),
         )
         captured = self.captures(*topic.split(".", 1))
-        return Table(
+        return TableShape(
             relation,
             captured,
             entry["partition"],
@@ -330,7 +330,7 @@ class SourceCatalog:
         )
 
 
-def _shape(table: Table) -> tuple[object, ...]:
+def _shape(table: TableShape) -> tuple[object, ...]:
     """What of a definition can change without a trace in pg_class and pg_attribute."""
     return (table.primary_key, table.identity_order, table.replica_identity, table.relation.topic)
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from cdcbridge.changes.events import Relation
 from cdcbridge.changes.keys import key_columns
-from cdcbridge.changes.wal2json import Table
+from cdcbridge.changes.wal2json import TableShape
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.lsn import parse_lsn
 
@@ -109,7 +109,7 @@ class Found(NamedTuple):
     since: int
     attached: int | None
 
-    def definition(self, *, captured: bool) -> Table:
+    def definition(self, *, captured: bool) -> TableShape:
         """For the decoders. Only ordinary and partitioned tables are captured; for example no materialized view."""
         primary, identity = tuple(self.primary_key or ()), tuple(self.identity or ())
         full = self.replica_identity == "f"
@@ -122,7 +122,7 @@ class Found(NamedTuple):
             full,
             frozenset(self.columns),
         )
-        return Table(
+        return TableShape(
             relation,
             captured and self.kind in ("r", "p"),
             self.partition,

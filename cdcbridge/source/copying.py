@@ -9,7 +9,7 @@ from psycopg import errors, pq, sql
 
 from cdcbridge.database import Connection
 from cdcbridge.routing.copy_format import COPY_HEADER, ROW_HEAD
-from cdcbridge.source.shapes import Shape
+from cdcbridge.source.shapes import ReadShape
 
 _SAVEPOINT: Final = b"savepoint copying"
 _ROLLBACK: Final = b"rollback to savepoint copying"
@@ -65,7 +65,7 @@ def _is_cancel(result: pq.abc.PGresult) -> bool:
     return result.error_field(pq.DiagnosticField.SQLSTATE) == b"57014"
 
 
-def try_condition(connection: Connection, shape: Shape, condition: str | None) -> None:
+def try_condition(connection: Connection, shape: ReadShape, condition: str | None) -> None:
     """Raises psycopg.Error where the table cannot be read with this condition."""
     query = sql.SQL("select * from {} where ({}) limit 0").format(shape.rows, sql.SQL(condition or "true"))
     result = connection.pgconn.exec_params(query.as_bytes(connection), None)  # one statement, whatever it says

@@ -121,7 +121,7 @@ _WRITERS: Final = """
 
 
 @dataclass(slots=True, frozen=True)
-class Column:
+class ReadColumn:
     """A column.
 
     `cast`: the type that its values are cast to before JSON is made of them.
@@ -198,7 +198,7 @@ class KeyColumn:
     `operators`: by strategy of btree, 1 to 5: < <= = >= >. Those of citext are in the schema of that extension.
     """
 
-    column: Column
+    column: ReadColumn
     ordinary: bool = True
     descending: bool = False
     nulls_first: bool = False
@@ -226,7 +226,7 @@ class KeyColumn:
 
 
 @dataclass(slots=True, frozen=True)
-class Shape:
+class ReadShape:
     """A table.
 
     `order`: the columns of the key, by which it is read and its messages are keyed. Empty without a key.
@@ -236,14 +236,14 @@ class Shape:
 
     schema: str
     name: str
-    columns: tuple[Column, ...]
+    columns: tuple[ReadColumn, ...]
     order: tuple[KeyColumn, ...]
     leaves: tuple[tuple[sql.Identifier, int, int | None], ...]
     fingerprint: str
     partitioned: bool = False
 
     @property
-    def key(self) -> tuple[Column, ...]:
+    def key(self) -> tuple[ReadColumn, ...]:
         return tuple(k.column for k in self.order)
 
     @property
@@ -260,7 +260,7 @@ class Shape:
         return [oid for _, oid, _ in self.leaves]
 
 
-def describe(connection: Connection, schema: str, name: str) -> Shape:
+def describe(connection: Connection, schema: str, name: str) -> ReadShape:
     """The table as it is now. Raises UsageError if there is no such table."""
     with source_errors():
         found = connection.execute(
@@ -274,12 +274,12 @@ def describe(connection: Connection, schema: str, name: str) -> Shape:
             hint = None if name else "Write a table with its schema, as in public.orders."
             raise UsageError(f"the source has no table {given}{near}", hint=hint)
         oid, kind = found
-        columns = {row[-1]: Column(*row[:-1]) for row in connection.execute(_COLUMNS, {"oid": oid}).fetchall()}
+        columns = {row[-1]: ReadColumn(*row[:-1]) for row in connection.execute(_COLUMNS, {"oid": oid}).fetchall()}
         key = connection.execute(_KEY, (oid,)).fetchall()
         leaves = connection.execute(_LEAVES, {"oid": oid}).fetchall()
         fingerprint = connection.execute(_FINGERPRINT, (schema, name)).fetchone()
         order = tuple(_key_column(columns[row[0]], row) for row in key) if all(row[0] in columns for row in key) else ()
-    return Shape(
+    return ReadShape(
         schema,
         name,
         tuple(columns[number] for number in sorted(columns)),
@@ -290,7 +290,7 @@ def describe(connection: Connection, schema: str, name: str) -> Shape:
     )
 
 
-def _key_column(column: Column, row: tuple[Any, ...]) -> KeyColumn:
+def _key_column(column: ReadColumn, row: tuple[Any, ...]) -> KeyColumn:
     _, ordinary, descending, nulls_first, named, collation = row
     if ordinary:
         return KeyColumn(column, operators=tuple(sql.SQL(f"operator(pg_catalog.{name})") for name in _ORDINARY))
@@ -300,7 +300,7 @@ def _key_column(column: Column, row: tuple[Any, ...]) -> KeyColumn:
     )
 
 
-def lock(connection: Connection, shape: Shape) -> None:
+def lock(connection: Connection, shape: ReadShape) -> None:
     """Keep the table from being altered until the transaction ends.
 
     Call it before the transaction takes its snapshot: a snapshot sees no rows of a table that is rewritten later.
@@ -309,7 +309,7 @@ def lock(connection: Connection, shape: Shape) -> None:
         connection.execute(sql.SQL("lock table {} in access share mode").format(shape.rows))
 
 
-def begin_locked(connection: Connection, shape: Shape) -> None:
+def begin_locked(connection: Connection, shape: ReadShape) -> None:
     """Make the transaction that has just begun one of one snapshot, and lock() the table before that is taken."""
     with source_errors():
         connection.execute(
@@ -319,14 +319,14 @@ def begin_locked(connection: Connection, shape: Shape) -> None:
         )
 
 
-def is_still(connection: Connection, shape: Shape) -> bool:
+def is_still(connection: Connection, shape: ReadShape) -> bool:
     """Whether the table has not been altered since it was described."""
     with source_errors():
         row = connection.execute(_FINGERPRINT, (shape.schema, shape.name)).fetchone()
     return row is not None and row[0] == shape.fingerprint
 
 
-def rewritten(before: Shape, after: Shape) -> bool:
+def rewritten(before: ReadShape, after: ReadShape) -> bool:
     """Whether rows may have become young between the two without a change of theirs.
 
     ALTER TABLE wrote them anew, for example with another type of a column, or a partition was attached.
@@ -335,14 +335,14 @@ def rewritten(before: Shape, after: Shape) -> bool:
     return any((oid, file) not in files for _, oid, file in after.leaves)
 
 
-def altered_since(connection: Connection, shape: Shape, since: Snapshot) -> bool:
+def altered_since(connection: Connection, shape: ReadShape, since: Snapshot) -> bool:
     """Whether a transaction that the snapshot does not see altered a table that holds the rows."""
     query = "select xmin::text::int8 from pg_class where oid = any (%s::oid[])"
     with source_errors():
         return any(not since.sees(xid) for (xid,) in connection.execute(query, (shape.oids,)).fetchall())
 
 
-def replaced_since_snapshot(connection: Connection, shape: Shape) -> bool:
+def replaced_since_snapshot(connection: Connection, shape: ReadShape) -> bool:
     """Whether the table was rewritten or replaced after the transaction's snapshot, which hides its rows.
 
     Queries of the catalogue show the snapshot's state. Functions such as pg_relation_filenode() show today's.
@@ -358,7 +358,7 @@ def replaced_since_snapshot(connection: Connection, shape: Shape) -> bool:
     return row is None or row[0] or row[1]
 
 
-def writers(connection: Connection, shape: Shape) -> dict[str, str]:
+def writers(connection: Connection, shape: ReadShape) -> dict[str, str]:
     """Transactions that write into the table just now, by name; what to tell people of each."""
     with source_errors():
         return dict(connection.execute(_WRITERS, (shape.oids,)).fetchall())
@@ -371,7 +371,7 @@ def snapshot(connection: Connection) -> Snapshot:
     return Snapshot.parse(row[0] if row else "")
 
 
-def estimate(connection: Connection, shape: Shape) -> int:
+def estimate(connection: Connection, shape: ReadShape) -> int:
     """How many rows the planner believes the table has."""
     with source_errors():
         row = connection.execute(sql.SQL("explain (format json) select from {}").format(shape.rows)).fetchone()

@@ -30,7 +30,7 @@ _HOLDERS: Final = f"""
 
 
 @dataclass(slots=True, frozen=True)
-class Holder:
+class LockHolder:
     """A session, or a prepared transaction, that holds a lock on a table. `pid` is None for the latter."""
 
     table: str
@@ -55,8 +55,8 @@ class Holder:
         return f"select pg_terminate_backend({self.pid}); -- or wait until it ends"
 
 
-def holders(connection: Connection, tables: Collection[str]) -> list[Holder]:
+def holders(connection: Connection, tables: Collection[str]) -> list[LockHolder]:
     """Whoever holds a lock on one of the tables that ALTER PUBLICATION would wait for."""
     with source_errors():
         rows = connection.execute(_HOLDERS.encode(), (sorted(tables),)).fetchall()
-    return [Holder(*row) for row in rows]
+    return [LockHolder(*row) for row in rows]

@@ -14,11 +14,11 @@ import structlog
 from cdcbridge.changes.position import Position, postgres_now
 from cdcbridge.database import store_errors
 from cdcbridge.lsn import format_lsn
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.copy_format import GAP_TOPIC, for_reader, message_row, shared_part
 from cdcbridge.routing.patterns import take
 from cdcbridge.store import consumers
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 
 # Several gaps begin at one position: the log's end, where a session has nothing else to append.
 _LOWEST: Final = """
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 def leave_gap(
-    store: Store,
+    store: BridgeStore,
     first: int,
     last: int,
     *,
@@ -70,7 +70,7 @@ def leave_gap(
         subscriptions = [s for s in subscriptions if take(s.tables, table) and s.operations & {"update", "delete"}]
     everyone = tuple(s.consumer_id for s in subscriptions if not s.reads_log)
     store.append(
-        Batch(
+        AppendBatch(
             rows=[row],
             keys=[None],
             in_order=frozenset(s.consumer_id for s in subscriptions if s.in_order),
@@ -88,7 +88,7 @@ def leave_gap(
     log.warning("slot.gap" if consumer is None else "consumer.gap", consumer=consumer, **record)
 
 
-def _ordinal(store: Store, lsn: int) -> int:
+def _ordinal(store: BridgeStore, lsn: int) -> int:
     """The ordinal of the next gap message at a position, below those of the ones that the log has there."""
     with store_errors():
         row = store.connection.execute(_LOWEST, (GAP_TOPIC, format_lsn(lsn))).fetchone()

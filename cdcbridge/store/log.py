@@ -22,7 +22,7 @@ from cdcbridge.database import BRIDGE_SESSION, Connection, connect_store, cut_of
 from cdcbridge.errors import Fenced, StoreUnavailable
 from cdcbridge.instants import reach
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.copy_format import (
     COPY_HEADER,
     COPY_MESSAGES,
@@ -70,7 +70,7 @@ def _holder() -> str:
     return f"{socket.gethostname()} pid {os.getpid()}"
 
 
-class Store:
+class BridgeStore:
     """One session on the store. Every method raises StoreUnavailable where the session is lost."""
 
     def __init__(self, dsn: str, schema: str) -> None:
@@ -151,7 +151,7 @@ class Store:
                     history.database_oid,
                 ),
             )
-            self._finish(self._connection, Batch(end_lsn=lsn), None, None)
+            self._finish(self._connection, AppendBatch(end_lsn=lsn), None, None)
 
     def set_timeline(self, timeline: int) -> None:
         """The source was promoted, and everything stored is on the new timeline's history too."""
@@ -210,7 +210,9 @@ class Store:
 
     # append
 
-    def append(self, batch: Batch, unfinished: dict[str, Any] | None, catalog: dict[str, Any] | None = None) -> None:
+    def append(
+        self, batch: AppendBatch, unfinished: dict[str, Any] | None, catalog: dict[str, Any] | None = None
+    ) -> None:
         """Commit a batch: rows, fan-out, dead letters and position, all or nothing.
 
         `unfinished`: the options to finish an open transaction with. `catalog`: what to remember of the source's
@@ -272,7 +274,7 @@ class Store:
             raise
         return row[0] if row else 0
 
-    def _write(self, connection: Connection, batch: Batch, first: int) -> None:
+    def _write(self, connection: Connection, batch: AppendBatch, first: int) -> None:
         with connection.cursor() as cursor:
             with cursor.copy(COPY_MESSAGES) as copy:
                 copy.write(
@@ -297,7 +299,7 @@ class Store:
                 query = "select bury_appended(%s, %s, %s, %s)"
                 cursor.execute(query, (list(consumers), seqs, list(reasons), list(keys)))
 
-    def _spill(self, connection: Connection, batch: Batch) -> None:
+    def _spill(self, connection: Connection, batch: AppendBatch) -> None:
         """Blocks of transactions in progress, and away with those that are not needed any more."""
         with connection.cursor() as cursor, cursor.copy(COPY_SPILLED) as copy:
             copy.set_types(["int8", "int4", "bytea"])
@@ -306,7 +308,7 @@ class Store:
         connection.execute("delete from spilled where xid = any (%s)", (batch.unspilled,))
 
     def _finish(
-        self, connection: Connection, batch: Batch, unfinished: dict[str, Any] | None, woken: str | None
+        self, connection: Connection, batch: AppendBatch, unfinished: dict[str, Any] | None, woken: str | None
     ) -> None:
         connection.execute(
             "select finish_append(%s::pg_lsn, %s, %s::pg_lsn, %s, %s, %s)",

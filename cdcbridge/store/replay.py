@@ -16,7 +16,7 @@ from cdcbridge.changes.keys import key_text
 from cdcbridge.database import Connection
 from cdcbridge.database.patience import patiently
 from cdcbridge.instants import reach
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.copy_format import COPY_HEADER, COPY_TRAILER, COPY_WAITING
 from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
 from cdcbridge.routing.judged import Logged
@@ -121,7 +121,9 @@ def replay(connection: Connection, reader: Connection, wanted: Subscription, low
     return replayed, skipped
 
 
-def _pages(connection: Connection, wanted: Subscription, low: int, high: int) -> Iterator[tuple[Batch, list[_Dead]]]:
+def _pages(
+    connection: Connection, wanted: Subscription, low: int, high: int
+) -> Iterator[tuple[AppendBatch, list[_Dead]]]:
     """The log's messages of these seqs that match, some thousands at a time: as batches whose indexes are seqs, with
     (seq, reason, key) of those that die.
     """
@@ -186,14 +188,14 @@ def keep_own(connection: Connection, own: Sequence[tuple[int, int, str | None, b
 
 def _sort(
     rows: Sequence[tuple[Any, ...]], wanted: Subscription, identities: dict[str, frozenset[str]]
-) -> tuple[Batch, list[_Dead]]:
+) -> tuple[AppendBatch, list[_Dead]]:
     """Rows of the log → those that match, as a batch whose indexes are seqs; (seq, reason, key) of those that die."""
     seqs: list[int] = []
     keys: list[str | None] = []
     barriers: list[int] = []
     dead: list[_Dead] = []
     consumer = wanted.consumer_id
-    batch = Batch(barriers=barriers)
+    batch = AppendBatch(barriers=barriers)
     for row in rows:
         seq = row[0]
         said = verdict(wanted, logged(row, identities))

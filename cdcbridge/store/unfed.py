@@ -16,7 +16,7 @@ from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.store.feed_watch import stored_feeds
 from cdcbridge.store.feeds import Feeds
 from cdcbridge.store.gap import leave_gap
-from cdcbridge.store.log import Store, log_end
+from cdcbridge.store.log import BridgeStore, log_end
 
 # What `start: snapshot` reads when a bridge first has the consumer in its file makes up for everything before.
 _KNOWN: Final = """
@@ -37,7 +37,7 @@ class Known:
     to_begin: bool
 
 
-def tell_missed(store: Store, fed: Collection[str]) -> dict[str, str]:
+def tell_missed(store: BridgeStore, fed: Collection[str]) -> dict[str, str]:
     """Leave a gap message to each consumer that is fed again, and give what is to be noted of those that are not.
 
     Call with the lead taken, and store.set_feeds() after it. The commit of a message takes its gap out of the notes, so

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from cdcbridge.store.gap import leave_gap
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 from tests.harness.hostile import own_environment
 from tests.harness.world import PATIENCE, World, clean_environment, eventually
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CUSTOMERS = ("c0", "c1🛒")
@@ -29,9 +29,9 @@ DEFAULTS = {
 
 
 @pytest.fixture(params=["ordinary", "unusual"])
-def queue(world18: World, request: pytest.FixtureRequest) -> Iterator[Queue]:
+def queue(world18: World, request: pytest.FixtureRequest) -> Iterator[StoreQueue]:
     """Ten published orders of two customers, and their consumer; also in a database with unusual defaults."""
-    made = Queue(world18.dsn)
+    made = StoreQueue(world18.dsn)
     made.declare("orders", tables=(), topics=("orders",), mode="fifo", key=("customer",))
     for n in range(10):
         data = f'{{"customer": "{CUSTOMERS[n % 2]}", "amount": {n}.5}}'
@@ -48,7 +48,7 @@ def run(world: World, name: str, consumer: str = "orders", *, stderr: int | None
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
 
 
-def test_a_worker(world18: World, queue: Queue) -> None:
+def test_a_worker(world18: World, queue: StoreQueue) -> None:
     with run(world18, "worker.py") as process:
         assert process.stdout is not None
         eventually(lambda: not queue.all("select from cdcbridge.consumer_messages"), "all are handled")
@@ -58,7 +58,7 @@ def test_a_worker(world18: World, queue: Queue) -> None:
     assert [output.count(f"orders {customer} message") for customer in CUSTOMERS] == [5, 5]
 
 
-def test_exactly_once(world18: World, queue: Queue) -> None:
+def test_exactly_once(world18: World, queue: StoreQueue) -> None:
     with run(world18, "exactly_once.py") as process:
         assert process.wait(PATIENCE) == 0
     assert [
@@ -69,7 +69,7 @@ def test_exactly_once(world18: World, queue: Queue) -> None:
     ]
 
 
-def test_asynchronous(world18: World, queue: Queue) -> None:
+def test_asynchronous(world18: World, queue: StoreQueue) -> None:
     with run(world18, "async_consumer.py") as process:
         output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
@@ -86,7 +86,7 @@ def node(world: World, tmp_path: Path) -> tuple[Path, str]:
     return folder, f"postgresql://postgres@/{world.database}?host={host}&port={world.server.port}"
 
 
-def test_node(world18: World, queue: Queue, tmp_path: Path) -> None:
+def test_node(world18: World, queue: StoreQueue, tmp_path: Path) -> None:
     folder, address = node(world18, tmp_path)
     with subprocess.Popen(
         ["node", "consumer.mjs", address, "orders"], cwd=folder, stdout=subprocess.PIPE, text=True
@@ -149,7 +149,7 @@ def empty(shop: World) -> None:
         shop.execute("update orders set amount = 1.5 where id = 6")
         shop.rows('select publish(\'invoices\', \'i\', \'{"id": "i", "customer": "cid", "amount": 9007199254740993}\')')
         eventually(lambda: shop.value("select max(seq) from messages") == before + 7)
-    store = Store(shop.dsn, "cdcbridge")
+    store = BridgeStore(shop.dsn, "cdcbridge")
     store.begin_epoch()
     leave_gap(store, 1, 2, go_on=store.facts().tail.end_lsn)
     store.close()

@@ -12,7 +12,7 @@ from cdcbridge.changes.events import Begin, Change, Commit, Event, LogicalMessag
 from cdcbridge.changes.keys import key_text
 from cdcbridge.changes.pgoutput import PgoutputDecoder
 from cdcbridge.changes.pgtypes import Types
-from cdcbridge.changes.wal2json import Table, Wal2jsonDecoder
+from cdcbridge.changes.wal2json import TableShape, Wal2jsonDecoder
 from cdcbridge.routing.copy_format import encode_data
 
 FOLDER = Path(__file__).parent
@@ -20,16 +20,20 @@ ID = frozenset({"id"})
 ODD = ("Key", 'a "b"')
 # What the catalogue said of the script's tables.
 TABLES = {
-    "plain": Table(Relation("public", "plain", "public.plain", ("id",), ID), True, toastable=("v", "n", "b", "a", "j")),
-    "big": Table(Relation("public", "big", "public.big", ("id",), ID), True, toastable=("v", "body")),
-    "whole": Table(
+    "plain": TableShape(
+        Relation("public", "plain", "public.plain", ("id",), ID), True, toastable=("v", "n", "b", "a", "j")
+    ),
+    "big": TableShape(Relation("public", "big", "public.big", ("id",), ID), True, toastable=("v", "body")),
+    "whole": TableShape(
         Relation("public", "whole", "public.whole", None, frozenset(), full=True), True, toastable=("v", "body")
     ),
-    "Odd Name": Table(Relation("public", "Odd Name", "public.Odd Name", ODD, frozenset(ODD)), True, toastable=ODD[1:]),
-    "parts": Table(Relation("public", "parts", "public.parts", ("id",), ID), True, toastable=("v",)),
-    "parts_1": Table(Relation("public", "parts_1", "public.parts", ("id",), ID), True, True, toastable=("v",)),
-    "parts_2": Table(Relation("public", "parts_2", "public.parts", ("id",), ID), True, True, toastable=("v",)),
-    "made": Table(Relation("public", "made", "public.made", ("id",), ID), True, generated=frozenset({"twice"})),
+    "Odd Name": TableShape(
+        Relation("public", "Odd Name", "public.Odd Name", ODD, frozenset(ODD)), True, toastable=ODD[1:]
+    ),
+    "parts": TableShape(Relation("public", "parts", "public.parts", ("id",), ID), True, toastable=("v",)),
+    "parts_1": TableShape(Relation("public", "parts_1", "public.parts", ("id",), ID), True, True, toastable=("v",)),
+    "parts_2": TableShape(Relation("public", "parts_2", "public.parts", ("id",), ID), True, True, toastable=("v",)),
+    "made": TableShape(Relation("public", "made", "public.made", ("id",), ID), True, generated=frozenset({"twice"})),
 }
 
 
@@ -42,7 +46,7 @@ class Catalog:
     def advance(self, begin: Begin) -> bool:
         return False
 
-    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
         return TABLES[table]
 
 

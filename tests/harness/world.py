@@ -23,7 +23,7 @@ from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.config import Config, load
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.instants import Instant
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 from tests.harness.programs import Program, complete
 
 PATIENCE = 30.0  # seconds that a test waits for an event before it fails
@@ -68,7 +68,7 @@ def store_database(server: EmbeddedServer) -> Iterator[str]:
     if server not in _with_store:
         name = f"store{os.getpid()}_{next(_numbers)}"
         _administer(server, f"create database {name}")
-        with contextlib.closing(Store(server.dsn(name), "cdcbridge")) as store:
+        with contextlib.closing(BridgeStore(server.dsn(name), "cdcbridge")) as store:
             store.migrate()
         _with_store[server] = name
     with fresh_database(server, f"template {_with_store[server]} strategy file_copy") as database:

@@ -14,7 +14,7 @@ from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness.proxy import Proxy
 from tests.harness.waiting import Waiting
 from tests.harness.world import NewDatabase, store_database
-from tests.sql.queue import Queue as Store
+from tests.sql.queue import StoreQueue
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def new_database() -> NewDatabase:
 
 
 @pytest.fixture(params=["pg15", "pg18"])
-def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest) -> Iterator[StoreQueue]:
     """A store with a queue `c`, a fifo consumer `f` and a stream `s`, all with the topic t."""
     server: EmbeddedServer = request.getfixturevalue(request.param)
     with store_database(server) as database:
-        made = Store(server.dsn(database, tcp=True))
+        made = StoreQueue(server.dsn(database, tcp=True))
         made.declare(topics=("t",), visibility_timeout="30s", retry_delay={"initial": "0s", "max": "0s"})
         made.declare("f", mode="fifo", topics=("t",), visibility_timeout="30s", max_deliveries=3,
                      retry_delay={"initial": "0s", "max": "0s"})  # fmt: skip
@@ -38,7 +38,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[Store]:
 
 
 @pytest.fixture(params=["sync", "async"])
-def opened(request: pytest.FixtureRequest, store: Store) -> Iterator[Callable[..., Any]]:
+def opened(request: pytest.FixtureRequest, store: StoreQueue) -> Iterator[Callable[..., Any]]:
     """Opens a client of a consumer: a Stream for `s`, a Queue for others."""
     with contextlib.ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner()) if request.param == "async" else None
@@ -55,12 +55,12 @@ def opened(request: pytest.FixtureRequest, store: Store) -> Iterator[Callable[..
 
 
 @pytest.fixture
-def proxy(store: Store) -> Iterator[Proxy]:
+def proxy(store: StoreQueue) -> Iterator[Proxy]:
     """A relay to the store; `through(store, proxy)` is the DSN."""
     with Proxy(int(store.dsn.split("port=")[1].split()[0])) as made:
         yield made
 
 
-def through(store: Store, proxy: Proxy) -> str:
+def through(store: StoreQueue, proxy: Proxy) -> str:
     """The store's DSN by way of the relay."""
     return " ".join(f"port={proxy.port}" if part.startswith("port=") else part for part in store.dsn.split())

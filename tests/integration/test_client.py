@@ -22,20 +22,20 @@ from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import StoreUnavailable, UsageError
 from tests.harness.waiting import Waiting
 from tests.harness.world import PATIENCE, eventually, store_database
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 
 
 @pytest.fixture
-def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
+def queue(pg15: EmbeddedServer) -> Iterator[StoreQueue]:
     with store_database(pg15) as database:
-        made = Queue(pg15.dsn(database))
+        made = StoreQueue(pg15.dsn(database))
         made.declare(topics=("t",), visibility_timeout="30s")
         yield made
         made.close()
 
 
 @pytest.fixture(params=["sync", "async"])
-def connect(request: pytest.FixtureRequest, queue: Queue) -> Iterator[Callable[..., Any]]:
+def connect(request: pytest.FixtureRequest, queue: StoreQueue) -> Iterator[Callable[..., Any]]:
     """Opens a client of the consumer c."""
     with contextlib.ExitStack() as stack:
         if request.param == "sync":
@@ -52,7 +52,7 @@ def connect(request: pytest.FixtureRequest, queue: Queue) -> Iterator[Callable[.
         yield open_
 
 
-def test_messages_are_acked_by_their_blocks_and_given_back_where_these_raise(queue: Queue, connect: Any) -> None:
+def test_messages_are_acked_by_their_blocks_and_given_back_where_these_raise(queue: StoreQueue, connect: Any) -> None:
     queue.append(3)
     client = connect()
     seen: list[int] = []
@@ -68,7 +68,7 @@ def test_messages_are_acked_by_their_blocks_and_given_back_where_these_raise(que
     assert [m.seq for m in client.receive()] == [3], "what had been fetched came back at once"
 
 
-def test_a_message_has_what_it_was_delivered_with(queue: Queue, connect: Any) -> None:
+def test_a_message_has_what_it_was_delivered_with(queue: StoreQueue, connect: Any) -> None:
     queue.append(1)
     client = connect()
     (message,) = client.receive()
@@ -80,7 +80,7 @@ def test_a_message_has_what_it_was_delivered_with(queue: Queue, connect: Any) ->
     assert (published.position, published.key, published.data["record"]) == (None, "k", {"n": 1.5})
 
 
-def test_batches_are_acked_given_back_and_extended(queue: Queue, connect: Any) -> None:
+def test_batches_are_acked_given_back_and_extended(queue: StoreQueue, connect: Any) -> None:
     queue.append(5)
     client = connect()
     batch = client.receive(10)
@@ -95,7 +95,7 @@ def test_batches_are_acked_given_back_and_extended(queue: Queue, connect: Any) -
     assert queue.states()["dead"] == 1
 
 
-def test_what_is_settled_inside_its_block_is_left_alone(queue: Queue, connect: Any) -> None:
+def test_what_is_settled_inside_its_block_is_left_alone(queue: StoreQueue, connect: Any) -> None:
     queue.append(2)
     one, two = connect().receive()
     with one:
@@ -106,7 +106,7 @@ def test_what_is_settled_inside_its_block_is_left_alone(queue: Queue, connect: A
     assert queue.states() == {"pending": 1, "in_flight": 0, "dead": 0}
 
 
-def test_an_ack_in_the_callers_transaction_is_strict(queue: Queue) -> None:
+def test_an_ack_in_the_callers_transaction_is_strict(queue: StoreQueue) -> None:
     queue.session.execute("create table effect (seq bigint)")
     queue.append(2)
     with SyncQueue.connect(queue.dsn, "c") as client, psycopg.connect(queue.dsn) as mine:
@@ -122,7 +122,7 @@ def test_an_ack_in_the_callers_transaction_is_strict(queue: Queue) -> None:
     assert queue.value("select count(*) from effect") == 1
 
 
-def test_an_asynchronous_ack_in_the_callers_transaction(queue: Queue) -> None:
+def test_an_asynchronous_ack_in_the_callers_transaction(queue: StoreQueue) -> None:
     async def work() -> None:
         queue.append(1)
         async with await AsyncQueue.connect(queue.dsn, "c") as client:
@@ -135,7 +135,7 @@ def test_an_asynchronous_ack_in_the_callers_transaction(queue: Queue) -> None:
     asyncio.run(work())
 
 
-def test_a_waiting_reader_is_woken_and_not_by_others(queue: Queue, connect: Any) -> None:
+def test_a_waiting_reader_is_woken_and_not_by_others(queue: StoreQueue, connect: Any) -> None:
     other = queue.declare("other", topics=("u",))
     client = connect()
     timers = [threading.Timer(0.2, queue.append, (1, other)), threading.Timer(0.4, queue.append, (1,))]
@@ -147,7 +147,7 @@ def test_a_waiting_reader_is_woken_and_not_by_others(queue: Queue, connect: Any)
     assert message.seq == 2
 
 
-def test_a_waiting_reader_is_there_when_a_timeout_or_a_delay_ends(queue: Queue, connect: Any) -> None:
+def test_a_waiting_reader_is_there_when_a_timeout_or_a_delay_ends(queue: StoreQueue, connect: Any) -> None:
     put = queue.append(1)
     client = connect()
     client.receive(visibility_timeout=0.3)
@@ -161,7 +161,7 @@ def test_a_waiting_reader_is_there_when_a_timeout_or_a_delay_ends(queue: Queue, 
     assert time.monotonic() - started < 5
 
 
-def test_a_lost_session_is_made_anew(queue: Queue, connect: Any) -> None:
+def test_a_lost_session_is_made_anew(queue: StoreQueue, connect: Any) -> None:
     client = connect()
     kill = "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'cdcbridge client%'"
     timers = [
@@ -179,7 +179,7 @@ def test_a_lost_session_is_made_anew(queue: Queue, connect: Any) -> None:
     assert client.ack(batch[1:]) == 1
 
 
-def test_behind_a_pooler_it_looks_now_and_then(queue: Queue, connect: Any) -> None:
+def test_behind_a_pooler_it_looks_now_and_then(queue: StoreQueue, connect: Any) -> None:
     client = connect(poll_interval=0.1)
     threading.Timer(0.3, queue.append, (1,)).start()
     started = time.monotonic()
@@ -196,7 +196,7 @@ def test_a_client_polls_behind_a_pooler() -> None:
     assert made.poll_interval == 1.0
 
 
-def test_stop_when_empty_and_stop(queue: Queue, connect: Any) -> None:
+def test_stop_when_empty_and_stop(queue: StoreQueue, connect: Any) -> None:
     queue.append(25)
     client = connect()
     count = 0
@@ -213,7 +213,7 @@ def test_stop_when_empty_and_stop(queue: Queue, connect: Any) -> None:
     assert queue.states() == {"pending": 24, "in_flight": 0, "dead": 0}
 
 
-def test_messages_that_wait_their_turn_do_not_expire(queue: Queue, connect: Any) -> None:
+def test_messages_that_wait_their_turn_do_not_expire(queue: StoreQueue, connect: Any) -> None:
     queue.declare(topics=("t",), visibility_timeout="2s")
     queue.append(6)
     seen = []
@@ -224,7 +224,7 @@ def test_messages_that_wait_their_turn_do_not_expire(queue: Queue, connect: Any)
     assert seen == [(n, 1) for n in range(1, 7)]
 
 
-def test_in_fifo_what_went_back_with_a_failed_one_is_not_handled(queue: Queue, connect: Any) -> None:
+def test_in_fifo_what_went_back_with_a_failed_one_is_not_handled(queue: StoreQueue, connect: Any) -> None:
     consumer = queue.declare("f", mode="fifo", retry_delay={"initial": "0s", "max": "0s"})
     queue.append_keys("a", "b", "a", "c", consumers=(consumer,))
     client = connect("f")
@@ -244,7 +244,7 @@ def test_a_wrong_name_is_an_error_at_once(connect: Any, consumer: str | None) ->
         connect(consumer)
 
 
-def test_a_store_that_is_not_there(queue: Queue) -> None:
+def test_a_store_that_is_not_there(queue: StoreQueue) -> None:
     with pytest.raises(StoreUnavailable):
         SyncQueue.connect("host=/nowhere", "c")
 
@@ -253,7 +253,7 @@ def test_a_store_that_is_not_there(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_a_worker_handles_all_and_keeps_order_by_key(queue: Queue, mode: str) -> None:
+def test_a_worker_handles_all_and_keeps_order_by_key(queue: StoreQueue, mode: str) -> None:
     consumer = queue.declare("w", mode=mode, retry_delay={"initial": "0s", "max": "0s"}, max_deliveries=50)
     queue.append_keys(*[str(n % 7) for n in range(300)], consumers=(consumer,))
     done: dict[str | None, list[int]] = {}
@@ -276,7 +276,7 @@ def test_a_worker_handles_all_and_keeps_order_by_key(queue: Queue, mode: str) ->
     assert queue.value("select count(*) from cdcbridge.consumer_messages") == 0
 
 
-def test_an_asynchronous_worker(queue: Queue) -> None:
+def test_an_asynchronous_worker(queue: StoreQueue) -> None:
     queue.append(50)
     running = most = 0
 
@@ -303,7 +303,7 @@ def test_an_asynchronous_worker(queue: Queue) -> None:
     assert queue.states() == {"pending": 0, "in_flight": 0, "dead": 0}
 
 
-def test_long_work_is_extended(queue: Queue) -> None:
+def test_long_work_is_extended(queue: StoreQueue) -> None:
     queue.declare(topics=("t",), visibility_timeout="600ms")
     queue.append(1)
     counts: list[int] = []
@@ -335,7 +335,7 @@ print("ended", flush=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_is_handled_end(queue: Queue, number: signal.Signals) -> None:
+def test_a_signal_lets_what_is_handled_end(queue: StoreQueue, number: signal.Signals) -> None:
     queue.append(10)
     command = [sys.executable, "-c", PROGRAM, queue.dsn]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:

@@ -21,7 +21,7 @@ from cdcbridge import AsyncQueue, Message, Queue, Stream
 from cdcbridge.errors import ClientClosed, UnreadableData, UsageError
 from tests.harness.world import PATIENCE, eventually
 from tests.integration.test_client_leaving import publish, unfinished
-from tests.sql.queue import Queue as Store
+from tests.sql.queue import StoreQueue
 from tests.unit.test_handlers import Speechless
 
 LOST = "select history -> 0 ->> 'reason' as reason from cdcbridge.delayed"
@@ -57,7 +57,7 @@ WAYS = {
 }
 
 
-def work_through(store: Store, asynchronous: bool, way: Way) -> tuple[list[tuple[int, int]], BaseException | None]:
+def work_through(store: StoreQueue, asynchronous: bool, way: Way) -> tuple[list[tuple[int, int]], BaseException | None]:
     """(seq, deliver_count) of each handling, and what run() raised. Ends when a second message was handled."""
     seen: list[tuple[int, int]] = []
 
@@ -115,7 +115,7 @@ def work_through(store: Store, asynchronous: bool, way: Way) -> tuple[list[tuple
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("name", WAYS)
 def test_a_handler_ends_and_the_worker_goes_on(
-    store: Store, asynchronous: bool, name: str, caplog: pytest.LogCaptureFixture
+    store: StoreQueue, asynchronous: bool, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     way = WAYS[name]
     store.session.execute("create table told as select 0 as seq, ''::text as reason limit 0")
@@ -145,7 +145,7 @@ def test_a_handler_ends_and_the_worker_goes_on(
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=["sys.exit", "KeyboardInterrupt"])
 def test_a_handler_that_ends_the_program_gives_its_message_back_first(
-    store: Store, asynchronous: bool, error: BaseException, caplog: pytest.LogCaptureFixture
+    store: StoreQueue, asynchronous: bool, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(store, *"aaa")
     seen, raised = work_through(store, asynchronous, Way(raises=lambda: error))
@@ -156,7 +156,7 @@ def test_a_handler_that_ends_the_program_gives_its_message_back_first(
     assert "message 1 of c failed" in caplog.text
 
 
-def test_a_handler_that_is_killed_leaves_its_message_to_the_timeout(store: Store) -> None:
+def test_a_handler_that_is_killed_leaves_its_message_to_the_timeout(store: StoreQueue) -> None:
     publish(store, "a")
     program = "import os, sys\nfrom cdcbridge import Queue\nq = Queue.connect(sys.argv[1], 'c')\n"
     program += "@q.worker()\ndef handle(message):\n    os.kill(os.getpid(), 9)\nhandle.run()\n"
@@ -165,7 +165,7 @@ def test_a_handler_that_is_killed_leaves_its_message_to_the_timeout(store: Store
 
 
 def test_a_handler_that_outlives_the_grace_comes_again_and_the_rest_is_given_back(
-    store: Store, caplog: pytest.LogCaptureFixture
+    store: StoreQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(store, *"aab")
 
@@ -196,7 +196,7 @@ def test_a_handler_that_outlives_the_grace_comes_again_and_the_rest_is_given_bac
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 def test_a_lease_that_is_lost_under_its_handler_is_told(
-    store: Store, asynchronous: bool, caplog: pytest.LogCaptureFixture
+    store: StoreQueue, asynchronous: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.declare("brief", topics=("t",), visibility_timeout="600ms")
     publish(store, "a")
@@ -231,7 +231,7 @@ def test_a_lease_that_is_lost_under_its_handler_is_told(
     assert unfinished(store, "brief") == {1: (2, True)}
 
 
-def test_a_handler_that_returns_a_coroutine_has_not_handled_anything(store: Store) -> None:
+def test_a_handler_that_returns_a_coroutine_has_not_handled_anything(store: StoreQueue) -> None:
     publish(store, "a")
     with Queue.connect(store.dsn, "c") as client:
 
@@ -246,7 +246,7 @@ def test_a_handler_that_returns_a_coroutine_has_not_handled_anything(store: Stor
 
 
 @pytest.mark.parametrize("opened", ["sync", "async"], indirect=True)
-def test_handlers_that_would_not_run_are_refused_when_they_are_registered(opened: Any, store: Store) -> None:
+def test_handlers_that_would_not_run_are_refused_when_they_are_registered(opened: Any, store: StoreQueue) -> None:
     client = opened()
 
     def generator(message: Any) -> Any:
@@ -257,7 +257,7 @@ def test_handlers_that_would_not_run_are_refused_when_they_are_registered(opened
         client.worker()(wrong)
 
 
-def test_one_bad_document_concerns_its_message_alone(store: Store) -> None:
+def test_one_bad_document_concerns_its_message_alone(store: StoreQueue) -> None:
     publish(store, "a")
     store.session.execute("select cdcbridge.publish('t', 'b', (repeat('[', 5000) || repeat(']', 5000))::json)")
     store.session.execute("""select cdcbridge.publish('t', 'c', '{"a": "\\u0000", "b": "\\ud800", "c": 1e400}')""")
@@ -289,7 +289,7 @@ def test_one_bad_document_concerns_its_message_alone(store: Store) -> None:
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "WIN1252", "SQL_ASCII"])
 def test_an_encoding_of_the_environment_blocks_nothing(
-    store: Store, opened: Any, encoding: str, monkeypatch: pytest.MonkeyPatch
+    store: StoreQueue, opened: Any, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = store.dsn.split("dbname=")[1]
     store.session.execute(f"alter database {database} set client_encoding = '{encoding}'".encode())
@@ -311,7 +311,7 @@ def test_an_encoding_of_the_environment_blocks_nothing(
 # misuse
 
 
-def test_a_closed_client_says_so(store: Store, opened: Any) -> None:
+def test_a_closed_client_says_so(store: StoreQueue, opened: Any) -> None:
     for consumer in ("c", "s"):
         client = opened(consumer)
         client.close()
@@ -322,14 +322,14 @@ def test_a_closed_client_says_so(store: Store, opened: Any) -> None:
                 call()
 
 
-def test_the_worker_of_a_closed_client_says_so(store: Store) -> None:
+def test_the_worker_of_a_closed_client_says_so(store: StoreQueue) -> None:
     with Queue.connect(store.dsn, "c") as client:
         worker = client.worker()(_nothing)
     with pytest.raises(ClientClosed, match="is closed"):
         worker.run()
 
 
-def test_close_in_another_thread_ends_a_loop_politely(store: Store) -> None:
+def test_close_in_another_thread_ends_a_loop_politely(store: StoreQueue) -> None:
     client = Queue.connect(store.dsn, "c")
     thread = threading.Thread(target=lambda: list(client.messages()), daemon=True)
     thread.start()
@@ -348,7 +348,7 @@ def _in_child(client: Any, answers: Any) -> None:
     os._exit(0)
 
 
-def test_a_forked_child_is_told_to_connect_and_spares_its_parents_sessions(store: Store) -> None:
+def test_a_forked_child_is_told_to_connect_and_spares_its_parents_sessions(store: StoreQueue) -> None:
     publish(store, "a")
     with Queue.connect(store.dsn, "c") as client:
         (message,) = client.receive()
@@ -368,12 +368,12 @@ def test_a_forked_child_is_told_to_connect_and_spares_its_parents_sessions(store
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True, "2"])
-def test_a_concurrency_that_is_none_is_refused(store: Store, opened: Any, number: Any) -> None:
+def test_a_concurrency_that_is_none_is_refused(store: StoreQueue, opened: Any, number: Any) -> None:
     with pytest.raises(UsageError, match="concurrency is"):
         opened().worker(concurrency=number)
 
 
-def test_times_that_are_none_are_refused(store: Store, opened: Any) -> None:
+def test_times_that_are_none_are_refused(store: StoreQueue, opened: Any) -> None:
     client, stream = opened(), opened("s")
     cases: list[tuple[Callable[[], Any], str]] = [
         (lambda: client.receive(wait=float("nan")), "wait is nan"),
@@ -409,7 +409,7 @@ def _noted(looks: list[Any], call: Callable[..., Any], *arguments: Any, **named:
 
 
 @pytest.mark.parametrize("loop", ["worker", "messages", "batches"])
-def test_no_loop_asks_a_thousand_times_a_second(store: Store, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_loop_asks_a_thousand_times_a_second(store: StoreQueue, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Queue.connect(store.dsn, "c") as client, Stream.connect(store.dsn, "s") as stream:
         looks: list[Any] = []
         for one, name in ((client, "receive"), (stream, "read")):
@@ -431,7 +431,7 @@ def test_no_loop_asks_a_thousand_times_a_second(store: Store, loop: str, monkeyp
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 def test_the_log_says_which_delivery_failed_and_when_the_message_comes_again(
-    store: Store, asynchronous: bool, caplog: pytest.LogCaptureFixture
+    store: StoreQueue, asynchronous: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     delay = {"initial": "2s", "max": "2s"}
     store.declare(topics=("t",), max_deliveries=2, retry_delay=delay)
@@ -482,7 +482,7 @@ def test_the_log_says_which_delivery_failed_and_when_the_message_comes_again(
 
 
 def test_the_log_says_when_the_message_of_a_failed_block_comes_again(
-    store: Store, opened: Any, caplog: pytest.LogCaptureFixture
+    store: StoreQueue, opened: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.declare(topics=("t",), retry_delay={"initial": "2s", "max": "2s"})
     publish(store, "a")

@@ -14,12 +14,12 @@ import pytest
 
 from cdcbridge import AsyncMessage, AsyncQueue, AsyncStream, Message, Queue
 from tests.harness.world import PATIENCE, eventually
-from tests.sql.queue import Queue as Store
+from tests.sql.queue import StoreQueue
 
 UNFINISHED = "select seq, deliver_count, not_visible_until > now() as held from cdcbridge.consumer_messages"
 
 
-def unfinished(store: Store, consumer: str = "c") -> dict[int, tuple[int, bool]]:
+def unfinished(store: StoreQueue, consumer: str = "c") -> dict[int, tuple[int, bool]]:
     """seq → deliver_count, and whether it is in flight, of the consumer's messages."""
     query = f"{UNFINISHED} where consumer_id = (select id from cdcbridge.consumers where name = '{consumer}')"
     return {row["seq"]: (row["deliver_count"], bool(row["held"])) for row in store.all(query)}
@@ -30,7 +30,7 @@ def free(*seqs: int, count: int = 0) -> dict[int, tuple[int, bool]]:
 
 
 @pytest.mark.parametrize("consumer", ["c", "f"])
-def test_leaving_by_break_keeps_the_taken_one_alone(store: Store, opened: Any, consumer: str) -> None:
+def test_leaving_by_break_keeps_the_taken_one_alone(store: StoreQueue, opened: Any, consumer: str) -> None:
     put = publish(store, *"aaab")
     client = opened(consumer)
     for _ in range(7):  # more often than max_deliveries
@@ -43,7 +43,7 @@ def test_leaving_by_break_keeps_the_taken_one_alone(store: Store, opened: Any, c
     assert store.value("select count(*) from cdcbridge.dead_messages") == 0
 
 
-def test_next_of_messages_takes_one(store: Store) -> None:
+def test_next_of_messages_takes_one(store: StoreQueue) -> None:
     put = publish(store, *"aab")
     for consumer in ("c", "f"):
         with Queue.connect(store.dsn, consumer) as client:
@@ -73,7 +73,7 @@ def by_close(client: Queue) -> None:
 
 
 @pytest.mark.parametrize("leave", [by_return, by_exception, by_stop, by_close])
-def test_every_way_of_leaving_a_loop(store: Store, leave: Callable[[Queue], None]) -> None:
+def test_every_way_of_leaving_a_loop(store: StoreQueue, leave: Callable[[Queue], None]) -> None:
     put = publish(store, *"abc")
     with Queue.connect(store.dsn, "c") as client, contextlib.suppress(ZeroDivisionError):
         leave(client)
@@ -112,7 +112,7 @@ async def async_cancelled(client: AsyncQueue) -> None:
 
 @pytest.mark.parametrize("leave", [async_return, async_exception, async_kept, async_cancelled])
 @pytest.mark.parametrize("close", [True, False])
-def test_every_way_of_leaving_an_asynchronous_loop(store: Store, leave: Any, close: bool) -> None:
+def test_every_way_of_leaving_an_asynchronous_loop(store: StoreQueue, leave: Any, close: bool) -> None:
     put = publish(store, *"abc")
 
     clients = []
@@ -133,7 +133,7 @@ def test_every_way_of_leaving_an_asynchronous_loop(store: Store, leave: Any, clo
     assert unfinished(store) == {put[0]: (1, True)} | free(*put[1:])
 
 
-def test_a_receive_that_is_cancelled_at_any_moment_loses_nothing(store: Store) -> None:
+def test_a_receive_that_is_cancelled_at_any_moment_loses_nothing(store: StoreQueue) -> None:
     async def work() -> None:
         async with await AsyncQueue.connect(store.dsn, "c") as client:
             for moment in range(60):
@@ -155,7 +155,7 @@ def test_a_receive_that_is_cancelled_at_any_moment_loses_nothing(store: Store) -
     asyncio.run(work())
 
 
-def test_a_claim_that_had_ended_when_it_was_cancelled_goes_back(store: Store, monkeypatch: Any) -> None:
+def test_a_claim_that_had_ended_when_it_was_cancelled_goes_back(store: StoreQueue, monkeypatch: Any) -> None:
     put = publish(store, *"ab")
 
     async def work() -> None:
@@ -179,7 +179,7 @@ def test_a_claim_that_had_ended_when_it_was_cancelled_goes_back(store: Store, mo
     asyncio.run(work())
 
 
-def test_a_batch_that_was_cancelled_or_left_is_read_again_at_once(store: Store, monkeypatch: Any) -> None:
+def test_a_batch_that_was_cancelled_or_left_is_read_again_at_once(store: StoreQueue, monkeypatch: Any) -> None:
     put = publish(store, *"aaa")
 
     async def work() -> None:
@@ -209,7 +209,7 @@ def test_a_batch_that_was_cancelled_or_left_is_read_again_at_once(store: Store, 
     asyncio.run(work())
 
 
-def test_a_polite_stop_counts_nothing(store: Store, opened: Any) -> None:
+def test_a_polite_stop_counts_nothing(store: StoreQueue, opened: Any) -> None:
     """Ten times more than max_deliveries, a worker is stopped while it handles the first of a key."""
     put = publish(store, *["k"] * 6)
     for consumer in ("c", "f"):
@@ -227,7 +227,7 @@ def test_a_polite_stop_counts_nothing(store: Store, opened: Any) -> None:
     assert store.value("select count(*) from cdcbridge.dead_messages") == 0
 
 
-def test_an_asynchronous_worker_that_is_cancelled_lets_its_handlers_end(store: Store) -> None:
+def test_an_asynchronous_worker_that_is_cancelled_lets_its_handlers_end(store: StoreQueue) -> None:
     put = publish(store, *["k"] * 3)
     ended: list[int] = []
 
@@ -252,7 +252,7 @@ def test_an_asynchronous_worker_that_is_cancelled_lets_its_handlers_end(store: S
     assert unfinished(store) == free(*put[1:])
 
 
-def test_one_that_waits_is_woken_by_what_another_gives_back(store: Store) -> None:
+def test_one_that_waits_is_woken_by_what_another_gives_back(store: StoreQueue) -> None:
     put = publish(store, *"ab")
     with Queue.connect(store.dsn, "c") as one, Queue.connect(store.dsn, "c") as other:
         first = next(messages := one.messages(wait=0))
@@ -268,7 +268,7 @@ def test_one_that_waits_is_woken_by_what_another_gives_back(store: Store) -> Non
         assert first.ack()
 
 
-def test_given_back_in_fifo_the_order_stays_and_a_stale_receipt_counts_nothing(store: Store) -> None:
+def test_given_back_in_fifo_the_order_stays_and_a_stale_receipt_counts_nothing(store: StoreQueue) -> None:
     put = publish(store, *"aaab")
     give = "select cdcbridge.give_back('f', %s::text[])"
     rows = store.receive(10, name="f")
@@ -289,5 +289,5 @@ def test_given_back_in_fifo_the_order_stays_and_a_stale_receipt_counts_nothing(s
     assert [(r["seq"], r["deliver_count"]) for r in store.receive(10, name="f")] == [(put[1], 1), (put[2], 1)]
 
 
-def publish(store: Store, *keys: str) -> list[int]:
+def publish(store: StoreQueue, *keys: str) -> list[int]:
     return [store.value("select cdcbridge.publish('t', %s, '1')", key) for key in keys]

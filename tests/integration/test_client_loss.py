@@ -22,7 +22,7 @@ from tests.harness.standby import Standby
 from tests.harness.world import PATIENCE, eventually, store_database
 from tests.integration.conftest import through
 from tests.integration.test_client_leaving import publish, unfinished
-from tests.sql.queue import Queue as Store
+from tests.sql.queue import StoreQueue
 
 KILL = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name like 'cdcbridge client%'"
 
@@ -37,7 +37,7 @@ def away_for(proxy: Proxy, seconds: float) -> Any:
     timer.join()
 
 
-def test_what_ends_a_delivery_is_tried_until_the_lease_ends(store: Store, opened: Any, proxy: Proxy) -> None:
+def test_what_ends_a_delivery_is_tried_until_the_lease_ends(store: StoreQueue, opened: Any, proxy: Proxy) -> None:
     put = publish(store, *"abcd")
     client = opened(dsn=through(store, proxy))
     batch = client.receive()
@@ -52,7 +52,7 @@ def test_what_ends_a_delivery_is_tried_until_the_lease_ends(store: Store, opened
     assert sorted(unfinished(store)) == put[1:3]
 
 
-def test_a_worker_handles_once_although_the_database_was_away(store: Store, proxy: Proxy) -> None:
+def test_a_worker_handles_once_although_the_database_was_away(store: StoreQueue, proxy: Proxy) -> None:
     publish(store, *"abc")
     counts: list[int] = []
     with Queue.connect(through(store, proxy), "c") as client:
@@ -71,7 +71,7 @@ def test_a_worker_handles_once_although_the_database_was_away(store: Store, prox
     assert unfinished(store) == {}
 
 
-def test_calls_of_a_stream_are_tried_until_the_lease_ends(store: Store, opened: Any, proxy: Proxy) -> None:
+def test_calls_of_a_stream_are_tried_until_the_lease_ends(store: StoreQueue, opened: Any, proxy: Proxy) -> None:
     put = publish(store, "a", "a")
     stream = opened("s", through(store, proxy), lease=20)
     with away_for(proxy, 1):
@@ -87,7 +87,7 @@ def test_calls_of_a_stream_are_tried_until_the_lease_ends(store: Store, opened: 
     assert [m.seq for m in stream.messages(wait=0, stop_when_empty=True)] == put
 
 
-def test_an_idle_session_that_was_ended_costs_nobody_an_error(store: Store, opened: Any) -> None:
+def test_an_idle_session_that_was_ended_costs_nobody_an_error(store: StoreQueue, opened: Any) -> None:
     client, stream = opened(), opened("s")
     for use in (
         lambda: client.publish("t", 1),
@@ -102,7 +102,7 @@ def test_an_idle_session_that_was_ended_costs_nobody_an_error(store: Store, open
     assert store.value("select count(*) from cdcbridge.messages") == 2
 
 
-def test_publish_never_publishes_twice(store: Store, monkeypatch: Any) -> None:
+def test_publish_never_publishes_twice(store: StoreQueue, monkeypatch: Any) -> None:
     """The answer is lost after the statement ran: only a dedup id makes a second attempt safe."""
     with Queue.connect(store.dsn, "c") as client:
         client.publish("t", 0)
@@ -124,7 +124,7 @@ def test_publish_never_publishes_twice(store: Store, monkeypatch: Any) -> None:
     assert store.value("select count(*) from cdcbridge.messages") == 3
 
 
-def test_publish_is_tried_again_where_the_server_said_no(store: Store, proxy: Proxy) -> None:
+def test_publish_is_tried_again_where_the_server_said_no(store: StoreQueue, proxy: Proxy) -> None:
     with Queue.connect(through(store, proxy), "c") as client, psycopg.connect(store.dsn) as mine:
         mine.execute("lock table cdcbridge.messages in access exclusive mode")
         timer = threading.Timer(5, mine.rollback)  # longer than a statement may take
@@ -135,7 +135,7 @@ def test_publish_is_tried_again_where_the_server_said_no(store: Store, proxy: Pr
 
 
 @pytest.mark.parametrize("answer_lost", ["ack", "commit"])
-def test_an_answer_that_was_lost_is_no_failure(store: Store, monkeypatch: Any, answer_lost: str) -> None:
+def test_an_answer_that_was_lost_is_no_failure(store: StoreQueue, monkeypatch: Any, answer_lost: str) -> None:
     publish(store, "a")
     original = _sessions.Sessions._rows
     losses: list[Any] = []
@@ -171,7 +171,7 @@ SILENT: list[tuple[str, Callable[[Any, Any], Any], float]] = [
 @pytest.mark.parametrize(("consumer", "call", "allowed"), SILENT)
 @pytest.mark.parametrize("opened", ["sync"], indirect=True)
 def test_a_proxy_that_answers_but_not_in_sql(
-    store: Store, opened: Any, proxy: Proxy, consumer: str, call: Any, allowed: float
+    store: StoreQueue, opened: Any, proxy: Proxy, consumer: str, call: Any, allowed: float
 ) -> None:
     store.declare(topics=("t",), visibility_timeout="2s")
     publish(store, "a")
@@ -185,7 +185,7 @@ def test_a_proxy_that_answers_but_not_in_sql(
     proxy.silent = False
 
 
-def test_an_asynchronous_client_behind_a_silent_proxy(store: Store, proxy: Proxy) -> None:
+def test_an_asynchronous_client_behind_a_silent_proxy(store: StoreQueue, proxy: Proxy) -> None:
     async def work() -> float:
         async with await AsyncQueue.connect(through(store, proxy), "c") as client:
             proxy.silent = True
@@ -201,7 +201,7 @@ def test_an_asynchronous_client_behind_a_silent_proxy(store: Store, proxy: Proxy
     assert asyncio.run(work()) < 8
 
 
-def test_connecting_through_a_silent_proxy_ends(store: Store, proxy: Proxy) -> None:
+def test_connecting_through_a_silent_proxy_ends(store: StoreQueue, proxy: Proxy) -> None:
     proxy.silent = True
     started = time.monotonic()
     with pytest.raises(StoreUnavailable):
@@ -209,7 +209,7 @@ def test_connecting_through_a_silent_proxy_ends(store: Store, proxy: Proxy) -> N
     assert time.monotonic() - started < 8
 
 
-def test_a_long_poll_that_meets_silence_finds_its_way(store: Store, proxy: Proxy) -> None:
+def test_a_long_poll_that_meets_silence_finds_its_way(store: StoreQueue, proxy: Proxy) -> None:
     """The silence may also swallow the answer with the message, which then comes again after its visibility timeout."""
     with Queue.connect(through(store, proxy), "c") as client:
         found: list[Any] = []
@@ -222,7 +222,7 @@ def test_a_long_poll_that_meets_silence_finds_its_way(store: Store, proxy: Proxy
     assert len(found) == 1
 
 
-def test_a_look_does_not_wait_for_another_threads_long_poll(store: Store) -> None:
+def test_a_look_does_not_wait_for_another_threads_long_poll(store: StoreQueue) -> None:
     with Queue.connect(store.dsn, "c") as client:
         found: list[Any] = []
         threads = [threading.Thread(target=lambda: found.extend(client.receive(1, wait=PATIENCE))) for _ in range(3)]
@@ -240,7 +240,7 @@ def test_a_look_does_not_wait_for_another_threads_long_poll(store: Store) -> Non
         assert client.ack(found) == 3
 
 
-def test_an_asynchronous_look_does_not_wait_for_another_tasks_long_poll(store: Store) -> None:
+def test_an_asynchronous_look_does_not_wait_for_another_tasks_long_poll(store: StoreQueue) -> None:
     async def work() -> None:
         async with await AsyncQueue.connect(store.dsn, "c") as client:
             polls = [asyncio.create_task(client.receive(1, wait=PATIENCE)) for _ in range(2)]
@@ -259,7 +259,7 @@ def test_a_read_only_moment_is_waited_for(pg15: Any, pg18: Any) -> None:
     """The address leads to a standby, which is promoted: a worker and a loop go on."""
     for server in (pg15, pg18):
         with store_database(server) as database:
-            store = Store(server.dsn(database))
+            store = StoreQueue(server.dsn(database))
             store.declare(topics=("t",))
             with Standby(server, settings=FAST) as standby, Queue.connect(server.dsn(database), "c") as client:
                 publish(store, *"ab")
@@ -287,7 +287,7 @@ def test_a_read_only_moment_is_waited_for(pg15: Any, pg18: Any) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_a_worker_whose_sessions_are_ended_all_the_time_loses_nothing(store: Store, asynchronous: bool) -> None:
+def test_a_worker_whose_sessions_are_ended_all_the_time_loses_nothing(store: StoreQueue, asynchronous: bool) -> None:
     store.declare("f", mode="fifo", topics=("t",), visibility_timeout="2s", max_deliveries=100)
     put = publish(store, *[str(n % 5) for n in range(40)])
     done: dict[str, list[int]] = {}

@@ -18,10 +18,10 @@ from cdcbridge import AsyncQueue, AsyncStream, Message, Queue, Stream
 from cdcbridge.errors import UsageError
 from tests.harness.world import PATIENCE, eventually
 from tests.integration.test_client_leaving import free, publish, unfinished
-from tests.sql.queue import Queue as Store
+from tests.sql.queue import StoreQueue
 
 
-def test_an_ack_that_was_rolled_back_lets_nothing_out(store: Store) -> None:
+def test_an_ack_that_was_rolled_back_lets_nothing_out(store: StoreQueue) -> None:
     put = publish(store, *"aaa")
     done: list[int] = []
     with Queue.connect(store.dsn, "f") as client, psycopg.connect(store.dsn) as mine:
@@ -39,7 +39,7 @@ def test_an_ack_that_was_rolled_back_lets_nothing_out(store: Store) -> None:
 
 
 @pytest.mark.parametrize("end", ["open", "savepoint", "not acked", "other connection"])
-def test_everything_but_a_committed_ack_gives_the_key_back(store: Store, end: str) -> None:
+def test_everything_but_a_committed_ack_gives_the_key_back(store: StoreQueue, end: str) -> None:
     put = publish(store, *"aaab")
     seen: list[int] = []
     with Queue.connect(store.dsn, "f") as client, psycopg.connect(store.dsn) as mine:
@@ -63,7 +63,7 @@ def test_everything_but_a_committed_ack_gives_the_key_back(store: Store, end: st
     assert {seq: states[seq] for seq in put[1:3]} == free(*put[1:3])
 
 
-def test_a_savepoint_that_was_rolled_back_is_no_ack(store: Store) -> None:
+def test_a_savepoint_that_was_rolled_back_is_no_ack(store: StoreQueue) -> None:
     put = publish(store, *"aa")
     with Queue.connect(store.dsn, "f") as client, psycopg.connect(store.dsn) as mine:
         messages = client.messages(wait=0, stop_when_empty=True)
@@ -76,7 +76,7 @@ def test_a_savepoint_that_was_rolled_back_is_no_ack(store: Store) -> None:
         messages.close()
 
 
-def test_an_ack_that_came_too_late_lets_nothing_out(store: Store, opened: Any) -> None:
+def test_an_ack_that_came_too_late_lets_nothing_out(store: StoreQueue, opened: Any) -> None:
     put = publish(store, *"aab")
     client = opened("f")
     seen = []
@@ -92,7 +92,7 @@ def test_an_ack_that_came_too_late_lets_nothing_out(store: Store, opened: Any) -
     assert seen[0] == put[0] and put[1] not in seen
 
 
-def test_an_ack_that_was_repeated_after_a_rollback_counts(store: Store) -> None:
+def test_an_ack_that_was_repeated_after_a_rollback_counts(store: StoreQueue) -> None:
     put = publish(store, *"aa")
     seen = []
     with Queue.connect(store.dsn, "f") as client, psycopg.connect(store.dsn) as mine:
@@ -105,7 +105,7 @@ def test_an_ack_that_was_repeated_after_a_rollback_counts(store: Store) -> None:
     assert seen == [(seq, 1) for seq in put]
 
 
-def test_a_committed_ack_lets_the_next_one_out_at_once(store: Store) -> None:
+def test_a_committed_ack_lets_the_next_one_out_at_once(store: StoreQueue) -> None:
     put = publish(store, *"aaa")
 
     async def work() -> list[int]:
@@ -126,7 +126,7 @@ def test_a_committed_ack_lets_the_next_one_out_at_once(store: Store) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_worker_whose_ack_is_rolled_back(store: Store, asynchronous: bool) -> None:
+def test_a_worker_whose_ack_is_rolled_back(store: StoreQueue, asynchronous: bool) -> None:
     put = publish(store, *"aaa")
     done: list[int] = []
     failed: list[int] = []
@@ -170,7 +170,7 @@ def test_a_worker_whose_ack_is_rolled_back(store: Store, asynchronous: bool) -> 
     assert unfinished(store, "f") == {}
 
 
-def test_a_block_that_raises_after_its_ack_gives_the_message_back(store: Store) -> None:
+def test_a_block_that_raises_after_its_ack_gives_the_message_back(store: StoreQueue) -> None:
     publish(store, "a")
     with Queue.connect(store.dsn, "c") as client, psycopg.connect(store.dsn) as mine:
         (message,) = client.receive()
@@ -202,7 +202,7 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_process_that_was_stopped_begins_nothing_that_expired_meanwhile(store: Store, loop: str) -> None:
+def test_a_process_that_was_stopped_begins_nothing_that_expired_meanwhile(store: StoreQueue, loop: str) -> None:
     store.declare(topics=("t",), visibility_timeout="1s")
     put = publish(store, *"aaa")
     command = [sys.executable, "-c", STOPPED.format(loop=LOOPS[loop]), store.dsn]
@@ -227,7 +227,7 @@ def test_a_process_that_was_stopped_begins_nothing_that_expired_meanwhile(store:
     assert seen == [fresh], "nothing that another receiver has"
 
 
-def test_a_message_that_expired_before_its_turn_is_passed_over(store: Store, opened: Any) -> None:
+def test_a_message_that_expired_before_its_turn_is_passed_over(store: StoreQueue, opened: Any) -> None:
     put = publish(store, *"abc")
     client = opened()
     messages = client.messages(wait=0, stop_when_empty=True)
@@ -244,7 +244,9 @@ def test_a_message_that_expired_before_its_turn_is_passed_over(store: Store, ope
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("how", ["messages", "batches"])
-def test_the_lease_of_a_stream_is_kept_while_a_slow_handler_runs(store: Store, asynchronous: bool, how: str) -> None:
+def test_the_lease_of_a_stream_is_kept_while_a_slow_handler_runs(
+    store: StoreQueue, asynchronous: bool, how: str
+) -> None:
     put = publish(store, *"aaa")
     seen: list[int] = []
 
@@ -274,7 +276,7 @@ def test_the_lease_of_a_stream_is_kept_while_a_slow_handler_runs(store: Store, a
     assert seen == put
 
 
-def test_the_message_that_is_handled_in_a_loop_is_kept_too(store: Store) -> None:
+def test_the_message_that_is_handled_in_a_loop_is_kept_too(store: StoreQueue) -> None:
     store.declare(topics=("t",), visibility_timeout="400ms", max_deliveries=2)
     put = publish(store, *"abc")
     with Queue.connect(store.dsn, "c") as client:
@@ -286,7 +288,7 @@ def test_the_message_that_is_handled_in_a_loop_is_kept_too(store: Store) -> None
     assert seen == [(seq, 1) for seq in put]
 
 
-def test_a_batch_is_not_read_where_nothing_would_hold_it(store: Store) -> None:
+def test_a_batch_is_not_read_where_nothing_would_hold_it(store: StoreQueue) -> None:
     publish(store, "a")
     with Stream.connect(store.dsn, "s") as stream:
         with psycopg.connect(store.dsn, autocommit=True) as mine:
@@ -303,12 +305,12 @@ def test_a_batch_is_not_read_where_nothing_would_hold_it(store: Store) -> None:
             stream.read(connection=mine)
 
 
-def test_a_time_without_a_zone_is_no_place(store: Store, opened: Any) -> None:
+def test_a_time_without_a_zone_is_no_place(store: StoreQueue, opened: Any) -> None:
     with pytest.raises(UsageError, match="has no zone"):
         opened("s").seek(datetime(2026, 1, 1))  # noqa: DTZ001 - that is it
 
 
-def test_a_client_is_woken_after_its_consumer_was_removed_and_made_again(store: Store) -> None:
+def test_a_client_is_woken_after_its_consumer_was_removed_and_made_again(store: StoreQueue) -> None:
     started = time.monotonic()
     with Queue.connect(store.dsn, "c") as client:
         found: list[Message] = []

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from cdcbridge.errors import UsageError
-from tests.sql.queue import Queue as Store
+from tests.sql.queue import StoreQueue as Store
 
 
 def test_a_duplicate_can_be_told_and_the_seq_is_a_number(store: Store, opened: Callable[..., Any]) -> None:

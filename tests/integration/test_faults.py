@@ -19,7 +19,7 @@ from cdcbridge.lsn import parse_lsn
 from cdcbridge.source.facts import SourceFacts
 from cdcbridge.source.slots import Identity, Slot
 from cdcbridge.store.facts import History
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 from tests.harness.world import World, eventually, fresh_database
 
 
@@ -224,10 +224,10 @@ def test_a_branch_beside_a_transaction_that_was_appended_in_part(
     from cdcbridge.changes.position import Position
     from cdcbridge.checks.decision import decide
     from cdcbridge.checks.facts import Facts
-    from cdcbridge.routing.batch import Batch
+    from cdcbridge.routing.batch import AppendBatch
     from cdcbridge.store.consumers import apply
 
-    store = Store(world15.dsn, "cdcbridge")
+    store = BridgeStore(world15.dsn, "cdcbridge")
     store.migrate()
     store.begin_epoch()
     world15.consumer()
@@ -236,7 +236,7 @@ def test_a_branch_beside_a_transaction_that_was_appended_in_part(
     history = History("1", 1, "d", slot.name, "wal2json")
     apply(store.connection, config.consumers)
     store.begin_history(history, 1)
-    store.append(Batch(position=Position(500, 2), end_lsn=400, open=True), {"options": {}, "subscriptions": []})
+    store.append(AppendBatch(position=Position(500, 2), end_lsn=400, open=True), {"options": {}, "subscriptions": []})
     source = SourceFacts(Identity("1", "d", 1), 150000, False, 2, "UTF8", slot)
     facts = Facts(source, store.facts(), 1000, 2, branch)
     plan = decide(config, facts)
@@ -256,16 +256,16 @@ def test_a_branch_beside_a_transaction_that_was_appended_in_part(
 
 def test_an_append_of_an_older_epoch_writes_nothing(world15: World) -> None:
     """The fence: a bridge that lost the lead, wherever it hung, can commit nothing more."""
-    from cdcbridge.routing.batch import Batch
+    from cdcbridge.routing.batch import AppendBatch
 
-    store = Store(world15.dsn, "cdcbridge")
+    store = BridgeStore(world15.dsn, "cdcbridge")
     store.migrate()
-    zombie = Store(world15.dsn, "cdcbridge")
+    zombie = BridgeStore(world15.dsn, "cdcbridge")
     zombie.begin_epoch()
-    zombie.append(Batch(end_lsn=1), None)
+    zombie.append(AppendBatch(end_lsn=1), None)
     store.begin_epoch()
     with pytest.raises(NotLeader, match="epoch 1 is over"):
-        zombie.append(Batch(end_lsn=2), None)
+        zombie.append(AppendBatch(end_lsn=2), None)
     assert world15.value("select end_lsn::text from positions") == "0/1"
     zombie.close()
     store.close()

@@ -26,9 +26,9 @@ from cdcbridge.errors import Fenced, LockedOut, StoreUnavailable
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store import consumers, migrate
 from cdcbridge.store import replay as backlog
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 from tests.harness.world import World, eventually, store_database
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 
 LONGEST = 2.0  # seconds that anybody else may wait
 PATIENCE = 1.5  # seconds that a command tries; an operator's tries 30 s
@@ -43,7 +43,7 @@ BASE = [
 class Traffic:
     """A bridge that appends, a publisher in autocommit, and `lag`: how often, and the longest wait of each."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: StoreQueue) -> None:
         self._queue = queue
         self._stop = threading.Event()
         self.done = {"append": 0, "publish": 0, "lag": 0}
@@ -98,7 +98,7 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def receiver(queue: Queue, _: EmbeddedServer) -> Iterator[int]:
+def receiver(queue: StoreQueue, _: EmbeddedServer) -> Iterator[int]:
     """It has received from a queue, and read from a stream, and does nothing more."""
     session = queue.open(autocommit=False)
     session.execute("select * from cdcbridge.receive('doomed', 1)")
@@ -108,7 +108,7 @@ def receiver(queue: Queue, _: EmbeddedServer) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def publisher(queue: Queue, _: EmbeddedServer) -> Iterator[int]:
+def publisher(queue: StoreQueue, _: EmbeddedServer) -> Iterator[int]:
     session = queue.open(autocommit=False)
     session.execute("select cdcbridge.publish('t', 'k', '1')")
     yield session.info.backend_pid
@@ -116,7 +116,7 @@ def publisher(queue: Queue, _: EmbeddedServer) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def dump(queue: Queue, server: EmbeddedServer) -> Iterator[int]:
+def dump(queue: StoreQueue, server: EmbeddedServer) -> Iterator[int]:
     """A pg_dump that has locked all tables of the store, and waits for one that somebody else has locked."""
     queue.session.execute("create table if not exists public.zzz ()")
     blocker = queue.open(autocommit=False)
@@ -136,20 +136,20 @@ def dump(queue: Queue, server: EmbeddedServer) -> Iterator[int]:
 HOLDERS = {RECEIVER: receiver, PUBLISHER: publisher, DUMP: dump}
 
 
-def _has(queue: Queue, name: str) -> bool:
+def _has(queue: StoreQueue, name: str) -> bool:
     return bool(queue.value("select exists (select from cdcbridge.consumers where name = %s) as there", name))
 
 
-def applied(*more: Consumer) -> Callable[[Queue, Store], Any]:
+def applied(*more: Consumer) -> Callable[[StoreQueue, BridgeStore], Any]:
     return lambda _, store: consumers.apply(store.connection, [*BASE, *more], patience=PATIENCE)
 
 
-def removed(name: str) -> Callable[[Queue, Store], Any]:
+def removed(name: str) -> Callable[[StoreQueue, BridgeStore], Any]:
     return lambda _, store: consumers.remove(store.connection, name, PATIENCE)
 
 
-def executed(query: str) -> Callable[[Queue, Store], Any]:
-    def run(_: Queue, store: Store) -> Any:
+def executed(query: str) -> Callable[[StoreQueue, BridgeStore], Any]:
+    def run(_: StoreQueue, store: BridgeStore) -> Any:
         return patiently(
             store.connection, lambda: store.connection.execute(query.encode()).fetchall(), what=query, patience=PATIENCE
         )
@@ -157,26 +157,26 @@ def executed(query: str) -> Callable[[Queue, Store], Any]:
     return run
 
 
-def replayed(queue: Queue, store: Store) -> Any:
+def replayed(queue: StoreQueue, store: BridgeStore) -> Any:
     with psycopg.connect(queue.dsn, options="-c search_path=cdcbridge") as reader:
         row = store.connection.execute("select id, name, mode, config from consumers where name = 'c'").fetchone()
         assert row
         return backlog.replay(store.connection, reader, Subscription.from_config(*row), 0, 1 << 40)
 
 
-def dropped(_: Queue, store: Store) -> Any:
+def dropped(_: StoreQueue, store: BridgeStore) -> Any:
     """As the bridge does: it tries again later."""
     row = store.connection.execute("select dropped, held_by from drop_segments('0')").fetchone()
     if row != (1, None):
         raise LockedOut(f"not now: {row}")
 
 
-def migrated(_: Queue, store: Store) -> Any:
+def migrated(_: StoreQueue, store: BridgeStore) -> Any:
     store.connection.execute("delete from schema_code")  # as after another version
     return migrate.migrate(store.connection, "cdcbridge", PATIENCE)
 
 
-def altered(_: Queue, store: Store) -> Any:
+def altered(_: StoreQueue, store: BridgeStore) -> Any:
     """A migration that changes a table which everybody uses."""
     found = [*migrate.migrations(), (9999, "test", "alter table messages add column extra int")]
     patch = pytest.MonkeyPatch()
@@ -185,11 +185,11 @@ def altered(_: Queue, store: Store) -> Any:
         return migrate.migrate(store.connection, "cdcbridge", PATIENCE)
 
 
-def partitioned(_: Queue, store: Store) -> Any:
+def partitioned(_: StoreQueue, store: BridgeStore) -> Any:
     store.set_partitions(store.partitions() + 1)
 
 
-def finish_segment(queue: Queue) -> None:
+def finish_segment(queue: StoreQueue) -> None:
     """Everything in the log's first segment is done with, and the log goes on in the next one."""
     for name in ("c", "doomed"):
         while rows := queue.receive(1000, name=name):
@@ -198,7 +198,7 @@ def finish_segment(queue: Queue) -> None:
     queue.next_segment()
 
 
-def compact_and_finish_segment(queue: Queue) -> None:
+def compact_and_finish_segment(queue: StoreQueue) -> None:
     queue.declare("kept", mode="stream", compact=True)
     finish_segment(queue)
 
@@ -206,7 +206,7 @@ def compact_and_finish_segment(queue: Queue) -> None:
 EARLIEST = Consumer(name="late", tables=("public.t",), topics=("t",), start="earliest")
 STREAM = Consumer(name="s2", tables=("public.t",), topics=("t",), mode="stream")
 # The command, beside whom it cannot be done, and what comes before it.
-COMMANDS: dict[str, tuple[Callable[[Queue, Store], Any], set[str], Callable[[Queue], Any] | None]] = {
+COMMANDS: dict[str, tuple[Callable[[StoreQueue, BridgeStore], Any], set[str], Callable[[StoreQueue], Any] | None]] = {
     "apply a queue": (applied(Consumer(name="n", tables=("public.t",))), set(), None),
     "apply a fifo": (applied(Consumer(name="f", tables=("public.t",), topics=("t",), mode="fifo")), set(), None),
     "apply one with start: earliest": (applied(EARLIEST), {PUBLISHER}, None),
@@ -242,8 +242,8 @@ def server(request: pytest.FixtureRequest) -> EmbeddedServer:
 def test_nobody_else_waits(server: EmbeddedServer, command: str, holder: str) -> None:
     run, refused, before = COMMANDS[command]
     with store_database(server) as database:
-        queue = Queue(server.dsn(database))
-        operator = Store(queue.dsn, "cdcbridge")
+        queue = StoreQueue(server.dsn(database))
+        operator = BridgeStore(queue.dsn, "cdcbridge")
         consumers.apply(operator.connection, BASE)
         queue.append_keys("x", "y", consumers=(1, 2))
         queue.value("select cdcbridge.publish('t', 'k', '1')")
@@ -270,7 +270,7 @@ def test_nobody_else_waits(server: EmbeddedServer, command: str, holder: str) ->
         queue.close()
 
 
-def _again(run: Callable[[Queue, Store], Any], queue: Queue, operator: Store) -> bool:
+def _again(run: Callable[[StoreQueue, BridgeStore], Any], queue: StoreQueue, operator: BridgeStore) -> bool:
     try:
         run(queue, operator)
     except LockedOut:
@@ -278,7 +278,7 @@ def _again(run: Callable[[Queue, Store], Any], queue: Queue, operator: Store) ->
     return True
 
 
-def _schema(queue: Queue) -> list[Any]:
+def _schema(queue: StoreQueue) -> list[Any]:
     relations = "select relname, relkind from pg_class where relnamespace = 'cdcbridge'::regnamespace order by 1"
     return [*queue.all(relations), *queue.all("select id, name, config from cdcbridge.consumers order by id")]
 
@@ -436,7 +436,7 @@ def test_publish_with_a_dedup_id_names_the_open_publisher_of_the_same_one(
 
 
 def test_seek_holds_no_partition_while_it_waits_for_another(world18: World) -> None:
-    queue = Queue(world18.dsn)
+    queue = StoreQueue(world18.dsn)
     queue.declare("s", mode="stream", topics=("t",), start="earliest")
     for key in "abcdefgh":
         queue.value("select cdcbridge.publish('t', %s, '1')", key)
@@ -457,7 +457,7 @@ def test_seek_holds_no_partition_while_it_waits_for_another(world18: World) -> N
 
 
 def test_housekeeping_passes_by_what_a_receiver_in_its_transaction_has_replaced(world18: World) -> None:
-    queue = Queue(world18.dsn)
+    queue = StoreQueue(world18.dsn)
     queue.declare(topics=("t",))
     queue.session.execute(
         "insert into cdcbridge.hints (consumer_id, waiting_floor, token_floor, tokens) values (1, 0, 0, '{}')"
@@ -474,8 +474,8 @@ def test_housekeeping_passes_by_what_a_receiver_in_its_transaction_has_replaced(
 
 def test_a_change_of_consumers_names_another_that_is_under_way(server: EmbeddedServer) -> None:
     with store_database(server) as database:
-        queue = Queue(server.dsn(database))
-        operator = Store(queue.dsn, "cdcbridge")
+        queue = StoreQueue(server.dsn(database))
+        operator = BridgeStore(queue.dsn, "cdcbridge")
         consumers.apply(operator.connection, BASE)
         other = queue.open(autocommit=False)
         other.execute("set local search_path = cdcbridge")

@@ -24,7 +24,7 @@ from cdcbridge.observe.health import STALLED_AFTER, Health
 from cdcbridge.observe.lag import measure
 from cdcbridge.observe.metrics import Metrics
 from cdcbridge.observe.monitor import HttpServer
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.store.feeds import describe
 from tests.harness.world import World, eventually
 
@@ -214,7 +214,7 @@ def everything() -> list[Metric]:
     feeds = describe(1, "host", "file", ["c"], ["c"], [])
     metrics.measured(Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds))
     health.append_begins()
-    batch = Batch()
+    batch = AppendBatch()
     batch.refused["published.malformed", "news", "not JSON"] += 1
     health.stored(batch)
     return list(metrics.registry.collect())

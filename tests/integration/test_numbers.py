@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cdcbridge.errors import UnreadableData
-from tests.sql.queue import Queue as Store
+from tests.sql.queue import StoreQueue as Store
 
 EXACT: dict[str, Any] = {
     "big": 9007199254740993,

@@ -22,11 +22,11 @@ from cdcbridge import Queue as Client
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness.forked import Result, command
 from tests.harness.world import eventually, store_database
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 
 
 @pytest.fixture
-def pooled(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[tuple[Queue, str]]:
+def pooled(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[tuple[StoreQueue, str]]:
     """A queue, and the DSN of its database through PgBouncer."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
@@ -48,7 +48,7 @@ def pooled(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[tuple[Queue, str]]:
             if folder.owner() == "root" and folder != folder.parent and not folder.stat().st_mode & 1:
                 folder.chmod(0o711)
     with store_database(pg15) as database:
-        queue = Queue(pg15.dsn(database))
+        queue = StoreQueue(pg15.dsn(database))
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             dsn = f"host=127.0.0.1 port={port} user=postgres dbname={database}"
 
@@ -65,7 +65,7 @@ def pooled(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[tuple[Queue, str]]:
         queue.close()
 
 
-def test_a_client_polls_and_acks_through_it(pooled: tuple[Queue, str]) -> None:
+def test_a_client_polls_and_acks_through_it(pooled: tuple[StoreQueue, str]) -> None:
     queue, dsn = pooled
     queue.declare()
     queue.append(30)
@@ -82,7 +82,7 @@ def test_a_client_polls_and_acks_through_it(pooled: tuple[Queue, str]) -> None:
     assert queue.states() == {"pending": 0, "in_flight": 0, "dead": 0}
 
 
-def test_a_worker_handles_all_through_it(pooled: tuple[Queue, str]) -> None:
+def test_a_worker_handles_all_through_it(pooled: tuple[StoreQueue, str]) -> None:
     queue, dsn = pooled
     queue.declare(mode="fifo")
     queue.append_keys(*(f"k{n % 5}" for n in range(200)))
@@ -102,7 +102,7 @@ def test_a_worker_handles_all_through_it(pooled: tuple[Queue, str]) -> None:
 
 
 @pytest.fixture
-def shop(pooled: tuple[Queue, str], tmp_path: Path) -> Callable[..., Result]:
+def shop(pooled: tuple[StoreQueue, str], tmp_path: Path) -> Callable[..., Result]:
     """The command line with the store behind PgBouncer; the source is reached directly, or not."""
     queue, dsn = pooled
     queue.declare()
@@ -118,7 +118,9 @@ def shop(pooled: tuple[Queue, str], tmp_path: Path) -> Callable[..., Result]:
     return run
 
 
-def test_commands_that_call_functions_work_through_it(pooled: tuple[Queue, str], shop: Callable[..., Result]) -> None:
+def test_commands_that_call_functions_work_through_it(
+    pooled: tuple[StoreQueue, str], shop: Callable[..., Result]
+) -> None:
     queue, dsn = pooled
     queue.append(6)
 
@@ -159,7 +161,7 @@ def test_commands_that_call_functions_work_through_it(pooled: tuple[Queue, str],
             assert found.fetchone() == ("pg_temp", []), "nothing is left in the server's session"
 
 
-def test_a_waiting_command_looks_now_and_then(pooled: tuple[Queue, str], shop: Callable[..., Result]) -> None:
+def test_a_waiting_command_looks_now_and_then(pooled: tuple[StoreQueue, str], shop: Callable[..., Result]) -> None:
     queue, _ = pooled
     threading.Timer(1.0, queue.append, (1,)).start()
     started = time.monotonic()
@@ -167,7 +169,9 @@ def test_a_waiting_command_looks_now_and_then(pooled: tuple[Queue, str], shop: C
     assert len(result.out.splitlines()) == 1 and 0.9 < time.monotonic() - started < 10
 
 
-def test_a_command_names_the_session_that_it_waits_for(pooled: tuple[Queue, str], shop: Callable[..., Result]) -> None:
+def test_a_command_names_the_session_that_it_waits_for(
+    pooled: tuple[StoreQueue, str], shop: Callable[..., Result]
+) -> None:
     """PgBouncer tells a process of its own, and the server's session is another one for each attempt."""
     queue, _ = pooled
     idle = queue.open(autocommit=False)
@@ -179,7 +183,7 @@ def test_a_command_names_the_session_that_it_waits_for(pooled: tuple[Queue, str]
 
 
 def test_other_commands_name_the_setting_that_has_to_change(
-    pooled: tuple[Queue, str], shop: Callable[..., Result]
+    pooled: tuple[StoreQueue, str], shop: Callable[..., Result]
 ) -> None:
     _, dsn = pooled
     for line in ("migrate", "consumers apply", "consumers remove c --yes", "consumers replay c --from earliest",

@@ -18,20 +18,20 @@ from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import UsageError
 from tests.harness.waiting import Waiting
 from tests.harness.world import PATIENCE, store_database
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 
 
 @pytest.fixture
-def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
+def queue(pg15: EmbeddedServer) -> Iterator[StoreQueue]:
     with store_database(pg15) as database:
-        made = Queue(pg15.dsn(database))
+        made = StoreQueue(pg15.dsn(database))
         made.declare("s", mode="stream", topics=("news",), start="earliest")
         yield made
         made.close()
 
 
 @pytest.fixture(params=["sync", "async"])
-def connect(request: pytest.FixtureRequest, queue: Queue) -> Iterator[Callable[..., Any]]:
+def connect(request: pytest.FixtureRequest, queue: StoreQueue) -> Iterator[Callable[..., Any]]:
     """Opens a member of the group s."""
     with contextlib.ExitStack() as stack:
         if request.param == "sync":
@@ -48,11 +48,11 @@ def connect(request: pytest.FixtureRequest, queue: Queue) -> Iterator[Callable[.
         yield open_
 
 
-def publish(queue: Queue, *keys: str) -> list[int]:
+def publish(queue: StoreQueue, *keys: str) -> list[int]:
     return [queue.value("select cdcbridge.publish('news', %s, '{\"n\": 1.50}')", key) for key in keys]
 
 
-def test_a_member_reads_batches_and_commits_them_on_leaving(queue: Queue, connect: Any) -> None:
+def test_a_member_reads_batches_and_commits_them_on_leaving(queue: StoreQueue, connect: Any) -> None:
     put = publish(queue, *[f"k{n}" for n in range(30)])
     stream = connect()
     got: list[int] = []
@@ -65,7 +65,7 @@ def test_a_member_reads_batches_and_commits_them_on_leaving(queue: Queue, connec
     assert len(stream.offsets()) == 16
 
 
-def test_a_block_that_raises_gives_the_partition_back_at_once(queue: Queue, connect: Any) -> None:
+def test_a_block_that_raises_gives_the_partition_back_at_once(queue: StoreQueue, connect: Any) -> None:
     put = publish(queue, "a", "a")
     stream = connect()
     with pytest.raises(ZeroDivisionError), stream.read():
@@ -77,7 +77,7 @@ def test_a_block_that_raises_gives_the_partition_back_at_once(queue: Queue, conn
     assert [message.seq for message in stream.read().messages] == put[1:]
 
 
-def test_a_message_is_as_it_was_logged(queue: Queue, connect: Any) -> None:
+def test_a_message_is_as_it_was_logged(queue: StoreQueue, connect: Any) -> None:
     publish(queue, "a")
     (message,) = connect().read().messages
     assert (message.seq, message.topic, message.key, message.position) == (1, "news", "a", None)
@@ -85,7 +85,7 @@ def test_a_message_is_as_it_was_logged(queue: Queue, connect: Any) -> None:
     assert '"n": 1.50' in message.raw
 
 
-def test_messages_come_one_by_one_and_are_done_when_the_next_is_asked_for(queue: Queue, connect: Any) -> None:
+def test_messages_come_one_by_one_and_are_done_when_the_next_is_asked_for(queue: StoreQueue, connect: Any) -> None:
     put = publish(queue, "a", "a", "a")
     stream = connect()
     messages = stream.messages(wait=0, stop_when_empty=True)
@@ -94,7 +94,7 @@ def test_messages_come_one_by_one_and_are_done_when_the_next_is_asked_for(queue:
     assert [message.seq for message in stream.messages(wait=0, stop_when_empty=True)] == put[1:]
 
 
-def test_in_the_callers_transaction_reading_and_effect_are_one(queue: Queue) -> None:
+def test_in_the_callers_transaction_reading_and_effect_are_one(queue: StoreQueue) -> None:
     put = publish(queue, "a", "a")
     with Stream.connect(queue.dsn, "s") as stream, psycopg.connect(queue.dsn) as connection:
         for rolled_back in (True, False):
@@ -107,7 +107,7 @@ def test_in_the_callers_transaction_reading_and_effect_are_one(queue: Queue) -> 
         assert stream.read() is None
 
 
-def test_two_members_share_the_partitions_and_a_dead_ones_go_to_the_other(queue: Queue, connect: Any) -> None:
+def test_two_members_share_the_partitions_and_a_dead_ones_go_to_the_other(queue: StoreQueue, connect: Any) -> None:
     put = publish(queue, *[f"k{n}" for n in range(40)])
     one, other = connect(lease=0.5), connect()
     held = [one.read(), one.read(), one.read()]
@@ -129,7 +129,7 @@ def _within(batch: Any, stream: Any, put: list[int]) -> bool:
     return bool(put)
 
 
-def test_a_waiting_member_is_woken(queue: Queue, connect: Any) -> None:
+def test_a_waiting_member_is_woken(queue: StoreQueue, connect: Any) -> None:
     stream = connect()
     timer = threading.Timer(0.3, lambda: publish_apart(queue))
     timer.start()
@@ -140,12 +140,12 @@ def test_a_waiting_member_is_woken(queue: Queue, connect: Any) -> None:
     timer.join()
 
 
-def publish_apart(queue: Queue) -> None:
+def publish_apart(queue: StoreQueue) -> None:
     with psycopg.connect(queue.dsn, autocommit=True) as session:
         session.execute("select cdcbridge.publish('news', 'k', '1')")
 
 
-def test_seek_takes_words_seqs_and_times(queue: Queue, connect: Any) -> None:
+def test_seek_takes_words_seqs_and_times(queue: StoreQueue, connect: Any) -> None:
     put = publish(queue, "a", "a")
     stream = connect()
     for target, expected in (
@@ -162,7 +162,7 @@ def test_seek_takes_words_seqs_and_times(queue: Queue, connect: Any) -> None:
         stream.seek("latest", 99)
 
 
-def test_unknown_consumers_and_queues_are_refused(queue: Queue, connect: Any) -> None:
+def test_unknown_consumers_and_queues_are_refused(queue: StoreQueue, connect: Any) -> None:
     queue.declare("q")
     for name, message in (("nobody", "no consumer named 'nobody'"), ("q", "not a stream")):
         with pytest.raises(UsageError, match=message):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness.world import store_database
-from tests.sql.queue import Queue, Row
+from tests.sql.queue import Row, StoreQueue
 from tests.sql.test_compact import compact, drain, fold, read
 
 KEYS = "abcd"
@@ -27,9 +27,9 @@ examples = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
+def queue(pg15: EmbeddedServer) -> Iterator[StoreQueue]:
     with store_database(pg15) as database:
-        made = Queue(pg15.dsn(database))
+        made = StoreQueue(pg15.dsn(database))
         yield made
         made.close()
 
@@ -37,7 +37,7 @@ def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
 @pytest.mark.timeout(300)
 @given(st.lists(step, min_size=1, max_size=40))
 @settings(max_examples=50, deadline=None)
-def test_a_reader_comes_to_the_state_wherever_it_stood(queue: Queue, steps: list[Any]) -> None:
+def test_a_reader_comes_to_the_state_wherever_it_stood(queue: StoreQueue, steps: list[Any]) -> None:
     prefix = f"{next(examples)}-"
     if queue.all("select from cdcbridge.consumers"):
         queue.value("select cdcbridge.remove_consumer('s')")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cdcbridge.changes.events import Begin, Change, Relation
 from cdcbridge.changes.pgoutput import PgoutputDecoder
 from cdcbridge.changes.pgtypes import Types
-from cdcbridge.changes.wal2json import Table, Wal2jsonDecoder
+from cdcbridge.changes.wal2json import TableShape, Wal2jsonDecoder
 from cdcbridge.errors import DecodeError
 
 T = Relation("public", "t", "public.t", ("id",), frozenset({"id"}))
@@ -28,8 +28,8 @@ class Everything:
     def advance(self, begin: Begin) -> bool:
         return False
 
-    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
-        return Table(T, captured=True)
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
+        return TableShape(T, captured=True)
 
 
 def _text(value: str) -> bytes:

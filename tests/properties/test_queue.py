@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness.world import store_database
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 
 MAX_DELIVERIES = 3
 CLOCK = """
@@ -50,7 +50,7 @@ class Machine(RuleBasedStateMachine):
 
     mode = "queue"
     max_in_flight = 6
-    queue: Queue
+    queue: StoreQueue
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,9 +253,9 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.fixture(scope="module")
-def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
+def queue(pg15: EmbeddedServer) -> Iterator[StoreQueue]:
     with store_database(pg15) as database:
-        made = Queue(pg15.dsn(database))
+        made = StoreQueue(pg15.dsn(database))
         made.session.execute("set test.clock = '2030-01-01'")
         made.session.execute(CLOCK)
         yield made
@@ -265,6 +265,6 @@ def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
 @pytest.mark.timeout(900)  # a failure is made small first, which takes minutes
 @pytest.mark.parametrize("max_in_flight", [6, 400])  # a row of leases holds one message, or several
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_the_queue_does_what_the_model_does(queue: Queue, mode: str, max_in_flight: int) -> None:
+def test_the_queue_does_what_the_model_does(queue: StoreQueue, mode: str, max_in_flight: int) -> None:
     machine = type("Machine", (Machine,), {"mode": mode, "max_in_flight": max_in_flight, "queue": queue})
     run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=40, deadline=None))

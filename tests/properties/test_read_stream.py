@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness.world import store_database
-from tests.sql.queue import Queue, Row
+from tests.sql.queue import Row, StoreQueue
 
 SESSIONS = 4
 session_numbers = st.integers(0, SESSIONS - 1)
@@ -25,7 +25,7 @@ keys = st.sampled_from(["a", "b", "c", "d", None])
 class Machine(RuleBasedStateMachine):
     """Some sessions that publish, some members of one group of everything, one of tables alone."""
 
-    queue: Queue
+    queue: StoreQueue
     publishers: list[psycopg.Connection[Row]]
     members: list[psycopg.Connection[Row]]
 
@@ -152,7 +152,7 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture(scope="module")
 def stage(pg15: EmbeddedServer) -> Iterator[dict[str, Any]]:
     with store_database(pg15) as database:
-        made = Queue(pg15.dsn(database))
+        made = StoreQueue(pg15.dsn(database))
         yield {
             "queue": made,
             "publishers": [made.open(autocommit=False) for _ in range(SESSIONS)],

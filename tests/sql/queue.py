@@ -10,20 +10,20 @@ from psycopg.rows import dict_row
 from cdcbridge.changes.keys import partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.config import Consumer
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.copy_format import encode_data, message_row, shared_part, with_old_key
 from cdcbridge.store.consumers import apply
-from cdcbridge.store.log import Store
+from cdcbridge.store.log import BridgeStore
 
 Row = dict[str, Any]
 
 
-class Queue:
+class StoreQueue:
     """A store with one consumer `c`, and a session for each of those who ask for one."""
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
-        self._store = Store(dsn, "cdcbridge")
+        self._store = BridgeStore(dsn, "cdcbridge")
         self._store.migrate()
         self._store.begin_epoch()
         self._lsn = 100
@@ -77,7 +77,7 @@ class Queue:
                 message_row(n, text, partitions[-1], data, with_old_key(shared, old_key) if old_key else shared)
             )
         position = Position(self._lsn, len(rows))
-        return self._store_batch(Batch(rows, partitions=partitions, position=position, end_lsn=self._lsn + 1))
+        return self._store_batch(AppendBatch(rows, partitions=partitions, position=position, end_lsn=self._lsn + 1))
 
     def _append(self, keys: list[str | None], consumers: tuple[int, ...], *, keyed: bool) -> list[int]:
         self._lsn += 10
@@ -89,7 +89,7 @@ class Queue:
             text = None if (key_ := own[n]) is None else key_.encode()
             rows.append(message_row(n, text, 0, data, shared_part("public.t", self._lsn, 7, 0)))
         everything = list(range(len(keys)))
-        batch = Batch(
+        batch = AppendBatch(
             rows, groups={consumers: everything}, position=Position(self._lsn, len(keys)), end_lsn=self._lsn + 1
         )
         if keyed:
@@ -98,7 +98,7 @@ class Queue:
             batch.barriers = [n for n, key in enumerate(keys) if key == "!"]
         return self._store_batch(batch)
 
-    def _store_batch(self, batch: Batch) -> list[int]:
+    def _store_batch(self, batch: AppendBatch) -> list[int]:
         before = self.value("select coalesce(max(seq), 0) from cdcbridge.messages")
         self._store.append(batch, None)
         return [r["seq"] for r in self.all("select seq from cdcbridge.messages where seq > %s order by seq", before)]

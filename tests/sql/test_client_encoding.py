@@ -5,13 +5,13 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 
 CRAB = "🦀 ž"
 
 
 @pytest.fixture(params=["LATIN1", "WIN1252"])
-def session(request: pytest.FixtureRequest, queue: Queue) -> psycopg.Connection[dict[str, object]]:
+def session(request: pytest.FixtureRequest, queue: StoreQueue) -> psycopg.Connection[dict[str, object]]:
     """A caller's session; three messages wait, of which the second has a character that it lacks."""
     queue.declare(topics=("news",), max_deliveries=3)
     for text in ("é", CRAB, "ü"):
@@ -22,7 +22,7 @@ def session(request: pytest.FixtureRequest, queue: Queue) -> psycopg.Connection[
 
 
 def test_one_character_fails_the_statement_and_takes_nothing(
-    queue: Queue, session: psycopg.Connection[dict[str, object]]
+    queue: StoreQueue, session: psycopg.Connection[dict[str, object]]
 ) -> None:
     for _ in range(5):
         with pytest.raises(psycopg.errors.UntranslatableCharacter):
@@ -32,14 +32,14 @@ def test_one_character_fails_the_statement_and_takes_nothing(
     assert first == [{"key": "é", "deliver_count": 1}]
 
 
-def test_utf8_reads_everything(queue: Queue, session: psycopg.Connection[dict[str, object]]) -> None:
+def test_utf8_reads_everything(queue: StoreQueue, session: psycopg.Connection[dict[str, object]]) -> None:
     session.execute("set client_encoding = 'UTF8'")
     rows = queue.all("select * from cdcbridge.receive('c')", session=session)
     assert [row["key"] for row in rows] == ["é", CRAB, "ü"]
 
 
 def test_a_caller_that_cannot_change_its_encoding_reads_bytes(
-    queue: Queue, session: psycopg.Connection[dict[str, object]]
+    queue: StoreQueue, session: psycopg.Connection[dict[str, object]]
 ) -> None:
     """As docs/CONSUMERS.md has it."""
     rows = queue.all(
@@ -53,7 +53,7 @@ def test_a_caller_that_cannot_change_its_encoding_reads_bytes(
 
 
 def test_one_message_becomes_a_dead_letter_by_its_receipt(
-    queue: Queue, session: psycopg.Connection[dict[str, object]]
+    queue: StoreQueue, session: psycopg.Connection[dict[str, object]]
 ) -> None:
     rows = queue.all("select receipt, seq from cdcbridge.receive('c', 10)", session=session)
     dead = "select cdcbridge.nack('c', array[%s], dead => true, reason => 'not in Latin-1') as n"
@@ -64,6 +64,6 @@ def test_one_message_becomes_a_dead_letter_by_its_receipt(
     assert queue.all("select id, seq, reason from cdcbridge.dead_messages", session=session)
 
 
-def test_published_text_is_converted(queue: Queue, session: psycopg.Connection[dict[str, object]]) -> None:
+def test_published_text_is_converted(queue: StoreQueue, session: psycopg.Connection[dict[str, object]]) -> None:
     queue.value("select cdcbridge.publish('news', %s, %s::json) as seq", "clé", '"déjà"', session=session)
     assert queue.all("select key from cdcbridge.messages order by seq desc limit 1") == [{"key": "clé"}]

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from tests.sql.queue import Queue, Row
+from tests.sql.queue import Row, StoreQueue
 
 FOREVER = "1 day"
 
 
-def compact(queue: Queue, max_retention: str = FOREVER) -> Row:
+def compact(queue: StoreQueue, max_retention: str = FOREVER) -> Row:
     query = "select dropped, held_by, lost from cdcbridge.drop_segments('0', %s::interval)"
     return queue.all(query, max_retention)[0]
 
 
-def read(queue: Queue, count: int = 100, name: str = "s") -> list[Row]:
+def read(queue: StoreQueue, count: int = 100, name: str = "s") -> list[Row]:
     rows = queue.all("select * from cdcbridge.read_stream(%s, %s, '1 min')", name, count)
     if rows:
         last = rows[-1]
@@ -26,7 +26,7 @@ def read(queue: Queue, count: int = 100, name: str = "s") -> list[Row]:
     return rows
 
 
-def drain(queue: Queue, name: str = "s") -> list[Row]:
+def drain(queue: StoreQueue, name: str = "s") -> list[Row]:
     rows = []
     while got := read(queue, name=name):
         rows += got
@@ -53,7 +53,7 @@ def fold(rows: list[Row]) -> dict[str, int]:
     return state
 
 
-def test_each_keys_latest_message_is_kept_where_it_stood(queue: Queue) -> None:
+def test_each_keys_latest_message_is_kept_where_it_stood(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", compact=True, start="earliest")
     queue.append_changes(("insert", "a", None), ("insert", "b", None), ("insert", "gone", None), ("update", "a", None))
     put = queue.append_changes(("update", "b", None), ("delete", "gone", None))
@@ -74,7 +74,7 @@ def test_each_keys_latest_message_is_kept_where_it_stood(queue: Queue) -> None:
     assert [row["seq"] for row in drain(queue, "new")] == [put[0], 1_000_001, *last]
 
 
-def test_what_a_group_has_not_read_of_keys_that_are_gone_stays_until_it_has(queue: Queue) -> None:
+def test_what_a_group_has_not_read_of_keys_that_are_gone_stays_until_it_has(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", compact=True, start="earliest")
     queue.append_changes(*[("insert", key, None) for key in "abcd"], ("insert", None, None))
     drain(queue)
@@ -88,7 +88,7 @@ def test_what_a_group_has_not_read_of_keys_that_are_gone_stays_until_it_has(queu
     assert told(drain(queue)) == [("insert", "c"), ("insert", "d"), ("update", "B")]
 
 
-def test_removals_older_than_max_retention_are_not_kept_for_a_group_that_never_comes(queue: Queue) -> None:
+def test_removals_older_than_max_retention_are_not_kept_for_a_group_that_never_comes(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", compact=True, start="earliest")
     queue.append_changes(("insert", "a", None), ("insert", "b", None))
     drain(queue)
@@ -101,7 +101,7 @@ def test_removals_older_than_max_retention_are_not_kept_for_a_group_that_never_c
     assert told(drain(queue)) == [("insert", "b")]
 
 
-def test_topics_of_others_go_whole_and_their_groups_are_told(queue: Queue) -> None:
+def test_topics_of_others_go_whole_and_their_groups_are_told(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", compact=True, start="earliest")
     queue.declare("other", mode="stream", tables=(), topics=("news",), start="earliest")
     queue.append_changes(("insert", "a", None))
@@ -115,7 +115,7 @@ def test_topics_of_others_go_whole_and_their_groups_are_told(queue: Queue) -> No
         queue.value("select cdcbridge.seek('other', '1')")
 
 
-def test_published_topics_are_compacted_and_null_takes_a_key_away(queue: Queue) -> None:
+def test_published_topics_are_compacted_and_null_takes_a_key_away(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", tables=(), topics=("prices",), compact=True, start="earliest")
     for key, value in (("a", "1"), ("b", "1"), ("a", "2"), ("b", "null")):
         queue.value("select cdcbridge.publish('prices', %s, %s)", key, value)
@@ -126,7 +126,7 @@ def test_published_topics_are_compacted_and_null_takes_a_key_away(queue: Queue) 
     assert [(row["key"], row["data"]["record"]) for row in drain(queue)] == [("a", 2)]
 
 
-def test_what_a_queue_has_not_finished_is_not_compacted(queue: Queue) -> None:
+def test_what_a_queue_has_not_finished_is_not_compacted(queue: StoreQueue) -> None:
     queue.declare()
     queue.declare("s", mode="stream", compact=True)
     queue.append_keys("a", "a")
@@ -143,7 +143,7 @@ def test_what_a_queue_has_not_finished_is_not_compacted(queue: Queue) -> None:
     assert compact(queue) == {"dropped": 0, "held_by": "late", "lost": 0}, "a queue that was filled from what was kept"
 
 
-def test_what_was_kept_goes_when_nobody_compacts_any_more(queue: Queue) -> None:
+def test_what_was_kept_goes_when_nobody_compacts_any_more(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", compact=True, start="earliest")
     queue.append_changes(("insert", "a", None))
     queue.next_segment()
@@ -153,7 +153,7 @@ def test_what_was_kept_goes_when_nobody_compacts_any_more(queue: Queue) -> None:
     assert queue.value("select to_regclass('cdcbridge.messages_compacted')") is None
 
 
-def test_a_reader_in_its_transaction_delays_compaction(queue: Queue) -> None:
+def test_a_reader_in_its_transaction_delays_compaction(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", compact=True, start="earliest")
     put = queue.append_changes(("insert", "a", None))
     queue.next_segment()
@@ -165,7 +165,7 @@ def test_a_reader_in_its_transaction_delays_compaction(queue: Queue) -> None:
     assert [row["seq"] for row in drain(queue)] == put
 
 
-def test_a_row_that_was_read_for_one_group_takes_nothing_from_another(queue: Queue) -> None:
+def test_a_row_that_was_read_for_one_group_takes_nothing_from_another(queue: StoreQueue) -> None:
     for name in ("s", "r"):
         reader = queue.declare(name, mode="stream", compact=True, start="earliest")
     queue.append_changes(("insert", "a", None))

@@ -12,7 +12,7 @@ import pytest
 
 from cdcbridge.errors import StoreUnavailable
 from tests.harness.world import eventually
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import seqs
 from tests.sql.test_read_stream import drain
 
@@ -21,23 +21,23 @@ PUBLISH = "select cdcbridge.publish('t', 'k', '1')"
 
 
 @pytest.fixture(autouse=True)
-def _consumers(queue: Queue) -> None:
+def _consumers(queue: StoreQueue) -> None:
     queue.declare(topics=("t",))
     queue.declare("s", mode="stream", topics=("t",), start="earliest")
 
 
-def near_end(queue: Queue, left: int) -> None:
+def near_end(queue: StoreQueue, left: int) -> None:
     """So many seqs are left in the last segment that there is."""
     last = queue.value("select max(relname) from pg_class where relname ~ '^messages_[0-9]+$'")
     queue.session.execute("select setval('cdcbridge.messages_seq', %s)", ((int(last[-6:]) + 1) * SIZE - 1 - left,))
 
 
-def segments(queue: Queue) -> int:
+def segments(queue: StoreQueue) -> int:
     return int(queue.value("select count(*) from pg_inherits where inhparent = 'cdcbridge.messages'::regclass"))
 
 
 @pytest.mark.parametrize("level", [None, psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE])
-def test_publishing_continues_beyond_the_last_segment(queue: Queue, level: psycopg.IsolationLevel | None) -> None:
+def test_publishing_continues_beyond_the_last_segment(queue: StoreQueue, level: psycopg.IsolationLevel | None) -> None:
     """As a role that may do nothing else, in a session with settings of its own."""
     before = segments(queue)
     queue.session.execute("drop role if exists app")
@@ -68,7 +68,7 @@ def test_publishing_continues_beyond_the_last_segment(queue: Queue, level: psyco
     assert queue.value(indexed) == segments(queue), "groups read by it"
 
 
-def test_the_next_segment_is_made_while_there_is_room(queue: Queue) -> None:
+def test_the_next_segment_is_made_while_there_is_room(queue: StoreQueue) -> None:
     before = segments(queue)
     near_end(queue, SIZE // 2 + 10)
     for _ in range(3):
@@ -80,7 +80,7 @@ def test_the_next_segment_is_made_while_there_is_room(queue: Queue) -> None:
     assert segments(queue) == before + 1
 
 
-def test_many_publishers_pass_the_end_at_once(queue: Queue) -> None:
+def test_many_publishers_pass_the_end_at_once(queue: StoreQueue) -> None:
     near_end(queue, 40)
     failed: list[BaseException] = []
 
@@ -102,7 +102,7 @@ def test_many_publishers_pass_the_end_at_once(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("what", ["segments", "indexes"])
-def test_sessions_that_make_the_same_thing_at_once(queue: Queue, what: str) -> None:
+def test_sessions_that_make_the_same_thing_at_once(queue: StoreQueue, what: str) -> None:
     """CREATE TABLE and CREATE INDEX of one name collide in several ways, by where the other session commits in between."""
     rounds, sessions = 40, 4
     make = "select cdcbridge.create_segments(%s)"
@@ -128,7 +128,7 @@ def test_sessions_that_make_the_same_thing_at_once(queue: Queue, what: str) -> N
 
 
 @pytest.mark.parametrize("end", ["commit", "rollback"])
-def test_the_one_who_makes_it_stays_in_its_transaction(queue: Queue, end: str) -> None:
+def test_the_one_who_makes_it_stays_in_its_transaction(queue: StoreQueue, end: str) -> None:
     near_end(queue, 5)
     maker = queue.open(autocommit=False)
     maker.execute(PUBLISH)
@@ -150,7 +150,7 @@ def test_the_one_who_makes_it_stays_in_its_transaction(queue: Queue, end: str) -
     assert len(seqs(queue.receive(100))) == (2 if end == "commit" else 1)
 
 
-def test_the_one_who_makes_it_is_named(queue: Queue) -> None:
+def test_the_one_who_makes_it_is_named(queue: StoreQueue) -> None:
     near_end(queue, 1)
     maker = queue.open(autocommit=False)
     maker.execute(PUBLISH)
@@ -162,7 +162,7 @@ def test_the_one_who_makes_it_is_named(queue: Queue) -> None:
     queue.value(PUBLISH)
 
 
-def test_a_bridge_beside_a_publisher_that_makes_a_segment(queue: Queue, caplog: Any) -> None:
+def test_a_bridge_beside_a_publisher_that_makes_a_segment(queue: StoreQueue, caplog: Any) -> None:
     """It appends while there is room, tries again, and never waits for the publisher's transaction."""
     near_end(queue, 8)
     maker = queue.open(autocommit=False)

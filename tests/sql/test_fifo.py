@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts, seqs
 
 
@@ -19,11 +19,11 @@ def keys(rows: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _fifo(queue: Queue) -> None:
+def _fifo(queue: StoreQueue) -> None:
     queue.declare(mode="fifo")
 
 
-def test_several_messages_of_a_key_go_out_in_one_batch_in_order(queue: Queue) -> None:
+def test_several_messages_of_a_key_go_out_in_one_batch_in_order(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "b", "a", "c", "a")
     batch = queue.receive()
     assert seqs(batch) == put
@@ -32,7 +32,7 @@ def test_several_messages_of_a_key_go_out_in_one_batch_in_order(queue: Queue) ->
     assert queue.value("select count(*) from cdcbridge.consumer_messages") == 0
 
 
-def test_a_key_in_flight_holds_back_its_messages_and_no_others(queue: Queue) -> None:
+def test_a_key_in_flight_holds_back_its_messages_and_no_others(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "a", "b", "a", "c", "b")
     (first,) = queue.receive(1)
     assert seqs(queue.receive(10)) == [put[2], put[4], put[5]]
@@ -41,7 +41,7 @@ def test_a_key_in_flight_holds_back_its_messages_and_no_others(queue: Queue) -> 
     assert seqs(queue.receive(10)) == [put[1], put[3]]
 
 
-def test_a_key_is_free_when_all_of_it_is_acked_though_its_claim_holds_others(queue: Queue) -> None:
+def test_a_key_is_free_when_all_of_it_is_acked_though_its_claim_holds_others(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "b", "a")
     first = queue.receive()
     later = queue.append_keys("a", "b")
@@ -55,7 +55,7 @@ def test_a_key_is_free_when_all_of_it_is_acked_though_its_claim_holds_others(que
     assert put == seqs(first)
 
 
-def test_batches_are_full_while_another_receivers_transaction_is_open(queue: Queue) -> None:
+def test_batches_are_full_while_another_receivers_transaction_is_open(queue: StoreQueue) -> None:
     queue.append_keys(*"abcabc", *"defdef", *"ghighi")
     one, two = queue.open(autocommit=False), queue.open()
     assert keys(queue.receive(4, session=one)) == ["a", "b", "c", "a"]
@@ -64,7 +64,7 @@ def test_batches_are_full_while_another_receivers_transaction_is_open(queue: Que
     assert keys(queue.receive(10, session=two)) == [*"abcabc", *"ghig"]
 
 
-def test_a_rolled_back_claim_leaves_the_order_as_it_was(queue: Queue) -> None:
+def test_a_rolled_back_claim_leaves_the_order_as_it_was(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "b", "a")
     session = queue.open(autocommit=False)
     assert seqs(queue.receive(1, session=session)) == put[:1]
@@ -73,13 +73,13 @@ def test_a_rolled_back_claim_leaves_the_order_as_it_was(queue: Queue) -> None:
     assert seqs(queue.receive()) == [put[0], put[2]]
 
 
-def test_messages_without_a_key_wait_for_nobody(queue: Queue) -> None:
+def test_messages_without_a_key_wait_for_nobody(queue: StoreQueue) -> None:
     put = queue.append_keys("a", None, "a", None)
     queue.receive(1)
     assert seqs(queue.receive()) == [put[1], put[3]]
 
 
-def test_nack_gives_back_the_key_from_there_on(queue: Queue) -> None:
+def test_nack_gives_back_the_key_from_there_on(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "b", "a", "a")
     batch = queue.receive()
     queue.ack(batch[0]["receipt"])
@@ -91,7 +91,7 @@ def test_nack_gives_back_the_key_from_there_on(queue: Queue) -> None:
     assert [row["deliver_count"] for row in again] == [2, 2]
 
 
-def test_a_delayed_message_blocks_its_key_and_no_other(queue: Queue) -> None:
+def test_a_delayed_message_blocks_its_key_and_no_other(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "b", "a")
     (first,) = queue.receive(1)
     queue.nack(first["receipt"], delay="1 hour")
@@ -101,28 +101,28 @@ def test_a_delayed_message_blocks_its_key_and_no_other(queue: Queue) -> None:
     assert seqs(queue.receive()) == [put[0], put[2], later[0]]
 
 
-def test_poison_blocks_its_key_only_until_it_is_dead(queue: Queue) -> None:
+def test_poison_blocks_its_key_only_until_it_is_dead(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "a")
     (first,) = queue.receive(1)
     queue.nack(first["receipt"], dead=True, reason="poison")
     assert seqs(queue.receive()) == put[1:]
 
 
-def test_killing_one_leaves_the_later_ones_of_the_batch_in_flight(queue: Queue) -> None:
+def test_killing_one_leaves_the_later_ones_of_the_batch_in_flight(queue: StoreQueue) -> None:
     queue.append_keys("a", "a")
     one, two = queue.receive()
     queue.nack(one["receipt"], dead=True)
     assert queue.ack(two["receipt"]) == 1
 
 
-def test_expired_deliveries_come_again_in_order_and_before_later_ones(queue: Queue) -> None:
+def test_expired_deliveries_come_again_in_order_and_before_later_ones(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "b", "a", "a")
     queue.receive(3)
     queue.expire()
     assert seqs(queue.receive()) == put
 
 
-def test_one_by_one_expired_deliveries_keep_their_order(queue: Queue) -> None:
+def test_one_by_one_expired_deliveries_keep_their_order(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "a", "a")
     queue.receive(3)
     queue.expire()
@@ -133,7 +133,7 @@ def test_one_by_one_expired_deliveries_keep_their_order(queue: Queue) -> None:
         queue.ack(row["receipt"])
 
 
-def test_an_expired_delivery_that_was_delivered_alone_stays_the_first(queue: Queue) -> None:
+def test_an_expired_delivery_that_was_delivered_alone_stays_the_first(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "a")
     assert seqs(queue.receive(2)) == put
     queue.expire()
@@ -142,7 +142,7 @@ def test_an_expired_delivery_that_was_delivered_alone_stays_the_first(queue: Que
     assert seqs(queue.receive(2)) == put
 
 
-def test_an_expired_delivery_does_not_overtake_one_that_was_given_back(queue: Queue) -> None:
+def test_an_expired_delivery_does_not_overtake_one_that_was_given_back(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "a")
     queue.receive(2)
     queue.expire()
@@ -159,14 +159,14 @@ def test_an_expired_delivery_does_not_overtake_one_that_was_given_back(queue: Qu
     assert seqs(queue.receive()) == put[1:]
 
 
-def test_extending_one_message_extends_its_keys_others_in_the_batch(queue: Queue) -> None:
+def test_extending_one_message_extends_its_keys_others_in_the_batch(queue: StoreQueue) -> None:
     queue.append_keys("a", "a", "b")
     batch = queue.receive(3, "10 s")
     assert queue.extend("0", batch[1]["receipt"]) == 1
     assert keys(queue.receive()) == ["a", "a"]
 
 
-def test_a_truncate_is_a_barrier(queue: Queue) -> None:
+def test_a_truncate_is_a_barrier(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "b", "!", "c", "a")
     first = queue.receive()
     assert seqs(first) == put[:2]
@@ -185,7 +185,7 @@ def test_a_truncate_is_a_barrier(queue: Queue) -> None:
     assert seqs(queue.receive()) == put[3:]
 
 
-def test_a_barrier_is_not_passed_while_its_claim_is_not_committed(queue: Queue) -> None:
+def test_a_barrier_is_not_passed_while_its_claim_is_not_committed(queue: StoreQueue) -> None:
     queue.append_keys("!", "a")
     session = queue.open(autocommit=False)
     assert len(queue.receive(session=session)) == 1
@@ -194,7 +194,7 @@ def test_a_barrier_is_not_passed_while_its_claim_is_not_committed(queue: Queue) 
     assert [row["data"]["op"] for row in queue.receive()] == ["truncate"]
 
 
-def test_redriven_messages_keep_their_order(queue: Queue) -> None:
+def test_redriven_messages_keep_their_order(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "a", "a")
     for _ in range(2):
         (row,) = queue.receive(1)
@@ -207,14 +207,14 @@ def test_redriven_messages_keep_their_order(queue: Queue) -> None:
     assert seqs(queue.receive()) == [put[2], put[0], put[1], *later]
 
 
-def test_the_same_key_of_two_consumers_is_two_keys(queue: Queue) -> None:
+def test_the_same_key_of_two_consumers_is_two_keys(queue: StoreQueue) -> None:
     other = queue.declare("other", mode="fifo")
     put = queue.append_keys("a", "a", consumers=(1, other))
     queue.receive(1)
     assert seqs(queue.receive(1, name="other")) == put[:1]
 
 
-def test_one_hot_key_does_not_hide_the_others(queue: Queue) -> None:
+def test_one_hot_key_does_not_hide_the_others(queue: StoreQueue) -> None:
     hot = queue.append_keys(*["hot"] * 3000)
     other = queue.append_keys("x", "y")
     (first,) = queue.receive(1)
@@ -223,7 +223,7 @@ def test_one_hot_key_does_not_hide_the_others(queue: Queue) -> None:
     assert seqs(queue.receive(100)) == hot[1:101]
 
 
-def test_message_key_seqs_has_each_keys_head(queue: Queue) -> None:
+def test_message_key_seqs_has_each_keys_head(queue: StoreQueue) -> None:
     put = queue.append_keys("a", "b", "a", None)
     query = "select key, seq from cdcbridge.message_key_seqs order by key"
     assert [tuple(row.values()) for row in queue.all(query)] == [("a", put[0]), ("b", put[1])]
@@ -233,7 +233,7 @@ def test_message_key_seqs_has_each_keys_head(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("call", ["ack", "nack"])
-def test_settling_refuses_an_isolation_level_where_it_cannot_be_safe(queue: Queue, call: str) -> None:
+def test_settling_refuses_an_isolation_level_where_it_cannot_be_safe(queue: StoreQueue, call: str) -> None:
     session = queue.open()
     session.execute("set default_transaction_isolation = 'repeatable read'")
     with pytest.raises(psycopg.errors.DatabaseError, match="REPEATABLE READ") as raised:
@@ -242,7 +242,7 @@ def test_settling_refuses_an_isolation_level_where_it_cannot_be_safe(queue: Queu
 
 
 @pytest.mark.parametrize("names", [3, 40])
-def test_many_receivers_never_hold_one_key_twice_and_never_swap_two(queue: Queue, names: int) -> None:
+def test_many_receivers_never_hold_one_key_twice_and_never_swap_two(queue: StoreQueue, names: int) -> None:
     """Receivers that ack, give back, let expire, roll back and stay in their transactions."""
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
@@ -308,7 +308,7 @@ def test_many_receivers_never_hold_one_key_twice_and_never_swap_two(queue: Queue
     assert queue.value("select count(*) from cdcbridge.consumer_messages") == 0
 
 
-def test_what_claims_have_passed_by_is_not_forgotten(queue: Queue) -> None:
+def test_what_claims_have_passed_by_is_not_forgotten(queue: StoreQueue) -> None:
     put = queue.append_keys("hot", "hot", *[str(n) for n in range(6000)])
     assert seqs(queue.receive(1)) == put[:1]
     while batch := queue.receive(100):
@@ -320,7 +320,7 @@ def test_what_claims_have_passed_by_is_not_forgotten(queue: Queue) -> None:
     assert seqs(queue.receive()) == put[:2]
 
 
-def test_merged_runs_keep_the_order_of_their_key(queue: Queue) -> None:
+def test_merged_runs_keep_the_order_of_their_key(queue: StoreQueue) -> None:
     queue.declare(mode="fifo", topics=("t",))
     (first,) = queue.append_keys("hot")
     assert seqs(queue.receive(1)) == [first]
@@ -347,7 +347,7 @@ def test_merged_runs_keep_the_order_of_their_key(queue: Queue) -> None:
     assert hot == sorted(hot)
 
 
-def test_nothing_that_can_still_be_overtaken_is_merged(queue: Queue) -> None:
+def test_nothing_that_can_still_be_overtaken_is_merged(queue: StoreQueue) -> None:
     queue.declare(mode="fifo", topics=("t",))
     publish = "select cdcbridge.publish('t', 'hot', '{}')"
     queue.session.execute(publish)

@@ -12,16 +12,16 @@ import psycopg
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness import hostile
 from tests.harness.world import PATIENCE, eventually, fresh_database
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 
 PUBLISHERS = 200
 
 
-def safe(queue: Queue, sequence: str | None = None) -> int:
+def safe(queue: StoreQueue, sequence: str | None = None) -> int:
     return int(queue.value("select cdcbridge.max_safe_seq(%s::regclass)", sequence))
 
 
-def drain(queue: Queue, session: psycopg.Connection[Any] | None = None) -> list[int]:
+def drain(queue: StoreQueue, session: psycopg.Connection[Any] | None = None) -> list[int]:
     got = []
     while rows := queue.all("select * from cdcbridge.read_stream('s', 1000, '1 min')", session=session):
         got += [row["seq"] for row in rows]
@@ -31,7 +31,7 @@ def drain(queue: Queue, session: psycopg.Connection[Any] | None = None) -> list[
     return got
 
 
-def test_a_sequence_that_was_never_drawn_from_is_guarded_too(queue: Queue) -> None:
+def test_a_sequence_that_was_never_drawn_from_is_guarded_too(queue: StoreQueue) -> None:
     queue.session.execute("create sequence public.own cache 1")
     assert safe(queue, "public.own") == 0
     late, early = queue.open(autocommit=False), queue.open(autocommit=False)
@@ -44,7 +44,7 @@ def test_a_sequence_that_was_never_drawn_from_is_guarded_too(queue: Queue) -> No
     assert safe(queue, "public.own") == 2
 
 
-def test_what_commits_while_the_safe_seq_is_asked_for_is_not_passed(queue: Queue) -> None:
+def test_what_commits_while_the_safe_seq_is_asked_for_is_not_passed(queue: StoreQueue) -> None:
     """The read must be a statement of its own: one that began before it would not see the row that has become safe."""
     queue.declare("s", mode="stream", topics=("news",))
     publisher, drawing, reader = queue.open(autocommit=False), queue.open(), queue.open()
@@ -61,7 +61,7 @@ def test_what_commits_while_the_safe_seq_is_asked_for_is_not_passed(queue: Queue
     assert got == [put]
 
 
-def test_other_locks_with_the_same_numbers_hold_nobody_back(queue: Queue) -> None:
+def test_other_locks_with_the_same_numbers_hold_nobody_back(queue: StoreQueue) -> None:
     queue.value("select cdcbridge.publish('news', 'a', '1')")
     last = queue.value("select cdcbridge.publish('news', 'a', '1')")
     other = queue.open()
@@ -75,7 +75,7 @@ def test_other_locks_with_the_same_numbers_hold_nobody_back(queue: Queue) -> Non
 def test_a_store_that_is_restored_elsewhere_goes_on(pg15: EmbeddedServer, pg18: EmbeddedServer) -> None:
     """Into a cluster with transaction ids of its own: nothing in the store goes by them."""
     with fresh_database(pg15) as old, fresh_database(pg18) as new:
-        queue = Queue(pg15.dsn(old))
+        queue = StoreQueue(pg15.dsn(old))
         queue.declare("s", mode="stream", topics=("news",), start="earliest")
         first = [queue.value("select cdcbridge.publish('news', %s, '1')", f"k{n}") for n in range(20)]
         rows = queue.all("select * from cdcbridge.read_stream('s', 5)")
@@ -86,7 +86,7 @@ def test_a_store_that_is_restored_elsewhere_goes_on(pg15: EmbeddedServer, pg18: 
         # By psql 15: pg_dump of newer minor releases writes commands around the dump that others do not know.
         restore = [str(pg15.binaries / "psql"), "-q", "-d", pg18.dsn(new), "-v", "ON_ERROR_STOP=1"]
         subprocess.run(restore, input=text, check=True, capture_output=True, env=hostile.own_environment())
-        restored = Queue(pg18.dsn(new))
+        restored = StoreQueue(pg18.dsn(new))
         hung = restored.open(autocommit=False)
         restored.value("select cdcbridge.publish('news', 'k0', '1')", session=hung)
         later = restored.value("select cdcbridge.publish('news', 'k0', '1')")
@@ -96,7 +96,7 @@ def test_a_store_that_is_restored_elsewhere_goes_on(pg15: EmbeddedServer, pg18: 
         restored.close()
 
 
-def test_many_publishers_that_commit_late_roll_back_and_hang_lose_nothing(queue: Queue) -> None:
+def test_many_publishers_that_commit_late_roll_back_and_hang_lose_nothing(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", topics=("news",))
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

@@ -7,21 +7,21 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue, Row
+from tests.sql.queue import Row, StoreQueue
 from tests.sql.test_queue import receipts
 
 
-def holders(queue: Queue, name: str | None = "c", session: psycopg.Connection[Row] | None = None) -> list[Row]:
+def holders(queue: StoreQueue, name: str | None = "c", session: psycopg.Connection[Row] | None = None) -> list[Row]:
     return queue.all("select * from cdcbridge.consumer_holders(%s)", name, session=session)
 
 
-def counts(queue: Queue) -> tuple[int, int, int, int]:
+def counts(queue: StoreQueue) -> tuple[int, int, int, int]:
     (row,) = queue.all("select pending, in_flight, delayed, held from cdcbridge.consumer_lag() where name = 'c'")
     return row["pending"], row["in_flight"], row["delayed"], row["held"]
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_what_a_receiver_holds_in_its_transaction_is_counted_with_its_pid(queue: Queue, mode: str) -> None:
+def test_what_a_receiver_holds_in_its_transaction_is_counted_with_its_pid(queue: StoreQueue, mode: str) -> None:
     queue.declare(mode=mode)
     queue.append_keys(*(str(n) for n in range(423))) if mode == "fifo" else queue.append(423)
     stuck = queue.open(autocommit=False)
@@ -38,7 +38,7 @@ def test_what_a_receiver_holds_in_its_transaction_is_counted_with_its_pid(queue:
     assert counts(queue) == (0, 423, 0, 0) and holders(queue) == []
 
 
-def test_a_claim_in_a_savepoint_is_its_sessions(queue: Queue) -> None:
+def test_a_claim_in_a_savepoint_is_its_sessions(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(5)
     stuck = queue.open(autocommit=False)
@@ -52,7 +52,7 @@ def test_a_claim_in_a_savepoint_is_its_sessions(queue: Queue) -> None:
     assert counts(queue) == (5, 0, 0, 0) and holders(queue) == []
 
 
-def test_two_receivers_are_told_apart_and_one_that_rolls_back_is_gone(queue: Queue) -> None:
+def test_two_receivers_are_told_apart_and_one_that_rolls_back_is_gone(queue: StoreQueue) -> None:
     queue.declare()
     for _ in range(10):
         queue.append(1)
@@ -65,7 +65,7 @@ def test_two_receivers_are_told_apart_and_one_that_rolls_back_is_gone(queue: Que
     assert {h["pid"]: h["messages"] for h in holders(queue)} == {two.info.backend_pid: 4}
 
 
-def test_an_ack_that_does_not_commit_holds_its_messages_when_their_timeout_passes(queue: Queue) -> None:
+def test_an_ack_that_does_not_commit_holds_its_messages_when_their_timeout_passes(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(4)
     batch = queue.receive(4)
@@ -82,7 +82,7 @@ def test_an_ack_that_does_not_commit_holds_its_messages_when_their_timeout_passe
     assert holders(queue)[0]["messages"] == 4
 
 
-def test_a_delayed_message_that_is_claimed_is_held_and_one_that_waits_for_its_time_is_not(queue: Queue) -> None:
+def test_a_delayed_message_that_is_claimed_is_held_and_one_that_waits_for_its_time_is_not(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(2)
     first, second = receipts(queue.receive(2))
@@ -94,7 +94,7 @@ def test_a_delayed_message_that_is_claimed_is_held_and_one_that_waits_for_its_ti
     assert counts(queue) == (2, 0, 1, 1) and holders(queue)[0]["messages"] == 1
 
 
-def test_the_limit_that_a_holder_has_reached_is_told(queue: Queue) -> None:
+def test_the_limit_that_a_holder_has_reached_is_told(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=10)
     for _ in range(30):
         queue.append(1)
@@ -105,7 +105,7 @@ def test_the_limit_that_a_holder_has_reached_is_told(queue: Queue) -> None:
     assert (holder["messages"], holder["limit_reached"]) == (10, True)
 
 
-def test_a_prepared_transaction_is_named(queue: Queue) -> None:
+def test_a_prepared_transaction_is_named(queue: StoreQueue) -> None:
     if queue.value("show max_prepared_transactions") == "0":
         with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
             queue.session.execute("begin; prepare transaction 'x'")
@@ -122,7 +122,7 @@ def test_a_prepared_transaction_is_named(queue: Queue) -> None:
     assert holders(queue) == []
 
 
-def test_a_member_that_reads_in_a_transaction_is_named_with_its_partitions(queue: Queue) -> None:
+def test_a_member_that_reads_in_a_transaction_is_named_with_its_partitions(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream")
     queue.append_changes(*(("insert", str(n), None) for n in range(50)))
     stuck = queue.open(autocommit=False)
@@ -136,7 +136,7 @@ def test_a_member_that_reads_in_a_transaction_is_named_with_its_partitions(queue
     assert holders(queue, "s") == [], "a lease is no transaction; offsets show tells of it"
 
 
-def test_a_publisher_is_named_with_the_consumers_that_wait_for_it(queue: Queue) -> None:
+def test_a_publisher_is_named_with_the_consumers_that_wait_for_it(queue: StoreQueue) -> None:
     topics: dict[str, Any] = {"tables": (), "topics": ("invoices",)}
     queue.declare("loose", **topics)
     queue.declare("ordered", mode="fifo", **topics)
@@ -157,7 +157,7 @@ def test_a_publisher_is_named_with_the_consumers_that_wait_for_it(queue: Queue) 
     assert holders(queue, None) == [] and len(queue.receive(name="ordered")) == 4
 
 
-def test_a_look_locks_nothing_and_assigns_no_transaction_id(queue: Queue) -> None:
+def test_a_look_locks_nothing_and_assigns_no_transaction_id(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(3)
     session = queue.open(autocommit=False)
@@ -167,7 +167,7 @@ def test_a_look_locks_nothing_and_assigns_no_transaction_id(queue: Queue) -> Non
     assert len(queue.receive(3)) == 3
 
 
-def test_delayed_messages_are_seen_by_peek_and_are_not_due(queue: Queue) -> None:
+def test_delayed_messages_are_seen_by_peek_and_are_not_due(queue: StoreQueue) -> None:
     queue.declare("d", tables=(), topics=("later",))
     queue.declare("e", mode="fifo", tables=(), topics=("later",))
     publish = "select cdcbridge.publish('later', %s, '{}', now() + make_interval(hours => %s))"
@@ -184,7 +184,7 @@ def test_delayed_messages_are_seen_by_peek_and_are_not_due(queue: Queue) -> None
         assert lag["oldest_age_seconds"] is not None, "from inserted_at, as before"
 
 
-def test_what_is_due_counts_from_its_time(queue: Queue) -> None:
+def test_what_is_due_counts_from_its_time(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(1)
     (receipt,) = receipts(queue.receive())
@@ -201,7 +201,7 @@ def test_what_is_due_counts_from_its_time(queue: Queue) -> None:
     assert row["s"] < 60, "in flight: since it was delivered"
 
 
-def test_a_paused_consumer_is_marked(queue: Queue) -> None:
+def test_a_paused_consumer_is_marked(queue: StoreQueue) -> None:
     queue.declare()
     queue.session.execute("update cdcbridge.consumers set paused = true")
     assert queue.value("select paused from cdcbridge.consumer_lag()") is True

@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from cdcbridge.store.log import Store
-from tests.sql.queue import Queue, Row
+from cdcbridge.store.log import BridgeStore
+from tests.sql.queue import Row, StoreQueue
 from tests.sql.test_queue import receipts, seqs
 
 LEVELS = {
@@ -25,7 +25,7 @@ levels = pytest.mark.parametrize("level", LEVELS)
 Session = psycopg.Connection[Row]
 
 
-def old(queue: Queue, level: str) -> Session:
+def old(queue: StoreQueue, level: str) -> Session:
     """A session in a transaction that has its snapshot."""
     session = queue.open(autocommit=False)
     session.isolation_level = LEVELS[level]
@@ -65,7 +65,7 @@ REFUSED = {
 
 
 @levels
-def test_what_needs_a_younger_snapshot_refuses(queue: Queue, level: str) -> None:
+def test_what_needs_a_younger_snapshot_refuses(queue: StoreQueue, level: str) -> None:
     queue.declare()
     queue.declare("f", mode="fifo")
     queue.declare("s", mode="stream")
@@ -77,7 +77,7 @@ def test_what_needs_a_younger_snapshot_refuses(queue: Queue, level: str) -> None
         session.rollback()
 
 
-def retried(queue: Queue, level: str, work: Callable[[Session], Any]) -> Any:
+def retried(queue: StoreQueue, level: str, work: Callable[[Session], Any]) -> Any:
     """What an application does: the transaction again, as long as it cannot be serialized."""
     for _ in range(1000):
         session = queue.open(autocommit=False)
@@ -93,28 +93,28 @@ def retried(queue: Queue, level: str, work: Callable[[Session], Any]) -> Any:
     raise AssertionError("never serializable")
 
 
-def acked(queue: Queue, given: list[Row]) -> None:
+def acked(queue: StoreQueue, given: list[Row]) -> None:
     queue.ack(*receipts(given))
 
 
-def nacked(queue: Queue, given: list[Row]) -> None:
+def nacked(queue: StoreQueue, given: list[Row]) -> None:
     queue.nack(*receipts(given), delay="1 hour")
 
 
-def buried(queue: Queue, given: list[Row]) -> None:
+def buried(queue: StoreQueue, given: list[Row]) -> None:
     queue.nack(*receipts(given), dead=True)
 
 
-def redelivered(queue: Queue, given: list[Row]) -> None:
+def redelivered(queue: StoreQueue, given: list[Row]) -> None:
     queue.extend("0", *receipts(given))
     assert seqs(queue.receive(len(given))) == seqs(given)
 
 
-def extended(queue: Queue, given: list[Row]) -> None:
+def extended(queue: StoreQueue, given: list[Row]) -> None:
     queue.extend("2 hours", *receipts(given))
 
 
-def shortened(queue: Queue, given: list[Row]) -> None:
+def shortened(queue: StoreQueue, given: list[Row]) -> None:
     queue.extend("0", *receipts(given))
 
 
@@ -130,7 +130,7 @@ SETTLE = {
 @levels
 @pytest.mark.parametrize("event", EVENTS)
 def test_what_another_session_did_since_the_snapshot_is_not_overwritten(
-    queue: Queue, event: Callable[[Queue, list[Row]], None], level: str
+    queue: StoreQueue, event: Callable[[StoreQueue, list[Row]], None], level: str
 ) -> None:
     queue.declare(visibility_timeout="1h", max_deliveries=100)
     for name, (others, mine) in itertools.product(SETTLE, ((3, 3), (1, 1), (3, 1), (1, 3))):
@@ -140,7 +140,7 @@ def test_what_another_session_did_since_the_snapshot_is_not_overwritten(
 
 
 def _not_overwritten(
-    queue: Queue, name: str, event: Callable[[Queue, list[Row]], None], others: int, mine: int, level: str
+    queue: StoreQueue, name: str, event: Callable[[StoreQueue, list[Row]], None], others: int, mine: int, level: str
 ) -> None:
     """Of a claim of three, another session does something with the first `others`, and this one with the first `mine`."""
     queue.append(6)
@@ -168,7 +168,7 @@ def _not_overwritten(
 
 @levels
 @pytest.mark.parametrize("name", SETTLE)
-def test_an_ack_in_the_readers_own_transaction(queue: Queue, name: str, level: str) -> None:
+def test_an_ack_in_the_readers_own_transaction(queue: StoreQueue, name: str, level: str) -> None:
     """All, some, one by one, of several claims, after an extension; and what others do to the rest of the claim."""
     queue.declare(visibility_timeout="1h", max_deliveries=100)
     queue.append(20)
@@ -195,7 +195,7 @@ def test_an_ack_in_the_readers_own_transaction(queue: Queue, name: str, level: s
 
 
 @levels
-def test_a_receipt_that_has_expired_is_stale(queue: Queue, level: str) -> None:
+def test_a_receipt_that_has_expired_is_stale(queue: StoreQueue, level: str) -> None:
     queue.declare()
     queue.append(2)
     given = queue.receive(2)
@@ -213,7 +213,9 @@ def test_a_receipt_that_has_expired_is_stale(queue: Queue, level: str) -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 @levels
-def test_many_sessions_settle_the_same_messages_and_each_counts_once(queue: Queue, level: str, strict: bool) -> None:
+def test_many_sessions_settle_the_same_messages_and_each_counts_once(
+    queue: StoreQueue, level: str, strict: bool
+) -> None:
     """Exactly once: the effect and the ack in one transaction, at mixed levels, with receivers that take over."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -274,22 +276,22 @@ def test_many_sessions_settle_the_same_messages_and_each_counts_once(queue: Queu
     assert queue.all("select * from cdcbridge.settled") == []
 
 
-def added(queue: Queue) -> None:
+def added(queue: StoreQueue) -> None:
     queue.declare("late", topics=("t",))
 
 
-def changed(queue: Queue) -> None:
+def changed(queue: StoreQueue) -> None:
     queue.declare("c", topics=("t", "u"))
 
 
-def removed(queue: Queue) -> None:
+def removed(queue: StoreQueue) -> None:
     queue.session.execute("select cdcbridge.remove_consumer('d')")
 
 
 @levels
 @pytest.mark.parametrize("event", [added, changed, removed])
 def test_a_publisher_whose_snapshot_misses_a_change_of_consumers(
-    queue: Queue, event: Callable[[Queue], None], level: str
+    queue: StoreQueue, event: Callable[[StoreQueue], None], level: str
 ) -> None:
     queue.declare("c", topics=("t",))
     queue.declare("d", topics=("t",))
@@ -312,7 +314,7 @@ def test_a_publisher_whose_snapshot_misses_a_change_of_consumers(
 
 @levels
 def test_a_change_of_consumers_that_was_rolled_back_or_comes_from_another_server_refuses_nobody(
-    queue: Queue, level: str
+    queue: StoreQueue, level: str
 ) -> None:
     queue.declare("c", topics=("t",))
     with pytest.raises(ZeroDivisionError), queue._store.connection.transaction():
@@ -331,7 +333,7 @@ def test_a_change_of_consumers_that_was_rolled_back_or_comes_from_another_server
 
 
 @levels
-def test_dedup_gap_guard_and_partitions_of_a_publisher_with_an_old_snapshot(queue: Queue, level: str) -> None:
+def test_dedup_gap_guard_and_partitions_of_a_publisher_with_an_old_snapshot(queue: StoreQueue, level: str) -> None:
     queue.declare("c", topics=("t",))
     queue.declare("s", mode="stream", topics=("t",), start="earliest")
     publish = "select cdcbridge.publish('t', 'k', '1', dedup_id => 'one')"
@@ -354,16 +356,16 @@ def test_dedup_gap_guard_and_partitions_of_a_publisher_with_an_old_snapshot(queu
     assert row == [{"right": True}]
 
 
-def _serializable_by_default(queue: Queue) -> None:
+def _serializable_by_default(queue: StoreQueue) -> None:
     name = queue.value("select quote_ident(current_database())")
     queue.session.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
 
 
-def test_the_fence_holds_where_the_default_is_serializable(queue: Queue) -> None:
+def test_the_fence_holds_where_the_default_is_serializable(queue: StoreQueue) -> None:
     _serializable_by_default(queue)
-    first = Store(queue.dsn, "cdcbridge")
+    first = BridgeStore(queue.dsn, "cdcbridge")
     first.begin_epoch()
-    second = Store(queue.dsn, "cdcbridge")
+    second = BridgeStore(queue.dsn, "cdcbridge")
     with first.connection.transaction():
         first.connection.execute("select 1")
         second.begin_epoch()
@@ -374,7 +376,7 @@ def test_the_fence_holds_where_the_default_is_serializable(queue: Queue) -> None
         store.close()
 
 
-def test_two_sessions_that_end_a_claim_at_once_leave_nothing(queue: Queue) -> None:
+def test_two_sessions_that_end_a_claim_at_once_leave_nothing(queue: StoreQueue) -> None:
     queue.declare(visibility_timeout="1h")
     queue.append(4)
     given = receipts(queue.receive(4))
@@ -389,10 +391,12 @@ def test_two_sessions_that_end_a_claim_at_once_leave_nothing(queue: Queue) -> No
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_a_consumer_that_is_added_while_publishers_of_every_level_publish_gets_all(queue: Queue, mode: str) -> None:
+def test_a_consumer_that_is_added_while_publishers_of_every_level_publish_gets_all(
+    queue: StoreQueue, mode: str
+) -> None:
     queue.declare("c", topics=("t",))
     _serializable_by_default(queue)
-    operator = Queue(queue.dsn)
+    operator = StoreQueue(queue.dsn)
     stop = threading.Event()
     failed: list[BaseException] = []
 

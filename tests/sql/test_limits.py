@@ -10,13 +10,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts, seqs
 
 TOO_LONG = ["31 days", "3000000 days"]
 
 
-def refused(queue: Queue, query: str, *args: Any) -> str:
+def refused(queue: StoreQueue, query: str, *args: Any) -> str:
     with pytest.raises(psycopg.Error) as raised:
         queue.all(query, *args)
     assert raised.value.sqlstate == "CB004", raised.value
@@ -24,7 +24,7 @@ def refused(queue: Queue, query: str, *args: Any) -> str:
 
 
 @pytest.mark.parametrize("span", TOO_LONG)
-def test_nothing_is_put_off_for_longer_than_max_retention(queue: Queue, span: str) -> None:
+def test_nothing_is_put_off_for_longer_than_max_retention(queue: StoreQueue, span: str) -> None:
     queue.declare()
     queue.declare("s", mode="stream", topics=("news",))
     queue.append(3)
@@ -45,7 +45,7 @@ def test_nothing_is_put_off_for_longer_than_max_retention(queue: Queue, span: st
 
 
 @pytest.mark.parametrize("at", ["infinity", "-infinity"])
-def test_a_message_is_never_delivered_at_infinity(queue: Queue, at: str) -> None:
+def test_a_message_is_never_delivered_at_infinity(queue: StoreQueue, at: str) -> None:
     queue.declare(topics=("news",))
     assert at in refused(queue, "select cdcbridge.publish('news', 'k', '1', %s::timestamptz)", at)
     assert queue.value("select count(*) from cdcbridge.messages") == 0
@@ -53,7 +53,7 @@ def test_a_message_is_never_delivered_at_infinity(queue: Queue, at: str) -> None
     assert len(queue.receive()) == 1, "a time that has passed is now"
 
 
-def test_a_wait_of_before_the_limit_does_not_stop_pollers(queue: Queue) -> None:
+def test_a_wait_of_before_the_limit_does_not_stop_pollers(queue: StoreQueue) -> None:
     queue.declare(topics=("news",))
     queue.all("select cdcbridge.publish('news', 'k', '1', now() + interval '1 day')")
     queue.session.execute("update cdcbridge.delayed set visible_at = 'infinity'")
@@ -61,7 +61,7 @@ def test_a_wait_of_before_the_limit_does_not_stop_pollers(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("queue", ["pg18"], indirect=True)  # PostgreSQL 17 brought infinite intervals
-def test_infinite_intervals(queue: Queue) -> None:
+def test_infinite_intervals(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(1)
     receipt = receipts(queue.receive())
@@ -77,7 +77,7 @@ def incompressible(number: int, length: int) -> str:
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
 @pytest.mark.parametrize("length", [2704, 10_000, 300_000])
-def test_keys_of_any_length_are_given_back_with_their_neighbours(queue: Queue, mode: str, length: int) -> None:
+def test_keys_of_any_length_are_given_back_with_their_neighbours(queue: StoreQueue, mode: str, length: int) -> None:
     queue.declare(mode=mode, topics=("news",), max_deliveries=3)
     long = incompressible(1, length)
     almost = long[:-1] + "x"
@@ -96,7 +96,7 @@ def test_keys_of_any_length_are_given_back_with_their_neighbours(queue: Queue, m
     assert queue.value("select count(*) from cdcbridge.message_key_seqs") == (3 if mode == "fifo" else 0)
 
 
-def test_long_keys_of_the_consumers_own(queue: Queue) -> None:
+def test_long_keys_of_the_consumers_own(queue: StoreQueue) -> None:
     queue.declare(mode="fifo", topics=("news",), key=("name",))
     long = incompressible(2, 20_000)
     for _ in range(2):
@@ -109,7 +109,7 @@ def test_long_keys_of_the_consumers_own(queue: Queue) -> None:
     assert len(queue.receive()) == 2
 
 
-def test_dedup_ids_are_found_by_an_index_and_so_have_a_length(queue: Queue) -> None:
+def test_dedup_ids_are_found_by_an_index_and_so_have_a_length(queue: StoreQueue) -> None:
     queue.declare(topics=("news",))
     query = "select cdcbridge.publish(%s, 'k', '1', null, %s)"
     assert "has 1025 bytes" in refused(queue, query, "news", "x" * 1025)
@@ -121,12 +121,12 @@ def test_dedup_ids_are_found_by_an_index_and_so_have_a_length(queue: Queue) -> N
     assert queue.value(query, "news", "x") != queue.value(query, "news", None)
 
 
-def processor_time(queue: Queue) -> float:
+def processor_time(queue: StoreQueue) -> float:
     """Seconds of the session's server process: what else the machine does is not in it."""
     return int(Path(f"/proc/{queue.session.info.backend_pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def settled_in_parts(queue: Queue, mode: str, size: int, statistics: str) -> dict[str, float]:
+def settled_in_parts(queue: StoreQueue, mode: str, size: int, statistics: str) -> dict[str, float]:
     """The processor time of each step of a claim that is settled in parts.
 
     The statistics of the tables are those of a moment: "never" analyzed, "empty", with "one" message given back, or with those
@@ -174,13 +174,13 @@ def settled_in_parts(queue: Queue, mode: str, size: int, statistics: str) -> dic
     return steps
 
 
-def analyze(queue: Queue) -> None:
+def analyze(queue: StoreQueue) -> None:
     for table in ("delayed", "leases", "settled", "dead_messages", "redriven"):
         queue.session.execute(f"analyze cdcbridge.{table}")
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_settling_a_part_of_a_large_claim_is_linear(queue: Queue, mode: str) -> None:
+def test_settling_a_part_of_a_large_claim_is_linear(queue: StoreQueue, mode: str) -> None:
     small = settled_in_parts(queue, mode, 4_000, "never")
     large = settled_in_parts(queue, mode, 32_000, "never")
     for step, one in small.items():
@@ -189,14 +189,14 @@ def test_settling_a_part_of_a_large_claim_is_linear(queue: Queue, mode: str) -> 
 
 @pytest.mark.parametrize("statistics", ["empty", "one", "another"])
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_no_plan_is_good_for_a_few_messages_only(queue: Queue, mode: str, statistics: str) -> None:
+def test_no_plan_is_good_for_a_few_messages_only(queue: StoreQueue, mode: str, statistics: str) -> None:
     for step, seconds in settled_in_parts(queue, mode, 16_000, statistics).items():
         assert seconds < 3, (
             f"{step}: {seconds} s for 8,000 messages; over all pairs it takes 2 to 50 s more than the usual 0.5 s"
         )
 
 
-def test_what_waits_for_a_time_costs_the_claims_of_others_nothing(queue: Queue) -> None:
+def test_what_waits_for_a_time_costs_the_claims_of_others_nothing(queue: StoreQueue) -> None:
     """A claim in order does not walk along the messages that were given back for later, to see if a barrier is among them."""
     consumer = queue.declare(mode="fifo", max_in_flight=100_000)
     queue.append_keys(*map(str, range(20_000)), consumers=(consumer,))
@@ -211,7 +211,7 @@ def test_what_waits_for_a_time_costs_the_claims_of_others_nothing(queue: Queue) 
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_acking_a_part_of_a_large_claim_is_linear_above_read_committed(queue: Queue, level: str) -> None:
+def test_acking_a_part_of_a_large_claim_is_linear_above_read_committed(queue: StoreQueue, level: str) -> None:
     queue.declare(max_in_flight=100_000, visibility_timeout="10m")
     took = []
     for count in (1_000, 8_000):
@@ -226,7 +226,7 @@ def test_acking_a_part_of_a_large_claim_is_linear_above_read_committed(queue: Qu
     assert took[1] < 24 * max(took[0], 0.1), took
 
 
-def test_a_history_keeps_the_first_and_the_last_and_counts_the_others(queue: Queue) -> None:
+def test_a_history_keeps_the_first_and_the_last_and_counts_the_others(queue: StoreQueue) -> None:
     queue.declare(max_deliveries=1000, retry_delay={"initial": "0s"})
     queue.append(1)
     for n in range(1, 25):
@@ -243,7 +243,7 @@ def test_a_history_keeps_the_first_and_the_last_and_counts_the_others(queue: Que
     assert (dead["deliver_count"], dead["reason"]) == (100, "nacked: 100 ")
 
 
-def test_a_long_history_of_an_earlier_version_is_shortened(queue: Queue) -> None:
+def test_a_long_history_of_an_earlier_version_is_shortened(queue: StoreQueue) -> None:
     lines = "(select jsonb_agg(jsonb_build_object('deliver_count', n)) from generate_series(1, 60) n)"
     row = f"(null, null, null, 1, null, false, 61, {lines}, now(), now(), now(), 1, 0)::cdcbridge.delivery"
     queue.session.execute("set search_path = cdcbridge")

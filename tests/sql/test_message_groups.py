@@ -8,23 +8,23 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts, seqs
 
 
 @pytest.fixture(autouse=True)
-def _fifo(queue: Queue) -> None:
+def _fifo(queue: StoreQueue) -> None:
     queue.declare(mode="fifo")
 
 
-def test_a_group_with_a_message_in_flight_gives_nothing_and_others_do(queue: Queue) -> None:
+def test_a_group_with_a_message_in_flight_gives_nothing_and_others_do(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1", "g2", "g2")
     assert seqs(queue.receive(1)) == put[:1]
     assert seqs(queue.receive(1)) == put[2:3]
     assert queue.receive() == []
 
 
-def test_after_the_timeout_a_group_comes_again_in_order(queue: Queue) -> None:
+def test_after_the_timeout_a_group_comes_again_in_order(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1", "g1")
     assert seqs(queue.receive(2)) == put[:2]
     queue.expire()
@@ -33,7 +33,7 @@ def test_after_the_timeout_a_group_comes_again_in_order(queue: Queue) -> None:
     assert [row["deliver_count"] for row in again] == [2, 2, 1]
 
 
-def test_one_timeout_is_shared_by_what_was_received_of_a_group_at_once(queue: Queue) -> None:
+def test_one_timeout_is_shared_by_what_was_received_of_a_group_at_once(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1", "g2")
     batch = queue.receive(3, "30 s")
     assert len({row["not_visible_until"] for row in batch}) == 1
@@ -41,20 +41,20 @@ def test_one_timeout_is_shared_by_what_was_received_of_a_group_at_once(queue: Qu
     assert seqs(queue.receive()) == put[:2], "its group with it, and not the other group"
 
 
-def test_a_visibility_timeout_of_zero_holds_no_group(queue: Queue) -> None:
+def test_a_visibility_timeout_of_zero_holds_no_group(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1")
     assert seqs(queue.receive(1, "0 s")) == put[:1]
     assert seqs(queue.receive(2)) == put
 
 
-def test_a_delivery_that_is_ended_by_its_receiver_frees_the_group_in_order(queue: Queue) -> None:
+def test_a_delivery_that_is_ended_by_its_receiver_frees_the_group_in_order(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1", "g1")
     batch = queue.receive(2)
     queue.extend("0 s", *receipts(batch))
     assert seqs(queue.receive(10)) == put
 
 
-def test_a_longer_timeout_holds_the_group_longer(queue: Queue) -> None:
+def test_a_longer_timeout_holds_the_group_longer(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1", "g2")
     (first,) = queue.receive(1, "1 h")
     queue.extend("2 h", first["receipt"])
@@ -64,7 +64,7 @@ def test_a_longer_timeout_holds_the_group_longer(queue: Queue) -> None:
     assert seqs(queue.receive()) == [put[0], put[2], put[1]]
 
 
-def test_an_ack_frees_the_group(queue: Queue) -> None:
+def test_an_ack_frees_the_group(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1")
     for seq in put:
         (message,) = queue.receive(1)
@@ -74,7 +74,7 @@ def test_an_ack_frees_the_group(queue: Queue) -> None:
     assert queue.receive() == []
 
 
-def test_after_an_ack_of_some_the_group_waits_for_the_rest(queue: Queue) -> None:
+def test_after_an_ack_of_some_the_group_waits_for_the_rest(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1", "g1", "g1")
     batch = queue.receive(2)
     queue.ack(batch[0]["receipt"])
@@ -84,7 +84,7 @@ def test_after_an_ack_of_some_the_group_waits_for_the_rest(queue: Queue) -> None
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["expired", "received again"])
-def test_an_old_receipt_acks_nothing(queue: Queue, *, again: bool) -> None:
+def test_an_old_receipt_acks_nothing(queue: StoreQueue, *, again: bool) -> None:
     """SQS refuses it with an error; here `strict` does, and without it the count tells."""
     put = queue.append_keys("g1", "g1")
     (old,) = queue.receive(1)
@@ -99,7 +99,7 @@ def test_an_old_receipt_acks_nothing(queue: Queue, *, again: bool) -> None:
     assert seqs(queue.receive()) == put
 
 
-def test_a_receipt_of_an_acked_message_extends_nothing(queue: Queue) -> None:
+def test_a_receipt_of_an_acked_message_extends_nothing(queue: StoreQueue) -> None:
     """SQS refuses it with an error; here the count tells."""
     queue.append_keys("g1")
     (message,) = queue.receive(1)
@@ -108,7 +108,7 @@ def test_a_receipt_of_an_acked_message_extends_nothing(queue: Queue) -> None:
     assert queue.receive() == []
 
 
-def test_a_group_that_was_emptied_takes_new_messages(queue: Queue) -> None:
+def test_a_group_that_was_emptied_takes_new_messages(queue: StoreQueue) -> None:
     queue.append_keys("g1")
     queue.ack(*receipts(queue.receive()))
     assert queue.receive() == []
@@ -117,7 +117,7 @@ def test_a_group_that_was_emptied_takes_new_messages(queue: Queue) -> None:
     assert seqs(queue.receive(1)) == put[1:]
 
 
-def test_a_group_of_which_one_died_goes_on_with_the_next(queue: Queue) -> None:
+def test_a_group_of_which_one_died_goes_on_with_the_next(queue: StoreQueue) -> None:
     queue.declare(mode="fifo", max_deliveries=2)
     put = queue.append_keys("g1", "g1")
     for _ in range(2):
@@ -128,6 +128,6 @@ def test_a_group_of_which_one_died_goes_on_with_the_next(queue: Queue) -> None:
     assert queue.states()["dead"] == 1
 
 
-def test_a_receive_asks_for_more_than_there_is_and_gets_what_there_is(queue: Queue) -> None:
+def test_a_receive_asks_for_more_than_there_is_and_gets_what_there_is(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1", "g2")
     assert seqs(queue.receive(1000)) == put

@@ -8,7 +8,7 @@ from cdcbridge.database import connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store.migrate import migrate, migrations
 from tests.harness.world import fresh_database
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import seqs
 
 # What a store of version 1 holds: seq 1 in flight, 2 given back, 3 redriven and waiting, 4 to 6 waiting; and old code.
@@ -47,7 +47,7 @@ def test_version_1_keeps_what_it_holds(pg15: EmbeddedServer) -> None:
         with connect_store(dsn, "cdcbridge") as store:
             done = migrate(store, "cdcbridge")
             assert (done.before, done.after) == (1, migrations()[-1][0])
-        queue = Queue(dsn)
+        queue = StoreQueue(dsn)
         assert seqs(queue.all("select seq from cdcbridge.consumer_messages order by seq")) == [1, 2, 3, 4, 5, 6]
         assert queue.ack("1-77") == 1, "a receipt of before"
         assert seqs(queue.receive()) == [2, 4, 5, 6, 3]

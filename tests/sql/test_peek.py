@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import seqs
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_peek_shows_log_order_also_behind_a_filling(queue: Queue, mode: str) -> None:
+def test_peek_shows_log_order_also_behind_a_filling(queue: StoreQueue, mode: str) -> None:
     """A large append and a start at the earliest put up to 50 messages into a row of `waiting`."""
     queue.declare("first", topics=("t",))
     queue.append_keys(*[f"k{n % 7}" for n in range(400)], consumers=(1,))
@@ -22,7 +22,7 @@ def test_peek_shows_log_order_also_behind_a_filling(queue: Queue, mode: str) -> 
         assert seqs(queue.receive(500, name="late")) == shown
 
 
-def test_peek_shows_what_expired_then_what_was_given_back_then_what_is_new(queue: Queue) -> None:
+def test_peek_shows_what_expired_then_what_was_given_back_then_what_is_new(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=1000)
     put = queue.append(300)
     taken = queue.receive(100)

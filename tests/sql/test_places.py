@@ -8,16 +8,16 @@ import threading
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue, Row
+from tests.sql.queue import Row, StoreQueue
 from tests.sql.test_queue import receipts, seqs
 
 
-def open_sessions(queue: Queue, number: int) -> list[psycopg.Connection[Row]]:
+def open_sessions(queue: StoreQueue, number: int) -> list[psycopg.Connection[Row]]:
     return [queue.open(autocommit=False) for _ in range(number)]
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_a_hundred_receivers_in_their_transactions_get_a_message_each(queue: Queue, mode: str) -> None:
+def test_a_hundred_receivers_in_their_transactions_get_a_message_each(queue: StoreQueue, mode: str) -> None:
     queue.declare(mode=mode, max_in_flight=150)
     for n in (0, 100):  # small appends: each message has a row of its own
         queue.append_keys(*map(str, range(n, n + 100)))
@@ -39,7 +39,7 @@ def test_a_hundred_receivers_in_their_transactions_get_a_message_each(queue: Que
     assert len(queue.receive(200)) == 80
 
 
-def test_a_large_claim_leaves_to_others_what_it_does_not_use(queue: Queue) -> None:
+def test_a_large_claim_leaves_to_others_what_it_does_not_use(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=1000)
     put = queue.append(5)
     first, second, third = open_sessions(queue, 3)
@@ -58,7 +58,7 @@ def test_a_large_claim_leaves_to_others_what_it_does_not_use(queue: Queue) -> No
     assert queue.states()["in_flight"] == 505
 
 
-def test_an_empty_claim_in_an_open_transaction_keeps_nothing(queue: Queue) -> None:
+def test_an_empty_claim_in_an_open_transaction_keeps_nothing(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=70)
     idle = open_sessions(queue, 3)
     assert [queue.receive(70, session=session) for session in idle] == [[], [], []]
@@ -67,7 +67,7 @@ def test_an_empty_claim_in_an_open_transaction_keeps_nothing(queue: Queue) -> No
     assert [queue.receive(70, session=session) for session in idle] == [[], [], []]
 
 
-def test_what_a_savepoint_took_is_free_when_it_is_rolled_back(queue: Queue) -> None:
+def test_what_a_savepoint_took_is_free_when_it_is_rolled_back(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=10)
     queue.append(30)
     one, two = open_sessions(queue, 2)
@@ -82,7 +82,7 @@ def test_what_a_savepoint_took_is_free_when_it_is_rolled_back(queue: Queue) -> N
     assert len(queue.receive(10, session=one)) == 7
 
 
-def test_a_limit_of_one_in_open_transactions(queue: Queue) -> None:
+def test_a_limit_of_one_in_open_transactions(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=1)
     queue.append(3)
     one, two = open_sessions(queue, 2)
@@ -94,7 +94,7 @@ def test_a_limit_of_one_in_open_transactions(queue: Queue) -> None:
     assert len(queue.receive(5, session=two)) == 1
 
 
-def test_never_more_than_max_in_flight_with_long_and_short_transactions(queue: Queue) -> None:
+def test_never_more_than_max_in_flight_with_long_and_short_transactions(queue: StoreQueue) -> None:
     limit = 100
     queue.declare(max_in_flight=limit)
     for _ in range(30):
@@ -144,7 +144,7 @@ def test_never_more_than_max_in_flight_with_long_and_short_transactions(queue: Q
     assert queue.value("select count(*) from pg_locks where locktype = 'advisory' and objsubid = 1") == 0
 
 
-def test_a_receive_that_fails_gives_its_turn_back(queue: Queue) -> None:
+def test_a_receive_that_fails_gives_its_turn_back(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=640)  # 10 to a slot
     queue.append(30)
     queue.session.execute("alter table cdcbridge.leases add constraint broken check (cardinality(seqs) < 4)")
@@ -159,7 +159,7 @@ def test_a_receive_that_fails_gives_its_turn_back(queue: Queue) -> None:
 
 @pytest.mark.parametrize("mode", ["queue", "fifo", "stream"])
 @pytest.mark.parametrize("state", ["empty", "in flight", "later"])
-def test_a_receive_that_finds_nothing_costs_no_transaction_id(queue: Queue, mode: str, state: str) -> None:
+def test_a_receive_that_finds_nothing_costs_no_transaction_id(queue: StoreQueue, mode: str, state: str) -> None:
     queue.declare(mode=mode, max_in_flight=1000, topics=("news",))
     call = "select * from cdcbridge.receive('c')" if mode != "stream" else "select * from cdcbridge.read_stream('c')"
     publish = "select cdcbridge.publish('news', 'k', '1', now() + %s * interval '1 hour')"

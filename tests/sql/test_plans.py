@@ -13,7 +13,7 @@ import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness.world import store_database
-from tests.sql.queue import Queue, Row
+from tests.sql.queue import Row, StoreQueue
 from tests.sql.test_queue import receipts
 
 BATCH = 50
@@ -33,9 +33,9 @@ TRACE = """
 
 
 @pytest.fixture
-def queue(pg15: EmbeddedServer) -> Iterator[Queue]:
+def queue(pg15: EmbeddedServer) -> Iterator[StoreQueue]:
     with store_database(pg15) as database:
-        made = Queue(pg15.dsn(database))
+        made = StoreQueue(pg15.dsn(database))
         made.session.execute("alter database current_database set jit = on".replace("current_database", database))
         yield made
         made.close()
@@ -52,7 +52,7 @@ def touched(node: dict[str, Any]) -> float:
     return float((node["Actual Rows"] + removed) * node["Actual Loops"])
 
 
-def claim_and_settle(queue: Queue, session: psycopg.Connection[Row]) -> None:
+def claim_and_settle(queue: StoreQueue, session: psycopg.Connection[Row]) -> None:
     """A claim, and all that can be done to it."""
     batch = queue.receive(BATCH, session=session)
     assert len(batch) == BATCH
@@ -64,7 +64,7 @@ def claim_and_settle(queue: Queue, session: psycopg.Connection[Row]) -> None:
     queue.all("select cdcbridge.next_visible('c')", session=session)
 
 
-def read_and_commit(queue: Queue, session: psycopg.Connection[Row]) -> None:
+def read_and_commit(queue: StoreQueue, session: psycopg.Connection[Row]) -> None:
     """Reads of several partitions, their commits, and a look whether there is more."""
     for lease in (None, "1 min"):
         for _ in range(3):
@@ -77,7 +77,7 @@ def read_and_commit(queue: Queue, session: psycopg.Connection[Row]) -> None:
 
 
 def traced(
-    queue: Queue, act: Callable[[Queue, psycopg.Connection[Row]], None] = claim_and_settle
+    queue: StoreQueue, act: Callable[[StoreQueue, psycopg.Connection[Row]], None] = claim_and_settle
 ) -> list[dict[str, Any]]:
     """The plans of every statement."""
     plans: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ def traced(
     return plans
 
 
-def hold(queue: Queue) -> None:
+def hold(queue: StoreQueue) -> None:
     """An old snapshot, to the end of the test."""
     old = queue.open(autocommit=False)
     old.execute("set transaction isolation level repeatable read")
@@ -104,7 +104,7 @@ def hold(queue: Queue) -> None:
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
 @pytest.mark.parametrize("statistics", ["missing", "of empty tables", "fresh"])
-def test_nothing_is_touched_that_is_not_needed(queue: Queue, mode: str, statistics: str) -> None:
+def test_nothing_is_touched_that_is_not_needed(queue: StoreQueue, mode: str, statistics: str) -> None:
     queue.declare(mode=mode, max_in_flight=100_000)
     for table in ("leases", "waiting_1", "messages_000000"):
         queue.session.execute(f"alter table cdcbridge.{table} set (autovacuum_enabled = off)")
@@ -130,7 +130,7 @@ def test_nothing_is_touched_that_is_not_needed(queue: Queue, mode: str, statisti
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_what_is_finished_is_not_waded_through(queue: Queue, mode: str) -> None:
+def test_what_is_finished_is_not_waded_through(queue: StoreQueue, mode: str) -> None:
     """Under an old snapshot all of it is still there; and messages are stuck at the head, in fifo with all of their keys."""
     queue.declare(mode=mode)
     for _ in range(3):
@@ -148,7 +148,7 @@ def test_what_is_finished_is_not_waded_through(queue: Queue, mode: str) -> None:
                 assert blocks <= 200, f"{blocks} blocks: {node['Node Type']} on {node['Relation Name']}"
 
 
-def test_a_key_with_100000_messages_does_not_slow_the_others(queue: Queue) -> None:
+def test_a_key_with_100000_messages_does_not_slow_the_others(queue: StoreQueue) -> None:
     queue.declare(mode="fifo")
     queue.append_keys("hot")
     queue.receive(1, "1 hour")
@@ -164,12 +164,12 @@ def test_a_key_with_100000_messages_does_not_slow_the_others(queue: Queue) -> No
             assert touched(node) <= MOST, f"{touched(node)} rows: {node['Node Type']} in {plan['Query Text']}"
 
 
-def in_every_partition(queue: Queue, messages: int) -> None:
+def in_every_partition(queue: StoreQueue, messages: int) -> None:
     queue.session.execute("select cdcbridge.publish('news', g::text, '1') from generate_series(1, %s) g", (messages,))
 
 
 @pytest.mark.parametrize("statistics", ["missing", "of empty tables", "fresh"])
-def test_a_group_reads_its_partition_alone(queue: Queue, statistics: str) -> None:
+def test_a_group_reads_its_partition_alone(queue: StoreQueue, statistics: str) -> None:
     queue.declare("s", mode="stream", topics=("news",))
     for table in ("offsets", "messages_000000"):
         queue.session.execute(f"alter table cdcbridge.{table} set (autovacuum_enabled = off)")
@@ -188,7 +188,7 @@ def test_a_group_reads_its_partition_alone(queue: Queue, statistics: str) -> Non
         assert "JIT" not in plan
 
 
-def test_a_groups_finished_offsets_are_not_waded_through(queue: Queue) -> None:
+def test_a_groups_finished_offsets_are_not_waded_through(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", topics=("news",))
     in_every_partition(queue, 20_000)
     hold(queue)

@@ -19,11 +19,11 @@ from cdcbridge.changes.keys import partition_of
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store.migrate import migrate, migrations
 from tests.harness.world import eventually, store_database
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts, seqs
 
 
-def publish(queue: Queue, key: str | None = "k", data: str = '{"n": 1}', *, topic: str = "t",
+def publish(queue: StoreQueue, key: str | None = "k", data: str = '{"n": 1}', *, topic: str = "t",
             session: psycopg.Connection[Any] | None = None, **named: str | None) -> int:  # fmt: skip
     more = "".join(f", {name} => %s" for name in named)
     query = f"select cdcbridge.publish(%s, %s, %s{more})"
@@ -31,12 +31,12 @@ def publish(queue: Queue, key: str | None = "k", data: str = '{"n": 1}', *, topi
 
 
 @pytest.fixture(params=["queue", "fifo"])
-def mode(request: pytest.FixtureRequest, queue: Queue) -> str:
+def mode(request: pytest.FixtureRequest, queue: StoreQueue) -> str:
     queue.declare(mode=request.param, tables=(), topics=("t",))
     return str(request.param)
 
 
-def test_a_published_message_is_seen_when_its_transaction_commits(queue: Queue, mode: str) -> None:
+def test_a_published_message_is_seen_when_its_transaction_commits(queue: StoreQueue, mode: str) -> None:
     session = queue.open(autocommit=False)
     seq = publish(queue, "42", '{"total": 1.50, "huge": 123456789012345678901234567890}', session=session)
     assert queue.receive() == []
@@ -51,7 +51,7 @@ def test_a_published_message_is_seen_when_its_transaction_commits(queue: Queue, 
     assert queue.value("select partition from cdcbridge.messages") == zlib.crc32(b"42") % 16
 
 
-def test_a_rolled_back_one_was_never_there(queue: Queue, mode: str) -> None:
+def test_a_rolled_back_one_was_never_there(queue: StoreQueue, mode: str) -> None:
     session = queue.open(autocommit=False)
     publish(queue, session=session)
     session.rollback()
@@ -60,20 +60,20 @@ def test_a_rolled_back_one_was_never_there(queue: Queue, mode: str) -> None:
     assert queue.value("select count(*) from cdcbridge.messages") == 1
 
 
-def test_only_consumers_of_the_topic_get_it_and_tables_never_match(queue: Queue, mode: str) -> None:
+def test_only_consumers_of_the_topic_get_it_and_tables_never_match(queue: StoreQueue, mode: str) -> None:
     queue.declare("other", tables=("*.*",), topics=("u",))
     publish(queue)
     assert queue.receive(name="other") == []
     assert len(queue.receive()) == 1
 
 
-def test_operations_filter_and_columns_do_not_concern_published_messages(queue: Queue) -> None:
+def test_operations_filter_and_columns_do_not_concern_published_messages(queue: StoreQueue) -> None:
     queue.declare(topics=("t",), filter="record.never == 1", operations=("delete",), columns={"include": ["id"]})
     publish(queue, data='{"secret": 1}')
     assert queue.receive()[0]["data"]["record"] == {"secret": 1}
 
 
-def test_a_delayed_message_comes_when_it_is_time(queue: Queue, mode: str) -> None:
+def test_a_delayed_message_comes_when_it_is_time(queue: StoreQueue, mode: str) -> None:
     late = publish(queue, "a", deliver_at="tomorrow 12:00")
     assert queue.states()["pending"] == 1
     other = publish(queue, "b")
@@ -84,12 +84,12 @@ def test_a_delayed_message_comes_when_it_is_time(queue: Queue, mode: str) -> Non
     assert seqs(queue.receive()) == ([late, blocked] if mode == "fifo" else [late])
 
 
-def test_a_moment_that_has_passed_is_no_delay(queue: Queue, mode: str) -> None:
+def test_a_moment_that_has_passed_is_no_delay(queue: StoreQueue, mode: str) -> None:
     seq = publish(queue, deliver_at="2000-01-01 00:00+00")
     assert seqs(queue.receive()) == [seq]
 
 
-def test_a_repeated_dedup_id_adds_nothing_for_five_minutes(queue: Queue, mode: str) -> None:
+def test_a_repeated_dedup_id_adds_nothing_for_five_minutes(queue: StoreQueue, mode: str) -> None:
     first = publish(queue, dedup_id="x")
     assert publish(queue, dedup_id="x") == first
     assert publish(queue, dedup_id="y") != first
@@ -99,7 +99,7 @@ def test_a_repeated_dedup_id_adds_nothing_for_five_minutes(queue: Queue, mode: s
     assert queue.value("select count(*) from cdcbridge.messages where topic = 't'") == 3
 
 
-def test_two_sessions_with_one_dedup_id_publish_once(queue: Queue, mode: str) -> None:
+def test_two_sessions_with_one_dedup_id_publish_once(queue: StoreQueue, mode: str) -> None:
     one, two = queue.open(autocommit=False), queue.open()
     first = publish(queue, dedup_id="x", session=one)
     result: list[int] = []
@@ -113,14 +113,14 @@ def test_two_sessions_with_one_dedup_id_publish_once(queue: Queue, mode: str) ->
     assert queue.value("select count(*) from cdcbridge.messages") == 1
 
 
-def test_forgotten_dedup_ids_are_gone(queue: Queue) -> None:
+def test_forgotten_dedup_ids_are_gone(queue: StoreQueue) -> None:
     publish(queue, dedup_id="x")
     assert queue.value("select cdcbridge.forget_published()") == 0
     queue.session.execute("update cdcbridge.published set published_at = now() - interval '5 min'")
     assert queue.value("select cdcbridge.forget_published()") == 1
 
 
-def test_oversized_published_messages_are_dead_letters(queue: Queue) -> None:
+def test_oversized_published_messages_are_dead_letters(queue: StoreQueue) -> None:
     queue.declare(topics=("t",), max_message_bytes=100)
     publish(queue, data='"' + "x" * 100 + '"')
     assert queue.receive() == []
@@ -128,7 +128,7 @@ def test_oversized_published_messages_are_dead_letters(queue: Queue) -> None:
     assert reason.startswith("oversized: data has 1")
 
 
-def test_a_consumers_own_key_comes_from_the_data(queue: Queue) -> None:
+def test_a_consumers_own_key_comes_from_the_data(queue: StoreQueue) -> None:
     queue.declare(topics=("t",), mode="fifo", key=("a", "b"))
     for data in ('{"a": 1.50, "b": "x\\"y"}', '{"a": null}', '{"b": true}', "[1]"):
         publish(queue, data=data)
@@ -136,7 +136,7 @@ def test_a_consumers_own_key_comes_from_the_data(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("topic", [None, "", "public.t"])
-def test_a_topic_has_a_name_without_a_dot(queue: Queue, topic: str | None) -> None:
+def test_a_topic_has_a_name_without_a_dot(queue: StoreQueue, topic: str | None) -> None:
     with pytest.raises(psycopg.errors.DatabaseError, match="a name without a dot") as raised:
         queue.value("select cdcbridge.publish(%s, null, '1')", topic)
     assert raised.value.sqlstate == "CB004"
@@ -160,7 +160,7 @@ SHAPES: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("prepared", [False, True])
-def test_data_is_json_jsonb_or_a_literal(queue: Queue, shape: tuple[str, Any], prepared: bool) -> None:
+def test_data_is_json_jsonb_or_a_literal(queue: StoreQueue, shape: tuple[str, Any], prepared: bool) -> None:
     queue.declare(topics=("t",))
     given, value = shape
     values = () if value is None else (value,)
@@ -171,7 +171,7 @@ def test_data_is_json_jsonb_or_a_literal(queue: Queue, shape: tuple[str, Any], p
     assert {float(row["data"]["record"]["a"]) for row in queue.receive()} == {1.5}
 
 
-def test_a_domain_over_jsonb_and_null_are_data_and_other_types_are_refused(queue: Queue) -> None:
+def test_a_domain_over_jsonb_and_null_are_data_and_other_types_are_refused(queue: StoreQueue) -> None:
     queue.declare(topics=("t",))
     queue.session.execute("create domain public.document as jsonb")
     queue.session.execute(
@@ -186,7 +186,7 @@ def test_a_domain_over_jsonb_and_null_are_data_and_other_types_are_refused(queue
         queue.value("select cdcbridge.publish('t', null, 'hello'::text)")
 
 
-def test_a_delay_counts_from_now_and_is_one_of_two(queue: Queue, mode: str) -> None:
+def test_a_delay_counts_from_now_and_is_one_of_two(queue: StoreQueue, mode: str) -> None:
     late = publish(queue, "a", delay="5 min")
     assert queue.receive() == []
     table, column = ("waiting", "not_before") if mode == "fifo" else ("delayed", "visible_at")
@@ -213,7 +213,7 @@ def notices(session: psycopg.Connection[Any]) -> list[str]:
     return found
 
 
-def test_a_duplicate_can_be_told(queue: Queue, mode: str) -> None:
+def test_a_duplicate_can_be_told(queue: StoreQueue, mode: str) -> None:
     found = notices(queue.session)
     call = (
         "select seq, current_setting('cdcbridge.duplicate') as duplicate"
@@ -226,7 +226,7 @@ def test_a_duplicate_can_be_told(queue: Queue, mode: str) -> None:
     assert queue.all(call, "y")[0]["duplicate"] == "off", "it tells of the last one"
 
 
-def test_the_loser_of_two_that_publish_one_dedup_id_is_told(queue: Queue, mode: str) -> None:
+def test_the_loser_of_two_that_publish_one_dedup_id_is_told(queue: StoreQueue, mode: str) -> None:
     one, two = queue.open(autocommit=False), queue.open()
     found = notices(two)
     publish(queue, dedup_id="x", session=one)
@@ -239,7 +239,7 @@ def test_the_loser_of_two_that_publish_one_dedup_id_is_told(queue: Queue, mode: 
     assert found == ["dedup_id 'x' of topic 't' was published before, as seq 1: nothing was added"]
 
 
-def test_a_topic_that_nobody_lists_is_told_once_in_a_transaction(queue: Queue) -> None:
+def test_a_topic_that_nobody_lists_is_told_once_in_a_transaction(queue: StoreQueue) -> None:
     queue.declare(topics=("invoices",))
     queue.declare("audit", mode="stream", tables=(), topics=("visits",))
     session = queue.open(autocommit=False)
@@ -252,7 +252,7 @@ def test_a_topic_that_nobody_lists_is_told_once_in_a_transaction(queue: Queue) -
     assert len(found) == 2
 
 
-def test_a_migration_keeps_who_may_publish(queue: Queue) -> None:
+def test_a_migration_keeps_who_may_publish(queue: StoreQueue) -> None:
     """The store of an earlier version: its publish() has five arguments, and rights of its own."""
     session = queue.session
     roles = ("publisher", "granter", "stranger2")
@@ -281,13 +281,13 @@ def test_a_migration_keeps_who_may_publish(queue: Queue) -> None:
 @pytest.fixture(scope="module")
 def hashing(pg15: EmbeddedServer) -> Any:
     with store_database(pg15) as database:
-        made = Queue(pg15.dsn(database))
+        made = StoreQueue(pg15.dsn(database))
         yield made
         made.close()
 
 
 @given(key=st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))
-def test_sql_and_python_put_a_key_into_the_same_partition(hashing: Queue, key: str | None) -> None:
+def test_sql_and_python_put_a_key_into_the_same_partition(hashing: StoreQueue, key: str | None) -> None:
     expected = partition_of(None if key is None else key.encode(), 4096)
     assert hashing.value("select cdcbridge.partition_of(%s, 4096)", key) == expected
 
@@ -295,7 +295,7 @@ def test_sql_and_python_put_a_key_into_the_same_partition(hashing: Queue, key: s
 # the gap guard
 
 
-def test_a_fifo_consumer_never_passes_a_message_that_can_still_commit(queue: Queue) -> None:
+def test_a_fifo_consumer_never_passes_a_message_that_can_still_commit(queue: StoreQueue) -> None:
     queue.declare(mode="fifo", tables=(), topics=("t",))
     session = queue.open(autocommit=False)
     first = publish(queue, "a", session=session)
@@ -305,7 +305,7 @@ def test_a_fifo_consumer_never_passes_a_message_that_can_still_commit(queue: Que
     assert seqs(queue.receive()) == [first, second]
 
 
-def test_max_safe_seq_stops_at_the_oldest_open_publisher(queue: Queue) -> None:
+def test_max_safe_seq_stops_at_the_oldest_open_publisher(queue: StoreQueue) -> None:
     safe = "select cdcbridge.max_safe_seq()"
     assert queue.value(safe) == 0
     sessions = [queue.open(autocommit=False) for _ in range(3)]
@@ -319,14 +319,14 @@ def test_max_safe_seq_stops_at_the_oldest_open_publisher(queue: Queue) -> None:
     assert queue.value(safe) == drawn[2]
 
 
-def test_a_sequence_with_a_cache_is_refused(queue: Queue) -> None:
+def test_a_sequence_with_a_cache_is_refused(queue: StoreQueue) -> None:
     queue.session.execute("create sequence public.cached cache 5")
     with pytest.raises(psycopg.errors.DatabaseError, match="has a cache") as raised:
         queue.value("select cdcbridge.register_sequence_transaction('public.cached')")
     assert raised.value.sqlstate == "CB004"
 
 
-def test_many_messages_of_a_transaction_take_one_lock(queue: Queue) -> None:
+def test_many_messages_of_a_transaction_take_one_lock(queue: StoreQueue) -> None:
     session = queue.open(autocommit=False)
     for _ in range(50):
         publish(queue, session=session)
@@ -334,7 +334,7 @@ def test_many_messages_of_a_transaction_take_one_lock(queue: Queue) -> None:
     assert queue.value(locks, session=session) == 1
 
 
-def test_a_savepoint_that_is_rolled_back_does_not_unguard_the_transaction(queue: Queue) -> None:
+def test_a_savepoint_that_is_rolled_back_does_not_unguard_the_transaction(queue: StoreQueue) -> None:
     session = queue.open(autocommit=False)
     session.execute("savepoint s")
     publish(queue, session=session)
@@ -346,7 +346,7 @@ def test_a_savepoint_that_is_rolled_back_does_not_unguard_the_transaction(queue:
 
 
 @pytest.fixture
-def busy(queue: Queue) -> Callable[[], None]:
+def busy(queue: StoreQueue) -> Callable[[], None]:
     """Other receivers do so much that the hint moves on."""
 
     def work() -> None:
@@ -361,7 +361,7 @@ def busy(queue: Queue) -> Callable[[], None]:
     return work
 
 
-def test_a_message_that_commits_late_is_not_left_behind(queue: Queue, busy: Callable[[], None]) -> None:
+def test_a_message_that_commits_late_is_not_left_behind(queue: StoreQueue, busy: Callable[[], None]) -> None:
     queue.declare(topics=("t",))
     session = queue.open(autocommit=False)
     late = publish(queue, session=session)
@@ -371,7 +371,7 @@ def test_a_message_that_commits_late_is_not_left_behind(queue: Queue, busy: Call
     assert seqs(queue.receive()) == [late]
 
 
-def test_a_claim_that_commits_late_is_not_forgotten(queue: Queue, busy: Callable[[], None]) -> None:
+def test_a_claim_that_commits_late_is_not_forgotten(queue: StoreQueue, busy: Callable[[], None]) -> None:
     queue.declare(topics=("t",))
     put = publish(queue)
     session = queue.open(autocommit=False)
@@ -381,7 +381,7 @@ def test_a_claim_that_commits_late_is_not_forgotten(queue: Queue, busy: Callable
     assert seqs(queue.receive()) == [put], "its visibility timeout has passed"
 
 
-def test_a_message_stuck_in_flight_does_not_keep_the_hint_back(queue: Queue, busy: Callable[[], None]) -> None:
+def test_a_message_stuck_in_flight_does_not_keep_the_hint_back(queue: StoreQueue, busy: Callable[[], None]) -> None:
     queue.declare(topics=("t",))
     put = publish(queue)
     queue.receive(1)
@@ -393,7 +393,7 @@ def test_a_message_stuck_in_flight_does_not_keep_the_hint_back(queue: Queue, bus
     assert seqs(queue.receive()) == [put]
 
 
-def test_publishers_and_the_bridge_share_the_sequence(queue: Queue) -> None:
+def test_publishers_and_the_bridge_share_the_sequence(queue: StoreQueue) -> None:
     """Appends draw blocks while others draw one by one; in fifo each key comes in log order, whatever commits when."""
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")

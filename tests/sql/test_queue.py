@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 
 
 def receipts(rows: list[dict[str, Any]]) -> list[str]:
@@ -21,7 +21,7 @@ def seqs(rows: list[dict[str, Any]]) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [10, 500])
-def test_messages_come_once_in_log_order_and_in_full_batches(queue: Queue, size: int) -> None:
+def test_messages_come_once_in_log_order_and_in_full_batches(queue: StoreQueue, size: int) -> None:
     queue.declare()
     put = queue.append(size)
     got: list[int] = []
@@ -34,7 +34,7 @@ def test_messages_come_once_in_log_order_and_in_full_batches(queue: Queue, size:
     assert queue.value("select count(*) from cdcbridge.consumer_messages") == 0
 
 
-def test_receive_has_the_columns_that_it_promises(queue: Queue) -> None:
+def test_receive_has_the_columns_that_it_promises(queue: StoreQueue) -> None:
     queue.declare(columns={"exclude": ["secret"]})
     queue.append(1)
     (row,) = queue.receive()
@@ -46,7 +46,7 @@ def test_receive_has_the_columns_that_it_promises(queue: Queue) -> None:
     assert (row["topic"], row["key"], row["deliver_count"], row["ordinal"]) == ("public.t", "0", 1, 0)
 
 
-def test_consumer_messages_tells_the_truth_at_each_step(queue: Queue) -> None:
+def test_consumer_messages_tells_the_truth_at_each_step(queue: StoreQueue) -> None:
     consumer = queue.declare()
     queue.append(200)
     view = "select count(*) n, count(distinct seq) seqs, min(key::int) k, max(deliver_count) d"
@@ -60,7 +60,7 @@ def test_consumer_messages_tells_the_truth_at_each_step(queue: Queue) -> None:
     assert queue.value("select not_visible_until > now() from cdcbridge.consumer_messages where seq = 1") is True
 
 
-def test_a_receiver_that_stays_in_its_transaction_does_not_stop_others(queue: Queue) -> None:
+def test_a_receiver_that_stays_in_its_transaction_does_not_stop_others(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(10)
     one, two = queue.open(autocommit=False), queue.open()
@@ -72,7 +72,7 @@ def test_a_receiver_that_stays_in_its_transaction_does_not_stop_others(queue: Qu
     assert seqs(queue.receive(10)) == seqs(first)
 
 
-def test_many_receivers_get_each_message_once_and_never_more_than_max_in_flight(queue: Queue) -> None:
+def test_many_receivers_get_each_message_once_and_never_more_than_max_in_flight(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=40)
     put = queue.append(800)
     got: list[int] = []
@@ -101,7 +101,7 @@ def test_many_receivers_get_each_message_once_and_never_more_than_max_in_flight(
     assert max(worst) <= 40
 
 
-def test_max_in_flight_holds_for_one_receiver_and_frees_with_each_ack(queue: Queue) -> None:
+def test_max_in_flight_holds_for_one_receiver_and_frees_with_each_ack(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=3)
     queue.append(10)
     batch = queue.receive(10)
@@ -111,7 +111,7 @@ def test_max_in_flight_holds_for_one_receiver_and_frees_with_each_ack(queue: Que
     assert len(queue.receive(10)) == 1
 
 
-def test_a_receipt_is_good_for_one_delivery(queue: Queue) -> None:
+def test_a_receipt_is_good_for_one_delivery(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(1)
     (old,) = queue.receive()
@@ -127,7 +127,7 @@ def test_a_receipt_is_good_for_one_delivery(queue: Queue) -> None:
     assert queue.ack(new["receipt"]) == 0, "acked before"
 
 
-def test_a_strict_ack_rolls_the_effect_back_with_it(queue: Queue) -> None:
+def test_a_strict_ack_rolls_the_effect_back_with_it(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(2)
     batch = queue.receive()
@@ -145,7 +145,7 @@ def test_a_strict_ack_rolls_the_effect_back_with_it(queue: Queue) -> None:
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 0, 1, 2]])
 @pytest.mark.parametrize("end", ["ack", "nack", "dead"])
-def test_a_claim_of_which_a_part_was_extended_ends_as_a_whole(queue: Queue, order: list[int], end: str) -> None:
+def test_a_claim_of_which_a_part_was_extended_ends_as_a_whole(queue: StoreQueue, order: list[int], end: str) -> None:
     queue.declare(max_in_flight=400)
     put = queue.append(4)
     batch = queue.receive()
@@ -159,7 +159,7 @@ def test_a_claim_of_which_a_part_was_extended_ends_as_a_whole(queue: Queue, orde
     assert sorted(seqs(queue.receive())) == (put if end == "nack" else [])
 
 
-def test_extend_counts_from_now_and_zero_gives_back(queue: Queue) -> None:
+def test_extend_counts_from_now_and_zero_gives_back(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(1)
     (row,) = queue.receive(1, "1 s")
@@ -169,21 +169,21 @@ def test_extend_counts_from_now_and_zero_gives_back(queue: Queue) -> None:
     assert queue.receive()[0]["deliver_count"] == 2
 
 
-def test_a_zero_visibility_timeout_makes_it_visible_at_once(queue: Queue) -> None:
+def test_a_zero_visibility_timeout_makes_it_visible_at_once(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(1)
     queue.receive(1, "0")
     assert queue.receive()[0]["deliver_count"] == 2
 
 
-def test_a_zero_visibility_timeout_delivers_once_a_call(queue: Queue) -> None:
+def test_a_zero_visibility_timeout_delivers_once_a_call(queue: StoreQueue) -> None:
     queue.declare(max_in_flight=10)
     queue.append(1)
     assert [row["deliver_count"] for row in queue.receive(10, "0")] == [1]
     assert [row["deliver_count"] for row in queue.receive(10, "0")] == [2]
 
 
-def test_many_receivers_may_stay_in_their_transactions(queue: Queue) -> None:
+def test_many_receivers_may_stay_in_their_transactions(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(40)
     sessions = [queue.open(autocommit=False) for _ in range(40)]
@@ -192,7 +192,7 @@ def test_many_receivers_may_stay_in_their_transactions(queue: Queue) -> None:
         session.rollback()
 
 
-def test_nack_delays_by_the_consumers_back_off(queue: Queue) -> None:
+def test_nack_delays_by_the_consumers_back_off(queue: StoreQueue) -> None:
     queue.declare(retry_delay={"initial": "2s", "factor": 3, "max": "10s"}, max_deliveries=9)
     queue.append(1)
     delays = []
@@ -206,14 +206,14 @@ def test_nack_delays_by_the_consumers_back_off(queue: Queue) -> None:
     assert delays == [2, 6, 10, 10]
 
 
-def test_a_back_off_never_overflows(queue: Queue) -> None:
+def test_a_back_off_never_overflows(queue: StoreQueue) -> None:
     config = '{"retry_delay": {"initial": 1e6, "factor": 100, "max": 600}}'
     assert queue.value("select extract(epoch from cdcbridge.retry_delay(%s, 10000))::int", config) == 600
     config = '{"retry_delay": {"initial": 0, "factor": 1, "max": 0}}'
     assert queue.value("select extract(epoch from cdcbridge.retry_delay(%s, 10000))::int", config) == 0
 
 
-def test_nack_with_a_delay_of_zero_comes_first_again(queue: Queue) -> None:
+def test_nack_with_a_delay_of_zero_comes_first_again(queue: StoreQueue) -> None:
     queue.declare()
     put = queue.append(3)
     (row,) = queue.receive(1)
@@ -221,7 +221,7 @@ def test_nack_with_a_delay_of_zero_comes_first_again(queue: Queue) -> None:
     assert seqs(queue.receive()) == put
 
 
-def test_the_nack_of_the_last_delivery_kills_at_once_with_history(queue: Queue) -> None:
+def test_the_nack_of_the_last_delivery_kills_at_once_with_history(queue: StoreQueue) -> None:
     queue.declare(max_deliveries=2)
     queue.append(1)
     queue.nack(queue.receive()[0]["receipt"], delay="0", reason="first")
@@ -233,7 +233,7 @@ def test_the_nack_of_the_last_delivery_kills_at_once_with_history(queue: Queue) 
     assert queue.states() == {"pending": 0, "in_flight": 0, "dead": 1}
 
 
-def test_an_expired_last_delivery_dies_at_the_next_receive_or_by_the_bridge(queue: Queue) -> None:
+def test_an_expired_last_delivery_dies_at_the_next_receive_or_by_the_bridge(queue: StoreQueue) -> None:
     queue.declare(max_deliveries=1)
     queue.append(2)
     queue.receive(1)
@@ -246,14 +246,14 @@ def test_an_expired_last_delivery_dies_at_the_next_receive_or_by_the_bridge(queu
     ] * 2
 
 
-def test_nack_dead_kills_at_once(queue: Queue) -> None:
+def test_nack_dead_kills_at_once(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(1)
     assert queue.nack(queue.receive()[0]["receipt"], dead=True, reason="poison") == 1
     assert queue.value("select reason from cdcbridge.dead_messages") == "nacked: poison"
 
 
-def test_redriven_messages_come_after_what_waits_with_a_fresh_count_and_their_origin(queue: Queue) -> None:
+def test_redriven_messages_come_after_what_waits_with_a_fresh_count_and_their_origin(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(3)
     for row in queue.receive(2):
@@ -270,7 +270,7 @@ def test_redriven_messages_come_after_what_waits_with_a_fresh_count_and_their_or
     assert queue.value("select count(*) from cdcbridge.redriven") == 0
 
 
-def test_a_redriven_message_works_after_its_segment_is_gone(queue: Queue) -> None:
+def test_a_redriven_message_works_after_its_segment_is_gone(queue: StoreQueue) -> None:
     queue.declare(max_deliveries=1)
     queue.append(1)
     queue.nack(queue.receive()[0]["receipt"])
@@ -282,7 +282,7 @@ def test_a_redriven_message_works_after_its_segment_is_gone(queue: Queue) -> Non
     assert queue.value("select data ->> 'op' from cdcbridge.dead_messages") == "insert"
 
 
-def test_redrive_and_purge_take_some_or_all_and_know_a_wrong_id(queue: Queue) -> None:
+def test_redrive_and_purge_take_some_or_all_and_know_a_wrong_id(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(3)
     for row in queue.receive():
@@ -297,7 +297,7 @@ def test_redrive_and_purge_take_some_or_all_and_know_a_wrong_id(queue: Queue) ->
     assert queue.value("select cdcbridge.purge('c')") == 1
 
 
-def test_pause_stops_receive_with_a_notice_and_not_the_fan_out(queue: Queue) -> None:
+def test_pause_stops_receive_with_a_notice_and_not_the_fan_out(queue: StoreQueue) -> None:
     queue.declare()
     queue.session.execute("update cdcbridge.consumers set paused = true")
     notices: list[str] = []
@@ -308,7 +308,7 @@ def test_pause_stops_receive_with_a_notice_and_not_the_fan_out(queue: Queue) -> 
     assert queue.states()["pending"] == 2
 
 
-def test_consumers_are_independent_and_one_is_dropped_at_once(queue: Queue) -> None:
+def test_consumers_are_independent_and_one_is_dropped_at_once(queue: StoreQueue) -> None:
     one, two = queue.declare(), queue.declare("other")
     queue.append(5, one, two)
     queue.ack(*receipts(queue.receive(3)))
@@ -319,7 +319,7 @@ def test_consumers_are_independent_and_one_is_dropped_at_once(queue: Queue) -> N
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_each_of_many_consumers_gets_its_own(queue: Queue, mode: str) -> None:
+def test_each_of_many_consumers_gets_its_own(queue: StoreQueue, mode: str) -> None:
     """Also those that came while sessions had others in use already, and when some have gone."""
     names = [f"c{n}" for n in range(9)]
     ids = {name: queue.declare(name, mode=mode) for name in names[:7]}
@@ -337,7 +337,7 @@ def test_each_of_many_consumers_gets_its_own(queue: Queue, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_a_consumer_that_comes_while_a_transaction_is_open(queue: Queue, mode: str) -> None:
+def test_a_consumer_that_comes_while_a_transaction_is_open(queue: StoreQueue, mode: str) -> None:
     one = queue.declare("one", mode=mode)
     queue.append_keys("a", consumers=(one,))
     session = queue.open(autocommit=False)
@@ -349,7 +349,7 @@ def test_a_consumer_that_comes_while_a_transaction_is_open(queue: Queue, mode: s
 
 
 @pytest.mark.parametrize("count", [4, 6, 40])
-def test_redriven_messages_come_whole_between_fresh_ones(queue: Queue, count: int) -> None:
+def test_redriven_messages_come_whole_between_fresh_ones(queue: StoreQueue, count: int) -> None:
     """A receive that finds all in one walk along the log must not take them for what stands there."""
     queue.declare()
     first = queue.append(3)
@@ -365,7 +365,7 @@ def test_redriven_messages_come_whole_between_fresh_ones(queue: Queue, count: in
     assert seqs(queue.receive(40)) == order[count:]
 
 
-def test_a_row_of_a_claim_that_goes_leaves_the_marks_of_the_others(queue: Queue) -> None:
+def test_a_row_of_a_claim_that_goes_leaves_the_marks_of_the_others(queue: StoreQueue) -> None:
     """One claim, two rows of leases: one message of the second is acked alone, then all of the first."""
     queue.declare()
     queue.append(1)
@@ -379,7 +379,7 @@ def test_a_row_of_a_claim_that_goes_leaves_the_marks_of_the_others(queue: Queue)
     assert seqs(queue.receive()) == seqs(others)
 
 
-def test_peek_takes_nothing(queue: Queue) -> None:
+def test_peek_takes_nothing(queue: StoreQueue) -> None:
     queue.declare()
     put = queue.append(100)
     (row,) = queue.receive(1)
@@ -409,7 +409,7 @@ CALLS: tuple[tuple[str, str, str], ...] = (
 
 
 @pytest.mark.parametrize(("call", "state", "message"), CALLS)
-def test_bad_input_has_a_sqlstate_and_names_the_value(queue: Queue, call: str, state: str, message: str) -> None:
+def test_bad_input_has_a_sqlstate_and_names_the_value(queue: StoreQueue, call: str, state: str, message: str) -> None:
     queue.declare()
     with pytest.raises(psycopg.errors.DatabaseError, match=message) as raised:
         queue.all(call)
@@ -417,7 +417,7 @@ def test_bad_input_has_a_sqlstate_and_names_the_value(queue: Queue, call: str, s
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_receive_refuses_an_isolation_level_where_it_cannot_be_safe(queue: Queue, level: str) -> None:
+def test_receive_refuses_an_isolation_level_where_it_cannot_be_safe(queue: StoreQueue, level: str) -> None:
     queue.declare()
     session = queue.open()
     session.execute(f"set default_transaction_isolation = '{level}'")
@@ -426,7 +426,7 @@ def test_receive_refuses_an_isolation_level_where_it_cannot_be_safe(queue: Queue
     assert raised.value.sqlstate == "CB005"
 
 
-RACES: dict[str, Callable[[Queue, str, psycopg.Connection[Any]], int]] = {
+RACES: dict[str, Callable[[StoreQueue, str, psycopg.Connection[Any]], int]] = {
     "ack": lambda queue, receipt, session: queue.ack(receipt, session=session),
     "nack": lambda queue, receipt, session: queue.value(
         "select cdcbridge.nack('c', %s, '1 hour')", [receipt], session=session
@@ -439,7 +439,7 @@ RACES: dict[str, Callable[[Queue, str, psycopg.Connection[Any]], int]] = {
 
 @pytest.mark.parametrize("first", RACES)
 @pytest.mark.parametrize("second", RACES)
-def test_two_sessions_settle_one_delivery(queue: Queue, first: str, second: str) -> None:
+def test_two_sessions_settle_one_delivery(queue: StoreQueue, first: str, second: str) -> None:
     """The second waits for the first; a message is never in two states, nor gone twice."""
     queue.declare()
     queue.append(1)
@@ -457,7 +457,7 @@ def test_two_sessions_settle_one_delivery(queue: Queue, first: str, second: str)
     assert sum(queue.states().values()) == (0 if "ack" in (first, second) and first != "nack" else 1)
 
 
-def test_a_claim_is_never_a_sequential_scan_of_the_log(queue: Queue) -> None:
+def test_a_claim_is_never_a_sequential_scan_of_the_log(queue: StoreQueue) -> None:
     queue.declare()
     for _ in range(4):
         queue.append(5000)

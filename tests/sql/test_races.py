@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tests.harness.world import World
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts
 
 SECONDS = 0.2
@@ -24,7 +24,7 @@ Session = psycopg.Connection[dict[str, Any]]
 class Race:
     """A queue, and what has been acked."""
 
-    def __init__(self, queue: Queue, seed: int) -> None:
+    def __init__(self, queue: StoreQueue, seed: int) -> None:
         self.queue = queue
         self.seed = seed
         self.acked: Counter[int] = Counter()
@@ -117,7 +117,7 @@ OPERATIONS = ["ack", "nack", "bury", "extend", "expire", "roll_back", "redrive",
 def test_every_pair(world18: World, mode: str, first: str) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    queue = Queue(world18.dsn)
+    queue = StoreQueue(world18.dsn)
     queue.declare(mode=mode, topics=("t",), max_deliveries=1000, max_in_flight=200)
     race = Race(queue, seed)
     for second in itertools.dropwhile(lambda name: name != first, OPERATIONS):

@@ -5,26 +5,26 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue, Row
+from tests.sql.queue import Row, StoreQueue
 
 
 @pytest.fixture(autouse=True)
-def _stream(queue: Queue) -> None:
+def _stream(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", topics=("news",), start="earliest")
 
 
-def publish(queue: Queue, *keys: str | None, session: psycopg.Connection[Row] | None = None) -> list[int]:
+def publish(queue: StoreQueue, *keys: str | None, session: psycopg.Connection[Row] | None = None) -> list[int]:
     return [queue.value("select cdcbridge.publish('news', %s, '1')", key, session=session) for key in keys]
 
 
 def read(
-    queue: Queue, count: int = 100, lease: str | None = None, *, session: psycopg.Connection[Row] | None = None
+    queue: StoreQueue, count: int = 100, lease: str | None = None, *, session: psycopg.Connection[Row] | None = None
 ) -> list[Row]:
     return queue.all("select * from cdcbridge.read_stream('s', %s, %s::interval)", count, lease, session=session)
 
 
 def commit(
-    queue: Queue,
+    queue: StoreQueue,
     partition: int,
     seq: int,
     receipt: str | None = None,
@@ -35,11 +35,11 @@ def commit(
     return bool(queue.value(query, partition, seq, receipt, session=session))
 
 
-def finish(queue: Queue, rows: list[Row]) -> None:
+def finish(queue: StoreQueue, rows: list[Row]) -> None:
     assert commit(queue, rows[-1]["partition"], rows[-1]["seq"], rows[-1]["receipt"])
 
 
-def drain(queue: Queue, count: int = 100) -> list[int]:
+def drain(queue: StoreQueue, count: int = 100) -> list[int]:
     got = []
     while rows := read(queue, count, "1 min"):
         assert len({row["partition"] for row in rows}) == 1
@@ -48,7 +48,7 @@ def drain(queue: Queue, count: int = 100) -> list[int]:
     return got
 
 
-def test_a_group_reads_everything_once_in_order_within_each_partition(queue: Queue) -> None:
+def test_a_group_reads_everything_once_in_order_within_each_partition(queue: StoreQueue) -> None:
     put = publish(queue, *[f"k{n}" for n in range(50)], None) + queue.append_keys(*"abcabc", consumers=())
     rows: list[Row] = []
     while batch := read(queue, 4, "1 min"):
@@ -61,7 +61,7 @@ def test_a_group_reads_everything_once_in_order_within_each_partition(queue: Que
     assert read(queue) == []
 
 
-def test_within_a_transaction_reading_and_offset_are_one(queue: Queue) -> None:
+def test_within_a_transaction_reading_and_offset_are_one(queue: StoreQueue) -> None:
     put = publish(queue, "a", "a")
     member = queue.open(autocommit=False)
     rows = read(queue, session=member)
@@ -77,7 +77,7 @@ def test_within_a_transaction_reading_and_offset_are_one(queue: Queue) -> None:
     assert [row["seq"] for row in read(queue)] == put[1:]
 
 
-def test_a_second_read_in_a_transaction_takes_another_partition(queue: Queue) -> None:
+def test_a_second_read_in_a_transaction_takes_another_partition(queue: StoreQueue) -> None:
     publish(queue, "a", "b", "c", "d", "e")
     partitions = {row["partition"] for row in queue.all("select partition from cdcbridge.messages")}
     member = queue.open(autocommit=False)
@@ -90,14 +90,14 @@ def test_a_second_read_in_a_transaction_takes_another_partition(queue: Queue) ->
     assert read(queue) != []
 
 
-def test_a_read_that_returns_nothing_holds_nothing(queue: Queue) -> None:
+def test_a_read_that_returns_nothing_holds_nothing(queue: StoreQueue) -> None:
     member = queue.open(autocommit=False)
     assert read(queue, session=member) == []
     put = publish(queue, "a")
     assert [row["seq"] for row in read(queue)] == put
 
 
-def test_the_least_recently_read_partition_comes_first(queue: Queue) -> None:
+def test_the_least_recently_read_partition_comes_first(queue: StoreQueue) -> None:
     publish(queue, *[f"k{n}" for n in range(100)], *[f"k{n}" for n in range(100)])
     order = []
     for _ in range(48):
@@ -108,7 +108,7 @@ def test_the_least_recently_read_partition_comes_first(queue: Queue) -> None:
     assert order[:16] == order[16:32] == order[32:]
 
 
-def test_under_a_lease_nobody_else_reads_the_partition_until_it_ends(queue: Queue) -> None:
+def test_under_a_lease_nobody_else_reads_the_partition_until_it_ends(queue: StoreQueue) -> None:
     put = publish(queue, "a", "a")
     first = read(queue, 1, "1 hour")
     assert read(queue, 1, "1 hour") == []
@@ -124,13 +124,13 @@ def test_under_a_lease_nobody_else_reads_the_partition_until_it_ends(queue: Queu
     assert drain(queue) == put[1:]
 
 
-def expire(queue: Queue) -> None:
+def expire(queue: StoreQueue) -> None:
     queue.session.execute(
         "update cdcbridge.offsets set leased_until = now() - interval '1 s' where leased_until is not null"
     )
 
 
-def test_an_expired_lease_cannot_move_the_offset_though_nobody_took_the_partition(queue: Queue) -> None:
+def test_an_expired_lease_cannot_move_the_offset_though_nobody_took_the_partition(queue: StoreQueue) -> None:
     put = publish(queue, "a")
     rows = read(queue, 1, "1 hour")
     expire(queue)
@@ -139,7 +139,7 @@ def test_an_expired_lease_cannot_move_the_offset_though_nobody_took_the_partitio
     assert drain(queue) == put
 
 
-def test_a_lease_can_be_extended_while_it_lasts(queue: Queue) -> None:
+def test_a_lease_can_be_extended_while_it_lasts(queue: StoreQueue) -> None:
     publish(queue, "a")
     rows = read(queue, 1, "10 s")
     arguments = (rows[0]["partition"], rows[0]["receipt"])
@@ -152,7 +152,7 @@ def test_a_lease_can_be_extended_while_it_lasts(queue: Queue) -> None:
         queue.value(extend, *arguments)
 
 
-def test_no_reader_passes_a_seq_that_can_still_commit(queue: Queue) -> None:
+def test_no_reader_passes_a_seq_that_can_still_commit(queue: StoreQueue) -> None:
     hung = queue.open(autocommit=False)
     (first,) = publish(queue, "a", session=hung)
     later = publish(queue, "a", "b", "c")
@@ -164,7 +164,7 @@ def test_no_reader_passes_a_seq_that_can_still_commit(queue: Queue) -> None:
     assert sorted(drain(queue)) == [first, *later]
 
 
-def test_a_group_of_tables_alone_is_not_held_back_by_publishers(queue: Queue) -> None:
+def test_a_group_of_tables_alone_is_not_held_back_by_publishers(queue: StoreQueue) -> None:
     queue.declare("t", mode="stream", start="earliest")
     hung = queue.open(autocommit=False)
     publish(queue, "a", session=hung)
@@ -174,7 +174,7 @@ def test_a_group_of_tables_alone_is_not_held_back_by_publishers(queue: Queue) ->
     hung.rollback()
 
 
-def test_what_a_group_does_not_want_moves_its_offset_on(queue: Queue) -> None:
+def test_what_a_group_does_not_want_moves_its_offset_on(queue: StoreQueue) -> None:
     queue.declare("u", mode="stream", tables=("public.t",), operations=("delete",), start="earliest")
     queue.append_keys("a", "b", consumers=())
     hung = queue.open(autocommit=False)
@@ -188,7 +188,7 @@ def test_what_a_group_does_not_want_moves_its_offset_on(queue: Queue) -> None:
     assert queue.value(where) == last[0]
 
 
-def test_operations_and_patterns_choose_what_a_group_reads(queue: Queue) -> None:
+def test_operations_and_patterns_choose_what_a_group_reads(queue: StoreQueue) -> None:
     queue.declare("all", mode="stream", tables=("*.*",), start="earliest")
     queue.declare("schema", mode="stream", tables=("public.*",), operations=("insert", "delete"), start="earliest")
     queue.declare("other", mode="stream", tables=("public.other", "private.*"), start="earliest")
@@ -199,7 +199,7 @@ def test_operations_and_patterns_choose_what_a_group_reads(queue: Queue) -> None
         "all": put, "schema": put[:1], "other": []}  # fmt: skip
 
 
-def test_seek_goes_anywhere_in_the_log(queue: Queue) -> None:
+def test_seek_goes_anywhere_in_the_log(queue: StoreQueue) -> None:
     put = publish(queue, "a", "a", "a")
     queue.session.execute(
         "update cdcbridge.messages set inserted_at = '2030-01-01'::timestamptz + (seq - %s) * interval '1 day'",
@@ -217,7 +217,7 @@ def test_seek_goes_anywhere_in_the_log(queue: Queue) -> None:
     assert drain(queue) == put
 
 
-def test_seek_ends_leases(queue: Queue) -> None:
+def test_seek_ends_leases(queue: StoreQueue) -> None:
     put = publish(queue, "a", "a")
     rows = read(queue, 1, "1 hour")
     queue.value("select cdcbridge.seek('s', 'earliest')")
@@ -226,7 +226,7 @@ def test_seek_ends_leases(queue: Queue) -> None:
     assert drain(queue) == put
 
 
-def test_a_new_group_begins_now_or_at_what_the_log_holds(queue: Queue) -> None:
+def test_a_new_group_begins_now_or_at_what_the_log_holds(queue: StoreQueue) -> None:
     publish(queue, "a")
     queue.declare("late", mode="stream", topics=("news",))
     queue.declare("early", mode="stream", topics=("news",), start="earliest")
@@ -239,7 +239,7 @@ def test_a_new_group_begins_now_or_at_what_the_log_holds(queue: Queue) -> None:
         assert (len(rows), rows[-1]["seq"]) == (expected, put[0]), name
 
 
-def test_lag_counts_what_a_group_has_yet_to_read(queue: Queue) -> None:
+def test_lag_counts_what_a_group_has_yet_to_read(queue: StoreQueue) -> None:
     put = publish(queue, "a", "a", "a", "b")
     publish(queue, None)
     lag = queue.all("select * from cdcbridge.consumer_lag() where name = 's'")[0]
@@ -255,7 +255,7 @@ def test_lag_counts_what_a_group_has_yet_to_read(queue: Queue) -> None:
     assert put
 
 
-def test_a_paused_group_reads_nothing_and_is_told(queue: Queue) -> None:
+def test_a_paused_group_reads_nothing_and_is_told(queue: StoreQueue) -> None:
     publish(queue, "a")
     queue.session.execute("update cdcbridge.consumers set paused = true")
     notices: list[str] = []
@@ -264,14 +264,14 @@ def test_a_paused_group_reads_nothing_and_is_told(queue: Queue) -> None:
     assert notices == ["consumer 's' is paused"]
 
 
-def test_partitions_of_two_stores_have_locks_of_their_own(queue: Queue) -> None:
+def test_partitions_of_two_stores_have_locks_of_their_own(queue: StoreQueue) -> None:
     queue.session.execute("set search_path = cdcbridge")
     query = """select count(distinct l), min(l >> 32)
                from (select partition_lock(c, p) as l from generate_series(1, 3) c, generate_series(0, 15) p) x"""
     assert queue.all(query) == [{"count": 48, "min": queue.value("select 'offsets'::regclass::oid::bigint")}]
 
 
-def test_a_read_that_goes_on_in_its_transaction_holds_no_partition_that_it_passed_over(queue: Queue) -> None:
+def test_a_read_that_goes_on_in_its_transaction_holds_no_partition_that_it_passed_over(queue: StoreQueue) -> None:
     queue.declare("few", mode="stream", tables=("public.few",), start="earliest")
     queue.append_keys("a", consumers=())
     member = queue.open(autocommit=False)
@@ -281,7 +281,7 @@ def test_a_read_that_goes_on_in_its_transaction_holds_no_partition_that_it_passe
     assert queue.value(locks, member.info.backend_pid) == 0
 
 
-def test_a_time_never_leads_past_what_can_still_commit(queue: Queue) -> None:
+def test_a_time_never_leads_past_what_can_still_commit(queue: StoreQueue) -> None:
     hung = queue.open(autocommit=False)
     held = publish(queue, "a", session=hung)
     moment = queue.value("select clock_timestamp()::text")
@@ -291,7 +291,7 @@ def test_a_time_never_leads_past_what_can_still_commit(queue: Queue) -> None:
     assert drain(queue) == [*held, *put]
 
 
-def test_a_group_of_tables_seeks_where_it_has_read_while_a_publisher_hangs(queue: Queue) -> None:
+def test_a_group_of_tables_seeks_where_it_has_read_while_a_publisher_hangs(queue: StoreQueue) -> None:
     queue.declare("t", mode="stream", start="earliest")
     hung = queue.open(autocommit=False)
     publish(queue, "a", session=hung)
@@ -306,7 +306,7 @@ def test_a_group_of_tables_seeks_where_it_has_read_while_a_publisher_hangs(queue
     hung.rollback()
 
 
-def test_a_removed_group_leaves_nothing(queue: Queue) -> None:
+def test_a_removed_group_leaves_nothing(queue: StoreQueue) -> None:
     publish(queue, "a")
     queue.value("select cdcbridge.remove_consumer('s')")
     assert queue.value("select count(*) from cdcbridge.offsets") == 0
@@ -337,7 +337,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("call", "state", "message"), REFUSED, ids=[call for call, *_ in REFUSED])
-def test_what_is_refused_and_how(queue: Queue, call: str, state: str, message: str) -> None:
+def test_what_is_refused_and_how(queue: StoreQueue, call: str, state: str, message: str) -> None:
     queue.declare("q")
     with pytest.raises(psycopg.Error) as refused:
         queue.all(f"select * from cdcbridge.{call}")
@@ -346,7 +346,7 @@ def test_what_is_refused_and_how(queue: Queue, call: str, state: str, message: s
 
 
 @pytest.mark.parametrize("call", ["read_stream('s')", "commit_offset('s', 0, 0)"])
-def test_above_read_committed_nothing_is_read(queue: Queue, call: str) -> None:
+def test_above_read_committed_nothing_is_read(queue: StoreQueue, call: str) -> None:
     session = queue.open(autocommit=False)
     session.execute("set transaction isolation level repeatable read")
     with pytest.raises(psycopg.Error, match="REPEATABLE READ") as refused:
@@ -354,7 +354,7 @@ def test_above_read_committed_nothing_is_read(queue: Queue, call: str) -> None:
     assert refused.value.sqlstate == "CB005"
 
 
-def test_commit_below_the_offset_names_seek(queue: Queue) -> None:
+def test_commit_below_the_offset_names_seek(queue: StoreQueue) -> None:
     rows_of = publish(queue, "a", "a")
     rows = read(queue)
     assert commit(queue, rows[0]["partition"], rows_of[1]) is True
@@ -364,14 +364,14 @@ def test_commit_below_the_offset_names_seek(queue: Queue) -> None:
     assert refused.value.diag.message_hint is not None and "seek" in refused.value.diag.message_hint
 
 
-def test_under_a_lease_a_receipt_is_needed(queue: Queue) -> None:
+def test_under_a_lease_a_receipt_is_needed(queue: StoreQueue) -> None:
     publish(queue, "a")
     rows = read(queue, 1, "1 hour")
     with pytest.raises(psycopg.Error, match="none, and another member has a lease"):
         commit(queue, rows[0]["partition"], rows[0]["seq"])
 
 
-def test_a_groups_role_alone_may_read_it(queue: Queue) -> None:
+def test_a_groups_role_alone_may_read_it(queue: StoreQueue) -> None:
     queue.session.execute("drop role if exists stream_reader")
     queue.session.execute("create role stream_reader")
     queue.declare("mine", mode="stream", topics=("news",), start="earliest", role="stream_reader")

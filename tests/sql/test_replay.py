@@ -10,18 +10,18 @@ import pytest
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store import replay as backlog
 from tests.harness import crash
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts, seqs
 
 
-def test_what_comes_while_a_new_consumer_is_filled_is_not_left_out(queue: Queue) -> None:
+def test_what_comes_while_a_new_consumer_is_filled_is_not_left_out(queue: StoreQueue) -> None:
     first = queue.append_keys(*"xyz", consumers=())
     late = queue.open(autocommit=False)
     held = queue.value("select cdcbridge.publish('news', 'late', '1')", session=late)
     meanwhile: list[int] = []
 
     def traffic() -> None:
-        bridge = Queue(queue.dsn)  # takes the lead, and knows nothing of the new consumer
+        bridge = StoreQueue(queue.dsn)  # takes the lead, and knows nothing of the new consumer
         bridge._lsn = 10_000
         meanwhile.extend(bridge.append_keys("a", "b", consumers=()))
         bridge.close()
@@ -34,7 +34,7 @@ def test_what_comes_while_a_new_consumer_is_filled_is_not_left_out(queue: Queue)
     assert seqs(queue.receive(20)) == sorted([*first, held, *meanwhile, after])
 
 
-def replay(queue: Queue, low: int, high: int, name: str = "c") -> tuple[int, int]:
+def replay(queue: StoreQueue, low: int, high: int, name: str = "c") -> tuple[int, int]:
     (row,) = queue.all("select id, name, mode, config from cdcbridge.consumers where name = %s", name)
     with psycopg.connect(queue.dsn, autocommit=True) as store, psycopg.connect(queue.dsn, autocommit=True) as reader:
         for session in (store, reader):
@@ -44,7 +44,7 @@ def replay(queue: Queue, low: int, high: int, name: str = "c") -> tuple[int, int
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_what_was_finished_comes_again_behind_all_that_waits(queue: Queue, mode: str) -> None:
+def test_what_was_finished_comes_again_behind_all_that_waits(queue: StoreQueue, mode: str) -> None:
     queue.declare(mode=mode)
     put = queue.append_keys("a", "b", "a", "c")
     queue.ack(*receipts(queue.receive()))
@@ -60,7 +60,7 @@ def test_what_was_finished_comes_again_behind_all_that_waits(queue: Queue, mode:
     assert queue.value("select count(*) from cdcbridge.messages") == 5, "nothing is logged again"
 
 
-def test_what_waits_or_is_in_flight_is_skipped_and_counted(queue: Queue) -> None:
+def test_what_waits_or_is_in_flight_is_skipped_and_counted(queue: StoreQueue) -> None:
     queue.declare()
     put = queue.append(5)
     first = queue.receive(2)
@@ -72,7 +72,7 @@ def test_what_waits_or_is_in_flight_is_skipped_and_counted(queue: Queue) -> None
     assert seqs(queue.receive()) == [put[3], put[4], put[0]]
 
 
-def test_only_what_the_consumer_takes_today_is_replayed(queue: Queue) -> None:
+def test_only_what_the_consumer_takes_today_is_replayed(queue: StoreQueue) -> None:
     queue.declare(topics=("news",), filter="record.id >= 1", key=("secret",))
     put = queue.append(3)
     queue.value("select cdcbridge.publish('news', 'k', '{\"secret\": \"n\"}')")
@@ -82,7 +82,7 @@ def test_only_what_the_consumer_takes_today_is_replayed(queue: Queue) -> None:
     assert [(row["seq"], row["key"]) for row in queue.receive()] == [(put[1], "s"), (put[2], "s"), (put[2] + 1, "n")]
 
 
-def test_a_replayed_truncate_is_a_barrier_again(queue: Queue) -> None:
+def test_a_replayed_truncate_is_a_barrier_again(queue: StoreQueue) -> None:
     queue.declare(mode="fifo")
     put = queue.append_keys("a", "!", "b")
     for seq in put:
@@ -93,7 +93,7 @@ def test_a_replayed_truncate_is_a_barrier_again(queue: Queue) -> None:
     assert seqs(queue.receive()) == put[:1]
 
 
-def test_replayed_messages_outlive_their_segment(queue: Queue) -> None:
+def test_replayed_messages_outlive_their_segment(queue: StoreQueue) -> None:
     queue.declare()
     put = queue.append(2)
     queue.ack(*receipts(queue.receive()))
@@ -105,13 +105,13 @@ def test_replayed_messages_outlive_their_segment(queue: Queue) -> None:
     assert seqs(rows) == put and rows[0]["data"]["record"]["id"] == 0
 
 
-def test_a_consumer_that_is_removed_meanwhile_is_told(queue: Queue) -> None:
+def test_a_consumer_that_is_removed_meanwhile_is_told(queue: StoreQueue) -> None:
     queue.declare()
     with pytest.raises(psycopg.Error, match="was removed"):
         queue.all("select cdcbridge.replay_messages(99, '{1}', null, null, null)")
 
 
-def test_expiring_leaves_a_message_in_one_place_while_receivers_are_at_work(queue: Queue) -> None:
+def test_expiring_leaves_a_message_in_one_place_while_receivers_are_at_work(queue: StoreQueue) -> None:
     """A row of waiting that a claim has cut while it was waited for is another version, at another place in the table."""
     queue.declare(max_in_flight=100_000)
     put = queue.append(5000)
@@ -140,7 +140,7 @@ def test_expiring_leaves_a_message_in_one_place_while_receivers_are_at_work(queu
 
 
 @pytest.mark.parametrize("call", ["dead_letters", "redrive", "purge"])
-def test_a_seq_in_place_of_the_id_of_a_dead_letter_is_recognised(queue: Queue, call: str) -> None:
+def test_a_seq_in_place_of_the_id_of_a_dead_letter_is_recognised(queue: StoreQueue, call: str) -> None:
     queue.declare("c")
     put = queue.append_keys("a", "b", "c")
     for seq in put[1:]:

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts, seqs
 
 
-def fill_segments(queue: Queue) -> list[int]:
+def fill_segments(queue: StoreQueue) -> list[int]:
     """Three messages in the first segment, three in the next, the log's end in the third."""
     put = queue.append_keys("a", "b", "c", consumers=(1,))
     for start in (1_000_000, 2_000_000):
@@ -21,16 +21,16 @@ def fill_segments(queue: Queue) -> list[int]:
     return put
 
 
-def drop(queue: Queue, retention: str = "0") -> tuple[int, str | None]:
+def drop(queue: StoreQueue, retention: str = "0") -> tuple[int, str | None]:
     return tuple(queue.all("select dropped, held_by from cdcbridge.drop_segments(%s::interval)", retention)[0].values())
 
 
-def segments(queue: Queue) -> int:
+def segments(queue: StoreQueue) -> int:
     return int(queue.value("select count(*) from pg_inherits where inhparent = 'cdcbridge.messages'::regclass"))
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_a_segment_stays_while_a_message_of_it_is_unfinished(queue: Queue, mode: str) -> None:
+def test_a_segment_stays_while_a_message_of_it_is_unfinished(queue: StoreQueue, mode: str) -> None:
     queue.declare(mode=mode)
     put = fill_segments(queue)
     assert drop(queue, "1 hour") == (0, None), "too young"
@@ -53,7 +53,7 @@ def test_a_segment_stays_while_a_message_of_it_is_unfinished(queue: Queue, mode:
     assert segments(queue) == 2, "the one that the log is in, and the one made ahead"
 
 
-def test_nothing_that_can_still_commit_is_dropped(queue: Queue) -> None:
+def test_nothing_that_can_still_commit_is_dropped(queue: StoreQueue) -> None:
     session = queue.open(autocommit=False)
     queue.value("select cdcbridge.publish('t', null, '1')", session=session)
     queue.session.execute("select setval('cdcbridge.messages_seq', 1000000)")
@@ -63,7 +63,7 @@ def test_nothing_that_can_still_commit_is_dropped(queue: Queue) -> None:
     assert drop(queue) == (1, None)
 
 
-def test_a_receiver_in_its_transaction_delays_the_drop_and_nobody_else(queue: Queue) -> None:
+def test_a_receiver_in_its_transaction_delays_the_drop_and_nobody_else(queue: StoreQueue) -> None:
     queue.declare()
     fill_segments(queue)
     queue.ack(*receipts(queue.receive(3)))
@@ -92,7 +92,7 @@ def test_a_receiver_in_its_transaction_delays_the_drop_and_nobody_else(queue: Qu
     assert drop(queue)[0] == 1
 
 
-def test_claims_go_on_while_segments_are_dropped(queue: Queue) -> None:
+def test_claims_go_on_while_segments_are_dropped(queue: StoreQueue) -> None:
     queue.declare()
     fill_segments(queue)
     queue.ack(*receipts(queue.receive(3)))
@@ -116,7 +116,7 @@ def test_claims_go_on_while_segments_are_dropped(queue: Queue) -> None:
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
 @pytest.mark.parametrize("appended", [3, 300])
 def test_past_max_retention_unfinished_messages_become_dead_letters_with_their_data(
-    queue: Queue, mode: str, appended: int
+    queue: StoreQueue, mode: str, appended: int
 ) -> None:
     queue.declare(mode=mode, visibility_timeout="1h")
     put = queue.append_keys(*[f"k{n % 50}" for n in range(appended)])
@@ -142,7 +142,7 @@ def test_past_max_retention_unfinished_messages_become_dead_letters_with_their_d
     assert queue.value("select count(*) from cdcbridge.consumer_messages") == len(young)
 
 
-def test_a_message_with_data_of_its_own_expires_with_it(queue: Queue) -> None:
+def test_a_message_with_data_of_its_own_expires_with_it(queue: StoreQueue) -> None:
     queue.declare(tables=("public.t",), filter="record.id == 1", on_leave="delete")
     put = queue.append_keys("a", "b", "c")
     left = '{"op":"delete","record":{"id":0},"old":null,"unchanged":[]}'
@@ -159,7 +159,7 @@ def test_a_message_with_data_of_its_own_expires_with_it(queue: Queue) -> None:
     assert queue.value("select count(*) from cdcbridge.redriven") == 0
 
 
-def test_a_row_of_fan_out_that_reaches_over_the_segments_end_is_cut(queue: Queue) -> None:
+def test_a_row_of_fan_out_that_reaches_over_the_segments_end_is_cut(queue: StoreQueue) -> None:
     queue.declare()
     queue.session.execute("select setval('cdcbridge.messages_seq', 999800)")
     put = queue.append(400)
@@ -172,7 +172,7 @@ def test_a_row_of_fan_out_that_reaches_over_the_segments_end_is_cut(queue: Queue
     assert left == [seq for seq in put if seq >= 1_000_000]
 
 
-def test_the_log_is_kept_within_its_bytes(queue: Queue) -> None:
+def test_the_log_is_kept_within_its_bytes(queue: StoreQueue) -> None:
     queue.declare()
     fill_segments(queue)
     queue.ack(*receipts(queue.receive(9)))
@@ -185,7 +185,7 @@ def test_the_log_is_kept_within_its_bytes(queue: Queue) -> None:
     assert segments(queue) == 2
 
 
-def test_what_is_too_old_dies_although_an_open_transaction_prevents_the_drop(queue: Queue) -> None:
+def test_what_is_too_old_dies_although_an_open_transaction_prevents_the_drop(queue: StoreQueue) -> None:
     queue.declare()
     fill_segments(queue)
     session = queue.open(autocommit=False)

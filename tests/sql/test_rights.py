@@ -9,19 +9,19 @@ import psycopg
 import pytest
 
 from cdcbridge.errors import UsageError
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts
 
 
 @pytest.fixture
-def roles(queue: Queue) -> Iterator[None]:
+def roles(queue: StoreQueue) -> Iterator[None]:
     queue.session.execute("drop role if exists reader; drop role if exists stranger")
     queue.session.execute("create role reader login; create role stranger login")
     yield
     queue.session.execute("drop owned by reader, stranger; drop role reader; drop role stranger")
 
 
-def session_of(queue: Queue, role: str) -> psycopg.Connection[Any]:
+def session_of(queue: StoreQueue, role: str) -> psycopg.Connection[Any]:
     session = psycopg.connect(queue.dsn, user=role, autocommit=True, row_factory=psycopg.rows.dict_row)
     queue.sessions.append(session)
     return session
@@ -31,7 +31,7 @@ CALLS = ("receive('c')", "peek('c')", "ack('c', '{}')", "nack('c', '{}')", "exte
          "purge('c')")  # fmt: skip
 
 
-def test_a_role_reads_its_own_queue_with_no_right_on_any_table(queue: Queue, roles: None) -> None:
+def test_a_role_reads_its_own_queue_with_no_right_on_any_table(queue: StoreQueue, roles: None) -> None:
     queue.declare(role="reader")
     queue.append(3)
     reader = session_of(queue, "reader")
@@ -47,7 +47,7 @@ def test_a_role_reads_its_own_queue_with_no_right_on_any_table(queue: Queue, rol
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_others_are_refused(queue: Queue, roles: None, call: str) -> None:
+def test_others_are_refused(queue: StoreQueue, roles: None, call: str) -> None:
     queue.declare(role="reader")
     queue.session.execute("grant usage on schema cdcbridge to stranger")
     stranger = session_of(queue, "stranger")
@@ -59,7 +59,7 @@ def test_others_are_refused(queue: Queue, roles: None, call: str) -> None:
     assert queue.all("select * from cdcbridge.consumer_lag()", session=stranger) == []
 
 
-def test_a_role_that_was_set_counts_and_not_the_session(queue: Queue, roles: None) -> None:
+def test_a_role_that_was_set_counts_and_not_the_session(queue: StoreQueue, roles: None) -> None:
     queue.declare(role="reader")
     queue.session.execute("grant usage on schema cdcbridge to stranger")
     queue.append(1)
@@ -71,18 +71,18 @@ def test_a_role_that_was_set_counts_and_not_the_session(queue: Queue, roles: Non
     assert len(queue.receive(session=session)) == 1
 
 
-def test_members_of_the_role_may_read_it(queue: Queue, roles: None) -> None:
+def test_members_of_the_role_may_read_it(queue: StoreQueue, roles: None) -> None:
     queue.declare(role="reader")
     queue.session.execute("grant reader to stranger")
     assert queue.receive(session=session_of(queue, "stranger")) == []
 
 
-def test_a_role_that_is_not_there_is_named(queue: Queue) -> None:
+def test_a_role_that_is_not_there_is_named(queue: StoreQueue) -> None:
     with pytest.raises(UsageError, match="no role named 'nobody'"):
         queue.declare(role="nobody")
 
 
-def test_what_is_not_for_everybody_cannot_be_called(queue: Queue, roles: None) -> None:
+def test_what_is_not_for_everybody_cannot_be_called(queue: StoreQueue, roles: None) -> None:
     queue.session.execute("grant usage on schema cdcbridge to stranger")
     stranger = session_of(queue, "stranger")
     for call in (
@@ -98,7 +98,7 @@ def test_what_is_not_for_everybody_cannot_be_called(queue: Queue, roles: None) -
     assert queue.value("select cdcbridge.publish('t', null, '1')", session=stranger) == 1
 
 
-def test_functions_are_not_led_astray_by_a_search_path(queue: Queue, roles: None) -> None:
+def test_functions_are_not_led_astray_by_a_search_path(queue: StoreQueue, roles: None) -> None:
     """Tables and operators of the same names in a schema of the caller's are not looked at."""
     queue.declare(role="stranger")
     queue.append(1)
@@ -115,7 +115,7 @@ def test_functions_are_not_led_astray_by_a_search_path(queue: Queue, roles: None
 
 @pytest.mark.parametrize("call", ["receive('no')", "ack('no', '{}')", "read_stream('no')", "group_lag('no')"])
 def test_the_hint_for_an_unknown_name_tells_those_that_the_caller_may_read(
-    queue: Queue, roles: None, call: str
+    queue: StoreQueue, roles: None, call: str
 ) -> None:
     queue.session.execute("grant usage on schema cdcbridge to reader, stranger")
     reader, stranger = (session_of(queue, role) for role in ("reader", "stranger"))
@@ -137,7 +137,7 @@ def test_the_hint_for_an_unknown_name_tells_those_that_the_caller_may_read(
 
 @pytest.mark.parametrize("call", [*CALLS, "consumer_holders('c')", "show_consumer('c')", "dead_letters('c')",
                                   "queue_settings('c')", "next_visible('c')"])  # fmt: skip
-def test_a_consumer_without_a_role_is_the_owners_alone(queue: Queue, roles: None, call: str) -> None:
+def test_a_consumer_without_a_role_is_the_owners_alone(queue: StoreQueue, roles: None, call: str) -> None:
     queue.declare()
     queue.append(1)
     queue.declare("mine", role="stranger")
@@ -156,7 +156,7 @@ def test_a_consumer_without_a_role_is_the_owners_alone(queue: Queue, roles: None
     assert len(queue.receive()) == 1, "the owner"
 
 
-def test_a_stream_without_a_role_is_the_owners_alone(queue: Queue, roles: None) -> None:
+def test_a_stream_without_a_role_is_the_owners_alone(queue: StoreQueue, roles: None) -> None:
     queue.declare("s", mode="stream")
     queue.session.execute("grant usage on schema cdcbridge to stranger")
     stranger = session_of(queue, "stranger")
@@ -166,7 +166,7 @@ def test_a_stream_without_a_role_is_the_owners_alone(queue: Queue, roles: None) 
         assert raised.value.sqlstate == "CB008"
 
 
-def test_whoever_was_granted_the_owner_or_the_table_of_consumers_reads_it_too(queue: Queue, roles: None) -> None:
+def test_whoever_was_granted_the_owner_or_the_table_of_consumers_reads_it_too(queue: StoreQueue, roles: None) -> None:
     queue.declare()
     queue.append(2)
     queue.session.execute("grant usage on schema cdcbridge to reader, stranger; grant postgres to reader")
@@ -175,7 +175,7 @@ def test_whoever_was_granted_the_owner_or_the_table_of_consumers_reads_it_too(qu
         assert len(queue.receive(1, session=session_of(queue, role))) == 1
 
 
-def test_a_role_sees_its_own_dead_letters_and_its_own_row(queue: Queue, roles: None) -> None:
+def test_a_role_sees_its_own_dead_letters_and_its_own_row(queue: StoreQueue, roles: None) -> None:
     queue.declare(role="reader")
     queue.append(3)
     reader = session_of(queue, "reader")

@@ -9,16 +9,16 @@ import psycopg
 import pytest
 
 from tests.harness.world import eventually
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_read_stream import drain, finish, publish, read
 
 
 @pytest.fixture(autouse=True)
-def _stream(queue: Queue) -> None:
+def _stream(queue: StoreQueue) -> None:
     queue.declare("s", mode="stream", topics=("news",), start="earliest")
 
 
-def test_the_order_of_a_key_stays_when_partitions_are_added(queue: Queue) -> None:
+def test_the_order_of_a_key_stays_when_partitions_are_added(queue: StoreQueue) -> None:
     before = publish(queue, *[f"k{n}" for n in range(40)])
     queue._store.set_partitions(64)
     after = publish(queue, *[f"k{n}" for n in range(40)])
@@ -46,7 +46,7 @@ def test_the_order_of_a_key_stays_when_partitions_are_added(queue: Queue) -> Non
     assert queue.value("select count(*) from cdcbridge.consumer_group_offsets") == 64
 
 
-def test_fewer_partitions_keep_the_order_too(queue: Queue) -> None:
+def test_fewer_partitions_keep_the_order_too(queue: StoreQueue) -> None:
     before = publish(queue, *[f"k{n}" for n in range(20)])
     queue._store.set_partitions(3)
     after = publish(queue, *[f"k{n}" for n in range(20)])
@@ -56,7 +56,7 @@ def test_fewer_partitions_keep_the_order_too(queue: Queue) -> None:
     assert set(got[:20]) == set(before)
 
 
-def test_a_group_that_is_made_while_partitions_are_added_has_all_of_them(queue: Queue) -> None:
+def test_a_group_that_is_made_while_partitions_are_added_has_all_of_them(queue: StoreQueue) -> None:
     publish(queue, "a")
     bridge = queue.open(autocommit=False)
     bridge.execute("set search_path = cdcbridge")
@@ -74,7 +74,7 @@ def test_a_group_that_is_made_while_partitions_are_added_has_all_of_them(queue: 
     )
 
 
-def test_publishers_and_python_agree_on_partitions(queue: Queue) -> None:
+def test_publishers_and_python_agree_on_partitions(queue: StoreQueue) -> None:
     from cdcbridge.changes.keys import partition_of
 
     publish(queue, "a", "ü€", "", "42")
@@ -82,7 +82,7 @@ def test_publishers_and_python_agree_on_partitions(queue: Queue) -> None:
     assert [row["partition"] for row in rows] == [partition_of(row["key"].encode(), 16) for row in rows]
 
 
-def test_retention_tells_a_group_that_was_too_slow(queue: Queue) -> None:
+def test_retention_tells_a_group_that_was_too_slow(queue: StoreQueue) -> None:
     publish(queue, "a", "a", "b")
     first = read(queue, 1, "1 hour")
     queue.next_segment()
@@ -102,7 +102,7 @@ def test_retention_tells_a_group_that_was_too_slow(queue: Queue) -> None:
     assert drain(queue) == put
 
 
-def test_a_reader_that_has_waited_for_the_drop_is_told_too(queue: Queue) -> None:
+def test_a_reader_that_has_waited_for_the_drop_is_told_too(queue: StoreQueue) -> None:
     publish(queue, "a", "a")
     put = queue.value("select max(seq) from cdcbridge.messages")
     queue.next_segment()
@@ -127,7 +127,7 @@ def test_a_reader_that_has_waited_for_the_drop_is_told_too(queue: Queue) -> None
     assert later[0] > put
 
 
-def test_retention_loses_nothing_of_a_group_that_had_nothing_to_read_there(queue: Queue) -> None:
+def test_retention_loses_nothing_of_a_group_that_had_nothing_to_read_there(queue: StoreQueue) -> None:
     publish(queue, "a")
     queue.value("select cdcbridge.publish('other', 'b', '1')")
     drain(queue)
@@ -138,7 +138,7 @@ def test_retention_loses_nothing_of_a_group_that_had_nothing_to_read_there(queue
     assert queue.value("select lost from cdcbridge.drop_segments('0')") == 0
 
 
-def test_the_index_that_groups_read_by_is_on_every_segment(queue: Queue) -> None:
+def test_the_index_that_groups_read_by_is_on_every_segment(queue: StoreQueue) -> None:
     queue.next_segment()
     tables = """select count(*), count(*) filter (where exists (
                     select from pg_indexes i where i.tablename = c.relname and i.indexdef like '%(partition, seq)')) as indexed

@@ -5,28 +5,28 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue, Row
+from tests.sql.queue import Row, StoreQueue
 
 
 @pytest.fixture
-def group(queue: Queue) -> Queue:
+def group(queue: StoreQueue) -> StoreQueue:
     queue.declare("s", mode="stream", tables=("public.t",), topics=("news",))
     return queue
 
 
-def publish(queue: Queue, session: psycopg.Connection[Row] | None = None) -> int:
+def publish(queue: StoreQueue, session: psycopg.Connection[Row] | None = None) -> int:
     return int(queue.value("select cdcbridge.publish('news', 'k', '1')", session=session))
 
 
-def now(queue: Queue) -> str:
+def now(queue: StoreQueue) -> str:
     return str(queue.value("select clock_timestamp()::text"))
 
 
-def first_from(queue: Queue, target: str) -> int:
+def first_from(queue: StoreQueue, target: str) -> int:
     return int(queue.value("select cdcbridge.seq_before(%s) + 1", target))
 
 
-def test_what_was_published_before_and_committed_after_is_there(group: Queue) -> None:
+def test_what_was_published_before_and_committed_after_is_there(group: StoreQueue) -> None:
     early = publish(group)
     slow = group.open(autocommit=False)
     late = publish(group, slow)
@@ -39,7 +39,7 @@ def test_what_was_published_before_and_committed_after_is_there(group: Queue) ->
     assert early < late, "and what another message shows to be committed before is not read again"
 
 
-def test_a_safe_point_tells_what_was_committed_by_then(group: Queue) -> None:
+def test_a_safe_point_tells_what_was_committed_by_then(group: StoreQueue) -> None:
     before = publish(group)
     group.value("select cdcbridge.note_safe_point()")
     quiet = now(group)
@@ -59,7 +59,7 @@ def test_a_safe_point_tells_what_was_committed_by_then(group: Queue) -> None:
 
 
 @pytest.mark.parametrize("hours", [-30, -3, 3, 30])
-def test_the_sources_clock_may_be_another_than_the_stores(group: Queue, hours: int) -> None:
+def test_the_sources_clock_may_be_another_than_the_stores(group: StoreQueue, hours: int) -> None:
     put = group.append_keys("a", "b", "c", consumers=())
     group.session.execute(
         "update cdcbridge.messages set commit_time = now() + make_interval(hours => %s, secs => seq - %s)",
@@ -74,7 +74,7 @@ def test_the_sources_clock_may_be_another_than_the_stores(group: Queue, hours: i
     assert group.value(until, group.value("select (%s::timestamptz + interval '1 min')::text", moment)) == put[2]
 
 
-def test_a_range_of_times_ends_with_what_may_have_been_committed_before(group: Queue) -> None:
+def test_a_range_of_times_ends_with_what_may_have_been_committed_before(group: StoreQueue) -> None:
     slow = group.open(autocommit=False)
     late = publish(group, slow)
     other = publish(group)
@@ -89,7 +89,7 @@ def test_a_range_of_times_ends_with_what_may_have_been_committed_before(group: Q
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
 @pytest.mark.parametrize("style", ["ISO, MDY", "German", "SQL, DMY"])
-def test_a_time_names_its_zone_and_is_the_same_in_every_session(group: Queue, zone: str, style: str) -> None:
+def test_a_time_names_its_zone_and_is_the_same_in_every_session(group: StoreQueue, zone: str, style: str) -> None:
     publish(group)
     group.session.execute("select set_config('timezone', %s, false), set_config('datestyle', %s, false)", (zone, style))
     for target in (

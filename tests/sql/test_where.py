@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.sql.queue import Queue
+from tests.sql.queue import StoreQueue
 from tests.sql.test_publish import publish
 from tests.sql.test_queue import receipts
 
@@ -30,7 +30,7 @@ ELSEWHERE = "set timezone = 'Pacific/Auckland'; set datestyle = 'SQL, DMY'; set 
         ("2026-05-01 10:00+02", "timestamptz '2026-05-01 08:00+00'"),
     ],
 )
-def test_times_are_said_in_one_way_whatever_the_session(queue: Queue, said: str, meant: str) -> None:
+def test_times_are_said_in_one_way_whatever_the_session(queue: StoreQueue, said: str, meant: str) -> None:
     session = queue.open()
     session.execute(ELSEWHERE.encode())
     off = queue.value(f"select extract(epoch from cdcbridge.time_of(%s) - ({meant}))", said, session=session)
@@ -48,7 +48,7 @@ def test_times_are_said_in_one_way_whatever_the_session(queue: Queue, said: str,
         ("last week", "'last week' is no place in the log", "-1h"),
     ],
 )
-def test_what_is_no_time_is_refused_with_what_to_write(queue: Queue, said: str, message: str, hint: str) -> None:
+def test_what_is_no_time_is_refused_with_what_to_write(queue: StoreQueue, said: str, message: str, hint: str) -> None:
     with pytest.raises(psycopg.DatabaseError) as refused:
         queue.value("select cdcbridge.time_of(%s)", said)
     assert refused.value.sqlstate == "CB004"
@@ -56,12 +56,12 @@ def test_what_is_no_time_is_refused_with_what_to_write(queue: Queue, said: str, 
 
 
 @pytest.fixture
-def stream(queue: Queue) -> Queue:
+def stream(queue: StoreQueue) -> StoreQueue:
     queue.declare("s", mode="stream", tables=(), topics=("t",), start="earliest")
     return queue
 
 
-def test_seek_takes_texts_numbers_and_times(stream: Queue) -> None:
+def test_seek_takes_texts_numbers_and_times(stream: StoreQueue) -> None:
     for _ in range(3):
         publish(stream)
     stream.session.execute(ELSEWHERE.encode())
@@ -77,7 +77,7 @@ def test_seek_takes_texts_numbers_and_times(stream: Queue) -> None:
         assert stream.value(offset) == expected, target
 
 
-def test_seek_tells_where_each_partition_went(stream: Queue) -> None:
+def test_seek_tells_where_each_partition_went(stream: StoreQueue) -> None:
     seqs = [publish(stream, key) for key in ("a", "a", "b")]
     places = stream.all("select partition, max(seq) as seq from cdcbridge.messages group by partition order by 1")
     stream.value("select cdcbridge.seek('s', 'latest')")
@@ -88,11 +88,11 @@ def test_seek_tells_where_each_partition_went(stream: Queue) -> None:
     assert one == {"partition": 3, "old_seq": seqs[0], "new_seq": seqs[2], "time": None}
 
 
-def seen(queue: Queue, arguments: str = "") -> list[int]:
+def seen(queue: StoreQueue, arguments: str = "") -> list[int]:
     return [row["seq"] for row in queue.all(f"select * from cdcbridge.peek_stream('s'{arguments})")]
 
 
-def test_a_look_at_a_stream_moves_nothing(stream: Queue) -> None:
+def test_a_look_at_a_stream_moves_nothing(stream: StoreQueue) -> None:
     seqs = [publish(stream, f"k{n}") for n in range(6)]
     publish(stream, topic="other")
     assert seen(stream) == seqs and seen(stream) == seqs
@@ -106,7 +106,7 @@ def test_a_look_at_a_stream_moves_nothing(stream: Queue) -> None:
     assert list(row) == list(stream.all("select * from cdcbridge.peek_stream('s', 1)")[0])
 
 
-def test_a_look_at_a_stream_stops_before_what_can_still_commit(stream: Queue) -> None:
+def test_a_look_at_a_stream_stops_before_what_can_still_commit(stream: StoreQueue) -> None:
     hung = stream.open(autocommit=False)
     first = publish(stream, session=hung)
     second = publish(stream)
@@ -115,7 +115,7 @@ def test_a_look_at_a_stream_stops_before_what_can_still_commit(stream: Queue) ->
     assert seen(stream) == [first, second]
 
 
-def test_the_wrong_mode_names_the_right_functions(stream: Queue) -> None:
+def test_the_wrong_mode_names_the_right_functions(stream: StoreQueue) -> None:
     stream.declare("c")
     for call, hint in (
         ("receive('s')", "read_stream()"), ("peek('s')", "`cdcbridge read`"), ("ack('s', '{}')", "Stream.connect()"),
@@ -127,7 +127,7 @@ def test_the_wrong_mode_names_the_right_functions(stream: Queue) -> None:
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
-def test_a_failed_delivery_tells_what_became_of_it(queue: Queue, mode: str) -> None:
+def test_a_failed_delivery_tells_what_became_of_it(queue: StoreQueue, mode: str) -> None:
     queue.declare(mode=mode, tables=(), topics=("t",), max_deliveries=2, retry_delay={"initial": "90s", "max": "90s"})
     seq = publish(queue, "a")
 

@@ -11,7 +11,7 @@ import pytest
 from cdcbridge.changes.keys import partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.routing.backfill_rows import inject
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.filters import Filter
 from cdcbridge.routing.overtaken import Chunk, Snapshot, Watch
 from cdcbridge.routing.router import OPERATIONS
@@ -39,8 +39,8 @@ def row(number: int, size: int = 1, *more: bytes | None) -> bytes:
     return field(b"%d" % number) + field(data(number, size)) + b"".join(map(field, more))
 
 
-def put(one: Chunk, batch: Batch | None = None) -> Batch:
-    batch = batch or Batch()
+def put(one: Chunk, batch: AppendBatch | None = None) -> AppendBatch:
+    batch = batch or AppendBatch()
     before = len(batch.rows)
     end = inject(batch, one, BEHIND, None, 16)
     assert end == (500, 7 + len(batch.rows) - before) and batch.chunks[-1] == (one, len(batch.rows) - before)
@@ -48,7 +48,7 @@ def put(one: Chunk, batch: Batch | None = None) -> Batch:
     return batch
 
 
-def ordinals(batch: Batch) -> list[int]:
+def ordinals(batch: AppendBatch) -> list[int]:
     return [int.from_bytes(row[4:8]) for row in batch.rows]
 
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from cdcbridge.changes.position import Position
-from cdcbridge.checks.decision import Branch, Gap, Plan, decide, refusal, wanted_plugin
+from cdcbridge.checks.decision import Branch, Plan, TimelineGap, decide, refusal, wanted_plugin
 from cdcbridge.checks.facts import Facts
 from cdcbridge.checks.store import as_problem
 from cdcbridge.config import Config, Source
@@ -77,11 +77,11 @@ TAIL = STORE.tail
                      id="promoted behind the store's end"),
         pytest.param(promoted(TAIL, 150), replace(PLAN, timeline=2, branch=Branch(1, 150, None)),
                      id="promoted at the store's end"),
-        pytest.param(promoted(TAIL, 120), replace(PLAN, timeline=2, branch=Branch(1, 120, Gap(120, 150))),
+        pytest.param(promoted(TAIL, 120), replace(PLAN, timeline=2, branch=Branch(1, 120, TimelineGap(120, 150))),
                      id="promoted before the store's end"),
         pytest.param(promoted(TAIL, 120, slot_lsn=130), replace(PLAN, timeline=2, branch=Branch(1, 120, None)),
                      id="promoted, and the slot was read on the new timeline"),
-        pytest.param(promoted(PART, 160), replace(PLAN, timeline=2, branch=Branch(1, 160, Gap(150, 171))),
+        pytest.param(promoted(PART, 160), replace(PLAN, timeline=2, branch=Branch(1, 160, TimelineGap(150, 171))),
                      id="promoted inside the unfinished transaction"),
         pytest.param(promoted(PART, 180), replace(PLAN, timeline=2, branch=Branch(1, 180, None), finishing=True),
                      id="promoted behind the unfinished transaction"),

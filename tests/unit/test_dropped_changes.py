@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cdcbridge.changes.events import Begin
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.dropped_changes import Gap, Missing, add_gap, closing, opening
 from cdcbridge.routing.router import OPERATIONS
 from cdcbridge.routing.subscription import Subscription
@@ -52,7 +52,7 @@ def test_the_store_gives_back_what_it_got() -> None:
 
 
 def test_its_consumers_get_the_message_and_nobody_else() -> None:
-    batch = Batch()
+    batch = AppendBatch()
     takers = [
         Subscription(n, f"c{n}", ("a.a",), frozenset(OPERATIONS), reads_log=reads)
         for n, reads in ((1, False), (2, True))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.fan_out import barrier_rows, between, waiting_rows
 
 FIRST = 100
@@ -35,7 +35,7 @@ def array(value: bytes) -> list[bytes | None]:
     return found
 
 
-def received(batch: Batch) -> Got:
+def received(batch: AppendBatch) -> Got:
     """(seq, key) of each message, by consumer, in the order of the rows. The key is None where it is left to the log."""
     got: Got = {}
     for consumer, ord_, seqs, keys in fields(waiting_rows(batch, FIRST)):
@@ -47,8 +47,8 @@ def received(batch: Batch) -> Got:
     return got
 
 
-def batch(count: int = 4, **given_: object) -> Batch:
-    return Batch(rows=[b""] * count, keys=[f"k{n}" for n in range(count)], **given_)  # type: ignore[arg-type]
+def batch(count: int = 4, **given_: object) -> AppendBatch:
+    return AppendBatch(rows=[b""] * count, keys=[f"k{n}" for n in range(count)], **given_)  # type: ignore[arg-type]
 
 
 def test_queues_leave_the_keys_to_the_log_and_fifo_consumers_do_not() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cdcbridge.observe.health import APPEND_STALLED_AFTER, STALLED_AFTER, Health
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 
 
 class Clock:
@@ -45,7 +45,7 @@ def test_an_append_that_hangs_is_not_ready_but_alive() -> None:
     health.beat(0, 0)
     assert health.alive()[0]
     assert health.ready() == (False, "streaming, but the store has been busy with one append for 31 s")
-    health.stored(Batch())
+    health.stored(AppendBatch())
     assert health.ready()[0] and seen == [31.0]
 
 

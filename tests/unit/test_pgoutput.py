@@ -12,14 +12,14 @@ import pytest
 from cdcbridge.changes.events import Begin, Change, Commit, Ignored, LogicalMessage, Relation, Truncate
 from cdcbridge.changes.pgoutput import PgoutputDecoder
 from cdcbridge.changes.pgtypes import Types
-from cdcbridge.changes.wal2json import Table
+from cdcbridge.changes.wal2json import TableShape
 from cdcbridge.errors import DecodeError
 
 COLUMNS = (("id", 23), ("v", 25), ("n", 1700))
 
 
 class Catalog:
-    def __init__(self, table: Table | None) -> None:
+    def __init__(self, table: TableShape | None) -> None:
         self._table = table
 
     def captures(self, schema: str, table: str) -> bool:
@@ -28,7 +28,7 @@ class Catalog:
     def advance(self, begin: Begin) -> bool:
         return False
 
-    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
         assert self._table is not None
         return self._table
 
@@ -36,9 +36,9 @@ class Catalog:
 PRIMARY = ("id",)
 
 
-def known(primary: tuple[str, ...] = PRIMARY, index: tuple[str, ...] = (), generated: Iterable[str] = ()) -> Table:
+def known(primary: tuple[str, ...] = PRIMARY, index: tuple[str, ...] = (), generated: Iterable[str] = ()) -> TableShape:
     relation = Relation("public", "t", "public.t", primary, frozenset(primary))
-    return Table(relation, True, generated=frozenset(generated), primary_key=primary, identity_order=index)
+    return TableShape(relation, True, generated=frozenset(generated), primary_key=primary, identity_order=index)
 
 
 def relation(kind: str = "d", identity: tuple[str, ...] = PRIMARY, oid: int = 5) -> bytes:
@@ -59,7 +59,7 @@ def change(action: str, *parts: bytes, oid: int = 5) -> bytes:
     return action.encode() + struct.pack("!I", oid) + b"".join(parts)
 
 
-def decoded(*messages: bytes, table: Table | None = None, captured: bool = True) -> list[Any]:
+def decoded(*messages: bytes, table: TableShape | None = None, captured: bool = True) -> list[Any]:
     catalog = Catalog((table or known()) if captured else None)
     return list(PgoutputDecoder(Types(), catalog).events(messages))
 
@@ -119,7 +119,9 @@ def test_what_is_no_row() -> None:
         ("d", ("v",), known(("id",)), ("v",)),  # the key as it was then, whatever the catalogue says now
     ],
 )
-def test_the_key_of_a_relation(kind: str, identity: tuple[str, ...], table: Table, key: tuple[str, ...] | None) -> None:
+def test_the_key_of_a_relation(
+    kind: str, identity: tuple[str, ...], table: TableShape, key: tuple[str, ...] | None
+) -> None:
     (found,) = decoded(relation(kind, identity), table=table)
     assert (found.topic, found.key, found.full) == ("public.t", key, kind == "f")
     assert found.columns == {"id", "v", "n"}

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from structlog.testing import capture_logs
 
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 from cdcbridge.routing.refused_messages import Refused
 
 ONE, OTHER = ("published.unlisted", "news", "no consumer lists the topic"), ("published.malformed", "news", "not JSON")
@@ -27,7 +27,7 @@ def test_a_kind_is_told_once_a_minute_with_all_that_came_meanwhile(monkeypatch: 
             (1, {ONE: 1}),
         ):
             now[0] += seconds
-            told.tell(Batch(refused=Counter(counted)))
+            told.tell(AppendBatch(refused=Counter(counted)))
     assert [(line["event"], line["topic"], line["messages"]) for line in lines] == [
         ("published.unlisted", "news", 2), ("published.malformed", "news", 1), ("published.unlisted", "news", 8),
         ("published.unlisted", "news", 2),

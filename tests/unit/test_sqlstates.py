@@ -127,11 +127,11 @@ def test_a_bridge_judges_an_error_that_nothing_translated(file: Path, monkeypatc
         raise raised(code)
 
     bridge = Bridge(load(file))
-    monkeypatch.setattr("cdcbridge.bridge.supervisor.Store", lambda *_: fails("25006"))
+    monkeypatch.setattr("cdcbridge.bridge.supervisor.BridgeStore", lambda *_: fails("25006"))
     bridge.run()
     assert tries == ["25006"] * 3, "tried again until it was stopped"
     for code, expected in (("42P01", CdcbridgeError), ("XX001", OperatorNeeded)):
-        monkeypatch.setattr("cdcbridge.bridge.supervisor.Store", lambda *_, code=code: fails(code))
+        monkeypatch.setattr("cdcbridge.bridge.supervisor.BridgeStore", lambda *_, code=code: fails(code))
         with pytest.raises(CdcbridgeError) as caught:
             Bridge(load(file)).run()
         assert type(caught.value) is expected

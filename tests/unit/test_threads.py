@@ -14,11 +14,11 @@ import pytest
 import structlog
 
 from cdcbridge.backfill.watermarks import BYTES_AHEAD, Room
-from cdcbridge.backfill.worker import Session
+from cdcbridge.backfill.worker import BackfillSession
 from cdcbridge.background import Background, log_failure
 from cdcbridge.bridge.appender import Appender
 from cdcbridge.mailbox import Mailbox
-from cdcbridge.routing.batch import Batch
+from cdcbridge.routing.batch import AppendBatch
 
 PATIENCE = 10.0
 
@@ -210,13 +210,13 @@ def test_the_appender_hands_back_each_batch_and_the_error_of_its_append() -> Non
     refused = ValueError("refused")
     may = threading.Event()
 
-    def append(batch: Batch, *_: object) -> None:
+    def append(batch: AppendBatch, *_: object) -> None:
         assert may.wait(PATIENCE)
         if batch.end_lsn == 2:
             raise refused
 
     appender = Appender(SimpleNamespace(append=append))  # type: ignore[arg-type]
-    first, second, third = (Batch(end_lsn=lsn) for lsn in (1, 2, 3))
+    first, second, third = (AppendBatch(end_lsn=lsn) for lsn in (1, 2, 3))
     appender.submit(first, None, None)
     assert appender.busy and appender.finished() is None and not readable(appender)
     may.set()
@@ -245,7 +245,7 @@ def test_room_is_shared_and_given_up_at_the_end() -> None:
 
 
 def test_a_session_tells_its_backfills_to_be_gentle() -> None:
-    session = Session(SimpleNamespace(), 1, SimpleNamespace())  # type: ignore[arg-type]
+    session = BackfillSession(SimpleNamespace(), 1, SimpleNamespace())  # type: ignore[arg-type]
     assert not session.gentle
     for value in (True, True, False, False, True):
         session.gentle = value

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from cdcbridge.changes.events import Begin, Change, Commit, Ignored, LogicalMessage, Relation, Truncate
 from cdcbridge.changes.pgtypes import Types
-from cdcbridge.changes.wal2json import Table, Wal2jsonDecoder, postgres_microseconds
+from cdcbridge.changes.wal2json import TableShape, Wal2jsonDecoder, postgres_microseconds
 from cdcbridge.errors import DecodeError
 
 ID = frozenset({"id"})
-T = Table(Relation("public", "t", "public.t", ("id",), ID), True, toastable=("v",), primary_key=("id",))
+T = TableShape(Relation("public", "t", "public.t", ("id",), ID), True, toastable=("v",), primary_key=("id",))
 
 
 class Catalog:
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: TableShape) -> None:
         self._table = table
 
     def advance(self, begin: Begin) -> bool:
@@ -29,7 +29,7 @@ class Catalog:
     def captures(self, schema: str, table: str) -> bool:
         return self._table.captured
 
-    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> Table:
+    def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
         return self._table
 
 
@@ -42,7 +42,7 @@ def message(action: str, **members: Any) -> bytes:
     return json.dumps({**head, "schema": "public", "table": "t", **members}, separators=(",", ":")).encode()
 
 
-def decoded(*messages: bytes, table: Table = T, numbers_as_text: bool = False) -> list[Any]:
+def decoded(*messages: bytes, table: TableShape = T, numbers_as_text: bool = False) -> list[Any]:
     return list(Wal2jsonDecoder(Types(), Catalog(table), numbers_as_text=numbers_as_text).events(messages))
 
 
@@ -107,9 +107,9 @@ def test_a_delete_a_truncate_and_the_rest() -> None:
         Begin(100, 7, postgres_microseconds("2024-01-01 00:00:00.5+00")), Change("delete", relation, {"id": 1}),
         Truncate((relation,), 1), LogicalMessage(True, "p", "é".encode(), 100), Commit(112, 100),
     ]  # fmt: skip
-    part = Table(T.relation, True, partition=True)
+    part = TableShape(T.relation, True, partition=True)
     assert decoded(message("T"), table=part) == [Truncate((), 1)], "the root's truncate counts"
-    assert decoded(message("I", columns=[]), table=Table(T.relation, False)) == [Ignored()]
+    assert decoded(message("I", columns=[]), table=TableShape(T.relation, False)) == [Ignored()]
 
 
 def test_the_key_is_the_one_that_the_row_had() -> None:

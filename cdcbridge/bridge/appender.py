@@ -16,9 +16,9 @@ Append: TypeAlias = tuple[AppendBatch, dict[str, Any] | None, dict[str, Any] | N
 
 
 class Appender(Background):
-    """submit() a batch when idle; fileno() becomes readable when it is durable, and finished() tells which it was.
+    """submit() a batch when idle; fileno() becomes readable when it is durable, and take_durable() gives it.
 
-    The store is the thread's alone until ended().
+    The store is the thread's alone until stop_within() is true.
     """
 
     def __init__(self, store: BridgeStore) -> None:
@@ -38,7 +38,7 @@ class Appender(Background):
         self.busy, self.given = True, batch
         self._given.put((batch, unfinished, catalog))
 
-    def finished(self) -> AppendBatch | None:
+    def take_durable(self) -> AppendBatch | None:
         """The batch that became durable since the last call, or None. Raises what its append raised."""
         done = self._done.take()
         if done is None:
@@ -53,8 +53,8 @@ class Appender(Background):
         super().stop()
         self._given.end()
 
-    def ended(self, seconds: float) -> bool:
-        """Let the append that is under way be the last; whether it has ended after so long."""
+    def stop_within(self, seconds: float) -> bool:
+        """Let the append that is under way be the last. Return whether it has ended after so many seconds."""
         self.stop()
         return self.join(seconds)
 

@@ -16,7 +16,7 @@ from cdcbridge.backfill.initial_copy import copy_tables
 from cdcbridge.bridge.accepting import accept, apply_consumers, ensure_trigger, note_feeds
 from cdcbridge.bridge.choosing import Choice
 from cdcbridge.bridge.publishing import Publishing, bring_into_step
-from cdcbridge.checks.decision import Branch, Plan, beyond_store, decide, other_source
+from cdcbridge.checks.decision import Branch, Plan, beyond_store, decide, other_source, wants_failover
 from cdcbridge.checks.facts import Facts, look
 from cdcbridge.config import Config
 from cdcbridge.database import Connection, connect_source
@@ -227,7 +227,8 @@ def _make(plan: Plan, choice: Choice, sides: Sides) -> _Made:
 
 def _make_slot(plan: Plan, config: Config, sides: Sides) -> tuple[int, str | None]:
     """Make the slot. Return its first position, and the name of its snapshot."""
-    name, failover, stream = config.source.slot, config.source.failover is not False, sides.stream
+    name, stream = config.source.slot, sides.stream
+    failover = wants_failover(config, sides.facts.source)
     log.info("slot.creating", slot=name, plugin=plan.plugin, snapshot="exported" if plan.snapshot else None)
 
     def tell(pids: str) -> None:
@@ -236,7 +237,6 @@ def _make_slot(plan: Plan, config: Config, sides: Sides) -> tuple[int, str | Non
     exported = None
     if plan.snapshot:
         with source.watch_creation(config.source_dsn, stream.pid, tell):
-            failover = failover and sides.facts.source.may_fail_over
             lsn, exported = stream.create_slot(name, plan.plugin, failover=failover)
     else:
         lsn = source.create_slot(config.source_dsn, name, plan.plugin, failover=failover, waiting=tell)

@@ -106,7 +106,7 @@ class StreamingSession:
                 self._sleep()
             self._leave()
         finally:
-            while not self._appender.ended(_LOOK_AGAIN):
+            while not self._appender.stop_within(_LOOK_AGAIN):
                 if self._lead.lost:
                     self._store.cut_off()  # else the append may wait for a store that is out of reach
             self._appender.close()
@@ -253,7 +253,7 @@ class StreamingSession:
     def _take_appended(self) -> AppendBatch | None:
         """The batch that became durable. What the store refuses for good needs an operator."""
         try:
-            return self._appender.finished()
+            return self._appender.take_durable()
         except CdcbridgeError as error:
             if type(error) is CdcbridgeError:
                 batch = self._appender.given
@@ -285,7 +285,7 @@ class StreamingSession:
         while self._appender.busy:
             self._lead.check()
             self._leaving.select(self._pacing.status_interval)
-            done = self._appender.finished()
+            done = self._appender.take_durable()
             if done is not None:
                 self._stored(done)
         self._vouch(time.monotonic(), ending=True)

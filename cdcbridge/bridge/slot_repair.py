@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from cdcbridge.checks.decision import other_source, wanted_plugin
+from cdcbridge.checks.decision import other_source, wanted_plugin, wants_failover
 from cdcbridge.checks.facts import Facts, look
 from cdcbridge.checks.other_stores import OWNER_UNKNOWN, slot_problems
 from cdcbridge.checks.server import problems
@@ -47,7 +47,7 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
             publications.create_spare_publication(connection, config.source.publication)
             wanted = publications.needed(config, connection)
             publications.ensure_publications(connection, wanted)
-    return _create(config, plugin, say), plugin
+    return _create(config, facts.source, plugin, say), plugin
 
 
 def drop_slot(config: Config) -> None:
@@ -82,7 +82,7 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
         source.refuse_in_use(connection, config.source.slot)
         if facts.source.slot is not None:
             _drop(config, connection)
-        lsn = _create(config, history.plugin, say)
+        lsn = _create(config, facts.source, history.plugin, say)
         # Behind the branch the log may have what the source has left behind it: the gap begins there.
         start = end if facts.branch is None else min(end, facts.branch)
         timeline = None if facts.branch is None else facts.timeline
@@ -107,12 +107,12 @@ def skip(config: Config, target: int) -> tuple[int, int]:
         return end, target
 
 
-def _create(config: Config, plugin: str, say: Callable[[str], None]) -> int:
+def _create(config: Config, facts: SourceFacts, plugin: str, say: Callable[[str], None]) -> int:
     return source.create_slot(
         config.source_dsn,
         config.source.slot,
         plugin,
-        failover=config.source.failover is not False,
+        failover=wants_failover(config, facts),
         waiting=lambda pids: say(f"waiting for {pids}"),
     )
 

@@ -14,6 +14,7 @@ from cdcbridge.checks.facts import Facts
 from cdcbridge.config import Config
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded, SourceUnavailable
 from cdcbridge.lsn import format_lsn
+from cdcbridge.source.facts import SourceFacts
 from cdcbridge.source.slots import Identity
 from cdcbridge.store.facts import History
 
@@ -230,9 +231,14 @@ def _branch(config: Config, history: History, facts: Facts) -> Branch:
     return Branch(history.timeline, branch, gap)
 
 
+def wants_failover(config: Config, source: SourceFacts) -> bool:
+    """Whether standbys are to keep the slot, as source.failover has it and the server can."""
+    return config.source.failover is not False and source.may_fail_over
+
+
 def _failover(config: Config, facts: Facts) -> bool | None:
     """What an existing slot's failover property is to become; None where it stays, or cannot be altered."""
-    slot, wanted = facts.source.slot, config.source.failover is not False and facts.source.may_fail_over
+    slot, wanted = facts.source.slot, wants_failover(config, facts.source)
     if slot is None or slot.failover is None or slot.failover == wanted or facts.source.on_standby:
         return None
     return wanted

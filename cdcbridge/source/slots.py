@@ -94,11 +94,6 @@ def in_recovery(connection: Connection) -> bool:
         return connection.execute("select pg_is_in_recovery()").fetchone() == (True,)
 
 
-def may_fail_over(connection: Connection) -> bool:
-    """Whether the server can keep slots on its standbys, too: PostgreSQL 17, "Logical Replication Failover"."""
-    return connection.info.server_version >= 170000 and not in_recovery(connection)
-
-
 def current_lsn(connection: Connection) -> int:
     """Where the WAL is written to now (on a standby: replayed to)."""
     with source_errors():
@@ -108,18 +103,11 @@ def current_lsn(connection: Connection) -> int:
     return parse_lsn(row[0]) if row else 0
 
 
-def timeline(connection: Connection) -> int | None:
-    """The timeline that the server writes; None on a standby, which does not tell without a replication session."""
-    with source_errors():
-        row = connection.execute(
-            "select case when not pg_is_in_recovery() then pg_walfile_name(pg_current_wal_lsn()) end"
-        ).fetchone()
-    return int(row[0][:8], 16) if row and row[0] else None
-
-
 def create_slot(dsn: str, name: str, plugin: str, *, failover: bool, waiting: Callable[[str], None]) -> int:
-    """Create the slot; its first position. `failover`: where the server can. Tells through `waiting` which open
-    transactions it waits for.
+    """Create the slot, and return its first position.
+
+    failover: standbys keep it, too, which needs a server that can (SourceFacts.may_fail_over).
+    waiting: is told which open transactions the creation waits for.
 
     Source: PostgreSQL manual, "Replication Slots": creation waits for the writing transactions that are open.
     """
@@ -128,7 +116,7 @@ def create_slot(dsn: str, name: str, plugin: str, *, failover: bool, waiting: Ca
         watch_creation(dsn, creator.info.backend_pid, waiting),
         source_errors(),
     ):
-        more = ", failover => true" if failover and may_fail_over(creator) else ""
+        more = ", failover => true" if failover else ""
         row = creator.execute(
             f"select lsn::text from pg_create_logical_replication_slot(%s, %s{more})".encode(),  # noqa: S608
             (name, plugin),

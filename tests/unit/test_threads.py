@@ -218,18 +218,18 @@ def test_the_appender_hands_back_each_batch_and_the_error_of_its_append() -> Non
     appender = Appender(SimpleNamespace(append=append))  # type: ignore[arg-type]
     first, second, third = (AppendBatch(end_lsn=lsn) for lsn in (1, 2, 3))
     appender.submit(first, None, None)
-    assert appender.busy and appender.finished() is None and not readable(appender)
+    assert appender.busy and appender.take_durable() is None and not readable(appender)
     may.set()
-    assert readable(appender, PATIENCE) and appender.finished() is first
-    assert not appender.busy and not readable(appender) and appender.finished() is None
+    assert readable(appender, PATIENCE) and appender.take_durable() is first
+    assert not appender.busy and not readable(appender) and appender.take_durable() is None
     appender.submit(second, None, None)
     assert readable(appender, PATIENCE)
     with pytest.raises(ValueError) as raised:
-        appender.finished()
+        appender.take_durable()
     assert raised.value is refused and appender.given is second and appender.error is None
     appender.submit(third, None, None)
-    assert appender.ended(PATIENCE), "what was submitted is still appended"
-    assert appender.finished() is third
+    assert appender.stop_within(PATIENCE), "what was submitted is still appended"
+    assert appender.take_durable() is third
     appender.close()
 
 

@@ -127,7 +127,7 @@ def messages(world: World, name: str) -> list[tuple[int, str, str, dict[str, Any
     )
 
 
-@pytest.mark.timeout(360)
+@pytest.mark.timeout(600)
 def test_the_first_start_from_the_slots_snapshot(world: World) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from cdcbridge.routing.cel_library import cel
 from cdcbridge.routing.filter_arithmetic import with_one_arithmetic
 from cdcbridge.routing.filter_failures import Failed, Reason, failing_node, failure, operation_reason
 from cdcbridge.routing.filter_tree import Node, Token, tree_of
@@ -61,10 +62,6 @@ class Filter:
     """One compiled expression. Raises ValueError for what is no usable CEL."""
 
     def __init__(self, source: str) -> None:
-        # Here and not at the top: the library imports its own command line too (0.3 s), which only a
-        # configuration with a filter should pay for.
-        import cel
-
         self.source = source
         placed = placed_tokens(source)
         tokens = self._tokens = [text for text, _ in placed]
@@ -131,7 +128,6 @@ class Filter:
 
     def _reason(self, message: str, environment: dict[str, Any], field: str | None) -> Reason:
         """Find the part of the expression that failed, and say why."""
-        import cel
 
         def evaluate(node: Node) -> Any:
             if node not in self._parts:

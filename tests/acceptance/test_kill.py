@@ -14,9 +14,9 @@ from tests.harness.world import PATIENCE, World, eventually
 
 # Each step of a change's path, and the how manieth time is the last one: in the middle of a transaction where it can be.
 STEPS: dict[Instant, int] = {
-    "received": 3000,
-    "decoded": 3000,
-    "collected": 3000,
+    "received": 600,
+    "decoded": 600,
+    "collected": 600,
     "submitted": 1,
     "append begun": 1,
     "rows copied": 1,
@@ -57,7 +57,7 @@ def test_killed_at_each_step(world: World, instant: Instant) -> None:
     assert first.wait(PATIENCE) == 0
     for number in range(5):
         world.execute(
-            f"insert into t select g, repeat('x', 100) from generate_series({number * 2000 + 1}, {number * 2000 + 2000}) g"
+            f"insert into t select g, repeat('x', 100) from generate_series({number * 400 + 1}, {number * 400 + 400}) g"
         )
     crashing = world.start_process(crash=(instant, STEPS[instant]))
     assert crashing.wait(PATIENCE) == -signal.SIGKILL, world.log()

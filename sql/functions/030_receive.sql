@@ -134,15 +134,19 @@ declare
     max_in_flight constant int := consumer.config ->> 'max_in_flight';
     slots smallint[] := '{}';
     number int;
-    hint constant hints := newest_hint(consumer.id);
+    hint hints;
+    sharing constant bigint := sharing_lock(consumer.id);
+    setting constant text := 'cdcbridge.claimed_' || consumer.id;
     token bigint;
     look record;
     fresh record;
 begin
     taken := '{}';
     plain := true;
+    -- newest_hint(), without the price of its call.
+    select * into hint from hints h where h.consumer_id = consumer.id order by h.id desc limit 1;
     if places is null then
-        if claimed_before(consumer.id) then
+        if coalesce(current_setting(setting, true), '') <> '' then -- this transaction has claimed before, or tried to
             select k.taken, k.plain into taken, plain from claim_shared(consumer, hint, wanted, slots, moment, until) k;
             return;
         end if;
@@ -150,11 +154,11 @@ begin
             number := cardinality(slots);
             slots := take_slots(consumer.id, max_in_flight, least(wanted, max_in_flight) << 2 * i, slots);
             -- Asked when it has slots: a claim that begins to share after that sees them taken. Twice: two that ask at once meet.
-            if not (pg_try_advisory_lock(sharing_lock(consumer.id)) and pg_advisory_unlock(sharing_lock(consumer.id)))
-                and not (pg_try_advisory_lock(sharing_lock(consumer.id)) and pg_advisory_unlock(sharing_lock(consumer.id)))
-            then
-                select k.taken, k.plain into taken, plain from claim_shared(consumer, hint, wanted, slots, moment, until) k;
-                return;
+            if not (pg_try_advisory_lock(sharing) and pg_advisory_unlock(sharing)) then
+                if not (pg_try_advisory_lock(sharing) and pg_advisory_unlock(sharing)) then
+                    select k.taken, k.plain into taken, plain from claim_shared(consumer, hint, wanted, slots, moment, until) k;
+                    return;
+                end if;
             end if;
             look := survey(consumer.id, hint, max_in_flight, wanted, slots, null, moment);
             -- Enough slots if nothing were in flight, but something is: more of them, and not at once all that others need.
@@ -195,15 +199,20 @@ begin
         end if;
     end if;
     if slots <> '{}' then
-        -- Mostly each slot is full but for the last, and full ones need not be told. Else some are not used.
-        if slots[cardinality(slots)] <> coalesce(places[cardinality(taken)], slots[1]) then
-            perform tell_claim(consumer.id, places[:cardinality(taken)], slots);
-        -- Expressions, where a PERFORM would be a statement.
-        elsif pg_advisory_xact_lock_shared('hints'::regclass::oid::int, told_lock(
-                  consumer.id, slots[cardinality(slots)],
-                  coalesce(cardinality(taken) + 1 - array_position(places, slots[cardinality(slots)]), 0))) is null
-            or set_config('cdcbridge.claimed_' || consumer.id, slots[cardinality(slots)] || ':' ||
-                  coalesce(cardinality(taken) + 1 - array_position(places, slots[cardinality(slots)]), 0), true) is null
+        number := cardinality(taken);
+        if cardinality(slots) > 1 then
+            -- Mostly each is full but for the last, and full ones need not be told. Else some are not used.
+            if slots[cardinality(slots)] <> coalesce(places[number], slots[1]) then
+                perform tell_claim(consumer.id, places[:number], slots);
+                number := null;
+            else
+                number := coalesce(number + 1 - array_position(places, slots[cardinality(slots)]), 0);
+            end if;
+        end if;
+        -- A condition, which is an expression, where a PERFORM would be a statement.
+        if number is not null
+            and (pg_advisory_xact_lock_shared('hints'::regclass::oid::int, told_lock(consumer.id, slots[cardinality(slots)], number)) is null
+                 or set_config(setting, told_lock(0, slots[cardinality(slots)], number)::text, true) is null)
         then
             null;
         end if;

@@ -76,16 +76,11 @@ language sql stable as $$
     select 'leases'::regclass::oid::bigint << 32 | (consumer_id::bigint * 2 & 4294967295)
 $$;
 
--- claimed_before(consumer_id) -> whether this transaction has claimed messages of the consumer already, or tried to.
-create or replace function claimed_before(consumer_id int) returns boolean
-language sql volatile as $$
-    select coalesce(current_setting('cdcbridge.claimed_' || consumer_id, true), '') <> ''
-$$;
-
--- told_lock(consumer_id, slot, number) -> the lock that says so; the second half of it. No SET clause, so that it is inlined.
+-- told_lock(consumer_id, slot, number) -> the second half of the lock that tells it. Inlined, for it has no SET clause, and short: each
+-- transaction prepares its expressions anew.
 create or replace function told_lock(consumer_id int, slot int, number int) returns int
 language sql immutable as $$
-    select low_half(((consumer_id % 4096)::bigint << 20) + (slot << 14) + least(number, 16383))
+    select (consumer_id << 20) | (slot << 14) | least(number, 16383)
 $$;
 
 -- tell_claim(consumer_id, places, slots): this transaction uses these places, beside those that it told of before, and no more of
@@ -99,16 +94,16 @@ declare
     told constant text := coalesce(current_setting(setting, true), '');
     full_ones constant int[] := case when told = '' then '{}' else array(
         select s from unnest(own_slots(consumer_id)) s
-        where s <> all (slots) and s not in (select split_part(b, ':', 1)::int from unnest(string_to_array(told, ' ')) b)) end;
+        where s <> all (slots) and s not in (select b::int >> 14 from unnest(string_to_array(told, ' ')) b)) end;
 begin
-    perform set_config(setting, coalesce(string_agg(t.slot || ':' || t.number, ' '), nullif(told, ''), '0:0'), true),
+    perform set_config(setting, coalesce(string_agg(told_lock(0, t.slot, t.number)::text, ' '), nullif(told, ''), '0'), true),
             count(pg_advisory_xact_lock_shared(class, told_lock(consumer_id, t.slot, t.number))::text)
     from (select u.slot, sum(u.number)::int as number
           from (select s::int, 0 from unnest(slots) s
                 union all
                 select p::int, count(*)::int from unnest(places) p group by p
                 union all
-                select split_part(b, ':', 1)::int, split_part(b, ':', 2)::int from unnest(string_to_array(told, ' ')) b
+                select b::int >> 14, b::int & 16383 from unnest(string_to_array(told, ' ')) b
                 where b <> '') u (slot, number)
           where u.slot <> all (full_ones)
           group by u.slot) t;

@@ -174,8 +174,9 @@ create or replace function claim_in_order_<id>(hint hints, places smallint[], ta
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    held constant text[] := array(select h.key from held_keys(<id>, hint) h where h.token is distinct from claimed);
-    given_back constant boolean := exists (select from delayed d where d.consumer_id = <id>);
+    leased boolean;
+    given_back boolean;
+    held text[] := '{}';
     barrier record;
     last_ord bigint := 0;
     last_tie bigint := 0;
@@ -206,6 +207,11 @@ declare
     free int[];     -- the numbers of those that may go out
     shut boolean;
 begin
+    select exists (select from live_leases(<id>, hint)), exists (select from delayed d where d.consumer_id = <id>)
+    into leased, given_back;
+    if leased then
+        held := array(select h.key from held_keys(<id>, hint) h where h.token is distinct from claimed);
+    end if;
     -- Claims do not pass a barrier by, so it never stands below the floor. Without the consumer's id, which would let the
     -- planner look for it along the primary key.
     select w.ord, w.tie into barrier from waiting_<id> w
@@ -251,36 +257,46 @@ begin
 end $$;
 
 -- free_messages(...) -> the numbers of those messages in these locked rows that may go out; shut: a barrier is in front of them.
--- Called when the rows are locked: its snapshot is younger. One statement looks everywhere.
+-- Called when the rows are locked: its snapshot is younger. Stable, so that all its statements look with that one snapshot: a
+-- message that moves from one table to another meanwhile is seen in one of them. What is mostly empty is asked for first.
 create or replace function free_messages_<id>(hint hints, ords bigint[], ties bigint[], sizes int[], keys_ text[],
                                               claimed bigint, out free int[], out shut boolean)
-language plpgsql volatile as $$
+language plpgsql stable as $$
 declare
     last_ord constant bigint := ords[cardinality(ords)];
     last_tie constant bigint := ties[cardinality(ties)];
-    held text[];
+    leased boolean;
+    given_back boolean;
+    held text[] := '{}';
     ahead_ords bigint[];
     ahead_ties bigint[];
     ahead_keys text[];
     ends int[] := '{}';
 begin
-    select array(select h.key from held_keys(<id>, hint) h
-                 where h.token is distinct from claimed and h.key in (select k from unnest(keys_) k))
-        || case when exists (select from delayed d where d.consumer_id = <id>)
-           then array(select k from unnest(keys_) k
-                      where exists (select from delayed d where d.consumer_id + 0 = <id> and d.in_order and d.key = k
-                                    and hashtextextended(d.key, d.consumer_id) = hashtextextended(k, <id>))) end,
-        exists (select from live_leases(<id>, hint) l where l.barrier)
-        or exists (select from delayed d where d.consumer_id = <id> and d.barrier)
-        or exists (select from waiting_<id> w where w.barrier and w.ord >= hint.waiting_floor
+    select exists (select from live_leases(<id>, hint)),
+           exists (select from delayed d where d.consumer_id = <id>),
+           exists (select from waiting_<id> w where w.barrier and w.ord >= hint.waiting_floor
                    and (w.ord, w.tie) < (last_ord, last_tie)),
-        o.ords, o.ties, o.keys
-    into held, shut, ahead_ords, ahead_ties, ahead_keys
+           o.ords, o.ties, o.keys
+    into leased, given_back, shut, ahead_ords, ahead_ties, ahead_keys
     from (select array_agg(w.ord) as ords, array_agg(w.tie) as ties, array_agg(u.key) as keys
           from live_waiting_<id>(hint) w cross join lateral unnest(w.keys) as u (key)
           where (w.ord, w.tie) < (last_ord, last_tie)
             and case when true then u.key in (select k from unnest(keys_) k) end
             and case when true then (w.ord, w.tie) not in (select m.ord, m.tie from unnest(ords, ties) as m (ord, tie)) end) o;
+    if leased then
+        select shut or exists (select from live_leases(<id>, hint) l where l.barrier),
+               array(select h.key from held_keys(<id>, hint) h
+                     where h.token is distinct from claimed and h.key in (select k from unnest(keys_) k))
+        into shut, held;
+    end if;
+    if given_back then
+        select shut or exists (select from delayed d where d.consumer_id = <id> and d.barrier),
+               held || array(select k from unnest(keys_) k
+                             where exists (select from delayed d where d.consumer_id + 0 = <id> and d.in_order and d.key = k
+                                           and hashtextextended(d.key, d.consumer_id) = hashtextextended(k, <id>)))
+        into shut, held;
+    end if;
     if shut then
         free := '{}';
     elsif held = '{}' and ahead_ords is null then

@@ -267,4 +267,4 @@ def queue(pg15: EmbeddedServer) -> Iterator[StoreQueue]:
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
 def test_the_queue_does_what_the_model_does(queue: StoreQueue, mode: str, max_in_flight: int) -> None:
     machine = type("Machine", (Machine,), {"mode": mode, "max_in_flight": max_in_flight, "queue": queue})
-    run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=40, stateful_step_count=40, deadline=None))

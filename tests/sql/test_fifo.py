@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.harness.world import eventually
 from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts, seqs
 
@@ -362,3 +363,45 @@ def test_nothing_that_can_still_be_overtaken_is_merged(queue: StoreQueue) -> Non
     queue.expire()
     rows = queue.receive(100)
     assert seqs(rows) == list(range(1, 23))
+
+
+# In a session that counts its looks at what waits, the second one comes after the rows are locked.
+PAUSE = """
+    create or replace function cdcbridge.live_waiting_1(hint cdcbridge.hints) returns setof cdcbridge.waiting_1
+    language plpgsql volatile as $$
+    declare
+        looks constant int := 1 + nullif(current_setting('test.looks', true), '')::int;
+    begin
+        perform set_config('test.looks', looks::text, false) where looks is not null;
+        perform pg_advisory_lock_shared(77) where looks = 2;
+        return query select w.* from cdcbridge.waiting_1 w where w.ord >= hint.waiting_floor order by w.ord, w.tie;
+    end $$
+"""
+
+# What waits stands in one row, as after a large append: a claim has to look inside.
+ONE_ROW = """
+    with gone as (delete from cdcbridge.waiting_1 returning *)
+    insert into cdcbridge.waiting_1 (consumer_id, ord, seqs, keys, inserted_at)
+    select 1, min(ord), array_agg(seqs[1] order by ord), array_agg(keys[1] order by ord), min(inserted_at) from gone
+"""
+
+
+def test_a_message_that_moves_while_a_claim_looks_still_holds_its_key(queue: StoreQueue) -> None:
+    queue.append_keys("a")
+    queue.nack(*receipts(queue.receive(1)), delay="1 h")
+    rest = queue.append_keys("a", "b")
+    queue.session.execute(ONE_ROW)
+    queue.session.execute(PAUSE)
+    claiming, moving = queue.open(), queue.open()
+    claiming.execute("set test.looks = '0'")
+    moving.execute("select pg_advisory_lock(77)")
+    found: list[dict[str, Any]] = []
+    claim = threading.Thread(target=lambda: found.extend(queue.receive(2, session=claiming)))
+    claim.start()
+    waits = "select wait_event = 'advisory' from pg_stat_activity where pid = %s"
+    eventually(lambda: queue.value(waits, claiming.info.backend_pid), "the claim has seen the message given back")
+    moving.execute("update cdcbridge.delayed set visible_at = now()")
+    assert keys(queue.receive(1, session=moving)) == ["a"], "it is given back no longer, but in flight"
+    moving.execute("select pg_advisory_unlock(77)")
+    claim.join()
+    assert seqs(found) == rest[1:]

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from cdcbridge.routing.cel_library import cel
+
 SHELL_AFTER = "from cdcbridge.routing.cel_library import cel; import cel.cli; assert callable(cel.cli.main)"
 SHELL_BEFORE = "import cel.cli; from cdcbridge.routing.cel_library import cel; import cel.cli; assert cel.cli.main"
 WITHOUT = """
@@ -15,6 +17,10 @@ from cdcbridge.routing.filters import Filter
 assert Filter("record.id > 1").wants(dict(op="", topic="", key="", record={"id": 2}, old={}, meta={}))
 assert not {"cel.cli", "prompt_toolkit"} & set(sys.modules)
 """
+
+
+def test_the_language_is_there() -> None:
+    assert cel.compile("a + 1").execute({"a": 2}) == 3
 
 
 @pytest.mark.parametrize("code", [WITHOUT, SHELL_AFTER, SHELL_BEFORE])

@@ -220,6 +220,11 @@ begin
     if taken <> '{}'
         and (currval('tokens_seq') >= hint.token_floor + 128 or taken[cardinality(taken)] >= hint.waiting_floor + 4096)
     then
-        perform renew_hint(consumer.id, hint, taken[cardinality(taken)]);
+        -- One renews it, and the others see that when it commits. Far behind, whoever comes: that one may stay in its transaction.
+        if pg_try_advisory_xact_lock('waiting'::regclass::oid::int, consumer.id)
+            or currval('tokens_seq') >= hint.token_floor + 512 or taken[cardinality(taken)] >= hint.waiting_floor + 16384
+        then
+            perform renew_hint(consumer.id, hint, taken[cardinality(taken)]);
+        end if;
     end if;
 end $$;

@@ -204,8 +204,8 @@ declare
     seqs_ bigint[]; -- those messages
     keys_ text[];
     since timestamptz;
-    free int[];     -- the numbers of those that may go out
-    shut boolean;
+    said record;    -- the numbers of those that may go out, and of those that may not for some time
+    free int[];
 begin
     select exists (select from live_leases(<id>, hint)), exists (select from delayed d where d.consumer_id = <id>)
     into leased, given_back;
@@ -236,7 +236,8 @@ begin
         end loop;
         exit when seqs_ = '{}';
         claimed := coalesce(claimed, draw_token());
-        select f.free, f.shut into free, shut from free_messages_<id>(hint, ords, ties, sizes, keys_, claimed) f;
+        select * into said from free_messages_<id>(hint, ords, ties, sizes, keys_, claimed);
+        free := said.free;
         if cardinality(free) = cardinality(seqs_) and cardinality(free) <= room then
             taken := insert_claimed(<id>, claimed, places, taken, seqs_, keys_, moment, until, since);
             perform remove_front_<id>(ords, ties, rests);
@@ -245,8 +246,8 @@ begin
                 taken := insert_claimed(<id>, claimed, places, taken, array(select seqs_[f] from unnest(free[:room]) f),
                                         array(select keys_[f] from unnest(free[:room]) f), moment, until, since);
             end if;
-            exit when shut;
-            perform cut_up_<id>(ords, ties, runs, sizes, free, room);
+            exit when said.shut;
+            perform cut_up_<id>(ords, ties, runs, sizes, free, said.held, room);
         end if;
         look := least(8 * look, 8192);
     end loop;
@@ -256,20 +257,21 @@ begin
     return taken;
 end $$;
 
--- free_messages(...) -> the numbers of those messages in these locked rows that may go out; shut: a barrier is in front of them.
+-- free_messages(...) -> the numbers of those messages in these locked rows that may go out; of those whose key is held, for example
+-- by a delivery, so that they may not go out for some time; shut: a barrier is in front of them. The others have an earlier message
+-- of their key in front of them, in a row that another claim has locked: they can go out as soon as that one commits.
 -- Called when the rows are locked: its snapshot is younger. Stable, so that all its statements look with that one snapshot: a
 -- message that moves from one table to another meanwhile is seen in one of them. What is mostly empty is asked for first.
 create or replace function free_messages_<id>(hint hints, ords bigint[], ties bigint[], sizes int[], keys_ text[],
-                                              claimed bigint, out free int[], out shut boolean)
+                                              claimed bigint, out free int[], out held int[], out shut boolean)
 language plpgsql stable as $$
 declare
     last_ord constant bigint := ords[cardinality(ords)];
     last_tie constant bigint := ties[cardinality(ties)];
     leased boolean;
     given_back boolean;
-    held text[] := '{}';
-    ahead_ords bigint[];
-    ahead_ties bigint[];
+    held_keys text[]; -- at first those of messages that are published for later
+    ahead bigint[];     -- ord and tie of the first message in front of these, of each key that has one
     ahead_keys text[];
     ends int[] := '{}';
 begin
@@ -277,42 +279,53 @@ begin
            exists (select from delayed d where d.consumer_id = <id>),
            exists (select from waiting_<id> w where w.barrier and w.ord >= hint.waiting_floor
                    and (w.ord, w.tie) < (last_ord, last_tie)),
-           o.ords, o.ties, o.keys
-    into leased, given_back, shut, ahead_ords, ahead_ties, ahead_keys
-    from (select array_agg(w.ord) as ords, array_agg(w.tie) as ties, array_agg(u.key) as keys
-          from live_waiting_<id>(hint) w cross join lateral unnest(w.keys) as u (key)
-          where (w.ord, w.tie) < (last_ord, last_tie)
-            and case when true then u.key in (select k from unnest(keys_) k) end
-            and case when true then (w.ord, w.tie) not in (select m.ord, m.tie from unnest(ords, ties) as m (ord, tie)) end) o;
+           o.firsts, o.keys, coalesce(o.later, '{}')
+    into leased, given_back, shut, ahead, ahead_keys, held_keys
+    from (select array_agg(k.first) as firsts, array_agg(k.key) as keys, array_agg(k.key) filter (where k.later) as later
+          from (select min(array[w.ord, w.tie]) as first, u.key, bool_or(w.not_before is not null) as later
+                from live_waiting_<id>(hint) w cross join lateral unnest(w.keys) as u (key)
+                where (w.ord, w.tie) < (last_ord, last_tie)
+                  and case when true then u.key in (select k from unnest(keys_) k) end
+                  and case when true then (w.ord, w.tie) not in (select m.ord, m.tie from unnest(ords, ties) as m (ord, tie)) end
+                group by u.key) k) o;
     if leased then
         select shut or exists (select from live_leases(<id>, hint) l where l.barrier),
-               array(select h.key from held_keys(<id>, hint) h
-                     where h.token is distinct from claimed and h.key in (select k from unnest(keys_) k))
-        into shut, held;
+               held_keys || array(select h.key from held_keys(<id>, hint) h
+                                  where h.token is distinct from claimed and h.key in (select k from unnest(keys_) k))
+        into shut, held_keys;
     end if;
     if given_back then
         select shut or exists (select from delayed d where d.consumer_id = <id> and d.barrier),
-               held || array(select k from unnest(keys_) k
-                             where exists (select from delayed d where d.consumer_id + 0 = <id> and d.in_order and d.key = k
-                                           and hashtextextended(d.key, d.consumer_id) = hashtextextended(k, <id>)))
-        into shut, held;
+               held_keys || array(select k from unnest(keys_) k
+                                  where exists (select from delayed d
+                                                where d.consumer_id + 0 = <id> and d.in_order and d.key = k
+                                                  and hashtextextended(d.key, d.consumer_id) = hashtextextended(k, <id>)))
+        into shut, held_keys;
     end if;
+    held := '{}';
     if shut then
         free := '{}';
-    elsif held = '{}' and ahead_ords is null then
+    elsif held_keys = '{}' and ahead is null then
         free := array(select generate_series(1, cardinality(keys_)));
     else
         for i in 1 .. cardinality(sizes) loop
             ends := ends || coalesce(ends[i - 1], 0) + sizes[i];
         end loop;
+        -- By a window, which sorts: a join could go over all pairs.
         free := array(
-            select m.n from unnest(keys_) with ordinality as m (key, n)
-            where m.key is null or not (
-                case when true then m.key in (select h from unnest(held) h) end
-                or exists (select from unnest(ahead_ords, ahead_ties, ahead_keys) as a (ord, tie, key)
-                           where a.key = m.key
-                             and (a.ord, a.tie) < (ords[1 + width_bucket(m.n - 1, ends)], ties[1 + width_bucket(m.n - 1, ends)])))
-            order by m.n);
+            select u.n
+            from (select m.*, min(m.ahead) over (partition by m.key) as first
+                  from (select m.key, m.n, 1 + width_bucket(m.n - 1, ends) as place, null::bigint[] as ahead
+                        from unnest(keys_) with ordinality as m (key, n)
+                        union all
+                        select ahead_keys[a], null, null, array[ahead[a][1], ahead[a][2]]
+                        from generate_series(1, cardinality(ahead_keys)) a) m) u
+            where u.n is not null and (u.key is null or (
+                case when true then u.key not in (select h from unnest(held_keys) h) end
+                and (u.first is null or u.first > array[ords[u.place], ties[u.place]])))
+            order by u.n);
+        held := array(select m.n from unnest(keys_) with ordinality as m (key, n)
+                      where case when true then m.key in (select h from unnest(held_keys) h) end order by m.n);
     end if;
 end $$;
 
@@ -335,18 +348,22 @@ begin
             where w.consumer_id = <id> and w.ord = d.ord and w.tie = d.tie and d.rest = 0 offset 0) f));
 end $$;
 
--- cut_up(...): these locked rows, of which the first `room` of the free messages are claimed: what is held back goes into runs.
-create or replace function cut_up_<id>(ords bigint[], ties bigint[], runs boolean[], sizes int[], free int[], room int)
+-- cut_up(...): these locked rows, of which the first `room` of the free messages are claimed: what is held goes into runs. What
+-- merely waits for the commit of another claim stays as it is. Else receivers that are a moment late would cut all rows into
+-- single messages.
+create or replace function cut_up_<id>(ords bigint[], ties bigint[], runs boolean[], sizes int[], free int[], held int[], room int)
 returns void
 language plpgsql volatile as $$
 declare
     r record;
     row_free int[];
+    row_held int[];
     row_taken int;  -- how many of these are claimed
     first int := 1;
 begin
     for i in 1 .. cardinality(ords) loop
         row_free := array(select f - first + 1 from unnest(free) f where f between first and first + sizes[i] - 1 order by f);
+        row_held := array(select h - first + 1 from unnest(held) h where h between first and first + sizes[i] - 1);
         row_taken := least(cardinality(row_free), room);
         if runs[i] then
             -- All of one key, so either none of those looked at is free, or all are.
@@ -356,7 +373,7 @@ begin
                 update waiting_<id> w set seqs = w.seqs[row_taken + 1:]
                 where w.consumer_id = <id> and w.ord = ords[i] and w.tie = ties[i];
             end if;
-        elsif row_taken > 0 or cardinality(row_free) < sizes[i] then
+        elsif row_taken > 0 or row_held <> '{}' then
             delete from waiting_<id> w where w.consumer_id = <id> and w.ord = ords[i] and w.tie = ties[i]
             returning w.seqs, w.keys, w.inserted_at into r;
             -- The pieces stand where it stood, so that a hint that has passed it by knows of them. First the runs: what
@@ -365,7 +382,7 @@ begin
             select <id>, ords[i], ties[i] + row_number() over (order by not u.held, min(u.n)) - 1,
                    array_agg(u.seq order by u.n),
                    case when u.held then array[min(u.key)] else array_agg(u.key order by u.n) end, r.inserted_at
-            from (select u.*, u.n <= sizes[i] and case when true then u.n not in (select f from unnest(row_free) f) end as held
+            from (select u.*, case when true then u.n in (select h from unnest(row_held) h) end as held
                   from unnest(r.seqs, r.keys) with ordinality as u (seq, key, n)
                   where case when true then u.n not in (select f from unnest(row_free[:row_taken]) f) end) u
             group by u.held, case when u.held then u.key end;

@@ -92,7 +92,7 @@ MUTANTS = (
            "        doubtful = not self.captures(schema, table) and self._in_doubt(versions)\n", "        doubtful = False\n",
            "tests/integration/test_stream.py"
            "::test_partitions_that_are_gone_before_the_bridge_can_look_at_them[pg15-wal2json-down]"),
-    Mutant("I12", "sql/functions/034_claim_in_order.sql", "elsif held = '{}' and ahead_ords is null then", "elsif true then",
+    Mutant("I12", "sql/functions/034_claim_in_order.sql", "elsif held_keys = '{}' and ahead is null then", "elsif true then",
            "tests/sql/test_fifo.py::test_many_receivers_never_hold_one_key_twice_and_never_swap_two"),
     Mutant("I12", "sql/functions/034_claim_in_order.sql", "language plpgsql stable as $$\ndeclare\n    last_ord", "language plpgsql volatile as $$\ndeclare\n    last_ord",
            "tests/sql/test_fifo.py::test_a_message_that_moves_while_a_claim_looks_still_holds_its_key[pg15]"),

@@ -382,7 +382,8 @@ PAUSE = """
 ONE_ROW = """
     with gone as (delete from cdcbridge.waiting_1 returning *)
     insert into cdcbridge.waiting_1 (consumer_id, ord, seqs, keys, inserted_at)
-    select 1, min(ord), array_agg(seqs[1] order by ord), array_agg(keys[1] order by ord), min(inserted_at) from gone
+    select 1, min(ord), array_agg(seqs[1] order by ord), array_agg(keys[1] order by ord), min(inserted_at)
+    from gone
 """
 
 
@@ -405,3 +406,16 @@ def test_a_message_that_moves_while_a_claim_looks_still_holds_its_key(queue: Sto
     moving.execute("select pg_advisory_unlock(77)")
     claim.join()
     assert seqs(found) == rest[1:]
+
+
+def test_a_receiver_that_is_a_moment_late_cuts_no_row_up(queue: StoreQueue) -> None:
+    """Each would then hold one message, and claims would look at thousands of rows."""
+    put = queue.append_keys(*"abcdefghij" * 30)  # so many that they share rows
+    rows = "select ord, tie, seqs, keys from cdcbridge.waiting_1 order by ord, tie"
+    first = queue.open(autocommit=False)
+    assert seqs(queue.receive(10, session=first)) == put[:10]
+    before = queue.all(rows)
+    assert queue.receive() == [], "the first messages of all keys are with a claim that has not committed"
+    assert queue.all(rows) == before and len(before) < 10
+    first.rollback()
+    assert seqs(queue.receive(300)) == put

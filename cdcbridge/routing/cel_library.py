@@ -1,7 +1,7 @@
 """The CEL library without its interactive shell, which would delay each command by 0.4 s. Pure.
 
-The library's package loads the shell, and with it a terminal interface, beside the language. Import `cel` from here: no
-other module may import it, and this one must never start the shell.
+The library's package also loads the shell, and the shell loads a terminal interface. Import `cel` from here: no other
+module may import the library itself, and this one must never start the shell.
 """
 
 from __future__ import annotations

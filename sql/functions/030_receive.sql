@@ -134,7 +134,7 @@ declare
     max_in_flight constant int := consumer.config ->> 'max_in_flight';
     slots smallint[] := '{}';
     number int;
-    hint hints;
+    hint constant hints := newest_hint(consumer.id);
     sharing constant bigint := sharing_lock(consumer.id);
     setting constant text := 'cdcbridge.claimed_' || consumer.id;
     token bigint;
@@ -143,8 +143,6 @@ declare
 begin
     taken := '{}';
     plain := true;
-    -- newest_hint(), without the price of its call.
-    select * into hint from hints h where h.consumer_id = consumer.id order by h.id desc limit 1;
     if places is null then
         if coalesce(current_setting(setting, true), '') <> '' then -- this transaction has claimed before, or tried to
             select k.taken, k.plain into taken, plain from claim_shared(consumer, hint, wanted, slots, moment, until) k;
@@ -220,7 +218,8 @@ begin
     if taken <> '{}'
         and (currval('tokens_seq') >= hint.token_floor + 128 or taken[cardinality(taken)] >= hint.waiting_floor + 4096)
     then
-        -- One renews it, and the others see that when it commits. Far behind, whoever comes: that one may stay in its transaction.
+        -- One claim renews the hint, and the others see it when that claim commits. A hint that is four times as old is renewed by
+        -- any claim, because the first one may stay in its transaction for hours.
         if pg_try_advisory_xact_lock('waiting'::regclass::oid::int, consumer.id)
             or currval('tokens_seq') >= hint.token_floor + 512 or taken[cardinality(taken)] >= hint.waiting_floor + 16384
         then

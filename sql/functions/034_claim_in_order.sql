@@ -271,7 +271,7 @@ declare
     leased boolean;
     given_back boolean;
     held_keys text[]; -- at first those of messages that are published for later
-    ahead bigint[];     -- ord and tie of the first message in front of these, of each key that has one
+    ahead bigint[]; -- ord and tie of the first message in front of these, of each key that has one
     ahead_keys text[];
     ends int[] := '{}';
 begin

@@ -1,5 +1,5 @@
--- Claims read the setting themselves, which the function asked for. Two functions of each consumer in order have other arguments
--- and results; they come back with this version's code.
+-- A claim reads the setting itself, so claimed_before() is gone. free_messages_N() and cut_up_N() of each fifo consumer have other
+-- arguments now, and are made anew with this version's code.
 drop function if exists claimed_before(int);
 do $$
 declare

@@ -130,7 +130,7 @@ def messages(world: World, name: str) -> list[tuple[int, str, str, dict[str, Any
     )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(360)
 def test_the_first_start_from_the_slots_snapshot(world: World) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")

@@ -210,16 +210,34 @@ def test_connecting_through_a_silent_proxy_ends(store: StoreQueue, proxy: Proxy)
 
 
 def test_a_long_poll_that_meets_silence_finds_its_way(store: StoreQueue, proxy: Proxy) -> None:
-    """The silence may also swallow the answer with the message, which then comes again after its visibility timeout."""
+    """The message is published while nothing passes, so a later attempt of the same call finds it."""
     with Queue.connect(through(store, proxy), "c") as client:
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.extend(client.receive(wait=PATIENCE)))
         thread.start()
+        eventually(client._reading.locked)
         proxy.silent = True
         threading.Timer(3, setattr, (proxy, "silent", False)).start()
+        store.declare(topics=("t",), visibility_timeout="2s")  # an answer that was under way may hold the message
         publish(store, "a")
         thread.join(PATIENCE)
     assert len(found) == 1
+
+
+def test_a_message_whose_answer_met_silence_comes_again(store: StoreQueue, proxy: Proxy) -> None:
+    """The claim is committed and its answer lost: the same call receives the message after its visibility timeout."""
+    store.declare(topics=("t",), visibility_timeout="2s")
+    with Queue.connect(through(store, proxy), "c") as client:
+        publish(store, "a")
+        proxy.delay = 1
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.extend(client.receive(wait=PATIENCE)))
+        thread.start()
+        eventually(lambda: store.value("select count(*) from cdcbridge.leases"))
+        proxy.silent, proxy.delay = True, 0.0  # the answer is in its second of delay
+        threading.Timer(1, setattr, (proxy, "silent", False)).start()
+        thread.join(PATIENCE)
+    assert [message.deliver_count for message in found] == [2]
 
 
 def test_a_look_does_not_wait_for_another_threads_long_poll(store: StoreQueue) -> None:

@@ -151,9 +151,9 @@ begin
         for i in 0 .. 3 loop
             number := cardinality(slots);
             slots := take_slots(consumer.id, max_in_flight, least(wanted, max_in_flight) << 2 * i, slots);
-            -- Asked when it has slots: a claim that begins to share after that sees them taken. Twice: two that ask at once meet.
+            -- Asked when it has slots: a claim that begins to share after that sees them taken.
             if not (pg_try_advisory_lock(sharing) and pg_advisory_unlock(sharing)) then
-                if not (pg_try_advisory_lock(sharing) and pg_advisory_unlock(sharing)) then
+                if somebody_shares(sharing) then
                     select k.taken, k.plain into taken, plain from claim_shared(consumer, hint, wanted, slots, moment, until) k;
                     return;
                 end if;

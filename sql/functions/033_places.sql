@@ -2,14 +2,15 @@
 --
 -- The limit is cut into up to 64 slots. A claim mostly has its slots to itself: it holds their locks to the end of its transaction,
 -- and counts their leases after it has the locks. When it has taken its messages it tells, by further locks, how many places it
--- uses of a slot that it has not used up, because its leases are not committed. So a claim that finds too few free slots can share those of others: it
--- counts what is committed, and adds up what others tell. While such a claim is not committed, all claims share.
+-- uses of a slot that it has not used up, because its leases are not committed. So a claim that finds too few free slots can share
+-- those of others: it counts what is committed, and adds up what others tell. While such a claim is not committed, all claims go
+-- one by one and look at what others tell.
 --
 -- The locks are advisory ones:
 --   (leases, consumer * 64 + slot), exclusive: the slot is a claim's own.
 --   (hints, consumer, slot, number), shared: this transaction uses so many places of the slot that are not committed.
 --   leases << 32 | consumer * 2, shared: its holder shares slots. A claim that can lock it alone for a moment knows that nobody does.
---   leases << 32 | consumer * 2 + 1, exclusive, for the time of one claim: those that share go one by one.
+--   leases << 32 | consumer * 2 + 1, exclusive, for the time of one claim: claims go one by one while somebody shares.
 
 -- take_slots(consumer_id, max_in_flight, wanted, slots) -> `slots`, and more of max_in_flight that are ours until the
 -- transaction ends: together enough for `wanted` if nothing were in flight, or all that are free.
@@ -33,7 +34,7 @@ end $$;
 
 -- survey(consumer_id, hint, max_in_flight, wanted, slots, told, moment) -> for each place that is free in these slots, the slot, up to
 -- `wanted`; whether there are leases whose timeout passed, or messages given back whose time has come.
--- told: by slot, what others use and have not committed; null where the slots are the claim's own.
+-- told: by slot, what others use and have not committed; null where nobody shares and the slots are the claim's own.
 -- Called when the slots' locks are held: its snapshot is younger.
 create or replace function survey(consumer_id int, hint hints, max_in_flight int, wanted int, slots smallint[], told int[],
                                   moment timestamptz, out places smallint[], out expired boolean, out due boolean)
@@ -75,6 +76,17 @@ create or replace function sharing_lock(consumer_id int) returns bigint
 language sql stable as $$
     select 'leases'::regclass::oid::bigint << 32 | (consumer_id::bigint * 2 & 4294967295)
 $$;
+
+-- somebody_shares(sharing) -> whether another transaction shares slots, asked again when the lock could not be had alone. It could
+-- not be had because somebody shares, or because another claim asks at this moment. That one has the lock alone, so that it
+-- cannot be shared now: then nobody shares. Asked twice, for one that had it alone and has just given it back.
+create or replace function somebody_shares(sharing bigint) returns boolean
+language plpgsql volatile as $$
+begin
+    return pg_try_advisory_lock_shared(sharing) and pg_advisory_unlock_shared(sharing)
+        and not (pg_try_advisory_lock(sharing) and pg_advisory_unlock(sharing))
+        and pg_try_advisory_lock_shared(sharing) and pg_advisory_unlock_shared(sharing);
+end $$;
 
 -- told_lock(consumer_id, slot, number) -> the second half of the lock that tells it. Inlined, for it has no SET clause, and short: each
 -- transaction prepares its expressions anew.
@@ -140,9 +152,11 @@ language sql volatile as $$
     where not h.tells and not exists (select from held t where t.holder = h.holder and t.tells and t.slot = h.slot)
 $$;
 
--- claim_shared(consumer, hint, wanted, slots, moment, until) -> what claim() returns, of all slots' places that nobody uses. slots: those
--- that are this claim's own.
--- Locks: see above. Those that share go one by one; a claim waits 0.2 s for its turn, and then takes nothing.
+-- claim_shared(consumer, hint, wanted, slots, moment, until) -> what claim() returns, of places that nobody uses: of the claim's own
+-- slots, and where they have too few, of all. A claim that needs its own alone does not share, so that others need not either:
+-- otherwise one claim that shares would make all share that come while it does, and those the next ones, without an end.
+-- slots: those that are this claim's own; none where its transaction has claimed before.
+-- Locks: see above. These claims go one by one; one waits 0.2 s for its turn, and then takes nothing.
 create or replace function claim_shared(consumer consumers, hint hints, wanted int, slots smallint[], moment timestamptz,
                                         until timestamptz, out taken bigint[], out plain boolean)
 language plpgsql volatile as $$
@@ -152,7 +166,8 @@ declare
     sharing constant bigint := sharing_lock(consumer.id);
     turn boolean := false; -- our turn, and we share: the two locks that are to be given back
     shares boolean := false;
-    used int[] := array_fill(0, array[number], array[0]);
+    within smallint[] := slots;
+    used int[];
     places smallint[];
     look record;
     k record;
@@ -168,22 +183,28 @@ begin
         perform tell_claim(consumer.id, '{}', slots);
         return;
     end if;
-    perform pg_advisory_lock_shared(sharing);
-    shares := true;
-    for k in select * from claims_in_progress(consumer.id) loop
-        used[k.slot % number] := used[k.slot % number] + coalesce(k.used, 1000000);
+    for attempt in 1 .. 2 loop
+        if attempt = 2 or slots = '{}' then
+            perform pg_advisory_lock_shared(sharing);
+            shares := true;
+            within := slots || array(select n::smallint from generate_series(0, number - 1) n where n <> all (slots));
+        end if;
+        used := array_fill(0, array[number], array[0]);
+        for k in select * from claims_in_progress(consumer.id) loop
+            used[k.slot % number] := used[k.slot % number] + coalesce(k.used, 1000000);
+        end loop;
+        -- A statement of its own, younger: what was committed meanwhile is counted twice, never left out.
+        look := survey(consumer.id, hint, max_in_flight, wanted, within, used, moment);
+        exit when shares or cardinality(look.places) >= wanted;
     end loop;
-    -- A statement of its own, younger: what was committed meanwhile is counted twice, never left out.
-    look := survey(consumer.id, hint, max_in_flight, wanted,
-                   slots || array(select n::smallint from generate_series(0, number - 1) n where n <> all (slots)), used, moment);
     select c.taken, c.plain into taken, plain
     from claim(consumer, wanted, moment, until, look.places, look.expired, look.due) c;
     places := look.places[:cardinality(taken)];
     perform tell_claim(consumer.id, places, slots);
-    if not places::int[] <@ own_slots(consumer.id) then
+    if shares and not places::int[] <@ own_slots(consumer.id) then
         perform pg_advisory_xact_lock_shared(sharing);
     end if;
-    perform pg_advisory_unlock_shared(sharing), pg_advisory_unlock(sharing + 1);
+    perform case when shares then pg_advisory_unlock_shared(sharing) end, pg_advisory_unlock(sharing + 1);
 exception
     when others or query_canceled then
         perform case when shares then pg_advisory_unlock_shared(sharing) end, case when turn then pg_advisory_unlock(sharing + 1) end;

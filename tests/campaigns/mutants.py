@@ -88,6 +88,8 @@ MUTANTS = (
            f"{PLACES}a_large_claim_leaves_to_others_what_it_does_not_use[pg15]"),
     Mutant("I10", "sql/functions/030_receive.sql", "'hints'::regclass::oid::int, told_lock(", "0, told_lock(",
            f"{PLACES}a_hundred_receivers_in_their_transactions_get_a_message_each[pg15-queue]"),
+    Mutant("I10", "sql/functions/033_places.sql", "        exit when shares or cardinality(look.places) >= wanted;\n", "        exit;\n",
+           f"{PLACES}a_claim_with_slots_of_its_own_takes_what_others_leave_in_theirs[pg15]"),
     Mutant("I11", "cdcbridge/source/catalog.py",
            "        doubtful = not self.captures(schema, table) and self._in_doubt(versions)\n", "        doubtful = False\n",
            "tests/integration/test_stream.py"

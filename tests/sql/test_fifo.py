@@ -365,6 +365,16 @@ def test_nothing_that_can_still_be_overtaken_is_merged(queue: StoreQueue) -> Non
     assert seqs(rows) == list(range(1, 23))
 
 
+def test_a_claim_that_would_overtake_another_leaves_to_others_what_it_cannot_take(queue: StoreQueue) -> None:
+    """It used to look for the rest of its batch at everything that waits, and to lock it."""
+    blocked = [f"a{n}" for n in range(50)]
+    put = queue.append_keys(*blocked, *[f"b{n}" for n in range(25)], *blocked * 20, *[f"c{n}" for n in range(50)])
+    first, second, third = (queue.open(autocommit=False) for _ in range(3))
+    assert seqs(queue.receive(50, session=first)) == put[:50]
+    assert seqs(queue.receive(50, session=second)) == put[50:75], "beyond them all wait for the first receiver"
+    assert seqs(queue.receive(50, session=third)) == put[-50:], "it looks further, because it has found nothing"
+
+
 # In a session that counts its looks at what waits, the second one comes after the rows are locked.
 PAUSE = """
     create or replace function cdcbridge.live_waiting_1(hint cdcbridge.hints) returns setof cdcbridge.waiting_1

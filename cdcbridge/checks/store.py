@@ -16,13 +16,13 @@ from cdcbridge.problem import Problem
 from cdcbridge.routing.patterns import whole
 from cdcbridge.source.capture import Capture, look, losses
 from cdcbridge.store.consumers import mode_conflict
-from cdcbridge.store.migrate import migrations, schema_version
+from cdcbridge.store.migrate import newest_version, schema_version
 
 
 def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
     """Find what keeps `run` from bringing the store's schema to this version."""
     schema = config.store.schema_
-    version, newest = schema_version(store), migrations()[-1][0]
+    version, newest = schema_version(store), newest_version()
     if version > newest:
         yield Problem(
             "store_newer",

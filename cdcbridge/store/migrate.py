@@ -35,14 +35,22 @@ class Migrated:
 
 
 def migrations() -> list[tuple[int, str, str]]:
-    """(version, name, SQL) of each migration, in order."""
+    """Return (version, name, SQL) of each migration, in order.
+
+    Version 1 is schema.sql, from which a new store is made.
+    """
     found = []
     for file in _files("migrations"):
         match = _MIGRATION.fullmatch(file.name)
         if match is None:
-            raise OperatorNeeded(f"sql/migrations/{file.name}: not named like 0001_name.sql")
+            raise OperatorNeeded(f"sql/migrations/{file.name}: not named like 0002_name.sql")
         found.append((int(match[1]), match[2], file.read_text()))
     return sorted(found)
+
+
+def newest_version() -> int:
+    """Return the version of the tables that this program makes."""
+    return max((version for version, _, _ in migrations()), default=1)
 
 
 def migrate(connection: Connection, schema: str, patience: float = PATIENCE) -> Migrated:
@@ -51,12 +59,13 @@ def migrate(connection: Connection, schema: str, patience: float = PATIENCE) -> 
     Raises LockedOut where another session uses what has to change for longer than `patience` seconds.
     """
     steps = migrations()
+    tables = (_root() / "schema.sql").read_text()
     code = [file.read_text() for folder in ("functions", "views") for file in _files(folder)]
     checksum = hashlib.sha256("\0".join(code).encode()).hexdigest()
     with store_errors():
         return patiently(
             connection,
-            lambda: _migrate(connection, schema, steps, code, checksum),
+            lambda: _migrate(connection, schema, tables, steps, code, checksum),
             what=f"the migration of the schema {schema}",
             again="cdcbridge migrate",
             patience=patience,
@@ -64,22 +73,28 @@ def migrate(connection: Connection, schema: str, patience: float = PATIENCE) -> 
 
 
 def _migrate(
-    connection: Connection, schema: str, steps: list[tuple[int, str, str]], code: list[str], checksum: str
+    connection: Connection,
+    schema: str,
+    tables: str,
+    steps: list[tuple[int, str, str]],
+    code: list[str],
+    checksum: str,
 ) -> Migrated:
     connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
     if connection.execute("select to_regnamespace(%s)", (schema,)).fetchone() == (None,):
         connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
     connection.execute(sql.SQL("set local search_path = {}, pg_temp").format(sql.Identifier(schema)))
     before, had = _state(connection)
-    if before > steps[-1][0]:
+    newest = newest_version()
+    if before > newest:
         raise OperatorNeeded(
-            f"the store's schema {schema!r} has version {before}, newer than this program's {steps[-1][0]}",
+            f"the store's schema {schema!r} has version {before}, newer than this program's {newest}",
             hint="Install the cdcbridge that made it, or a newer one.",
         )
-    for version, name, text in steps:
-        if version > before:
-            connection.execute(text.encode())
-            connection.execute("insert into schema_migrations (version, name) values (%s, %s)", (version, name))
+    wanted = [step for step in steps if step[0] > before] if before else [(newest, "schema", tables)]
+    for version, name, text in wanted:
+        connection.execute(text.encode())
+        connection.execute("insert into schema_migrations (version, name) values (%s, %s)", (version, name))
     if had != checksum:
         # Forward references between functions are fine: bodies are checked when they run.
         connection.execute("set local check_function_bodies = off")
@@ -91,7 +106,7 @@ def _migrate(
             (checksum, __version__),
         )
         connection.execute("select create_segments(), make_code(), restrict_rights()")
-    return Migrated(before, steps[-1][0], had != checksum)
+    return Migrated(before, newest, had != checksum)
 
 
 def schema_version(connection: Connection) -> int:
@@ -112,5 +127,8 @@ def _state(connection: Connection) -> tuple[int, str | None]:
 
 
 def _files(folder: str) -> list[Traversable]:
-    root = resources.files("cdcbridge") / "sql" / folder
-    return sorted((f for f in root.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    return sorted((f for f in (_root() / folder).iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+
+
+def _root() -> Traversable:
+    return resources.files("cdcbridge") / "sql"

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from cdcbridge.store.migrate import migrations
+from cdcbridge.store.migrate import newest_version
 from tests.harness.world import PATIENCE, Running, World, clean_environment, eventually
 
 
@@ -121,7 +121,7 @@ def test_an_unmigrated_store_exits_with_3_and_migrate_makes_it(world18: World) -
     world18.consumer()
     result = world18.run_program("receive", "c")
     assert result.returncode == 3 and "cdcbridge migrate" in result.stderr
-    newest = migrations()[-1][0]
+    newest = newest_version()
     assert f"version 0 → {newest}" in world18.run_program("migrate").stdout
     done = {"schema": "cdcbridge", "before": newest, "after": newest, "code_replaced": False}
     assert world18.json("migrate", "--json") == done

@@ -72,7 +72,7 @@ def test_the_wheel_is_the_package_with_its_sql_and_nothing_else(packages: Packag
     found = wheel_files(packages.wheel)
     package = {name for name in found if not name.startswith(f"{NAME}.dist-info/")}
     assert package == {*files_below("cdcbridge"), *(f"cdcbridge/{name}" for name in files_below("sql"))}
-    assert {"cdcbridge/py.typed", "cdcbridge/sql/migrations/0001_store.sql"} <= package
+    assert {"cdcbridge/py.typed", "cdcbridge/sql/schema.sql"} <= package
     assert found[f"{NAME}.dist-info/licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
     assert b"cdcbridge = cdcbridge.cli:main" in found[f"{NAME}.dist-info/entry_points.txt"]
     assert metadata(packages.wheel)["License-Expression"] == "Apache-2.0"

@@ -1,54 +1,72 @@
-"""A store of an earlier version, with messages in it, is brought to this one."""
+"""A new store is made from schema.sql. A store of an earlier version is brought to the same tables, with all that it holds."""
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import psycopg
+import pytest
 
 from cdcbridge.database import connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
-from cdcbridge.store.migrate import migrate, migrations
+from cdcbridge.store import migrate
+from tests.conftest import DEBIAN_15
 from tests.harness.world import fresh_database
 from tests.sql.queue import StoreQueue
-from tests.sql.test_queue import seqs
+from tests.sql.test_queue import receipts, seqs
 
-# What a store of version 1 holds: seq 1 in flight, 2 given back, 3 redriven and waiting, 4 to 6 waiting; and old code.
-VERSION_1 = """
-    insert into schema_migrations (version, name) values (1, 'store');
-    insert into schema_code (checksum, program) values ('old', '0.1');
-    create function parse_receipts(receipts text[]) returns table (seq bigint, token bigint)
-        language sql as 'select 1::bigint, 1::bigint';
-    create view consumer_messages as select consumer_id, seq from leases;
-    insert into consumers (name, mode, config) values ('c', 'queue', '{"tables": ["public.t"], "max_in_flight": 1000,
-        "visibility_timeout": 30, "max_deliveries": 5, "max_message_bytes": 1048576, "operations": ["insert"],
-        "retry_delay": {"initial": 1, "factor": 2, "max": 600}}');
-    create table waiting_1 partition of waiting for values in (1);
-    create table dead_messages_1 partition of dead_messages for values in (1);
-    create table messages_000000 partition of messages for values from (0) to (1000000);
-    select setval('messages_seq', 6);
-    insert into messages (seq, topic, key, partition, data)
-        select n, 'public.t', n::text, 1, '{"op": "insert", "record": {}, "old": null, "unchanged": []}'
-        from generate_series(1, 6) n;
-    insert into leases values (1, 1, '1', 77, 40, 1, now(), now() + interval '1 hour', '[]', now());
-    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at)
-        values (1, 2, '2', 1, now(), now() - interval '1 s', '[]', now());
-    insert into redriven (consumer_id, seq, topic, key, data, inserted_at) values (1, 3, 'public.t', '3', '{}', now());
-    insert into waiting (consumer_id, ord, seqs) values (1, 4, '{4,5,6}');
-    insert into waiting (consumer_id, ord, tie, seqs, keys) values (1, 6, 1, '{3}', '{3}');
-"""
+TABLES = Path(__file__).parents[2] / "sql" / "schema.sql"
+# The tables of version 1, kept when it is released. See sql/migrations/README.md.
+FIRST_RELEASE = Path(__file__).with_name("first_release.sql")
+STEP = (2, "note", "alter table leases add note text default 'migrated'; create index on gaps (at)")
 
 
-def test_version_1_keeps_what_it_holds(pg15: EmbeddedServer) -> None:
-    with fresh_database(pg15) as database:
-        dsn = pg15.dsn(database)
-        with psycopg.connect(dsn, autocommit=True) as old:
-            old.execute("create schema cdcbridge; set search_path = cdcbridge")
-            old.execute(migrations()[0][2].encode())
-            old.execute(VERSION_1)
-        with connect_store(dsn, "cdcbridge") as store:
-            done = migrate(store, "cdcbridge")
-            assert (done.before, done.after) == (1, migrations()[-1][0])
-        queue = StoreQueue(dsn)
-        assert seqs(queue.all("select seq from cdcbridge.consumer_messages order by seq")) == [1, 2, 3, 4, 5, 6]
-        assert queue.ack("1-77") == 1, "a receipt of before"
-        assert seqs(queue.receive()) == [2, 4, 5, 6, 3]
-        queue.close()
+def definitions(server: EmbeddedServer, database: str) -> list[str]:
+    """Every line of the database's definition; sorted, because a migration adds a column as the last one."""
+    command = [str(DEBIAN_15 / "pg_dump"), "--schema-only", "--dbname", server.dsn(database)]
+    dumped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sorted(line.rstrip(",") for line in dumped.splitlines() if not line.startswith(("--", "\\")))
+
+
+def of_the_first_release(dsn: str) -> None:
+    """A store of version 1, without functions, as its program left it."""
+    with psycopg.connect(dsn, autocommit=True) as session:
+        session.execute("create schema cdcbridge; set search_path = cdcbridge")
+        session.execute((FIRST_RELEASE if FIRST_RELEASE.exists() else TABLES).read_bytes())
+        session.execute("insert into schema_migrations (version, name) values (1, 'schema')")
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_new_store_has_the_tables_of_a_migrated_one(
+    pg15: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, forgotten: bool
+) -> None:
+    assert FIRST_RELEASE.exists() or not migrate.migrations(), "keep the tables of the first release"
+    if forgotten:  # a migration whose change schema.sql lacks
+        steps = [*migrate.migrations(), STEP]
+        monkeypatch.setattr(migrate, "migrations", lambda: steps)
+    with fresh_database(pg15) as new, fresh_database(pg15) as old:
+        of_the_first_release(pg15.dsn(old))
+        for database, version in (new, 0), (old, 1):
+            with connect_store(pg15.dsn(database), "cdcbridge") as store:
+                done = migrate.migrate(store, "cdcbridge")
+                assert (done.before, done.after) == (version, migrate.newest_version())
+        differ = set(definitions(pg15, new)) ^ set(definitions(pg15, old))
+        assert bool(differ) is forgotten, differ
+
+
+def test_a_migration_runs_once_and_keeps_what_the_store_holds(
+    queue: StoreQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.declare()
+    put = queue.append(6)
+    first = receipts(queue.receive(1))
+    queue.nack(*receipts(queue.receive(1)), delay="0")
+    monkeypatch.setattr(migrate, "migrations", lambda: [STEP])
+    with connect_store(queue.dsn, "cdcbridge") as store:
+        done = [migrate.migrate(store, "cdcbridge") for _ in range(2)]
+    assert [(one.before, one.after) for one in done] == [(1, 2), (2, 2)]
+    assert seqs(queue.all("select seq from cdcbridge.consumer_messages order by seq")) == put
+    assert queue.ack(*first) == 1, "a receipt of before"
+    assert sorted(seqs(queue.receive())) == put[1:]
+    assert queue.value("select string_agg(distinct note, ',') from cdcbridge.leases") == "migrated"

@@ -17,7 +17,6 @@ from psycopg.types.json import Json, Jsonb
 
 from cdcbridge.changes.keys import partition_of
 from cdcbridge.demo.embedded import EmbeddedServer
-from cdcbridge.store.migrate import migrate, migrations
 from tests.harness.world import eventually, store_database
 from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts, seqs
@@ -250,32 +249,6 @@ def test_a_topic_that_nobody_lists_is_told_once_in_a_transaction(queue: StoreQue
     session.commit()
     publish(queue, topic="invoicse", session=session)
     assert len(found) == 2
-
-
-def test_a_migration_keeps_who_may_publish(queue: StoreQueue) -> None:
-    """The store of an earlier version: its publish() has five arguments, and rights of its own."""
-    session = queue.session
-    roles = ("publisher", "granter", "stranger2")
-    session.execute("".join(f"drop role if exists {role}; create role {role};" for role in roles).encode())
-    try:
-        session.execute(
-            "set search_path = cdcbridge; drop function publish;"
-            " create function publish(topic text, key text, data json, deliver_at timestamptz default null,"
-            " dedup_id text default null) returns bigint language sql as 'select 1::bigint';"
-            " revoke execute on function publish from public; grant execute on function publish to publisher;"
-            " grant execute on function publish to granter with grant option;"
-            " update schema_code set checksum = ''"
-        )
-        session.execute(next(text for _, name, text in migrations() if name == "publish").encode())
-        session.execute("set search_path = public")
-        with psycopg.connect(queue.dsn, autocommit=True) as connection:
-            migrate(connection, "cdcbridge")
-        may = "select has_function_privilege(%s, p.oid, %s) from pg_proc p where p.proname = 'publish'"
-        assert [queue.value(may, role, "execute") for role in roles] == [True, True, False]
-        assert [queue.value(may, role, "execute with grant option") for role in roles] == [False, True, False]
-        assert publish(queue, delay="1 s") == 1
-    finally:
-        session.execute("".join(f"drop owned by {role}; drop role {role};" for role in roles).encode())
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,14 @@ create table schema_code (
     applied_at timestamptz not null default now()
 );
 
+-- The code of functions that are made anew when consumers are added or removed.
+--   per_consumer/...  functions that each queue and fifo consumer has for itself, with __id__ for its id (sql/internal/per_consumer)
+--   dispatch/...      functions that call them, with __calls__ for the calls (sql/internal/dispatch)
+create table code_templates (
+    name text primary key,
+    code text not null
+);
+
 -- A limit that functions check: no message is delayed for longer than store.max_retention of the configuration.
 create table limits (
     only_row      boolean  primary key default true check (only_row),

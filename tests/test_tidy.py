@@ -80,7 +80,7 @@ def test_sql_in_the_program_can_be_written_in_every_server_encoding(path: Path) 
 
 
 def _public_functions() -> list[str]:
-    text = (ROOT / "sql" / "functions" / "090_rights.sql").read_text()
+    text = (ROOT / "sql" / "internal" / "rights.sql").read_text()
     names = re.search(r"'\{([\w,\s]+)\}'::text\[\]", text)
     assert names
     return [name.strip() for name in names[1].split(",")]

@@ -7,11 +7,7 @@ the program.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 
 from psycopg import sql
 
@@ -20,8 +16,8 @@ from cdcbridge.database import Connection, store_errors
 from cdcbridge.database.patience import PATIENCE, patiently
 from cdcbridge.database.rights import guest
 from cdcbridge.errors import OperatorNeeded
+from cdcbridge.store import sql_files
 
-_MIGRATION = re.compile(r"(\d{4})_(\w+)\.sql")
 _LOCK = 0x63646362  # "cdcb": one migration at a time in a database
 
 
@@ -34,23 +30,9 @@ class Migrated:
     code_replaced: bool
 
 
-def migrations() -> list[tuple[int, str, str]]:
-    """Return (version, name, SQL) of each migration, in order.
-
-    Version 1 is schema.sql, from which a new store is made.
-    """
-    found = []
-    for file in _files("migrations"):
-        match = _MIGRATION.fullmatch(file.name)
-        if match is None:
-            raise OperatorNeeded(f"sql/migrations/{file.name}: not named like 0002_name.sql")
-        found.append((int(match[1]), match[2], file.read_text()))
-    return sorted(found)
-
-
 def newest_version() -> int:
     """Return the version of the tables that this program makes."""
-    return max((version for version, _, _ in migrations()), default=1)
+    return max((version for version, _, _ in sql_files.migrations()), default=1)
 
 
 def migrate(connection: Connection, schema: str, patience: float = PATIENCE) -> Migrated:
@@ -58,28 +40,18 @@ def migrate(connection: Connection, schema: str, patience: float = PATIENCE) -> 
 
     Raises LockedOut where another session uses what has to change for longer than `patience` seconds.
     """
-    steps = migrations()
-    tables = (_root() / "schema.sql").read_text()
-    code = [file.read_text() for folder in ("functions", "views") for file in _files(folder)]
-    checksum = hashlib.sha256("\0".join(code).encode()).hexdigest()
+    program = sql_files.code()
     with store_errors():
         return patiently(
             connection,
-            lambda: _migrate(connection, schema, tables, steps, code, checksum),
+            lambda: _migrate(connection, schema, program),
             what=f"the migration of the schema {schema}",
             again="cdcbridge migrate",
             patience=patience,
         )
 
 
-def _migrate(
-    connection: Connection,
-    schema: str,
-    tables: str,
-    steps: list[tuple[int, str, str]],
-    code: list[str],
-    checksum: str,
-) -> Migrated:
+def _migrate(connection: Connection, schema: str, program: sql_files.Code) -> Migrated:
     connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
     if connection.execute("select to_regnamespace(%s)", (schema,)).fetchone() == (None,):
         connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
@@ -91,22 +63,42 @@ def _migrate(
             f"the store's schema {schema!r} has version {before}, newer than this program's {newest}",
             hint="Install the cdcbridge that made it, or a newer one.",
         )
-    wanted = [step for step in steps if step[0] > before] if before else [(newest, "schema", tables)]
+    wanted = (
+        [step for step in sql_files.migrations() if step[0] > before]
+        if before
+        else [(newest, "schema", sql_files.tables())]
+    )
     for version, name, text in wanted:
         connection.execute(text.encode())
         connection.execute("insert into schema_migrations (version, name) values (%s, %s)", (version, name))
-    if had != checksum:
-        # Forward references between functions are fine: bodies are checked when they run.
-        connection.execute("set local check_function_bodies = off")
-        for text in code:
-            connection.execute(text.encode())
-        connection.execute(
-            "insert into schema_code (checksum, program) values (%s, %s) on conflict (only_row)"
-            " do update set checksum = excluded.checksum, program = excluded.program, applied_at = now()",
-            (checksum, __version__),
-        )
+    if had != program.checksum:
+        _install(connection, program)
         connection.execute("select create_segments(), make_code(), restrict_rights()")
-    return Migrated(before, newest, had != checksum)
+    return Migrated(before, newest, had != program.checksum)
+
+
+def _install(connection: Connection, program: sql_files.Code) -> None:
+    """Replace the functions, their comments, the views and the templates."""
+    # Forward references between functions are fine: bodies are checked when they run.
+    connection.execute("set local check_function_bodies = off")
+    for text in (*(one.text for one in program.public), *program.internal):
+        connection.execute(text.encode())
+    signatures = (
+        "select p.oid::regprocedure::text from pg_proc p"
+        " where p.pronamespace = current_schema()::regnamespace and p.proname = %s"
+    )
+    for one in program.public:
+        for (signature,) in connection.execute(signatures, (one.name,)).fetchall():
+            comment = sql.SQL("comment on function {} is {}").format(sql.SQL(signature), sql.Literal(one.header))
+            connection.execute(comment)
+    connection.execute("delete from code_templates")
+    with connection.cursor() as cursor:
+        cursor.executemany("insert into code_templates (name, code) values (%s, %s)", program.templates)
+    connection.execute(
+        "insert into schema_code (checksum, program) values (%s, %s) on conflict (only_row)"
+        " do update set checksum = excluded.checksum, program = excluded.program, applied_at = now()",
+        (program.checksum, __version__),
+    )
 
 
 def schema_version(connection: Connection) -> int:
@@ -124,11 +116,3 @@ def _state(connection: Connection) -> tuple[int, str | None]:
     row = connection.execute("select coalesce(max(version), 0) from schema_migrations").fetchone()
     code = connection.execute("select checksum from schema_code").fetchone()
     return (row[0] if row else 0), (code[0] if code else None)
-
-
-def _files(folder: str) -> list[Traversable]:
-    return sorted((f for f in (_root() / folder).iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
-
-
-def _root() -> Traversable:
-    return resources.files("cdcbridge") / "sql"

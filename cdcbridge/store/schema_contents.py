@@ -44,6 +44,6 @@ def _ours(name: str, made: frozenset[str], function: bool) -> bool:
 @cache
 def _made() -> frozenset[str]:
     root = resources.files("cdcbridge") / "sql"
-    folders = ("migrations", "functions", "views")
-    files = [root / "schema.sql", *(file for folder in folders for file in (root / folder).iterdir())]
+    folders = ("", "migrations", "api", "internal", "internal/dispatch", "views")
+    files = [file for folder in folders for file in (root / folder).iterdir() if file.name.endswith(".sql")]
     return frozenset(name for file in files for name in _MADE.findall(file.read_text()))

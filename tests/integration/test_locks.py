@@ -24,7 +24,7 @@ from cdcbridge.database.patience import patiently
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import Fenced, LockedOut, StoreUnavailable
 from cdcbridge.routing.subscription import Subscription
-from cdcbridge.store import consumers, migrate
+from cdcbridge.store import consumers, migrate, sql_files
 from cdcbridge.store import replay as backlog
 from cdcbridge.store.log import BridgeStore
 from tests.harness.world import World, eventually, store_database
@@ -178,10 +178,10 @@ def migrated(_: StoreQueue, store: BridgeStore) -> Any:
 
 def altered(_: StoreQueue, store: BridgeStore) -> Any:
     """A migration that changes a table which everybody uses."""
-    found = [*migrate.migrations(), (9999, "test", "alter table messages add column extra int")]
+    found = [*sql_files.migrations(), (9999, "test", "alter table messages add column extra int")]
     patch = pytest.MonkeyPatch()
     with patch.context() as one:
-        one.setattr(migrate, "migrations", lambda: found)
+        one.setattr(sql_files, "migrations", lambda: found)
         return migrate.migrate(store.connection, "cdcbridge", PATIENCE)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cdcbridge.database import connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
-from cdcbridge.store import migrate
+from cdcbridge.store import migrate, sql_files
 from tests.conftest import DEBIAN_15
 from tests.harness.world import fresh_database
 from tests.sql.queue import StoreQueue
@@ -41,10 +41,10 @@ def of_the_first_release(dsn: str) -> None:
 def test_a_new_store_has_the_tables_of_a_migrated_one(
     pg15: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, forgotten: bool
 ) -> None:
-    assert FIRST_RELEASE.exists() or not migrate.migrations(), "keep the tables of the first release"
+    assert FIRST_RELEASE.exists() or not sql_files.migrations(), "keep the tables of the first release"
     if forgotten:  # a migration whose change schema.sql lacks
-        steps = [*migrate.migrations(), STEP]
-        monkeypatch.setattr(migrate, "migrations", lambda: steps)
+        steps = [*sql_files.migrations(), STEP]
+        monkeypatch.setattr(sql_files, "migrations", lambda: steps)
     with fresh_database(pg15) as new, fresh_database(pg15) as old:
         of_the_first_release(pg15.dsn(old))
         for database, version in (new, 0), (old, 1):
@@ -62,7 +62,7 @@ def test_a_migration_runs_once_and_keeps_what_the_store_holds(
     put = queue.append(6)
     first = receipts(queue.receive(1))
     queue.nack(*receipts(queue.receive(1)), delay="0")
-    monkeypatch.setattr(migrate, "migrations", lambda: [STEP])
+    monkeypatch.setattr(sql_files, "migrations", lambda: [STEP])
     with connect_store(queue.dsn, "cdcbridge") as store:
         done = [migrate.migrate(store, "cdcbridge") for _ in range(2)]
     assert [(one.before, one.after) for one in done] == [(1, 2), (2, 2)]

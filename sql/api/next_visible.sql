@@ -1,0 +1,30 @@
+-- next_visible(consumer) -> when to look again, in seconds from now: when a timeout or a delay ends, of which nothing
+-- notifies; null if none will. Soon where messages wait already: their keys are held, or max_in_flight is reached.
+-- Raises CB001, CB002, CB008.
+create or replace function next_visible(consumer text) returns float8
+language plpgsql volatile security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    c consumers := queue_named(consumer);
+    hint hints := newest_hint(c.id);
+    waits boolean;
+    published_later timestamptz;
+begin
+    execute format('select exists (select from live_waiting_%s($1) w
+                                   where w.not_before is null or w.not_before <= moment())', c.id)
+    into waits using hint;
+    if waits then
+        return case when c.paused then 1 else 0.1 end;
+    end if;
+    if c.mode = 'fifo' then
+        execute format('select min(w.not_before) from waiting_%s w where w.not_before is not null', c.id)
+        into published_later;
+    end if;
+    -- A day at most: nobody sleeps longer, and infinity would be no number of seconds.
+    return (select case when coalesce(published_later, min(n.at)) is not null
+                   then extract(epoch from least(published_later, min(n.at), moment() + interval '1 day') - moment()) end
+            from (select min(l.not_visible_until) as at from live_leases(c.id, hint) l
+                  union all
+                  (select d.visible_at from delayed d where d.consumer_id = c.id and d.visible_at > '-infinity'
+                   order by d.visible_at limit 1)) n);
+end $$;

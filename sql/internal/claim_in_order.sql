@@ -1,0 +1,163 @@
+-- How a fifo consumer's messages are claimed.
+--
+-- A message may go out when nobody else holds its key: no other lease, nothing given back, nothing that waits before it.
+-- There is no bookkeeping of keys that could go wrong. A claim locks rows first (SKIP LOCKED), and then looks, in
+-- a statement of its own, at all that it did not lock: whatever another session is about to do with those is not
+-- committed, so they are seen where they were. Every move of a message between waiting, leases and delayed is one
+-- transaction; so it is seen in one of them, or it is finished.
+--
+-- Each look into `delayed` has one index that serves it, so that statistics of an almost empty table do no harm: by key it says
+-- `consumer_id + 0` (delayed_key), by time `visible_at > '-infinity'` (delayed_visible_at), by seq neither (the primary key).
+
+-- claim_in_order(...) -> what claim() returns.
+create or replace function claim_in_order(consumer consumers, hint hints, places smallint[], expired boolean, token bigint,
+                                          moment timestamptz, until timestamptz, out taken bigint[], out plain boolean)
+language plpgsql volatile as $$
+declare
+    room constant int := cardinality(places);
+    safe bigint;
+begin
+    taken := '{}';
+    if expired then
+        taken := claim_expired_in_order(consumer, hint, places, token, moment, until);
+        token := token_drawn(token, taken);
+    end if;
+    if cardinality(taken) < room and exists (select from delayed d where d.consumer_id = consumer.id) then
+        taken := taken || claim_delayed_in_order(consumer, hint, places[cardinality(taken) + 1:], cardinality(taken),
+                                                 token, moment, until);
+        token := token_drawn(token, taken);
+    end if;
+    plain := taken = '{}';
+    if cardinality(taken) < room then
+        -- Published messages may commit out of order: nothing behind one that can still appear.
+        safe := case when jsonb_array_length(consumer.config -> 'topics') > 0 then max_safe_seq('messages_seq') end;
+        taken := claim_waiting_in_order(consumer.id, hint, places, taken, token, moment, until, safe);
+    end if;
+    -- Asked when they are claimed: what was redriven in the meantime may be among them.
+    plain := plain and taken = array(select t from unnest(taken) t order by t)
+        and not exists (select from redriven r where r.consumer_id = consumer.id);
+end $$;
+
+-- claim_expired_in_order(...): deliveries whose timeout passed, of keys that free_expired() gives.
+create or replace function claim_expired_in_order(consumer consumers, hint hints, places smallint[], token bigint,
+                                                  moment timestamptz, until timestamptz) returns bigint[]
+language plpgsql volatile as $$
+declare
+    wanted delivery[];
+    tokens bigint[];
+    parts int[];
+    alive delivery[];
+    taken bigint[] := '{}';
+begin
+    loop -- again where some died, and others have their room
+        wanted := free_expired(consumer.id, hint, token, moment, null, null, cardinality(places));
+        exit when wanted = '{}';
+        select array_agg(l.token), array_agg(l.part) into tokens, parts
+        from (select distinct w.token, w.part from unnest(wanted) w order by w.token, w.part) w
+        cross join lateral (
+            select l.token, l.part from leases l
+            where l.consumer_id = consumer.id and l.token = w.token and l.part = w.part
+              and l.not_visible_until <= moment
+            for update skip locked) l;
+        exit when tokens is null;
+        -- A statement of its own: its snapshot is younger than the locks.
+        wanted := free_expired(consumer.id, hint, token, moment, tokens, parts, cardinality(places));
+        exit when wanted = '{}';
+        perform remove_locked(consumer.id, wanted);
+        alive := bury_last(consumer, wanted);
+        token := coalesce(token, draw_token());
+        taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token, moment, until);
+        places := places[cardinality(alive) + 1:];
+        exit when cardinality(alive) = cardinality(wanted) or places = '{}';
+    end loop;
+    return taken;
+end $$;
+
+-- free_expired(consumer_id, hint, claimed, moment, tokens, parts, wanted) -> up to `wanted` deliveries whose timeout passed, in
+-- order, of these leases (null: of all): those with nothing of their key before them elsewhere, and none in flight.
+create or replace function free_expired(consumer_id int, hint hints, claimed bigint, moment timestamptz, tokens bigint[],
+                                        parts int[], wanted int) returns delivery[]
+language plpgsql volatile as $$
+begin
+    return (
+        with every as materialized (
+            select d, d.key, d.ord, d.tie, d.not_visible_until > moment as in_flight,
+                   d.not_visible_until <= moment and (tokens is null or (d.token, d.part) in (
+                       select t.token, t.part from unnest(tokens, parts) as t (token, part))) as mine
+            from unnest(deliveries_of(free_expired.consumer_id, array(
+                select l.token from live_leases(free_expired.consumer_id, hint) l where l.token is distinct from claimed))) d
+        ), free as (
+            select c.d, c.ord, c.tie from every c
+            where c.mine
+              and (c.key is null
+                   or case when c.key in (select o.key from every o where not o.mine and o.key is not null) -- by hash
+                      then not exists (select from every o where o.key = c.key and not o.mine
+                                       and (o.in_flight or (o.ord, o.tie) < (c.ord, c.tie)))
+                      else true end
+                      and not exists (select from delayed e
+                                      where e.consumer_id + 0 = free_expired.consumer_id and e.in_order and e.key = c.key
+                                        and hashtextextended(e.key, e.consumer_id)
+                                          = hashtextextended(c.key, free_expired.consumer_id)
+                                        and (e.ord, e.tie) < (c.ord, c.tie)))
+            order by c.ord, c.tie limit wanted)
+        select coalesce(array_agg(f.d order by f.ord, f.tie), '{}') from free f);
+end $$;
+
+-- claim_delayed_in_order(...): messages given back whose time has come, of keys that free_delayed() gives.
+create or replace function claim_delayed_in_order(consumer consumers, hint hints, places smallint[], offset_ int,
+                                                  token bigint, moment timestamptz, until timestamptz) returns bigint[]
+language plpgsql volatile as $$
+declare
+    wanted bigint[] := free_delayed(consumer.id, hint, token, moment, null, cardinality(places));
+    due delivery[];
+begin
+    -- Lateral: a look-up each.
+    wanted := array(select d.seq from unnest(wanted) as w (seq) cross join lateral (
+                        select d.seq from delayed d
+                        where d.consumer_id = consumer.id and d.seq = w.seq and d.visible_at <= moment
+                        for update skip locked) d);
+    if wanted <> '{}' then
+        -- A statement of its own: its snapshot is younger than the locks.
+        wanted := free_delayed(consumer.id, hint, token, moment, wanted, cardinality(places));
+    end if;
+    if wanted = '{}' then
+        return '{}';
+    end if;
+    with gone as (
+        delete from delayed d where d.consumer_id = consumer.id and d.seq = any (wanted) returning d.*)
+    select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
+                         g.visible_at, g.inserted_at, g.ord, g.tie)::delivery order by g.ord, g.tie) into due from gone g;
+    return insert_leases(consumer.id, due, places, offset_, coalesce(token, draw_token()), moment, until);
+end $$;
+
+-- free_delayed(consumer_id, hint, claimed, moment, seqs, wanted) -> up to `wanted` messages given back whose time has come, of
+-- these (null: of all): those with nothing of their key before them elsewhere, and none in flight.
+create or replace function free_delayed(consumer_id int, hint hints, claimed bigint, moment timestamptz, seqs bigint[],
+                                        wanted int) returns bigint[]
+language plpgsql volatile as $$
+begin
+    return (
+        with held as materialized (
+            select o.key, o.ord, o.tie, o.not_visible_until > moment as in_flight
+            from unnest(deliveries_of(free_delayed.consumer_id, array(
+                select l.token from live_leases(free_delayed.consumer_id, hint) l where l.token is distinct from claimed))) o
+        )
+        select coalesce(array_agg(f.seq), '{}') from (
+            select d.seq from delayed d
+            where d.consumer_id = free_delayed.consumer_id and d.visible_at > '-infinity' and d.visible_at <= moment
+              and (seqs is null or d.seq in (select s from unnest(seqs) s))
+              and (d.key is null
+                   or case when d.key in (select h.key from held h where h.in_flight and h.key is not null) then false -- by hash
+                      when d.key in (select h.key from held h where h.key is not null)
+                      then not exists (select from held h where h.key = d.key and (h.ord, h.tie) < (d.ord, d.tie))
+                      else true end
+                      -- An earlier one that is due, too, goes with it if it comes to its turn before.
+                      and not exists (select from delayed e
+                                      where e.consumer_id + 0 = free_delayed.consumer_id and e.in_order and e.key = d.key
+                                        and hashtextextended(e.key, e.consumer_id)
+                                          = hashtextextended(d.key, free_delayed.consumer_id)
+                                        and (e.ord, e.tie) < (d.ord, d.tie)
+                                        and not (e.visible_at <= d.visible_at
+                                                 and (seqs is null or e.seq in (select s from unnest(seqs) s)))))
+            order by d.visible_at, d.ord, d.tie limit wanted) f);
+end $$;

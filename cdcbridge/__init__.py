@@ -1,4 +1,7 @@
-"""cdcbridge: PostgreSQL's own WAL as durable queues, with PostgreSQL alone."""
+"""Turn the WAL of PostgreSQL into durable queues and streams, with no other server than PostgreSQL.
+
+The package offers the Python clients by their names. Never imports them before they are used.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The clients, when they are asked for: the command line starts without them."""
+    """Import a client when it is first used, so that the command line starts without the clients."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from cdcbridge import client

@@ -1,4 +1,4 @@
-"""python -m cdcbridge"""
+"""Run the command line by `python -m cdcbridge`."""
 
 from cdcbridge.cli import main
 

@@ -1,7 +1,7 @@
-"""Every error that cdcbridge raises on purpose, and the exit code that each one means.
+"""Every error that cdcbridge raises on purpose, and the exit code of each.
 
-An error says what happened, on what value, and what to do next. This module knows nothing of sockets,
-databases or terminals; the command line turns these into a message on stderr and an exit code.
+An error names the failure, the value that caused it, and the next step. The command line turns it into a message on
+stderr and an exit code. Never knows sockets, databases or terminals.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from cdcbridge.lsn import format_lsn
 
 
 class CdcbridgeError(Exception):
-    """Something failed and a retry may help. `hint` says what to do next."""
+    """The base of all errors of cdcbridge. Raised itself, it is a failure that a retry may fix.
+
+    `hint` names the next step for the user.
+    """
 
     exit_code: ClassVar[int] = 1
 
@@ -23,17 +26,17 @@ class CdcbridgeError(Exception):
 
 
 class UsageError(CdcbridgeError):
-    """Bad input: a wrong option, an unknown name, an unreadable file."""
+    """Invalid input, such as a wrong option, an unknown name or an unreadable file."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """The configuration cannot be used. The message names the file and the path in it."""
+    """An unusable configuration. The message names the file and the path of the value in it."""
 
 
 class CheckFailed(UsageError):
-    """`check` found errors; `run` refuses to start for the same ones. `problems` has them one by one."""
+    """Errors that `check` found and for which `run` refuses to start. `problems` lists them."""
 
     def __init__(self, message: str, problems: Sequence[Any] = ()) -> None:
         super().__init__(message)
@@ -41,80 +44,102 @@ class CheckFailed(UsageError):
 
 
 class BehindPooler(UsageError):
-    """A connection pooler is between the bridge and a server: its sessions would not be its own."""
+    """A connection pooler between the bridge and a server, which would share the bridge's sessions with others."""
 
 
 class SourceUnavailable(CdcbridgeError):
-    """The source database cannot be reached or went away: try again."""
+    """The source database cannot be reached, or closed the connection. The caller should try again."""
 
 
 class SentTooEarly(SourceUnavailable):
-    """What was rolled back of a transaction in progress cannot be told from the rest: it has to be sent whole."""
+    """A transaction in progress from which the logical messages that were rolled back cannot be removed.
+
+    The bridge starts again, and from then on the server has to send each transaction as a whole after its commit.
+    """
 
 
 class CaptureChanged(SourceUnavailable):
-    """A publication or a named table changed, so changes may be missing: start again and tell the consumers."""
+    """A publication, or a table that a consumer names, has changed, so changes may be missing.
+
+    The bridge starts again and sends the consumers a gap message.
+    """
 
 
 class TableLocked(SourceUnavailable):
-    """A publication cannot be changed yet, because another session holds a lock on one of its tables."""
+    """A publication that cannot be changed yet, because another session holds a lock on one of its tables."""
 
 
 class IdentityLost(SourceUnavailable):
-    """A named table has no replica identity any more: start again without it, and tell its consumers."""
+    """A table that a consumer names has lost its replica identity.
+
+    The bridge starts again without the table, and informs the consumers of the table.
+    """
 
 
 class Unpublished(SourceUnavailable):
-    """The WAL that comes next cannot be decoded: a publication did not exist when it was written."""
+    """The next WAL cannot be decoded, because a publication did not exist when it was written."""
 
 
 class SlotInUse(SourceUnavailable):
-    """Another session streams from the slot: it is free when that has ended."""
+    """Another session streams from the slot. The slot is free when that session has ended."""
 
 
 class StoreUnavailable(CdcbridgeError):
-    """The store's database cannot be reached or went away: try again."""
+    """The store's database cannot be reached, or closed the connection. The caller should try again."""
 
 
 class LockedOut(StoreUnavailable):
-    """Another session holds a lock in the store for too long: nothing was changed. The message names the session."""
+    """Another session has held a lock for too long, so nothing was changed.
+
+    The message names that session.
+    """
 
 
 class StaleReceipt(CdcbridgeError):
-    """The delivery is not ours any more: its visibility timeout passed, or it was acked or given back before."""
+    """A delivery that the caller no longer holds.
+
+    Its visibility timeout has passed, or it was acked or given back before.
+    """
 
 
 class UnreadableData(UsageError, ValueError):
-    """A message's data is JSON that Python has no values for, such as 5,000 nested lists."""
+    """A message whose data is JSON that Python cannot represent, such as 5,000 nested lists."""
 
 
 class UnusableHandler(UsageError, TypeError):
-    """A worker's handler that calling would not run, such as an `async def` function for a synchronous client."""
+    """A worker's handler that would not run when called, such as an `async def` function for a synchronous client."""
 
 
 class ClientClosed(UsageError):
-    """The client was closed: connect() makes a new one."""
+    """A call on a client that was closed. connect() makes a new client."""
 
 
 class NotLeader(CdcbridgeError):
-    """Another bridge leads, or took over: this one must not write."""
+    """Another bridge leads or has taken over, so this one must not write."""
 
 
 class Fenced(NotLeader):
-    """The epoch is over: another bridge leads, or the consumers changed. Start again from what the store holds."""
+    """The epoch has ended, because another bridge leads or the consumers have changed.
+
+    The bridge starts again from the state in the store.
+    """
 
 
 class OperatorNeeded(CdcbridgeError):
-    """Nothing that the program may do by itself helps: slot lost, other history, newer schema."""
+    """A failure that only an operator can fix, such as a lost slot, another history or a newer schema."""
 
     exit_code = 3
 
 
 class DecodeError(OperatorNeeded):
-    """The plugin's output is malformed, truncated or unknown.
+    """Output of the plugin that is malformed, truncated or unknown.
 
-    `plugin` names the output plugin, `offset` is the byte in the message where reading stopped, `lsn` is where
-    the message stands in the WAL (None when it came from a file).
+    Attributes:
+        plugin: The name of the output plugin.
+        reason: The failure, without the place.
+        offset: The byte at which reading stopped, counted from the start of the message or of the input file.
+        lsn: The LSN of the message in the WAL, or None if it was read from a file.
+
     """
 
     def __init__(self, plugin: str, reason: str, *, offset: int = 0, lsn: int | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Named moments on the way of a change, where a test kills the bridge, stops it or acts beside it. Pure.
+"""Named moments on the path of a change, at which a test kills or stops the bridge or acts together with it.
 
-For example, a test kills the process at "rows copied": the log has the rows, and the position is not written. Only a
-call of listen() makes reach() do anything. This module must never read a variable, an option or a file.
+For example, a test kills the process at "rows copied": the log has the rows, but the position is not written yet.
+reach() does nothing unless a test has called listen(). This module is pure. Never reads a variable, an option or a
+file.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal, TypeAlias, TypeVar, get_args
 
 Instant: TypeAlias = Literal[
-    "received",  # a message of the plugin has arrived, and is not decoded
-    "decoded",  # the event of the message is known
-    "collected",  # the event is in the batch, or was passed over
-    "submitted",  # the batch belongs to the thread that appends
+    "received",  # a message of the plugin has arrived, and is not decoded yet
+    "decoded",  # the message has become an event
+    "collected",  # the event is in the batch, or was skipped
+    "submitted",  # the batch was handed to the thread that appends
     "append begun",  # the append holds the fence of its epoch
     "rows copied",  # log rows, fan-out and dead letters are written
-    "position written",  # everything of the append is written, and nothing is committed
+    "position written",  # the whole append is written, and nothing of it is committed yet
     "committed",  # the append is durable
-    "about to confirm",  # the next status update for PostgreSQL is known, and not sent
+    "about to confirm",  # the next status update for PostgreSQL is due, and not sent yet
     "confirmed",  # PostgreSQL may remove the WAL
-    "about to note feeds",  # the leader has not stored yet which consumers it feeds
-    "log page filled in",  # a consumer has got one page of the messages that the log holds
-    "table described",  # a backfill knows the columns of its table, and has read no row
+    "about to note feeds",  # the leader is about to store which consumers it feeds
+    "log page filled in",  # a consumer has received one page of the messages in the log
+    "table described",  # a backfill knows the columns of its table, and has read no row yet
     "chunk handed over",  # rows that a backfill read wait for their watermark
 ]
 INSTANTS: Final[tuple[Instant, ...]] = get_args(Instant)
@@ -33,19 +34,28 @@ _listener: Listener | None = None
 
 
 def listen(listener: Listener | None) -> None:
-    """Call this listener at each instant, in the thread that reaches it. None: listen no more."""
+    """Call `listener` at each instant, in the thread that reaches the instant. None removes the listener."""
     global _listener
     _listener = listener
 
 
 def reach(instant: Instant) -> None:
-    """Tell the listener, if there is one."""
+    """Call the listener with this instant, if there is a listener."""
     if _listener is not None:
         _listener(instant)
 
 
 def reach_each(before: Instant, things: Iterable[_Thing], after: Instant | None = None) -> Iterable[_Thing]:
-    """Tell the listener before each thing is used, and after it. Without a listener no row costs a call."""
+    """Return `things`, and reach one instant before each thing is used and another one after it.
+
+    Without a listener this returns `things` itself, so that no row costs a call.
+
+    Args:
+        before: The instant before each thing.
+        things: The things that are iterated over.
+        after: The instant after each thing, or None for no such instant.
+
+    """
     return things if _listener is None else _told(before, things, after)
 
 

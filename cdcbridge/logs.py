@@ -1,4 +1,7 @@
-"""The program's log: structured records with stable event names, on stderr, as text for people or JSON lines."""
+"""Configure the program's log: structured records with stable event names, on stderr.
+
+The records are text for people or JSON lines. Never writes to stdout.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ def configure(log_format: Literal["text", "json"], level: str) -> None:
 
 
 class _Shown(str):
-    """A text that stays as it is between quotes, so that SQL can be copied from the log."""
+    """A text whose repr() escapes nothing, so that SQL can be copied from the log.
+
+    The repr() has quotes around it only if the text contains a blank.
+    """
 
     __slots__ = ()
 
@@ -38,7 +44,10 @@ class _Shown(str):
 
 
 def for_people(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Write each value as people read it, and leave out what is empty: `added=billing`, not `changed=()`."""
+    """Format each value for people, and leave out empty values.
+
+    For example, a record contains `added=billing`, but no `changed=()`.
+    """
     kept = ("event", "level", "timestamp", "exception")
     return {
         key: value if key in kept else _Shown("; ".join(line.strip() for line in as_text(value).splitlines()))

@@ -1,4 +1,6 @@
-"""Log sequence numbers as plain integers. Pure; knows only the textual form `16/B374D848`.
+"""Convert log sequence numbers (LSNs) between integers and text such as `16/B374D848`.
+
+This module is pure. Never accepts another text form.
 
 Source: PostgreSQL manual, "pg_lsn Type".
 """
@@ -11,7 +13,12 @@ _LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
 
 
 def parse_lsn(text: str) -> int:
-    """`'16/B374D848'` → 97500059720. Raises ValueError on anything else."""
+    """Return the LSN in a text as an integer: `'16/B374D848'` → 97500059720.
+
+    Raises:
+        ValueError: The text is not an LSN.
+
+    """
     match = _LSN.fullmatch(text)
     if match is None:
         raise ValueError(f"not an LSN: {text!r}; expected two hexadecimal numbers such as 16/B374D848")
@@ -19,5 +26,5 @@ def parse_lsn(text: str) -> int:
 
 
 def format_lsn(lsn: int) -> str:
-    """97500059720 → `'16/B374D848'`."""
+    """Return an LSN as text: 97500059720 → `'16/B374D848'`."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"

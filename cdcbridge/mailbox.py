@@ -1,7 +1,8 @@
-"""What two threads exchange: a mailbox under one lock. Pure, but for a pipe that wakes select().
+"""A mailbox through which two threads exchange values, under one lock.
 
-Never holds its lock while it runs code of a caller. Entries are handed over: a thread that has put one does not touch
-it afterwards. For example, the appender takes a batch from one mailbox, and puts it into another when it is durable.
+A thread that has put an entry does not touch the entry afterwards. For example, the appender takes a batch from one
+mailbox, and puts it into another one when the batch is durable. This module is pure, except for a pipe that wakes
+select(). Never runs code of a caller while it holds the lock.
 """
 
 from __future__ import annotations
@@ -15,22 +16,33 @@ Item = TypeVar("Item")
 
 
 class Mailbox(Generic[Item]):
-    """Entries in the order in which they came, some with a name. Every thread may call everything but close().
+    """Entries in their order of arrival, some of them with a name.
 
-    limit: the number of entries at which put() waits; None for no limit.
+    Every thread may call every method except close().
+
+    Args:
+        limit: The number of entries at which put() waits. None means no limit.
+
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self._changed = threading.Condition()
         self._limit = limit
-        self._entries: dict[Hashable, Item] = {}  # by name; one without a name by an object of its own
+        self._entries: dict[Hashable, Item] = {}  # by name; without a name, the key is a new object
         self._ended = False
-        self._pipe: tuple[int, int] | None = None  # holds one byte while there are entries
+        self._pipe: tuple[int, int] | None = None  # contains one byte while there are entries
 
     def put(self, item: Item, name: Hashable = None) -> bool:
-        """Add an entry, wait for room where it needs to, and wake whoever waits for an entry.
+        """Add an entry as soon as there is room for it, and wake the threads that wait for one.
 
-        Returns False and adds nothing where the mailbox has ended, or has an entry of that name: the first one stays.
+        Args:
+            item: The entry.
+            name: The name of the entry. None means that it has no name.
+
+        Returns:
+            False, without adding the entry, if the mailbox has ended or already has an entry of that name. The first
+            entry stays.
+
         """
         key = object() if name is None else name
         with self._changed:
@@ -45,23 +57,36 @@ class Mailbox(Generic[Item]):
             return True
 
     def take(self, name: Hashable = None) -> Item | None:
-        """Remove and return the entry of that name, or the oldest of all; None where there is none."""
+        """Remove and return the entry of that name, or the oldest entry if `name` is None.
+
+        Returns:
+            None if there is no such entry.
+
+        """
         with self._changed:
             return self._take(name)
 
     def wait(self, timeout: float | None = None) -> Item | None:
-        """Take the oldest entry, and wait up to `timeout` seconds for one; None where none came, or none ever will."""
+        """Take the oldest entry, and wait up to `timeout` seconds for one.
+
+        Returns:
+            None if no entry arrived in that time, or if the mailbox has ended and is empty.
+
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._entries or self._ended, timeout)
             return self._take(None)
 
     def look(self, name: Hashable) -> Item | None:
-        """Return the entry of that name, and leave it in."""
+        """Return the entry of that name, and leave it in the mailbox. Without such an entry, return None."""
         with self._changed:
             return self._entries.get(name)
 
     def end(self) -> None:
-        """Let nothing more in, and let nobody wait any more. What is in it can still be taken."""
+        """Refuse new entries, and let no thread wait any longer.
+
+        The entries in the mailbox can still be taken.
+        """
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -72,7 +97,10 @@ class Mailbox(Generic[Item]):
             return self._ended
 
     def fileno(self) -> int:
-        """Return a file that is readable while there are entries, for select(). Then close() is a must."""
+        """Return a file descriptor for select() that is readable while there are entries.
+
+        After a call of this method, close() must be called at the end.
+        """
         with self._changed:
             if self._pipe is None:
                 self._pipe = os.pipe()
@@ -81,7 +109,10 @@ class Mailbox(Generic[Item]):
             return self._pipe[0]
 
     def close(self) -> None:
-        """End, and close the file. Only when nobody waits on fileno() any more."""
+        """End the mailbox, and close its file descriptors.
+
+        Call this only when no thread waits on fileno() any more.
+        """
         self.end()
         with self._changed:
             pipe, self._pipe = self._pipe, None

@@ -1,4 +1,7 @@
-"""What is wrong and how to mend it, for people and programs. Plain data."""
+"""Problems and alarms, with the fix of each problem, for people and programs.
+
+The module has plain data only. Never looks for problems itself.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,25 @@ from typing import Final, Literal
 from cdcbridge.errors import CheckFailed
 
 Severity = Literal["error", "warning"]
-# Sentences begin with a capital letter, and commands of the shell have other first words.
+# A fix is SQL if it matches. A sentence begins with a capital letter, and a shell command with another word.
 _SQL: Final = re.compile(
     r"(--|(alter|comment|create|delete|drop|grant|insert|revoke|select|set|update)\b.*;)", re.DOTALL
 )
-_LONGEST: Final = 500  # characters of a fix that people can read inside a finding
+_LONGEST: Final = 500  # characters of a fix; a longer one would be hard to read inside a message
 
 
 @dataclass(slots=True, frozen=True)
 class Problem:
-    """One thing found. `fix` is SQL where it is SQL."""
+    """A problem that a check has found.
+
+    Attributes:
+        code: The kind of the problem, for programs.
+        severity: refuse() raises for an error, and not for a warning.
+        object: The name of the thing that has the problem, for example `public.orders`.
+        message: The problem, for people.
+        fix: The SQL that fixes the problem, or a sentence if SQL cannot fix it.
+
+    """
 
     code: str
     severity: Severity
@@ -29,7 +41,7 @@ class Problem:
 
     @property
     def brief(self) -> str:
-        """The fix in one line. Long SQL is left to `cdcbridge check --fixes`, which prints all of it."""
+        """The fix in one line, or the command that prints the fix if it is long."""
         lines = self.fix.count("\n") + 1
         if lines == 1 and len(self.fix) <= _LONGEST:
             return self.fix
@@ -39,7 +51,15 @@ class Problem:
 
 @dataclass(slots=True, frozen=True)
 class Alarm:
-    """`code` is stable, for programs. `slot` is '' for an alarm about a consumer."""
+    """A slot or a consumer that needs attention.
+
+    Attributes:
+        code: The stable name of the alarm, for programs.
+        slot: The name of the slot, or '' for an alarm about a consumer.
+        message: The alarm, for people.
+        consumer: The name of the consumer, or None for an alarm about a slot.
+
+    """
 
     code: str
     slot: str
@@ -48,7 +68,10 @@ class Alarm:
 
 
 def script(found: Iterable[Problem]) -> str:
-    """All fixes as a script for psql: each after the findings that it is for, and a fix that is no SQL as a comment."""
+    """Return all fixes as a script for psql, each after the problems that it fixes.
+
+    A fix that is not SQL becomes a comment.
+    """
     reasons: dict[str, list[Problem]] = {}
     for problem in found:
         reasons.setdefault(problem.fix, []).append(problem)
@@ -64,7 +87,7 @@ def _comment(text: str) -> str:
 
 
 def refuse(found: list[Problem]) -> None:
-    """Raises CheckFailed if any problem is an error, with all of them in the message."""
+    """Raise CheckFailed if any problem is an error. The message contains all errors."""
     errors = [problem for problem in found if problem.severity == "error"]
     if errors:
         raise CheckFailed("\n".join(f"{p.object}: {p.message}\n    fix: {p.brief}" for p in errors), errors)

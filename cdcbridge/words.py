@@ -1,4 +1,7 @@
-"""Values as people read them, in logs and listings: `yes`, `billing, audit`, never Python's own notation. Pure."""
+"""Format values for people, in logs and listings: `yes` or `billing, audit`.
+
+This module is pure. Never shows a list or a truth value in Python's own notation.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ from typing import Any
 
 
 def as_text(value: Any) -> str:
-    """`True` → `yes`, `('a', 'b')` → `a, b`, `None` → `-`; a time to the second; a text as it is."""
+    """Return a value as text for people.
+
+    `True` becomes `yes`, `('a', 'b')` becomes `a, b`, and `None` becomes `-`. A time ends with its seconds. A string
+    stays as it is.
+    """
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, str) or hasattr(type(value), "commit_lsn"):  # a position says itself what it is
+    if isinstance(value, str) or hasattr(type(value), "commit_lsn"):  # a position has its own text form
         return str(value)
     if isinstance(value, dt.datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S" + (" %Z" if value.tzinfo else ""))
@@ -29,7 +36,10 @@ def as_text(value: Any) -> str:
 
 
 def _inner(value: Any) -> str:
-    """An element: brackets tell where a list or a mapping inside it ends."""
+    """Return an element of a list or mapping as text, with brackets if it is itself a list or mapping.
+
+    The brackets show where the inner list or mapping ends.
+    """
     if isinstance(value, Mapping):
         return f"{{{as_text(value)}}}" if value else "{}"
     if isinstance(value, list | tuple):
@@ -38,7 +48,10 @@ def _inner(value: Any) -> str:
 
 
 def as_given(value: Any) -> str:
-    """A value of a configuration file as the file has it: `'soon'`, `true`, `[a, b]`, and `nothing` for null."""
+    """Return a value of a configuration file as it is written there, for example `'soon'`, `true` or `[a, b]`.
+
+    A null value becomes `nothing`.
+    """
     if value is None:
         return "nothing"
     if isinstance(value, str):
@@ -53,17 +66,20 @@ def as_given(value: Any) -> str:
 
 
 def one_of(names: Iterable[str], last: str = "or") -> str:
-    """`a`, `a or b`, `a, b or c`."""
+    """Join names for a sentence: `a`, `a or b`, `a, b or c`."""
     *most, end = names
     return f"{', '.join(most)} {last} {end}" if most else end
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`; did you mean mode?`, or nothing where no known name is close."""
+    """Return a suggestion such as `; did you mean mode?`, or '' if no known name is close."""
     near = difflib.get_close_matches(given.lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near and near[0] != given else ""
 
 
 def one_line(text: str) -> str:
-    """The text without line ends and without what a terminal would take for a command."""
+    """Escape line ends, and every other character that is not printable.
+
+    A terminal could take such a character for a command.
+    """
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

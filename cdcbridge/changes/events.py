@@ -1,7 +1,8 @@
-"""What both decoders speak: typed events, with values that are ready to be JSON.
+"""The typed events that both decoders produce, with values that are ready to become JSON.
 
-Plain data without behaviour. A value is None, bool, int, float, str, a list of values, or an
-`orjson.Fragment` that holds JSON text which must not go through a Python number (numeric, json, jsonb).
+Events are plain data without behaviour. A value is None, bool, int, float, str or a list of values. A value can also be
+an `orjson.Fragment`, which holds JSON text. Such text must not become a Python number, which could lose digits
+(numeric, json, jsonb). Never reads the output of a plugin.
 """
 
 from __future__ import annotations
@@ -10,20 +11,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-# orjson.Fragment has no useful static type, and a recursive alias only burdens the reader.
+# orjson.Fragment has no useful static type, and a recursive alias would be harder to read.
 JsonValue: TypeAlias = Any
 Row: TypeAlias = dict[str, JsonValue]
 
 
 @dataclass(slots=True, frozen=True, eq=False)
 class Relation:
-    """A captured table as one moment of the stream knows it; compared by identity, so that plans can be cached.
+    """A table as it is at one point of the stream.
 
-    `topic` is `schema.table`, for a partition its root's. `key` names the columns of the log's key (primary key,
-    else the replica identity's index), or is None. `identity` names the columns that an UPDATE or DELETE
-    identifies its row by, and is empty where there is none; `full` tells that these are all columns. `columns` names
-    all that a row has, less generated ones; empty where that is not known. As an event: from here on the table looks
-    like this.
+    As an event, a relation means that the table has this definition from here on. Two relations are equal only if they
+    are the same object, so that plans can be cached by relation.
+
+    Attributes:
+        schema: The table's schema.
+        table: The table's name.
+        topic: `schema.table` of the table. A partition has the topic of its root.
+        key: The columns of the log's key, or None. They are the primary key, else the index of the replica identity.
+        identity: The columns that identify the row of an UPDATE or DELETE. Empty if there are none.
+        full: The replica identity is FULL, so all columns identify the row, even if `identity` is empty.
+        columns: The columns of a row, without generated ones. Empty if they are not known.
+
     """
 
     schema: str
@@ -37,7 +45,10 @@ class Relation:
 
 @dataclass(slots=True)
 class Begin:
-    """A transaction starts. `commit_time` is in microseconds since 2000-01-01 UTC; None where the input has none."""
+    """The start of a transaction.
+
+    `commit_time` is in microseconds since 2000-01-01 UTC. It is None if the input does not contain the time.
+    """
 
     commit_lsn: int | None
     xid: int | None
@@ -46,7 +57,10 @@ class Begin:
 
 @dataclass(slots=True)
 class Commit:
-    """The transaction that began last is complete; `end_lsn` is where the WAL goes on after it."""
+    """The end of the transaction that began last.
+
+    `end_lsn` is the LSN at which the WAL continues after the transaction.
+    """
 
     end_lsn: int | None
     commit_lsn: int | None = None
@@ -54,7 +68,11 @@ class Commit:
 
 @dataclass(slots=True)
 class Change:
-    """One row: `op` is insert, update or delete; `record`, `old` and `unchanged` as CONTRACT's `data` has them."""
+    """A change of one row.
+
+    `op` is insert, update or delete. `record`, `old` and `unchanged` are as in the `data` of a message
+    (docs/CONSUMERS.md).
+    """
 
     op: str
     relation: Relation
@@ -65,7 +83,13 @@ class Change:
 
 @dataclass(slots=True)
 class Truncate:
-    """One TRUNCATE: the relations that are topics of their own, and how many the plugin named in all."""
+    """A TRUNCATE of one or more tables.
+
+    Attributes:
+        relations: The tables that are topics of their own.
+        named: The number of tables that the plugin named in all.
+
+    """
 
     relations: tuple[Relation, ...]
     named: int
@@ -73,7 +97,7 @@ class Truncate:
 
 @dataclass(slots=True)
 class LogicalMessage:
-    """pg_logical_emit_message. Outside a transaction when not `transactional`."""
+    """A message of pg_logical_emit_message(), which is outside of any transaction if it is not `transactional`."""
 
     transactional: bool
     prefix: str
@@ -83,7 +107,10 @@ class LogicalMessage:
 
 @dataclass(slots=True)
 class Ignored:
-    """Something the plugin sent that is nobody's message but has its ordinal: a change of a table not captured."""
+    """Output of the plugin that becomes no message but counts in the ordinals.
+
+    An example is a change of a table that is not captured.
+    """
 
 
 Event: TypeAlias = Begin | Commit | Change | Truncate | LogicalMessage | Ignored | Relation

@@ -1,12 +1,14 @@
-"""Transactions that the source sends before they are committed (pgoutput, protocol 2): aside, and back in their turn.
-Pure.
+"""Set aside transactions that the source sends before their commit, and yield them when they commit.
 
-Source: PostgreSQL manual, "Logical Replication Message Formats", Stream Start to Stream Abort. What comes of a
-transaction in progress is kept in blocks, which go to the store; when it commits, they come back as if it had been sent
-then: Begin, its messages without those of subtransactions that were rolled back, Commit. So nothing behind this knows
-the difference, and positions are the same. Memory holds a block per transaction and no more than MOST_BYTES of them,
-and a number for each subtransaction that was rolled back. Never shows a message of a transaction that has not
-committed.
+With protocol version 2, pgoutput sends a large transaction while it is in progress. This module packs its messages into
+blocks, and the blocks are written to the store. When the transaction commits, the module yields Begin, the messages and
+Commit, as if the server had sent them only then. Messages of subtransactions that were rolled back are left out. The
+later stages cannot see the difference, and the positions are the same.
+
+Memory contains at most one block per transaction and MOST_BYTES of blocks in all, and a number for each subtransaction
+that was rolled back. This module is pure. Never yields a message of a transaction that has not committed.
+
+Source: PostgreSQL manual, "Logical Replication Message Formats", Stream Start to Stream Abort.
 """
 
 from __future__ import annotations
@@ -19,38 +21,59 @@ from typing import Final, Protocol
 from cdcbridge.errors import DecodeError, SentTooEarly
 
 BLOCK_BYTES: Final = 256 << 10
-MOST_BYTES: Final = 4 << 20  # of blocks that are not full; then all of them go
-_PIECE = struct.Struct("!II")  # of a block: a message's length, its (sub)transaction
+MOST_BYTES: Final = 4 << 20  # of blocks that are not full; at this size all of them are put into the store
+_PIECE = struct.Struct("!II")  # before each message in a block: its length and its (sub)transaction
 _BEGIN = struct.Struct("!cQqI")
 _COMMIT = struct.Struct("!cBQQq")
 _STREAM_COMMIT = struct.Struct("!cIBQQq")
 _U32 = struct.Struct("!I").unpack_from
-_OURS: Final = frozenset((b"S", b"c", b"A"))  # Stream Start, Commit and Abort; between Start and Stop everything is
+_OURS: Final = frozenset((b"S", b"c", b"A"))  # Stream Start, Commit, Abort; all between Start and Stop are ours, too
 
 
 class MessageSource(Protocol):
-    """Where the plugin's messages come from."""
+    """The source of the plugin's messages.
+
+    `drained` is true when no more messages have arrived.
+    """
 
     drained: bool
 
     def messages(self, size: int) -> Iterator[bytes]:
-        """Some that have arrived, about `size` bytes."""
+        """Yield messages that have arrived, about `size` bytes of them."""
 
 
 @dataclass(slots=True)
 class _Streamed:
-    """One in progress: how many blocks it has given away, what it has of the next, what was rolled back of it."""
+    """A transaction in progress.
+
+    Attributes:
+        blocks: The number of blocks that were given to `put`.
+        pieces: The content of the next block.
+        size: The bytes of the messages in `pieces`.
+        aborted: The subtransactions that were rolled back.
+        messages: The transaction contains logical messages.
+
+    """
 
     blocks: int = 0
     pieces: list[bytes] = field(default_factory=list)
     size: int = 0
     aborted: set[int] = field(default_factory=set)
-    messages: bool = False  # logical ones are among them
+    messages: bool = False
 
 
 @dataclass(slots=True)
 class _Turn:
-    """One that has committed and comes now: how it ends, its next block, and what is left of the one at hand."""
+    """A transaction in progress that has committed, and whose messages are now being yielded.
+
+    Attributes:
+        xid: Its transaction id.
+        transaction: Its blocks and messages.
+        commit: Its Commit message.
+        block: The number of the next block.
+        pieces: The unread part of the current block.
+
+    """
 
     xid: int
     transaction: _Streamed
@@ -60,10 +83,15 @@ class _Turn:
 
 
 class Spill:
-    """The source's messages, in the order in which transactions committed.
+    """The source's messages, in the order in which their transactions committed.
 
-    `put(xid, n, block)` takes a block for the store; stored() tells which are there; `read(xid, n)` gives one back;
-    `forget(xid)` is called when a transaction's blocks are not needed any more.
+    Args:
+        source: The messages as they arrive.
+        put: Takes (xid, n, block), and writes the block to the store later. stored() reports each block that is
+            written.
+        read: Takes (xid, n), and returns that block from the store.
+        forget: Takes a transaction id when the blocks of that transaction are not needed any more.
+
     """
 
     def __init__(
@@ -75,27 +103,33 @@ class Spill:
     ) -> None:
         self._source, self._put, self._read, self._forget = source, put, read, forget
         self._open: dict[int, _Streamed] = {}
-        self._current: int | None = None  # whose messages come now
+        self._current: int | None = None  # the transaction whose messages arrive now
         self._buffered = 0
-        self._away: set[tuple[int, int]] = set()  # blocks that were put, and are not stored yet
+        self._away: set[tuple[int, int]] = set()  # blocks that were given to put() and are not stored yet
         self._turn: _Turn | None = None
 
     @property
     def drained(self) -> bool:
-        """Nothing more to read just now, and nothing to bring back."""
+        """True while there is nothing more to read, and no committed transaction to yield."""
         return self._turn is None and self._source.drained
 
     @property
     def waiting(self) -> bool:
-        """A transaction's turn has come, and its next block is not in the store yet."""
+        """True while the next block of the committed transaction is not in the store yet."""
         return self._turn is not None and (self._turn.xid, self._turn.block) in self._away
 
     def stored(self, xid: int, n: int) -> None:
-        """That block can be read back."""
+        """Note that the store has block `n` of a transaction, so that it can be read back."""
         self._away.discard((xid, n))
 
     def messages(self, size: int) -> Iterator[bytes]:
-        """About `size` bytes of them; none while waiting. Raises DecodeError where the protocol is not kept."""
+        """Yield about `size` bytes of messages, or none while `waiting` is true.
+
+        Raises:
+            DecodeError: The source breaks the protocol.
+            SentTooEarly: Logical messages that were rolled back cannot be found among the others of their transaction.
+
+        """
         if self._turn is None:
             for message in self._source.messages(size):
                 if self._current is None and message[:1] not in _OURS:
@@ -108,13 +142,13 @@ class Spill:
             yield from self._bring_back(self._turn, size)
 
     def _take(self, message: bytes) -> None:
-        """A message of a transaction in progress, or about one."""
+        """Handle a message of a transaction in progress, or one about such a transaction."""
         kind = message[:1]
         try:
             if self._current is not None:
                 if kind == b"E":
                     self._current = None
-                elif kind != b"O":  # which has no (sub)transaction, and says nothing of use
+                elif kind != b"O":  # an Origin has no (sub)transaction and no use here
                     self._keep(self._current, message)
             elif kind == b"S":
                 (self._current,) = _U32(message, 1)
@@ -127,7 +161,11 @@ class Spill:
             raise DecodeError("pgoutput", f"malformed or truncated {kind!r} message: {error}") from error
 
     def _keep(self, xid: int, message: bytes) -> None:
-        """Its own (sub)transaction stands behind its first byte; without that it is what it would have been later."""
+        """Add a message to the next block of its transaction.
+
+        The four bytes after the message's first byte contain its (sub)transaction. Without these four bytes, the
+        message is the same as one that is sent after the commit.
+        """
         transaction = self._open[xid]
         whole = len(message) - 4
         if whole < 1:
@@ -154,13 +192,13 @@ class Spill:
         transaction.pieces, transaction.size = [], 0
 
     def _abort(self, xid: int, subxid: int) -> None:
-        """A subtransaction was rolled back, or all of it."""
+        """Note that a subtransaction was rolled back, or drop the whole transaction if that was rolled back."""
         transaction = self._open.get(xid)
         if transaction is None:
             return
         if subxid != xid:
             if transaction.messages:
-                # The server says of a logical message which transaction it is of, and not which subtransaction.
+                # The server sends the transaction of a logical message, but not its subtransaction.
                 reason = f"transaction {xid} has logical messages, and its subtransaction {subxid} was rolled back"
                 raise SentTooEarly(f"source: {reason}; starting again, to get it when it has committed")
             transaction.aborted.add(subxid)
@@ -181,7 +219,11 @@ class Spill:
         self._turn.pieces = iter([(xid, _BEGIN.pack(b"B", commit_lsn, time, xid))])
 
     def _bring_back(self, turn: _Turn, size: int) -> Iterator[bytes]:
-        """On from where the last call stopped: what is at hand, the next blocks, what never went away, the end."""
+        """Yield messages of the committed transaction, from the point at which the last call stopped.
+
+        The order is: the rest of the current block, the blocks in the store, the block that never left memory, the
+        Commit.
+        """
         while size > 0:
             for subxid, message in turn.pieces:
                 size -= len(message)
@@ -208,7 +250,7 @@ class Spill:
 
 
 def _pieces(block: bytes) -> Iterator[tuple[int, bytes]]:
-    """A block → (subtransaction, message)."""
+    """Yield each (subtransaction, message) in a block."""
     position = 0
     while position < len(block):
         length, subxid = _PIECE.unpack_from(block, position)

@@ -1,4 +1,7 @@
-"""The key of a row, and its partition. Pure."""
+"""Compute the key of a row, and the partition of a key.
+
+This module is pure. Never looks up the definition of a table.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from cdcbridge.changes.events import JsonValue, Row
 
 
 def key_text(record: Row | None, columns: Sequence[str] | None) -> str | None:
-    """The key: the text of one column as `record ->> column`, or a compact JSON array of several such texts."""
+    """Return the key of a row as text, or None if the row has none.
+
+    The key of one column is the text of `record ->> column`. The key of several columns is a compact JSON array of such
+    texts.
+    """
     if not columns or record is None:
         return None
     if len(columns) == 1:
@@ -22,15 +29,18 @@ def key_text(record: Row | None, columns: Sequence[str] | None) -> str | None:
 
 
 def key_columns(primary_key: Sequence[str], identity: Sequence[str], *, full: bool) -> tuple[str, ...] | None:
-    """The columns of the log's key, so that an insert, an update, a delete and a read of one row have the same key.
+    """Return the columns of the log's key, or None.
 
-    That is the primary key where each change carries it, else the columns of the replica identity's index, else None.
-    For example, a table with the primary key (id) and `replica identity using index` on (email) has the key (email):
-    its deletes carry no id.
+    An insert, an update, a delete and a backfill's read of one row must have the same key. The key is therefore the
+    primary key if each change carries it. Otherwise the columns of the replica identity's index are the key. For
+    example, a table has the primary key (id) and `replica identity using index` on (email). Its deletes carry no id, so
+    its key is (email).
 
-    primary_key: its columns in key order; empty where there is none.
-    identity: the columns of the replica identity's index in key order; empty where there is none.
-    full: the replica identity is FULL.
+    Args:
+        primary_key: The primary key's columns in key order. Empty if there is none.
+        identity: The columns of the replica identity's index in key order. Empty if there is none.
+        full: The replica identity is FULL.
+
     """
     if primary_key and (full or not identity or set(primary_key) <= set(identity)):
         return tuple(primary_key)
@@ -45,7 +55,10 @@ def _as_text(value: JsonValue) -> str | None:
 
 
 def _text_of(document: str) -> str | None:
-    """A JSON document as `->>` gives it: `"a"` is a, `null` is None. What PostgreSQL has no text for stays JSON."""
+    """Return a JSON document as `->>` does: `"a"` becomes a, and `null` becomes None.
+
+    A string that PostgreSQL cannot represent as text, such as one with a NUL, stays JSON.
+    """
     document = document.strip()
     if document == "null":
         return None
@@ -59,5 +72,13 @@ def _text_of(document: str) -> str | None:
 
 
 def partition_of(key: bytes | None, partitions: int) -> int:
-    """CRC-32 (ISO 3309, as zlib has it) of the key's UTF-8 bytes, modulo the number of partitions; 0 without a key."""
+    """Return the partition of a key, or 0 without a key.
+
+    The partition is the CRC-32 of the key (ISO 3309, as in zlib), modulo the number of partitions.
+
+    Args:
+        key: The key in UTF-8, or None.
+        partitions: The number of partitions.
+
+    """
     return zlib.crc32(key) % partitions if key is not None else 0

@@ -1,7 +1,9 @@
-"""pgoutput, protocol version 1, in text format, with publish_via_partition_root.
+"""Decode pgoutput, protocol version 1, in text format, with publish_via_partition_root.
 
-Source: PostgreSQL manual, "Logical Replication Message Formats". Pure; what the protocol does not carry
-(primary keys, types that are not built in) is asked of the `Catalog` that the caller brings.
+This module is pure. The protocol contains no primary keys and no definitions of types that are not built in. The
+decoder gets them from the `PgoutputCatalog` and the `Types` of its caller. Never skips a message that it cannot decode.
+
+Source: PostgreSQL manual, "Logical Replication Message Formats".
 """
 
 from __future__ import annotations
@@ -43,33 +45,43 @@ _DEFAULT: Final = b"d"[0]
 
 
 class PgoutputCatalog(Protocol):
-    """What pgoutput does not say. Asked once per Relation message."""
+    """The facts about tables that pgoutput does not send.
+
+    The decoder asks for a table once per Relation message.
+    """
 
     def advance(self, begin: Begin) -> bool:
-        """The stream has come to this transaction."""
+        """Note that the stream has reached this transaction."""
 
     def captures(self, schema: str, table: str) -> bool:
-        """Whether any consumer may want this table."""
+        """Return whether any consumer may want this table."""
 
     def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
-        """The table as the current transaction saw it, for the columns and the order of its key."""
+        """Return the table as the current transaction saw it, for the columns and the order of its key."""
 
 
 @dataclass(slots=True, frozen=True)
 class _Known:
-    """A Relation message and what follows from it: a (name, converter) pair per column, in the order sent."""
+    """A Relation message, prepared for the rows after it.
+
+    `columns` has a (name, converter) pair for each column, in the order in which the server sends the values.
+    """
 
     relation: Relation
     columns: tuple[tuple[str, Converter], ...]
     captured: bool
-    generated: frozenset[str] = frozenset()  # sent by PostgreSQL 18, and left out of `record`
+    generated: frozenset[str] = frozenset()  # PostgreSQL 18 sends them; `record` omits them
 
 
-_Identity: TypeAlias = tuple[frozenset[str], bool]  # the columns of a replica identity; whether it is FULL
+_Identity: TypeAlias = tuple[frozenset[str], bool]  # the columns of a replica identity, and True if it is FULL
 
 
 class PgoutputDecoder:
-    """`events(messages)` gives one event for each message, and none for Type and Origin."""
+    """A decoder for messages of pgoutput.
+
+    events() yields one event for each message. It yields none for Type, Origin, and the Relation of a table that is not
+    captured.
+    """
 
     plugin: Final = "pgoutput"
 
@@ -80,14 +92,22 @@ class PgoutputDecoder:
         where: Callable[[], int | None] = lambda: None,
         to_utf8: Callable[[bytes], bytes] = lambda content: content,
     ) -> None:
-        """`where`: the LSN of the message at hand, for errors. `to_utf8`: converts a logical message's content."""
+        """Create a decoder that knows no table yet.
+
+        Args:
+            types: The converters of values.
+            catalog: The facts about tables.
+            where: Returns the LSN of the current message, for errors.
+            to_utf8: Converts the content of a logical message to UTF-8.
+
+        """
         self._where = where
         self._to_utf8 = to_utf8
         self._types = types
         self._catalog = catalog
         self._relations: dict[int, _Known] = {}
-        self._fresh: list[int] = []  # relations that were named since the last change
-        self._leaves: dict[int, dict[int, _Identity]] = {}  # partitioned table -> its leaves that had changes
+        self._fresh: list[int] = []  # relations whose message arrived after the last change
+        self._leaves: dict[int, dict[int, _Identity]] = {}  # partitioned table -> partitions that had changes
         self._readers: dict[int, Callable[[bytes], Event | None]] = {
             b"I"[0]: self._insert,
             b"U"[0]: self._update,
@@ -102,9 +122,13 @@ class PgoutputDecoder:
         }
 
     def events(self, messages: Iterable[bytes]) -> Iterator[Event]:
-        """Messages → events. Raises DecodeError on anything that is not exactly one message.
+        """Yield the events of these messages.
 
-        A generator, because it runs for every row: what a call costs counts here.
+        This is a generator because it runs for every row, so the cost of a call matters.
+
+        Raises:
+            DecodeError: One of the messages is not exactly one message of the protocol.
+
         """
         readers = self._readers
         for message in messages:
@@ -161,10 +185,11 @@ class PgoutputDecoder:
         return Change("delete", known.relation, record) if known.captured else Ignored()
 
     def _identity_of(self, message: bytes, known: _Known, old: Row) -> _Identity:
-        """The replica identity that an old row was sent by.
+        """Return the replica identity by which an old row was sent.
 
-        Changes of a partition come under its root, whose Relation message speaks of the root's own identity. Before the
-        first change of each partition the server also names the partition, and it is that identity that counts.
+        The server sends the changes of a partition as changes of its root. The Relation message of the root contains
+        the root's own identity. Before the first change of a partition, the server also sends the partition's Relation
+        message. The identity in the partition's message applies.
         """
         leaves = self._leaves.get(_U32(message, 1)[0])
         if not leaves:
@@ -172,13 +197,16 @@ class PgoutputDecoder:
         found = set(leaves.values())
         if len(found) == 1:
             return next(iter(found))
-        # Partitions that differ: by a key alone, all other columns are sent as null.
+        # The partitions differ. If the row was sent by a key, all its other columns are null.
         carried = {name for name, value in old.items() if value is not None}
         fitting = [identity for identity in found if not identity[1] and carried <= identity[0]]
         return min(fitting, key=lambda identity: len(identity[0])) if fitting else (known.relation.identity, True)
 
     def _row(self, message: bytes, position: int, known: _Known) -> tuple[Row, int, tuple[str, ...]]:
-        """TupleData at `position` → (values by column, position after it, columns not carried)."""
+        """Decode the TupleData at `position`.
+
+        The result is the values by column, the position after the data, and the columns whose values were not sent.
+        """
         record: Row = {}
         unchanged: tuple[str, ...] = ()
         (count,) = _U16(message, position)
@@ -191,7 +219,7 @@ class PgoutputDecoder:
             if kind == _TEXT:
                 start = position + 5
                 position = start + _U32(message, position + 1)[0]
-                # One that is cut off leaves `position` behind the end, which the callers refuse.
+                # A truncated value moves `position` past the end, which the callers refuse.
                 record[name] = convert(message[start:position])
             elif kind == _NULL:
                 record[name] = None
@@ -218,7 +246,10 @@ class PgoutputDecoder:
         return known
 
     def _attribute(self, oid: int) -> None:
-        """Relations that were named just before a change of another one are partitions of that one."""
+        """Note the partitions of a table.
+
+        A relation is a partition of this table if its Relation message arrived just before a change of the table.
+        """
         for leaf in self._fresh:
             if leaf != oid:
                 relation = self._relations[leaf].relation
@@ -251,7 +282,7 @@ class PgoutputDecoder:
             flags = message[position]
             name, position = _string(message, position + 1)
             (type_oid,) = _U32(message, position)
-            position += 8  # the type's OID and its modifier
+            position += 8  # the OID of the type, and its modifier
             columns.append((name, self._types.converter(type_oid)))
             if flags & 1:
                 identity.append(name)
@@ -290,7 +321,10 @@ class PgoutputDecoder:
         return LogicalMessage(bool(flags & 1), prefix, self._to_utf8(message[position + 4 :]), lsn)
 
     def _type(self, message: bytes) -> None:
-        """A type that is not built in, by name only: its definition comes from the catalogue when a column asks."""
+        """Check a Type message, which contains only the name of a type that is not built in.
+
+        The definition of the type is read from the catalogue when a column needs it.
+        """
         _schema, position = _string(message, 5)
         _name, position = _string(message, position)
         _expect_end(message, position)
@@ -301,10 +335,14 @@ class PgoutputDecoder:
 
 
 def _key(table: TableShape, kind: int, sent: tuple[str, ...], columns: frozenset[str]) -> tuple[str, ...] | None:
-    """The columns of the log's key at a Relation message.
+    """Return the columns of the log's key at a Relation message.
 
-    table: as the catalogue knows it, which tells the order of a key's columns and may be younger than the message.
-    kind: the replica identity, d, n, f or i. sent: the identity's columns as the message names them.
+    Args:
+        table: The table in the catalogue. It has the order of a key's columns, and may be younger than the message.
+        kind: The replica identity: d, n, f or i.
+        sent: The columns of the identity, as the message has them.
+        columns: The columns of the table, without generated ones.
+
     """
     full = kind == _FULL
     primary = table.primary_key if set(table.primary_key) <= columns else ()
@@ -317,10 +355,11 @@ def _key(table: TableShape, kind: int, sent: tuple[str, ...], columns: frozenset
 def _filled(
     known: _Known, record: Row, unchanged: tuple[str, ...], old: Row, *, keep: bool
 ) -> tuple[Row, tuple[str, ...], Row | None]:
-    """An update whose old row carries what the new one left out as unchanged: (record, unchanged, old).
+    """Return (record, unchanged, old) of an update, with values of the old row for those that the new row omits.
 
-    keep: the old row is a whole one. A key is also sent when none of it changed, because a column of it is stored out
-    of line: then there is no old key to tell.
+    The new row omits values that are stored out of line and did not change. `keep` means that the old row is a whole
+    row. Otherwise the old row is a key. The server also sends a key of which nothing changed, if one of its columns is
+    stored out of line. Then the update has no old key to report, and `old` is None.
     """
     carried = [name for name in unchanged if name in old]
     if not keep and carried and all(_same(old[name], record[name]) for name in old if name in record):
@@ -336,7 +375,7 @@ def _filled(
 
 
 def _same(one: JsonValue, other: JsonValue) -> bool:
-    """Compared as JSON, since a Fragment is equal to itself alone."""
+    """Compare two values as JSON, because a Fragment is equal only to itself."""
     return orjson.dumps(one) == orjson.dumps(other)
 
 

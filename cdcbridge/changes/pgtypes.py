@@ -1,8 +1,10 @@
-"""PostgreSQL's text output of a value → the JSON value that `to_jsonb` gives for it.
+"""Convert PostgreSQL's text output of a value to the JSON value that `to_jsonb` gives for it.
 
-Pure: types outside the built-in ones are looked up through a function that the caller brings. The text must come
-from a session with DateStyle ISO, IntervalStyle postgres, TimeZone UTC and bytea_output hex. Composite types stay
-text. Source: PostgreSQL manual, "JSON Functions and Operators" (to_jsonb), and the output of a server.
+The text must be from a session with DateStyle ISO, IntervalStyle postgres, TimeZone UTC and bytea_output hex. Composite
+types stay text. This module is pure: a function of the caller looks up the types that are not built in. Never turns a
+decimal number into a Python float.
+
+Source: PostgreSQL manual, "JSON Functions and Operators" (to_jsonb), and the output of a server.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ INT2VECTOR, OIDVECTOR = 22, 30
 INTEGERS: Final = frozenset({INT2, INT4, INT8})
 FLOATING: Final = frozenset({FLOAT4, FLOAT8, NUMERIC})
 
-# Built-in array type → its element type, for input that comes without a catalogue: all of pg_type but the vectors.
-# Arrays whose elements are plain text to to_jsonb must be taken apart, too.
+# Built-in array type → its element type, for input without a catalogue: all arrays in pg_type except the vectors.
+# Arrays whose elements are plain text for to_jsonb must also become lists.
 ARRAYS: Final = {
     1000: 16, 1001: 17, 1002: 18, 1003: 19, 1016: 20, 1005: 21, 1006: 22, 1007: 23, 1008: 24, 1009: 25, 1028: 26,
     1010: 27, 1011: 28, 1012: 29, 1013: 30, 199: 114, 143: 142, 1017: 600, 1018: 601, 1019: 602, 1020: 603,
@@ -38,12 +40,20 @@ ARRAYS: Final = {
     1034: 1033, 3644: 3642, 4192: 4191, 5039: 5038, 210: 71, 270: 75, 272: 81, 273: 83, 1263: 2275, 2287: 2249,
 }  # fmt: skip
 _BOX: Final = 603
-_BUILT_IN_LIMIT: Final = 10_000  # smaller OIDs are PostgreSQL's own, assigned by hand ("System Catalog Initial Data")
+_BUILT_IN_LIMIT: Final = 10_000  # PostgreSQL assigns smaller OIDs by hand ("System Catalog Initial Data")
 
 
 @dataclass(slots=True, frozen=True)
 class PgType:
-    """A row of pg_type, as much as counts here: base type of a domain, element type and delimiter of an array."""
+    """The part of a row in pg_type that matters here.
+
+    Attributes:
+        base: The base type of a domain, else 0.
+        element: The element type of an array, else 0.
+        delimiter: The character between the elements of an array.
+        name: The name of the type.
+
+    """
 
     base: int = 0
     element: int = 0
@@ -51,33 +61,39 @@ class PgType:
     name: str = ""
 
 
-text: Final[Converter] = bytes.decode  # most types: a string of their text
+text: Final[Converter] = bytes.decode  # for most types: the text as a string
 
 
 def boolean(value: bytes) -> JsonValue:
-    """`t` or `f`."""
+    """Convert `t` to True, and `f` to False."""
     return value == b"t"
 
 
 def number(value: bytes) -> JsonValue:
-    """Numeric and floats keep their own digits; NaN and ±Infinity are strings, as in to_jsonb."""
+    """Convert a number of type numeric or float to JSON text with the same digits.
+
+    NaN and ±Infinity become strings, as in to_jsonb.
+    """
     return orjson.Fragment(value) if value[-1] <= 57 else value.decode()  # 57 is "9"; N and y are above it
 
 
 def raw_json(value: bytes) -> JsonValue:
-    """JSON and jsonb as they stand, on one line: a newline is legal between tokens only."""
+    """Return json or jsonb as it is, but on one line.
+
+    A newline can be replaced, because JSON allows newlines only between tokens.
+    """
     if b"\n" in value or b"\r" in value:
         value = value.replace(b"\n", b" ").replace(b"\r", b" ")
     return orjson.Fragment(value)
 
 
 def timestamp(stamp: str) -> JsonValue:
-    """`2024-02-29 12:00:00 BC` → `2024-02-29T12:00:00 BC`; infinity stays."""
+    """Convert `2024-02-29 12:00:00 BC` to `2024-02-29T12:00:00 BC`. `infinity` stays as it is."""
     return stamp.replace(" ", "T", 1)
 
 
 def timestamptz(stamp: str) -> JsonValue:
-    """As timestamp; the zone is always written `+00:00`, as XML Schema has it."""
+    """Convert a timestamp as timestamp() does, and write the zone as `+00:00`, as in XML Schema."""
     stamp = stamp.replace(" ", "T", 1)
     if stamp[-3:] == "+00":
         return stamp + ":00"
@@ -103,12 +119,16 @@ _SCALARS: Final[dict[int, Converter]] = {
 
 _UNESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _NOTHING: Final = object()
-_UNREADABLE: Final = ("{", "}", '"')  # as delimiters they make an array's text ambiguous, to PostgreSQL, too
+_UNREADABLE: Final = ("{", "}", '"')  # as delimiters these make an array's text ambiguous, also for PostgreSQL
 
 
 @functools.cache
 def _tokens(delimiter: bytes) -> re.Pattern[bytes]:
-    """An opening brace; or an element (quoted, NULL or bare), if there is one, with what ends it."""
+    """Return the pattern of a token in an array's text.
+
+    A token is an opening brace, or an element with the delimiter or closing brace after it. The element is quoted,
+    NULL, bare or missing.
+    """
     mark = re.escape(delimiter)
     return re.compile(
         rb'(\{)|(?:"((?:[^"\\]|\\.)*)"|(NULL)(?=[}' + mark + rb'])|([^{}"\\' + mark + rb"]+))?([}" + mark + rb"])",
@@ -117,9 +137,18 @@ def _tokens(delimiter: bytes) -> re.Pattern[bytes]:
 
 
 def parse_array(value: bytes, element: Converter, delimiter: bytes = b",") -> list[JsonValue]:
-    """`{1,NULL,"a b"}` → a list, nested as the array is; bounds such as `[0:1]=` are dropped, as to_jsonb does.
+    """Convert the text of an array, such as `{1,NULL,"a b"}`, to a list that is nested like the array.
 
-    Raises ValueError where the text is no array. Source: PostgreSQL manual, "Array Input and Output Syntax".
+    Bounds such as `[0:1]=` are dropped, as in to_jsonb. Source: PostgreSQL manual, "Array Input and Output Syntax".
+
+    Args:
+        value: The text of the array.
+        element: The converter of its elements.
+        delimiter: The character between two elements.
+
+    Raises:
+        ValueError: The text is not an array.
+
     """
     body = value[value.index(b"=") + 1 :] if value[:1] == b"[" else value
     stack: list[list[JsonValue]] = []
@@ -136,7 +165,7 @@ def parse_array(value: bytes, element: Converter, delimiter: bytes = b",") -> li
         if item is not _NOTHING:
             stack[-1].append(item)
         elif done is None and (token[5] != b"}" or stack[-1]):
-            break  # no element where one must be
+            break  # an element is missing
         done = None
         if token[5] == b"}":
             done = stack.pop()
@@ -149,7 +178,7 @@ def parse_array(value: bytes, element: Converter, delimiter: bytes = b",") -> li
 
 
 def _item(token: re.Match[bytes], element: Converter) -> JsonValue:
-    """The value of an array's element; _NOTHING where the token is only a delimiter or a brace."""
+    """Return the value of an array's element, or _NOTHING if the token has no element."""
     _, quoted, null, bare, _ = token.groups()
     if bare is not None:
         return element(bare)
@@ -170,14 +199,22 @@ def _array(element: Converter, delimiter: str) -> Converter:
 
 
 class Types:
-    """Converters by type OID. `lookup` tells what an OID is, or None for one that no longer exists."""
+    """Converters by the OID of the type.
+
+    Args:
+        lookup: Returns the definition of a type that is not built in, or None if the type no longer exists.
+
+    """
 
     def __init__(self, lookup: Callable[[int], PgType | None] = lambda _oid: None) -> None:
         self._lookup = lookup
         self._converters: dict[int, Converter] = dict(_SCALARS)
 
     def converter(self, oid: int) -> Converter:
-        """The function from text output to JSON value for this type; plain text for a type nobody knows."""
+        """Return the function that converts the text output of this type to a JSON value.
+
+        Values of an unknown type stay text.
+        """
         found = self._converters.get(oid)
         if found is None:
             found = self._converters[oid] = self._resolve(oid)

@@ -1,6 +1,7 @@
-"""Where the bridge is: the identity of a change, and how far things have come. Pure.
+"""The identity of a change, and the progress of the bridge through the WAL.
 
-A position is (commit LSN, ordinal); it counts within one history (system identifier, timeline) of one source.
+A position is (commit LSN, ordinal). It is valid within one history (system identifier, timeline) of one source. This
+module is pure, and reads nothing but the clock. Never stores a position.
 """
 
 from __future__ import annotations
@@ -15,28 +16,36 @@ _POSTGRES_EPOCH: Final = 946_684_800  # 2000-01-01 UTC in Unix seconds
 
 
 class Position(NamedTuple):
-    """A change's identity. The ordinal counts, from 0, all that the plugin sent for the transaction."""
+    """The identity of a change.
+
+    The ordinal counts from 0 the changes, logical messages and ignored output of the plugin in the transaction. A
+    TRUNCATE counts once for each table that it names.
+    """
 
     commit_lsn: int
     ordinal: int
 
     def __str__(self) -> str:
-        # -1 is before the first change of the commit, as after a gap.
+        # The ordinal -1 is before the first change of the transaction, for example after a gap.
         lsn = format_lsn(self.commit_lsn)
         return lsn if self.ordinal < 0 else f"{lsn}#{self.ordinal}"
 
 
-START = Position(0, -1)  # before the first change
+START = Position(0, -1)  # before every change
 
 
 @dataclass(slots=True)
 class Progress:
-    """confirmed ≤ vouched ≤ durable ≤ received, each only rising.
+    """The LSNs up to which changes were received, stored, vouched for and confirmed.
 
-    received: end of the last transaction that was read whole.
-    durable: everything up to here is committed in the store, or no consumer wants it.
-    vouched: up to here the source sent everything that the consumers want (see source/capture.py).
-    confirmed: PostgreSQL was told that it may forget the WAL up to here.
+    The order is always confirmed ≤ vouched ≤ durable ≤ received. None of the four ever decreases.
+
+    Attributes:
+        received: The end of the last transaction that was read completely.
+        durable: Up to here, each change is committed in the store, or no consumer wants it.
+        vouched: Up to here, the source has sent every change that the consumers want (see source/capture.py).
+        confirmed: Up to here, the bridge has allowed PostgreSQL to remove the WAL.
+
     """
 
     received: int
@@ -48,23 +57,33 @@ class Progress:
         self.received = max(self.received, lsn)
 
     def stored(self, lsn: int) -> None:
-        """The store has committed everything up to `lsn`. Raises ValueError if that was never received."""
+        """Note that the store has committed everything up to `lsn`.
+
+        Raises:
+            ValueError: The bridge has not received everything up to `lsn`.
+
+        """
         if lsn > self.received:
             raise ValueError(f"stored up to {format_lsn(lsn)}, but received only up to {format_lsn(self.received)}")
         self.durable = max(self.durable, lsn)
 
     def vouch(self, lsn: int) -> None:
-        """Nothing up to `lsn` is missing. Raises ValueError if it is not durable."""
+        """Note that nothing up to `lsn` is missing.
+
+        Raises:
+            ValueError: `lsn` is not durable yet.
+
+        """
         if lsn > self.durable:
             raise ValueError(f"vouched up to {format_lsn(lsn)}, but durable only up to {format_lsn(self.durable)}")
         self.vouched = max(self.vouched, lsn)
 
     def confirm(self) -> int:
-        """The LSN to report to PostgreSQL as flushed."""
+        """Return the LSN to report to PostgreSQL as flushed, and note it as confirmed."""
         self.confirmed = max(self.confirmed, self.vouched)
         return self.confirmed
 
 
 def postgres_now() -> int:
-    """The clock here, as PostgreSQL stores time: microseconds since 2000-01-01 UTC."""
+    """Return the time of this machine as PostgreSQL stores time: microseconds since 2000-01-01 UTC."""
     return int((time.time() - _POSTGRES_EPOCH) * 1_000_000)

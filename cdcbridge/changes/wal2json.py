@@ -1,8 +1,10 @@
-"""wal2json, format version 2, as the bridge asks for it: one JSON object per message, type OIDs and no type names.
+"""Decode wal2json, format version 2: one JSON object per message, with type OIDs and without type names.
 
-Pure. What the format does not say (partition roots, keys, generated columns, columns that were left out because
-their TOASTed value did not change) is asked of the `Catalog` that the caller brings.
-Source: wal2json's README; its edge cases as measured on 2.5 and 2.6.
+The format does not show the root of a partition, the order of a key's columns, or the generated columns. The format
+also omits TOASTed values that did not change, without naming their columns. The decoder asks the `Wal2jsonCatalog` of
+its caller for all of these. This module is pure. Never skips a message that it cannot decode.
+
+Source: wal2json's README. Edge cases were measured on versions 2.5 and 2.6.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ from cdcbridge.lsn import parse_lsn
 Parsed = dict[str, Any]
 _POSTGRES_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
-# wal2json writes numeric bare, and orjson would read it as a double. Inside a JSON string every quote is escaped,
-# so these bytes stand only where a numeric column's value does.
+# wal2json writes numeric values without quotes, and orjson would read them as doubles. Inside a JSON string every
+# quote is escaped, so these bytes can only be followed by the value of a numeric column.
 _NUMERIC_MARK: Final = b'"typeoid":%d,"value":' % NUMERIC
 _STAMPS: Final[dict[int, Callable[[str], JsonValue]]] = {TIMESTAMP: timestamp, TIMESTAMPTZ: timestamptz}
 _NUMERIC_VALUE = re.compile(re.escape(_NUMERIC_MARK) + rb"(-?[0-9][^,}]*)")
@@ -57,11 +59,19 @@ _NUMERIC_VALUE = re.compile(re.escape(_NUMERIC_MARK) + rb"(-?[0-9][^,}]*)")
 
 @dataclass(slots=True, frozen=True)
 class TableShape:
-    """What the catalogue knows of one table, as of some moment.
+    """The definition of one table in the catalogue, at some moment.
 
-    `toastable`: columns that an UPDATE may leave out. `partition`: rows go under the root's topic. `doubtful`: ask
-    again for the next row, which may tell more. `primary_key`: the root's, in key order. `identity_order`: the columns
-    of the replica identity's index, in key order. `replica_identity`: d, n, f or i, as in pg_class.
+    Attributes:
+        relation: The table.
+        captured: A consumer may want the table.
+        partition: The rows belong to the topic of the root.
+        generated: The generated columns.
+        toastable: The columns that an UPDATE may omit.
+        doubtful: The decoder has to ask again for the next row, which may give more information.
+        primary_key: The columns of the root's primary key, in key order.
+        identity_order: The columns of the replica identity's index, in key order.
+        replica_identity: d, n, f or i, as in pg_class.
+
     """
 
     relation: Relation
@@ -76,20 +86,36 @@ class TableShape:
 
 
 class Wal2jsonCatalog(Protocol):
-    """What wal2json does not say."""
+    """The facts about tables that wal2json does not send."""
 
     def advance(self, begin: Begin) -> bool:
-        """The stream has come to this transaction. True if what `table` answers may have changed."""
+        """Note that the stream has reached this transaction.
+
+        Returns:
+            True if the answers of table() may have changed.
+
+        """
 
     def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
-        """The table as the current transaction saw it. `columns`: those that the message has, with their type OIDs."""
+        """Return the table as the current transaction saw it.
+
+        Args:
+            schema: The table's schema.
+            table: The table's name.
+            action: The kind of the message: I, U, D or T.
+            columns: The columns in the message, with their type OIDs.
+
+        """
 
 
 _Special: TypeAlias = tuple[tuple[int, Callable[[Any], JsonValue]], ...]
 
 
 class _Specials(dict[tuple[int, ...], _Special]):
-    """The type OIDs of a row → (index, converter) of the columns whose JSON value in wal2json is not yet ours."""
+    """The type OIDs of a row → (index, converter) of each column that needs a converter.
+
+    The values of the other columns are already right in wal2json.
+    """
 
     def __init__(self, types: Types, numbers_as_text: bool) -> None:
         super().__init__()
@@ -121,12 +147,12 @@ class _Specials(dict[tuple[int, ...], _Special]):
 
 
 def _number(value: Any) -> JsonValue:
-    # As pgtypes.number: digits stay as they are, NaN and Infinity are strings.
+    # As in pgtypes.number(), digits stay as they are, and NaN and Infinity are strings.
     return orjson.Fragment(value) if isinstance(value, str) and "0" <= value[-1:] <= "9" else value
 
 
 def _quoted(match: re.Match[bytes]) -> bytes:
-    # A function: re expands a template with a group in it four times slower.
+    # This is a function, because re takes four times as long for a template that contains a group.
     return _NUMERIC_MARK + b'"' + match[1] + b'"'
 
 
@@ -139,7 +165,7 @@ def _is_utf8(message: bytes) -> bool:
 
 
 def _offset(message: bytes, position: int) -> int:
-    """A position in the text with quotes put in → the same one in the message."""
+    """Convert a position in the text with added quotes to a position in the message."""
     added = 0
     for match in _NUMERIC_VALUE.finditer(message):
         added += 2 * (match.end() + added + 2 <= position)
@@ -151,7 +177,7 @@ def _bytea(value: str) -> JsonValue:
 
 
 class Wal2jsonDecoder:
-    """`events(messages)` gives exactly one event for each message."""
+    """A decoder that yields exactly one event for each message of wal2json."""
 
     plugin: Final = "wal2json"
 
@@ -163,15 +189,21 @@ class Wal2jsonDecoder:
         *,
         numbers_as_text: bool = False,
     ) -> None:
-        """`where`: the LSN of the message at hand, for errors. `numbers_as_text`: the option
-        numeric-data-types-as-string is on (wal2json 2.6 and newer).
+        """Create a decoder that knows no table yet.
+
+        Args:
+            types: The converters of values.
+            catalog: The facts about tables.
+            where: Returns the LSN of the current message, for errors.
+            numbers_as_text: The option numeric-data-types-as-string is on (wal2json 2.6 and newer).
+
         """
         self._where = where
         self._catalog = catalog
         self._specials = _Specials(types, numbers_as_text)
         self._tables: dict[tuple[str, str], tuple[TableShape, list[Parsed] | None]] = {}  # with the row's primary key
         self._keyed: dict[tuple[Relation, tuple[str, ...]], TableShape] = {}
-        self._oids: list[int] = []  # of the last row, with what they call for
+        self._oids: list[int] = []  # of the last row; _special has their converters
         self._special: _Special = ()
         self._readers: dict[str, Callable[[Parsed], Event]] = {
             "I": self._insert,
@@ -184,9 +216,13 @@ class Wal2jsonDecoder:
         }
 
     def events(self, messages: Iterable[bytes]) -> Iterator[Event]:
-        """Lines of format 2 → their events, one each. Raises DecodeError on anything else.
+        """Yield one event for each message of format 2.
 
-        A generator, because it runs for every row: what a call costs counts here.
+        This is a generator because it runs for every row, so the cost of a call matters.
+
+        Raises:
+            DecodeError: One of the messages is not a message of format 2.
+
         """
         loads, quote, readers = orjson.loads, _NUMERIC_VALUE.sub, self._readers
         for message in messages:
@@ -204,7 +240,7 @@ class Wal2jsonDecoder:
 
     def _unparsed(self, message: bytes, error: orjson.JSONDecodeError) -> Event:
         if message.startswith(b'{"action":"M"') and not _is_utf8(message):
-            # Anybody may emit any bytes as a message's content; that must not stop the changes.
+            # Any role may emit any bytes as the content of a logical message. That must not stop the changes.
             return next(self.events([message.decode(errors="replace").encode()]))
         offset = _offset(message, error.pos)
         raise DecodeError(self.plugin, f"not JSON: {error.msg}", offset=offset, lsn=self._where()) from None
@@ -229,7 +265,7 @@ class Wal2jsonDecoder:
         changed = full or any(column["value"] != new.get(column["name"], column["value"]) for column in identity)
         old = self._row(identity, table) if changed or missing else {}
         if missing:
-            # The old row, or the old key, carries what the new row left out as unchanged.
+            # The old row, or the old key, contains values that the new row omits because they did not change.
             record.update((name, old[name]) for name in missing if name in old)
             missing = [name for name in missing if name not in old]
         return Change("update", table.relation, record, old if changed else None, tuple(missing))
@@ -263,7 +299,7 @@ class Wal2jsonDecoder:
         if known is not None and known[1] == primary_key:
             return known[0]
         row = parsed.get("columns") or parsed.get("identity") or []
-        columns = {column["name"]: column["typeoid"] & 0xFFFFFFFF for column in row}  # printed as signed
+        columns = {column["name"]: column["typeoid"] & 0xFFFFFFFF for column in row}  # wal2json prints them signed
         found = self._catalog.table(*name, parsed["action"], columns)
         if primary_key is not None and found.captured:
             found = self._with_key(found, tuple(column["name"] for column in primary_key))
@@ -272,10 +308,11 @@ class Wal2jsonDecoder:
         return found
 
     def _with_key(self, table: TableShape, sent: tuple[str, ...]) -> TableShape:
-        """The table with the primary key that it had at this change (`sent`, in the order of the columns).
+        """Return the table with the primary key that it had at this change.
 
-        The catalogue tells the order of the key's columns, and is older or younger than the change. It also tells the
-        key of rows that are older than the key itself, as `pg_restore` writes them.
+        `sent` is that key, with its columns in the order of the table. The catalogue has the order of the key's
+        columns, but is older or younger than the change. Rows that were written before the key existed, for example by
+        `pg_restore`, are sent without a key. They get the key of the catalogue.
         """
         primary = table.primary_key if not sent or set(table.primary_key) == set(sent) else sent
         identity = primary if table.replica_identity == "d" else table.identity_order
@@ -301,7 +338,7 @@ class Wal2jsonDecoder:
 
     def _truncate(self, parsed: Parsed) -> Event:
         table = self._table(parsed)
-        # A truncate of a partitioned table names the root and then each leaf: the root's is the one that counts.
+        # A TRUNCATE of a partitioned table names the root and then each partition. Only the root's message counts.
         return Truncate((table.relation,) if table.captured and not table.partition else (), 1)
 
     def _message(self, parsed: Parsed) -> Event:
@@ -311,5 +348,8 @@ class Wal2jsonDecoder:
 
 
 def postgres_microseconds(stamp: str) -> int:
-    """`2024-02-29 12:00:00.5+00` → microseconds since 2000-01-01 UTC, as PostgreSQL stores them."""
+    """Convert a time to microseconds since 2000-01-01 UTC, as PostgreSQL stores it.
+
+    An example of such a time is `2024-02-29 12:00:00.5+00`.
+    """
     return (dt.datetime.fromisoformat(stamp) - _POSTGRES_EPOCH) // _MICROSECOND

@@ -1,7 +1,7 @@
-"""wal2json's output from a file: format 1 and 2, pretty-printed or not, with whatever options it was made with.
+"""Decode wal2json's output from a file, in format 1 or 2, with any options and any line breaks.
 
-Pure: text in, decoded rows out. What the input does not say (positions, keys) is None. Numbers that a double would
-spoil keep their digits.
+This module is pure: its input is text, and its output is decoded rows. A position or key that the input does not
+contain is None. Never rounds a number: one that a double cannot represent keeps its digits.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from cdcbridge.errors import DecodeError
 from cdcbridge.lsn import parse_lsn
 
 _PLUGIN: Final = "wal2json"
-# A number with a point or an exponent, or too long for 64 bits, goes through as a string that starts with one NUL. A
-# string that starts with NUL itself, which no text of PostgreSQL does, gets one more.
+# A number with a point or an exponent, or one that may be too long for 64 bits, is read as a string that starts with
+# one NUL. A string that starts with NUL already gets one more. No text of PostgreSQL starts so.
 _NUMBERS = re.compile(rb'"(?:[^"\\]|\\.)*"|(-?\d+(?:\.\d+(?:[eE][+-]?\d+)?|[eE][+-]?\d+)|-?\d{18,})', re.DOTALL)
 _STRINGS_AND_BRACES = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
 _TYPE_OIDS: Final = {
@@ -50,7 +50,12 @@ class Decoded:
 
 
 def decode_file(lines: Iterable[bytes]) -> Iterator[Decoded]:
-    """The changes in wal2json's output. Raises DecodeError with the byte offset in the input."""
+    """Yield the changes in wal2json's output.
+
+    Raises:
+        DecodeError: The input is not wal2json's output. Its offset is a byte in the input.
+
+    """
     state = _Transaction()
     for offset, document in _documents(lines):
         try:
@@ -73,7 +78,10 @@ def decode_file(lines: Iterable[bytes]) -> Iterator[Decoded]:
 
 
 def _documents(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(offset, text) of each JSON document: a line, or as many lines as its braces take to close."""
+    """Yield (offset, text) of each JSON document.
+
+    A document is a line, or as many lines as its braces need to close.
+    """
     parts: list[bytes] = []
     depth = start = offset = 0
     for line in lines:
@@ -102,7 +110,10 @@ def _marked(match: re.Match[bytes]) -> bytes:
 
 @dataclass(slots=True)
 class _Transaction:
-    """Format 2: what B said, for the rows after it. `ordinal` None outside B and C."""
+    """The transaction of format 2 to which the next rows belong.
+
+    The B message starts the transaction, and the C message ends it. `ordinal` is None outside of a transaction.
+    """
 
     commit_lsn: str | None = None
     ordinal: int | None = None
@@ -164,7 +175,7 @@ def _format_1(parsed: dict[str, Any]) -> Iterator[Decoded]:
         )
 
 
-Column = tuple[str, str | None, int | None, Any]  # name, type's name, type's OID, value
+Column = tuple[str, str | None, int | None, Any]  # its name, the name and the OID of its type, its value
 
 
 def _column(column: dict[str, Any]) -> Column:
@@ -209,7 +220,10 @@ _TYPES: Final = Types()
 
 
 def _value(type_name: str | None, oid: int | None, value: Any) -> JsonValue:
-    """A value of the input → ours, by OID, else by the type's name, else as it stands."""
+    """Convert a value of the input to JSON, by its type's OID, or else by the name of its type.
+
+    Without an OID and a known name, the value stays as it is.
+    """
     if value is None:
         return None
     value = _unmarked(value)
@@ -233,7 +247,10 @@ def _value(type_name: str | None, oid: int | None, value: Any) -> JsonValue:
 
 
 def _unmarked(value: Any) -> Any:
-    """A value as the input has it, where a number that a double would spoil is a Fragment."""
+    """Return a value as the input has it, or as a Fragment if it is a number that a double would change.
+
+    An array or object raises TypeError.
+    """
     if isinstance(value, list | dict):
         raise TypeError("a value that is an array or an object, which wal2json gives as a string")
     if isinstance(value, str) and value[:1] == "\0":

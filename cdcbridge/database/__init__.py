@@ -1,6 +1,6 @@
-"""Connections to either database. Part of the rim; database/session.py lists the settings of a session.
+"""Open sessions on the source and on the store, and turn psycopg's exceptions into ours.
 
-Turns psycopg's exceptions into ours; holds no state.
+database/session.py lists the settings of a session. Never holds any state.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from cdcbridge.problem import refuse
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-# A peer that vanished without a word holds locks and the slot until TCP gives up. So that a stand-by can take over
-# within five seconds, both ends of a session notice within three; the server's end by settings of the session.
+# A client that vanished without closing its connection keeps its locks and the slot until TCP gives up. A standby has
+# to take over within five seconds, so both ends of a session must notice the loss within three. _KEEPALIVE is for our
+# end, and BRIDGE_SESSION is for the server's end.
 _KEEPALIVE: Final = {
     "connect_timeout": 5,
     "keepalives": 1,
@@ -48,7 +49,7 @@ BRIDGE_SESSION: Final = {
     "tcp_keepalives_interval": "1",
     "tcp_keepalives_count": "2",
     "tcp_user_timeout": "2000",
-    # A bridge that was stopped in the middle of an append gives the fence up.
+    # If the bridge is stopped in the middle of an append, the server ends the session, which frees the fence.
     "idle_in_transaction_session_timeout": "3s",
 }
 
@@ -62,11 +63,22 @@ def conninfo(
     pooler: bool = False,
     **extra: Any,
 ) -> str:
-    """The DSN with our keepalives under it and our session settings over it. Raises UsageError for a bad DSN.
+    """Return the DSN with our keepalives as defaults, and with our session settings, which override its own.
 
-    Where it names several hosts, the one that takes writes is meant, unless it says otherwise or is for `reads`.
-    `options` are always given, so that PGOPTIONS and a service file add none; `pooler`: only the DSN's own, since a
-    connection pooler refuses others.
+    If the DSN names several hosts, the session is on the one that accepts writes, unless the DSN states another choice
+    or `reads` is true. The result always contains `options`, so that PGOPTIONS and a service file add none.
+
+    Args:
+        dsn: The DSN of the configuration.
+        application_name: The name of the session in pg_stat_activity, unless the DSN has one.
+        settings: Settings of the session, in addition to session.SETTINGS.
+        reads: The session only reads, so a standby is good enough.
+        pooler: Send no `options` but those in the DSN, because a connection pooler refuses others.
+        **extra: Parameters of libpq, which override those in the DSN.
+
+    Raises:
+        UsageError: The DSN cannot be parsed.
+
     """
     given = _parsed(dsn)
     options = "" if pooler else session.startup_options({**session.SETTINGS, **(settings or {})})
@@ -75,13 +87,16 @@ def conninfo(
     merged["options"] = f"{given.get('options') or ''} {options}".strip()
     several = "," in str(given.get("host", given.get("hostaddr", "")))
     if several and not reads and merged.get("target_session_attrs", "read-write") == "read-write":
-        # `read-write` would refuse a primary whose default_transaction_read_only is on, which our sessions turn off.
+        # `read-write` would refuse a primary with default_transaction_read_only on. Our sessions turn that setting off.
         merged["target_session_attrs"] = "primary"
     return make_conninfo(**merged)
 
 
 def _parsed(dsn: str) -> dict[str, Any]:
-    """The DSN's keywords and values. Raises UsageError, which quotes no value: any of them may be a password."""
+    """Return the keywords and values of a DSN.
+
+    A bad DSN raises UsageError. Its message quotes no value, because any of them may be a password.
+    """
     try:
         return conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
@@ -93,13 +108,13 @@ def _parsed(dsn: str) -> dict[str, Any]:
 
 
 def cut_off(connection: Connection) -> None:
-    """End the session from another thread than the one that may be waiting in it: that one gets an error at once."""
+    """End a session from another thread, so that the thread that waits in it gets an error at once."""
     with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
         end.shutdown(socket.SHUT_RDWR)
 
 
 def one_line(text: str) -> str:
-    """Libpq's messages have several."""
+    """Join the lines of a message of libpq."""
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -108,21 +123,28 @@ _QUESTION: Final = re.compile(r";? ?\bIs the server running [^?]*\?")
 
 
 def plain(text: str) -> str:
-    """A failed connection without libpq's own words around the reason."""
+    """Return the reason of a failed connection without the words that libpq puts around it."""
     text = _LIBPQ.sub(r"no connection to \1\2: ", text)
     text = re.sub(r"^connection (failed|is bad): (?=no connection to)", "", text)
     return _QUESTION.sub("", re.sub(r": FATAL:\s+", ": ", text)).strip()
 
 
 def _without_values(message: str) -> str:
-    """Libpq quotes what it could not make sense of, which may be the password."""
+    """Replace the quoted part of a message of libpq by `"…"`.
+
+    libpq quotes the part of a DSN that it cannot parse, and that may be the password.
+    """
     return re.sub(r'".*"', '"…"', message.strip(), flags=re.DOTALL)
 
 
 def database_place(dsn: str) -> str:
-    """Name a DSN's database for people, without secrets: `db1.example.com/shop`, `db1:5433,db2:5433/shop`.
+    """Name the database of a DSN for people, without secrets: `db1.example.com/shop`, `db1:5433,db2:5433/shop`.
 
-    A host that means this machine is given by its name. Raises UsageError for a bad DSN.
+    A host that means this machine is replaced by the name of the machine.
+
+    Raises:
+        UsageError: The DSN cannot be parsed.
+
     """
     defaults = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
     given = {**defaults, **_parsed(dsn)}
@@ -139,7 +161,20 @@ def database_place(dsn: str) -> str:
 def connect_source(
     dsn: str, application_name: str = "cdcbridge", *, autocommit: bool = True, reads: bool = False
 ) -> Connection:
-    """A plain session on the source; `reads`: a standby will do. Raises SourceUnavailable, or BehindPooler."""
+    """Open a session on the source, with the settings that every session has.
+
+    Args:
+        dsn: The DSN of the source.
+        application_name: The name of the session in pg_stat_activity.
+        autocommit: Run each statement as a transaction of its own.
+        reads: The session only reads, so a standby is good enough.
+
+    Raises:
+        SourceUnavailable: The source cannot be reached.
+        BehindPooler: The DSN leads to a connection pooler.
+        OperatorNeeded: The role may not change a setting on which the session depends.
+
+    """
     with source_errors():
         connection = _connect(conninfo(dsn, application_name, reads=reads), {}, "source")
         connection.autocommit = autocommit
@@ -153,25 +188,40 @@ def connect_store(
     settings: Mapping[str, str] | None = None,
     **extra: Any,
 ) -> Connection:
-    """A session on the store with the schema as its search_path. `extra`: parameters of libpq.
+    """Open a session on the store, with the store's schema as its search_path.
 
-    Raises StoreUnavailable, BehindPooler, or OperatorNeeded where the role has no rights on the schema.
+    Args:
+        dsn: The DSN of the store.
+        schema: The schema of the store.
+        application_name: The name of the session in pg_stat_activity.
+        settings: Further settings of the session.
+        **extra: Parameters of libpq.
+
+    Raises:
+        StoreUnavailable: The store cannot be reached.
+        BehindPooler: The DSN leads to a connection pooler.
+        OperatorNeeded: The role has no rights on the schema, or may not change a setting on which the session depends.
+
     """
     with store_errors():
         given = {**(settings or {}), "search_path": search_path(schema)}
-        # Without the path, whose quotes libpq would have to pass on: it is set by the first statement.
+        # The connection string has no search_path, because libpq would have to pass on its quotes. The first statement
+        # sets the path.
         connection = _connect(conninfo(dsn, application_name, settings, **extra), given, "store")
         refuse_without_usage(connection, schema)
         return connection
 
 
 def search_path(schema: str) -> str:
-    """The setting under which the store's objects are found by their names, and temporary ones last."""
+    """Return the search_path that finds the store's objects by their names, and temporary objects last."""
     return sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
 
 
 def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
-    """A session that depends on nothing around it. Raises psycopg.Error, BehindPooler or OperatorNeeded."""
+    """Open a session that depends on no setting outside of the program.
+
+    This function raises psycopg.Error, BehindPooler or OperatorNeeded.
+    """
     settings = {**session.ORDINARY, **settings}
     try:
         connection = psycopg.connect(text, autocommit=True)
@@ -193,7 +243,13 @@ def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
 
 
 def behind_pooler(what: str, reason: str) -> BehindPooler:
-    """The error for a DSN of the `source` or `store` that leads to a connection pooler."""
+    """Return the error for a DSN that leads to a connection pooler.
+
+    Args:
+        what: `source` or `store`.
+        reason: The sign by which the pooler was recognised.
+
+    """
     return BehindPooler(
         f"{what}: a connection pooler such as PgBouncer is between the bridge and the server ({reason})",
         hint=f"Put the server's own host and port into {what}.dsn. Clients and SQL functions may use the pooler.",
@@ -213,7 +269,10 @@ def _not_allowed(connection: Connection, settings: Mapping[str, str], what: str)
 
 
 def refuse_without_usage(connection: Connection, schema: str) -> None:
-    """To a role without rights on the schema its tables look as if they were not there."""
+    """Raise OperatorNeeded if the role has no rights on the schema, and close the connection.
+
+    To such a role, the tables of the schema look as if they did not exist.
+    """
     row = connection.execute(
         "select quote_ident(nspname), quote_ident(current_user) from pg_namespace"
         " where nspname = %s and not has_schema_privilege(oid, 'usage')",
@@ -230,21 +289,24 @@ def refuse_without_usage(connection: Connection, schema: str) -> None:
 
 @contextmanager
 def source_errors() -> Iterator[None]:
-    """Psycopg's errors as ours, for work on the source."""
+    """Turn psycopg's errors into ours, for work on the source."""
     with _errors(SourceUnavailable, "source"):
         yield
 
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Psycopg's errors as ours, for work on the store."""
+    """Turn psycopg's errors into ours, for work on the store."""
     with _errors(StoreUnavailable, "store"):
         yield
 
 
 @contextmanager
 def server_errors() -> Iterator[None]:
-    """The same for work on both, around everything: for a statement that nothing else translates."""
+    """Turn psycopg's errors into ours, for work on both databases.
+
+    This is for the outermost block. It handles the errors of statements that are in no other block.
+    """
     with _errors(SourceUnavailable, "server"):
         yield
 
@@ -279,7 +341,7 @@ def _errors(unavailable: type[CdcbridgeError], what: str) -> Iterator[None]:
 
 
 def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) -> CdcbridgeError:
-    """The error of ours for one of psycopg, as database/sqlstates.py judges its code."""
+    """Return our error for one of psycopg, according to the verdict of database/sqlstates.py on its code."""
     state = error.sqlstate or ""
     if state == "CB006":
         return StaleReceipt(str(error.diag.message_primary), hint=error.diag.message_hint)
@@ -290,10 +352,10 @@ def _ours(error: psycopg.Error, unavailable: type[CdcbridgeError], what: str) ->
         message = re.sub(r"permission denied (for|to)\b", _no_right, message, count=1)
     hint = None
     if state == "42501":
-        # Its own hint says that no grant is missing, for example where a setting names what may be used.
+        # The server gives a hint if no grant is missing, for example if a setting lists the objects that may be used.
         hint = error.diag.message_hint or (_OWNER if what == "store" else None)
     hint = hint or _HINTS.get(state) or _HINTS.get(state[:2]) or error.diag.message_hint
-    # Without a code the server said nothing: the session is lost, or was closed.
+    # An error without a code is not from the server: the session is lost, or was closed.
     lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     judged = verdict(state, error.diag.source_function or "")
     if lost or judged == "away":

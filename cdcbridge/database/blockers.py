@@ -1,6 +1,7 @@
-"""Look from another session which sessions one waits for, while it waits. Part of the rim.
+"""Watch from another session which sessions a waiting session waits for.
 
-Only tells, and ends no session. A watch that loses its connection ends without a word, since the wait goes on anyway.
+The watch only reports, and never ends a session. If it loses its connection, it ends without an error, because the
+watched session continues to wait anyway.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from cdcbridge.database import Connection
 
 
 class BlockerWatch(Background):
-    """Looks from entry to exit of its `with` block, which returns only when no look is under way any more.
+    """A thread that looks for blocking sessions from entry to exit of its `with` block.
 
-    session: the watching session, which is the thread's alone meanwhile.
-    waiter: returns the server process that waits, or None while that is not known. Called in the thread.
-    query: takes the server process, and returns the pids of those it waits for, and a text that names them.
-    found: gets both after each look: no pids where it waits for nobody. Called in the thread.
-    interval: seconds before each look.
+    The exit waits until no look is in progress.
+
+    Args:
+        name: The name of the thread.
+        session: The session that watches. Only the thread uses it until the exit.
+        waiter: Returns the pid of the server process that waits, or None while that is not known. Called in the thread.
+        query: Takes that pid, and returns the pids of the processes that it waits for, and a text that names them.
+        found: Takes both after each look, and an empty list of pids if the process waits for no other. Called in the
+            thread.
+        interval: Seconds before each look.
+
     """
 
     def __init__(

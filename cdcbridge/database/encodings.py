@@ -1,6 +1,8 @@
-"""Which server encodings the bridge can work with, and what is said of the others. Pure.
+"""The server encodings that the bridge cannot work with, and the problems that result.
 
-Every session speaks UTF-8 and PostgreSQL converts, so an encoding must have a conversion to UTF-8.
+Every session uses UTF-8, and PostgreSQL converts to it. An encoding must therefore have a conversion to UTF-8. This
+module is pure. Never converts a text itself.
+
 Source: PostgreSQL manual, "Character Set Support".
 """
 
@@ -19,7 +21,7 @@ _MOVE: Final = {
 
 
 def unusable(side: Literal["source", "store"], encoding: str) -> Problem:
-    """The problem of a database whose characters cannot be converted to UTF-8."""
+    """Return the problem of a database whose characters cannot be converted to UTF-8."""
     return Problem(
         "encoding",
         "error",
@@ -30,7 +32,7 @@ def unusable(side: Literal["source", "store"], encoding: str) -> Problem:
 
 
 def narrow_store(store: str, source: str) -> Problem:
-    """The problem of a store that lacks characters which the source may have."""
+    """Return the problem of a store that lacks characters which the source may contain."""
     return Problem(
         "store_encoding",
         "error",
@@ -42,7 +44,7 @@ def narrow_store(store: str, source: str) -> Problem:
 
 
 def bytes_as_they_are(encoding: str) -> Problem:
-    """The problem of wal2json on a database that is not UTF8."""
+    """Return the problem of wal2json on a database whose encoding is not UTF8."""
     return Problem(
         "encoding",
         "error",
@@ -53,7 +55,7 @@ def bytes_as_they_are(encoding: str) -> Problem:
 
 
 def lacks(side: Literal["source", "store"], encoding: str, where: str, value: str) -> Problem:
-    """The problem of a text in the file that the database cannot hold."""
+    """Return the problem of a text in the configuration that the database cannot store."""
     return Problem(
         "encoding_of_text",
         "error",
@@ -64,5 +66,8 @@ def lacks(side: Literal["source", "store"], encoding: str, where: str, value: st
 
 
 def without_conversion(message: str) -> str | None:
-    """The encoding that a refused connection names, as in `conversion between UTF8 and MULE_INTERNAL`."""
+    """Return the encoding without conversion that the message of a refused connection names, or None.
+
+    For example, the message contains `conversion between UTF8 and MULE_INTERNAL`.
+    """
     return next((name for name in WITHOUT_CONVERSION if name in message and "UTF8" in message), None)

@@ -1,8 +1,8 @@
-"""A transaction that waits for no lock for long: it rolls back, lets the others continue, and tries again. Part of the
-rim.
+"""Run a transaction that waits only briefly for a lock, and otherwise rolls back and tries again.
 
-Whoever waits for a lock makes others wait behind it. For example, `drop table` beside an idle receiver would stop every
-publisher. This module never waits longer than LOCK_TIMEOUT for a lock, and never gives up without the holder's pid.
+A session that waits for a lock makes later sessions wait, too. For example, a `drop table` that waits for the
+transaction of a receiver would stop every publisher. A transaction that rolls back lets the others continue. Never
+waits longer than LOCK_TIMEOUT for a lock. Never gives up without the pid of the holder, unless the watch finds none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cdcbridge.errors import CdcbridgeError, LockedOut
 
 LOCK_TIMEOUT: Final = "500ms"
 PATIENCE: Final = 30.0  # seconds
-_FIRST_PAUSE: Final = 0.25  # seconds between two attempts; then twice as long each time
+_FIRST_PAUSE: Final = 0.25  # seconds before the second attempt; each later pause is twice as long
 _LONGEST_PAUSE: Final = 2.0
 _REFUSED: Final = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 _BEGIN: Final = "select pg_backend_pid(), set_config('lock_timeout', %s, true)"
@@ -43,13 +43,24 @@ log = structlog.get_logger()
 def patiently(
     connection: Connection, work: Callable[[], Result], *, what: str, again: str = "", patience: float = PATIENCE
 ) -> Result:
-    """Do `work` in a transaction (or a savepoint of the present one) that waits for no lock longer than LOCK_TIMEOUT.
+    """Run `work` in a transaction that waits for no lock longer than LOCK_TIMEOUT.
 
-    Where a lock is not to be had, everything is undone and tried again, for up to `patience` seconds. Then this raises
-    LockedOut, which names the holder.
+    If the connection is in a transaction already, `work` runs in a savepoint of it. If a lock is not free in time,
+    everything is undone and tried again.
 
-    what: the statement for people, such as `consumers remove billing`.
-    again: the command that continues later; '' for none.
+    Args:
+        connection: The session that runs the transaction.
+        work: The function that runs the statements.
+        what: The name of the work for people, such as `consumers remove billing`.
+        again: The command that continues the work later, or '' if there is none.
+        patience: Seconds after which no new attempt begins.
+
+    Returns:
+        The result of `work`.
+
+    Raises:
+        LockedOut: A lock was not free in that time. The message names its holder.
+
     """
     watch = _Watch(connection)
     deadline, pause = time.monotonic() + patience, _FIRST_PAUSE
@@ -79,9 +90,10 @@ def _locked_out(what: str, again: str, watch: _Watch, error: psycopg.Error) -> L
 
 
 class _Watch:
-    """Looks, from a session of its own, at whom the session waits for. The first attempt does without.
+    """A watch on the sessions that block the caller's session, from a session of its own.
 
-    The caller's thread writes `_pid`, a single value, and the watching one `pids` and `named`, which are read after it.
+    The first attempt has no watch. The caller's thread writes `_pid`, a single value. The watching thread writes `pids`
+    and `named`, and the caller reads them after that thread has ended.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -94,7 +106,7 @@ class _Watch:
         self.pids: list[int] = []
 
     def begin(self, what: str) -> None:
-        """Connect before the second attempt. Without a connection nobody is named, and the attempts continue."""
+        """Connect before the second attempt. Without a connection no holder is named, and the attempts continue."""
         self._what = what
         if self._session is None:
             info = self._info
@@ -106,7 +118,10 @@ class _Watch:
                 self._session = connect_for_calls(dsn, "pg_catalog", "cdcbridge")
 
     def over(self, row: tuple[Any, ...] | None) -> None:
-        """Look at this session of the server, whose transaction began. A pooler gives each transaction another one."""
+        """Watch the server process whose transaction has just begun.
+
+        A connection pooler gives each transaction another server process.
+        """
         self._pid = row[0] if row else None
 
     def __enter__(self) -> None:

@@ -1,8 +1,8 @@
-"""Sessions on the store for callers of its SQL functions, also through a connection pooler. Part of the rim.
+"""Open sessions on the store for callers of its SQL functions, also through a connection pooler.
 
-PgBouncer gives each transaction another session of the server, which other applications use as well. So each statement
-is a transaction that sets what it depends on for itself, as the Python clients do. Never changes a setting of a
-server's session, and never listens in one.
+PgBouncer gives each transaction another session of the server, and other applications use that session, too. Each
+statement is therefore a transaction that sets the settings on which it depends. The Python clients do the same. Never
+changes a setting of a server's session for longer than a transaction, and never uses LISTEN.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from cdcbridge.errors import BehindPooler
 
 
 class PooledConnection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection through a pooler; execute() and transaction() are safe there, cursor() is so in a transaction."""
+    """A connection that also works through a pooler.
+
+    execute() and transaction() are always safe. cursor() is safe only in a transaction.
+    """
 
     settings: sql.Composed
 
@@ -46,9 +49,19 @@ class PooledConnection(psycopg.Connection[tuple[Any, ...]]):
 
 
 def connect_for_calls(dsn: str, schema: str, application_name: str) -> Connection:
-    """Open a session that calls SQL functions of the store, and does nothing that a pooler cannot do.
+    """Open a session for calls of the store's SQL functions, directly or through a pooler.
 
-    Raises StoreUnavailable, or OperatorNeeded where the role has no rights on the schema.
+    The session does nothing that a pooler cannot do.
+
+    Args:
+        dsn: The DSN of the store, which may lead to a pooler.
+        schema: The schema of the store.
+        application_name: The name of the session in pg_stat_activity.
+
+    Raises:
+        StoreUnavailable: The store cannot be reached.
+        OperatorNeeded: The role has no rights on the schema.
+
     """
     try:
         return connect_store(dsn, schema, application_name)
@@ -62,6 +75,6 @@ def _connect(dsn: str, schema: str, application_name: str) -> Connection:
         connection.settings = pin_locally({"search_path": search_path(schema)})
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         connection.read_only = False
-        connection.prepare_threshold = None  # the next transaction may be another session's
+        connection.prepare_threshold = None  # the next transaction may run in another session
         refuse_without_usage(connection, schema)
         return connection

@@ -1,7 +1,7 @@
-"""A consumer's role beside the store's owner: who is which, and what the one may not do. Part of the rim; reads only.
+"""Recognise a consumer's role, which has fewer rights than the store's owner, and refuse commands that need the owner.
 
-A consumer's role may call functions of the store and read none of its tables. For example, it may not know the schema's
-version, and `cdcbridge consumers pause` is not for it.
+A consumer's role may call functions of the store, but may read none of its tables. For example, the role cannot read
+the version of the schema, and may not run `cdcbridge consumers pause`. Never writes to the store.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _LOOK: Final = """
 
 @dataclass(slots=True, frozen=True)
 class Guest:
-    """A role that may call functions of the store, and no more. Names are quoted as in SQL."""
+    """A role that may call functions of the store, and nothing else. The names are quoted as in SQL."""
 
     role: str
     owner: str
     schema: str
 
     def refusal(self, what: str) -> OperatorNeeded:
-        """The error for a command that is not for it."""
+        """Return the error for a command that a guest may not run."""
         return OperatorNeeded(
             f"{what} needs the store's owner, {self.owner}; the role {self.role} may only use its own consumers",
             hint=f"As {self.role}, these commands work on its consumers: {MAY}. Others: connect as {self.owner}.",
@@ -44,16 +44,25 @@ class Guest:
 
 
 def guest(connection: Connection) -> Guest | None:
-    """The session's role where it is no more than a guest in the store on the search_path."""
+    """Return the role of the session if it is only a guest in the store, else None.
+
+    The store is the one in the session's search_path.
+    """
     row = connection.execute(_LOOK).fetchone()
     return Guest(*row) if row else None
 
 
 @contextmanager
 def refusing(who: Guest | None, what: str) -> Iterator[None]:
-    """A right that a guest lacks as a sentence, instead of the server's words about a table or a function.
+    """Replace the server's error about a table or function by one about the command, if a guest lacks a right.
 
-    Raises OperatorNeeded.
+    Args:
+        who: The guest, or None if the role is not a guest.
+        what: The command, for example "`cdcbridge receive`".
+
+    Raises:
+        OperatorNeeded: The guest lacks a right.
+
     """
     try:
         yield
@@ -72,9 +81,15 @@ def refusing(who: Guest | None, what: str) -> Iterator[None]:
 
 @contextmanager
 def as_owner(store: Connection, what: str) -> Iterator[None]:
-    """Refuse a guest in the store, and name the owner in the hint of every right on it that another role lacks.
+    """Refuse a guest, and name the owner in the hint of each error about a right that another role lacks on the store.
 
-    what: the command, for example "`cdcbridge verify`". Raises OperatorNeeded.
+    Args:
+        store: The session on the store.
+        what: The command, for example "`cdcbridge verify`".
+
+    Raises:
+        OperatorNeeded: The role is a guest, or lacks a right.
+
     """
     who = guest(store)
     if who is not None:
@@ -89,5 +104,5 @@ def as_owner(store: Connection, what: str) -> Iterator[None]:
 
 
 def of_store(error: OperatorNeeded) -> bool:
-    """Whether the error is from the store's server, and not from the source's."""
+    """Return whether the error is from the store's server, and not from the source's server."""
     return str(error).startswith("store: ")

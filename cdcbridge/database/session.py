@@ -1,9 +1,9 @@
-"""The settings on which a statement's result may depend, pinned in each session of the bridge. Part of the rim.
+"""Set every setting on which a statement's result may depend, in each session of the bridge.
 
-A setting can come from the server's file, the database, the role, PGOPTIONS, a service file, PGTZ or PGDATESTYLE.
-Startup options beat the first five, but libpq sends PGTZ, PGDATESTYLE and PGCLIENTENCODING after them. A session
-therefore sets everything once more with its first statement. For example, `alter role app set timezone = 'Asia/Tokyo'`
-changes no timestamp that the bridge stores or compares.
+The server's file, the database, the role, PGOPTIONS, a service file, PGTZ or PGDATESTYLE can define a setting. Startup
+options beat the first five, but libpq sends PGTZ, PGDATESTYLE and PGCLIENTENCODING after them. A session therefore sets
+everything once more with its first statement. For example, `alter role app set timezone = 'Asia/Tokyo'` changes no
+timestamp that the bridge stores or compares. Never runs a statement itself.
 
 Source: PostgreSQL manual, "Setting Parameters", "Client Connection Defaults" and libpq's "Environment Variables".
 """
@@ -18,7 +18,7 @@ from psycopg import sql
 
 # Every role may set these, and every supported server knows them.
 SETTINGS: Final[Mapping[str, str]] = {
-    # What values look like as text, and how text is read.
+    # The format of values as text, and the way in which text is read.
     "client_encoding": "UTF8",
     "datestyle": "ISO, MDY",
     "intervalstyle": "postgres",
@@ -32,30 +32,30 @@ SETTINGS: Final[Mapping[str, str]] = {
     "array_nulls": "on",
     "transform_null_equals": "off",
     "search_path": "public",
-    # What a transaction sees. Row security raises an error where it would silently leave rows out.
+    # The rows that a transaction sees. Under `off`, row security raises an error instead of silently hiding rows.
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "default_transaction_deferrable": "off",
     "row_security": "off",
-    # How long a statement may take. A place that needs a limit sets one for its own transaction.
+    # The time that a statement may take. Code that needs a limit sets one for its own transaction.
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
-    # How statements run, and how objects are stored.
+    # The way in which statements run, and in which objects are stored.
     "jit": "off",
     "exit_on_error": "off",
     "client_min_messages": "notice",
     "default_table_access_method": "heap",
 }
-# A server may not know these, so they are no startup options.
+# Older servers do not know these, so they are not startup options.
 _NEWER: Final[Mapping[str, str]] = {"idle_session_timeout": "0", "transaction_timeout": "0"}
-# A role may not be allowed to set this one. Foreign keys and triggers do not act under another value.
+# Some roles are not allowed to set this one. Under another value, foreign keys and triggers do not act.
 ORDINARY: Final[Mapping[str, str]] = {"session_replication_role": "origin"}
-# Asynchronous commits could forget a position that was confirmed. Every other value is at least as durable as `on`.
+# With `off`, a commit could be lost after its position was confirmed. Every other value is durable and stays.
 _DURABLE: Final[Mapping[str, str]] = {"synchronous_commit": "on"}
 _PRIVILEGED: Final = frozenset({"session_replication_role", "track_activities"})
 
-REFUSED_BY_POOLER: Final = "unsupported startup parameter"  # PgBouncer's words, in one language alone
+REFUSED_BY_POOLER: Final = "unsupported startup parameter"  # PgBouncer's words, which are never translated
 
 _STATEMENT: Final = sql.SQL(
     "select pg_backend_pid(), count(set_config(s.name, s.value, {local})) from (values {rows}) s (name, value)"
@@ -65,35 +65,44 @@ _STATEMENT: Final = sql.SQL(
 
 
 def startup_options(settings: Mapping[str, str]) -> str:
-    """The same settings as startup options, which hold before the first statement.
+    """Return the same settings as startup options, which apply before the first statement.
 
-    An example is a hot standby, which refuses every statement of a session whose isolation level is serializable.
+    For example, a hot standby refuses every statement of a session whose isolation level is serializable. Settings that
+    some roles may not change are left out.
     """
     return " ".join(f"-c {name}={_escaped(value)}" for name, value in settings.items() if name not in _PRIVILEGED)
 
 
 def _escaped(value: str) -> str:
-    r"""A value in the server's syntax of options, where a blank ends one: `read committed` is `read\ committed`."""
+    r"""Escape a value for startup options, where a blank ends a value: `read committed` becomes `read\ committed`."""
     return re.sub(r"([ \\])", r"\\\1", value)
 
 
 def pin(settings: Mapping[str, str], backend_pid: int) -> sql.Composed:
-    """The first statement of a session: set everything, unless a connection pooler is between.
+    """Return the first statement of a session, which sets everything unless a connection pooler is in between.
 
-    The row's first column is the server process. It differs from `backend_pid` behind a pooler, where a setting would
-    reach the sessions of other applications.
+    The first column of the row is the server process. Through a pooler it differs from `backend_pid`. Then the
+    statement sets nothing, because a setting would reach the sessions of other applications.
+
+    Args:
+        settings: Further settings, which override those of this module.
+        backend_pid: The pid of the server process, as libpq received it when the session began.
+
     """
     condition = sql.SQL("pg_backend_pid() = {}").format(sql.Literal(backend_pid))
     return _statement(settings, condition, local=False)
 
 
 def pin_locally(settings: Mapping[str, str]) -> sql.Composed:
-    """The same for one transaction alone, behind a pooler."""
+    """Return the statement that sets everything for one transaction only, for sessions through a pooler."""
     return _statement(settings, sql.SQL("true"), local=True)
 
 
 def differing(settings: Mapping[str, str]) -> sql.Composed:
-    """Name, wanted value, present value and role, for each differing setting that only a superuser may change."""
+    """Return the query for the settings that only a superuser may change and that have another value.
+
+    Its columns are the name, the wanted value, the present value and the role.
+    """
     return sql.SQL(
         "select s.name, s.value, current_setting(s.name), quote_ident(current_user) from (values {}) s (name, value)"
         " where current_setting(s.name) <> s.value"

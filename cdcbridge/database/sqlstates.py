@@ -1,11 +1,13 @@
-"""What each error code of PostgreSQL (SQLSTATE) means to the program. Pure.
+"""The meaning of each error code of PostgreSQL (SQLSTATE) for the program.
 
-There are three verdicts. `away`: the server cannot do it now, so the bridge, workers and clients try again. `wrong`:
-the program or its user made a mistake, so the command ends. `operator`: somebody must repair something first.
-For example, 25006 (read-only transaction) is away: a standby that was promoted takes writes a moment later.
+There are three verdicts. `away` means that the server cannot do it now, so the bridge, workers and clients try again.
+`wrong` means that the program or its user made a mistake, so the command ends. `operator` means that an operator must
+repair something first. For example, 25006 (read-only transaction) is `away`, because a standby that was promoted
+accepts writes a moment later.
 
-A class is the first two characters of a code. A code of its own overrides its class. The manual of operations has the
-same table, and a test compares the two.
+A class is the first two characters of a code. The verdict on a code overrides the one on its class. docs/OPERATIONS.md
+has the same table, and a test compares the two. This module is pure. Never reads the text of an error, which may be
+translated.
 
 Source: PostgreSQL manual, Appendix A, "PostgreSQL Error Codes".
 """
@@ -75,8 +77,9 @@ CODES: Final[Mapping[str, tuple[Verdict, str]]] = {
     "XX001": ("operator", "a table is corrupted"),
     "XX002": ("operator", "an index is corrupted"),
 }
-# 0A000 passes where one of these functions of the server raises it: PostgreSQL has no code of its own for these errors,
-# and their texts are translated. The next session has new plans, and a standby may be promoted.
+# 0A000 is `away` if one of these functions of the server raises it, because a later attempt can succeed. The next
+# session has new plans, and a standby may be promoted. PostgreSQL has no separate codes for these errors, and their
+# texts are translated.
 PASSING: Final[Mapping[str, str]] = {
     "RevalidateCachedQuery": "a prepared statement is older than a migration",
     "CheckLogicalDecodingRequirements": "no logical decoding on a standby of PostgreSQL 15 and older",
@@ -86,9 +89,12 @@ _NEW: Final[tuple[Verdict, str]] = ("wrong", "unknown")
 
 
 def verdict(sqlstate: str, function: str = "") -> Verdict:
-    """Give the verdict on a code of five characters. A code of an unknown class is wrong.
+    """Return the verdict on a code of five characters. A code of an unknown class is `wrong`.
 
-    function: the server's function that raised the error (its field ROUTINE), '' if that is unknown.
+    Args:
+        sqlstate: The code.
+        function: The server's function that raised the error (its field ROUTINE), or '' if that is unknown.
+
     """
     if sqlstate == "0A000" and function in PASSING:
         return "away"

@@ -1,4 +1,7 @@
-"""A chunk that a backfill read → rows of a batch: for its one consumer, less what the stream has overtaken. Pure."""
+"""Turn a chunk that a backfill read into rows of a batch, for the one consumer of the backfill.
+
+Rows that the stream has overtaken are left out. The module is pure and never appends anything itself.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,16 @@ from cdcbridge.routing.verdict import Pass, Take, verdict
 
 
 def inject(batch: AppendBatch, chunk: Chunk, behind: Position, commit_time: int | None, partitions: int) -> Position:
-    """Put the chunk's rows into the batch, with positions behind the one given; the last of them."""
+    """Add the chunk's rows to the batch, at positions after the given one, and return the last position.
+
+    Args:
+        batch: The batch. It also gets the chunk itself, so that the append stores the progress of the backfill.
+        chunk: The chunk. Its `rows` are empty afterwards.
+        behind: The position after which the rows are placed. They have its commit LSN and the next ordinals.
+        commit_time: The time of the last transaction, in microseconds since 2000-01-01 UTC, or None.
+        partitions: The number of partitions of the log.
+
+    """
     watch = chunk.watch
     wanted = watch.subscription
     consumer = wanted.consumer_id
@@ -40,12 +52,12 @@ def inject(batch: AppendBatch, chunk: Chunk, behind: Position, commit_time: int 
         batch.groups.setdefault((consumer,), []).extend(taken)
     sent = len(batch.rows) - first
     batch.chunks.append((chunk, sent))
-    chunk.rows = []  # they are in the batch; of large ones memory has no place for two copies
+    chunk.rows = []  # the batch has them; large rows would not fit into memory twice
     return Position(behind.commit_lsn, behind.ordinal + sent)
 
 
 def _plain(batch: AppendBatch, chunk: Chunk, stale: Stale, ordinal: int, shared: bytes, partitions: int) -> list[int]:
-    """Add all of it as it is, and give the indexes of the rows that are not too large."""
+    """Add all rows as they are, without the stale ones, and return the indexes of the rows that are not too large."""
     wanted = chunk.watch.subscription
     limit = sys.maxsize if wanted.reads_log else wanted.max_bytes
     first = len(batch.rows)
@@ -68,9 +80,10 @@ def _plain(batch: AppendBatch, chunk: Chunk, stale: Stale, ordinal: int, shared:
 def _looked_at(
     batch: AppendBatch, chunk: Chunk, stale: Stale, behind: Position, shared: bytes, partitions: int
 ) -> tuple[list[int], list[str | None]]:
-    """Add the rows that the consumer takes, and give their indexes and its own keys.
+    """Add the rows that the consumer takes or buries, and return the indexes and keys of those that it takes.
 
-    For consumers with a filter or a key of their own, and for chunks with rows that were not loaded.
+    This is for consumers with a filter or a key of their own, and for chunks with rows that were too large to be
+    loaded.
     """
     watch, wanted = chunk.watch, chunk.watch.subscription
     lsn, ordinal = format_lsn(behind.commit_lsn), behind.ordinal

@@ -1,4 +1,8 @@
-"""What one append commits: log rows, who gets them, dead letters, backfills' progress, and the position. Plain data."""
+"""Hold everything that one append commits, as plain data.
+
+A batch has log rows, their fan-out, dead letters, the progress of backfills, and the position. The module is pure and
+never decides which consumer gets a message: `collector` and `verdict` do.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,44 @@ from typing import Any, Final
 from cdcbridge.changes.position import START, Position
 from cdcbridge.routing.overtaken import Chunk
 
-ROW_OVERHEAD: Final = 100  # bytes beside the data that a row costs in memory, for the batch's bound
+ROW_OVERHEAD: Final = 100  # bytes of memory that a row costs in addition to its data; they count for a batch's size
 
 
 @dataclass(slots=True)
 class AppendBatch:
-    """What one append commits.
+    """Everything that one append commits.
 
-    `rows`: for COPY, less their seqs; `keys` and `partitions`: theirs; `barriers`: the indexes of truncates.
-    `in_order`: which consumers want order by key. `groups`: consumers that get the same rows → indexes into `rows`;
-    `streams`: those that read some of it from the log itself. `keyed`: consumer with a key of its own → indexes and
-    keys. `own`: (consumer, index, key, data) where the data is not the log's.
-    `later`: (consumer, index, key, time) of messages that are not delivered before. `dead`: (consumer, index,
-    reason, key). `refused`: what was wrong with messages in the WAL → how many, as (event, topic, reason).
-    `chunks`: what backfills read, with how many messages that made.
-    `spilled`: blocks of transactions in progress, as (xid, n, block); `unspilled`: transactions whose blocks may go.
-    `gap`: the row is a gap message, with the `capture` to be remembered. `gaps`: each one's record, and the names of
-    its consumers. `position` is of the last change read; `end_lsn` of the last transaction that is complete. `open`
-    tells that the position stands inside a transaction whose rest is still to come. `commit_time` is of the last
-    transaction, None where the source had nothing more.
+    An index is the place of a row in `rows`. The append turns it into a seq.
+
+    Attributes:
+        rows: The messages as rows for COPY, without their seqs.
+        keys: The log's key of each row.
+        partitions: The partition of each row.
+        barriers: The indexes of truncates.
+        in_order: The ids of all fifo consumers, which need order by key.
+        groups: For consumers that get the same rows and use the log's keys: their ids → the indexes.
+        streams: The ids of the stream consumers that read some of these rows. They read the log itself.
+        keyed: For a consumer with keys of its own: its id → the indexes, and its key of each.
+        later: Messages that must not be delivered before a time: (consumer, index, key, time in ISO 8601).
+        refused: How many messages in the WAL were refused, and why: (event, topic, reason) → count.
+        own: Messages for which a consumer gets other data than the log has: (consumer, index, key, data).
+        dead: Dead letters: (consumer, index, reason, key).
+        chunks: The chunks of backfills in this batch, each with the number of messages that it became.
+        spilled: Blocks of transactions in progress: (xid, number of the block, block).
+        unspilled: The xids of transactions whose blocks the append deletes from the store.
+        gap: Whether the batch has a gap message.
+        gaps: The record of each gap message, and the names of the consumers that get it.
+        capture: The new record of the publications and tables that are captured, or of the gaps of `dropped_changes`.
+            The append stores it. None: the stored one stays.
+        fed_again: The id of the consumer that the gap message is for, because the bridge did not feed it for a while.
+            The append also deletes the note of that gap, so that no later session reports it again.
+        size: About how many bytes of memory the batch takes.
+        position: The position of the last change that was read.
+        end_lsn: The LSN at which the last complete transaction ends.
+        open: Whether the position is inside a transaction, the rest of which has not arrived yet.
+        commit_time: The commit time of the last transaction, in microseconds since 2000-01-01 UTC. None: the source had
+            sent everything.
+
     """
 
     rows: list[bytes] = field(default_factory=list)
@@ -48,9 +71,7 @@ class AppendBatch:
     gap: bool = False
     gaps: list[tuple[dict[str, Any], list[str]]] = field(default_factory=list)
     capture: dict[str, Any] | None = None
-    fed_again: int | None = (
-        None  # the consumer that the gap message is for: its gap is told, and no other session tells it
-    )
+    fed_again: int | None = None
     size: int = 0
     position: Position = START
     end_lsn: int = 0

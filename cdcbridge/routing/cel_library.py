@@ -1,7 +1,7 @@
-"""The CEL library without its interactive shell, which would delay each command by 0.4 s. Pure.
+"""Load the CEL library without its interactive shell, which would delay each command by 0.4 s.
 
 The library's package also loads the shell, and the shell loads a terminal interface. Import `cel` from here: no other
-module may import the library itself, and this one must never start the shell.
+module may import the library itself, and this one must never start the shell. The module is pure.
 """
 
 from __future__ import annotations
@@ -19,4 +19,4 @@ try:
     import cel
 finally:
     if not hasattr(sys.modules[_SHELL], "__file__"):
-        del sys.modules[_SHELL]  # whoever imports the shell itself gets it
+        del sys.modules[_SHELL]  # a later import of the shell itself loads the real one

@@ -1,7 +1,7 @@
-"""Events in, batches for the store out: positions, routing, encoding. Pure, and the bridge's hot path.
+"""Turn events into batches for the store: give each change its position, route it, and encode it.
 
-A batch knows everything that one append commits: log rows, who gets them, dead letters, and the position. What
-stands at or before the position that the store already has is recognised here and left out.
+Changes up to the position that the store already has are recognised here and left out. The module is pure, never
+appends a batch itself, and is the part of the bridge that runs for every change.
 """
 
 from __future__ import annotations
@@ -25,17 +25,14 @@ from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.table_guard import TableGuard
 from cdcbridge.routing.verdict import Bury, Pass, Take, verdict
 
-READ_ROWS = 10000  # of backfills in one append
-READ_BYTES = 4 << 20  # in one append, beside the last chunk
-READ_ROWS_BESIDE = 300  # where there are changes, which have to wait for it
+# The most rows of a chunk. A chunk that would raise the rows of a batch above this waits for the next batch.
+READ_ROWS = 10000
+READ_BYTES = 4 << 20  # a batch with more bytes takes no further chunk
+READ_ROWS_BESIDE = 300  # the most rows of a chunk while there are changes, because they wait for its append
 
 
 class Collector:
-    """Feed events, take batches. `done` is the position that the store has; `end_lsn` where its last one ended.
-
-    `handed`: gives what a backfill has handed over, by the token in the watermark that the stream brings after it.
-    `guard`: looks at each version of a table that the stream brings.
-    """
+    """A builder of batches: `feed()` takes events, and `take()` returns all that they made as one batch."""
 
     def __init__(
         self,
@@ -46,14 +43,27 @@ class Collector:
         handed: Callable[[bytes], Watch | Chunk | None] = lambda _token: None,
         guard: TableGuard | None = None,
     ) -> None:
+        """Begin after the position that the store has.
+
+        Args:
+            router: Knows the consumers of each table and topic.
+            partitions: The number of partitions of the log.
+            done: The position that the store has. Changes up to it are skipped.
+            end_lsn: The LSN at which the last complete transaction in the store ends.
+            handed: Returns the watch or chunk that a backfill handed over with a watermark, by the watermark's token.
+                None for a token that is not known.
+            guard: Looks at each version of a table that the stream brings. None: one without knowledge of earlier
+                versions.
+
+        """
         self._router = router
         self._partitions = partitions
         self._done = done
         self._begin: Begin | None = None
-        self._relation: Relation | None = None  # of the last change, with its operation and its plan
+        self._relation: Relation | None = None  # of the last change, as are the next two
         self._op = ""
         self._plan: Route | None = None
-        self._shared: dict[str, bytes] = {}  # of the open transaction, by topic
+        self._shared: dict[str, bytes] = {}  # the columns that rows of the open transaction share, by topic
         self._ordinal = -1
         self._skip_through = -1
         self._position = done
@@ -63,18 +73,18 @@ class Collector:
         self._handed = handed
         self._guard = guard or TableGuard(router)
         self._watches: dict[str, list[Watch]] = {}  # by topic
-        self._chunks: deque[Chunk] = deque()  # that the stream has passed the watermark of
-        self._awaited = False  # a watermark came: where it stands must be in the store soon
-        self.changes = 0  # rows collected that are no backfill's
+        self._chunks: deque[Chunk] = deque()  # those whose watermark the stream has passed
+        self._awaited = False  # a watermark arrived: the store must have its position soon
+        self.changes = 0  # rows made of changes, without those of backfills and published messages
 
     @property
     def open(self) -> bool:
-        """A transaction has begun and not ended."""
+        """True while a transaction is open: after its Begin and before its Commit."""
         return self._begin is not None
 
     @property
     def position(self) -> Position:
-        """Of the last change read, or of the last one that the store has."""
+        """The position of the last change that was read, or the one that the store has if nothing newer was read."""
         begin = self._begin
         if begin is None or begin.commit_lsn is None:
             return self._position
@@ -86,7 +96,7 @@ class Collector:
 
     @property
     def waiting(self) -> bool:
-        """There is something to append, or somebody waits for the position."""
+        """True if there are rows or chunks to append, or if the store must soon have the position of a watermark."""
         return bool(self._batch.rows or self._batch.chunks or self._awaited)
 
     @property
@@ -94,7 +104,7 @@ class Collector:
         return self._batch.size
 
     def take(self) -> AppendBatch:
-        """Everything collected since the last take, with the position up to which it is complete."""
+        """Return everything that was collected since the last call, with the position up to which it is complete."""
         batch, self._batch = self._batch, AppendBatch()
         self._awaited = False
         batch.position, batch.end_lsn, batch.open = self.position, self.end_lsn, self.open
@@ -103,8 +113,14 @@ class Collector:
         return batch
 
     def add_reads(self, *, beside: bool) -> None:
-        """Chunks of backfills into the batch, behind the last transaction: up to READ_ROWS, or if they are not to go
-        `beside` changes, one into an empty batch.
+        """Move chunks whose watermark has passed into the batch, after the last transaction.
+
+        Nothing is moved while a transaction is open. An empty batch takes at least one chunk, however large.
+
+        Args:
+            beside: Whether a chunk may share its batch, up to READ_ROWS rows and READ_BYTES bytes. If not, a chunk is
+                added only to an empty batch.
+
         """
         while self._chunks and self._begin is None:
             full = self.rows + len(self._chunks[0].rows) > READ_ROWS or self.size > READ_BYTES
@@ -119,26 +135,36 @@ class Collector:
                 self._watches[chunk.watch.topic].remove(chunk.watch)
 
     def spill(self, xid: int, n: int, block: bytes) -> None:
-        """A block of a transaction in progress goes to the store with the next append."""
+        """Add block `n` of a transaction in progress to the batch, so that the next append stores it."""
         self._batch.spilled.append((xid, n, block))
         self._batch.size += len(block)
 
     @property
     def at_hand(self) -> tuple[AppendBatch, Begin | None]:
-        """What is collected, and the open transaction."""
+        """The batch as it is so far, and the Begin of the open transaction or None."""
         return self._batch, self._begin
 
     def unspill(self, xid: int) -> None:
-        """The blocks of that transaction are not needed when the next append is durable."""
+        """Let the next append delete the blocks of this transaction: they are not needed once it is durable."""
         self._batch.unspilled.append(xid)
 
     def idle(self, wal_end: int) -> None:
-        """The source has sent everything up to `wal_end`, and none of it is open or waits here."""
+        """Note that the source has sent everything up to the LSN `wal_end`.
+
+        Call it only while no transaction is open and nothing waits to be appended.
+        """
         self.end_lsn = max(self.end_lsn, wal_end)
         self._commit_time = None
 
     def feed(self, events: Iterable[Event]) -> None:
-        """Take events in their order. Raises DecodeError where that makes no sense."""
+        """Take events in their order.
+
+        Raises:
+            DecodeError: The order makes no sense, for example a change outside a transaction.
+            IdentityLost: A table that a consumer names has lost its replica identity.
+            OperatorNeeded: A column that a consumer needs was renamed or dropped.
+
+        """
         for event in events:
             if type(event) is Change:
                 self._ordinal += 1
@@ -157,7 +183,7 @@ class Collector:
         elif type(event) is Relation:
             self._guard.require_identity(event, self.position)
         elif type(event) is LogicalMessage and not event.transactional:
-            if event.prefix.startswith(TOPIC_PREFIX):  # in no transaction: no message, and no position
+            if event.prefix.startswith(TOPIC_PREFIX):  # it has no position, so it is dropped
                 self._refuse("published.outside", event, "it was not transactional, and is in no transaction")
         else:
             self._ordinal += 1
@@ -189,6 +215,7 @@ class Collector:
     # messages
 
     def _change(self, change: Change) -> None:
+        """Route a change, encode it, and add it to the batch for each consumer that takes or buries it."""
         relation = change.relation
         if relation is not self._relation or change.op != self._op:
             self._guard.require_columns(relation, self.position)
@@ -240,13 +267,17 @@ class Collector:
                 self._batch.barriers.extend(range(before, len(self._batch.rows)))
 
     def _note(self, change: Change, key: str | None, old_key: str | None) -> None:
-        """Rows of this key that backfills have read, and that are not in the log yet, may be stale now."""
+        """Note the keys in the watches of the table: rows of these keys that a backfill has read may be stale now."""
         begin = self._begin
         for watch in self._watches.get(change.relation.topic, ()):
             watch.note(change.op, (key, old_key), (begin and begin.xid) or 0)
 
     def _watermark(self, token: bytes) -> None:
-        """The stream has come to where a backfill began, or behind where it read a chunk. What is not known is past."""
+        """Take over the watch or chunk that a backfill handed over with this watermark.
+
+        The stream has reached the place where the backfill began, or a place after it read the chunk. A token that is
+        not known any more brings nothing, for example that of a chunk which the backfill took back.
+        """
         self._awaited = True
         handed = self._handed(token)
         if isinstance(handed, Watch):
@@ -256,7 +287,10 @@ class Collector:
             self._chunks.append(handed)
 
     def _published(self, event: LogicalMessage) -> None:
-        """A message that an application wrote into the WAL, if it is for a topic that anybody reads."""
+        """Add a message that an application wrote into the WAL, if a consumer lists its topic.
+
+        Watermarks of backfills arrive here, too. Messages with other prefixes are ignored.
+        """
         if event.prefix == WATERMARK_PREFIX:
             self._watermark(event.content)
         if not event.prefix.startswith(TOPIC_PREFIX):
@@ -285,18 +319,18 @@ class Collector:
                 self._give(reader, message, index)
 
     def _give(self, reader: Subscription, message: Published, index: int) -> None:
-        """Fan a published message out to a queue: now, later, or as a dead letter."""
+        """Fan a published message out to a queue or fifo consumer: at once, at a later time, or as a dead letter."""
         said = verdict(reader, message)
         if isinstance(said, Pass):
             return
         if isinstance(said, Take) and message.deliver_at is not None:
             self._batch.later.append((reader.consumer_id, index, said.key, message.deliver_at))
             if not reader.in_order:
-                return  # of the others waiting_rows() leaves the later ones out
+                return  # a fifo consumer keeps it in its group: waiting_rows() ends a run of messages there
         self._fan_out([(reader, said)], index)
 
     def _refuse(self, what: str, event: LogicalMessage, why: str) -> None:
-        """Count what is not delivered of the messages that applications wrote into the WAL, for the log and metrics."""
+        """Count a message of the WAL that is not delivered as it was written, for the log and the metrics."""
         self._batch.refused[what, event.prefix.removeprefix(TOPIC_PREFIX), why] += 1
 
     def _share(self, topic: str) -> bytes:
@@ -307,13 +341,14 @@ class Collector:
         return shared
 
     def _bury_oversized(self, plan: Route, key: str | None, index: int, size: int) -> tuple[int, ...]:
-        """Make dead letters of the plain consumers for which the message is too large, and give the other ones."""
+        """Bury the message for the plain consumers for which it is too large, and return the other plain consumers."""
         for consumer, limit in plan.limits:
             if size > limit:
                 self._batch.dead.append((consumer, index, oversized(size, limit), key))
         return tuple(consumer for consumer, limit in plan.limits if size <= limit)
 
     def _fan_out(self, wanted: list[tuple[Subscription, Take | Bury]], index: int) -> None:
+        """Add a message to the batch for these consumers, by their verdicts."""
         batch = self._batch
         for subscription, said in wanted:
             consumer = subscription.consumer_id
@@ -331,7 +366,7 @@ class Collector:
 
 
 def _wanted(special: Iterable[Subscription], message: Changed) -> list[tuple[Subscription, Take | Bury]]:
-    """The verdicts of those consumers that look closer, without those that pass the message over."""
+    """Return the verdicts of those consumers that take or bury the message."""
     found = []
     for subscription in special:
         said = verdict(subscription, message)

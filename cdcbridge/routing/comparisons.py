@@ -1,6 +1,7 @@
-"""The comparisons of a filter with literals: `record.status == 'paid'`, `op in ['insert', 'update']`. Pure.
+"""Find the comparisons of a filter with literals: `record.status == 'paid'`, `op in ['insert', 'update']`.
 
-It finds what can be judged without a row. It passes over everything else, for example `record.a + record.b > 5`.
+These can be judged without a row. All others are passed over, for example `record.a + record.b > 5`. The module is pure
+and never judges a comparison itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ class Literal(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """`variable` is `op`, `topic` or `key`, or the map of `member`, for example `record` of `status`."""
+    """A variable, an operator and literals, for example `record.status == 'paid'`.
+
+    Attributes:
+        variable: `op`, `topic`, `key`, or the map that has the member, for example `record`.
+        member: The name of the member, for example `status`. None: the variable has none.
+        operator: As if the variable were on the left: `5 < record.a` has `>`.
+        literals: One literal, or for `in` all literals of the list.
+
+    """
 
     variable: str
     member: str | None
@@ -54,7 +63,7 @@ def comparisons(source: str) -> Iterator[Comparison]:
 
 
 def _before(tokens: Sequence[str], end: int) -> tuple[str, str | None] | None:
-    """The variable that ends before this token, if it is the whole operand."""
+    """Return the variable that ends before this token, if it is the whole operand."""
     for length in (4, 3, 1):
         if (found := _variable(tokens[max(0, end - length) : end])) and end >= length:
             previous = tokens[end - length - 1] if end > length else ""
@@ -63,7 +72,7 @@ def _before(tokens: Sequence[str], end: int) -> tuple[str, str | None] | None:
 
 
 def _after(tokens: Sequence[str], start: int) -> tuple[str, str | None] | None:
-    """The variable that begins at this token, if it is the whole operand."""
+    """Return the variable that begins at this token, if it is the whole operand."""
     for length in (4, 3, 1):
         if found := _variable(tokens[start : start + length]):
             following = tokens[start + length : start + length + 1]
@@ -83,7 +92,7 @@ def _variable(tokens: Sequence[str]) -> tuple[str, str | None] | None:
 
 
 def _literal(tokens: Sequence[str], start: int) -> Literal | None:
-    """The literal that begins at this token, if it is the whole operand."""
+    """Return the literal that begins at this token, if it is the whole operand."""
     sign = tokens[start : start + 1] == ["-"]
     place = start + sign
     if place >= len(tokens) or (place + 1 < len(tokens) and tokens[place + 1] in _ARITHMETIC - {"?", ":"}):

@@ -1,7 +1,7 @@
-"""Messages and fan-out rows → bytes: `data`, and COPY's binary format. Pure.
+"""Encode messages and fan-out rows as bytes: the JSON text `data`, and rows in COPY's binary format.
 
-Source: PostgreSQL manual, "COPY", Binary Format. Binary, because it needs no escaping, and because the server
-parses neither timestamps nor LSNs.
+Source: PostgreSQL manual, "COPY", Binary Format. The format is binary because it needs no escaping, and because the
+server does not have to parse timestamps and LSNs. The module is pure and never sends a row itself.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from cdcbridge.changes.events import Row
 
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + b"\0" * 8
 COPY_TRAILER: Final = b"\xff\xff"
-ROW_HEAD: Final = 2  # bytes before the fields of a row: how many there are
-_NULL: Final = -1  # as the length of a field
+ROW_HEAD: Final = 2  # the bytes before the fields of a row, which hold the number of its fields
+_NULL: Final = -1  # the length of a field that is null
 _NULL_FIELD: Final = b"\xff\xff\xff\xff"
 _SEQ = struct.Struct("!HIq")
 _MESSAGE = struct.Struct("!IiIii")
-_READ = struct.Struct("!IiIi")  # ordinal and partition of a row that a backfill read; the rest follows
+_READ = struct.Struct("!IiIi")  # ordinal and partition of a row that a backfill read; its other fields follow
 _TRANSACTION = struct.Struct("!IqIqIq")
 _CHUNK_HEAD = struct.Struct("!HIiIq")
 _ARRAY_HEAD = struct.Struct("!iiIii")
 _LENGTH = struct.Struct("!I")
 _SIGNED_LENGTH = struct.Struct("!i")
-_NULL_LENGTH: Final = 0xFFFFFFFF  # that of a null without its sign
+_NULL_LENGTH: Final = 0xFFFFFFFF  # _NULL as an unsigned number
 _INT8_OID, _TEXT_OID = 20, 25
 
 MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn, xid, commit_time, old_key, reader"
@@ -36,24 +36,38 @@ CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
 COPY_MESSAGES: Final = f"copy messages ({MESSAGE_COLUMNS}) from stdin (format binary)"
 COPY_WAITING: Final = f"copy waiting ({CHUNK_COLUMNS}) from stdin (format binary)"
 COPY_SPILLED: Final = "copy spilled (xid, n, block) from stdin (format binary)"
-GAP_TOPIC: Final = "cdcbridge.gap"  # of the messages that tell of changes left behind
-# Messages per fan-out row of a large append: below TOAST's 2 KB, and a receive of 100 takes whole rows.
+GAP_TOPIC: Final = "cdcbridge.gap"  # the topic of gap messages, which report changes that are missing from the log
+# Messages per fan-out row of a large append. Such a row is below TOAST's 2 KB, and a receive of 100 takes whole rows.
 CHUNK_SIZE: Final = 50
-SMALL_APPEND: Final = 128  # up to here each message has a row of its own, so that concurrent receivers share them
+SMALL_APPEND: Final = 128  # messages; up to here each has a row of its own, so that concurrent receivers share them
 
 
 def encode_data(op: str, record: Row | None, old: Row | None, unchanged: Sequence[str]) -> bytes:
-    """The message's `data`, as JSON text."""
+    """Return the `data` of a message as JSON text."""
     return orjson.dumps({"op": op, "record": record, "old": old, "unchanged": unchanged})
 
 
 def shared_part(topic: str, commit_lsn: int, xid: int, commit_time: int) -> bytes:
-    """The columns that all messages of a topic share within a transaction; few have an old_key, and none a reader."""
+    """Return the columns that all messages of a topic share within a transaction, with a null `old_key` and `reader`.
+
+    Only a few messages have one of these two: see `with_old_key()` and `for_reader()`.
+    """
     return _sized(topic.encode()) + _TRANSACTION.pack(8, commit_lsn, 8, xid, 8, commit_time) + 2 * _NULL_FIELD
 
 
 def message_row(ordinal: int, key: bytes | None, partition: int, data: bytes, shared: bytes) -> bytes:
-    """One row for COPY messages (MESSAGE_COLUMNS), from the ordinal on; `shared` is its shared_part."""
+    """Return a row for COPY messages (MESSAGE_COLUMNS) from its ordinal on.
+
+    `message_rows()` adds the seq.
+
+    Args:
+        ordinal: The place of the change in its transaction.
+        key: The log's key, or None.
+        partition: The number of the key's partition.
+        data: The message's `data`.
+        shared: The result of `shared_part()` for the topic and the transaction.
+
+    """
     length = _LENGTH.pack(len(data))
     if key is None:
         return b"".join((_MESSAGE.pack(4, ordinal, 4, partition, _NULL), length, data, shared))
@@ -61,29 +75,38 @@ def message_row(ordinal: int, key: bytes | None, partition: int, data: bytes, sh
 
 
 def with_old_key(shared: bytes, old_key: str) -> bytes:
-    """The shared part for an update that took this key away."""
+    """Return the shared part for an update that changed the key from `old_key` to another one."""
     return shared[: -2 * len(_NULL_FIELD)] + _sized(old_key.encode()) + _NULL_FIELD
 
 
 def for_reader(shared: bytes, reader: int) -> bytes:
-    """The shared part for a message that is for one consumer alone."""
+    """Return the shared part for a message that is for one consumer alone, whose id is `reader`."""
     return shared[: -len(_NULL_FIELD)] + struct.pack("!Ii", 4, reader)
 
 
 def read_part(topic: str, commit_lsn: int, commit_time: int | None, reader: int) -> bytes:
-    """The shared part of rows that a backfill read for one consumer, behind a transaction."""
+    """Return the shared part of rows that a backfill read for the consumer `reader`.
+
+    The rows are placed after the transaction that committed at `commit_lsn`.
+    """
     time = _NULL_FIELD if commit_time is None else struct.pack("!Iq", 8, commit_time)
     lsn = struct.pack("!Iq", 8, commit_lsn)
     return _sized(topic.encode()) + lsn + _NULL_FIELD + time + _NULL_FIELD + struct.pack("!Ii", 4, reader)
 
 
 def read_row(ordinal: int, partition: int, fields: bytes, shared: bytes) -> bytes:
-    """One row for COPY messages, of a row that a backfill read: its key and its data as COPY gave them."""
+    """Return a row for COPY messages of a row that a backfill read.
+
+    `fields` has its key and data as COPY gave them.
+    """
     return _READ.pack(4, ordinal, 4, partition) + fields + shared
 
 
 class ReadRows(NamedTuple):
-    """Rows that a backfill read, for COPY messages, and of each its key, its partition and the bytes of its data."""
+    """Rows that a backfill read, as rows for COPY messages.
+
+    The other lists have the key, the partition and the size of the data in bytes of each row.
+    """
 
     rows: list[bytes]
     keys: list[str | None]
@@ -94,9 +117,17 @@ class ReadRows(NamedTuple):
 def read_rows(
     given: Sequence[bytes], stale: Container[str | None], ordinal: int, shared: bytes, partitions: int
 ) -> ReadRows:
-    """Rows of key and data as COPY gave them → rows for COPY messages, without those whose key is stale.
+    """Turn rows that a backfill read into rows for COPY messages, without those whose key is stale.
 
-    ordinal: of the first one. This is the way of most rows of a backfill, and as short as can be.
+    Most rows of a backfill are made here, so the loop is as short as it can be.
+
+    Args:
+        given: The key and data of each row, as COPY gave them.
+        stale: The keys of the rows to leave out. A row without a key is never left out.
+        ordinal: The ordinal of the first row of the result.
+        shared: The result of `read_part()`.
+        partitions: The number of partitions of the log.
+
     """
     found = ReadRows([], [], [], [])
     rows, keys, numbers, sizes = found
@@ -117,7 +148,17 @@ def read_rows(
 
 
 def read_fields(row: bytes, *, keyed: bool, sized: bool) -> tuple[bytes, bytes | None, bytes, str | None, int | None]:
-    """(key and data as COPY has them, key, data, the consumer's own key, bytes at least) of a backfill's row."""
+    """Split a row that a backfill read into its fields.
+
+    Args:
+        row: The fields as COPY gave them: key, data, and then those below.
+        keyed: Whether the consumer's own key follows.
+        sized: Whether the least size of a row that was not loaded follows, or null.
+
+    Returns:
+        The key and data as COPY gave them, the key, the data, the consumer's own key, and the least size in bytes.
+
+    """
     key, start = _field(row, 0)
     data, end = _field(row, start)
     own, behind = _field(row, end) if keyed else (None, end)
@@ -132,22 +173,28 @@ def read_fields(row: bytes, *, keyed: bool, sized: bool) -> tuple[bytes, bytes |
 
 
 def _field(row: bytes, start: int) -> tuple[bytes | None, int]:
-    """A field's value, and where the next one begins."""
+    """Return the value of the field that begins at `start`, and the place where the next one begins."""
     (length,) = _SIGNED_LENGTH.unpack_from(row, start)
     start += 4
     return (None, start) if length < 0 else (row[start : start + length], start + length)
 
 
 def published_row(topic: str, key: bytes | None, partition: int, data: bytes) -> bytes:
-    """The row of a published message, which has no position."""
+    """Return the row of a published message, which has no position."""
     fields = (None, struct.pack("!i", partition), key, data, topic.encode(), None, None, None, None, None)
     return b"".join([_NULL_FIELD if field is None else _sized(field) for field in fields])
 
 
 def message_rows(rows: Sequence[bytes], first: int, partitions: Sequence[int] = ()) -> bytes:
-    """The same rows, whole: with consecutive seqs from `first` on.
+    """Return complete rows for COPY messages, with consecutive seqs from `first` on.
 
-    `partitions`: of each row, where the table should hold a partition's rows beside each other, as groups read them.
+    Args:
+        rows: The rows, without their seqs.
+        first: The seq of the first row.
+        partitions: The partition of each row, if stream consumers read some of them. Then the rows are sorted by
+            partition, so that the table stores those of a partition together, as group members read them. Each row
+            keeps its seq.
+
     """
     pieces = [b""] * (2 * len(rows))
     pack = _SEQ.pack
@@ -164,9 +211,14 @@ def message_rows(rows: Sequence[bytes], first: int, partitions: Sequence[int] = 
 def chunk_rows(
     consumer_ids: Sequence[int], seqs: Sequence[int], keys: Sequence[str | None] | None, appended: int
 ) -> bytes:
-    """Rows for COPY waiting (CHUNK_COLUMNS): the messages `seqs`, rising, for each of the consumers.
+    """Return rows for COPY waiting (CHUNK_COLUMNS) that fan messages out to each of the consumers.
 
-    `appended`: how many messages the whole append has.
+    Args:
+        consumer_ids: The ids of the consumers.
+        seqs: The seqs of the messages, in rising order.
+        keys: The key of each message. None: the consumers use the log's keys.
+        appended: The number of messages in the whole append.
+
     """
     size = 1 if appended <= SMALL_APPEND else CHUNK_SIZE
     tails = []
@@ -179,7 +231,7 @@ def chunk_rows(
 
 
 def _sized(value: bytes) -> bytes:
-    """A field of a row: its length, its bytes."""
+    """Return a field of a row: its length, then its bytes."""
     return _LENGTH.pack(len(value)) + value
 
 

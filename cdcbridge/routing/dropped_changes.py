@@ -1,9 +1,10 @@
-"""Changes that wal2json drops for want of a replica identity: from where to where, by table. Pure.
+"""Keep account, by table, of the changes that wal2json drops because the table has no replica identity.
 
-wal2json leaves an UPDATE or DELETE of a table without a key out, and sends a warning in its place. The first one opens
-a gap: a message tells the consumers of that table where it begins, and all other changes go on. A session that finds
-the table with an identity again closes the gap with a second message. Both are kept in the store with the position.
-This module never decides that a change may go missing: it is missing already, and is told once.
+wal2json leaves out an UPDATE or DELETE of a table without a key, and sends a warning in its place. The first such
+warning opens a gap: a message to the consumers of that table reports where it begins, and all other changes continue. A
+session that finds the table with an identity again closes the gap with a second message. Each message is stored in one
+commit with the list of gaps and the position. The module is pure. It never decides that a change may be dropped: the
+change is missing already, and its gap is reported once.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ _KEY = "missing"
 
 @dataclass(slots=True, frozen=True)
 class Gap:
-    """The changes of one table are missing from the commit LSN `first` on.
+    """A gap in the changes of one table.
 
-    last: the LSN before which all of them committed; None while the gap is open.
+    Attributes:
+        first: The commit LSN of the first transaction of which a change is missing.
+        last: The LSN before which all transactions with missing changes committed. None: the gap is open.
+
     """
 
     first: int
@@ -38,35 +42,44 @@ class Missing:
     """The newest gap of each table, for example that of `public.scratch`."""
 
     def __init__(self, stored: dict[str, Any] | None = None) -> None:
+        """Begin with the gaps that `dump()` wrote, if there are any."""
         self._gaps = {topic: Gap(*ends) for topic, ends in (stored or {}).get(_KEY, {}).items()}
 
     def dump(self) -> dict[str, Any]:
-        """For the store, as JSON. The constructor reads it."""
+        """Return the gaps as JSON for the store.
+
+        The constructor reads it.
+        """
         return {_KEY: {topic: [gap.first, gap.last] for topic, gap in self._gaps.items()}}
 
     def tells(self, topic: str, commit_lsn: int) -> bool:
-        """Whether a gap message tells of a change of this table in the transaction that commits there."""
+        """Return whether a gap message covers changes of this table in the transaction that commits at `commit_lsn`."""
         gap = self._gaps.get(topic)
         return gap is not None and (gap.last is None or commit_lsn < gap.last)
 
     def open(self, topic: str, commit_lsn: int) -> int:
-        """Begin a gap; which one it is of those that begin with this transaction, from 0 on."""
+        """Begin a gap, and return its number among the gaps that begin with this transaction, from 0 on."""
         number = sum(gap.first == commit_lsn for other, gap in self._gaps.items() if other != topic)
         self._gaps[topic] = Gap(commit_lsn)
         return number
 
     def ended(self, unidentified: Collection[str]) -> list[str]:
-        """The tables with an open gap that have an identity again, or are gone."""
+        """Return the tables with an open gap that have an identity again, or were dropped.
+
+        Args:
+            unidentified: The tables that have no identity now.
+
+        """
         return [topic for topic, gap in self._gaps.items() if gap.last is None and topic not in unidentified]
 
     def close(self, topic: str, last: int) -> Gap:
-        """End the open gap of a table."""
+        """End the open gap of a table, and return it."""
         gap = self._gaps[topic] = Gap(self._gaps[topic].first, last)
         return gap
 
 
 def opening(topic: str, commit_lsn: int) -> dict[str, Any]:
-    """The record of the message that begins a gap."""
+    """Return the record of the message that begins a gap."""
     reason = (
         f"updates and deletes of {topic} are missing from here on, because it has no replica identity; another gap"
         " message tells where that ends"
@@ -75,17 +88,24 @@ def opening(topic: str, commit_lsn: int) -> dict[str, Any]:
 
 
 def closing(topic: str) -> str:
-    """The reason in the message that ends a gap."""
+    """Return the reason in the message that ends a gap."""
     return f"updates and deletes of {topic} between the two are missing, because it had no replica identity"
 
 
 def add_gap(
     batch: AppendBatch, begin: Begin, takers: Sequence[Subscription], record: dict[str, Any], number: int
 ) -> None:
-    """Add a gap message to the batch, where the stream is now.
+    """Add a gap message to the batch, at the place that the stream has reached.
 
-    takers: the consumers of the table. Nobody else gets it.
-    number: of the gap in its transaction. The ordinal is below 0, so no change has the same position.
+    Args:
+        batch: The batch that the collector is filling.
+        begin: The transaction in progress.
+        takers: The consumers that take updates or deletes of the table. No other queue or fifo consumer gets the
+            message.
+        record: The message's `record`.
+        number: The number of the gap within the transaction. The ordinal made of it is below 0, so no change has the
+            same position.
+
     """
     data = orjson.dumps({"op": "gap", "record": record, "old": None, "unchanged": []})
     shared = shared_part(GAP_TOPIC, begin.commit_lsn or 0, begin.xid or 0, begin.commit_time or 0)

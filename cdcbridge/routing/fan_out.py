@@ -1,7 +1,8 @@
-"""A batch's fan-out → rows for COPY: who gets which of its messages, with which keys. Pure.
+"""Turn a batch's fan-out into rows for COPY: which consumer gets which messages, with which keys.
 
-Queue consumers get rows that may leave the keys to the log; in-order (fifo) ones always have theirs beside, and a
-truncate stands in a row of its own: it is a barrier.
+Rows for queue consumers may leave the keys to the log. Rows for fifo consumers always have the keys. A truncate for
+them is in a row of its own, because it is a barrier. The module is pure and never decides which consumer gets a
+message.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from cdcbridge.routing.copy_format import chunk_rows
 
 
 def waiting_rows(batch: AppendBatch, first: int) -> bytes:
-    """Rows for COPY waiting (CHUNK_COLUMNS) of all but the barriers and what is delivered later.
+    """Return rows for COPY waiting (CHUNK_COLUMNS) for the fan-out of a batch.
 
-    `first`: the seq of the batch's first row.
+    Fifo consumers do not get their barriers and delayed messages here: `barrier_rows()` returns the barriers, and the
+    store inserts the delayed messages. The batch lists no delayed message of a queue consumer in its groups. `first` is
+    the seq of the batch's first row.
     """
     rows = []
     appended = len(batch.rows)
-    # A row of many messages must not go beyond one that has a row of its own.
+    # A row of many messages must not extend beyond a message that has a row of its own.
     alone = set(batch.barriers) | {index for _, index, _, _ in batch.later}
     for consumers, indexes, keys in _parts(batch):
         plain = tuple(c for c in consumers if c not in batch.in_order)
@@ -34,7 +37,7 @@ def waiting_rows(batch: AppendBatch, first: int) -> bytes:
 
 
 def barrier_rows(batch: AppendBatch, first: int) -> list[tuple[int, int]]:
-    """(consumer, seq) of each barrier that an in-order consumer gets."""
+    """Return (consumer id, seq) of each barrier that a fifo consumer gets."""
     if not batch.barriers:
         return []
     barriers = set(batch.barriers)
@@ -51,7 +54,10 @@ def barrier_rows(batch: AppendBatch, first: int) -> list[tuple[int, int]]:
 def between(
     numbers: Sequence[int], keys: Sequence[str | None], barriers: Collection[int]
 ) -> Iterator[tuple[list[int], list[str | None]]]:
-    """The runs of messages that have no barrier between them."""
+    """Yield the runs of messages that have no barrier between them, as (numbers, keys), without the barriers.
+
+    For example, the messages 1, 2, 3, 4 with the barrier 3 make the runs [1, 2] and [4].
+    """
     start = 0
     for place, number in enumerate(numbers):
         if number in barriers:
@@ -63,8 +69,9 @@ def between(
 
 
 def _parts(batch: AppendBatch) -> Iterator[tuple[tuple[int, ...], list[int], list[str | None] | None]]:
-    """Consumers that get the same messages, the messages, and their own keys. A consumer that stands in several
-    groups gets its messages once, in order.
+    """Yield (consumer ids, indexes of their messages, their own keys or None).
+
+    A consumer that is in several groups gets its messages once, in order.
     """
     merged: dict[int, list[int]] = {}
     seen: set[int] = set()

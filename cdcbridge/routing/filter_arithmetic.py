@@ -1,8 +1,8 @@
-"""One arithmetic for all numbers of a filter: `record.price * 1.5`, whether the price arrives as 3, 3.0 or 1.5. Pure.
+"""Give filters one arithmetic for all numbers: `record.price * 1.5`, whether the price arrives as 3, 3.0 or 1.5.
 
 CEL has no operation for an integer and a number with decimals. A numeric column holds both, for example 3 and 1.5, and
-the text of a JSON number alone tells them apart. So an operation of two integers is exact, as CEL has it, and any other
-operation of two numbers is that of doubles. This module must never change a result that CEL gives.
+only the text of the JSON number differs. Therefore an operation of two integers is exact, as in CEL, and any other
+operation of two numbers uses doubles. The module is pure, and must never change a result that CEL gives.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from cdcbridge.routing.filter_tree import Node
 
-_FAILED: Final = object()  # the library cannot hold it, and fails; an exception would be logged too
+# The library cannot hold it, so the expression fails. If an operation raised an exception, that would be logged, too.
+_FAILED: Final = object()
 _NUMBERS: Final = frozenset({int, float})
 _LEAST, _MOST = -(2**63), 2**64 - 1
 _TIME, _SPAN = dt.datetime, dt.timedelta
@@ -22,14 +23,21 @@ _SUMS: Final = frozenset(
     {(str, str), (bytes, bytes), (list, list), (_TIME, _SPAN), (_SPAN, _TIME), (_SPAN, _SPAN)}
 )  # fmt: skip
 _DIFFERENCES: Final = frozenset({(_TIME, _SPAN), (_TIME, _TIME), (_SPAN, _SPAN)})
-_NO_NUMBERS: Final = frozenset({"timestamp", "duration", "string", "bytes", "type"})  # what these functions give
+_NO_NUMBERS: Final = frozenset({"timestamp", "duration", "string", "bytes", "type"})  # functions that return no number
 _NAMES: Final = {"+": "plus__", "-": "minus__", "*": "times__", "/": "over__", "%": "modulo__"}
 
 
 def with_one_arithmetic(source: str, tree: Node | None) -> tuple[str, dict[str, Callable[[Any, Any], Any]]]:
-    """Write operations as calls: `times__(record.a, 1.5)`. Give the new source, and the functions that it calls.
+    """Write operations as calls: `record.a * 1.5` becomes `times__(record.a, 1.5)`.
 
-    The source stays as it is, with no functions, where no operation may have numbers of both kinds.
+    Args:
+        source: The expression.
+        tree: Its tree. None: the form of the expression is not known.
+
+    Returns:
+        The new source, and the functions that it calls, by name. If no operation can mix both kinds of numbers, the
+        source is unchanged and there are no functions.
+
     """
     used: set[str] = set()
     written = source if tree is None else _before_and_after(source, tree, _written(source, tree, used))
@@ -37,7 +45,7 @@ def with_one_arithmetic(source: str, tree: Node | None) -> tuple[str, dict[str, 
 
 
 def is_mixable(node: Node) -> bool:
-    """Whether it is an operation that may have an integer and a number with decimals."""
+    """Return whether the node is an operation that can have an integer and a number with decimals as its operands."""
     return node.kind == "binary" and node.word in _NAMES and not any(_is_no_number(part) for part in node.parts)
 
 
@@ -62,7 +70,7 @@ def _written(source: str, node: Node, used: set[str]) -> str:
 
 
 def _whole(number: int) -> Any:
-    """An integer of CEL, or a failure beyond 64 bits."""
+    """Return the integer if CEL can hold it in 64 bits, else a failure."""
     return number if _LEAST <= number <= _MOST else _FAILED
 
 
@@ -88,7 +96,10 @@ def _times(a: Any, b: Any) -> Any:
 
 
 def _over(a: Any, b: Any) -> Any:
-    """Divide. Two integers give an integer, cut off towards zero, as in CEL and in SQL: 3 / 2 is 1."""
+    """Divide.
+
+    Two integers give an integer, cut off towards zero, as in CEL and in SQL: 3 / 2 is 1.
+    """
     if type(a) not in _NUMBERS or type(b) not in _NUMBERS:
         return _FAILED
     if type(a) is int and type(b) is int:
@@ -102,7 +113,7 @@ def _over(a: Any, b: Any) -> Any:
 
 
 def _modulo(a: Any, b: Any) -> Any:
-    """Give the remainder of a division, with the sign of the number that is divided: -3 % 2 is -1."""
+    """Return the remainder of a division, with the sign of the number that is divided: -3 % 2 is -1."""
     if type(a) not in _NUMBERS or type(b) not in _NUMBERS or b == 0:
         return _FAILED
     if type(a) is int and type(b) is int:
@@ -111,7 +122,7 @@ def _modulo(a: Any, b: Any) -> Any:
 
 
 def _of_times(a: Any, b: Any, known: frozenset[tuple[type, type]], result: Callable[[], Any]) -> Any:
-    """Texts, lists, times and durations, which a column may hold too."""
+    """Add or subtract texts, lists, times and durations, which a column can hold, too."""
     try:
         return result() if (type(a), type(b)) in known else _FAILED
     except OverflowError:

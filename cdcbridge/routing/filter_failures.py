@@ -1,7 +1,7 @@
-"""Why a filter failed on a row: the part that failed, its values, and what to write instead. Pure.
+"""Explain why a filter failed on a row: the part that failed, its values, and the text to write instead.
 
-The library says "No such overload" and names neither the operation nor the values. This module must never raise: where
-it has no better words, it gives the library's own first line.
+The library reports "No such overload" and names neither the operation nor the values. The module is pure. It must never
+raise: where it has no better words, it returns the first line of the library's message.
 """
 
 from __future__ import annotations
@@ -39,14 +39,23 @@ _OF_TYPES: Final = (
 
 
 class Reason(NamedTuple):
-    """of_types: it fails on each row with values of these types, unlike int('x') or a division by zero."""
+    """Why a filter failed.
+
+    Attributes:
+        text: The reason, for people.
+        of_types: Whether it fails on each row with values of these types, unlike int('x') or a division by zero.
+
+    """
 
     text: str
     of_types: bool
 
 
 class Failed(Exception):
-    """What evaluate() raises: the library's message is its text."""
+    """The exception that `evaluate()` raises.
+
+    Its text is the library's message.
+    """
 
 
 Evaluate = Callable[[Node], Any]
@@ -59,10 +68,15 @@ def failure(
     field: str | None,
     operation: Reason | None,
 ) -> Reason:
-    """Why an expression failed on a row: the library's reason in words, and the values that it read.
+    """Return why an expression failed on a row: the library's reason in words, and the values that the expression read.
 
-    field: the name that a map did not have; None where the reason is another.
-    operation: what operation_reason() found.
+    Args:
+        message: The library's message.
+        tokens: The tokens of the expression.
+        environment: The value of each variable.
+        field: The name that a map did not have. None: the reason is another one.
+        operation: The result of `operation_reason()`.
+
     """
     values = ", ".join(_values(tokens, environment))
     of_types = field is not None or message.startswith(_OF_TYPES)
@@ -86,7 +100,10 @@ def failure(
 
 
 def failing_node(tree: Node, evaluate: Evaluate) -> Node:
-    """The innermost part that fails, of a tree that fails as a whole. evaluate: gives a part's value, or raises."""
+    """Return the innermost part that fails, in a tree that fails as a whole.
+
+    `evaluate` returns the value of a part, or raises Failed.
+    """
     for part in _evaluated(tree, evaluate):
         try:
             evaluate(part)
@@ -96,7 +113,11 @@ def failing_node(tree: Node, evaluate: Evaluate) -> Node:
 
 
 def _evaluated(node: Node, evaluate: Evaluate) -> Iterator[Node]:
-    """The parts that CEL evaluates by themselves. The body of a macro is not one: it has a variable of its own."""
+    """Yield the parts that CEL evaluates by themselves.
+
+    The body of a macro is left out, because it has a variable of its own. Only one branch of a ternary is included: the
+    one that its condition selects.
+    """
     if node.kind == "macro":
         yield node.parts[0]
     elif node.kind == "ternary":
@@ -108,7 +129,12 @@ def _evaluated(node: Node, evaluate: Evaluate) -> Iterator[Node]:
 
 
 def operation_reason(node: Node, source: str, evaluate: Evaluate) -> Reason | None:
-    """What is wrong with an operation, for example `record.a + 1`; None for a part of another kind."""
+    """Return the fault of an operation such as `record.a + 1`.
+
+    Returns:
+        The fault. None: the part is no operation, its operands fail themselves, or nothing is wrong with it.
+
+    """
     if node.kind not in ("binary", "unary", "ternary"):
         return None
     text = " ".join(node.text(source).split())
@@ -135,7 +161,7 @@ def operation_reason(node: Node, source: str, evaluate: Evaluate) -> Reason | No
 
 
 def _instead(node: Node, source: str, kinds: Sequence[str]) -> str:
-    """What to write instead of the operand that does not fit."""
+    """Return what to write instead of the operand that does not fit, or an empty text."""
     for part, kind, other in zip(node.parts, kinds, reversed(kinds), strict=True):
         operand = part.text(source)
         if kind == "null":
@@ -154,13 +180,13 @@ def _kind(value: Any) -> str:
 
 
 def _is_column(tokens: Sequence[str], field: str) -> bool:
-    """Whether the name is that of a column, which the row does not have at all."""
+    """Return whether the expression uses the name as a column of the row."""
     return any(tokens[at - 1] in (".", "[") and tokens[at - 2] in _ROW for at, token in enumerate(tokens)
                if at >= 2 and token.strip("'\"") == field)  # fmt: skip
 
 
 def _values(tokens: Sequence[str], environment: Mapping[str, Any]) -> Iterator[str]:
-    """`record.a is null`, once for each column that the expression reads."""
+    """Yield texts such as `record.a is null`, one for each column that the expression reads."""
     seen: set[str] = set()
     for at, token in enumerate(tokens[:-2]):
         if token not in _ROW or (at and tokens[at - 1] == ".") or tokens[at + 1] not in (".", "["):

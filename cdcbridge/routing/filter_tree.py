@@ -1,7 +1,8 @@
-"""The tree of a filter: `record.a * 1.5 > 1` is a comparison of a product with a number. Pure.
+"""Parse a filter into a tree: `record.a * 1.5 > 1` is a comparison of a product with a number.
 
-The CEL library gives no tree. The arithmetic of filters, the reasons of their failures, and `check` need one.
-This module must never refuse an expression that the library takes: it gives None for a form that it does not know.
+The CEL library gives no tree. The arithmetic of filters, the reasons of their failures, and `check` need one. The
+module is pure. It must never refuse an expression that the library takes: for a form that it does not know, it returns
+None.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-Token = tuple[str, int]  # the text and its place in the source
+Token = tuple[str, int]  # its text, and its place in the source
 _ORDER: Final = (
     ("||",),
     ("&&",),
@@ -19,16 +20,19 @@ _ORDER: Final = (
 )
 _MACROS: Final = frozenset({"all", "exists", "exists_one", "map", "filter"})
 _PAIRS: Final = {"(": ")", "[": "]", "{": "}"}
-_DEEPEST: Final = 200  # levels, far below Python's limit of recursion
+_DEEPEST: Final = 200  # levels, far below Python's recursion limit
 
 
 class Node(NamedTuple):
     """One part of an expression.
 
-    kind: binary, unary, ternary, name, number, string, list, map, call, macro, member or index.
-    word: the operator, the function's name, the member's name, or the token itself.
-    parts: the operands; for a call the object first, if there is one, and then the arguments.
-    start, end: its place in the source, without brackets around it.
+    Attributes:
+        kind: binary, unary, ternary, name, number, string, list, map, call, macro, member or index.
+        word: The operator, the name of the function or member, or the token itself.
+        parts: The operands. For a call: the object, if there is one, and then the arguments.
+        start: The place in the source where it begins, without parentheses around it.
+        end: The place in the source where it ends, without parentheses around it.
+
     """
 
     kind: str
@@ -41,14 +45,17 @@ class Node(NamedTuple):
         return source[self.start : self.end]
 
     def walk(self) -> Iterator[Node]:
-        """Give this node and all below it, the innermost first."""
+        """Yield this node and all nodes below it, the innermost first."""
         for part in self.parts:
             yield from part.walk()
         yield self
 
 
 def tree_of(tokens: Sequence[Token]) -> Node | None:
-    """Read the tokens of an expression. None for a form that is not known here."""
+    """Parse the tokens of an expression.
+
+    Return None for a form that is not known here.
+    """
     reader = _Reader(tokens)
     try:
         node = reader.expression(0)
@@ -77,7 +84,7 @@ class _Reader:
 
     @property
     def end(self) -> int:
-        """Where the token that was taken last ends."""
+        """The place where the token that was taken last ends."""
         text, start = self.tokens[self.at - 1]
         return start + len(text)
 
@@ -165,7 +172,10 @@ class _Reader:
         return Node("name", text, (), start, self.end)
 
     def items(self, opened: str, depth: int) -> tuple[Node, ...]:
-        """What stands between brackets; of a map keys and values in turn."""
+        """Return the nodes between brackets.
+
+        For a map, keys and values take turns.
+        """
         self.take(opened)
         closed, found = _PAIRS[opened], []
         while self.peek() != closed:

@@ -1,7 +1,8 @@
-"""Errors of CEL in words: which part of the filter failed, and what to write instead. Pure.
+"""Explain errors of CEL in plain words: which part of the filter is wrong, and the text to write instead.
 
-The library says `token recognition error at: '= '`; people need "write == to compare: record.status == 'paid'".
-This module must never raise: where it has no better words, it gives the library's own first line.
+The library reports `token recognition error at: '= '`, but people need "write == to compare: record.status == 'paid'".
+The module is pure. It must never raise: where it has no better words, it returns the first line of the library's
+message.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ _IN_SQL: Final = {
 
 
 def syntax_words(source: str, tokens: Sequence[str], error: str) -> str:
-    """What is wrong with an expression that CEL cannot parse, in one line."""
+    """Explain in one line why CEL cannot parse an expression.
+
+    Args:
+        source: The expression.
+        tokens: Its tokens.
+        error: The library's message.
+
+    """
     for said in (*_open_quotes(source), *_habits(source, tokens), *_brackets(source)):
         return one_line(said)
     found = _SYNTAX.search(error)
@@ -45,21 +53,27 @@ def syntax_words(source: str, tokens: Sequence[str], error: str) -> str:
 
 
 def variable_words(name: str, known: Sequence[str]) -> str:
-    """What to write instead of a variable that no filter has."""
+    """Explain what to write instead of a variable that filters do not have.
+
+    Args:
+        name: The unknown variable.
+        known: The variables that a filter knows.
+
+    """
     if name.lower() in _CONSTANTS:
         return f"unknown variable {name!r}: write {_CONSTANTS[name.lower()]}"
     return f"unknown variable {name!r}; a filter knows {', '.join(known)}. A column is record.{name}"
 
 
 def function_words(name: str) -> str:
-    """What to write instead of a function that CEL does not have."""
+    """Explain what to write instead of a function that CEL does not have."""
     if name.lower() in _IN_SQL:
         return f"unknown function {name!r}: {_IN_SQL[name.lower()]}"
     return f"unknown function {name!r}"
 
 
 def _habits(source: str, tokens: Sequence[str]) -> Iterator[str]:
-    """What people write who think in SQL, Python or JavaScript, with the place of the first such token."""
+    """Yield advice for habits from SQL, Python or JavaScript, for example `=` or `AND`, with the place of the token."""
     ends = _ends(source, tokens)
     for at, written in enumerate(tokens):
         word, after = written.lower(), tokens[at + 1] if at + 1 < len(tokens) else ""
@@ -132,7 +146,7 @@ def _open_quotes(source: str) -> Iterator[str]:
 
 
 def _brackets(source: str) -> Iterator[str]:
-    """A doubled quote, which CEL reads as two texts, and brackets that do not match."""
+    """Yield advice for a doubled quote, which CEL reads as two texts, and for brackets that do not match."""
     if re.search(r"'[^'\n]*''[^'\n]*'", source):
         yield 'write a quote inside a text as \\\' or put the text in "double quotes"'
     without = _TEXT.sub("", source)
@@ -152,7 +166,7 @@ def _ends(source: str, tokens: Sequence[str]) -> list[int]:
 
 
 def _operand(tokens: Sequence[str], end: int) -> str:
-    """The column or value before a token, for example record.status."""
+    """Return the column or value before a token, for example record.status."""
     if end >= 3 and tokens[end - 2] == ".":
         return "".join(tokens[end - 3 : end])
     if end >= 4 and tokens[end - 1] == "]" and tokens[end - 3] == "[":

@@ -1,8 +1,9 @@
-"""Consumers' filters: CEL over `op`, `topic`, `key`, `record`, `old` and `meta`, with three answers.
+"""Evaluate consumers' filters: CEL over `op`, `topic`, `key`, `record`, `old` and `meta`, with three answers.
 
-A filter that reads a column which the WAL did not carry cannot be decided, and an undecided message is delivered.
-Pure. CEL itself is the library's; what is ours is knowing which columns an expression reads, and whether the WAL
-had them. Source: the CEL language definition, "Syntax" and "Evaluation".
+The answers are true, false and undecidable. A filter is undecidable if its result depends on a column that the WAL did
+not carry. Then the message is delivered. The library evaluates CEL. This module finds out which columns an expression
+reads, and whether the WAL carried them. Source: the CEL language definition, "Syntax" and "Evaluation". The module is
+pure.
 """
 
 from __future__ import annotations
@@ -33,15 +34,20 @@ _TOKEN: Final = re.compile(
     r"""|(?P<mark>==|!=|&&|\|\||<=|>=|[^\s])""",
     re.DOTALL,
 )
-_PANIC: Final = "PanicException"  # what a bug in the library raises: no Exception, and no reason to stop
+# A bug in the library raises it. It is no subclass of Exception, and must not stop the bridge.
+_PANIC: Final = "PanicException"
 _MACROS: Final = frozenset({"all", "exists", "exists_one", "map", "filter"})
 _NULL_TESTS: Final = frozenset({("==", "null"), ("!=", "null")})
 
 
 class FilterError(Exception):
-    """The expression failed on values that are there: the message becomes a dead letter.
+    """The error of an expression that failed on values that the message has.
 
-    of_types: it fails on each row with values of these types.
+    The message becomes a dead letter.
+
+    Attributes:
+        of_types: Whether it fails on each row with values of these types.
+
     """
 
     def __init__(self, message: str, *, of_types: bool = False) -> None:
@@ -51,7 +57,14 @@ class FilterError(Exception):
 
 @dataclass(slots=True)
 class _Reads:
-    """What an expression reads of one map: columns by name, columns only tested with has(), the map as a whole."""
+    """The columns that an expression reads from one map.
+
+    Attributes:
+        columns: The columns that it reads by name.
+        tested: The columns that it only tests with has().
+        whole: Whether it reads the map as a whole, for example `size(record)`.
+
+    """
 
     columns: set[str] = field(default_factory=set)
     tested: set[str] = field(default_factory=set)
@@ -59,7 +72,10 @@ class _Reads:
 
 
 class Filter:
-    """One compiled expression. Raises ValueError for what is no usable CEL."""
+    """One compiled expression.
+
+    Creating one raises ValueError if the source is not valid CEL, or uses an unknown variable or function.
+    """
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -90,19 +106,29 @@ class Filter:
 
     @property
     def variables(self) -> frozenset[str]:
-        """The variables that it reads: some of VARIABLES."""
+        """The variables that the expression reads, out of VARIABLES."""
         return VARIABLES & frozenset(self._program.variables())
 
     @property
     def record_columns(self) -> frozenset[str] | None:
-        """The columns of `record` that it reads; None where it may read all of them."""
+        """The columns of `record` that the expression reads.
+
+        None: it may read all of them.
+        """
         reads = self._reads["record"]
         return None if reads.whole else frozenset(reads.columns | reads.tested)
 
     def wants(self, environment: dict[str, Any], unchanged: Sequence[str] = ()) -> bool:
-        """Whether the message is to be delivered; `unchanged` names columns that the WAL did not carry.
+        """Return whether the message is to be delivered: the filter is true, or cannot be decided.
 
-        `environment` has a value for each of VARIABLES. Raises FilterError.
+        Args:
+            environment: A value for each of VARIABLES.
+            unchanged: The columns that the WAL did not carry.
+
+        Raises:
+            FilterError: The expression failed on values that the message has, reads a value that CEL cannot hold, or
+                gives no boolean.
+
         """
         if type(environment["record"]) is PartialRow or type(environment["old"]) is PartialRow:
             self._refuse_unreadable(environment)
@@ -127,7 +153,7 @@ class Filter:
         return self._deciding.execute({**environment, **self._functions} if self._functions else environment)
 
     def _reason(self, message: str, environment: dict[str, Any], field: str | None) -> Reason:
-        """Find the part of the expression that failed, and say why."""
+        """Find the part of the expression that failed, and explain why."""
 
         def evaluate(node: Node) -> Any:
             if node not in self._parts:
@@ -147,7 +173,10 @@ class Filter:
         return failure(message, self._tokens, environment, field, operation)
 
     def _refuse_unreadable(self, environment: dict[str, Any]) -> None:
-        """Raise FilterError where it reads a value that CEL cannot hold. Others do not matter."""
+        """Raise FilterError if the expression reads a value that CEL cannot hold.
+
+        Other such values do not matter.
+        """
         for name, reads in self._reads.items():
             row = environment[name]
             if type(row) is PartialRow:
@@ -156,11 +185,20 @@ class Filter:
                         raise FilterError(f"a value that CEL cannot hold: {name}.{column}: {why}")
 
     def reads(self, name: str) -> frozenset[str]:
-        """The columns of `record` or of `old` that it names."""
+        """Return the columns of `record` or `old` that the expression names.
+
+        Args:
+            name: `record` or `old`.
+
+        """
         return frozenset(self._reads[name].columns | self._reads[name].tested)
 
     def missing(self, environment: dict[str, Any], unchanged: Sequence[str] = ()) -> frozenset[str]:
-        """The columns for lack of which a message that it wants is undecidable; none where the filter gives true."""
+        """Return the columns without which the filter cannot be decided, for a message that it wants.
+
+        A column is named like `record.amount`, and a map that is read as a whole like `record`. If the filter is true,
+        the result is empty.
+        """
         lacking = self._missing(environment, unchanged)
         try:
             decided = self._result(environment) is True
@@ -175,7 +213,10 @@ class Filter:
         )
 
     def _missing(self, environment: dict[str, Any], unchanged: Sequence[str]) -> dict[str, set[str]]:
-        """By map: the columns that the expression reads and the WAL did not carry ('*' where the map is read whole)."""
+        """Return the columns that the expression reads and the WAL did not carry, by map.
+
+        A map that is read as a whole has the column '*' if the WAL may not have carried all of it.
+        """
         record, old, op = environment["record"], environment["old"], environment["op"]
         missing: dict[str, set[str]] = {"record": set(), "old": set()}
         reads = self._reads["record"]
@@ -194,17 +235,24 @@ class Filter:
 
 
 def tokens_of(source: str) -> list[str]:
-    """The tokens of an expression, in order."""
+    """Return the tokens of an expression, in order."""
     return [text for text, _ in placed_tokens(source)]
 
 
 def placed_tokens(source: str) -> list[Token]:
-    """The tokens of an expression with their places, in order, without comments."""
+    """Return the tokens of an expression with their places, in order, without comments."""
     return [(match[0], match.start()) for match in _TOKEN.finditer(source) if match.lastgroup != "comment"]
 
 
 def refuse_on_leave(mode: str, source: str | None, operations: Sequence[str]) -> None:
-    """Raise ValueError where nobody could tell that a row leaves a consumer's filter."""
+    """Raise ValueError if `on_leave: delete` could not work: it must be possible to see that a row leaves the filter.
+
+    Args:
+        mode: The consumer's mode.
+        source: The consumer's filter, or None.
+        operations: The operations that the consumer takes.
+
+    """
     if mode == "stream":
         raise ValueError("a stream reads the log as it is: on_leave: delete cannot be given")
     if source is None:
@@ -218,7 +266,7 @@ def refuse_on_leave(mode: str, source: str | None, operations: Sequence[str]) ->
 
 
 def _macro_variables(tokens: list[str]) -> set[str]:
-    """The names that `list.exists(name, …)` and its like introduce."""
+    """Return the variables that macros such as `list.exists(name, …)` introduce."""
     return {
         tokens[i + 2] for i, token in enumerate(tokens[:-2]) if token in _MACROS and i and tokens[i - 1 : i] == ["."]
     }
@@ -244,10 +292,18 @@ def _reads(tokens: list[str], name: str) -> _Reads:
 
 
 class PartialRow(dict[str, Any]):
-    """A row without the columns whose values CEL cannot hold, for example a json number 1e400, and the reasons."""
+    """A row without the columns whose values CEL cannot hold, for example a json number 1e400.
+
+    Attributes:
+        unreadable: Why each of these columns is left out, by its name.
+
+    """
 
     def __init__(self, columns: Iterable[tuple[str, str | bytes]]) -> None:
-        """columns: names, and values as JSON texts."""
+        """Read the columns, given as names and values.
+
+        A value is JSON text.
+        """
         super().__init__()
         self.unreadable: dict[str, str] = {}
         for name, text in columns:
@@ -258,7 +314,10 @@ class PartialRow(dict[str, Any]):
 
 
 def natives(row: Mapping[str, Any] | None) -> Any:
-    """The row through JSON text, so that CEL sees what is inside numeric and json values."""
+    """Return the row after a conversion to JSON text and back, so that CEL sees inside numeric and json values.
+
+    If a value cannot be read back, the result is a PartialRow.
+    """
     try:
         return orjson.loads(orjson.dumps(row))
     except orjson.JSONDecodeError:

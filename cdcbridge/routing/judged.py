@@ -1,7 +1,8 @@
-"""The messages that a verdict is given on: a change as it arrives, and a message of the log. Pure.
+"""Define two kinds of messages that a verdict is given on: a change as it arrives, and a message of the log.
 
 The third kind is a message that an application wrote into the WAL, `logical_messages.Published`. A value that costs
-time is made when a verdict first needs it. For example, nobody encodes a change that all filters refuse.
+time is made when a verdict first needs it. For example, a change that all filters refuse is never encoded. The module
+is pure and never decides on a message: `verdict` does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ class Changed:
     __slots__ = ("_begin", "_change", "_data", "_environment", "_ordinal", "key", "old_key")
 
     def __init__(self, change: Change, key: str | None, old_key: str | None, begin: Begin | None, ordinal: int) -> None:
-        """Take the change, with the log's keys of the row after it and before it, and its place in the WAL."""
+        """Take the change and its place in the WAL.
+
+        Args:
+            change: The change.
+            key: The log's key of the row after the change.
+            old_key: The log's key of the row before the change, if the WAL carried the old row.
+            begin: The transaction, or None.
+            ordinal: The place of the change in the transaction.
+
+        """
         self._change = change
         self._begin = begin
         self._ordinal = ordinal
@@ -36,7 +46,7 @@ class Changed:
 
     @property
     def of_table(self) -> bool:
-        """A filter applies to it."""
+        """True: filters apply to every change."""
         return True
 
     @property
@@ -54,15 +64,15 @@ class Changed:
 
     @property
     def size(self) -> int:
-        """The bytes of its `data`."""
+        """The number of bytes of its `data`."""
         return len(self.data)
 
     def own_key(self, columns: Sequence[str]) -> str | None:
-        """The key that these columns make."""
+        """Return the key that these columns make."""
         return key_text(self._change.record, columns)
 
     def environment(self) -> tuple[dict[str, Any], Sequence[str]]:
-        """The values that a filter reads of it, and the columns that the WAL did not carry."""
+        """Return the values of a filter's variables, and the columns that the WAL did not carry."""
         if self._environment is None:
             self._environment = self._read()
         return self._environment, self._change.unchanged
@@ -86,18 +96,26 @@ class Changed:
         }
 
     def row_that_left(self) -> Row:
-        """The row as a delete of it has it: whole under REPLICA IDENTITY FULL, else the identity's columns."""
+        """Return the row as a delete of it has it: whole under REPLICA IDENTITY FULL, else the identity's columns."""
         return _that_left(self._change.record, self._change.old, self.identity)
 
 
 class Logged(NamedTuple):
-    """A message of the log, or a row that a backfill is about to put there: its `data` as JSON text, and the rest.
+    """A message of the log, or a row that a backfill is about to put there.
 
-    old_key: the log's key of the row before the update, if that was another one.
-    its_key: the key that the consumer's own columns make, where it names some.
-    identity: the columns of the table's replica identity, where they are known.
-    size: the bytes of `data` as the store counts them.
-    least: the bytes that a row has at least, where it was not loaded because of that. Then `text` is a part of it.
+    Attributes:
+        text: The message's `data` as JSON text.
+        topic: The message's topic.
+        key: The log's key.
+        commit_lsn: The commit LSN of the message's position. None: it has no position.
+        ordinal: The ordinal of the message's position.
+        xid: The transaction. None: not known, as for rows of backfills.
+        old_key: The log's key of the row before the update, if that was another one.
+        its_key: The key that the consumer's own columns make, if it names some.
+        identity: The columns of the table's replica identity, if they are known.
+        size: The number of bytes of `data`, as the store counts them.
+        least: The least number of bytes of a row that was too large to be loaded. Then `text` has only a part of it.
+
     """
 
     text: str | bytes
@@ -114,15 +132,23 @@ class Logged(NamedTuple):
 
     @property
     def of_table(self) -> bool:
-        """A filter applies to it. Published messages, whose topics have no dot, and gap messages reach everybody."""
+        """True if filters apply to the message.
+
+        They do not apply to published messages, whose topics have no dot, nor to gap messages.
+        """
         return "." in self.topic and self.topic != GAP_TOPIC
 
     def own_key(self, columns: Sequence[str]) -> str | None:  # noqa: ARG002 - the store has made it of these
-        """The key that the consumer's columns make."""
+        """Return the key that the consumer's columns make."""
         return self.its_key
 
     def environment(self) -> tuple[dict[str, Any], Sequence[str]]:
-        """The values that a filter reads of it, and the columns that the WAL did not carry. Raises FilterError."""
+        """Return the values of a filter's variables, and the columns that the WAL did not carry.
+
+        Raises:
+            FilterError: CEL cannot hold a value of the message, and no row is left without it.
+
+        """
         try:
             data: dict[str, Any] = orjson.loads(self.text)
         except orjson.JSONDecodeError as error:
@@ -134,24 +160,42 @@ class Logged(NamedTuple):
         return environment, environment.pop("unchanged")
 
     def row_that_left(self) -> Row:
-        """The row as a delete of it has it, as of a change. Values stay the texts that they are."""
+        """Return the row as a delete of it has it, as for a change.
+
+        Values remain the JSON texts that they are.
+        """
         parts = dict(members(_as_text(self.text)))
         old = None if parts["old"] == "null" else _row(parts["old"])
         return _that_left(_row(parts["record"]), old, self.identity)
 
 
 def known_before(record: Row, old: Row | None, identity: Collection[str]) -> Row:
-    """The known columns of the row before an update. Without `old` the identity's columns did not change."""
+    """Return the columns that are known of the row before an update.
+
+    Without `old`, the update did not change the columns of the identity, so these are known from the row after it.
+
+    Args:
+        record: The row after the update.
+        old: The row before the update as far as the WAL carried it, or None.
+        identity: The columns of the table's replica identity.
+
+    """
     return {name: value for name, value in record.items() if name in identity} if old is None else old
 
 
 def _that_left(record: Row | None, old: Row | None, identity: Collection[str]) -> Row:
-    """The row before the update. Where no identity is known, for example of a table that is gone, the row after it."""
+    """Return the row before the update.
+
+    If no identity is known, for example for a table that was dropped, the result is the row after the update.
+    """
     return known_before(record or {}, old, identity) or record or {}
 
 
 def _readable(text: str | bytes, error: orjson.JSONDecodeError) -> dict[str, Any]:
-    """What can be read of `data`: a filter may do without the rest. Raises FilterError where no row is left."""
+    """Return the readable parts of `data`, because a filter may not need the rest.
+
+    Raise FilterError if no row is left.
+    """
     try:
         parts = dict(members(_as_text(text)))
         rows = {name: PartialRow(members(parts[name])) if parts[name] != "null" else None for name in ("record", "old")}

@@ -1,6 +1,7 @@
-"""Messages that applications write into the WAL: what stands in pg_logical_emit_message → key and data. Pure.
+"""Read the messages that applications write into the WAL with pg_logical_emit_message.
 
-Anybody may write anything there: what cannot be read is told, and never raised.
+A message has a key, data and sometimes a time. Any application may write anything there. Therefore content that cannot
+be read is reported as malformed, and never raises an error. The module is pure.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ _TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]|[^\s",:{}\[\]]+')
 
 @dataclass(frozen=True)
 class Published:
-    """A message's key and its data as JSON text; or what is wrong with it, and then its content as a JSON text."""
+    """A message that an application wrote into the WAL.
+
+    Attributes:
+        key: The message's key, or None.
+        record: The message's data as JSON text. If the message is malformed: its whole content, as a JSON string.
+        malformed: Why the message cannot be read. None: nothing is wrong with it.
+        deliver_at: The time before which it must not be delivered, in ISO 8601. None: at once.
+
+    """
 
     key: str | None
     record: bytes
@@ -34,26 +43,30 @@ class Published:
 
     @cached_property
     def data(self) -> bytes:
-        """The message's `data`. What is malformed says so: a stream has no dead letters, and reads the log as it is."""
+        """The message's `data` as JSON text.
+
+        For a malformed message it has the reason, too, because a stream has no dead letters and reads the log as it is.
+        """
         why = b"" if self.malformed is None else b',"malformed":' + orjson.dumps(self.malformed)
         return b'{"op":"message","record":%b,"old":null,"unchanged":[]%b}' % (self.record, why)
 
     @property
     def size(self) -> int:
-        """The bytes of its `data`."""
+        """The number of bytes of its `data`."""
         return len(self.data)
 
     def own_key(self, columns: Sequence[str]) -> str | None:
-        """The key that these members of the data make, as columns of a row would."""
+        """Return the key that these members of the message's data make, as columns of a row would."""
         if not self.record.startswith(b"{"):
             return None
         return key_text({name: orjson.Fragment(value) for name, value in members(self.record.decode())}, columns)
 
 
 def read_published(content: bytes) -> Published:
-    """`{"key": "42", "data": …}` → the message. The key may be a text, a number or null; data is any JSON value.
+    """Read a message such as `{"key": "42", "data": {"total": 99}}`.
 
-    `deliver_at` is null, or a text such as "2026-05-01T10:00:00Z".
+    The key may be a text, a number or null, and `data` is any JSON value. A third member `deliver_at` may be null, or a
+    time such as "2026-05-01T10:00:00Z".
     """
     try:
         parsed = _parsed(content)
@@ -62,7 +75,7 @@ def read_published(content: bytes) -> Published:
     if not isinstance(parsed, dict) or "data" not in parsed or not parsed.keys() <= _MEMBERS:
         return _malformed(content, 'expected {"key": ..., "data": ..., "deliver_at": ...}')
     parts = dict(members(content.decode()))
-    # A newline is legal between tokens only: a message stays on one line.
+    # A newline is legal only between tokens, so spaces can replace it: the message then fits on one line.
     parts["data"] = parts["data"].replace("\n", " ").replace("\r", " ")
     key = parsed.get("key")
     if isinstance(key, bool | dict | list):
@@ -78,7 +91,10 @@ def read_published(content: bytes) -> Published:
 
 
 def _time(value: object) -> str | None:
-    """A member's time. Raises ValueError for one that is no text, no time, or names no zone."""
+    """Return a member's time.
+
+    Raise ValueError if it is no text or no time, or names no time zone.
+    """
     if value is None:
         return None
     found = datetime.fromisoformat(value) if isinstance(value, str) else None
@@ -88,9 +104,13 @@ def _time(value: object) -> str | None:
 
 
 def _parsed(content: bytes) -> object:
-    """The content, by orjson; by Python's parser what PostgreSQL takes and orjson refuses, such as 1e400.
+    """Parse the content.
 
-    Raises orjson.JSONDecodeError.
+    PostgreSQL accepts some content that orjson refuses, such as 1e400. Python's parser reads that.
+
+    Raises:
+        JSONDecodeError: The content is not JSON. The class is orjson's.
+
     """
     try:
         return orjson.loads(content)
@@ -108,7 +128,7 @@ _JSON: Final = json.JSONDecoder(parse_constant=_refuse, parse_int=str, parse_flo
 
 
 def _is_text(value: str) -> bool:
-    """Whether PostgreSQL can hold it."""
+    """Return whether PostgreSQL can hold the text."""
     try:
         return b"\0" not in value.encode()
     except UnicodeEncodeError:
@@ -116,12 +136,15 @@ def _is_text(value: str) -> bool:
 
 
 def _malformed(content: bytes, reason: str) -> Published:
-    # With escapes instead of characters: the store's encoding may lack U+FFFD.
+    # Escapes replace characters, because the store's encoding may not have U+FFFD.
     return Published(None, json.dumps(content.decode(errors="replace")).encode(), reason)
 
 
 def members(text: str) -> Iterator[tuple[str, str]]:
-    """The members of a JSON object, each value as it is written: data is not to go through a Python number."""
+    """Yield the members of a JSON object as (name, value).
+
+    A value is the text that was written, because data must not pass through a Python number.
+    """
     position = _past_space(text, text.index("{") + 1)
     while text[position] != "}":
         end = _value_end(text, position)
@@ -137,7 +160,10 @@ def members(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _value_end(text: str, start: int) -> int:
-    """Where the value that begins there ends. Counts braces: a parser would fail on 1,000 nested lists."""
+    """Return the place where the value that begins at `start` ends.
+
+    The function counts braces and brackets, because a parser would fail on 1,000 nested lists.
+    """
     depth = 0
     for token in _TOKEN.finditer(text, start):
         depth += (token[0] in "{[") - (token[0] in "}]")

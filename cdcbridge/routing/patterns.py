@@ -1,7 +1,7 @@
-"""Match tables with a consumer's `tables`: `public.orders`, `sales.*`, `sales.o_*`, less `!sales.tmp_*`. Pure.
+"""Match tables with a consumer's `tables`: `public.orders`, `sales.*`, `sales.o_*`, without `!sales.tmp_*`.
 
-A pattern is compared with `schema.table`; `*` stands for any characters. A table that one pattern leaves
-out stays out, whatever the order of the patterns.
+A pattern is compared with `schema.table`, and `*` matches any characters. A table that one pattern excludes is not
+taken, in any order of the patterns. The module is pure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SPECIAL: Final = re.compile(r"[\\%_]")
 
 
 def refuse_bad_patterns(patterns: Sequence[str]) -> None:
-    """Raise ValueError for what is no list of patterns."""
+    """Raise ValueError if an entry is not a valid pattern, or if all of them only exclude tables."""
     for pattern in patterns:
         schema, dot, table = pattern.removeprefix("!").partition(".")
         if not (schema and dot and table):
@@ -29,27 +29,27 @@ def refuse_bad_patterns(patterns: Sequence[str]) -> None:
 
 
 def taken(patterns: Iterable[str]) -> list[str]:
-    """Those that take tables."""
+    """Return the patterns that take tables."""
     return [pattern for pattern in patterns if not pattern.startswith("!")]
 
 
 def left_out(patterns: Iterable[str]) -> list[str]:
-    """Those that leave tables out, without their exclamation mark."""
+    """Return the patterns that exclude tables, without their exclamation mark."""
     return [pattern[1:] for pattern in patterns if pattern.startswith("!")]
 
 
 def is_name(pattern: str) -> bool:
-    """It names one table."""
+    """Return whether the pattern names one table."""
     return "*" not in pattern
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Whether a pattern, without exclamation mark, takes `schema.table`."""
+    """Return whether a pattern, without exclamation mark, matches `schema.table`."""
     return _compiled(pattern).fullmatch(topic) is not None
 
 
 def take(patterns: Iterable[str], topic: str) -> bool:
-    """Whether the patterns take `schema.table`."""
+    """Return whether the patterns take `schema.table`."""
     found = False
     for pattern in patterns:
         if pattern.startswith("!"):
@@ -61,9 +61,10 @@ def take(patterns: Iterable[str], topic: str) -> bool:
 
 
 def whole(patterns: Iterable[str]) -> list[str]:
-    """The tables and schemas to publish for them: names, `schema.*` and `*.*`.
+    """Return the names to publish for these patterns: tables, `schema.*` and `*.*`.
 
-    A publication can have a table or all of a schema. So `sales.o_*` needs all of sales, and routing does the rest.
+    A publication can have a table, or all tables of a schema. For example, `sales.o_*` needs all of sales, and routing
+    drops the changes of its other tables.
     """
     patterns = list(patterns)
     found = []
@@ -77,12 +78,15 @@ def whole(patterns: Iterable[str]) -> list[str]:
 
 
 def without(patterns: Iterable[str], published: Collection[str]) -> tuple[str, ...]:
-    """The patterns less those whose table or schema is in `published`: `sales.o_*` goes where that has `sales.*`."""
+    """Return the patterns without those that need one of the names in `published`.
+
+    For example, `sales.o_*` needs `sales.*`, so it is removed if `published` contains `sales.*`.
+    """
     return tuple(p for p in patterns if p not in published and not set(whole([p])) & set(published))
 
 
 def like(pattern: str) -> str:
-    """The pattern as SQL's LIKE has it."""
+    """Return the pattern as SQL's LIKE takes it."""
     return _SPECIAL.sub(r"\\\g<0>", pattern).replace("*", "%")
 
 

@@ -1,7 +1,7 @@
-"""What was not delivered of the messages that applications wrote into the WAL, in the bridge's log.
+"""Log the messages that applications wrote into the WAL and that were not delivered as they were written.
 
-Counts come with batches that are durable. Says each kind for a topic once a minute at most: an application may write
-thousands a second.
+The counts arrive with batches that are durable. Messages of the same event, topic and reason are one kind. Each kind is
+logged at most once a minute, because an application may write thousands of messages a second.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ log = structlog.get_logger()
 
 
 class Refused:
-    """What was said when, and what has yet to be said."""
+    """The counts that are not logged yet, and the times before which each kind must not be logged again."""
 
     def __init__(self) -> None:
         self._next: dict[tuple[str, str, str], float] = {}
         self._untold: Counter[tuple[str, str, str]] = Counter()
 
     def tell(self, batch: AppendBatch) -> None:
-        """Log what the batch counted, for example `published.malformed topic=invoices reason=… messages=3`."""
+        """Log the counts of a batch, for example `published.malformed topic=invoices reason=… messages=3`.
+
+        A count that must not be logged yet is kept. The first batch after the minute that has a message of the same
+        kind logs both.
+        """
         if not batch.refused:
             return
         self._untold.update(batch.refused)

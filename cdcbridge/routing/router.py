@@ -1,4 +1,8 @@
-"""Which consumers want which change. Pure; costs by the consumers that match a table, not by those declared."""
+"""Find the consumers that want a change.
+
+The costs depend on the consumers that match a table, not on all that are declared. The module is pure and never reads
+the change itself: `verdict` does.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,21 @@ from cdcbridge.routing.patterns import is_name, take, taken, whole
 from cdcbridge.routing.subscription import Subscription
 
 OPERATIONS: Final = ("insert", "update", "delete", "truncate")
-IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.event_trigger); never captured, either
+IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.event_trigger); it is never captured
 
 
 @dataclass(slots=True, frozen=True)
 class Route:
-    """Who gets one operation of one table: `plain` consumers all alike, `special` ones after a closer look; `streams`
-    read the log itself. `limits`: what the `plain` ones take at most, in bytes of `data`.
+    """The consumers that get one operation of one table.
+
+    Attributes:
+        plain: The ids of the queue and fifo consumers that take every message as it is.
+        special: The queue and fifo consumers that need a verdict on each message, because of a filter or a key of their
+            own.
+        streams: The ids of the stream consumers, which read the log itself.
+        limits: For each plain consumer its id, and the most bytes of `data` that it takes.
+        smallest_limit: The least of these limits, in bytes.
+
     """
 
     plain: tuple[int, ...]
@@ -29,7 +41,10 @@ class Route:
 
 
 class Router:
-    """Plans by relation and operation. `own_schema` is never taken."""
+    """The plans of all tables, by relation and operation.
+
+    Tables of the schema `own_schema` are never taken.
+    """
 
     def __init__(self, subscriptions: Iterable[Subscription], own_schema: str = "cdcbridge") -> None:
         self._own_schema = own_schema
@@ -52,9 +67,9 @@ class Router:
         self._plans: dict[tuple[Relation, str], Route | None] = {}
 
     def subscriptions(self, schema: str, table: str) -> list[Subscription]:
-        """All consumers of a table, each once, whatever the operation.
+        """Return all consumers of a table, each once, whichever operations they take.
 
-        A schema whose name has a dot has none: the topic of "a.b"."c" would be that of "a"."b.c".
+        A table of a schema with a dot in its name has none: the topic of "a.b"."c" would be that of "a"."b.c".
         """
         if schema in (self._own_schema, IDENTITY_SCHEMA) or "." in schema:
             return []
@@ -66,11 +81,11 @@ class Router:
         return found
 
     def readers(self, topic: str) -> list[Subscription]:
-        """All consumers of a published topic."""
+        """Return all consumers of a published topic."""
         return self._by_topic.get(topic, [])
 
     def plan(self, relation: Relation, operation: str) -> Route | None:
-        """The plan, or None where nobody wants this operation of this relation."""
+        """Return the plan, or None if no consumer wants this operation of this relation."""
         try:
             return self._plans[relation, operation]
         except KeyError:

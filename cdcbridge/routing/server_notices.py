@@ -1,7 +1,8 @@
-"""The server's notices in the stream. wal2json reports the changes that it drops in this way, and only so.
+"""Handle the server's notices in the stream.
 
-Each notice is heeded before the next message of the stream is decoded, so that its gap message is in the same append.
-This module never stops the stream because of a table: the changes of all other tables go on.
+wal2json reports a change that it drops only by such a notice. Each notice is handled before the next message of the
+stream is decoded, so that its gap message is in the same append. This module never stops the stream because of a table:
+the changes of all other tables continue.
 """
 
 from __future__ import annotations
@@ -24,12 +25,7 @@ log = structlog.get_logger()
 
 
 class Notices:
-    """Takes notices from the stream, and opens a gap for the table of a dropped change.
-
-    find: the relation of (schema, table, action) as of the transaction that is decoded; None where nobody takes it.
-    left_out: tables that are known to have no identity.
-    missing: the gaps that are told already.
-    """
+    """The handler of the stream's notices: it opens a gap for the table of each dropped change."""
 
     def __init__(
         self,
@@ -39,26 +35,38 @@ class Notices:
         left_out: Collection[str],
         missing: Missing,
     ) -> None:
+        """Begin with the gaps that are reported already.
+
+        Args:
+            collector: Collects the stream. The gap message is added to its batch.
+            router: Knows the consumers of each table.
+            find: Returns the relation of (schema, table, action) as the transaction in progress has it. None: the table
+                is not captured.
+            left_out: The tables that are known to have no identity.
+            missing: The gaps that are reported already.
+
+        """
         self._collector = collector
         self._router = router
         self._find = find
         self._left_out = left_out
         self._missing = missing
         self._waiting: list[str] = []
-        self.reason = ""  # to start the session anew, once the gap message is in the store
+        self.reason = ""  # why the session must start anew, once the gap message is in the store
 
     def note(self, message: str) -> None:
-        """Keep a notice until the stream goes on. It is called in the middle of a call of libpq."""
+        """Keep a notice until the stream continues. libpq calls this in the middle of another call."""
         self._waiting.append(message)
 
     def heeded(self, messages: Iterator[bytes]) -> Iterator[bytes]:
-        """The stream's messages, with each notice heeded where it stands."""
+        """Yield the stream's messages, and handle each notice at its place between them."""
         for message in messages:
             if self._waiting:
                 self._heed()
             yield message
 
     def _heed(self) -> None:
+        """Open a gap for each notice of a dropped change that a consumer takes, and log notices of other kinds."""
         for message in self._waiting:
             match = _DROPPED.search(message)
             if match is None:
@@ -70,6 +78,7 @@ class Notices:
         self._waiting.clear()
 
     def _tell(self, relation: Relation, operation: str) -> None:
+        """Add a gap message for the table to the batch and log the gap, unless an earlier message covers the change."""
         batch, begin = self._collector.at_hand
         topic = relation.topic
         if begin is None or begin.commit_lsn is None:

@@ -1,6 +1,7 @@
-"""What routing needs of a consumer: built from its stored settings, dumped as JSON and loaded again. Pure.
+"""Define a subscription: the part of a consumer's settings that routing needs.
 
-The one place that does so. It must never read a store: `cdcbridge.store.consumers` reads the rows.
+It is built from stored settings, dumped as JSON and loaded again, all of that only here. The module is pure and must
+never read a store: `cdcbridge.store.consumers` reads the rows.
 """
 
 from __future__ import annotations
@@ -13,9 +14,22 @@ from cdcbridge.routing.filters import Filter
 
 @dataclass(slots=True, frozen=True)
 class Subscription:
-    """What a consumer declared, as much as routing needs. `key` None: the log's key. `max_bytes` is of `data`.
-    `in_order`: mode fifo. `reads_log`: mode stream, which gets no rows of its own. `topics`: of published messages.
-    `columns`: all that its key and its columns name. `on_leave`: a row that leaves the filter is delivered as a delete.
+    """The part of a consumer's settings that routing needs.
+
+    Attributes:
+        consumer_id: The consumer's id in the store.
+        name: The consumer's name.
+        tables: The patterns of tables.
+        operations: The operations that it takes, for example insert.
+        filter: The compiled filter, or None.
+        key: The columns of its own key. None: it uses the log's key.
+        max_bytes: The most bytes of `data` that it takes.
+        in_order: Whether the mode is fifo.
+        topics: The topics of published messages that it takes.
+        reads_log: Whether the mode is stream, which gets no fan-out rows.
+        columns: All columns that its `key` and `columns` settings name.
+        on_leave: Whether a row that leaves the filter is delivered as a delete.
+
     """
 
     consumer_id: int
@@ -33,12 +47,15 @@ class Subscription:
 
     @property
     def plain(self) -> bool:
-        """Takes every message of its tables and operations as it is."""
+        """True if the consumer takes every message of its tables and operations as it is."""
         return self.filter is None and self.key is None
 
     @property
     def own_keys(self) -> bool:
-        """Its messages have keys of their own. A row that left the filter has the key it had before."""
+        """True if its messages have keys of their own.
+
+        A row that left the filter has the key that it had before.
+        """
         return self.key is not None or self.on_leave
 
     @classmethod
@@ -61,7 +78,7 @@ class Subscription:
         )
 
     def dump(self) -> dict[str, Any]:
-        """The subscription as JSON, for a transaction that has to be finished with it."""
+        """Return the subscription as JSON. A transaction that is appended in part must be finished with it."""
         return {
             "consumer_id": self.consumer_id,
             "name": self.name,
@@ -79,7 +96,7 @@ class Subscription:
 
     @classmethod
     def load(cls, entry: dict[str, Any]) -> Subscription:
-        """The subscription that dump() wrote."""
+        """Return the subscription that `dump()` wrote."""
         return cls(
             entry["consumer_id"],
             entry["name"],

@@ -1,6 +1,6 @@
-"""What a table must still have at each new version: an identity, and the columns that consumers name.
+"""Require at each new version of a table that it has an identity, and the columns that consumers name.
 
-Pure. It raises before anything of the new version is collected, so nothing of it is confirmed.
+The module is pure. It raises before anything of the new version is collected, so nothing of that version is confirmed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,7 @@ from cdcbridge.routing.subscription import Subscription
 
 
 class TableGuard:
-    """Compares each version of a table with what the router's consumers need.
-
-    has_identity: tells whether a table has a usable replica identity now, whatever it had at this point of the stream.
-    columns: the columns of each topic as they were last known.
-    left_out: topics that are known to have no identity, and must not stop the others.
-    """
+    """A guard that compares each version of a table with the needs of the router's consumers."""
 
     def __init__(
         self,
@@ -29,6 +24,16 @@ class TableGuard:
         columns: dict[str, frozenset[str]] | None = None,
         left_out: Collection[str] = (),
     ) -> None:
+        """Begin with the knowledge of earlier sessions.
+
+        Args:
+            router: Knows the consumers of each table.
+            has_identity: Returns whether a table has a usable replica identity now. At the stream's place it may have
+                had none.
+            columns: The columns of each topic as they were last known.
+            left_out: The topics that are known to have no identity. They must not stop the other tables.
+
+        """
         self._router = router
         self._has_identity = has_identity
         self._columns = {} if columns is None else columns
@@ -36,11 +41,15 @@ class TableGuard:
         self._met: set[Relation] = set()
 
     def require_identity(self, relation: Relation, position: Position) -> None:
-        """End the session where a table that a consumer names lost its identity. The next one goes on without it.
+        """End the session if a table that a consumer names has lost its identity.
 
-        A table that only a wildcard covers never had to have one: PostgreSQL refuses its UPDATEs and DELETEs, and its
-        INSERTs are whole. Once the table has an identity again, older rows without one are INSERTs and go on.
-        Raises IdentityLost.
+        The next session continues without it. A table that only a wildcard covers never had to have an identity:
+        PostgreSQL refuses its UPDATEs and DELETEs, and its INSERTs are whole. If the table has an identity again by
+        now, its older changes without one are INSERTs, and they are delivered.
+
+        Raises:
+            IdentityLost: The table has no identity, and a consumer that names it takes updates or deletes.
+
         """
         if relation.identity or relation.topic in self._left_out:
             return
@@ -55,13 +64,17 @@ class TableGuard:
                 )
 
     def require_columns(self, relation: Relation, position: Position) -> None:
-        """Stop where a column is gone that a consumer names in its key or its columns.
+        """Stop if a column that a consumer names in its key or its columns does not exist any more.
 
         For example, after `rename card_number to card_no` a consumer that excludes card_number would deliver the
-        number, and a consumer with that key would get null keys. Raises OperatorNeeded.
+        number. A consumer with that key would get null keys.
+
+        Raises:
+            OperatorNeeded: The column was renamed or dropped.
+
         """
         if relation in self._met or not relation.columns:
-            return  # not the first change of this version; or a table that was dropped before anybody looked at it
+            return  # a later change of this version, or a table that was dropped before it was looked at
         self._met.add(relation)
         gone = self._columns.get(relation.topic, relation.columns) - relation.columns
         for subscription in self._subscriptions(relation) if gone else ():
@@ -80,5 +93,5 @@ class TableGuard:
 
 
 def _quoted(relation: Relation) -> str:
-    """As an SQL identifier."""
+    """Return the table's name as an SQL identifier."""
     return ".".join('"' + name.replace('"', '""') + '"' for name in (relation.schema, relation.table))

@@ -1,16 +1,18 @@
-"""Decide what becomes of a message for one consumer: it takes it, it passes it over, or it buries it. Pure.
+"""Decide on a message for one consumer: take it, pass it over, or bury it.
 
-The one place that decides this, for changes and published messages as they arrive, for rows of backfills, and for what
-the log holds already. So a message is the same whichever way it takes. The first of these that holds is the verdict:
+This is the one place that decides it. It decides on changes and published messages as they arrive, on rows of
+backfills, and on messages of the log. Therefore a message gets the same verdict in each of these cases. The first of
+these rules that applies gives the verdict:
 
 1. A published message that cannot be read is a dead letter.
 2. A message that the filter refuses is passed over, however large it is.
-3. A message that is too large is a dead letter, also where the filter failed on it.
+3. A message that is too large is a dead letter, also if the filter failed on it.
 4. A message that the filter failed on is a dead letter.
 5. All others are taken.
 
-`on_leave: delete` answers the question "did the row match before this update?". Where the WAL does not tell, the answer
-is yes. For example, an order goes from paid to cancelled, and the consumer's filter is `record.status == 'paid'`.
+`on_leave: delete` asks whether the row matched the filter before this update. If the WAL does not have the answer, the
+answer counts as yes. For example, an order changes from paid to cancelled, and the consumer's filter is
+`record.status == 'paid'`. The module is pure and never stores a verdict.
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ from cdcbridge.routing.subscription import Subscription
 
 
 class Take(NamedTuple):
-    """The consumer gets the message, with its own key of it.
+    """The verdict that the consumer gets the message.
 
-    data: what replaces the log's `data`, where a row left the filter: a delete of it.
+    Attributes:
+        key: The message's key for this consumer.
+        data: The data that replaces the log's `data`, if a row left the filter: a delete of it. None: the log's.
+
     """
 
     key: str | None
@@ -38,11 +43,18 @@ class Take(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """The consumer's filter refuses the message."""
+    """The verdict that the consumer's filter refuses the message."""
 
 
 class Bury(NamedTuple):
-    """The message is a dead letter of the consumer at once. key, data: as of Take."""
+    """The verdict that the message becomes a dead letter of the consumer at once.
+
+    Attributes:
+        reason: The reason in words, from `dead_reasons`.
+        key: As for Take.
+        data: As for Take.
+
+    """
 
     reason: str
     key: str | None
@@ -79,7 +91,10 @@ def verdict(wanted: Subscription, message: Changed | Logged | Published) -> Verd
 
 
 def _too_large(message: Changed | Logged | Published, data: bytes | None, limit: int) -> str | None:
-    """The reason of a message with more bytes than the limit, or None. `data` counts in its place, if it is given."""
+    """Return the reason of a message with more bytes than the limit, or None.
+
+    If `data` is given, its size counts.
+    """
     if isinstance(message, Logged) and message.least is not None:
         return not_loaded(message.least, limit)
     size = message.size if data is None else len(data)
@@ -87,12 +102,16 @@ def _too_large(message: Changed | Logged | Published, data: bytes | None, limit:
 
 
 def deletion(row: Row) -> bytes:
-    """The `data` of the message that says that the row left."""
+    """Return the `data` of the message which reports that the row left the filter."""
     return encode_data("delete", row, None, ())
 
 
 def _filtered(wanted: Filter, message: Changed | Logged, *, on_leave: bool) -> Literal["taken", "passed", "left"]:
-    """Ask the filter. Raises FilterError."""
+    """Ask the filter whether it takes the message, passes it over, or the row left it.
+
+    Raise FilterError if the filter fails. If a filter fails on the row before the update, the row counts as one that
+    left.
+    """
     environment, unchanged = message.environment()
     if wanted.wants(environment, unchanged):
         return "taken"
@@ -102,7 +121,7 @@ def _filtered(wanted: Filter, message: Changed | Logged, *, on_leave: bool) -> L
     before = known_before(record, old, message.identity)
     unknown = [name for name in (*record, *unchanged) if name not in before]
     key = message.key if message.old_key is None else message.old_key
-    # The row became known to the consumer by one of these.
+    # The consumer may have received the row by one of these operations.
     for op in ("insert", "update", "read") if wanted.reads_op else ("update",):
         try:
             if wanted.wants({**environment, "op": op, "record": before, "old": None, "key": key}, unknown):
@@ -113,7 +132,7 @@ def _filtered(wanted: Filter, message: Changed | Logged, *, on_leave: bool) -> L
 
 
 def _key_before(wanted: Subscription, message: Changed | Logged, row: Row) -> str | None:
-    """The consumer's key of a row that left: the one by which it knows the row."""
+    """Return the consumer's key of a row that left the filter: the key by which the consumer knows the row."""
     if wanted.key is not None:
         return key_text(row, wanted.key)
     return message.key if message.old_key is None else message.old_key

@@ -1,1 +1,1 @@
-"""The database that is read. Nothing here knows the store."""
+"""Read the source, the database whose changes the bridge captures. No module here imports the store."""

@@ -1,9 +1,12 @@
-"""What the bridge relies on in the source's catalogue, and what a change of it can have cost. Part of the rim.
+"""Detect that publications or tables of the source were altered, so that the bridge may have missed changes.
 
-pgoutput sends what the publications said at the moment of each change. A publication that is dropped, or a named table
-that is replaced, therefore costs changes without an error. For example, after `drop table orders` and `create table
-orders` the new table is in no publication. So the bridge notes its publications and tables when a session begins,
-looks again before it confirms an LSN, and compares. wal2json goes by names and needs none of this.
+pgoutput decodes each change with the publications as they were at the moment of that change. If a publication is
+dropped, or a table that a consumer names is replaced, changes are lost without an error. For example, after `drop table
+orders` and `create table orders` no publication contains the new table. The bridge therefore records its publications
+and tables when it begins to stream, looks again before it confirms an LSN, and compares the two. wal2json sends the
+changes of all tables, and the bridge selects them by name, so it needs none of this.
+
+This module never changes the source.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ _LOOK: Final = """
            (select coalesce(json_object_agg(w.name, n.oid::text), '{}')
             from unnest(%(schemas)s::text[]) as w (name) left join pg_namespace n on n.nspname = w.name)
 """
-LEFT_OUT: Final = "left out"  # in the place of the OID of a table or schema that exists and could not be captured
+LEFT_OUT: Final = "left out"  # instead of the OID of a table or schema that exists but could not be captured
 
 _LEFT_OUT: Final = "could not be captured for a while"
 _REPLACED: Final = "is another one than before: it was created again, or renamed"
@@ -37,13 +40,16 @@ _REPLACED: Final = "is another one than before: it was created again, or renamed
 
 @dataclass(slots=True, frozen=True)
 class Capture:
-    """The publications and the tables that the consumers name, at one moment.
+    """The publications, and the tables and schemas that the consumers name, at one moment.
 
-    publications: name -> {"row": version, "tables": {OID: version}, "schemas": {OID: version}}. A version changes
-        with each ALTER, and when the object is dropped and created again.
-    tables: `schema.table` -> OID as text, or None where there is no such table.
-    schemas: the schema of each `schema.*` -> OID as text, or None.
-    untold: what was found before this one was noted, and no gap message says yet.
+    Attributes:
+        publications: By name, `{"row": version, "tables": {OID: version}, "schemas": {OID: version}}`. A version
+            differs after each ALTER, and after the object was dropped and created again.
+        tables: By `schema.table`, the OID as text or LEFT_OUT, or None if there is no such table.
+        schemas: For each pattern `schema.*`, the OID of the schema as text or LEFT_OUT, or None if there is no such
+            schema.
+        untold: Losses that were found before this capture was recorded, and that no gap message reports yet.
+
     """
 
     publications: dict[str, dict[str, Any]]
@@ -52,12 +58,19 @@ class Capture:
     untold: tuple[str, ...] = ()
 
     def dump(self) -> dict[str, Any]:
-        """For the store, as JSON."""
+        """Return the capture as a dictionary that the store keeps as JSON."""
         return asdict(self)
 
 
 def look(connection: Connection, publications: Sequence[str], patterns: Sequence[str]) -> Capture:
-    """The catalogue as it is now. `patterns`: of all consumers, for example `public.orders`, `sales.*`."""
+    """Read the present state from the catalogue.
+
+    Args:
+        connection: A session on the source.
+        publications: The names of the publications.
+        patterns: The patterns of all consumers, for example `public.orders` and `sales.*`.
+
+    """
     pairs = [pattern.split(".", 1) for pattern in dict.fromkeys(patterns)]
     named = [(schema, table) for schema, table in pairs if table != "*"]
     given = {
@@ -72,10 +85,11 @@ def look(connection: Connection, publications: Sequence[str], patterns: Sequence
 
 
 def losses(before: Capture, now: Capture) -> list[str]:
-    """What changed between two looks and can have cost changes, as sentences; empty where nothing can be missing.
+    """Return one sentence for each difference between two captures through which changes may have been lost.
 
-    A table or schema that is gone costs nothing: there is nothing left to change. One that only `now` knows was not
-    captured before.
+    The list is empty if no changes can be missing. If a table or schema has been dropped, nothing is lost, because
+    nothing is left in it to change. A table or schema that only `now` contains was not captured before, so nothing of
+    it is missing.
     """
     found = []
     for name, had in before.publications.items():
@@ -100,9 +114,10 @@ def losses(before: Capture, now: Capture) -> list[str]:
 
 
 class Watched:
-    """The capture that a session began with, and the session on the source that looks at it again.
+    """The capture that the bridge began to stream with, and the session that compares the catalogue with it.
 
-    Tables that were left out are not compared: the next session's start tells what they missed.
+    Tables that were left out of the capture are not compared. The bridge reports the changes that they missed when it
+    starts to stream the next time.
     """
 
     def __init__(self, connection: Connection, began: Capture) -> None:
@@ -113,5 +128,5 @@ class Watched:
         self._patterns = [*tables, *(f"{schema}.*" for schema in schemas)]
 
     def losses(self) -> list[str]:
-        """What changed since the session began, as sentences."""
+        """Return one sentence for each difference from the first capture through which changes may have been lost."""
         return losses(self._began, look(self._connection, list(self._began.publications), self._patterns))

@@ -1,9 +1,10 @@
-"""What the decoders ask of the source's catalogue, as of the change that is being decoded. Part of the rim.
+"""Answer the decoders' questions about tables, as of the change that is being decoded.
 
-pgoutput decodes with historic catalogues and needs little. wal2json names partitions by themselves and leaves
-unchanged TOAST columns out, so a table's past matters: each table keeps the version that was known before the
-youngest DDL on it, until the stream has passed the transaction of that DDL. Never answers from a look that is older
-than the transaction asking.
+pgoutput decodes with the catalogue as of each change, and asks for little. wal2json names a partition and not its root,
+and omits TOAST columns that did not change, so the past definition of a table matters. For each table this module keeps
+the version from before the youngest DDL on it, until the stream has passed the transaction of that DDL.
+
+This module never answers from a look at the catalogue that is older than the transaction being decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cdcbridge.source.message_contents import content_reader
 from cdcbridge.source.slots import current_lsn
 from cdcbridge.source.type_memory import TypeMemory
 
-_TYPES: Final = "/types"  # among the names of tables, which have a schema: where types are remembered
+_TYPES: Final = "/types"  # the key of the remembered types, among keys of tables such as "public/orders"
 _HALF: Final = 1 << 31
 _REMEMBERED: Final = 100_000  # transactions of the stream that are known to have passed
 log = structlog.get_logger()
@@ -30,29 +31,41 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Version:
-    """A table's definition since a transaction's commit (`since`), as a look found it; `looked_at` is an LSN that all
-    transactions which came before the look lie below. `changed`: the youngest DDL in it.
+    """A table's definition from the commit of one transaction on, as a look at the catalogue found it.
+
+    Attributes:
+        since: The ID of that transaction, or 0 if the definition holds at once.
+        looked_at: An LSN above the commits of all transactions that the look saw.
+        changed: The ID of the transaction with the youngest DDL in this definition.
+
     """
 
     since: int
     looked_at: int
     changed: int
     table: TableShape
-    columns: dict[str, list[int]] = field(default_factory=dict)  # toastable ones → number, DDL that last changed it
-    attributes: dict[str, int] = field(default_factory=dict)  # all, dropped ones too: number → that DDL
+    columns: dict[str, list[int]] = field(default_factory=dict)  # toastable ones → number, xid of the last DDL
+    attributes: dict[str, int] = field(default_factory=dict)  # number → that xid, for dropped columns too
 
 
 @dataclass(slots=True)
 class _Versions:
-    """One table: its versions, oldest first. Up to the LSN `covered` no other is to be expected."""
+    """The versions of one table, oldest first. No further version is expected up to the LSN `covered`."""
 
     known: list[_Version] = field(default_factory=list)
     covered: int = -1
-    unknown: TableShape | None = None  # what it is where no version tells
+    unknown: TableShape | None = None  # its definition if no version is known
 
 
 class _Column(NamedTuple):
-    """Of a partitioned table: its type's OID (0 once dropped), whether an UPDATE may leave it out, its last DDL."""
+    """A column of a partitioned table.
+
+    Attributes:
+        type_oid: The OID of its type, 0 once the column is dropped.
+        toastable: Whether an UPDATE may omit it.
+        changed: The ID of the transaction with its last DDL.
+
+    """
 
     type_oid: int
     toastable: bool
@@ -61,7 +74,7 @@ class _Column(NamedTuple):
 
 @dataclass(slots=True)
 class _Roots:
-    """The columns of all partitioned tables, as a look found them."""
+    """The columns of all partitioned tables, as a look at the catalogue found them."""
 
     covered: int = -1
     looked_at: int = -1
@@ -69,7 +82,7 @@ class _Roots:
 
 
 class SourceCatalog:
-    """Answers for both decoders. One session, used by the decoding thread alone."""
+    """The source's catalogue for both decoders. Only the decoding thread uses this object and its session."""
 
     def __init__(self, connection: Connection, router: Router, remembered: dict[str, Any]) -> None:
         self._connection = connection
@@ -82,7 +95,7 @@ class SourceCatalog:
         self._tables: dict[tuple[str, str], _Versions] = {}
         self._roots = _Roots()
         self._saved = remembered
-        self._dirty = True  # what remember() gives may have changed
+        self._dirty = True  # the result of remember() may have changed
         self._types = TypeMemory(connection, remembered.get(_TYPES, {}))
         self.lookup_type = self._types.lookup
         for name, entry in remembered.items():
@@ -93,7 +106,10 @@ class SourceCatalog:
             versions.known.append(_Version(0, -1, entry["changed"], self._restore(schema, table, entry)))
 
     def is_standby_on(self, timeline: int) -> bool:
-        """Whether the source is a standby still, and what it receives is of this timeline."""
+        """Return whether the source is still a standby and receives WAL of this timeline.
+
+        A standby that receives no WAL at present also counts.
+        """
         with source_errors():
             row = self._connection.execute(
                 "select pg_is_in_recovery(), (select received_tli from pg_stat_wal_receiver)"
@@ -101,21 +117,24 @@ class SourceCatalog:
         return row is not None and row[0] and row[1] in (None, timeline)
 
     def captures(self, schema: str, table: str) -> bool:
-        """Whether any consumer may want a table of this name."""
+        """Return whether any consumer may want the changes of a table with this name."""
         return bool(self._router.subscriptions(schema, table))
 
     def wal_end(self) -> int:
-        """Where the source's WAL ends now."""
+        """Return the LSN at which the source's WAL ends now."""
         return current_lsn(self._connection)
 
     def has_identity(self, relation: Relation) -> bool:
-        """Whether the table has a usable replica identity now. Of a partitioned one, its partitions' counts."""
+        """Return whether the table has a usable replica identity now.
+
+        A partitioned table always counts as having one, because the identities of its partitions matter instead.
+        """
         rows = one_table(self._connection, relation.schema, relation.table).rows
         found = Found(*rows[0]) if rows else None
         return found is not None and (found.kind == "p" or found.replica_identity == "f" or bool(found.identity))
 
     def columns(self) -> dict[str, frozenset[str]]:
-        """The columns of each captured topic as they were last known, before the stream brings anything."""
+        """Return the columns of each captured topic as they were last known, before the stream delivers anything."""
         return {
             versions.known[0].table.relation.topic: versions.known[0].table.relation.columns
             for versions in self._tables.values()
@@ -123,9 +142,9 @@ class SourceCatalog:
         }
 
     def meet_all(self) -> None:
-        """Look at every table that is captured now, so that its definition is known after it was dropped or altered.
+        """Look at every captured table now, so that its definition is still known after it was dropped or altered.
 
-        Where nothing is remembered, the stream begins now, and each table was always as it is.
+        If no table is remembered, the stream begins now. Each table then counts as if it had always been as it is.
         """
         look = all_tables(self._connection, self._router.patterns)
         first = not self._tables
@@ -136,7 +155,11 @@ class SourceCatalog:
             self._meet(found, versions, look.looked_at, first=first)
 
     def advance(self, begin: Begin) -> bool:
-        """See the decoder's protocol. What was looked up before this transaction committed may be out of date."""
+        """Note that the stream has reached this transaction, and return whether answers of table() may change.
+
+        Definitions that were looked up before this transaction committed may be out of date. See Wal2jsonCatalog in
+        changes/wal2json.py.
+        """
         self._transaction = begin
         self._passed[begin.xid or 0] = None
         if len(self._passed) > _REMEMBERED:
@@ -147,7 +170,7 @@ class SourceCatalog:
         return True
 
     def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
-        """See the decoder's protocol."""
+        """Return the table as the current transaction saw it. See Wal2jsonCatalog in changes/wal2json.py."""
         versions = self._tables.setdefault((schema, table), _Versions())
         if versions.covered <= (self._transaction.commit_lsn or 0):
             self._look(schema, table, versions)
@@ -161,7 +184,10 @@ class SourceCatalog:
         return replace(found, doubtful=True) if doubtful else found
 
     def remember(self) -> dict[str, Any] | None:
-        """What a restart must know of captured tables and partitions, if that changed since it was last asked for."""
+        """Return the definitions that a restart needs, of captured tables, partitions and types.
+
+        The result is None if they have not changed since the last call.
+        """
         types = self._types.dump()
         if not self._dirty and types is self._saved.get(_TYPES):
             return None
@@ -190,9 +216,9 @@ class SourceCatalog:
         if versions.known and versions.known[-1].changed == found.since:
             if _shape(versions.known[-1].table) == _shape(table):
                 return
-            since = 0  # a key was dropped, which leaves no trace of the transaction: the new version holds at once
+            since = 0  # a dropped key leaves no trace of its transaction, so the new version holds at once
         if not versions.known and found.partition and not first:
-            # Seen for the first time, as a partition: before it was attached it was a table of its own.
+            # The table is seen for the first time and is a partition. Before it was attached it was a separate table.
             versions.known.append(_Version(0, -1, 0, self._unknown(found.schema, found.table)))
             since = found.attached or since
         versions.known.append(_Version(since, looked_at, found.since, table, found.toastable, found.attributes))
@@ -204,21 +230,25 @@ class SourceCatalog:
             del known[0]
             self._dirty = True
         if not known:
-            # No such table any more, and never seen before: its rows are named by what the stream says.
+            # The table no longer exists and was never seen before. Its rows get the name in the stream as topic.
             versions.unknown = versions.unknown or self._unknown(schema, table)
             return versions.unknown
         if len(known) > 1:
-            self._unsettled = True  # the next transaction may be past the DDL between the two
+            self._unsettled = True  # the next transaction may be past the DDL between the two versions
             return self._between(known[0], known[1])
         if not self._has_passed(known[0], known[0].table):
-            # Known only as it is after a DDL that is yet to come: a column that it changed may not be there yet.
+            # Only the definition after a DDL is known, and the stream has not reached that DDL. A column that the DDL
+            # changed may not exist yet.
             self._unsettled = True
             there = tuple(c for c, (_, since) in known[0].columns.items() if self._passed_by(since, known[0].looked_at))
             return replace(known[0].table, toastable=there)
         return known[0].table
 
     def _between(self, older: _Version, newer: _Version) -> TableShape:
-        """The older version, less the columns that one of several DDLs up to the newer one has changed by now."""
+        """Return the older version without the TOAST columns that DDL has changed by now.
+
+        Several DDLs may lie between the two versions, and the stream may have passed only some of them.
+        """
         gone = {
             name
             for name, (number, since) in older.columns.items()
@@ -231,11 +261,13 @@ class SourceCatalog:
         relation = Relation(schema, table, f"{schema}.{table}", None, frozenset())
         return TableShape(relation, self.captures(schema, table))
 
-    # tables that were gone, or no partition any more, when they were first looked at
+    # tables that had been dropped, or were no longer partitions, at the first look
 
     def _in_doubt(self, versions: _Versions) -> bool:
-        """Whether it may have been a partition at this point of the stream, with nothing in the catalogue to tell: it
-        is gone, or all of it was rewritten by what is yet to come, as detaching does.
+        """Return whether the table may have been a partition at this point of the stream.
+
+        The catalogue cannot answer that if the table has been dropped. The same is true if DDL that the stream has not
+        reached rewrote all its columns in the catalogue, as detaching a partition does.
         """
         if len(versions.known) != 1:
             return not versions.known
@@ -247,10 +279,11 @@ class SourceCatalog:
         )
 
     def _assumed_root(self, schema: str, table: str, action: str, columns: dict[str, int]) -> tuple[str, str] | None:
-        """The captured table whose partition it is taken for, going by the columns of one of its rows.
+        """Return the captured table of which this one is assumed to be a partition, judging by the columns of a row.
 
-        Rather a row too many than one lost: a table of its own that has the same columns is taken for a partition,
-        too. An identity alone is little to go by: there the name must begin with the root's.
+        One row too many is better than one row lost, so an independent table with the same columns is taken for a
+        partition too. The columns of a replica identity alone, as in a delete, prove little. In that case the table's
+        name must also begin with the root's name.
         """
         if self._roots.covered <= (self._transaction.commit_lsn or 0):
             covered, rows, looked_at = partitioned_tables(self._connection)
@@ -268,12 +301,16 @@ class SourceCatalog:
         return root if self.captures(*root) else None
 
     def _fits(self, root: tuple[str, str], action: str, columns: dict[str, int]) -> bool:
-        """Whether a row with these columns can be of one of the root's partitions, DDL that is yet to come aside."""
+        """Return whether a row with these columns can belong to a partition of the root.
+
+        Columns of the root that were changed by DDL which the stream has not reached are not compared. Their names and
+        types may have been different.
+        """
         settled: dict[str, _Column] = {}
         coming = 0
         for name, column in self._roots.columns[root].items():
             if not self._passed_by(column.changed, self._roots.looked_at):
-                coming += 1  # of another type or name before, or not there
+                coming += 1  # it had another type or name before, or did not exist
             elif column.type_oid:
                 settled[name] = column
         missing = [column for name, column in settled.items() if name not in columns]
@@ -292,18 +329,21 @@ class SourceCatalog:
         return replace(found, relation=replace(found.relation, schema=schema, table=table), partition=True)
 
     def _has_passed(self, newer: _Version, older: TableShape) -> bool:
-        """Whether the stream is past the DDL that made the newer version."""
-        # Leaving a partition tree waits for certainty: else rows would be lost.
+        """Return whether the stream is past the DDL that made the newer version."""
+        # A table leaves a partition tree only when that is certain, because rows would be lost otherwise.
         return self._passed_by(newer.since, newer.looked_at, certainly=older.partition and not newer.table.partition)
 
     def _passed_by(self, xid: int, looked_at: int, *, certainly: bool = False) -> bool:
-        """Whether the stream is past the commit of `xid`, which a look at `looked_at` saw."""
+        """Return whether the stream is past the commit of `xid`, which a look at `looked_at` saw.
+
+        With `certainly`, return True only if that is certain.
+        """
         if certainly and xid == self._transaction.xid:
-            return False  # somewhere in this very transaction
+            return False  # the DDL is somewhere in this very transaction
         if xid in self._passed or (self._transaction.commit_lsn or 0) >= looked_at:
             return True
-        # Not seen in the stream: it committed before the stream's start, or is yet to come. Its age tells which,
-        # unless it was open for long.
+        # The stream has not delivered this transaction: it committed before the stream's start, or is still to come.
+        # Its age shows which of the two, unless it was open for a long time.
         return not certainly and 0 <= ((self._transaction.xid or 0) - xid) % (1 << 32) < _HALF
 
     def _restore(self, schema: str, table: str, entry: dict[str, Any]) -> TableShape:
@@ -331,7 +371,7 @@ class SourceCatalog:
 
 
 def _shape(table: TableShape) -> tuple[object, ...]:
-    """What of a definition can change without a trace in pg_class and pg_attribute."""
+    """Return the parts of a definition that can change without a trace in pg_class and pg_attribute."""
     return (table.primary_key, table.identity_order, table.replica_identity, table.relation.topic)
 
 

@@ -1,4 +1,6 @@
-"""A look at the source's catalogue: how tables are defined now. Part of the rim; keeps nothing.
+"""Look up in the source's catalogue how tables are defined now.
+
+This module never keeps a result.
 
 Source: PostgreSQL manual, "System Catalogs" (pg_class, pg_attribute, pg_index, pg_inherits).
 """
@@ -18,14 +20,15 @@ NEVER: Final = 1 << 64  # above every LSN
 _WAL_END: Final = (
     "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end)::text"
 )
-# The server takes a primary key for the identity only where it is not deferrable (indimmediate).
+# The server uses a primary key as replica identity only if the key is not deferrable (indimmediate).
 _INDEX_COLUMNS: Final = """
     (select array_agg(a.attname::text order by k.n)
      from pg_index i cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, n)
      join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
      where i.indrelid = t.{table} and {which} and i.indisvalid and k.n <= i.indnkeyatts)
 """
-# since: the youngest transaction that changed the table's definition or its place in a partition tree.
+# The last column but one is Found.since: the youngest transaction that changed the table's definition, or its place in
+# a partition tree.
 _TABLES: Final = f"""
     with named as (
         select c.oid, n.nspname, c.relname, c.relkind, c.relispartition, c.relreplident, c.xmin as changed,
@@ -78,7 +81,14 @@ _ROOTS: Final = """
 
 
 class Look(NamedTuple):
-    """What a query found. Every commit below the LSN `covered` was seen, and none above the LSN `looked_at`."""
+    """The result of a query, with two LSNs that bound which commits the query saw.
+
+    Attributes:
+        covered: The query saw every commit below this LSN.
+        rows: The rows of the result.
+        looked_at: The query saw no commit above this LSN.
+
+    """
 
     covered: int
     rows: list[tuple[Any, ...]]
@@ -86,11 +96,14 @@ class Look(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A table as it is now.
+    """A table as it is defined now.
 
-    since: the youngest transaction that changed its definition. attached: the one that made it a partition.
-    toastable: name -> [number, transaction that last changed the column]. attributes: number -> that transaction, of
-    all columns, dropped ones too.
+    Attributes:
+        toastable: For each column that may be TOASTed, its number and the ID of the transaction that last changed it.
+        attributes: By column number, the ID of that transaction, for dropped columns too.
+        since: The ID of the youngest transaction that changed the table's definition.
+        attached: The ID of the transaction that made the table a partition, or None.
+
     """
 
     schema: str
@@ -110,7 +123,10 @@ class Found(NamedTuple):
     attached: int | None
 
     def definition(self, *, captured: bool) -> TableShape:
-        """For the decoders. Only ordinary and partitioned tables are captured; for example no materialized view."""
+        """Return the definition in the form that the decoders use.
+
+        Only ordinary and partitioned tables are captured, and not, for example, materialized views.
+        """
         primary, identity = tuple(self.primary_key or ()), tuple(self.identity or ())
         full = self.replica_identity == "f"
         relation = Relation(
@@ -135,7 +151,7 @@ class Found(NamedTuple):
 
 
 def ask(connection: Connection, query: str, parameters: dict[str, Any] | None = None) -> Look:
-    """Run a query between two looks at the WAL's end."""
+    """Run a query, and look up the end of the WAL before and after it."""
     with source_errors():
         before = connection.execute(_WAL_END).fetchone()
         rows = connection.execute(query.encode(), parameters).fetchall()
@@ -144,12 +160,12 @@ def ask(connection: Connection, query: str, parameters: dict[str, Any] | None = 
 
 
 def one_table(connection: Connection, schema: str, table: str) -> Look:
-    """Rows for Found(*row): one, or none where there is no such table."""
+    """Return the row for Found(*row) of one table, or no row if there is no such table."""
     return ask(connection, _ONE, {"schema": schema, "table": table})
 
 
 def all_tables(connection: Connection, patterns: Sequence[str]) -> Look:
-    """Rows for Found(*row): every table that the patterns name or cover, and every partition of these."""
+    """Return rows for Found(*row): every table that the patterns name or cover, and every partition of these tables."""
     pairs = [pattern.split(".", 1) for pattern in patterns]
     named = [(schema, table) for schema, table in pairs if table != "*"]
     given = {
@@ -162,5 +178,9 @@ def all_tables(connection: Connection, patterns: Sequence[str]) -> Look:
 
 
 def partitioned_tables(connection: Connection) -> Look:
-    """(schema, table, column, type's OID, whether an UPDATE may leave it out, last DDL) of partitioned tables."""
+    """Return the columns of all partitioned tables that are not partitions themselves.
+
+    Each row contains schema, table and column, and the OID of the column's type. Then follow whether an UPDATE may omit
+    the column, and the ID of the transaction that last changed it.
+    """
     return ask(connection, _ROOTS)

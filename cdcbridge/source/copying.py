@@ -1,4 +1,4 @@
-"""COPY out of a table, with a bound on the bytes that are taken. Part of the rim."""
+"""Read a table with COPY, up to a limit of bytes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,24 @@ _RELEASE: Final = b"release savepoint copying"
 
 
 def copy_rows(connection: Connection, query: sql.Composed, most_bytes: int | None) -> tuple[list[bytes], bool]:
-    """The rows of a COPY in binary format, each less its number of fields, and whether these are all. Of more than
-    `most_bytes`, the server is told to stop, and the rows up to there are given; the snapshot stays. In a transaction.
+    """Return the rows of a COPY in binary format, each without its leading number of fields.
+
+    If the rows exceed `most_bytes`, the COPY is cancelled, and only the rows up to that limit are returned. A savepoint
+    keeps the transaction and its snapshot.
+
+    Args:
+        connection: A session in a transaction.
+        query: The COPY statement.
+        most_bytes: The limit in bytes, or None for no limit. At least one row is returned, even a larger one.
+
+    Returns:
+        The rows, and whether these are all rows.
+
     """
     if most_bytes is not None:
         connection.execute(_SAVEPOINT)
     pgconn = connection.pgconn
-    result = pgconn.exec_params(query.as_bytes(connection), None)  # one statement, whatever a condition says
+    result = pgconn.exec_params(query.as_bytes(connection), None)  # one statement only, even if a condition has several
     if result.status != pq.ExecStatus.COPY_OUT:
         raise errors.error_from_result(result)
     rows, whole = _taken(pgconn, most_bytes)
@@ -39,15 +50,18 @@ def copy_rows(connection: Connection, query: sql.Composed, most_bytes: int | Non
 
 
 def _taken(pgconn: pq.abc.PGconn, most_bytes: int | None) -> tuple[list[bytes], bool]:
-    """Rows up to so many bytes, at least one, and whether there are no others; 0 bytes: none, to the end."""
+    """Return rows up to `most_bytes`, at least one, and whether no further rows follow.
+
+    With a limit of 0 bytes, read to the end and return no rows.
+    """
     rows: list[bytes] = []
     get = pgconn.get_copy_data
-    wait = select.poll()  # select() fails where a process has more than 1,024 open files
+    wait = select.poll()  # select() fails in a process with more than 1,024 open files
     wait.register(pgconn.socket, select.POLLIN)
     size, skipped = 0, ROW_HEAD + len(COPY_HEADER)  # the header is in the first row's message
     while True:
         length, data = get(1)
-        if length > skipped:  # else it is the trailer, and if there are no rows it comes with the header
+        if length > skipped:  # otherwise it is the trailer, in one message with the header if there are no rows
             size += length
             if most_bytes is not None and rows and size > most_bytes:
                 return rows, False
@@ -66,8 +80,8 @@ def _is_cancel(result: pq.abc.PGresult) -> bool:
 
 
 def try_condition(connection: Connection, shape: ReadShape, condition: str | None) -> None:
-    """Raises psycopg.Error where the table cannot be read with this condition."""
+    """Raise psycopg.Error if the table cannot be read with this condition."""
     query = sql.SQL("select * from {} where ({}) limit 0").format(shape.rows, sql.SQL(condition or "true"))
-    result = connection.pgconn.exec_params(query.as_bytes(connection), None)  # one statement, whatever it says
+    result = connection.pgconn.exec_params(query.as_bytes(connection), None)  # one statement only
     if result.status != pq.ExecStatus.TUPLES_OK:
         raise errors.error_from_result(result)

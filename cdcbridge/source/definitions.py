@@ -1,7 +1,8 @@
-"""Tell cheaply whether the definition of any table that consumers take has changed. Part of the rim; changes nothing.
+"""Detect cheaply whether the definition of any table that consumers take has changed.
 
-One query of the catalogue, without locks on tables. For example, `alter table orders drop constraint orders_pkey`
-changes the mark, so that the bridge looks at its consumers again. VACUUM and ANALYZE do not change it.
+The check needs one query of the catalogue and no locks on tables. For example, `alter table orders drop constraint
+orders_pkey` changes the mark, so that the bridge checks its consumers again. VACUUM and ANALYZE do not change the mark.
+This module never changes anything.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Final
 
 from cdcbridge.database import Connection, source_errors
 
-# Each DDL writes a new version of a row, which has the xmin of its transaction. A dropped row changes the sum, too.
+# Each DDL writes a new version of a catalogue row, whose xmin is its transaction. A dropped row changes the sum, too.
 _MARK: Final = """
     with t as (
         select c.oid, hashtextextended(concat_ws('/', c.oid, c.xmin, n.nspname, c.relname, c.relreplident), 0) as mark
@@ -32,9 +33,9 @@ _MARK: Final = """
 
 
 def mark(connection: Connection, patterns: Sequence[str], own_schema: str) -> str:
-    """A text that differs after every DDL on a table of the patterns.
+    """Return a text that differs after every DDL on a table of the patterns.
 
-    patterns: as a publication would have them, for example `public.orders`, `sales.*` and `*.*`.
+    The patterns have the form that a publication uses, for example `public.orders`, `sales.*` and `*.*`.
     """
     given = {
         "own": own_schema,

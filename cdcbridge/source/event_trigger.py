@@ -1,7 +1,8 @@
-"""The event trigger that gives new tables a replica identity: installed, compared and removed. Part of the rim.
+"""Install, compare and remove the event trigger that gives new tables a replica identity.
 
-A wildcard publishes tables that do not exist yet. PostgreSQL refuses an UPDATE of one without a primary key, so the
-trigger gives it REPLICA IDENTITY FULL in the transaction that creates it. The SQL is sql/source/identity.sql.
+A wildcard such as `public.*` publishes tables that do not exist yet. PostgreSQL refuses an UPDATE of such a table if it
+has no primary key. The trigger therefore gives the table REPLICA IDENTITY FULL in the transaction that creates it. The
+SQL is in sql/source/identity.sql.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cdcbridge.routing.router import IDENTITY_SCHEMA
 from cdcbridge.source.tables import find_tables
 
 _WRITES: Final = frozenset({"update", "delete"})
-# The first one does its work as well. It records no identity from before.
+# The first version also does its work, but does not record which replica identity a table had before.
 _VERSIONS: Final = ["cdcbridge event trigger 1", "cdcbridge event trigger 2"]
 _LATER: Final = {
     "pgoutput": "PostgreSQL will refuse to change or delete rows of",
@@ -37,10 +38,12 @@ log = structlog.get_logger()
 
 @dataclass(slots=True, frozen=True)
 class Scope:
-    """What the trigger looks after for one bridge: a row of cdcbridge_identity.bridges.
+    """The tables that the trigger covers for one bridge: a row of cdcbridge_identity.bridges.
 
-    tables: partitioned tables that are named, for the sake of partitions that are attached later.
-    by_run: `run` has installed it, and removes it again.
+    Attributes:
+        tables: Partitioned tables that consumers name. The trigger covers partitions that are attached to them later.
+        by_run: Whether `run` installed the trigger and therefore removes it again.
+
     """
 
     slot: str
@@ -62,7 +65,10 @@ class Scope:
 
 
 def wanted_scope(config: Config, connection: Connection) -> Scope | None:
-    """Work out what the trigger must look after, or None where no later table can be published with updates."""
+    """Return the scope that the trigger must cover.
+
+    The result is None if no table that is created later can be published with updates or deletes.
+    """
     patterns = sorted({p for c in config.consumers if _WRITES & set(c.operations) for p in whole(c.tables)})
     schemas = tuple(p[:-2] for p in patterns if p.endswith(".*") and p != "*.*")
     named = [t for p in patterns if not p.endswith(".*") for t in find_tables(connection, p, config.store.schema_)]
@@ -74,7 +80,10 @@ def wanted_scope(config: Config, connection: Connection) -> Scope | None:
 
 
 def installed_scope(connection: Connection, slot: str) -> Scope | None:
-    """Read what the trigger looks after for this slot. None where it is missing, switched off or of another version."""
+    """Return the scope that the trigger covers for this slot.
+
+    The result is None if the trigger is missing, switched off or of another version, or does not know the slot.
+    """
     with source_errors():
         row = connection.execute(
             "select obj_description(to_regnamespace(%s), 'pg_namespace') = any (%s) and 2 = (select count(*) from"
@@ -90,12 +99,12 @@ def installed_scope(connection: Connection, slot: str) -> Scope | None:
                 (slot,),
             ).fetchone()
         except psycopg.errors.UndefinedTable:
-            return None  # the last bridge has removed it since the statement before
+            return None  # the last bridge removed it after the previous statement
     return Scope(found[0], found[1], tuple(found[2]), tuple(found[3]), *found[4:]) if found else None
 
 
 def install_sql(scope: Scope) -> str:
-    """Write the SQL that installs the trigger, or brings it into step."""
+    """Return the SQL that installs the trigger, or updates it to cover this scope."""
     text = (resources.files("cdcbridge") / "sql" / "source" / "identity.sql").read_text()
     values = sql.SQL(", ").join(
         sql.Literal(list(value) if isinstance(value, tuple) else value) for value in astuple(scope)
@@ -109,12 +118,22 @@ def install_sql(scope: Scope) -> str:
 
 
 def ensure(config: Config, connection: Connection, keep: Keep | None = None) -> bool:
-    """Install or remove the trigger, as `source.event_trigger` says; whether it was installed anew.
+    """Install, update or remove the trigger as `source.event_trigger` requires. Change nothing on a standby.
 
-    One that was installed by hand stays. Raises OperatorNeeded where the role may not install it.
+    A trigger that was installed by hand is never removed.
 
-    keep: called with the tables that have their identity from the trigger, before it is removed. Without it, nothing is
-        removed.
+    Args:
+        config: The configuration with the consumers.
+        connection: A session on the source.
+        keep: Called before the removal with the tables that have their replica identity from the trigger. Without this
+            function, nothing is removed.
+
+    Returns:
+        Whether the trigger was installed or updated.
+
+    Raises:
+        OperatorNeeded: The role may not install the trigger.
+
     """
     if _read_only(connection):
         return False
@@ -144,7 +163,10 @@ def ensure(config: Config, connection: Connection, keep: Keep | None = None) -> 
 
 
 def given(connection: Connection) -> list[tuple[int, str]]:
-    """List the tables that got REPLICA IDENTITY FULL from the trigger: their OID, and pg_class.relreplident before."""
+    """List the tables that got REPLICA IDENTITY FULL from the trigger.
+
+    Each entry is the OID of a table, and its pg_class.relreplident from before.
+    """
     with source_errors():
         if connection.execute("select to_regclass('cdcbridge_identity.changed')").fetchone() == (None,):
             return []
@@ -154,7 +176,7 @@ def given(connection: Connection) -> list[tuple[int, str]]:
 
 
 def remove(connection: Connection, slot: str) -> None:
-    """Take a bridge's row away, and the trigger with the last one."""
+    """Delete the row of one bridge, and drop the trigger when the last row is deleted."""
     with _alone(connection):
         connection.execute("delete from cdcbridge_identity.bridges where slot = %s", (slot,))
         if connection.execute("select from cdcbridge_identity.bridges").fetchone() is None:
@@ -164,14 +186,17 @@ def remove(connection: Connection, slot: str) -> None:
 
 
 def mend(connection: Connection) -> None:
-    """Look at all tables once: one may have been created by a transaction that was older than the trigger."""
+    """Let the trigger's function check all tables once. Change nothing on a standby.
+
+    A table may have been created by a transaction that is older than the trigger.
+    """
     if not _read_only(connection):
         with source_errors():
             connection.execute("select cdcbridge_identity.mend(null)")
 
 
 def problems(config: Config, connection: Connection, plugin: str) -> Iterator[Problem]:
-    """Tell which tables that are created later would have no replica identity."""
+    """Yield a problem if tables that are created later would have no replica identity."""
     wanted = wanted_scope(config, connection)
     if wanted is None:
         return
@@ -214,10 +239,10 @@ def _by_hand(scope: Scope) -> Scope:
 
 @contextlib.contextmanager
 def _alone(connection: Connection) -> Iterator[None]:
-    """One transaction, in which no other session installs or removes anything.
+    """Open a transaction in which no other session installs or removes the trigger.
 
-    Several bridges of one database share the schema. CREATE ... IF NOT EXISTS fails beside another session's, and the
-    removal by the last bridge must not meet the installation by another one.
+    Several bridges of one database share the schema. CREATE ... IF NOT EXISTS fails if another session runs the same
+    statement at that moment. The removal by the last bridge must not overlap with the installation by another bridge.
     """
     with source_errors(), connection.transaction():
         connection.execute("set local lock_timeout = '2s'")

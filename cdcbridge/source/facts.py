@@ -1,6 +1,7 @@
-"""What the source is, and where its slot stands, read once. Part of the rim; changes nothing.
+"""Read the facts about the source and its slot once.
 
-`check`, `run`, `slot recreate` and `lag` go by the same facts, so that they cannot say different things of one slot.
+The commands `check`, `run`, `slot recreate` and `lag` use the same facts, so that they cannot report different things
+about one slot. This module never changes anything.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from cdcbridge.database import Connection, source_errors
 from cdcbridge.source.slots import Identity, Slot, slots
 
 _FAILOVER_SLOTS: Final = 170000
-# pg_walfile_name() begins with the timeline in eight hexadecimal digits. On a standby it raises an error.
+# The name from pg_walfile_name() begins with the timeline in eight hexadecimal digits. On a standby the function raises
+# an error.
 _SERVER: Final = """
     select s.system_identifier::text, d.datname::text, d.oid::int8, pg_is_in_recovery(),
            case when not pg_is_in_recovery() then pg_walfile_name(pg_current_wal_lsn()) end,
@@ -23,12 +25,15 @@ _SERVER: Final = """
 
 @dataclass(slots=True, frozen=True)
 class SourceFacts:
-    """The source at one moment.
+    """The facts about the source at one moment.
 
-    version: as `SHOW server_version_num` has it, for example 180001.
-    timeline: the one that the server writes. 0 on a standby, which tells it in a replication session alone.
-    encoding: of the database, for example UTF8.
-    slot: the configured slot, None where the server has none of that name.
+    Attributes:
+        version: The number that `SHOW server_version_num` prints, for example 180001.
+        timeline: The timeline that the server writes. It is 0 on a standby, which reports its timeline only in a
+            replication session.
+        encoding: The encoding of the database, for example UTF8.
+        slot: The configured slot, or None if the server has no slot with that name.
+
     """
 
     identity: Identity
@@ -40,12 +45,12 @@ class SourceFacts:
 
     @property
     def slot_lsn(self) -> int:
-        """Up to which LSN the slot was confirmed; 0 without a slot."""
+        """The LSN up to which the slot was confirmed, or 0 without a slot."""
         return 0 if self.slot is None else self.slot.confirmed_flush_lsn or 0
 
     @property
     def may_fail_over(self) -> bool:
-        """Whether the server can keep the slot on its standbys.
+        """Return whether the server can keep the slot on its standbys.
 
         Source: PostgreSQL manual, "Logical Replication Failover".
         """
@@ -53,10 +58,14 @@ class SourceFacts:
 
 
 def look_at_source(connection: Connection, slot: str) -> SourceFacts:
-    """Look at the server and its slot. Raises SourceUnavailable.
+    """Read the facts about the server and its slot.
 
-    A standby that is promoted between the two is still a standby in the facts, so the bridge looks again before it
-    appends.
+    If a standby is promoted between the two queries, the facts still describe a standby. The bridge therefore looks
+    again before it appends.
+
+    Raises:
+        SourceUnavailable: The source cannot be reached.
+
     """
     with source_errors():
         [row] = connection.execute(_SERVER).fetchall()

@@ -1,6 +1,6 @@
-"""What stands in logical messages, as UTF-8. Part of the rim.
+"""Convert the content of logical messages to UTF-8.
 
-pgoutput sends names and values in the client's encoding, and a logical message's content as the server has it.
+pgoutput sends names and values in the client's encoding, but the content of a logical message in the server's encoding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from cdcbridge.database import Connection, source_errors
 
 
 def content_reader(connection: Connection) -> Callable[[bytes], bytes]:
-    """A function from a message's content to UTF-8. What is no text of the server's encoding stays as it is."""
+    """Return a function that converts a message's content to UTF-8.
+
+    Content that is not text in the server's encoding is returned unchanged.
+    """
     with source_errors():
         row = connection.execute("select getdatabaseencoding()").fetchone()
     encoding = str(row[0]) if row else "UTF8"

@@ -1,4 +1,4 @@
-"""A table that somebody named and that is not there: which one was meant. Part of the rim; changes nothing."""
+"""Suggest an existing table for a name that matches no table. This module never changes anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _TOPICS = """
 
 
 def nearest(connection: Connection, given: str) -> str:
-    """`; did you mean public.orders?`, or nothing where no table is near. A schema that was left out is found."""
+    """Return a suggestion such as `; did you mean public.orders?`, or '' if no table has a similar name.
+
+    A name without a schema also finds its table, for example `orders`.
+    """
     with source_errors():
         known = [topic for (topic,) in connection.execute(_TOPICS).fetchall()]
     schema, _, name = given.strip(".").rpartition(".")

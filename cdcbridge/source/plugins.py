@@ -1,6 +1,6 @@
-"""Which output plugin there is on the source, may be used, and is. Part of the rim.
+"""Find out which output plugins the source has and permits, and give the options for a plugin.
 
-Probes with temporary slots, which go with their sessions; changes nothing else.
+Probes create temporary slots, which end with their sessions. This module never changes anything else.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ NUMBERS_AS_TEXT: Final = "numeric-data-types-as-string"
 
 
 def supports_numbers_as_text(dsn: str) -> bool | None:
-    """Whether wal2json knows numeric-data-types-as-string; None where there is no usable wal2json.
+    """Return whether wal2json knows the option numeric-data-types-as-string.
 
-    Makes a temporary slot, which goes with the session.
+    The result is None if there is no usable wal2json. The test creates a temporary slot, which ends with its session.
     """
     name = f"cdcbridge_probe_{os.getpid()}"
     try:
@@ -41,9 +41,10 @@ def supports_numbers_as_text(dsn: str) -> bool | None:
 
 
 def listed(connection: Connection) -> list[str] | None:
-    """What output_plugin_libraries allows; None on a server that has no such setting, empty where we may not read it.
+    """Return the plugins that the setting output_plugin_libraries allows.
 
-    PostgreSQL 15.19 and its sisters brought it (CVE-2026-6471); by default it names pgoutput and test_decoding alone.
+    The result is None on a server that has no such setting, and empty if the role may not read it. PostgreSQL's minor
+    releases since 15.19 have it (CVE-2026-6471). By default it contains only pgoutput and test_decoding.
     """
     try:
         with connection.transaction():
@@ -56,9 +57,10 @@ def listed(connection: Connection) -> list[str] | None:
 
 
 def probe(dsn: str, plugin: str) -> Literal["usable", "refused", "missing", "unknown"]:
-    """Whether the server makes a slot with this plugin. Makes a temporary one, which goes with the session.
+    """Return whether the server creates a slot with this plugin.
 
-    Unknown where the server did not get as far as the plugin, for example because all slots are taken.
+    The test creates a temporary slot, which ends with its session. The result is `unknown` if the server failed before
+    it loaded the plugin, for example because all slots are in use.
     """
     try:
         with connect_source(dsn, "cdcbridge probe") as connection:
@@ -67,23 +69,26 @@ def probe(dsn: str, plugin: str) -> Literal["usable", "refused", "missing", "unk
                 "select pg_create_logical_replication_slot(%s, %s, true)", (f"cdcbridge_probe_{os.getpid()}", plugin)
             )
     except psycopg.errors.QueryCanceled:
-        return "usable"  # past the loading of its library, it waited for transactions
+        return "usable"  # the library was loaded, and the server waited for open transactions
     except psycopg.Error as error:
         if "output_plugin_libraries" in (error.diag.message_hint or ""):
             return "refused"
-        # No such file, no library of this server, or a library that is no output plugin.
+        # The file does not exist, or is not a library for this server, or the library is not an output plugin.
         return "missing" if (error.sqlstate or "").startswith(("58", "XX", "42883")) else "unknown"
     return "usable"
 
 
 def without_streaming(options: dict[str, str]) -> dict[str, str]:
-    """The same, but that transactions are sent when they have committed. The ordinals are the same either way."""
+    """Return the same options, except that the server sends each transaction only after it has committed.
+
+    The ordinals are the same either way.
+    """
     kept = {name: value for name, value in options.items() if name != "streaming"}
     return {**kept, "proto_version": "1"} if "proto_version" in kept else kept
 
 
 def plugin_options(plugin: str, publications: list[str], own_schema: str) -> dict[str, str]:
-    """The options that the bridge gives the plugin at START_REPLICATION."""
+    """Return the options that the bridge gives the plugin at START_REPLICATION."""
     if plugin == "pgoutput":
         names = ",".join(f'"{name}"' for name in publications)
         return {"proto_version": "2", "streaming": "on", "publication_names": names, "messages": "true"}

@@ -1,7 +1,7 @@
-"""The publications that pgoutput reads through. Part of the rim.
+"""Create and alter the publications through which pgoutput reads.
 
-A publication is made before the slot, since decoding looks it up as of each change. None publishes a change that
-could make an application's statement fail.
+A publication is created before the slot, because decoding looks publications up as of each change. This module never
+publishes a change that could make a statement of an application fail.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ _WRITES: Final = frozenset({"update", "delete"})
 
 
 LOCK_TIMEOUT: Final = "2s"
-_STORED_SINCE: Final = 180000  # publish_generated_columns
+_STORED_SINCE: Final = 180000  # the first version with publish_generated_columns
 
 
 @dataclass(slots=True, frozen=True)
 class Publication:
-    """A publication as it is, or as it should be: tables by name, whole schemas, or everything.
+    """A publication as it is or as it should be: named tables, whole schemas, or everything.
 
-    filtered: tables with a row filter.
-    column_lists: tables with a column list.
-    generated: whether it publishes stored generated columns (PostgreSQL 18).
-    generated_needed: whether a statement of the application fails without these.
+    Attributes:
+        filtered: Tables with a row filter.
+        column_lists: Tables with a column list.
+        generated: Whether it publishes stored generated columns (PostgreSQL 18).
+        generated_needed: Whether a statement of an application fails unless stored generated columns are published.
+
     """
 
     name: str
@@ -51,13 +53,16 @@ class Publication:
     generated_needed: bool = field(default=False, compare=False)
 
     def takes(self, table: str) -> bool:
-        """Whether it publishes the table, which is given as schema.table."""
+        """Return whether the publication contains the table, which is given as `schema.table`."""
         return self.everything or table in self.tables or table.partition(".")[0] in self.schemas
 
     def left_out(self, wanted: Publication, *, own: bool = False) -> str:
-        """Say which changes of its tables this publication does not publish, or '' for none.
+        """Describe which changes of the wanted tables are not published, or return '' if all are.
 
-        own: the bridge made it, so it should have all that is wanted.
+        Args:
+            wanted: The publication that the consumers need.
+            own: Whether the bridge made this publication, so that it should also contain all wanted tables.
+
         """
         parts = []
         if missing := wanted.operations - self.operations:
@@ -71,7 +76,7 @@ class Publication:
         return "; ".join(parts)
 
     def covers(self, wanted: Publication) -> bool:
-        """Publishes at least what is wanted."""
+        """Return whether the publication publishes at least everything in `wanted`."""
         missing = wanted.tables - self.tables
         return (
             wanted.operations <= self.operations
@@ -90,10 +95,11 @@ class Publication:
 
 
 def needed(config: Config, connection: Connection) -> list[Publication]:
-    """Work out the publications that the consumers need on this server.
+    """Return the publications that the consumers need on this server.
 
     Under REPLICA IDENTITY FULL, PostgreSQL 18 refuses UPDATE and DELETE of a table with a stored generated column,
-    unless the publication publishes such columns. Any table may come into that state later, so they always do.
+    unless the publication publishes such columns. Any table may get into this state later. Once a consumer takes
+    updates or deletes, all publications therefore include such columns.
     """
     wanted = wanted_publications(config.source.publication, config.consumers)
     if connection.info.server_version < _STORED_SINCE:
@@ -103,14 +109,15 @@ def needed(config: Config, connection: Connection) -> list[Publication]:
     full = [t for table in tables for t in (table, *table.leaves) if t.full]
     if not patterns:
         return wanted
-    # PostgreSQL refuses to decode a table of which two publications say different things about generated columns.
+    # PostgreSQL refuses to decode a table if two of its publications differ about generated columns.
     return [replace(one, generated=True, generated_needed=any(t.generated for t in full)) for one in wanted]
 
 
 def wanted_publications(name: str, consumers: Iterable[Consumer]) -> list[Publication]:
-    """What the consumers need. Tables of which nobody takes updates or deletes stand in a publication of their own,
-    so that PostgreSQL asks no replica identity of them: publishing updates of a table without one makes the
-    application's UPDATE fail.
+    """Return the publications that the consumers need, without regard to the version of the server.
+
+    Tables of which no consumer takes updates or deletes get a publication of their own, so that they need no replica
+    identity. If updates of a table without one were published, PostgreSQL would make the application's UPDATE fail.
     """
     wanted: dict[str, set[str]] = {}
     for consumer in consumers:
@@ -136,7 +143,8 @@ def _publication(name: str, wanted: dict[str, set[str]]) -> Publication:
     )
 
 
-# A table in a schema whose name has a dot is quoted here, so that it is never taken for one that a consumer names.
+# If the name of a schema contains a dot, it is quoted here. Its tables are therefore never mistaken for tables that a
+# consumer names.
 _TABLES: Final = """
     select case when position('.' in n.nspname) > 0 then quote_ident(n.nspname) else n.nspname end || '.' || c.relname,
            r.prqual is not null, r.prattrs is not null
@@ -146,7 +154,7 @@ _TABLES: Final = """
 
 
 def publication(connection: Connection, name: str) -> Publication | None:
-    """The publication of that name as it is, or None."""
+    """Return the publication of that name as it is, or None if there is none."""
     generated = "pubgencols = 's'" if connection.info.server_version >= _STORED_SINCE else "false"
     with source_errors():
         row = connection.execute(
@@ -177,10 +185,10 @@ def publication(connection: Connection, name: str) -> Publication | None:
 
 
 def publication_sql(wanted: Publication, existing: Publication | None) -> list[sql.Composed]:
-    """The statements that bring the publication into step; none where it is in step already.
+    """Return the statements that create the publication, or alter it to match the wanted one.
 
-    Each table is named with `only`: else PostgreSQL would publish its inheritance children, too, and refuse an UPDATE
-    of a child without a primary key.
+    The list is empty if nothing has to change. Each table is named with `only`. Otherwise PostgreSQL would also publish
+    the tables that inherit from it, and refuse an UPDATE of such a table if it has no primary key.
     """
     if existing == wanted:
         return []
@@ -212,17 +220,22 @@ def publication_sql(wanted: Publication, existing: Publication | None) -> list[s
 
 
 def ensure_publications(connection: Connection, wanted: list[Publication]) -> list[str]:
-    """Bring the publications into step with the consumers; the SQL that was run.
+    """Create or alter the publications so that they match the consumers, and return the SQL that was run.
 
-    One that publishes enough and may not be altered (it was made by hand by the owner) stays as it is.
-    Raises OperatorNeeded where it is not enough and the role may not mend it, and SourceUnavailable while somebody
-    locks one of the tables: a statement that waits for a lock makes others wait, so it never waits for long.
+    A publication that publishes enough stays as it is if the role may not alter it, for example because its owner made
+    it by hand. A statement that waits for a lock makes other sessions wait, so none waits for long (LOCK_TIMEOUT).
+
+    Raises:
+        OperatorNeeded: A publication does not publish enough, and the role may not change that.
+        SourceUnavailable: Another session holds a lock on one of the tables.
+
     """
     pairs = [(one, publication(connection, one.name)) for one in wanted]
     try:
         return _alter(connection, pairs)
     except CdcbridgeError as error:
-        # A standby takes no writes, and what its primary publishes may be enough. So may what a lock keeps as it is.
+        # A standby cannot be written to, but its primary's publications may be enough. The same is true of publications
+        # that cannot be altered because of a lock.
         locked = isinstance(error, TableLocked)
         standby = getattr(error.__cause__, "sqlstate", None) == "25006"
         if isinstance(error, SourceUnavailable) and not (locked or standby):
@@ -240,9 +253,10 @@ def ensure_publications(connection: Connection, wanted: list[Publication]) -> li
 
 
 def _alter(connection: Connection, pairs: list[tuple[Publication, Publication | None]]) -> list[str]:
-    """Run the statements for all of them in one transaction.
+    """Run the statements for all publications in one transaction.
 
-    Two publications of a table that differ about generated columns cannot be decoded, not even for a moment.
+    If two publications of a table differ about generated columns, the table's changes cannot be decoded. They must not
+    differ even for a moment.
     """
     statements = [statement for one, existing in pairs for statement in publication_sql(one, existing)]
     if not statements:
@@ -263,10 +277,11 @@ def _alter(connection: Connection, pairs: list[tuple[Publication, Publication | 
 
 
 def create_spare_publication(connection: Connection, name: str) -> None:
-    """The publication for tables of which only inserts are taken, empty, so that it is older than the slot.
+    """Create the empty publication for tables of which only inserts are taken, so that it is older than the slot.
 
-    Decoding looks publications up as of each change: one that is made when the first such table is declared would
-    be unknown to all WAL before. Where the role may not, it is made when it is needed.
+    Decoding looks publications up as of each change. If this publication were created only when the first such table is
+    declared, it would be unknown to all earlier WAL. If the role may not create it now, it is created when it is
+    needed.
     """
     options = sql.SQL("(publish = 'insert, truncate', publish_via_partition_root = true)")
     with contextlib.suppress(psycopg.Error):

@@ -1,7 +1,9 @@
-"""A walsender's other end: streaming replication over psycopg's libpq layer. Part of the rim.
+"""Read a replication slot with the streaming replication protocol, over psycopg's libpq layer.
 
-Source: PostgreSQL manual, "Streaming Replication Protocol" and "Logical Streaming Replication Parameters"; psycopg's
-documentation of `psycopg.pq`. Hands out payloads as they are, and confirms exactly what it is told to.
+This module hands out payloads unchanged, and never confirms any LSN but the one that its caller gives.
+
+Source: PostgreSQL manual, "Streaming Replication Protocol" and "Logical Streaming Replication Parameters", and
+psycopg's documentation of `psycopg.pq`.
 """
 
 from __future__ import annotations
@@ -22,25 +24,35 @@ from cdcbridge.lsn import format_lsn, parse_lsn
 _KEEPALIVE = struct.Struct("!cQqB")
 _STATUS = struct.Struct("!cQQQqB")
 _XLOG_DATA: Final = b"w"[0]
-_HEADER: Final = 25  # of XLogData: type, start, end, clock
+_HEADER: Final = 25  # bytes before the payload of XLogData: type, start, end, clock
 _READ_AHEAD: Final = 500_000
-_UNKNOWN_OPTION: Final = "22023"  # invalid_parameter_value, as wal2json calls an option that it does not know
+_UNKNOWN_OPTION: Final = "22023"  # invalid_parameter_value: wal2json does not know an option
 _UNDEFINED_OBJECT: Final = "42704"
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 SENDER_TIMEOUT: Final = 3.0
 
-SESSION: Final = {"client_min_messages": "warning"}  # lets wal2json's warnings through, and nothing else
+SESSION: Final = {"client_min_messages": "warning"}  # wal2json's warnings arrive, and no notices
 
 
 class UnknownOption(Exception):
-    """The plugin does not know one of the options; the session can start again without it."""
+    """The error of a plugin that does not know one of the options. The session can start again without that option."""
 
 
 class ReplicationStream:
-    """One replication session. Raises SourceUnavailable when it breaks, OperatorNeeded when the slot is unusable."""
+    """One replication session.
+
+    Its methods raise SourceUnavailable when the session breaks, and OperatorNeeded when the slot is unusable.
+    """
 
     def __init__(self, dsn: str, *, patient: bool = False) -> None:
-        """`patient`: the server waits for signs of life as long as it is set to; else for SENDER_TIMEOUT at most."""
+        """Open the session.
+
+        Args:
+            dsn: The connection string of the source.
+            patient: Whether to keep the server's wal_sender_timeout, the time for which it waits for signs of life.
+                Otherwise it waits for SENDER_TIMEOUT seconds at most.
+
+        """
         text = conninfo(dsn, "cdcbridge replication", SESSION, replication="database")
         self._pgconn = pq.PGconn.connect(text.encode())
         if self._pgconn.status != pq.ConnStatus.OK:
@@ -48,20 +60,20 @@ class ReplicationStream:
                 raise behind_pooler("source", self._error())
             raise SourceUnavailable(f"source: {self._error()}")
         self._pin()
-        # libpq's buffer grows to the largest message it ever held, and stays: one long row makes it take in hundreds of
-        # messages per read instead of a few.
+        # libpq's buffer grows to the size of the largest message that it ever held, and never shrinks. This
+        # statement returns one long row, so that each later read takes hundreds of messages instead of a few.
         self._pgconn.exec_(b"select repeat(' ', %d)" % _READ_AHEAD)
         self.patient = patient
         self.sender_timeout = self._sender_timeout(None if patient else SENDER_TIMEOUT)
         self._pgconn.notice_handler = lambda result: self.on_notice(_notice(result))
-        self.on_notice: Callable[[str], None] = lambda _message: None  # called where the notice stands in the stream
+        self.on_notice: Callable[[str], None] = lambda _message: None  # called at the notice's place in the stream
         self.wal_end = 0
         self.reply_wanted = False
         self.drained = False
         self._last: bytes | memoryview = bytes(_HEADER)
 
     def _pin(self) -> None:
-        """Set what the plugin's output depends on, also where libpq's environment says otherwise."""
+        """Set the parameters that affect the plugin's output, even if libpq's environment contains other values."""
         pid = int(self.query(session.pin(SESSION, self.pid).as_bytes(None))[0])
         if pid != self.pid:
             raise behind_pooler("source", f"the server process is {pid}, and the pooler calls it {self.pid}")
@@ -70,13 +82,13 @@ class ReplicationStream:
         return self._pgconn.socket
 
     def close(self) -> None:
-        """End the session; the server frees the slot at once."""
+        """End the session, so that the server frees the slot at once."""
         self._pgconn.finish()
 
     def _sender_timeout(self, longest: float | None) -> float:
-        """wal_sender_timeout in seconds, 0 where it is off; shortened to `longest` first.
+        """Return wal_sender_timeout in seconds, or 0 if it is off, after shortening it to `longest` seconds.
 
-        So the slot of a bridge that hangs or was cut off is soon free for the next one.
+        With a short timeout, the slot of a bridge that hangs or was cut off is soon free for the next bridge.
         """
         value = self.query(b"SHOW wal_sender_timeout")[0]
         number = value.rstrip("abcdefghijklmnopqrstuvwxyz")
@@ -87,7 +99,7 @@ class ReplicationStream:
         return seconds
 
     def identify(self) -> tuple[str, int, int, str]:
-        """(system identifier, timeline, current WAL position, database)."""
+        """Return the system identifier, the timeline, the current WAL position and the database."""
         row = self.query(b"IDENTIFY_SYSTEM")
         return row[0], int(row[1]), parse_lsn(row[2]), row[3]
 
@@ -96,7 +108,7 @@ class ReplicationStream:
         return self._pgconn.backend_pid
 
     def branch(self, old: int, new: int) -> int | None:
-        """Where the timeline `new` left `old`, or None where it does not come from it."""
+        """Return the LSN at which the timeline `new` left `old`, or None if it does not descend from it."""
         if new <= old:
             return None
         _file, content = self.query(b"TIMELINE_HISTORY %d" % new)
@@ -107,8 +119,11 @@ class ReplicationStream:
         return None
 
     def create_slot(self, name: str, plugin: str, *, failover: bool) -> tuple[int, str]:
-        """Create the slot with an exported snapshot, which is good until the next command here: (first position, its
-        name). `failover`: from PostgreSQL 17 on, and not on a standby.
+        """Create the slot with an exported snapshot, and return its first position and the name of the snapshot.
+
+        The snapshot is valid until the next command in this session. The option `failover` needs PostgreSQL 17 or
+        newer, and a server that is not a standby.
+
         Source: PostgreSQL manual, "Streaming Replication Protocol" (CREATE_REPLICATION_SLOT).
         """
         given = sql.SQL("SNAPSHOT 'export', FAILOVER true" if failover else "SNAPSHOT 'export'")
@@ -117,21 +132,33 @@ class ReplicationStream:
         return parse_lsn(row[1]), row[2]
 
     def set_failover(self, slot: str, failover: bool) -> None:
-        """ALTER_REPLICATION_SLOT (PostgreSQL 17+). Raises SlotInUse while another session has it."""
+        """Set the slot's failover property with ALTER_REPLICATION_SLOT (PostgreSQL 17 and newer).
+
+        Raises:
+            SlotInUse: Another session uses the slot.
+
+        """
         command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER {})")
         result = self._pgconn.exec_(command.format(sql.Identifier(slot), sql.SQL(str(failover).lower())).as_bytes(None))
         if result.status != pq.ExecStatus.COMMAND_OK:
             self._refused(slot, result)
 
     def query(self, command: bytes) -> list[str]:
-        """The first row of a replication command's or SHOW's result, as texts."""
+        """Return the first row of the result of SHOW or of a replication command, as texts."""
         result = self._pgconn.exec_(command)
         if result.status != pq.ExecStatus.TUPLES_OK:
             raise SourceUnavailable(f"source: {_message(result)}")
         return [(result.get_value(0, column) or b"").decode() for column in range(result.nfields)]
 
     def start(self, slot: str, lsn: int, options: Mapping[str, str]) -> None:
-        """START_REPLICATION from `lsn`, or from what the slot has confirmed if that is later."""
+        """Start to stream from `lsn`, or from the LSN that the slot has confirmed if that is later.
+
+        Raises:
+            UnknownOption: The plugin does not know one of the options.
+            SlotInUse: Another session streams from the slot.
+            OperatorNeeded: The slot is unusable, or the role lacks a right.
+
+        """
         given = sql.SQL(", ").join(
             sql.SQL("{} {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in options.items()
         )
@@ -162,10 +189,11 @@ class ReplicationStream:
         raise SourceUnavailable(f"source: {message}")
 
     def messages(self, size: int) -> Iterator[bytes]:
-        """What the plugin sent and has arrived, in order, until so many bytes are reached.
+        """Yield the plugin's messages that have arrived, in order, until their size reaches `size` bytes.
 
-        `drained` tells afterwards whether there is nothing more to read just now. Keepalives are taken out:
-        `wal_end` is where the server says it is, `reply_wanted` that it wants a status.
+        Afterwards `drained` is true if nothing more can be read at the moment. Keepalive messages are not yielded. They
+        set `wal_end`, the server's position in the WAL, and `reply_wanted`, which is true if the server wants a status
+        update.
         """
         get = self._pgconn.get_copy_data
         self.drained = False
@@ -186,7 +214,7 @@ class ReplicationStream:
                 self.drained = True
                 return
             else:
-                # The last read may have filled libpq's buffer; the socket may have more.
+                # The last read may have filled libpq's buffer, and the socket may hold more.
                 self._read_socket()
                 just_read = True
 
@@ -197,13 +225,19 @@ class ReplicationStream:
             raise SourceUnavailable(f"source: {self._error() or error}") from error
 
     def last_lsn(self) -> int:
-        """Where in the WAL the last message stands."""
+        """Return the position of the last message in the WAL."""
         return int.from_bytes(self._last[1:9])
 
     def confirm(self, written: int, durable: int) -> None:
-        """A status update: `durable` may go from the server's WAL. Never more than what the store has.
+        """Send a status update, after which the server may remove its WAL up to `durable`.
 
-        Asks for a keepalive in return, which tells how far the server has come when it has nothing to send.
+        The update asks for a keepalive in reply, which reports the server's position even when the server has nothing
+        to send.
+
+        Args:
+            written: The LSN to report as written.
+            durable: The LSN to report as flushed and applied. It must never exceed the LSN that the store has.
+
         """
         reach("about to confirm")
         status = _STATUS.pack(b"r", max(written, durable), durable, durable, postgres_now(), 1)
@@ -216,7 +250,7 @@ class ReplicationStream:
         reach("confirmed")
 
     def finish(self) -> None:
-        """Leave the stream in good order, so that the server takes the last status."""
+        """End the stream in good order, so that the server accepts the last status update."""
         self._pgconn.put_copy_end()
         self._pgconn.flush()
 

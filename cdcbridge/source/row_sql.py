@@ -1,4 +1,7 @@
-"""The SQL that makes keys and records of a table's rows, equal to those that the stream brings. Part of the rim."""
+"""Write the SQL that makes keys and records from a table's rows, equal to the keys and records from the stream.
+
+This module never runs a query.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,11 @@ _BUCKET: Final = sql.SQL("('x' || left(md5(convert_to(s.key, 'UTF8')), 3))::bit(
 
 
 def key_of(columns: Sequence[ReadColumn | None]) -> sql.Composable:
-    """The key as text: of one column as `record ->> column`; of several a compact JSON array of such texts."""
+    """Return SQL for the key as text.
+
+    The key of one column is the text that `record ->> column` gives. The key of several columns is a compact JSON array
+    of such texts, for example `["7","a"]`.
+    """
     texts = [_NULL_TEXT if column is None else column.text for column in columns]
     if len(texts) < 2:
         return texts[0] if texts else _NULL_TEXT
@@ -27,19 +34,29 @@ def key_of(columns: Sequence[ReadColumn | None]) -> sql.Composable:
 
 
 def record_of(alias: str, columns: Iterable[ReadColumn]) -> sql.Composable:
-    """The record as JSON text, from a subquery `alias` that shows these columns. It has one line, as all messages."""
-    # Qualified, because a column may have the alias for its name.
+    """Return SQL for the record as JSON text, from a subquery `alias` that selects these columns.
+
+    The text has one line, as in all messages.
+    """
+    # Qualified, because a column may have the same name as the alias.
     text = sql.SQL("row_to_json({}.*)::text").format(sql.SQL(alias))
     return one_line(text) if any(column.json for column in columns) else text
 
 
 def shown(columns: Iterable[ReadColumn]) -> sql.Composable:
-    """These columns, of a table that the query calls t."""
+    """Return the select list of these columns, for a query that calls the table `t`."""
     return COMMA.join(column.shown for column in columns)
 
 
 def read_data(alias: str, columns: Sequence[ReadColumn], left_out: Sequence[ReadColumn]) -> sql.Composable:
-    """The message's `data` of a row that is read, with the columns that it does not have as `unchanged`."""
+    """Return SQL for the `data` of the message for a row that a backfill reads.
+
+    Args:
+        alias: The subquery that selects the columns.
+        columns: The columns of the record.
+        left_out: The columns that the message omits. Their names are listed as `unchanged`.
+
+    """
     names = orjson.dumps([column.name for column in left_out]).decode()
     return sql.SQL("{} || {} || {}").format(
         sql.Literal('{"op":"read","record":'),
@@ -49,12 +66,15 @@ def read_data(alias: str, columns: Sequence[ReadColumn], left_out: Sequence[Read
 
 
 def total(sizes: Iterable[sql.Composable | None]) -> sql.Composable:
-    """The sum of columns' sizes."""
+    """Return SQL for the sum of the columns' sizes."""
     return sql.SQL("(0") + sql.SQL("").join(sql.SQL(" + {}").format(s) for s in sizes if s is not None) + sql.SQL(")")
 
 
 def hashes_query(shape: ReadShape, *, defused: bool) -> sql.Composed:
-    """The table's keys and records by bucket, as log_hashes() has the log's."""
+    """Return a query that hashes the table's keys and records by bucket, as log_hashes() does for the log.
+
+    With `defused`, the parts of a record that jsonb cannot hold are replaced before.
+    """
     return sql.SQL(
         "select {}, count(*), sum(('x' || left(md5(convert_to(s.key || s.record::text, 'UTF8')), 15))::bit(60)::bigint)"
         " from {} group by 1"
@@ -62,7 +82,10 @@ def hashes_query(shape: ReadShape, *, defused: bool) -> sql.Composed:
 
 
 def records_query(shape: ReadShape, buckets: list[int], *, defused: bool) -> sql.Composed:
-    """(key, column → hash of its value) of all rows in these buckets, as log_records() has the log's."""
+    """Return a query for the rows in these buckets, as log_records() returns them for the log.
+
+    Each row of the result contains the key, and a JSON object with the hash of each column's value.
+    """
     return sql.SQL(
         "select s.key, (select json_object_agg(c.key, left(md5(convert_to(case when jsonb_typeof(c.value) = 'number'"
         " then trim_scale(c.value::numeric)::text else c.value::text end, 'UTF8')), 16))"
@@ -83,7 +106,7 @@ def _state(shape: ReadShape, *, defused: bool) -> sql.Composed:
 
 
 def _defused(text: sql.Composable) -> sql.Composable:
-    """JSON text with what jsonb cannot hold made harmless; as defused() does in the store."""
+    """Return SQL that replaces the parts of JSON text which jsonb cannot hold, as defused() does in the store."""
     return sql.SQL("regexp_replace(replace(replace({}, {}, {}), {}, {}), {}, {}, 'g')").format(
         text,
         sql.Literal("\\\\"),

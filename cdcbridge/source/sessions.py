@@ -1,7 +1,8 @@
-"""Checks of the sessions that `run` needs: that the servers grant them, and that they see every row. Part of the rim.
+"""Check that the servers grant the sessions that `run` needs, and that these sessions see every row.
 
-A bridge needs ordinary sessions on both sides, one replication session, and for a snapshot a session that row-level
-security does not restrict. For example, PgBouncer in front of the source is named here before anything is written.
+A bridge needs ordinary sessions on the source and on the store, and one replication session. A snapshot also needs a
+session that row-level security does not restrict. For example, PgBouncer in front of the source is reported here before
+anything is written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cdcbridge.source.facts import SourceFacts
 from cdcbridge.source.replication import ReplicationStream
 from cdcbridge.source.tables import tables_of
 
-# A table without a key is read by its partitions, each with a policy of its own.
+# A partitioned table without a key is read one partition at a time, and each partition has its own policies.
 _RESTRICTED: Final = """
     select format('%%s.%%s', n.nspname, c.relname), quote_ident(current_user)
     from (select %(oid)s::oid as relid
@@ -28,13 +29,17 @@ _RESTRICTED: Final = """
     ) t join pg_class c on c.oid = t.relid join pg_namespace n on n.oid = c.relnamespace
     where row_security_active(c.oid) order by 1 limit 1
 """
-_HBA: Final = "pg_hba.conf"  # in the server's message, whatever its language
+_HBA: Final = "pg_hba.conf"  # part of the server's message in every language
 
 
 def unreachable(error: CdcbridgeError, where: str, connection_of: str) -> Problem | None:
-    """Name the problem of a session that the server or a pooler refused; None where a retry may help.
+    """Return the problem if the server or a pooler refused the session, or None if a retry may help.
 
-    `where` is the key of the DSN, for example `source.dsn`.
+    Args:
+        error: The error of the failed connection.
+        where: The key of the DSN, for example `source.dsn`.
+        connection_of: The part of cdcbridge that needs the session, for example `bridge`. The fix names it.
+
     """
     message = str(error).split(": ", 1)[-1]
     if isinstance(error, BehindPooler):
@@ -52,9 +57,9 @@ def _entry(what: str) -> str:
 
 
 def replication_problems(config: Config, facts: SourceFacts, connection: Connection) -> list[Problem]:
-    """Try a replication session on the source, and name the reason of a failure.
+    """Try to open a replication session on the source, and return the reason if that fails.
 
-    A bridge that streams from the slot just now proves that it works, so nothing is tried then.
+    Nothing is tried while a session streams from the slot, because that session proves that replication works.
     """
     if facts.slot is not None and facts.slot.active_pid is not None:
         return []
@@ -66,10 +71,13 @@ def replication_problems(config: Config, facts: SourceFacts, connection: Connect
 
 
 def open_stream(config: Config, *, patient: bool) -> ReplicationStream:
-    """The bridge's replication session.
+    """Open the bridge's replication session.
 
-    Raises CheckFailed on a server that allows none, SourceUnavailable where all are taken just now: perhaps one belongs
-    to a bridge that was killed, and is free soon.
+    Raises:
+        CheckFailed: The server allows no replication sessions.
+        SourceUnavailable: All replication sessions are in use. One may belong to a bridge that was killed, and is free
+            soon.
+
     """
     try:
         return ReplicationStream(config.source_dsn, patient=patient)
@@ -84,7 +92,10 @@ def open_stream(config: Config, *, patient: bool) -> ReplicationStream:
 
 
 def senders_taken(connection: Connection) -> Problem | None:
-    """Name the problem of a server whose WAL senders are all in use. A restarted bridge waits for one."""
+    """Return the problem if all WAL senders of the server are in use, or None.
+
+    A bridge that was restarted waits for a free one.
+    """
     with source_errors():
         row = connection.execute(
             "select count(*), current_setting('max_wal_senders')::int from pg_stat_replication"
@@ -114,7 +125,7 @@ def _without_replication(connection: Connection, error: CdcbridgeError) -> Probl
 def snapshot_problems(config: Config, connection: Connection, filled: Iterable[str]) -> list[Problem]:
     """Find tables of which row-level security hides rows from a snapshot.
 
-    `filled` are the consumers that have had their snapshot. They need no other.
+    The consumers in `filled` already had their snapshot and do not need another one.
     """
     waiting = [c for c in config.consumers if c.start == "snapshot" and c.name not in set(filled)]
     if not waiting:
@@ -141,7 +152,10 @@ def _restricted(config: Config, reader: Connection, consumers: Iterable[Consumer
 
 
 def row_security(reader: Connection, schema: str, name: str) -> OperatorNeeded | None:
-    """The error for a table some of whose rows this role may not see; None where it sees all, or there is no table."""
+    """Return the error if this role may not see all rows of the table.
+
+    The result is None if the role sees all rows, or if there is no such table.
+    """
     with source_errors():
         oid = reader.execute(
             "select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace"
@@ -158,7 +172,7 @@ def row_security(reader: Connection, schema: str, name: str) -> OperatorNeeded |
 
 
 def refuse_row_security(reader: Connection, schema: str, name: str) -> None:
-    """Raises OperatorNeeded where the role would not see all rows of the table."""
+    """Raise OperatorNeeded if the role would not see all rows of the table."""
     error = row_security(reader, schema, name)
     if error is not None:
         raise error

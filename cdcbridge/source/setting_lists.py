@@ -1,6 +1,7 @@
-"""Settings of a server that are lists of names, such as output_plugin_libraries. Pure.
+"""Read and write server settings that are lists of names, such as output_plugin_libraries.
 
-Reads a list as PostgreSQL does: `"a, b"` is one name, `a, b` are two, and a name without quotes is in small letters.
+Lists are read as PostgreSQL reads them: `"a, b"` is one name, `a, b` are two, and a name without quotes is converted to
+lower case. This module never connects to a server.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ _NAME: Final = re.compile(r'\s*(?:"((?:[^"]|"")*)"?|([^,"]*))\s*(?:,|$)')
 
 
 def names(shown: str) -> list[str]:
-    """The names in a setting, as `show` prints it."""
+    """Return the names in a setting, given the value that `show` prints."""
     found: list[str] = []
     place = 0
     while place < len(shown) and (match := _NAME.match(shown, place)):
@@ -24,11 +25,17 @@ def names(shown: str) -> list[str]:
 
 
 def meant(given: Iterable[str]) -> list[str]:
-    """The names that somebody meant who put a whole list, quotes or spaces into one name. Each once."""
+    """Return the names that the user meant, even if a whole list, quotes or spaces were written as one name.
+
+    Each name is returned once.
+    """
     parts = (part.strip(" \t\n\"'") for name in given for part in name.split(","))
     return list(dict.fromkeys(part for part in parts if part))
 
 
 def literals(given: Iterable[str]) -> str:
-    """The list for ALTER SYSTEM SET: each name has quotes of its own. Around all of them they would make one name."""
+    """Return the list for ALTER SYSTEM SET, with quotes around each name.
+
+    Quotes around the whole list would make it a single name.
+    """
     return ", ".join("'" + name.replace("'", "''") + "'" for name in given)

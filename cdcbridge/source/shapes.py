@@ -1,7 +1,7 @@
-"""A table of the source as a reader must know it: columns, key, order, the tables that hold its rows. Part of the rim.
+"""Describe a table of the source for its readers: columns, key, order, and the tables that hold its rows.
 
-PostgreSQL makes the JSON of a row, as the decoders would make it from the WAL: composites and types of extensions as
-text, no generated columns.
+PostgreSQL makes the JSON of a row, equal to the JSON that the decoders would make from the WAL. Composites and types of
+extensions are text, and generated columns are omitted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cdcbridge.source.no_table import nearest
 
 _ORDINARY: Final = ("<", "<=", "=", ">=", ">")  # by strategy of btree
 JSON: Final = 114  # pg_type's OID of json
-_PLAIN_TEXT: Final = frozenset({20, 21, 23, 25, 1043, 2950})  # types whose text is their JSON's: integers, text, uuid
-# By type: the size of a value's text, from its TOAST pointer alone. No value is loaded for it.
+_PLAIN_TEXT: Final = frozenset({20, 21, 23, 25, 1043, 2950})  # types with the same text in JSON: integers, text, uuid
+# By type, the SQL for the size of a value's text. It needs only the TOAST pointer, so no value is loaded.
 _OCTETS: Final = {
     25: "octet_length({})", 1042: "octet_length({})", 1043: "octet_length({})", 17: "2 * octet_length({})",
     JSON: "pg_column_size({}) - 8", 142: "pg_column_size({}) - 8",
@@ -53,8 +53,9 @@ _COLUMNS: Final = """
     ) e on t.typcategory = 'A'
     where t.typtype <> 'd' order by b.attnum
 """
-# The primary key, unless the replica identity is an index without one of its columns: then that index (see key_columns
-# in routing/copy_format.py). With each column: whether `order by column` is the index's order, and if not, what is.
+# The columns of the primary key, or of the replica identity's index if that lacks a column of the primary key (see
+# key_columns in changes/keys.py). Each row shows whether `order by column` has the index's order, and otherwise which
+# operators and collation have it.
 _KEY: Final = """
     with i as (
         select i.*, c.relreplident, array(select k.a from unnest(i.indkey::int2[]) with ordinality as k (a, n)
@@ -90,7 +91,7 @@ _KEY: Final = """
     join pg_opclass o on o.oid = k.class join pg_am x on x.oid = o.opcmethod
     order by k.n
 """
-# Foreign partitions are left out: their changes never come.
+# Foreign partitions are omitted, because their changes never arrive.
 _LEAVES: Final = """
     select n.nspname, c.relname, c.oid::int8, pg_relation_filenode(c.oid)::int8
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -122,14 +123,16 @@ _WRITERS: Final = """
 
 @dataclass(slots=True, frozen=True)
 class ReadColumn:
-    """A column.
+    """A column, with the SQL that reads it.
 
-    `cast`: the type that its values are cast to before JSON is made of them.
-    `base`: the OID of its type, less domains.
-    `json`: its values are json, or arrays of json.
-    `wide`: its values may be TOASTed.
-    `narrow`: its values have a fixed length.
-    `changed`: the transaction that last altered it, None if it is as the table was created.
+    Attributes:
+        cast: The type to which its values are cast before they become JSON, or None for no cast.
+        base: The OID of its type. For a domain, that is the type below the domain.
+        json: Whether its values are json, or arrays of json.
+        wide: Whether its values may be TOASTed.
+        narrow: Whether its values have a fixed length.
+        changed: The ID of the transaction that last altered it, or None if it is as the table was created.
+
     """
 
     name: str
@@ -143,12 +146,12 @@ class ReadColumn:
 
     @property
     def of_t(self) -> sql.Composable:
-        """In a query that calls the table t."""
+        """The column in a query that calls the table `t`."""
         return sql.SQL("t.{}").format(sql.Identifier(self.name))
 
     @property
     def value(self) -> sql.Composable:
-        """What JSON is made of."""
+        """The expression from which JSON is made."""
         return sql.SQL("{}::{}").format(self.of_t, sql.SQL(self.cast)) if self.cast else self.of_t
 
     @property
@@ -157,7 +160,7 @@ class ReadColumn:
 
     @property
     def text(self) -> sql.Composable:
-        """As `record ->> column` would be."""
+        """The expression for the text that `record ->> column` would give."""
         if self.base in _PLAIN_TEXT:
             return sql.SQL("{}::text").format(self.of_t)
         if self.base == JSON:
@@ -167,14 +170,17 @@ class ReadColumn:
 
     @property
     def bytes(self) -> sql.Composable | None:
-        """How many bytes a value has, about; None where they are few."""
+        """The expression for the approximate size of a value in bytes, or None if values are small."""
         if not self.wide:
             return None
         return sql.SQL("coalesce({}, 0)").format(_filled(_OCTETS.get(self.base, "pg_column_size({})"), self.of_t))
 
     @property
     def least_bytes(self) -> sql.Composable | None:
-        """How many bytes a value's JSON has at least; None where nobody knows before it is loaded."""
+        """The expression for the least size of a value's JSON in bytes.
+
+        The result is None if values are small, or if the size is unknown before the value is loaded.
+        """
         if not self.wide or self.base not in _OCTETS:
             return None
         return sql.SQL("coalesce({}, 0)").format(_filled(_OCTETS[self.base], self.of_t))
@@ -186,16 +192,19 @@ def _filled(template: str, value: sql.Composable) -> sql.Composable:
 
 
 def one_line(text: sql.Composable) -> sql.Composable:
-    """JSON text less its newlines, which are white space between tokens."""
+    """Return SQL that replaces the newlines of JSON text with spaces. They are white space between tokens."""
     return sql.SQL(r"translate({}, E'\n\r', '  ')").format(text)
 
 
 @dataclass(slots=True, frozen=True)
 class KeyColumn:
-    """A column of the key, and the order of its index.
+    """A column of the key, with the order of its index.
 
-    `ordinary`: the order is that of `order by column`, and the operators are PostgreSQL's own.
-    `operators`: by strategy of btree, 1 to 5: < <= = >= >. Those of citext are in the schema of that extension.
+    Attributes:
+        ordinary: Whether the index has the order of `order by column`, with PostgreSQL's own operators.
+        operators: The operators < <= = >= > in the order of btree's strategies 1 to 5. The operators of citext are in
+            the schema of that extension.
+
     """
 
     column: ReadColumn
@@ -207,7 +216,7 @@ class KeyColumn:
 
     @property
     def sorted(self) -> sql.Composable:
-        """What the order compares."""
+        """The expression that the order compares."""
         if self.collation is None:
             return self.column.of_t
         return sql.SQL("{} collate {}").format(self.column.of_t, self.collation)
@@ -220,18 +229,23 @@ class KeyColumn:
         return sql.SQL("{} using {} {}").format(self.sorted, self.operators[4 if self.descending else 0], nulls)
 
     def compared(self, strategy: int, text: str) -> sql.Composable:
-        """`column < text` for strategy 1, and so on, in the order's sense."""
+        """Return SQL that compares the column with `text`: `column < text` for strategy 1, and so on.
+
+        For a descending column, "less" means earlier in the order.
+        """
         operator = self.operators[(6 - strategy if self.descending else strategy) - 1]
         return sql.SQL("{} {} {}::{}").format(self.sorted, operator, sql.Literal(text), sql.SQL(self.column.type))
 
 
 @dataclass(slots=True, frozen=True)
 class ReadShape:
-    """A table.
+    """A table, as its readers need to know it.
 
-    `order`: the columns of the key, by which it is read and its messages are keyed. Empty without a key.
-    `leaves`: name, OID and file of each table that holds its rows.
-    `fingerprint`: a text that changes with any of this.
+    Attributes:
+        order: The key's columns. The table is read in their order, and its messages have this key. Empty without a key.
+        leaves: Name, OID and file of each table that holds its rows.
+        fingerprint: A text that changes whenever any of these attributes changes.
+
     """
 
     schema: str
@@ -252,7 +266,7 @@ class ReadShape:
 
     @property
     def rows(self) -> sql.Composable:
-        """For FROM: its rows, without those of tables that inherit from it."""
+        """The table for FROM, without the rows of tables that inherit from it."""
         return self.identifier if self.partitioned else sql.SQL("only {}").format(self.identifier)
 
     @property
@@ -261,7 +275,7 @@ class ReadShape:
 
 
 def describe(connection: Connection, schema: str, name: str) -> ReadShape:
-    """The table as it is now. Raises UsageError if there is no such table."""
+    """Describe the table as it is now, or raise UsageError if there is no such table."""
     with source_errors():
         found = connection.execute(
             "select c.oid::int8, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
@@ -301,16 +315,17 @@ def _key_column(column: ReadColumn, row: tuple[Any, ...]) -> KeyColumn:
 
 
 def lock(connection: Connection, shape: ReadShape) -> None:
-    """Keep the table from being altered until the transaction ends.
+    """Prevent any ALTER of the table until the transaction ends.
 
-    Call it before the transaction takes its snapshot: a snapshot sees no rows of a table that is rewritten later.
+    Call this function before the transaction takes its snapshot, because a snapshot sees no rows of a table that is
+    rewritten later.
     """
     with source_errors():
         connection.execute(sql.SQL("lock table {} in access share mode").format(shape.rows))
 
 
 def begin_locked(connection: Connection, shape: ReadShape) -> None:
-    """Make the transaction that has just begun one of one snapshot, and lock() the table before that is taken."""
+    """Give the new transaction a single snapshot, and lock() the table before that snapshot is taken."""
     with source_errors():
         connection.execute(
             sql.SQL(
@@ -320,32 +335,33 @@ def begin_locked(connection: Connection, shape: ReadShape) -> None:
 
 
 def is_still(connection: Connection, shape: ReadShape) -> bool:
-    """Whether the table has not been altered since it was described."""
+    """Return whether the table has not been altered since it was described."""
     with source_errors():
         row = connection.execute(_FINGERPRINT, (shape.schema, shape.name)).fetchone()
     return row is not None and row[0] == shape.fingerprint
 
 
 def rewritten(before: ReadShape, after: ReadShape) -> bool:
-    """Whether rows may have become young between the two without a change of theirs.
+    """Return whether rows may look newer in `after` although they have not changed since `before`.
 
-    ALTER TABLE wrote them anew, for example with another type of a column, or a partition was attached.
+    ALTER TABLE may have rewritten them, for example to change a column's type, or a partition may have been attached.
     """
     files = {(oid, file) for _, oid, file in before.leaves}
     return any((oid, file) not in files for _, oid, file in after.leaves)
 
 
 def altered_since(connection: Connection, shape: ReadShape, since: Snapshot) -> bool:
-    """Whether a transaction that the snapshot does not see altered a table that holds the rows."""
+    """Return whether a transaction that the snapshot does not see altered a table that holds the rows."""
     query = "select xmin::text::int8 from pg_class where oid = any (%s::oid[])"
     with source_errors():
         return any(not since.sees(xid) for (xid,) in connection.execute(query, (shape.oids,)).fetchall())
 
 
 def replaced_since_snapshot(connection: Connection, shape: ReadShape) -> bool:
-    """Whether the table was rewritten or replaced after the transaction's snapshot, which hides its rows.
+    """Return whether the table was rewritten or replaced after the transaction's snapshot, which then hides its rows.
 
-    Queries of the catalogue show the snapshot's state. Functions such as pg_relation_filenode() show today's.
+    Queries of the catalogue show the state of the snapshot. Functions such as pg_relation_filenode() show the present
+    state.
     """
     query = (
         "select coalesce(bool_or(c.relfilenode is distinct from pg_relation_filenode(c.oid)), false),"
@@ -359,20 +375,20 @@ def replaced_since_snapshot(connection: Connection, shape: ReadShape) -> bool:
 
 
 def writers(connection: Connection, shape: ReadShape) -> dict[str, str]:
-    """Transactions that write into the table just now, by name; what to tell people of each."""
+    """Return the transactions that are writing into the table, each with a description for people."""
     with source_errors():
         return dict(connection.execute(_WRITERS, (shape.oids,)).fetchall())
 
 
 def snapshot(connection: Connection) -> Snapshot:
-    """Of the transaction that the session is in."""
+    """Return the snapshot of the session's transaction."""
     with source_errors():
         row = connection.execute("select pg_current_snapshot()::text").fetchone()
     return Snapshot.parse(row[0] if row else "")
 
 
 def estimate(connection: Connection, shape: ReadShape) -> int:
-    """How many rows the planner believes the table has."""
+    """Return the planner's estimate of the number of rows."""
     with source_errors():
         row = connection.execute(sql.SQL("explain (format json) select from {}").format(shape.rows)).fetchone()
     return round(row[0][0]["Plan"]["Plan Rows"]) if row else 0

@@ -1,4 +1,4 @@
-"""The source database beside the stream: its facts and the slot. Part of the rim; never alters a table."""
+"""Read facts about the source outside the stream, and create its slot. This module never alters a table."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Slot:
     restart_lsn: int | None
     confirmed_flush_lsn: int | None
     invalidation: str | None = None
-    safe_wal_size: int | None = None  # bytes until max_slot_wal_keep_size; None without that limit
-    inactive_seconds: float | None = None  # None while it is active, and before PostgreSQL 17, which does not know
+    safe_wal_size: int | None = None  # bytes until max_slot_wal_keep_size, None without that limit
+    inactive_seconds: float | None = None  # None while it is active, and before PostgreSQL 17
     failover: bool | None = None  # None before PostgreSQL 17
 
 
 def slots(connection: Connection, name: str | None = None) -> list[Slot]:
-    """The logical slots of the cluster, or the one of that name."""
+    """Return the logical slots of the cluster, or only the one of that name."""
     with source_errors():
         version = connection.info.server_version
         newer = "null, null, null"
@@ -47,7 +47,10 @@ def slots(connection: Connection, name: str | None = None) -> list[Slot]:
 
 
 def refuse_in_use(connection: Connection, name: str) -> None:
-    """Raises NotLeader while a session reads from the slot: it cannot be dropped then. Names the session."""
+    """Raise NotLeader while a session reads from the slot, because the slot cannot be dropped then.
+
+    The error names the session.
+    """
     with source_errors():
         row = connection.execute(
             "select s.active_pid, coalesce(nullif(a.application_name, ''), 'unknown client'),"
@@ -70,7 +73,7 @@ def _lsn(text: str | None) -> int | None:
 
 
 class Identity(NamedTuple):
-    """Which database this is. A renamed database keeps its OID."""
+    """The identity of a database. A renamed database keeps its OID."""
 
     system_identifier: str
     database: str
@@ -78,7 +81,7 @@ class Identity(NamedTuple):
 
 
 def identify(connection: Connection) -> Identity:
-    """The identity of the database that the session is in."""
+    """Return the identity of the session's database."""
     query = (
         "select s.system_identifier::text, d.datname::text, d.oid::int8 from pg_control_system() s"
         " join pg_database d on d.datname = current_database()"
@@ -89,13 +92,13 @@ def identify(connection: Connection) -> Identity:
 
 
 def in_recovery(connection: Connection) -> bool:
-    """Whether the source is a standby."""
+    """Return whether the source is a standby."""
     with source_errors():
         return connection.execute("select pg_is_in_recovery()").fetchone() == (True,)
 
 
 def current_lsn(connection: Connection) -> int:
-    """Where the WAL is written to now (on a standby: replayed to)."""
+    """Return the LSN up to which the WAL is written now, or on a standby is replayed."""
     with source_errors():
         row = connection.execute(
             "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text"
@@ -106,10 +109,15 @@ def current_lsn(connection: Connection) -> int:
 def create_slot(dsn: str, name: str, plugin: str, *, failover: bool, waiting: Callable[[str], None]) -> int:
     """Create the slot, and return its first position.
 
-    failover: standbys keep it, too, which needs a server that can (SourceFacts.may_fail_over).
-    waiting: is told which open transactions the creation waits for.
+    Creation waits for all open transactions that write. Source: PostgreSQL manual, "Replication Slots".
 
-    Source: PostgreSQL manual, "Replication Slots": creation waits for the writing transactions that are open.
+    Args:
+        dsn: The connection string of the source.
+        name: The name of the slot.
+        plugin: The output plugin.
+        failover: Whether standbys keep the slot too, which needs a server that can do so (SourceFacts.may_fail_over).
+        waiting: Called with a text that names these transactions, or on a standby the step to take on the primary.
+
     """
     with (
         connect_source(dsn, "cdcbridge slot") as creator,
@@ -126,7 +134,14 @@ def create_slot(dsn: str, name: str, plugin: str, *, failover: bool, waiting: Ca
 
 @contextlib.contextmanager
 def watch_creation(dsn: str, pid: int, waiting: Callable[[str], None]) -> Iterator[None]:
-    """While session `pid` creates a slot: tell which open transactions it waits for."""
+    """Report the open transactions for which a session waits while it creates a slot.
+
+    Args:
+        dsn: The connection string of the source.
+        pid: The server process that creates the slot.
+        waiting: Called with a text that names these transactions, or on a standby the step to take on the primary.
+
+    """
     told: list[int] = []
     with connect_source(dsn, "cdcbridge slot watch") as watcher:
         standby = in_recovery(watcher)

@@ -1,7 +1,8 @@
-"""Who holds a lock that a change of a publication would wait for. Part of the rim; takes no lock itself.
+"""Find the sessions with locks for which a change of a publication would wait.
 
-ALTER PUBLICATION locks each table that it names. A session that holds a conflicting lock, for example `lock table`,
-VACUUM or CREATE INDEX, would make it wait, and everybody who comes after it.
+ALTER PUBLICATION locks each table that it names. A session that holds a conflicting lock, for example through `lock
+table`, VACUUM or CREATE INDEX, would make it wait. Every later session that needs the table would then wait too. This
+module never takes a lock itself.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Final
 
 from cdcbridge.database import Connection, source_errors
 
-_QUERY_LENGTH: Final = 200  # characters that are shown of a query
-# The modes that conflict with SHARE UPDATE EXCLUSIVE. An autovacuum gives way to whoever waits for its lock.
+_QUERY_LENGTH: Final = 200  # characters of a query that are shown
+# The modes that conflict with SHARE UPDATE EXCLUSIVE. An autovacuum gives way to any session that waits for its lock.
 _HOLDERS: Final = f"""
     select n.nspname || '.' || c.relname, l.mode, a.pid, a.usename, a.state,
            left(regexp_replace(a.query, '\\s+', ' ', 'g'), {_QUERY_LENGTH}),
@@ -31,7 +32,7 @@ _HOLDERS: Final = f"""
 
 @dataclass(slots=True, frozen=True)
 class LockHolder:
-    """A session, or a prepared transaction, that holds a lock on a table. `pid` is None for the latter."""
+    """A session, or a prepared transaction, that holds a lock on a table. For the latter, `pid` is None."""
 
     table: str
     mode: str
@@ -56,7 +57,7 @@ class LockHolder:
 
 
 def holders(connection: Connection, tables: Collection[str]) -> list[LockHolder]:
-    """Whoever holds a lock on one of the tables that ALTER PUBLICATION would wait for."""
+    """Return the holders of locks on these tables for which ALTER PUBLICATION would wait."""
     with source_errors():
         rows = connection.execute(_HOLDERS.encode(), (sorted(tables),)).fetchall()
     return [LockHolder(*row) for row in rows]

@@ -1,4 +1,4 @@
-"""The tables of the source that a consumer's patterns name or cover. Part of the rim; changes nothing."""
+"""Look up the tables of the source that a consumer's patterns name or cover. This module never changes anything."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from cdcbridge.routing.router import IDENTITY_SCHEMA
 
 @dataclass(slots=True, frozen=True)
 class Column:
-    """A column; `generated` is '' for an ordinary one, 's' for a stored and 'v' for a virtual generated one.
+    """A column of a table.
 
-    type: as SQL writes it; of a domain, its base type.
-    kind: what it is in `record`: number, text, boolean, list, or any.
-    labels: of an enum.
+    Attributes:
+        generated: '' for an ordinary column, 's' for a stored and 'v' for a virtual generated column.
+        type: The type as SQL writes it. For a domain, that is its base type.
+        kind: The kind of its value in `record`: number, text, boolean, list, or any.
+        labels: The labels of an enum.
+
     """
 
     name: str
@@ -35,8 +38,10 @@ class Column:
 class Index:
     """A unique index of a table.
 
-    usable: PostgreSQL takes it for a replica identity if it is the primary key, or was chosen.
-    suitable: `replica identity using index` may name it.
+    Attributes:
+        usable: Whether PostgreSQL uses it as replica identity if it is the primary key or was chosen.
+        suitable: Whether `replica identity using index` may name it.
+
     """
 
     name: str
@@ -49,7 +54,10 @@ class Index:
 
 @dataclass(slots=True, frozen=True)
 class Table:
-    """A table that a consumer's pattern names or covers. For a partitioned table: the root, with its leaves."""
+    """A table that a consumer's pattern names or covers.
+
+    For a partitioned table, this is the root, and `leaves` contains the partitions with rows.
+    """
 
     schema: str
     name: str
@@ -77,7 +85,7 @@ class Table:
 
     @property
     def logged(self) -> bool:
-        """Whether its changes are in the WAL."""
+        """Return whether the WAL contains its changes."""
         return self.kind == "r" and self.persistence == "p"
 
     @property
@@ -86,10 +94,11 @@ class Table:
 
     @property
     def identity_index(self) -> Index | None:
-        """The index that identifies old rows, as the server decides it.
+        """The index that identifies old rows, by the rules of the server.
 
-        Source: PostgreSQL, RelationGetIndexList() and RelationGetReplicaIndex(). For example, a deferrable primary key
-        is none.
+        For example, a deferrable primary key does not identify rows.
+
+        Source: PostgreSQL, RelationGetIndexList() and RelationGetReplicaIndex().
         """
         wanted = {"d": "primary", "i": "chosen"}.get(self.replica_identity)
         if wanted is None:
@@ -102,7 +111,7 @@ class Table:
 
     @property
     def identity(self) -> frozenset[str]:
-        """The columns of an old row that the WAL carries and that are in `record`."""
+        """The columns of an old row that are both in the WAL and in `record`."""
         if self.full:
             return frozenset(column.name for column in self.columns if not column.generated)
         index = self.identity_index
@@ -121,12 +130,12 @@ class Table:
         return tuple(column.name for column in self.columns if column.floating)
 
 
-# What to_jsonb() makes of a value. A type of an extension may have a cast to json.
+# The kind of JSON that to_jsonb() makes from a value. A type of an extension may have a cast to json.
 _KIND: Final = """case when b.oid in (20, 21, 23, 700, 701, 1700) then 'number' when b.oid = 16 then 'boolean'
     when b.typtype = 'd' or b.oid in (114, 3802) then 'any'
     when b.typtype = 'b' and b.typcategory <> 'A' and b.oid >= 16384 then 'any'
     when b.typcategory = 'A' then 'list' else 'text' end"""
-# The conditions are those of RelationGetIndexList(): what it passes over is no replica identity.
+# The conditions are those of RelationGetIndexList(). An index that it skips cannot be the replica identity.
 _TABLES: Final = """
     select n.nspname, c.relname, c.oid::int8, c.relkind::text, c.relpersistence::text, c.relispartition,
            c.relreplident::text,
@@ -168,7 +177,7 @@ _CHILDREN: Final = """
     select b.root::int8, array_agg(n.nspname || '.' || c.relname order by 1)
     from below b join pg_class c on c.oid = b.oid join pg_namespace n on n.oid = c.relnamespace group by b.root
 """
-# Topics are split at their first dot, so a table in a schema whose name has one has no topic of its own.
+# Topics are split at their first dot, so a table has no topic if the name of its schema contains a dot.
 _COVERED: Final = """
     n.nspname || '.' || c.relname like %s and n.nspname <> all (%s) and n.nspname !~ '^pg_'
     and n.nspname <> 'information_schema' and position('.' in n.nspname) = 0
@@ -179,7 +188,8 @@ _COVERED: Final = """
 def find_tables(connection: Connection, pattern: str, own_schema: str) -> list[Table]:
     """Look up the tables of a pattern.
 
-    A name finds any kind of relation. A wildcard finds the tables that can be published; of partitioned ones, the root.
+    A name finds any kind of relation. A wildcard finds the tables that can be published. For a partitioned table it
+    finds only the root.
     """
     schema, _, name = pattern.partition(".")
     if is_name(pattern):
@@ -197,7 +207,7 @@ def tables_of(connection: Connection, patterns: Sequence[str], own_schema: str) 
 
 
 def dotted_schemas(connection: Connection) -> list[str]:
-    """Schemas with tables whose names have a dot: for these no topic can be written."""
+    """Return the schemas with tables and with a dot in their name. No topic can be written for their tables."""
     query = (
         "select nspname from pg_namespace n where position('.' in nspname) > 0 and exists (select from pg_class c"
         " where c.relnamespace = n.oid and c.relkind in ('r', 'p') and c.relpersistence = 'p') order by 1"

@@ -1,8 +1,8 @@
-"""Types that are not built in, as the catalogue has them or had them before they were dropped. Part of the rim.
+"""Remember types that are not built in, including types that were dropped since.
 
-The WAL names a type by its OID, and the bridge may come to a row when the type has been dropped: a domain over bool
-would then come as "f" and not as false. So the types of all columns are looked up when a session starts, and again
-every ten seconds, and kept with the position.
+The WAL names a type by its OID, and the type may be dropped before the bridge reads the row. A value of a domain over
+bool would then be delivered as "f" and not as false. The types of all columns are therefore looked up when a session
+starts and again every ten seconds, and are stored together with the position.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 from cdcbridge.changes.pgtypes import PgType
 from cdcbridge.database import Connection, source_errors
 
-# One type, or without an OID those of all columns with what they are made of.
+# One type, or without an OID the types of all columns and the types from which they are made.
 _TYPES: Final = """
     with recursive used as (
         select a.atttypid as oid from pg_attribute a join pg_class c on c.oid = a.attrelid
@@ -33,14 +33,14 @@ _TYPES: Final = """
     where t.oid = %(oid)s or t.oid in (select oid from used)
     order by t.oid
 """
-_MOST: Final = 10_000  # types that are kept; the oldest ones go first
+_MOST: Final = 10_000  # types in dump() at most, those with the highest OIDs
 _LOOK_EVERY: Final = 10.0  # seconds between looks for types of new columns
 _Entry = list[Any]  # base, element, delimiter, name
 log = structlog.get_logger()
 
 
 class TypeMemory:
-    """lookup() for `Types`, with what `dump()` gave before a restart."""
+    """The lookup function for `Types`, with the types that were known before a restart."""
 
     def __init__(self, connection: Connection, saved: Mapping[str, _Entry]) -> None:
         self._connection = connection
@@ -51,12 +51,15 @@ class TypeMemory:
         self._look(None)
 
     def load(self, saved: Mapping[str, _Entry]) -> None:
-        """Take what dump() gave."""
+        """Add the types that dump() returned before a restart."""
         for oid, (base, element, delimiter, name) in saved.items():
             self._remember(int(oid), PgType(base, element, delimiter, name))
 
     def dump(self) -> dict[str, _Entry]:
-        """All that is known, for JSON: `{"16385": [16, 0, ",", "flag"]}` is a domain over bool. Do not change it."""
+        """Return all known types as JSON values, which the caller must not change.
+
+        For example, `{"16385": [16, 0, ",", "flag"]}` is a domain over bool.
+        """
         if time.monotonic() >= self._next_look:
             self._look(None)
         if self._dumped is None:
@@ -65,7 +68,10 @@ class TypeMemory:
         return self._dumped
 
     def lookup(self, oid: int) -> PgType | None:
-        """A type that is not built in, or None where nobody knows it any more: its values come as text."""
+        """Return a type that is not built in, or None if it is unknown.
+
+        A type is unknown if it was dropped before the bridge saw it. Its values are then delivered as text.
+        """
         if oid not in self._known:
             self._look(oid)
         found = self._known.get(oid)

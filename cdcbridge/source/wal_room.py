@@ -1,7 +1,7 @@
-"""How much WAL the source may still keep, and which other slots keep some. Part of the rim; reads only.
+"""Find out how much WAL the source may still keep, and how much WAL other slots keep.
 
-PostgreSQL itself does not tell how much room its disk has. The operating system does, but only where the data directory
-of this very server is on this machine, and readable.
+PostgreSQL itself does not report the free space on its disk. The operating system does, but only if the data directory
+of this very server is on this machine and readable. This module never changes anything.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OTHERS: Final = """
 
 @dataclass(slots=True, frozen=True)
 class OtherSlot:
-    """A slot that is not the bridge's. retained_bytes: None where it keeps no WAL."""
+    """A slot that does not belong to the bridge. If it keeps no WAL, `retained_bytes` is None."""
 
     name: str
     slot_type: str
@@ -46,11 +46,14 @@ class OtherSlot:
 
 @dataclass(slots=True, frozen=True)
 class WalRoom:
-    """What bounds the WAL on the source.
+    """The limits of the WAL on the source.
 
-    limit_bytes: max_slot_wal_keep_size; None: there is none, and slots may fill the disk.
-    free_bytes: on the disk of the WAL; None where nobody here may know it.
-    others: slots beside the bridge's, the one that keeps most first.
+    Attributes:
+        limit_bytes: The setting max_slot_wal_keep_size in bytes. None means that there is no limit, and slots may fill
+            the disk.
+        free_bytes: Free bytes on the disk of the WAL, or None if this process cannot find that out.
+        others: All slots except the bridge's, beginning with the one that keeps most.
+
     """
 
     limit_bytes: int | None = None
@@ -59,7 +62,7 @@ class WalRoom:
 
 
 def wal_room(connection: Connection, own: str) -> WalRoom:
-    """Look once; `own` is the bridge's slot."""
+    """Look up the limits once. The parameter `own` is the name of the bridge's slot."""
     with source_errors():
         limit = connection.execute(_LIMIT).fetchone()
         directory = connection.execute(_DIRECTORY).fetchone()
@@ -69,7 +72,9 @@ def wal_room(connection: Connection, own: str) -> WalRoom:
 
 
 def free_bytes(directory: Path, system_identifier: str) -> int | None:
-    """Free space for the WAL of the server with this data directory; None where that is not readable, or another's.
+    """Return the free bytes for the WAL of the server with this data directory.
+
+    The result is None if the directory is not readable, or belongs to another server.
 
     Source: PostgreSQL, src/include/catalog/pg_control.h: the file begins with the system identifier, of 8 bytes.
     """
@@ -85,7 +90,7 @@ def free_bytes(directory: Path, system_identifier: str) -> int | None:
 
 
 def other_alarms(others: Iterable[OtherSlot], max_retained: int) -> list[Alarm]:
-    """The slots of others that keep more than the bridge's may: they fill the same disk."""
+    """Return an alarm for each other slot that keeps more than `max_retained` bytes, because it fills the same disk."""
     return [
         Alarm(
             "other_slot_retains_too_much",

@@ -1,1 +1,1 @@
-"""The running process: what it prepares, its streaming session, and the operations on its slot."""
+"""The running bridge: its preparation, its streaming session, and the operations on its slot."""

@@ -1,8 +1,9 @@
-"""The consumers that a session goes on with: accepted, told in the log, and noted in the store. Part of the rim.
+"""Accept the consumers that a streaming session continues with: log their faults, and bring them into the store.
 
 The first start of a process refuses a file in which a new or changed consumer cannot work, as `check` does. Later
-sessions, and a stand-by that takes over, go on without it. A consumer that was applied before never stops the others:
-for example, its table was dropped overnight. This module never decides which ones these are (choosing).
+streaming sessions, and a standby that takes over, continue without that consumer. A consumer that was applied before
+never stops the others, for example when its table was dropped overnight. This module reads and writes both databases.
+It never chooses the consumers (see choosing.py).
 """
 
 from __future__ import annotations
@@ -26,18 +27,29 @@ from cdcbridge.store.feed_watch import stored_feeds
 from cdcbridge.store.log import BridgeStore
 from cdcbridge.store.unfed import tell_missed
 
-_PATIENCE: Final = 5.0  # seconds for a lock in the store, after which the bridge starts again
+_PATIENCE: Final = 5.0  # seconds to wait for a lock in the store, after which the streaming session starts again
 log = structlog.get_logger()
 
 
 def accept(config: Config, connection: Connection, store: BridgeStore, facts: Facts, *, again: bool) -> Choice:
-    """Choose the consumers to go on with. Each fault is logged as an error with its fix.
+    """Choose the consumers to continue with, and log each fault as an error with its fix.
 
-    Where the store has a history, a consumer that worked before and cannot work now does not stop the others.
+    If the store has a history, a consumer that worked before and cannot work now does not stop the others.
 
-    again: this process has streamed before. New and changed consumers that cannot work do not stop the others, either.
+    Args:
+        config: The configuration as the file has it.
+        connection: A session on the source.
+        store: The store.
+        facts: The facts of both sides.
+        again: Whether this process has streamed or was a standby before. If so, new and changed consumers that cannot
+            work do not stop the others, either.
 
-    Raises CheckFailed for every other error.
+    Returns:
+        The consumers to continue with, and the faults.
+
+    Raises:
+        CheckFailed: There is any other error.
+
     """
     found = problems(config, facts, connection, store.connection)
     choice = Choice(config)
@@ -47,7 +59,7 @@ def accept(config: Config, connection: Connection, store: BridgeStore, facts: Fa
         if choice.refused and not again:
             refuse(found)
         found = problems(choice.config, facts, connection, store.connection)
-        # What is wrong with a publication is told with the tables that it lacks.
+        # The faults of the tables that a publication lacks already report the problem of the publication.
         found = [p for p in found if p not in choice.problems and p.code != "publication"]
     refuse(found)
     _tell_faults(choice)
@@ -68,9 +80,13 @@ def _tell_faults(choice: Choice) -> None:
 
 
 def tell_stand_by(config: Config, store: BridgeStore) -> None:
-    """Log why a stand-by would not feed the consumers as the leader does, so that this is known before it leads.
+    """Log why this standby would not feed the consumers as the leader does.
 
-    Raises SourceUnavailable where the source is out of reach.
+    An operator can then correct the difference before the standby leads.
+
+    Raises:
+        SourceUnavailable: The source is out of reach.
+
     """
     history, feeds = store.facts().history, stored_feeds(store.connection)
     if history is None:
@@ -88,7 +104,10 @@ def tell_stand_by(config: Config, store: BridgeStore) -> None:
 
 
 def apply_consumers(config: Config, connection: Connection, store: BridgeStore) -> None:
-    """Bring the file's consumers into the store, with the backfills that new ones ask for."""
+    """Bring the consumers of the file into the store, and start the backfills that new ones ask for.
+
+    The settings `partitions` and `max_retention` are stored as well.
+    """
     store.set_partitions(config.store.partitions)
     store.set_max_retention(config.store.max_retention)
     applied = consumers.apply(store.connection, config.consumers, patience=_PATIENCE)
@@ -99,7 +118,7 @@ def apply_consumers(config: Config, connection: Connection, store: BridgeStore) 
 
 
 def _begin_snapshots(config: Config, connection: Connection, store: Connection) -> None:
-    """A backfill of each table of consumers with start: snapshot, the first time that a bridge meets them."""
+    """Start a backfill of each table for consumers with `start: snapshot` that no bridge has met before."""
     with store_errors():
         new = [n for (n,) in store.execute("select name from consumers where snapshot_at is null").fetchall()]
     for consumer in config.consumers:
@@ -116,24 +135,32 @@ def _begin_snapshots(config: Config, connection: Connection, store: Connection) 
 
 
 def _forget_beginnings(store: Connection, config: Config, changed: Sequence[str]) -> None:
-    """Backfills leave rows out that came as changes; not where the consumer was not there for them, or took others."""
+    """Let backfills skip no rows for consumers that may have missed changes.
+
+    A backfill skips rows that its consumer already received as changes. That is turned off for consumers that were
+    absent from the file, or whose subscription changed: they may have missed some.
+    """
     kept = [consumer.name for consumer in config.consumers if consumer.name not in changed]
     with store_errors():
         store.execute("select forget_beginnings(array(select id from consumers where name = any (%s)))", (kept,))
 
 
 def ensure_trigger(choice: Choice, connection: Connection, store: BridgeStore) -> bool:
-    """Install what tables that are created later need, unless this role may not: that is a fault already."""
+    """Install or remove the event trigger that gives tables created later a replica identity.
+
+    Do nothing if the choice already has a fault about the trigger, because this role may not install it. Return whether
+    the trigger was installed anew.
+    """
     if any(problem.code == "event_trigger" for problem in choice.problems):
         return False
     return event_trigger.ensure(choice.config, connection, store.keep_identities)
 
 
 def note_feeds(choice: Choice, store: BridgeStore, *, finishing: bool) -> None:
-    """Note in the store who is fed, and log each consumer there that is not in the file, and therefore gets nothing.
+    """Record in the store which consumers are fed, and log each consumer of the store that is not in the file.
 
-    One that is fed again gets a gap message first. A session that finishes a transaction leaves it to the next one,
-    which brings the consumers into the store.
+    Such a consumer gets nothing. A consumer that is fed again first gets a gap message. A streaming session that only
+    finishes a transaction does nothing here. The next one does the work, when it brings the consumers into the store.
     """
     if finishing:
         return

@@ -1,6 +1,7 @@
-"""The thread that appends: one batch at a time, so that reading and decoding go on while the store commits.
+"""Append batches in a thread of its own, so that reading and decoding continue while the store commits.
 
-Knows the store and two mailboxes to the main loop; decides nothing. An error is kept for the main loop to raise.
+The thread appends one batch at a time. It knows only the store and two mailboxes to the main loop, and never decides
+anything. It keeps an error for the main loop to raise.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ Append: TypeAlias = tuple[AppendBatch, dict[str, Any] | None, dict[str, Any] | N
 
 
 class Appender(Background):
-    """submit() a batch when idle; fileno() becomes readable when it is durable, and take_durable() gives it.
+    """The thread that appends.
 
-    The store is the thread's alone until stop_within() is true.
+    Call submit() while it is idle. When the batch is durable, fileno() becomes readable, and take_durable() returns the
+    batch. The store belongs to the thread alone until stop_within() has returned True.
     """
 
     def __init__(self, store: BridgeStore) -> None:
@@ -26,7 +28,7 @@ class Appender(Background):
         self._store = store
         self._given: Mailbox[Append] = Mailbox()
         self._done: Mailbox[AppendBatch | BaseException] = Mailbox()
-        self.given = AppendBatch()  # the last one that was submitted; the main loop's alone, as is the next
+        self.given = AppendBatch()  # the batch that was submitted last; only the main loop uses this and `busy`
         self.busy = False
         self.start()
 
@@ -34,12 +36,12 @@ class Appender(Background):
         return self._done.fileno()
 
     def submit(self, batch: AppendBatch, unfinished: dict[str, Any] | None, catalog: dict[str, Any] | None) -> None:
-        """Hand over a batch. Only when not busy."""
+        """Give a batch to the thread. Call this only while `busy` is False."""
         self.busy, self.given = True, batch
         self._given.put((batch, unfinished, catalog))
 
     def take_durable(self) -> AppendBatch | None:
-        """The batch that became durable since the last call, or None. Raises what its append raised."""
+        """Return the batch that became durable since the last call, or None. Raise the error of its append."""
         done = self._done.take()
         if done is None:
             return None
@@ -49,17 +51,17 @@ class Appender(Background):
         return done
 
     def stop(self) -> None:
-        """Let the append that was submitted be the last."""
+        """Make the submitted append the last one."""
         super().stop()
         self._given.end()
 
     def stop_within(self, seconds: float) -> bool:
-        """Let the append that is under way be the last. Return whether it has ended after so many seconds."""
+        """Make the append in progress the last one. Return whether it has ended after so many seconds."""
         self.stop()
         return self.join(seconds)
 
     def close(self) -> None:
-        """Only when it has ended."""
+        """Close the mailbox of results. Call this only when the thread has ended."""
         self._done.close()
 
     def _work(self) -> None:

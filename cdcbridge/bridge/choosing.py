@@ -1,8 +1,9 @@
-"""Which of the file's consumers a running bridge goes on with. Part of the rim; changes nothing.
+"""Choose which consumers of the file a running bridge continues with.
 
 One consumer that cannot work must not stop the others. A new one waits until it can work. A changed one stays as the
-store has it. One that did not change goes on without the tables that have become unusable. For example, a file names a
-table that does not exist: the bridge feeds all other consumers, and says so.
+store has it. One that did not change continues without the tables that have become unusable. For example, a file names
+a table that does not exist: the bridge feeds all other consumers, and reports the fault. This module reads both
+databases, and never changes anything.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ _DURATIONS: Final = (("visibility_timeout",), ("retry_delay", "initial"), ("retr
 
 @dataclass(slots=True, frozen=True)
 class Choice:
-    """The consumers to go on with, in the configuration's place.
+    """The consumers to continue with, and their faults.
 
-    faults: what is wrong with those that cannot work as the file has them.
-    problems: the same, as `check` finds it.
-    left_out: tables and patterns that cannot be captured, for example `public.orders` without a key.
-    refused: names of consumers that are new in the file, or changed there, and cannot work as it has them.
+    Attributes:
+        config: The configuration with only these consumers, some of them as the store has them.
+        faults: Why consumers cannot work as the file has them.
+        problems: The same, in the form that `check` reports.
+        left_out: Tables and patterns that cannot be captured, for example `public.orders` without a key.
+        refused: Names of consumers that are new or changed in the file, and cannot work as it has them.
+
     """
 
     config: Config
@@ -49,13 +53,13 @@ class Choice:
 
     @property
     def trouble(self) -> str:
-        """The consumers with a fault, for people; '' for none."""
+        """A phrase with the names of the consumers that have a fault, for people, or ''."""
         names = sorted({fault.consumer for fault in self.faults})
         return f"but not as its file has it for {', '.join(names)}" if names else ""
 
     @property
     def troubles(self) -> frozenset[tuple[str, str, str]]:
-        """Consumer, object and code of each fault, to compare with a later look."""
+        """Consumer, object and code of each fault, for a comparison with a later look."""
         return frozenset((fault.consumer, fault.object, fault.code) for fault in self.faults)
 
     @property
@@ -65,7 +69,7 @@ class Choice:
 
 
 def choose(config: Config, connection: Connection, store: Connection, plugin: str) -> Choice:
-    """Look at each consumer of the file by itself, and at what the store has of it."""
+    """Choose the consumers to continue with: check each one by itself, and compare it with the store."""
     choosing = _Choosing(config, connection, store, plugin)
     choosing.look()
     if plugin == "pgoutput":
@@ -80,7 +84,13 @@ def choose(config: Config, connection: Connection, store: Connection, plugin: st
 
 
 class _Choosing:
-    """The look under way: `kept` by name, in the file's order; `fresh` are those that are new or changed."""
+    """The state of the choice while it is made.
+
+    Attributes:
+        kept: The consumers to continue with, by name and in the order of the file.
+        _fresh: The names of those that are new or changed.
+
+    """
 
     def __init__(self, config: Config, connection: Connection, store: Connection, plugin: str) -> None:
         self._config = config
@@ -102,7 +112,7 @@ class _Choosing:
         return self._config.model_copy(update={"consumers": tuple(consumers)})
 
     def look(self) -> None:
-        """Each consumer by itself."""
+        """Check each consumer by itself."""
         for consumer in self._config.consumers:
             errors = self._errors(consumer)
             mode, stored = self._stored.get(consumer.name, (None, {}))
@@ -116,7 +126,7 @@ class _Choosing:
                 self._fresh.append(consumer.name)
 
     def publish(self) -> None:
-        """The publications, which all consumers share, where this role may not alter them."""
+        """Check the publications, which all consumers share, because this role may be unable to alter them."""
         fresh = {name: self.kept[name] for name in self._fresh}
         settled = {name: consumer for name, consumer in self.kept.items() if name not in fresh}
         self._leave_locked(settled)
@@ -125,7 +135,7 @@ class _Choosing:
             if locked := self._locked([*settled.values(), consumer]):
                 del self.kept[name]
                 self._refuse(consumer, [locked[0]])
-                self.refused.discard(name)  # it waits, which is no reason to refuse a start
+                self.refused.discard(name)  # it waits for a lock, which is no reason to refuse a start
             elif errors := self._unpublished([*settled.values(), consumer]):
                 del self.kept[name]
                 self._refuse(consumer, errors)
@@ -135,10 +145,11 @@ class _Choosing:
         self.kept = {name: self.kept[name] for name in order if name in self.kept}
 
     def _leave_locked(self, settled: dict[str, Consumer]) -> None:
-        """Tables that the publication lacks, and that cannot be added while another session locks one of its tables.
+        """Leave out tables that a locked publication lacks.
 
-        A consumer that was not fed before waits as a whole, so that it misses nothing between its start and its first
-        change. Another one goes on without these tables.
+        They cannot be added while another session locks one of the publication's tables. A consumer that was not fed
+        before waits as a whole, so that it misses nothing between its start and its first change. A consumer that was
+        fed continues without these tables.
         """
         feeds = stored_feeds(self._store)
         for problem, lacking in self._locked_tables(list(settled.values())):
@@ -157,7 +168,7 @@ class _Choosing:
         return [problem for problem, _ in self._locked_tables(consumers)]
 
     def _locked_tables(self, consumers: Sequence[Consumer]) -> list[tuple[Problem, set[str]]]:
-        """What cannot be added to the publications now, and why."""
+        """Return the problem of each locked publication, with the patterns that cannot be added to it now."""
         config = self._with_published(consumers)
         problems = publication_problems(config, self._connection) if config.consumers else ()
         locked = {problem.object: problem for problem in problems if problem.code == LOCKED}
@@ -169,8 +180,8 @@ class _Choosing:
         return found
 
     def _leave_out(self, settled: Sequence[Consumer]) -> None:
-        """Tables of consumers that work already, but which the publication has lost."""
-        for all_of_it in (False, True):  # first what it lacks; then all of a publication that lacks operations
+        """Leave out tables that a publication has lost, and note a fault for their consumers."""
+        for all_of_it in (False, True):  # first the tables that it lacks, then all if it lacks operations
             errors = {problem.object: problem for problem in self._unpublished(settled)}
             for wanted in publications.needed(self._with_published(settled), self._connection) if errors else ():
                 error = errors.get(wanted.name)
@@ -184,7 +195,7 @@ class _Choosing:
                         self._note(consumer, [error], fed=True)
 
     def _with_published(self, consumers: Sequence[Consumer]) -> Config:
-        """The consumers, with those of their tables that can be captured."""
+        """Return a configuration with these consumers, less their tables that cannot be captured."""
         kept = [
             consumer.model_copy(update={"tables": without(consumer.tables, self.left_out)}) for consumer in consumers
         ]
@@ -212,7 +223,10 @@ class _Choosing:
         self._note(consumer, errors, fed=True)
 
     def _refuse(self, consumer: Consumer, errors: Sequence[Problem]) -> None:
-        """A new one waits. A changed one goes on as the store has it, whatever has become wrong with that, too."""
+        """Refuse a consumer as the file has it.
+
+        A new one waits. A changed one continues as the store has it, even if these older settings have faults, too.
+        """
         self.refused.add(consumer.name)
         before = self._before(consumer.name)
         asked = "" if before is None else asked_for(before, consumer)
@@ -227,7 +241,7 @@ class _Choosing:
         try:
             return Consumer.model_validate({"name": name, "mode": mode, **_as_in_a_file(stored)})
         except ValidationError:
-            return None  # of another version of this program
+            return None  # stored by another version of this program
 
     def _note(self, consumer: Consumer, errors: Iterable[Problem], *, fed: bool, asked: str = "") -> None:
         for problem in errors:
@@ -238,7 +252,7 @@ class _Choosing:
             self.faults.append(Fault(consumer.name, problem.object, message, problem.brief, fed, asked, problem.code))
 
     def _meanwhile(self, consumer: Consumer, table: str) -> str:
-        """What a table without a replica identity means for the application and for the consumers."""
+        """Describe how a missing replica identity affects the application and the consumers."""
         if self._plugin == "wal2json":
             return "Its updates and deletes are missing until that is fixed, and gap messages tell from where to where"
         if table in whole(consumer.tables):
@@ -247,7 +261,10 @@ class _Choosing:
 
 
 def _lacking(wanted: Publication, existing: Publication | None) -> set[str]:
-    """The patterns that are wanted and that the publication does not publish whole; all of them without one."""
+    """Return the wanted patterns that the publication does not publish whole.
+
+    Return all of them if there is no publication.
+    """
     everything = {"*.*"} if wanted.everything else set()
     patterns = set(wanted.tables) | {f"{schema}.*" for schema in wanted.schemas} | everything
     if existing is None:
@@ -259,7 +276,7 @@ def _lacking(wanted: Publication, existing: Publication | None) -> set[str]:
 
 
 def _as_in_a_file(stored: dict[str, Any]) -> dict[str, Any]:
-    """The store keeps seconds; a file has units."""
+    """Convert durations from seconds, as the store keeps them, to the units of a file."""
     made = {key: dict(value) if isinstance(value, dict) else value for key, value in stored.items()}
     for *parents, last in _DURATIONS:
         place = made

@@ -1,8 +1,13 @@
-"""What the bridge does beside the stream, now and then, in a thread with sessions of its own. Part of the rim.
+"""Do the periodic work of the bridge, in a thread with database sessions of its own.
 
-Heartbeats on the source, so that the slot moves on while only other databases write; messages whose last delivery
-expired become dead letters; many rows of a held key become few; segments of the log that nobody needs are dropped.
-Never touches the stream, and waits for no lock longer than a second; what fails here is told and tried again.
+The thread has these tasks:
+- Send heartbeats to the source, so that the slot advances while only other databases are written.
+- Turn messages whose last delivery expired into dead letters.
+- Merge the many rows of a held key into few.
+- Drop segments of the log that no consumer needs.
+
+The thread never touches the stream, and never waits for a lock in the store for longer than a second. It logs each
+failure and tries again.
 """
 
 from __future__ import annotations
@@ -20,13 +25,13 @@ from cdcbridge.errors import CdcbridgeError
 from cdcbridge.source.slots import in_recovery
 
 HEARTBEAT_PREFIX: Final = "cdcbridge.heartbeat"
-_BURY_INTERVAL: Final = 2.0  # an expired last delivery dies within 5 s
-_RETENTION_INTERVAL: Final = 10.0
+_BURY_INTERVAL: Final = 2.0  # seconds; a message whose last delivery expired must become a dead letter within 5 s
+_RETENTION_INTERVAL: Final = 10.0  # seconds
 log = structlog.get_logger()
 
 
 class Housekeeper(Background):
-    """Works from entry to exit of its `with` block."""
+    """The thread, which works from entry to exit of its `with` block."""
 
     def __init__(self, config: Config) -> None:
         super().__init__("housekeeper")
@@ -52,7 +57,7 @@ class Housekeeper(Background):
             next_heartbeat = next_retention = 0.0
             while not self._stop.is_set():
                 if time.monotonic() >= next_heartbeat:
-                    if not in_recovery(source):  # on a standby its primary's own traffic has to do
+                    if not in_recovery(source):  # on a standby the primary's own traffic has to suffice
                         source.execute("select pg_logical_emit_message(true, %s, '')", (HEARTBEAT_PREFIX,))
                     next_heartbeat = time.monotonic() + interval
                 buried = store.execute("select bury_expired(), forget_published(), merge_runs()").fetchone()
@@ -66,7 +71,7 @@ class Housekeeper(Background):
                 self._stop.wait(min(_BURY_INTERVAL, interval))
 
     def _drop_segments(self, store: Connection) -> bool:
-        """Drop what nobody needs; whether there may be more."""
+        """Drop segments that no consumer needs. Return whether there may be more."""
         limits = self._config.store
         row = store.execute(
             "select dropped, held_by, lost, expired"

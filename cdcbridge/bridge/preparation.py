@@ -1,7 +1,8 @@
-"""Before a session streams: look at both sides, decide (checks/decision.py), and carry that out. Part of the rim.
+"""Prepare a streaming session: look at both sides, decide, and carry the decision out.
 
-The same checks as those of `cdcbridge check` come first, then the consumers, the publication, the slot, and the gap
-messages. Decides nothing by itself.
+The decision is made in checks/decision.py. To carry it out, this module first runs the same checks as
+`cdcbridge check`. Then it brings consumers, publications and the slot into step, and writes the gap messages. It reads
+and writes both databases, and never decides anything by itself.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Ready:
-    """What a streaming session goes by. `finishing`: only until the transaction that was begun is complete."""
+    """The facts and settings that a streaming session depends on.
+
+    Attributes:
+        finishing: Whether it only completes the transaction that an earlier streaming session appended in part.
+        wal_sender_timeout: The timeout of the replication session in seconds, or 0 if it has none.
+
+    """
 
     plugin: str
     tail: Tail
@@ -51,12 +58,12 @@ class Ready:
     finishing: bool
     wal_sender_timeout: float
     partitions: int
-    choice: Choice  # the consumers that it goes on with
-    timeline_on_standby: int | None = None  # None: the source is no standby
-    capture: Capture | None = None  # None: the plugin goes by names, or this session finishes a transaction
+    choice: Choice  # the consumers that it continues with
+    timeline_on_standby: int | None = None  # None: the source is not a standby
+    capture: Capture | None = None  # None: wal2json matches names, or this only finishes a transaction
     watched: Watched | None = None
     left_out: frozenset[str] = frozenset()  # topics that cannot be captured as their consumers want
-    missing: Missing = field(default_factory=Missing)  # what wal2json has dropped
+    missing: Missing = field(default_factory=Missing)  # gaps of changes that wal2json dropped
     router: Router = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,16 +71,24 @@ class Ready:
 
     @property
     def resume_options(self) -> dict[str, Any]:
-        """What an open transaction must be finished with, if this session ends in its middle."""
+        """The settings with which an open transaction must be finished, if this streaming session ends inside it."""
         return {"options": self.options, "subscriptions": [s.dump() for s in self.subscriptions]}
 
     def start(self, stream: ReplicationStream, connection: Connection, slot: str) -> None:
-        """Begin to stream, without numeric-data-types-as-string where wal2json is too old for it.
+        """Begin to stream, without numeric-data-types-as-string if wal2json is too old for it.
 
-        connection: a session on the source. It looks at the slot again, which nobody else can move from now on. The
-            server would begin at what the slot has confirmed, and skip without a word what the store lacks.
+        Then look at the slot again, because from now on no other database session can move it. If it was moved beyond
+        the store's end, the server begins at the slot's confirmed LSN. The changes that the store lacks would then be
+        skipped without an error.
 
-        Raises OperatorNeeded where the slot was moved since the facts were found.
+        Args:
+            stream: The replication stream to start.
+            connection: A session on the source.
+            slot: The name of the slot.
+
+        Raises:
+            OperatorNeeded: The slot was moved since the facts were found, or the plugin does not know an option.
+
         """
         try:
             stream.start(slot, self.tail.end_lsn, self.options)
@@ -88,14 +103,17 @@ class Ready:
 
 @dataclass(slots=True)
 class Learned:
-    """What the earlier sessions of this process learned, for the next one.
+    """The facts that the earlier streaming sessions of this process learned for the next one.
 
-    again: one of them streamed, or this bridge stood by. A new or changed consumer that cannot work is logged, and does
-        not stop the others.
-    whole: let the server send no transaction before it has committed.
-    stuck: the last one ended before anything was appended.
-    unpublished: the WAL at the store's end cannot be decoded, because a publication did not exist when it was written.
-    lost: where a table had lost its identity.
+    Attributes:
+        again: Whether one of them streamed, or this bridge was a standby. If so, a new or changed consumer that cannot
+            work is logged, and does not stop the others.
+        whole: Whether the server must send no transaction before its commit.
+        stuck: Whether the last one ended before anything was appended.
+        unpublished: Whether the WAL at the store's end cannot be decoded, because a publication did not exist when that
+            WAL was written.
+        lost: The error of the last table that lost its replica identity, with the position of the loss.
+
     """
 
     again: bool = False
@@ -105,13 +123,15 @@ class Learned:
     lost: str = ""
 
     def streams(self) -> None:
-        """A session begins to stream."""
+        """Note that a streaming session begins."""
         self.again, self.stuck, self.unpublished = True, False, False
 
     def failed(self, error: SourceUnavailable, *, appended: bool) -> None:
-        """It ended by this error, with or without having appended something.
+        """Note the error that ended a streaming session, and whether anything had been appended.
 
-        Raises OperatorNeeded where going on without a table did not help.
+        Raises:
+            OperatorNeeded: To continue without a table did not help, because the same error occurred again.
+
         """
         if isinstance(error, IdentityLost):
             if self.lost == str(error):
@@ -126,7 +146,7 @@ class Learned:
 
 
 class Sides(NamedTuple):
-    """The sessions that a start works with, and the facts that they found."""
+    """The database sessions that a start works with, and the facts that they found."""
 
     source: Connection
     store: BridgeStore
@@ -135,11 +155,14 @@ class Sides(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """What a start finds or makes on the source.
+    """The results of the work on the source.
 
-    slot_lsn: up to where the slot is confirmed.
-    exported: the name of the new slot's snapshot, if the plan wants one.
-    wal_end: where the WAL ended when all of it was there.
+    Attributes:
+        published: The publications.
+        slot_lsn: The LSN up to which the slot is confirmed.
+        exported: The name of the new slot's snapshot, if the plan wants one.
+        wal_end: The end of the WAL, read when everything on the source existed.
+
     """
 
     published: Publishing
@@ -157,10 +180,25 @@ def prepare(
     consistent: bool = False,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Ready:
-    """Look at both sides, decide how to go on, and do it. Raises OperatorNeeded, CheckFailed, or SourceUnavailable.
+    """Look at both sides, decide how to continue, and do it.
 
-    `consistent`: where this makes the slot, consumers with `start: snapshot` are filled from the slot's own snapshot
-    before anything is streamed.
+    Args:
+        config: The configuration as the file has it.
+        store: The store, of which this bridge has the lead.
+        stream: The replication session, which does not stream yet.
+        learned: The facts from the earlier streaming sessions of this process.
+        consistent: Whether to fill consumers with `start: snapshot` from the slot's own snapshot, before anything is
+            streamed. This matters only if the slot is created here.
+        stopped: Returns whether the bridge has to stop. Filling the consumers then ends early.
+
+    Returns:
+        Everything that the streaming session depends on.
+
+    Raises:
+        OperatorNeeded: Source, slot and store do not fit together.
+        CheckFailed: There are errors, which `cdcbridge check` also reports.
+        SourceUnavailable: The source is out of reach, or not ready yet.
+
     """
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         facts = look(config, connection, store.connection, stream)
@@ -169,12 +207,12 @@ def prepare(
 
 
 def _carry_out(plan: Plan, config: Config, sides: Sides, learned: Learned, stopped: Callable[[], bool]) -> Ready:
-    """Check and make all that the plan needs, on both sides, in the order that loses nothing."""
+    """Check and create everything that the plan needs, on both sides, in an order that loses no change."""
     store, facts = sides.store, sides.facts
     if not plan.first:
         store.set_database(facts.source.identity.database, facts.source.identity.database_oid)
     choice = accept(config, sides.source, store, facts, again=learned.again)
-    # A new consumer would get the second half of a transaction that is to be finished, and not the first.
+    # While a transaction is being finished, a new consumer would get its second half without the first.
     if not plan.finishing:
         apply_consumers(choice.config, sides.source, store)
     made = _make(plan, choice, sides)
@@ -197,9 +235,14 @@ def _carry_out(plan: Plan, config: Config, sides: Sides, learned: Learned, stopp
 
 
 def refuse_other_source(config: Config, store: BridgeStore) -> None:
-    """Raise OperatorNeeded where the store goes by another source. This needs no lead.
+    """Refuse a store that holds the changes of another source.
 
-    So a stand-by says it before it is needed. Raises SourceUnavailable where the source is out of reach.
+    This needs no lead, so a standby reports the mistake before it has to take over.
+
+    Raises:
+        OperatorNeeded: The store holds the changes of another source.
+        SourceUnavailable: The source is out of reach.
+
     """
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         history = store.facts().history
@@ -208,9 +251,9 @@ def refuse_other_source(config: Config, store: BridgeStore) -> None:
 
 
 def _make(plan: Plan, choice: Choice, sides: Sides) -> _Made:
-    """Make what is missing on the source: event trigger, publications, slot."""
+    """Create the parts that are missing on the source: event trigger, publications and slot."""
     config, connection = choice.config, sides.source
-    installed = ensure_trigger(choice, connection, sides.store)  # before a publication makes the first UPDATE fail
+    installed = ensure_trigger(choice, connection, sides.store)  # before a publication can make an UPDATE fail
     published = Publishing([])
     if plan.plugin == "pgoutput":
         published = bring_into_step(config, sides.facts, connection, choice.left_out)
@@ -218,7 +261,7 @@ def _make(plan: Plan, choice: Choice, sides: Sides) -> _Made:
     if plan.make_slot:
         slot_lsn, exported = _make_slot(plan, config, sides)
     if installed:
-        event_trigger.mend(connection)  # the slot has waited for the transactions that were older
+        event_trigger.mend(connection)  # after the creation of the slot, which waits for older transactions
     if plan.failover is not None:
         sides.stream.set_failover(config.source.slot, plan.failover)
         log.info("slot.failover", slot=config.source.slot, failover=plan.failover)
@@ -226,7 +269,7 @@ def _make(plan: Plan, choice: Choice, sides: Sides) -> _Made:
 
 
 def _make_slot(plan: Plan, config: Config, sides: Sides) -> tuple[int, str | None]:
-    """Make the slot. Return its first position, and the name of its snapshot."""
+    """Create the slot. Return its first position, and the name of its snapshot if the plan wants one."""
     name, stream = config.source.slot, sides.stream
     failover = wants_failover(config, sides.facts.source)
     log.info("slot.creating", slot=name, plugin=plan.plugin, snapshot="exported" if plan.snapshot else None)
@@ -245,7 +288,7 @@ def _make_slot(plan: Plan, config: Config, sides: Sides) -> tuple[int, str | Non
 
 
 def _begin(plan: Plan, config: Config, store: BridgeStore, made: _Made, stopped: Callable[[], bool]) -> None:
-    """Begin the store's history, and fill consumers from the slot's snapshot."""
+    """Begin the store's history, and fill consumers from the slot's snapshot if there is one."""
     identity = plan.identity
     store.begin_history(
         History(
@@ -259,15 +302,16 @@ def _begin(plan: Plan, config: Config, store: BridgeStore, made: _Made, stopped:
         made.slot_lsn,
     )
     if made.exported is not None:
-        # The snapshot is good until the stream's session gets its next command.
+        # The snapshot is valid until the replication session gets its next command.
         router = Router(consumers.subscriptions(store.connection, config.consumers), config.store.schema_)
         copy_tables(config, store, router, made.exported, made.slot_lsn, stopped)
 
 
 def _follow_timeline(plan: Plan, branch: Branch, sides: Sides) -> None:
-    """Follow a source that was promoted, or that follows one that was.
+    """Follow a source that was promoted, or that follows a promoted server.
 
-    A gap message names the changes that are of a history that the source has left. The log goes on from the branch.
+    The log may contain changes of a timeline that the source has left. A gap message then names them, and the log
+    continues from the branch.
     """
     store = sides.store
     if branch.gap is not None:
@@ -278,11 +322,12 @@ def _follow_timeline(plan: Plan, branch: Branch, sides: Sides) -> None:
 
 
 def _tell_losses(store: BridgeStore, made: _Made, *, finishing: bool, unpublished: bool) -> None:
-    """Tell every consumer by a gap message what may be missing, and remember what this session begins with.
+    """Leave a gap message for changes that may be missing, and store the capture of this streaming session.
 
-    Everything up to the slot's confirmed LSN was vouched for. With `unpublished` the WAL up to its present end cannot
-    be decoded; otherwise the stream goes on where the log ends, and only changes of what was lost are missing. A
-    session that finishes a transaction leaves the message to the next one.
+    Everything up to the slot's confirmed LSN was vouched for, so the gap begins there. With `unpublished`, the WAL up
+    to its present end cannot be decoded, so the log continues at that end. Otherwise the stream continues at the log's
+    end, and only the changes that the losses describe are missing. A streaming session that finishes a transaction
+    stores the losses with the capture, and the next one leaves the message.
     """
     published, end = made.published, log_end(store.connection)
     capture = None if published.capture is None else published.capture.dump()
@@ -297,7 +342,7 @@ def _tell_losses(store: BridgeStore, made: _Made, *, finishing: bool, unpublishe
 
 
 def _close_gaps(store: BridgeStore, choice: Choice, missing: Missing, wal_end: int) -> None:
-    """Tell the end of each gap whose table has a replica identity again, or is gone."""
+    """Report the end of each gap whose table has a replica identity again, or no longer exists."""
     end = log_end(store.connection)
     for table in missing.ended(choice.unidentified):
         first = missing.close(table, wal_end).first
@@ -311,7 +356,8 @@ def _ready(
     config, tail = choice.config, store.facts().tail
     own_schema, partitions = config.store.schema_, store.partitions()
     if tail.unfinished is not None:
-        # Ordinals count what the plugin sent, so the rest must be sent, and routed, as the beginning was.
+        # Ordinals count everything that the plugin sent. So the rest of the transaction must be sent and routed with
+        # the options of its beginning.
         begun = [Subscription.load(entry) for entry in tail.unfinished["subscriptions"]]
         existing = {s.consumer_id for s in consumers.all_subscriptions(store.connection)}
         kept = [s for s in begun if s.consumer_id in existing]

@@ -1,7 +1,8 @@
-"""Who else reads a bridge's publications, so that `uninstall` leaves those. Part of the rim; reads only.
+"""Find the other readers of a bridge's publications, so that `uninstall` keeps the publications in use.
 
-A publication for a whole schema can make statements fail after its bridge is gone. For example, PostgreSQL refuses an
-UPDATE of a new table without a key. So one stays only for a reader that is known, or for a slot of an unknown reader.
+A publication for a whole schema can make statements fail after its bridge was removed. For example, PostgreSQL refuses
+an UPDATE of a new table without a key. Therefore a publication stays only for a known reader, or for a slot whose
+reader is unknown. This module only reads the source, and never drops anything.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ _WRITES = frozenset({"update", "delete"})
 
 @dataclass(slots=True, frozen=True)
 class Use:
-    """A publication of this bridge. `reason`: why it stays, with the statement to drop it later; '' if it can go."""
+    """A publication of this bridge, and the reason why it must stay.
+
+    Attributes:
+        statement: The SQL that drops it.
+        reason: Why it must stay, with the statement to drop it later. An empty text means that it can be dropped now.
+
+    """
 
     name: str
     statement: sql.Composed
@@ -32,8 +39,12 @@ class Use:
 def publication_uses(config: Config, origin: Connection, others: Sequence[OtherStore], *, keep_slot: bool) -> list[Use]:
     """Look at each publication of this bridge that exists.
 
-    others: the stores beside this one.
-    keep_slot: the configured slot is another store's, so it is a reader like any other.
+    Args:
+        config: The configuration of this bridge.
+        origin: A session on the source.
+        others: The stores of other bridges.
+        keep_slot: Whether the configured slot belongs to another store, so that it is a reader like any other.
+
     """
     names = [config.source.publication, f"{config.source.publication}_inserts"]
     with source_errors():
@@ -75,7 +86,7 @@ def publication_uses(config: Config, origin: Connection, others: Sequence[OtherS
 
 
 def _harm(origin: Connection, name: str) -> str:
-    """Say what the publication does to tables without a key while it is there, or ''."""
+    """Return a warning about statements that the publication makes fail on tables without a key, or ''."""
     found = publication(origin, name)
     if found is None or not found.operations & _WRITES:
         return ""

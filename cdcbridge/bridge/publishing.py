@@ -1,6 +1,7 @@
-"""The publications before a session streams: compared with the last session's, and brought into step. Part of the rim.
+"""Compare the publications with those of the last streaming session, and adapt them to the consumers.
 
-Never decides what a difference means for the log: it tells which changes can be missing.
+This happens before the next streaming session begins. The module reads and writes the source, and reports which changes
+can be missing. It never decides how the log treats such a loss.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ log = structlog.get_logger()
 
 @dataclass(slots=True, frozen=True)
 class Publishing:
-    """What a session streams: the publications' names, the capture that it begins with, and what may be missing."""
+    """The publications that a streaming session reads through.
+
+    Attributes:
+        names: The names of the publications.
+        capture: The publications and tables as they are when it begins. None with wal2json, which uses no publications.
+        losses: The changes that may be missing, as sentences.
+
+    """
 
     names: list[str]
     capture: Capture | None = None
@@ -30,15 +38,25 @@ class Publishing:
 
 
 def bring_into_step(config: Config, facts: Facts, connection: Connection, left_out: Collection[str]) -> Publishing:
-    """Bring the publications into step with the consumers.
+    """Adapt the publications to the consumers.
 
-    left_out: tables that cannot be captured now, for example `public.orders` after it lost its key.
-    Raises OperatorNeeded where the role may not do what is missing.
+    Args:
+        config: The configuration with the consumers to publish for.
+        facts: The facts of both sides, with the capture of the last streaming session.
+        connection: A session on the source.
+        left_out: Tables that cannot be captured now, for example `public.orders` after it lost its key.
+
+    Returns:
+        The publications, their state, and the changes that may be missing since the last streaming session.
+
+    Raises:
+        OperatorNeeded: The role may not make a change that is needed.
+
     """
     patterns = [pattern for consumer in config.consumers for pattern in whole(consumer.tables)]
     before = facts.store.capture
     missing: list[str] = []
-    unknown: set[str] = set()  # tables that are left out and were never captured, so that nothing of them is missing
+    unknown: set[str] = set()  # tables that are left out and were never captured, so that no change of them is missing
     if before is not None:
         began = Capture(**before)
         missing = [*began.untold, *losses(began, look(connection, list(began.publications), patterns))]

@@ -1,8 +1,9 @@
-"""Look every few seconds whether each consumer can still work, and whether a faulty one can work again.
+"""Check every few seconds whether each consumer can still work, and whether a faulty one can work again.
 
-In both cases the bridge starts its session anew, which reports the fault and goes on without it. For example,
-`alter table orders drop constraint orders_pkey` is logged within 5 s. This module changes nothing. While nothing is
-wrong and no table was altered, a look is one query of the catalogue. Part of the rim.
+In both cases the bridge starts its streaming session again. The new one logs a fault and continues without the unusable
+consumer or table, or takes it up again. For example, `alter table orders drop constraint orders_pkey` is logged within
+5 s. While nothing is wrong and no table was altered, a look is one query of the catalog. This module reads both
+databases, and never changes anything.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ log = structlog.get_logger()
 
 
 class Recheck(Background):
-    """Works from entry to exit of its `with` block.
+    """The thread that checks, from entry to exit of its `with` block.
 
-    choice: what the session goes on with.
-    reload: gives the file as it is now. A mended file is a mended consumer.
-    again: called once, with the reason to start the session anew.
+    Args:
+        choice: The consumers that the streaming session continues with.
+        reload: Returns the configuration as the file has it now, because a correction there can make a consumer work
+            again.
+        plugin: The output plugin of the streaming session.
+        again: Called once, with the reason to start the streaming session again.
+
     """
 
     def __init__(
@@ -47,7 +52,7 @@ class Recheck(Background):
         self._again = again
         self._interval = min(_LONGEST_INTERVAL, max(0.5, choice.config.source.heartbeat_interval))
         self._patterns = [pattern for consumer in choice.config.consumers for pattern in whole(consumer.tables)]
-        self._mark = ""  # of the tables' definitions at the last look
+        self._mark = ""  # of the tables' definitions at the last look, see source/definitions.py
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -59,7 +64,7 @@ class Recheck(Background):
                 self._stop.wait(self._interval)
 
     def _look_on(self) -> bool:
-        """Look until the session is to start anew, or has ended; whether that is so."""
+        """Look until a new streaming session is needed, or the thread must stop. Then return True."""
         config = self._choice.config
         with connect_source(config.source_dsn, "cdcbridge recheck") as connection:
             while not self._stop.wait(self._interval):
@@ -69,7 +74,7 @@ class Recheck(Background):
         return True
 
     def _reason(self, connection: Connection) -> str:
-        """Why the session is to start anew; '' for no reason."""
+        """Return the reason to start the streaming session again, or ''."""
         now = mark(connection, self._patterns, self._choice.config.store.schema_)
         if now == self._mark and not self._choice.faults:
             return ""
@@ -84,12 +89,12 @@ class Recheck(Background):
         return ""
 
     def _faulty_now(self, connection: Connection, store: Connection) -> str:
-        """The consumers that have a fault more than when the session began; '' for none."""
+        """Return the names of consumers with a fault that they did not have at the beginning, or ''."""
         now = choose(self._choice.config, connection, store, self._plugin)
         return _names(now.troubles - self._choice.troubles)
 
     def _mended_now(self, connection: Connection, store: Connection) -> str:
-        """The consumers that have a fault less than when the session began; '' for none."""
+        """Return the names of consumers without a fault that they had at the beginning, or ''."""
         now = choose(self._reload(), connection, store, self._plugin)
         return _names(self._choice.troubles - now.troubles)
 

@@ -1,7 +1,8 @@
-"""The loop of a streaming session: read, append, confirm. Read top to bottom.
+"""Run the loop of a streaming session: read, append, confirm.
 
-It neither decodes nor routes nor filters, and never confirms what the store has not committed. Whatever breaks ends the
-session; the next one starts from what the store holds.
+Read this file from top to bottom. The loop neither decodes nor routes nor filters. It never confirms an LSN before the
+store has committed everything up to it. Any error ends the streaming session. The next one starts from the position
+that the store holds.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from cdcbridge.source.replication import ReplicationStream
 from cdcbridge.store.leadership import Lead
 from cdcbridge.store.log import BridgeStore
 
-READ_BYTES: Final = 512 << 10  # read before looking whether the append is done
-_LOOK_AGAIN: Final = 0.2  # at the end, whether the append is done or the lead lost
+READ_BYTES: Final = 512 << 10  # bytes to read before the loop checks whether the append is done
+_LOOK_AGAIN: Final = 0.2  # seconds between two checks, at the end, whether the append is done or the lead is lost
 
 
 class _Readable(Protocol):
@@ -48,10 +49,12 @@ class _Readable(Protocol):
 
 @dataclass(slots=True, frozen=True)
 class SessionParts:
-    """What a session works with, all of it made and ready.
+    """The objects that a streaming session works with, all of them ready.
 
-    stream: has begun to send.
-    blocks: a session on the store for the main loop alone; the store's own is the appender's.
+    Attributes:
+        stream: The replication stream, which has begun to send.
+        blocks: A database session on the store for the main loop alone. The one inside `store` belongs to the appender.
+
     """
 
     store: BridgeStore
@@ -65,9 +68,16 @@ class SessionParts:
 
 
 class StreamingSession:
-    """The loop, and its state. It ends when it is stopped, or when the lead is lost.
+    """The loop of a streaming session, and its state.
 
-    stop_fd: a file number that becomes readable when the session is to stop.
+    The loop ends when the bridge is stopped. Streaming sessions of two kinds also end by themselves, see
+    _finished_unfinished() and _patience_served(). If the lead is lost, the loop raises an error.
+
+    Args:
+        parts: The objects that the loop works with.
+        pacing: The decisions when to act.
+        stop_fd: A file descriptor that becomes readable when the loop has to stop.
+
     """
 
     def __init__(self, parts: SessionParts, pacing: Pacing, stop_fd: int) -> None:
@@ -108,7 +118,7 @@ class StreamingSession:
         finally:
             while not self._appender.stop_within(_LOOK_AGAIN):
                 if self._lead.lost:
-                    self._store.cut_off()  # else the append may wait for a store that is out of reach
+                    self._store.cut_off()  # otherwise the append may wait for a store that is out of reach
             self._appender.close()
             self._leaving.close()
             self._appending.close()
@@ -116,13 +126,17 @@ class StreamingSession:
 
     @property
     def appended(self) -> bool:
-        """The session has brought something into the store."""
+        """Return whether this session has brought anything into the store."""
         return self._progress.durable > self._ready.tail.end_lsn
 
     # the three steps
 
     def _read(self) -> None:
-        """Decode and collect what has arrived: some rows, up to what may wait."""
+        """Decode and collect about READ_BYTES of the messages that have arrived.
+
+        Nothing is read while the collected work has reached its limit. An OperatorNeeded error without a hint gets one
+        here: how to skip the transaction.
+        """
         if self._load().full:
             return
         try:
@@ -137,7 +151,7 @@ class StreamingSession:
         self._progress.receive(self._collector.end_lsn)
 
     def _append(self) -> None:
-        """Give the appender a batch when it is idle and there is one worth a commit."""
+        """Handle a finished append. Give the appender the next batch if it is idle and an append is due."""
         done = self._take_appended()
         if done is not None:
             self._stored(done)
@@ -151,30 +165,31 @@ class StreamingSession:
             self._submit()
 
     def _confirm(self) -> None:
-        """Tell PostgreSQL how far the store is."""
+        """Report to PostgreSQL how far the store is, if a report is due."""
         written = self._progress.durable
         load = self._load()
         idle = load.drained and not (load.open or load.waiting or self._appender.busy)
         if idle and not self._ready.finishing:
-            # Nothing is open or unflushed, so what the server says it has sent through is done with.
+            # No transaction is open, and nothing waits for an append, so everything that the server has sent is done.
             self._collector.idle(self._stream.wal_end)
             self._progress.receive(self._collector.end_lsn)
             written = self._progress.received
         now = time.monotonic()
         self._vouch(now)
         if self._pacing.confirm_due(written, now, wanted=self._stream.reply_wanted):
-            # Reported as written: up to here nothing waits to be appended. `lag` tells idle from busy by it.
+            # The LSN `written` means that nothing before it waits for an append. `lag` uses it to distinguish an idle
+            # bridge from a busy one.
             self._stream.confirm(written, self._progress.confirm())
             self._pacing.note_confirmed(written, now)
 
     def _vouch(self, now: float, *, ending: bool = False) -> None:
-        """Look whether what is durable is all that the consumers want, before it is confirmed (source/capture.py).
+        """Check that the durable changes are all changes that the consumers want, before their LSN is confirmed.
 
-        Raises CaptureChanged where changes may be missing.
+        See source/capture.py. Raises CaptureChanged if changes may be missing.
         """
         received, durable = self._progress.received, self._progress.durable
         if self._ready.finishing and self._ready.plugin == "pgoutput":
-            return  # the next session compares what this one was begun with
+            return  # the next streaming session compares the capture of this one
         if self._ready.watched is not None:
             if not self._pacing.look_due(self._progress, now, ending=ending):
                 return
@@ -186,7 +201,7 @@ class StreamingSession:
     # helpers
 
     def _read_block(self, xid: int, n: int) -> bytes:
-        """Of a transaction that was sent in progress and has committed."""
+        """Return block `n` of transaction `xid`, which was sent in progress and has committed."""
         with store_errors():
             query = "select block from spilled where xid = %s and n = %s"
             row = self._blocks.execute(query, (xid, n), binary=True).fetchone()
@@ -207,7 +222,11 @@ class StreamingSession:
         )
 
     def _stored(self, batch: AppendBatch) -> None:
-        """It is durable: so far the LSN may be confirmed, and backfills may read on."""
+        """Record that the batch is durable.
+
+        From now on its LSN may be confirmed, its blocks may be read back, and the backfills of its chunks may read on.
+        The streaming session ends if the batch has the gap message of a table that lost its replica identity during it.
+        """
         self._progress.stored(batch.end_lsn)
         self._health.stored(batch)
         self._refused.tell(batch)
@@ -222,7 +241,7 @@ class StreamingSession:
     def _submit(self) -> None:
         timeline = self._ready.timeline_on_standby
         if timeline is not None and not self._catalog.is_standby_on(timeline):
-            # What is collected may be of a new timeline; what was submitted before is not.
+            # The collected changes may belong to a new timeline. Batches that were submitted before do not.
             raise SourceUnavailable("source: the standby was promoted, or follows one that was; starting again")
         self._health.append_begins()
         self._appender.submit(self._collector.take(), self._ready.resume_options, self._catalog.remember())
@@ -230,7 +249,11 @@ class StreamingSession:
         self._pacing.note_submitted(time.monotonic())
 
     def _sleep(self) -> None:
-        """Until there is something to do. A full batch waits for the appender alone."""
+        """Wait until there is something to do.
+
+        While a full batch, or a block that must be stored first, waits for the appender, new messages do not end the
+        wait.
+        """
         load = self._load()
         full = load.full or load.spilling
         if load.drained or full:
@@ -238,7 +261,10 @@ class StreamingSession:
             (self._appending if full else self._anything).select(wait)
 
     def _finished_unfinished(self) -> bool:
-        """A transaction that an earlier bridge appended in part is complete: go on with today's options."""
+        """Return whether the transaction that an earlier bridge appended in part is complete.
+
+        The streaming session then ends, and the next one continues with today's options.
+        """
         return (
             self._ready.finishing
             and not self._collector.open
@@ -247,11 +273,19 @@ class StreamingSession:
         )
 
     def _patience_served(self) -> bool:
-        """What took the server's own timeout to get through is through: others need not wait for that long any more."""
+        """Return whether the work that needed the server's own timeout is done.
+
+        A stream is patient if the streaming session before it ended without an append. It then leaves
+        wal_sender_timeout as the server has it, although other bridges may have to wait for the slot that long. Once
+        something is appended, the next stream can use the short timeout again.
+        """
         return self._stream.patient and self.appended and not (self._collector.open or self._appender.busy)
 
     def _take_appended(self) -> AppendBatch | None:
-        """The batch that became durable. What the store refuses for good needs an operator."""
+        """Return the batch that became durable, or None.
+
+        Raises OperatorNeeded if the store refuses the batch and a retry cannot help.
+        """
         try:
             return self._appender.take_durable()
         except CdcbridgeError as error:
@@ -266,14 +300,18 @@ class StreamingSession:
             raise
 
     def _found(self, schema: str, table: str, action: str) -> Relation | None:
-        """A captured table as the open transaction has it, for its topic."""
+        """Return the relation of a captured table as the open transaction sees it, or None.
+
+        The caller needs the topic, which a partition has from its root.
+        """
         found = self._catalog.table(schema, table, action, {})
         return found.relation if found.captured else None
 
     def _way_on(self) -> str:
-        """How to leave behind a transaction that cannot be read: the open one.
+        """Return a hint: the command that skips the open transaction, which cannot be read.
 
-        Where the server failed before it named the transaction, only the WAL's end is known to lie behind it.
+        If the server failed before it named the transaction, the command skips everything up to the end of the WAL.
+        Only that LSN is then known to lie after the transaction.
         """
         begun = self._collector.position.commit_lsn if self._collector.open else None
         target = self._catalog.wal_end() if begun is None else begun + 1
@@ -281,7 +319,7 @@ class StreamingSession:
         return f"`cdcbridge slot skip --to {format_lsn(target)}` leaves {what} behind, and a gap message in its place."
 
     def _leave(self) -> None:
-        """Let the append that is under way end, and tell the server how far things are."""
+        """Let the append in progress finish, and report the final position to the server."""
         while self._appender.busy:
             self._lead.check()
             self._leaving.select(self._pacing.status_interval)
@@ -302,7 +340,7 @@ def _decoder(ready: Ready, catalog: SourceCatalog, where: Callable[[], int]) -> 
 
 
 def _selector(*sources: int | _Readable) -> selectors.BaseSelector:
-    """Wait for the first of these that becomes readable."""
+    """Return a selector that waits for the first of these to become readable."""
     selector = selectors.DefaultSelector()
     for one in sources:
         selector.register(one, selectors.EVENT_READ)

@@ -1,7 +1,8 @@
-"""What an operator does to the slot: create, drop, recreate, skip. Part of the rim.
+"""Create, drop or recreate the slot, or skip changes, as an operator commands.
 
-Whatever leaves changes behind writes a gap message into the log, for every consumer, in the same commit that moves
-the position. Refuses while a bridge leads.
+An operation that leaves changes out writes a gap message for every consumer into the log, in the same commit that moves
+the position. This module reads and writes both databases. It never recreates the slot or skips changes while a bridge
+leads, and never drops a slot that is in use.
 """
 
 from __future__ import annotations
@@ -29,7 +30,19 @@ from cdcbridge.store.log import BridgeStore, log_end
 
 
 def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
-    """Publications, then the slot; (its position, its plugin). Raises UsageError where it exists."""
+    """Create the publications, and then the slot.
+
+    The callback `say` receives a line for the operator if the creation has to wait for transactions.
+
+    Returns:
+        The slot's first position, and its plugin.
+
+    Raises:
+        UsageError: The slot exists already.
+        OperatorNeeded: The store has begun with a slot before, and a new one would lack the changes committed since.
+        CheckFailed: There are errors, which `cdcbridge check` also reports.
+
+    """
     name = config.source.slot
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
         facts = look(config, connection, None)
@@ -51,9 +64,13 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
 
 
 def drop_slot(config: Config) -> None:
-    """Drop the slot. Raises UsageError where there is none, NotLeader while it is in use.
+    """Drop the slot.
 
-    Raises CheckFailed where it belongs to another store.
+    Raises:
+        UsageError: There is no such slot.
+        NotLeader: The slot is in use.
+        CheckFailed: The slot belongs to another store.
+
     """
     name = config.source.slot
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
@@ -70,7 +87,20 @@ def drop_slot(config: Config) -> None:
 
 
 def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]:
-    """A fresh slot of the store's plugin behind a gap message; the gap (from, to)."""
+    """Replace the slot by a new one with the store's plugin, and leave a gap message.
+
+    The callback `say` receives a line for the operator if the creation has to wait for transactions.
+
+    Returns:
+        The LSNs at which the gap begins and ends.
+
+    Raises:
+        UsageError: The store has no history yet.
+        NotLeader: A bridge leads, or the slot is in use.
+        CheckFailed: The slot belongs to another store.
+        OperatorNeeded: The store holds the changes of another source.
+
+    """
     with _alone(config) as store, connect_source(config.source_dsn, "cdcbridge cli") as connection:
         facts = _same_source(config, connection, store)
         history, end = facts.store.history, facts.store.tail.end_lsn
@@ -83,7 +113,7 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
         if facts.source.slot is not None:
             _drop(config, connection)
         lsn = _create(config, facts.source, history.plugin, say)
-        # Behind the branch the log may have what the source has left behind it: the gap begins there.
+        # After the branch, the log may contain changes of a timeline that the source has left: the gap begins there.
         start = end if facts.branch is None else min(end, facts.branch)
         timeline = None if facts.branch is None else facts.timeline
         leave_gap(store, start, max(end, lsn), go_on=lsn, timeline=timeline)
@@ -92,8 +122,17 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
 
 
 def skip(config: Config, target: int) -> tuple[int, int]:
-    """Go on from `target`; the gap (from, to). Raises UsageError where that lies behind the store's end, or ahead of
-    the server's WAL.
+    """Continue from the LSN `target`, and leave a gap message.
+
+    Returns:
+        The LSNs at which the gap begins and ends.
+
+    Raises:
+        UsageError: The store has reached `target` already, or the server's WAL has not.
+        NotLeader: A bridge leads.
+        CheckFailed: The slot belongs to another store.
+        OperatorNeeded: The store holds the changes of another source.
+
     """
     with _alone(config) as store, connect_source(config.source_dsn, "cdcbridge cli") as connection:
         facts = _same_source(config, connection, store)
@@ -123,14 +162,14 @@ def _drop(config: Config, connection: Connection) -> None:
         with source_errors():
             connection.execute("select pg_drop_replication_slot(%s)", (name,))
     except SourceUnavailable:
-        source.refuse_in_use(connection, name)  # somebody has begun to read it meanwhile
+        source.refuse_in_use(connection, name)  # another session may have begun to read it meanwhile
         raise
 
 
 def _refuse_slot_of_others(config: Config, facts: SourceFacts, connection: Connection, store: Connection) -> None:
-    """Raises CheckFailed where the slot is another store's. For example, that one made it anew.
+    """Raise CheckFailed if the slot belongs to another store, for example because that one created it anew.
 
-    A lost slot has nothing left for anybody.
+    A lost slot is not refused: it has no changes left for any store.
     """
     if facts.slot is None or facts.slot.wal_status == "lost":
         return
@@ -141,9 +180,9 @@ def _refuse_slot_of_others(config: Config, facts: SourceFacts, connection: Conne
 
 
 def _same_source(config: Config, connection: Connection, store: BridgeStore) -> Facts:
-    """The facts of both sides, with the source's timeline and where it left the store's.
+    """Return the facts of both sides, with the source's timeline and the LSN at which it left the store's timeline.
 
-    Raises OperatorNeeded where the source is not the one that the store holds the changes of.
+    Raises OperatorNeeded if the store holds the changes of another source.
     """
     stream = ReplicationStream(config.source_dsn)
     try:
@@ -158,7 +197,7 @@ def _same_source(config: Config, connection: Connection, store: BridgeStore) -> 
 
 @contextmanager
 def _alone(config: Config) -> Iterator[BridgeStore]:
-    """The store, led by us. Raises NotLeader while a bridge leads."""
+    """Provide the store, of which this process has the lead. Raise NotLeader while a bridge leads."""
     store = BridgeStore(config.store_dsn, config.store.schema_)
     try:
         store.migrate()

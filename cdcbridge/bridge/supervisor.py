@@ -1,7 +1,8 @@
-"""The bridge: from the slot to the store, and back the LSN that PostgreSQL may forget. Read top to bottom.
+"""Run the bridge: stream changes from the slot into the store, and confirm to PostgreSQL the LSN that it may forget.
 
-A session takes the lead, compares histories, and streams. Whatever breaks ends the session; the next one starts from
-what the store holds. A bridge that does not reach the source does not take the lead, or keep it.
+Read this file from top to bottom. Each streaming session checks that source and store belong together, takes the lead,
+and streams. Any error ends it. The next one starts from the position that the store holds. A bridge that cannot reach
+the source never takes or keeps the lead.
 """
 
 from __future__ import annotations
@@ -45,20 +46,28 @@ from cdcbridge.source.sessions import open_stream
 from cdcbridge.store.leadership import Lead
 from cdcbridge.store.log import BridgeStore
 
-# The appender mostly waits for the server, and after each wait it needs the interpreter lock, which the decoding thread
-# gives up only this often. At Python's 5 ms every round trip of an append would cost 5 ms.
+# Seconds between two moments at which a thread releases the interpreter lock. The appender mostly waits for the server,
+# and after each wait it needs the lock, which the decoding thread holds. With Python's default of 5 ms, each round trip
+# of an append would take 5 ms.
 SWITCH_INTERVAL: Final = 0.0001
 _STANDBY_INTERVAL: Final = 0.5
 _LONGEST_RETRY: Final = 10.0
-_BUSY_RETRY: Final = 0.2  # the slot is free as soon as the server has noticed that the one before is gone
+_BUSY_RETRY: Final = 0.2  # seconds; the server frees the slot once it notices that the previous reader has ended
 _BUSY_RETRIES: Final = 25
 log = structlog.get_logger()
 
 
 class Bridge:
-    """run() until stop(); `wait` False gives up at once where another bridge leads. `consistent`: see prepare().
+    """The bridge process, which works from run() until stop().
 
-    `reload` gives the configuration anew before each session. `health` tells others how it is.
+    Args:
+        config: The configuration to begin with.
+        wait: Whether to wait as a standby while another bridge leads. If False, run() raises NotLeader instead.
+        reload: Returns the configuration as the file has it now. Called at the start of each streaming session, and
+            again when the bridge has the lead.
+        consistent: See prepare().
+        health: The state of the bridge, which HTTP, the metrics and systemd's watchdog read.
+
     """
 
     def __init__(
@@ -77,18 +86,29 @@ class Bridge:
         self._health = health or Health()
         self._stopping = threading.Event()
         self._stop_read, self._stop_write = ends = os.pipe()
-        # Not when run() ends, since another thread may call stop() after that. Nor at exit: a signal may still come.
+        # The pipe stays open after run(), because another thread may call stop() then.
+        # It also stays open at exit, because a signal may still arrive.
         weakref.finalize(self, _close, *ends).atexit = False
         self._streamed = False
         self._learned = Learned()
 
     def stop(self) -> None:
-        """End after the append that is under way. Safe in a signal handler and from another thread."""
+        """End the bridge after the append in progress. Safe in a signal handler and from another thread."""
         self._stopping.set()
         os.write(self._stop_write, b"x")
 
     def run(self) -> None:
-        """Stream until stopped. Servers that go away are waited for; what needs an operator is raised."""
+        """Stream until the bridge is stopped.
+
+        After an error that a retry can fix, the bridge waits and starts a new streaming session. An example is a server
+        that is out of reach. The method raises every error that needs an operator.
+
+        Raises:
+            OperatorNeeded: Nothing that the program may do by itself helps.
+            CheckFailed: There are errors, which `cdcbridge check` also reports.
+            NotLeader: Another bridge leads, and `wait` is False.
+
+        """
         sys.setswitchinterval(SWITCH_INTERVAL)
         again = (SourceUnavailable, StoreUnavailable, NotLeader if self._wait else Fenced)
         retrying = tenacity.Retrying(
@@ -112,7 +132,12 @@ class Bridge:
         log.info("bridge.stopped")
 
     def _backoff(self, state: tenacity.RetryCallState) -> float:
-        """Exponential with jitter, from 0.1 s to 10 s; anew after each session that streamed."""
+        """Return the seconds to wait before the next attempt.
+
+        The time is random. Its upper bound doubles with each attempt from 0.1 s to 10 s, and starts anew after a
+        session that streamed. While another database session uses the slot, the first 25 attempts follow each other
+        every 0.2 s instead.
+        """
         if self._streamed:
             state.attempt_number, self._streamed = 1, False
         busy = state.outcome is not None and isinstance(state.outcome.exception(), SlotInUse)
@@ -140,7 +165,8 @@ class Bridge:
         try:
             refuse_unwritable(self._config, store.connection)
             store.migrate()
-            # Before the lead: who cannot reach the source, or means another one, leaves the lead to those who can.
+            # Check this before taking the lead. A bridge that cannot reach the source, or is configured for
+            # another one, must leave the lead to the other bridges.
             refuse_other_source(self._config, store)
             lead = Lead(self._config.store_dsn, self._config.store.schema_)
             try:
@@ -156,7 +182,11 @@ class Bridge:
             store.close()
 
     def _read_config(self) -> bool:
-        """Take the file as it is now, which a stand-by read long ago; whether it means other databases since."""
+        """Read the configuration file again. Return whether its settings of `source` or `store` have changed.
+
+        A standby may have read the file long ago. If the file is invalid, the error is logged and the old configuration
+        stays.
+        """
         before = self._config
         if self._reload is not None:
             try:
@@ -177,7 +207,10 @@ class Bridge:
         )
 
     def _take_lead(self, lead: Lead, store: BridgeStore) -> bool:
-        """Whether this bridge leads now; as stand-by it waits for the lead, False when stopped meanwhile."""
+        """Take the lead, or wait for it as a standby first. Return False if the bridge was stopped meanwhile.
+
+        Raises NotLeader if another bridge leads and this one must not wait.
+        """
         told = False
         while not lead.try_take():
             leader = store.leader()
@@ -193,12 +226,16 @@ class Bridge:
         return True
 
     def _lead(self, lead: Lead, store: BridgeStore) -> None:
-        """Prepare both sides, then stream until stopped, or until a transaction begun under older options is done."""
+        """Prepare source and store, then stream.
+
+        The method returns when the bridge is stopped, or when the streaming session ends by itself. For example, one
+        ends when it has finished a transaction that began under older options.
+        """
         self._health.prepares()
         learned = self._learned
         stream = open_stream(self._config, patient=learned.stuck)
         try:
-            # The epoch before anything is read: an older bridge that still hangs can append nothing after that.
+            # Begin the epoch before reading anything. From then on an older bridge that still hangs cannot append.
             epoch = lead.epoch = store.begin_epoch()
             ready = prepare(
                 self._config,
@@ -234,7 +271,8 @@ class Bridge:
                     learned.failed(error, appended=session.appended)
                     raise
                 finally:
-                    # Others need not wait until everything here has ended: what is still under way is fenced.
+                    # Free slot and lead now, so that other bridges need not wait for the end of everything else here.
+                    # An append that is still in progress is fenced.
                     stream.close()
                     lead.release()
         finally:
@@ -242,7 +280,11 @@ class Bridge:
 
 
 def _catalog(connection: Connection, ready: Ready, store: BridgeStore) -> SourceCatalog:
-    """What is known of the source's tables, with every table that is captured now, and remembered in the store."""
+    """Return the catalog of the source's tables.
+
+    The catalog contains the definitions that the store remembers, and every table that is captured now. A changed
+    result is stored.
+    """
     catalog = SourceCatalog(connection, ready.router, store.catalog())
     catalog.meet_all()
     if (known := catalog.remember()) is not None:

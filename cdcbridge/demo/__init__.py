@@ -1,1 +1,1 @@
-"""The demo and its PostgreSQL server, apart from everything else."""
+"""The demo and its PostgreSQL server, separate from the rest of the program."""

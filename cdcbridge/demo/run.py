@@ -1,4 +1,7 @@
-"""`cdcbridge demo`: the whole path on a PostgreSQL of its own, in a few seconds. Shows only what it read back."""
+"""Run `cdcbridge demo`: the whole path of a change on a temporary PostgreSQL server, in a few seconds.
+
+The demo shows real output only. It never shows a message that it has not received.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,16 @@ _CHANGES = (
     "update orders set status = 'paid' where id = 2",
     "delete from orders where id = 1",
 )
-_PATIENCE = 30.0
+_PATIENCE = 30.0  # seconds
 
 
 def demo() -> None:
-    """Start, change, bridge, receive, ack, lag. Raises CdcbridgeError where a step does not come about."""
+    """Start a server and a bridge, write changes, receive and ack them, and show the lag.
+
+    Raises:
+        CdcbridgeError: A step fails, or takes too long.
+
+    """
     started = time.monotonic()
     with EmbeddedServer(wheel_binaries()) as server, tempfile.TemporaryDirectory(prefix="cdcbridge-demo-") as folder:
         config = Path(folder) / "cdcbridge.yaml"
@@ -67,7 +75,7 @@ def demo() -> None:
 
 
 def _receive(config: Path, name: str, expected: int) -> None:
-    """Receive until as many as should come have come, ack them, and show what came."""
+    """Receive the expected number of messages, ack them, and show them."""
     _step(f"cdcbridge receive {name}, then ack")
     lines: list[str] = []
     deadline = time.monotonic() + _PATIENCE
@@ -78,15 +86,17 @@ def _receive(config: Path, name: str, expected: int) -> None:
         raise CdcbridgeError(f"{name} received {len(lines)} messages; {expected} were expected")
     for line in lines:
         message = json.loads(line)
-        record = line.partition('"record":')[2].partition(',"old":')[0]  # as it came, digits and all
+        record = line.partition('"record":')[2].partition(',"old":')[0]  # unparsed, so that no digit is lost
         click.echo(_indent(f"{message['seq']}  {message['data']['op']:<7} {record}"))
     acked = _program(config, "ack", name, "-", stdin="\n".join(lines)).stdout
     click.echo(_indent(f"ack → {acked.strip()}"))
 
 
 def _wait_for_stream(connection: Connection, bridge: subprocess.Popen[str]) -> None:
-    """Wait until the bridge streams. The slot alone is too early: it is listed, and active, while the server still
-    creates it, and a change that commits before its first position is never decoded.
+    """Wait until the bridge streams.
+
+    The existence of the slot is not enough. The slot is listed, and active, while the server still creates it. A change
+    that commits before the first position of the slot is never decoded.
     """
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline and bridge.poll() is None:
@@ -98,7 +108,7 @@ def _wait_for_stream(connection: Connection, bridge: subprocess.Popen[str]) -> N
 
 
 def _program(config: Path, *arguments: str, background: bool = False, stdin: str | None = None) -> Any:
-    """The program as a process of its own, with the demo's configuration."""
+    """Run cdcbridge as a process of its own, with the demo's configuration."""
     command = [sys.executable, "-m", "cdcbridge", "-c", str(config), *arguments]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CDCBRIDGE_")}
     if background:

@@ -1,1 +1,1 @@
-"""Figures and words for people and monitors. Nothing here changes anything."""
+"""Measurements and messages for people and monitoring. This package never changes a database."""

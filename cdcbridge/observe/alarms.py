@@ -1,6 +1,7 @@
-"""What about a slot should wake somebody up, and what is left of time. Pure.
+"""Find the alarms of a slot, and estimate when a limit is reached.
 
-One text for `lag`, the log and whoever is paged: what is the matter, since when, what will happen, what to do.
+`lag`, the log and the person on call get the same text: the problem, its age, its consequence, and the fix. This module
+never reads a database or a clock.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ from typing import Final, NamedTuple
 from cdcbridge.problem import Alarm
 from cdcbridge.units import human_duration, human_size
 
-FORECAST_WITHIN: Final = 3600.0  # seconds to a limit that are an alarm
-NOTHING: Final = 1024  # bytes between two looks: what a server writes by itself, for example at a checkpoint
-_NEAR: Final = 10  # a slot has little left below the tenth part of its limit
-_RATE_OVER: Final = 10.0  # seconds that the average needs to mean something
+FORECAST_WITHIN: Final = 3600.0  # seconds; a limit that will be reached sooner is an alarm
+NOTHING: Final = 1024  # bytes between two looks that a server writes by itself, for example at a checkpoint
+_NEAR: Final = 10  # a slot has little room left if it is less than a tenth of the limit
+_RATE_OVER: Final = 10.0  # seconds that an average must cover to mean something
 
 
 @dataclass(slots=True, frozen=True)
 class SlotState:
-    """What alarms go by: sizes in bytes, times in seconds, None where unknown.
+    """The state of a slot, from which alarms are derived.
 
-    growth: retained bytes per second, of a slot that does not move.
-    free_bytes: of the disk, where no limit keeps the slot from filling it.
-    basis: the time that the growth is of, for example "in the last 0.5 s".
-    limit_bytes: max_slot_wal_keep_size.
+    Sizes are in bytes and times in seconds. None means unknown.
+
+    Attributes:
+        growth: Growth of the retained WAL in bytes per second, for a slot that does not advance.
+        free_bytes: Free space on the disk, if no limit keeps the slot from filling it.
+        basis: The period in which `growth` was measured, for example "in the last 0.5 s".
+        limit_bytes: The server's max_slot_wal_keep_size.
+
     """
 
     name: str
@@ -43,9 +48,13 @@ class SlotState:
 
 
 class Growth(NamedTuple):
-    """How fast the WAL that a slot keeps grows: bytes per second, and the time that this is of.
+    """The growth of the WAL that a slot retains.
 
-    quiet: a sentence for a slot that waits while nothing is written; '' for others.
+    Attributes:
+        rate: Bytes per second, or None if unknown.
+        basis: The period in which the rate was measured, for example "in the last 0.5 s".
+        quiet: A sentence about a slot that waits while nothing is written, otherwise ''.
+
     """
 
     rate: float | None
@@ -54,7 +63,10 @@ class Growth(NamedTuple):
 
 
 def wants_second_look(average: float | None, safe_wal_bytes: int | None) -> bool:
-    """Whether an average would become a forecast, so that one more look must say whether anything is written now."""
+    """Return whether an average would become a forecast.
+
+    Then one more look must show whether anything is written now.
+    """
     if not average:
         return False
     left = seconds_to(safe_wal_bytes, average)
@@ -62,11 +74,16 @@ def wants_second_look(average: float | None, safe_wal_bytes: int | None) -> bool
 
 
 def growth_now(sizes: Sequence[int], seconds: float, written: int, since: str) -> Growth:
-    """Judge by a few looks at the end of the WAL. An average says nothing about now: after a burst it only falls.
+    """Judge the growth by a few looks at the end of the WAL.
 
-    sizes: bytes between each two looks.
-    seconds: between the first and the last look.
-    written: bytes that the slot has waited with since then.
+    An average since some time ago does not describe the present: after a burst it only falls.
+
+    Args:
+        sizes: Bytes that were written between each two successive looks.
+        seconds: Seconds between the first and the last look.
+        written: Bytes that were written since the slot began to wait.
+        since: The time at which that was, for example "09:30 UTC".
+
     """
     basis, total = f"in the last {seconds:.1f} s", sum(sizes)
     if total < NOTHING:
@@ -77,9 +94,14 @@ def growth_now(sizes: Sequence[int], seconds: float, written: int, since: str) -
 
 
 def latest_growth(looks: Sequence[tuple[float, int]]) -> Growth:
-    """Bytes per second, from the three latest looks (moment, bytes) at a slot that nobody reads.
+    """Return the growth between the three latest looks at a slot without a reader.
 
-    The smaller of the two rates between them: a checkpoint or one burst is no forecast.
+    The rate is the smaller one of the two between these looks, because a checkpoint or a single burst is no basis for a
+    forecast.
+
+    Args:
+        looks: For each look, its moment in seconds and the retained bytes.
+
     """
     if len(looks) < 3:
         return Growth(None)
@@ -92,17 +114,24 @@ def latest_growth(looks: Sequence[tuple[float, int]]) -> Growth:
 
 
 def average_growth(retained_bytes: int | None, seconds: float | None) -> float | None:
-    """Bytes per second that a slot keeps which has not moved for so long; None where that is too short to say."""
+    """Return the average growth, in bytes per second, of a slot that has not advanced for so many seconds.
+
+    Return None if that time is too short for an average, or if a value is unknown.
+    """
     if retained_bytes is None or seconds is None or seconds < _RATE_OVER:
         return None
     return retained_bytes / seconds
 
 
 def observed_growth(looks: Sequence[tuple[float, int]]) -> float | None:
-    """Bytes per second, from looks (moment, retained bytes) of which none is missing; None while they are too few.
+    """Return the growth in bytes per second over a series of looks, or None if there are too few.
 
-    From the least that was retained in the first half of them to the least in the second: a slot's restart_lsn moves in
-    steps, so what it keeps goes up and down although it grows by nothing.
+    The growth is measured from the smallest size in the first half to the smallest size in the second half. The reason
+    is that a slot's restart_lsn advances in steps: the retained size rises and falls even if it does not grow.
+
+    Args:
+        looks: For each look, its moment in seconds and the retained bytes. No look may be missing.
+
     """
     half = len(looks) // 2
     if half < 2:
@@ -112,14 +141,23 @@ def observed_growth(looks: Sequence[tuple[float, int]]) -> float | None:
 
 
 def seconds_to(limit: float | None, growth: float | None) -> float | None:
-    """When so many bytes more are reached; None where they are not in sight."""
+    """Return in how many seconds so many more bytes are reached, or None if that is not in sight."""
     if limit is None or growth is None or growth <= 0:
         return None
     return max(0.0, limit / growth)
 
 
 def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[Alarm]:
-    """The worst first. A lost slot has one alarm: nothing else matters any more."""
+    """Return the alarms of a slot, the worst first.
+
+    A lost slot has one alarm, because nothing else matters any more.
+
+    Args:
+        slot: The state of the slot.
+        max_retained: Bytes of WAL that the slot may retain without an alarm.
+        max_inactive: Seconds that the slot may be without a reader before that is an alarm.
+
+    """
     if slot.wal_status == "lost":
         why = f" ({slot.reason})" if slot.reason else ""
         text = f"the slot {slot.name} is lost{why}: what it had yet to send is gone; `cdcbridge slot recreate` goes on"
@@ -154,7 +192,7 @@ def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[A
 
 
 def _near(slot: SlotState, act: str) -> list[Alarm]:
-    """Little is left, whether or not anything is written at this moment."""
+    """Return an alarm if little room is left, whether or not anything is written at this moment."""
     left, limit = slot.safe_wal_bytes, slot.limit_bytes
     if slot.active or slot.wal_status == "unreserved" or left is None or limit is None or left * _NEAR >= limit:
         return []
@@ -166,7 +204,10 @@ def _near(slot: SlotState, act: str) -> list[Alarm]:
 
 
 def _forecasts(slot: SlotState, act: str) -> list[Alarm]:
-    """What is reached within FORECAST_WITHIN: the limit, and where there is none the end of the disk."""
+    """Return an alarm for each limit that will be reached within FORECAST_WITHIN.
+
+    The limit is max_slot_wal_keep_size. Without such a limit it is the end of the disk.
+    """
     found = []
     rate = f"{human_size(slot.growth or 0)}/s" + (f" {slot.basis}" if slot.basis else "")
     left = seconds_to(slot.safe_wal_bytes, slot.growth)

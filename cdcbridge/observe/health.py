@@ -1,7 +1,8 @@
-"""How the bridge is, for whoever asks from outside: alive, ready, and what it is doing. Pure but for the clock.
+"""Keep the state of the bridge for observers: whether it is alive, whether it is ready, and its current activity.
 
-The loops tell; HTTP, the metrics and systemd's watchdog ask, from threads of their own. It judges by signs of work, not
-by open sockets: a loop that hangs says nothing.
+The bridge's loops write the state. HTTP, the metrics and systemd's watchdog read it, from threads of their own. The
+state is judged by signs of work and not by open sockets, because a loop that hangs gives no sign. This module never
+reads anything but a clock.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from typing import Final, Literal
 
 from cdcbridge.routing.batch import AppendBatch
 
-STALLED_AFTER: Final = 15.0  # seconds without a turn of the loop: a turn takes a second at most, but for a huge row
-APPEND_STALLED_AFTER: Final = 30.0  # seconds that an append may take before the bridge is not ready any more
+STALLED_AFTER: Final = 15.0  # seconds without a turn of the loop; a turn takes a second at most, except for a huge row
+APPEND_STALLED_AFTER: Final = 30.0  # seconds that an append may take before the bridge is no longer ready
 State = Literal["starting", "preparing", "streaming", "standby", "retrying", "stopped"]
 
 
 @dataclass(slots=True)
 class Health:
-    """Written by the bridge, read by others: single values, each of which is whole at any moment."""
+    """The state of the bridge: single values that the bridge writes and others read, each whole at any moment."""
 
     clock: Callable[[], float] = time.monotonic
     on_append: Callable[[AppendBatch, float], None] = lambda _batch, _seconds: None
     state: State = "starting"
-    reason: str = ""  # whom it waits for as stand-by; what went wrong before it tries again
+    reason: str = ""  # standby: the leader; retrying: the error; streaming: consumers with a fault
     epoch: int = 0
     rows_waiting: int = 0  # read, and not handed to an append yet
     bytes_waiting: int = 0
@@ -33,13 +34,19 @@ class Health:
     _seen: float = field(default=0.0)
     _append_began: float | None = field(default=None)
 
-    # told by the bridge
+    # called by the bridge
 
     def prepares(self) -> None:
         self._enter("preparing")
 
     def streams(self, epoch: int, trouble: str = "") -> None:
-        """`trouble`: which consumers it goes on without, for people; it is ready nevertheless."""
+        """Enter the state `streaming`.
+
+        Args:
+            epoch: The epoch in which this bridge leads.
+            trouble: The consumers that have a fault, for people. The bridge is ready nevertheless.
+
+        """
         self.epoch = epoch
         self._enter("streaming", trouble)
 
@@ -54,7 +61,7 @@ class Health:
         self._enter("stopped")
 
     def beat(self, rows: int, size: int) -> None:
-        """The loop goes on; so much is collected."""
+        """Note that the loop turns, and how many rows and bytes are collected."""
         self._seen, self.rows_waiting, self.bytes_waiting = self.clock(), rows, size
 
     def append_begins(self) -> None:
@@ -70,11 +77,12 @@ class Health:
         self.rows_waiting = self.bytes_waiting = 0
         self._seen = self.clock()
 
-    # asked by others
+    # called by observers
 
     def alive(self) -> tuple[bool, str]:
-        """Whether it goes on by itself; if not, only a new process helps. Preparing may take long, and trying again
-        too.
+        """Return whether the bridge works by itself, and its state.
+
+        If it does not, only a new process helps. Preparation and retries may take long, so neither is limited.
         """
         silent = self.clock() - self._seen
         if self.state in ("streaming", "standby") and silent > STALLED_AFTER:
@@ -82,7 +90,10 @@ class Health:
         return self.state != "stopped", self.state
 
     def ready(self) -> tuple[bool, str]:
-        """Whether it does its work: it streams and appends, or stands by."""
+        """Return whether the bridge does its work, and its state.
+
+        The work is to stream and append, or to wait as a standby.
+        """
         alive, what = self.alive()
         if not alive or self.state not in ("streaming", "standby"):
             return False, f"{what}: {self.reason}" if self.reason else what

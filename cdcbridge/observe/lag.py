@@ -1,4 +1,7 @@
-"""How far things are: slots on the source, consumers in the store. Part of the rim; reads only, needs no bridge."""
+"""Measure the lag of the slot on the source and of the consumers in the store.
+
+This module only reads both databases, and never needs a running bridge.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,19 @@ from cdcbridge.units import human_duration
 
 @dataclass(slots=True, frozen=True)
 class SlotLag:
-    """One slot: sizes in bytes; lag_seconds is the age of the oldest commit not yet confirmed, None if unknown.
+    """The measurements of one slot, with sizes in bytes and times in seconds.
 
-    `growth_bytes_per_second`: of what it retains. `seconds_to_limit`: until max_slot_wal_keep_size at that rate, None
-    where there is no limit, no growth, or the slot moves. `failover`: None before PostgreSQL 17.
-    `moves`: its positions advanced between the looks, so what it keeps is given up again.
-    `growth_basis`: the time that the growth is of. `quiet`: a sentence where it waits and nothing is written.
+    Attributes:
+        lag_seconds: Age of the oldest commit that is not yet confirmed. None if unknown.
+        growth_bytes_per_second: Growth of the retained WAL.
+        seconds_to_limit: Time until max_slot_wal_keep_size is reached at that rate. None without a limit, without
+            growth, and for a slot that moves.
+        failover: Whether standbys keep the slot. None before PostgreSQL 17.
+        moves: Whether the slot's positions advanced between the looks, so that the WAL that it retains will be
+            released.
+        growth_basis: The period in which the growth was measured.
+        quiet: A sentence about a slot that waits while nothing is written, otherwise ''.
+
     """
 
     name: str
@@ -71,23 +81,28 @@ class SlotLag:
 
 @dataclass(slots=True, frozen=True)
 class Lag:
-    """What `cdcbridge lag` shows. `holders`: the oldest first; those of the last second are not told."""
+    """The measurements that `cdcbridge lag` shows.
+
+    Attributes:
+        holders: Open transactions that have published, the oldest first, without those of the last second.
+
+    """
 
     slots: list[SlotLag]
     consumers: list[ConsumerLag]
     holders: tuple[OpenPublisher, ...] = ()
-    backfills: tuple[dict[str, Any], ...] = ()  # unfinished ones, as backfill_status() has them
-    gone: tuple[str, ...] = ()  # slots that the store goes by and the source has not
-    other: tuple[str, ...] = ()  # slots that the store goes by, and the configuration does not
+    backfills: tuple[dict[str, Any], ...] = ()  # unfinished ones, as backfill_status() returns them
+    gone: tuple[str, ...] = ()  # slots that the store depends on, and that the source does not have
+    other: tuple[str, ...] = ()  # slots that the store depends on, and that are not configured
     horizon: tuple[HorizonHolder, ...] = ()
     alarms: tuple[Alarm, ...] = ()
     measured_at: float = 0.0  # time.monotonic()
-    store_error: str | None = None  # why nothing is known of the store's side
+    store_error: str | None = None  # why the store could not be measured
     consumer_holders: tuple[ConsumerHolder, ...] = ()
     room: WalRoom = field(default_factory=WalRoom)
-    guest: Guest | None = None  # a consumer's role: of the store only its own consumers are known
-    feeds: Feeds | None = None  # which consumers the bridge feeds; None before the first session
-    source_error: str | None = None  # why nothing is known of the source's side
+    guest: Guest | None = None  # a consumer's role, which sees only its own consumers in the store
+    feeds: Feeds | None = None  # which consumers the bridge feeds; None before the first streaming session
+    source_error: str | None = None  # why the source could not be measured
 
     @property
     def lost(self) -> list[str]:
@@ -118,7 +133,7 @@ class Lag:
         }
 
 
-# Of a slot, told beside what `slots` has had from the beginning.
+# Fields with lists of their own in the JSON, so that `consumers` and `slots` keep the fields that they began with.
 _CONSUMER_HEALTH: Final = ("delayed", "oldest_due_age_seconds", "paused", "held")
 _HEALTH: Final = (
     "safe_wal_bytes",
@@ -131,8 +146,8 @@ _HEALTH: Final = (
     "growth_basis",
     "quiet",
 )
-LOOKS: Final = 6  # that are needed to observe growth
-_LONG: Final = 60.0  # seconds that prove something about a slot that moves, or about a transaction that holds it
+LOOKS: Final = 6  # looks that are needed to observe the growth of a slot with a reader
+_LONG: Final = 60.0  # seconds after which a slot that moves, or a transaction that holds it, can be judged
 _STREAM: Final = """
     select r.sent_lsn::text, r.write_lsn::text,
            (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end)::text
@@ -141,9 +156,10 @@ _STREAM: Final = """
 
 
 def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
-    """Look at both sides once; where the store is out of reach, at the slot alone. `before`: earlier looks, from which
-    growth is told; None: there are none, and it is the average since what the slot waits for began. Raises
-    SourceUnavailable.
+    """Look at both sides once. If the store is out of reach, look at the source alone.
+
+    The growth is derived from the earlier looks in `before`. If that is None, the growth is the average since the
+    oldest unconfirmed commit, or since the beginning of the transaction that holds the slot. Raises SourceUnavailable.
     """
     with connect_source(config.source_dsn, "cdcbridge lag") as connection:
         facts = look_at_source(connection, config.source.slot)
@@ -166,7 +182,7 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
     for slot in found:
         lag = _slot(slot, current, 0.0 if idle[slot.name] else behind)
         if lag.inactive_seconds is None and not lag.active:
-            lag = replace(lag, inactive_seconds=silent)  # before 17 nobody knows; not longer than since the last append
+            lag = replace(lag, inactive_seconds=silent)  # unknown before PostgreSQL 17, but no longer than that
         growth = _growth(config, lag, horizon, before, measured_at)
         free = room.free_bytes if lag.safe_wal_bytes is None else lag.safe_wal_bytes
         moves = _moves(lag, free, before or (), horizon, measured_at)
@@ -197,7 +213,12 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
 
 
 def measure_store(config: Config, error: SourceUnavailable) -> Lag:
-    """Look at the store alone, after the source could not be reached by this error. Raises StoreUnavailable."""
+    """Look at the store alone, after the source could not be reached because of `error`.
+
+    Raises:
+        StoreUnavailable: The store is out of reach, too.
+
+    """
     side = store_side(config)
     return Lag(
         [],
@@ -221,7 +242,7 @@ def _consumer_alarms(config: Config, side: StoreSide) -> tuple[Alarm, ...]:
 
 
 def stored_slot(config: Config) -> str | None:
-    """The slot that the store's position is of, or None before the first start."""
+    """Return the slot to which the store's position belongs, or None before the first start."""
     with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge cli") as store:
         if schema_version(store) == 0:
             return None
@@ -231,7 +252,11 @@ def stored_slot(config: Config) -> str | None:
 
 
 def _caught_up(connection: Connection, slot: Slot, current: int) -> bool:
-    """Nothing committed waits: the bridge says that it has written (or needs not) all that the server has sent."""
+    """Return whether no commit waits to be stored.
+
+    That is so if the server has sent all of its WAL, and the bridge has reported all of it as written. The bridge also
+    reports changes as written that no consumer needs.
+    """
     if slot.confirmed_flush_lsn is not None and slot.confirmed_flush_lsn >= current:
         return True
     with source_errors():
@@ -267,7 +292,11 @@ def _slot(slot: Slot, current: int, seconds: float | None) -> SlotLag:
 def _growth(
     config: Config, slot: SlotLag, horizon: Sequence[HorizonHolder], before: Sequence[Lag] | None, now: float
 ) -> Growth:
-    """What it keeps grows by as long as nobody reads it, or a transaction that writes is open; else by nothing."""
+    """Return the growth of the WAL that the slot retains.
+
+    The retained WAL grows while the slot has no reader, or while a transaction that writes is open. Otherwise it does
+    not grow.
+    """
     if before is not None:
         return _observed(slot, before, now)
     seconds = _held_for(horizon) if slot.active else slot.lag_seconds
@@ -283,7 +312,10 @@ def _growth(
 
 
 def _held_for(horizon: Sequence[HorizonHolder]) -> float | None:
-    """Since when a transaction that writes holds the slot's WAL; None where that is too short to matter."""
+    """Return for how many seconds an open transaction that writes has held the slot's WAL.
+
+    Return None if that is too short to matter.
+    """
     ages = [holder.age_seconds for holder in horizon if holder.writes and holder.age_seconds is not None]
     return max((age for age in ages if age >= _LONG), default=None)
 
@@ -291,9 +323,10 @@ def _held_for(horizon: Sequence[HorizonHolder]) -> float | None:
 def _moves(
     slot: SlotLag, free: int | None, before: Sequence[Lag], horizon: Sequence[HorizonHolder], now: float
 ) -> bool:
-    """Whether its positions advanced since the first look, so that no growth in between is a forecast.
+    """Return whether the slot's positions advanced since the first look, so that growth in between is no forecast.
 
-    A slot that moves and yet keeps more and more for a minute, and more than is free, is too slow: then this is False.
+    A slot that advances may still be too slow. That is so if it retains more WAL than there is free space, and the
+    first look is at least a minute ago. The result is then False.
     """
     looks = [(look.measured_at, s) for look in before for s in look.slots if s.name == slot.name]
     if not slot.active or not looks:
@@ -306,7 +339,11 @@ def _moves(
 
 
 def _observed(slot: SlotLag, before: Sequence[Lag], now: float) -> Growth:
-    """From the looks before. A slot that nobody reads keeps all that is written, so three looks tell; others move."""
+    """Return the growth between the earlier looks and now.
+
+    A slot without a reader keeps all WAL that is written, so three looks are enough. A slot with a reader moves, so it
+    takes LOOKS of them.
+    """
     looks = [(look.measured_at, s) for look in before for s in look.slots if s.name == slot.name]
     sizes = [(at, s.retained_bytes or 0) for at, s in (*looks, (now, slot)) if s.retained_bytes is not None]
     if len(sizes) <= len(looks):

@@ -1,4 +1,7 @@
-"""The store's half of `cdcbridge lag`: consumers, their holders, backfills. Part of the rim; reads only."""
+"""Measure the store's half of `cdcbridge lag`: consumers, the transactions that hold them up, and backfills.
+
+This module only reads, and never waits for a bridge.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,23 @@ from cdcbridge.store.feeds import Feeds
 from cdcbridge.store.holders import ConsumerHolder, consumer_holders
 from cdcbridge.store.migrate import schema_version
 
-HELD_FOR: Final = 0.5  # seconds that a transaction of a receiver, member or publisher may take without being shown
+HELD_FOR: Final = 0.5  # seconds before a transaction of a receiver, group member or publisher is shown
 
 
 @dataclass(slots=True, frozen=True)
 class ConsumerLag:
-    """One consumer: messages waiting, in flight, dead; age of the oldest unfinished one.
+    """The measurements of one consumer, with times in seconds.
 
-    delayed: those of `pending` that wait for their time.
-    oldest_due_age_seconds: how long the oldest has waited that may be delivered now, or is delivered and not settled.
-    held: those of `pending` that open transactions of receivers keep from all others, at least.
+    Attributes:
+        pending: Messages that wait.
+        in_flight: Messages that are delivered and not finished.
+        dead: Dead letters.
+        oldest_age_seconds: Age of the oldest unfinished message.
+        delayed: How many of `pending` wait for their time.
+        oldest_due_age_seconds: How long the oldest message has waited that may be delivered now, or is delivered and
+            not finished.
+        held: How many of `pending`, at least, open transactions of receivers keep from all other receivers.
+
     """
 
     name: str
@@ -43,7 +53,7 @@ class ConsumerLag:
 
 @dataclass(slots=True, frozen=True)
 class OpenPublisher:
-    """A transaction that published and is open: no group reads its `seq` and what lies behind it before it ends."""
+    """An open transaction that has published. No group reads its `seq` or a later one before it ends."""
 
     pid: int
     seq: int
@@ -54,7 +64,13 @@ class OpenPublisher:
 
 @dataclass(slots=True)
 class StoreSide:
-    """What the store knows. `behind`: age of the newest commit that is in it; `silent`: since its last append."""
+    """The measurements of the store, with times in seconds.
+
+    Attributes:
+        behind: Age of the newest commit in the store.
+        silent: Time since the last append.
+
+    """
 
     server: str | None = None  # its system identifier
     behind: float | None = None
@@ -71,7 +87,7 @@ class StoreSide:
 
 
 def store_side(config: Config) -> StoreSide:
-    """Look once; a consumer's role sees its own consumers only."""
+    """Look at the store once. A consumer's role sees only its own consumers."""
     with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge lag") as store:
         with store_errors():
             who = guest(store)

@@ -1,8 +1,7 @@
-"""Looks at slot and consumers now and then, whoever leads: for the metrics, and to say alarms in the log. Part of the
-rim.
+"""Measure slot and consumers periodically, for the metrics and for alarms in the log.
 
-Runs as long as the program does, in a thread with sessions of its own for each look. What fails here is told, and tried
-again.
+The thread runs as long as the program does, whether or not this bridge leads. It opens database sessions of its own for
+each look, and never changes anything. A failure is logged, and the next look follows after the usual time.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from cdcbridge.observe.metrics import Metrics
 from cdcbridge.problem import Alarm
 
 _LONGEST_INTERVAL: Final = 10.0
-_REPEAT: Final = 30  # looks after which an alarm that goes on is said again
+_REPEAT: Final = 30  # looks after which an alarm that lasts is logged again
 log = structlog.get_logger()
 
 
 class Watcher(Background):
-    """Works from entry to exit of its `with` block."""
+    """The thread, which works from entry to exit of its `with` block."""
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         super().__init__("watcher")
@@ -39,10 +38,10 @@ class Watcher(Background):
         while not self._stop.is_set():
             try:
                 found = measure(self._config, list(self._looks))
-            except Exception as error:  # noqa: BLE001 - else the last values would stand for ever
+            except Exception as error:  # noqa: BLE001 - otherwise the metrics would keep their last values
                 self._looks.clear()
                 self._metrics.not_measured()
-                if not isinstance(error, SourceUnavailable):  # which the bridge itself tells
+                if not isinstance(error, SourceUnavailable):  # the bridge logs that itself
                     log.warning("watch.failed", error=" ".join(str(error).split()))
             else:
                 self._looks.append(found)
@@ -51,7 +50,7 @@ class Watcher(Background):
             self._stop.wait(self._interval)
 
     def _alarm(self, found: Lag) -> None:
-        """Each alarm when it begins, and again while it lasts."""
+        """Log each alarm when it begins, from time to time while it lasts, and when it is over."""
         found_by_key = {_key(alarm): alarm for alarm in found.alarms}
         said = {key: self._said.get(key, 0) + 1 for key in found_by_key}
         for key, alarm in found_by_key.items():

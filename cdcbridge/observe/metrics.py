@@ -1,10 +1,10 @@
-"""What Prometheus gets. Names and units as its conventions have them; one registry per program.
+"""Provide the metrics for Prometheus, with names and units as its conventions require.
 
-Knows prometheus-client and what `lag` measures; asks no database. Every metric has the labels `source` and `slot`, so
-that one Prometheus tells two pairs of bridges apart. docs/METRICS.md explains each metric.
+There is one registry per program. This module knows prometheus-client and the measurements of `lag`, and never queries
+a database. Every metric has the labels `source` and `slot`, so that one Prometheus can distinguish two pairs of
+bridges. docs/METRICS.md explains each metric.
 
-Gauges of a side that cannot be reached are taken away rather than left standing at what they were: an old value would
-look like a healthy one.
+If a database cannot be reached, its gauges are removed. A gauge with its last value would look like a healthy one.
 """
 
 from __future__ import annotations
@@ -49,10 +49,14 @@ _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
 
 class Metrics:
-    """The registry, and what writes into it.
+    """The registry, and the methods that write into it.
 
-    source: the name of the source, for example `shop`.
-    slot: its replication slot. Both are labels of every metric.
+    Args:
+        health: The state of the bridge.
+        version: The version of the program.
+        source: The name of the source, for example `shop`.
+        slot: Its replication slot. Source and slot are labels of every metric.
+
     """
 
     def __init__(self, health: Health, version: str, source: str, slot: str) -> None:
@@ -91,18 +95,18 @@ class Metrics:
         self._looks.last_append = time.time()
 
     def measured(self, lag: Lag) -> None:
-        """The source answered, and the store unless `lag` says otherwise."""
+        """Take over the measurements. The source answered, and so did the store, unless `lag` has its error."""
         self._looks.lag = lag
         self._looks.unreachable = "store" if lag.store_error else ""
 
     def not_measured(self) -> None:
-        """The source did not answer."""
+        """Note that the source did not answer."""
         self._looks.lag = None
         self._looks.unreachable = "source"
 
 
 class _Labelled(Collector):
-    """Everything in a registry, with labels that all of it shares."""
+    """All metrics of a registry, with additional labels that they share."""
 
     def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
         self._registry = registry
@@ -115,13 +119,13 @@ class _Labelled(Collector):
 
 
 class _Looks(Collector):
-    """What is read at the moment when Prometheus asks: the last look, and how the bridge is."""
+    """The values that are read when Prometheus asks: the last measurements, and the state of the bridge."""
 
     def __init__(self, health: Health, version: str) -> None:
         self._health = health
         self._version = version
         self.lag: Lag | None = None
-        self.unreachable: str | None = None  # None: nobody has looked yet
+        self.unreachable: str | None = None  # None before the first look
         self.last_append: float | None = None  # Unix time
 
     def collect(self) -> Iterator[Metric]:
@@ -130,7 +134,7 @@ class _Looks(Collector):
         if self.unreachable is not None:
             up = GaugeMetricFamily("cdcbridge_up", "Whether the database answered the last look", labels=["database"])
             for side in ("source", "store"):
-                # The source is asked first: where it fails nothing is known of the store.
+                # The source is asked first. If it does not answer, the state of the store is unknown.
                 if not (self.unreachable == "source" and side == "store"):
                     up.add_metric([side], float(self.unreachable != side))
             yield up
@@ -186,7 +190,8 @@ class _Looks(Collector):
                 if value is not None:
                     family.add_metric([consumer.name, consumer.mode], float(value))
             yield family
-        # Receivers' transactions are in consumer_held_messages; a group and a publisher hold partitions and seqs.
+        # consumer_held_messages counts the messages that receivers hold. Group members hold partitions, and publishers
+        # hold seqs.
         held = GaugeMetricFamily(
             "cdcbridge_consumer_holder_seconds",
             "For how long the oldest transaction is open that keeps messages from the consumer",

@@ -1,6 +1,7 @@
-"""The bridge as others watch it: /metrics, /live and /ready over HTTP, and systemd's watchdog. Part of the rim.
+"""Serve /metrics, /live and /ready over HTTP, and notify systemd's watchdog.
 
-Answers from what is known in memory: a database that hangs must not make these hang. Never changes anything.
+All answers are made from values in memory, because a database that hangs must not make them hang. This module never
+changes anything.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ log = structlog.get_logger()
 
 
 class HttpServer(Background):
-    """Answers from entry to exit of its `with` block. Raises UsageError where the address cannot be had."""
+    """The HTTP server, which answers from entry to exit of its `with` block.
+
+    Raises:
+        UsageError: The server cannot listen on the address.
+
+    """
 
     def __init__(self, address: tuple[str, int], health: Health, metrics: Metrics) -> None:
         super().__init__("http")
@@ -48,7 +54,7 @@ class HttpServer(Background):
     def stop(self) -> None:
         super().stop()
         if self.started:
-            self._server.shutdown()  # which waits for the thread to answer
+            self._server.shutdown()  # waits until the thread has stopped serving
         self._server.server_close()
 
     def _work(self) -> None:
@@ -70,7 +76,7 @@ class _V6(ThreadingWSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    """Does not write a line per request."""
+    """A request handler that logs requests for debugging only, instead of writing a line for each."""
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         log.debug("http.request", request=format % args)
@@ -82,9 +88,12 @@ def _text(start: StartResponse, status: str, body: bytes) -> list[bytes]:
 
 
 class Watchdog(Background):
-    """Tells systemd that the bridge works, for as long as it does; nothing where systemd did not ask.
+    """The thread that reports to systemd that the bridge works, for as long as it does.
 
-    Source: sd_notify(3), sd_watchdog_enabled(3): datagrams to NOTIFY_SOCKET. READY=1 when it streams or stands by.
+    Without a NOTIFY_SOCKET, systemd has not asked for reports, and there is no thread. READY=1 is sent once the bridge
+    streams or is a standby.
+
+    Source: sd_notify(3) and sd_watchdog_enabled(3). A report is a datagram to NOTIFY_SOCKET.
     """
 
     def __init__(self, health: Health, environment: dict[str, str] | None = None) -> None:

@@ -1,7 +1,8 @@
-"""The gap messages of the last 24 hours as sentences, for `cdcbridge status`. Part of the rim; reads only.
+"""Describe the gap messages of the last 24 hours in sentences, for `cdcbridge status`.
 
 After a gap the bridge works again, and its consumers still lack rows. For example, an operator ran `slot recreate` at
-3 a.m., and no backfill has begun yet. This module never reads the log: the append of a gap message also notes the gap.
+night, and no backfill has begun yet. This module only reads the table `gaps`, in which the append of a gap message also
+records the gap. It never reads the log.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any, Final
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.units import human_duration
 
-_MOST: Final = 3  # that are told; a session may leave one for each of many consumers
-_NAMES: Final = 3
-# Consumers that have been removed miss nothing. The end of a table's gap takes the place of its beginning.
+_MOST: Final = 3  # gaps to describe; a streaming session may leave one for each of many consumers
+_NAMES: Final = 3  # consumers to name for each gap
+# Consumers that were removed are left out, and so are gaps without any other consumer. If the gap of a table has ended,
+# the second message replaces the first one.
 _RECENT: Final = """
     select to_char(g.at, 'YYYY-MM-DD HH24:MI:SS TZ'), extract(epoch from clock_timestamp() - g.at)::float8, g.record,
            array(select c.name from consumers c where c.name = any (g.consumers) and c.created_at <= g.at order by 1)
@@ -26,9 +28,10 @@ _RECENT: Final = """
 
 
 def recent_gaps(store: Connection) -> list[str]:
-    """Name each recent gap, the latest first, with what is to be done.
+    """Return a sentence about each recent gap, the latest first, with the commands that compare and fill.
 
-    Empty in a store of an older version, and for a role that may not read the table, which is new.
+    The result is empty in a store of an older version, which has no table `gaps`. It is also empty for a role that may
+    not read that table.
     """
     with store_errors():
         if store.execute("select has_table_privilege(to_regclass('gaps'), 'select')").fetchone() != (True,):
@@ -41,7 +44,7 @@ def recent_gaps(store: Connection) -> list[str]:
 
 
 def _told(at: str, seconds: float, record: dict[str, Any], names: list[str]) -> str:
-    """For example "a gap 2 min ago: changes from 0/15 to 0/16 may be missing for billing"."""
+    """Return, for example, "a gap 2 min ago: changes from 0/15 to 0/16 may be missing for billing"."""
     upto = f"to {record['to']}" if record.get("to") else "on"
     reason = f" ({record['reason']})" if record.get("reason") else ""
     who = ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")

@@ -1,6 +1,7 @@
-"""Whether everything is well, and the reasons where it is not, for `cdcbridge status`. Part of the rim; reads only.
+"""Judge whether everything is well, and collect the reasons if it is not, for `cdcbridge status`.
 
-Judges by what both servers say, so it works on any machine and with the bridge stopped.
+The judgement depends on the answers of both servers, so it works on any machine and with the bridge stopped. This
+module only reads, and never needs a bridge.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from cdcbridge.store.migrate import schema_version
 from cdcbridge.store.presence import Process, running
 from cdcbridge.units import human_duration
 
-RETRYING: Final = 30.0  # seconds: a bridge that cannot work tries again at least every ten, and notes its error
-OLD: Final = 300.0  # seconds that the oldest message of a consumer may wait before it is worth a look
+RETRYING: Final = 30.0  # seconds; a bridge that cannot work tries again at least every 10 s, and stores its error
+OLD: Final = 300.0  # seconds that the oldest message of a consumer may wait before it deserves a note
 
 
 @dataclass(slots=True, frozen=True)
 class LastError:
-    """The last error that a bridge met.
+    """The last error of a bridge.
 
-    seconds: its age.
-    mended: when the bridge that streams now took the lead, if that was after the error. None while it may last.
+    Attributes:
+        seconds: Its age.
+        mended: When the bridge that streams now took the lead, if that was after the error. None while the error may
+            last.
+
     """
 
     message: str
@@ -47,11 +51,15 @@ class LastError:
 
 @dataclass(slots=True)
 class Status:
-    """What is known. `reasons`: why it is not healthy. `notes`: worth a look, although the bridge does its work.
+    """The state of bridges, slot and consumers, and the judgement.
 
-    version: of the store's schema; 0 where there is none yet, None where that is not known.
-    unknown: why nothing is known of the store and its bridges, '' where it is.
-    guest: a consumer's role, which sees the bridges and its own consumers only.
+    Attributes:
+        version: The version of the store's schema: 0 if there is no schema yet, None if unknown.
+        unknown: Why nothing is known of the store and its bridges, or ''.
+        guest: A consumer's role, which sees only the bridges and its own consumers.
+        reasons: Why the state is not healthy.
+        notes: Observations that deserve a look, although the bridge does its work.
+
     """
 
     lag: Lag | None = None
@@ -69,7 +77,7 @@ class Status:
 
     @property
     def exit_code(self) -> int:
-        """0 healthy, 1 not, 3 for a lost slot: nothing but an operator helps."""
+        """Return 0 if healthy, 1 if not, and 3 for a lost slot, which needs an operator."""
         return 3 if self.lag is not None and self.lag.lost else 0 if self.healthy else 1
 
     def as_json(self) -> dict[str, Any]:
@@ -92,7 +100,10 @@ def _fed(lag: Lag) -> list[dict[str, Any]]:
 
 
 def look(config: Config) -> Status:
-    """Look at both sides once. A server that is out of reach is a reason, and no error."""
+    """Look at both sides once.
+
+    A server that is out of reach is a reason in the result, not an error.
+    """
     status = Status()
     try:
         with connect_for_calls(config.store_dsn, config.store.schema_, "cdcbridge status") as store:
@@ -112,7 +123,7 @@ def look(config: Config) -> Status:
         if away not in status.reasons:
             status.reasons.insert(0, away)
         if isinstance(error, SourceUnavailable) and not status.unknown:
-            with suppress(CdcbridgeError):  # the store went away meanwhile
+            with suppress(CdcbridgeError):  # the store may have become unreachable meanwhile
                 status.lag = measure_store(config, error)
     if not status.unknown:
         status.reasons += _of_bridges(status, away)
@@ -125,11 +136,14 @@ def look(config: Config) -> Status:
 
 
 def _judge_feeds(status: Status, lag: Lag) -> None:
-    """A consumer that the bridge does not feed. One that was applied just now is taken up within seconds."""
+    """Add a reason for each consumer that the bridge does not feed.
+
+    For a consumer that was applied just now there is only a note, because the bridge takes it up within seconds.
+    """
     feeds, leader = lag.feeds, next((bridge for bridge in status.bridges if bridge.leads), None)
     if feeds is None or leader is None:
         return
-    # `consumers apply` takes the lead for a moment, so the leader's age is that of the newest change, too.
+    # `consumers apply` takes the lead for a moment, so the leader is no older than the newest change of consumers.
     fresh = leader.seconds is not None and leader.seconds < PATIENCE
     for row in lag.consumers:
         (line,) = feeds.warnings([row.name]) or [""]
@@ -140,7 +154,11 @@ def _judge_feeds(status: Status, lag: Lag) -> None:
 
 
 def _judge_last_error(status: Status, lag: Lag) -> None:
-    """An error ends a bridge's session. The next one takes the lead anew, so a stream since then has got over it."""
+    """Mark the last error as mended if a bridge has streamed since.
+
+    An error ends a bridge's streaming session, and the next one takes the lead again. Therefore a leader that is
+    younger than the error and streams has recovered from it.
+    """
     error, leader = status.last_error, next((bridge for bridge in status.bridges if bridge.leads), None)
     if error is None or leader is None or leader.seconds is None or not any(slot.active for slot in lag.slots):
         return
@@ -169,9 +187,10 @@ def _store(store: Connection, status: Status) -> None:
 
 
 def _of_bridges(status: Status, away: str) -> Iterator[str]:
-    """Why no bridge works. `away`: why the source cannot be reached, '' where it is.
+    """Yield the reason why no bridge works.
 
-    A bridge that cannot reach the source has no session in the store while it waits for its next attempt.
+    If the source cannot be reached, `away` is the reason, otherwise ''. A bridge that cannot reach the source has no
+    session in the store while it waits for its next attempt.
     """
     error = status.last_error
     if error is not None and (error.seconds > RETRYING or _ended(error.holder)):
@@ -190,7 +209,7 @@ def _of_bridges(status: Status, away: str) -> Iterator[str]:
 
 
 def _ended(holder: str) -> bool:
-    """Whether the process is one of this machine, and is there no more. `holder`: for example `db1 pid 4181`."""
+    """Return whether the process ran on this machine and has ended. An example of `holder` is `db1 pid 4181`."""
     host, _, pid = holder.rpartition(" pid ")
     if host != socket.gethostname() or not pid.isdigit():
         return False

@@ -1,4 +1,7 @@
-"""Look again at the end of the source's WAL, for a forecast of one look alone. Part of the rim; reads only."""
+"""Measure the growth of the source's WAL again, before a forecast is made from a single look.
+
+This module only reads the source, and never looks longer than about a second.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,23 @@ _PAUSE: Final = 0.5  # seconds between the looks
 
 
 class Grown(NamedTuple):
-    """Bytes that were written between each two looks, and the seconds between the first and the last one."""
+    """The growth of the WAL between a few looks.
+
+    Attributes:
+        sizes: Bytes that were written between each two successive looks.
+        seconds: Seconds between the first and the last look.
+
+    """
 
     sizes: list[int]
     seconds: float
 
 
 def look_again(dsn: str) -> Grown | None:
-    """Look at the end of the WAL, and after a pause; once more where it grew. None where the source went away."""
+    """Look at the end of the WAL twice, half a second apart, and a third time if it grew.
+
+    Return None if the source became unreachable.
+    """
     try:
         with connect_source(dsn, "cdcbridge lag") as connection:
             looks, began = [current_lsn(connection)], time.monotonic()

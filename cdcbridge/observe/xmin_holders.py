@@ -1,8 +1,9 @@
-"""Who holds old row versions and old WAL: transactions, prepared ones, slots, standbys. Part of the rim; reads only.
+"""List the holders of old row versions and old WAL: transactions, prepared transactions, slots and standbys.
 
-Source: PostgreSQL manual, "Routine Vacuuming" and "pg_stat_activity". Old versions in the store make each claim dearer
-where a queue's design rewrites rows; ours does not, but vacuum frees nothing. On the source, a slot keeps the WAL since
-the beginning of the oldest transaction that writes.
+Source: PostgreSQL manual, "Routine Vacuuming" and "pg_stat_activity". While old row versions are held, vacuum cannot
+remove any. In a store they slow down each claim of a queue that rewrites its rows. The queues of cdcbridge do not
+rewrite rows, but vacuum still frees no space. On the source, a slot keeps the WAL since the beginning of the oldest
+transaction that writes. This module only reads, and never ends a transaction.
 """
 
 from __future__ import annotations
@@ -37,13 +38,18 @@ _HOLDERS: Final = """
     where pid is distinct from pg_backend_pid() and (age_seconds >= %s or age_seconds is null and age_xids >= %s)
     order by age_seconds desc nulls last, age_xids desc limit 5
 """
-_OLD_XIDS: Final = 100_000  # of what has no age in seconds
+_OLD_XIDS: Final = 100_000  # the least age, in transaction IDs, of a holder whose age in seconds is unknown
 
 
 @dataclass(slots=True, frozen=True)
 class HorizonHolder:
-    """`server`: source, store, or both where they are one; `pid` None: of no session; `writes`: holds WAL for slots,
-    too.
+    """A holder of the xmin horizon.
+
+    Attributes:
+        server: "source", "store", or "both" if they are one server.
+        pid: The process of the session. None if the holder has no session.
+        writes: Whether the holder also makes slots keep WAL.
+
     """
 
     server: str
@@ -58,6 +64,9 @@ class HorizonHolder:
 
 
 def horizon_holders(connection: Connection, server: str, *, seconds: float = 1.0) -> list[HorizonHolder]:
-    """The five oldest that hold the xmin horizon, from `seconds` on. Others' sessions are seen with pg_monitor only."""
+    """Return the five oldest holders of the xmin horizon that have held it for at least `seconds`.
+
+    Sessions of other roles are visible only with pg_monitor.
+    """
     rows = connection.execute(_HOLDERS, (seconds, _OLD_XIDS)).fetchall()
     return [HorizonHolder(server, *row) for row in rows]

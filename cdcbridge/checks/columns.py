@@ -1,7 +1,7 @@
-"""Whether the columns that a consumer names in `key` and `columns` are columns of its tables. Pure.
+"""Check that the columns in a consumer's `key` and `columns` settings exist in its tables.
 
-A typing error in `columns.exclude` would deliver the column that it means to keep back; one in `key` would give every
-message a null key.
+A misspelled name in `columns.exclude` would deliver the column that it was meant to hide. A misspelled name in `key`
+would give every message a null key. This module never accesses a database.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from cdcbridge.source.tables import Table
 
 
 def column_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
-    """Compare the names in `key` and `columns` with the consumer's tables."""
+    """Yield a problem for each name in `key` and `columns` that the consumer's tables do not have.
+
+    Without tables, the names cannot be compared, and the function yields nothing.
+    """
     if not tables:
         return
     yield from _key(consumer, tables)
@@ -52,18 +55,18 @@ def _unknown(consumer: Consumer, setting: str, name: str, said: str, columns: It
 
 
 def near_column(name: str, columns: Iterable[str]) -> str | None:
-    """Give a fix that names the most similar column; None where no column is similar."""
+    """Return a fix that proposes the most similar column, or None if no column is similar."""
     near = difflib.get_close_matches(name, sorted(columns), n=1)
     return f"Write {near[0]} instead of {name}." if near else None
 
 
 def no_such_column(name: str, tables: Sequence[Table]) -> str:
-    """Say that none of the tables has the column, for example `public.orders has no column crad`."""
+    """Return a sentence about the missing column, for example `public.orders has no column crad`."""
     if any(name in table.generated for table in tables):
         return f"{name} is a generated column, which `record` does not have"
     return f"none of its tables has a column {name}" if len(tables) > 1 else f"{tables[0].topic} has no column {name}"
 
 
 def topics_of(tables: Sequence[Table]) -> str:
-    """Name the first three tables: `public.a, public.b, public.c and others`."""
+    """Return the names of the first three tables, for example `public.a, public.b, public.c and others`."""
     return ", ".join(table.topic for table in tables[:3]) + (" and others" if len(tables) > 3 else "")

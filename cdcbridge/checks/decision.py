@@ -1,7 +1,8 @@
-"""How a start goes on, decided from the facts. Pure: each case is a row of a test that needs no server.
+"""Decide from the facts about source and store how the bridge starts, or refuse the start.
 
-Makes no choice that could lose a change: where store and slot do not fit together it says from where to where, and
-refuses. For example, a source that was restored from a backup gives new commits LSNs that the store knows already.
+This module never accesses a database, so that each case is one row of a test without a server. It never makes a choice
+that could lose a change. If store and slot do not fit together, it refuses and reports both LSNs. For example, a source
+that was restored from a backup gives new commits LSNs that the store already knows.
 """
 
 from __future__ import annotations
@@ -25,21 +26,28 @@ _RECREATE: Final = "`cdcbridge slot recreate` makes it anew and goes on behind a
 
 
 class Refusal(NamedTuple):
-    """Why no session can start. `code`: as `check` calls it."""
+    """The reason why no session can start, with the problem code that `check` reports for it."""
 
     code: str
     error: CdcbridgeError
 
 
 class TimelineGap(NamedTuple):
-    """LSNs between which the log has changes of a timeline that the source has left."""
+    """The range of LSNs in which the log has changes of a timeline that the source has left."""
 
     first: int
     last: int
 
 
 class Branch(NamedTuple):
-    """The timeline that the store is on and the source has left, at which LSN, and the gap that this makes, if any."""
+    """The point at which the source left the store's timeline.
+
+    Attributes:
+        left: The timeline that the store is on and the source has left.
+        lsn: The LSN at which the source left it.
+        gap: The changes in the log that belong to the old timeline alone, or None if there are none.
+
+    """
 
     left: int
     lsn: int
@@ -48,17 +56,19 @@ class Branch(NamedTuple):
 
 @dataclass(slots=True, frozen=True)
 class Plan:
-    """What a start does.
+    """The actions of one start.
 
-    plugin: the output plugin that decodes.
-    identity: of the source.
-    timeline: the source's.
-    first: the store is empty, and its history begins.
-    make_slot: there is no slot yet.
-    snapshot: the slot is made with an exported snapshot, from which consumers are filled.
-    failover: what the slot's failover property is to become; None where it stays.
-    finishing: the session only completes the transaction that the log has in part.
-    branch: where the source has left the store's timeline, if it has.
+    Attributes:
+        plugin: The output plugin that decodes.
+        identity: The identity of the source.
+        timeline: The timeline of the source.
+        first: True if the store is empty, so that its history begins now.
+        make_slot: True if the slot does not exist yet.
+        snapshot: True if the slot is created with an exported snapshot, from which consumers are filled.
+        failover: The new value of the slot's failover property, or None to leave it as it is.
+        finishing: True if the session only completes a transaction of which the log has the beginning.
+        branch: The point at which the source left the store's timeline, or None if it did not leave it.
+
     """
 
     plugin: str
@@ -73,10 +83,15 @@ class Plan:
 
 
 def decide(config: Config, facts: Facts, *, consistent: bool = False, unpublished: bool = False) -> Plan:
-    """Decide what a start does. Raises the error of a refusal.
+    """Return the plan of a start, or raise the error of the first refusal.
 
-    consistent: `run --consistent`.
-    unpublished: the rest of an unfinished transaction cannot be decoded, because a publication did not exist.
+    Args:
+        config: The configuration.
+        facts: The facts about source and store.
+        consistent: True for `run --consistent`.
+        unpublished: True if the rest of an unfinished transaction cannot be decoded, because a publication did not
+            exist when its WAL was written.
+
     """
     _raise(refusal(config, facts))
     _raise(_other_plugin(config, facts))
@@ -98,9 +113,10 @@ def decide(config: Config, facts: Facts, *, consistent: bool = False, unpublishe
 
 
 def wanted_plugin(config: Config, facts: Facts) -> str:
-    """The plugin that the configuration means. `auto` keeps the one that there is.
+    """Return the output plugin that the configuration selects.
 
-    A new slot gets wal2json where that is new enough and the database is UTF8.
+    With `auto`, the plugin of the store's history is kept, or else the plugin of the existing slot. A new slot gets
+    wal2json if that is new enough and the database is UTF8, and pgoutput otherwise.
     """
     if config.source.plugin != "auto":
         return config.source.plugin
@@ -112,9 +128,9 @@ def wanted_plugin(config: Config, facts: Facts) -> str:
 
 
 def refusal(config: Config, facts: Facts) -> Refusal | None:
-    """The first reason why store, source and slot do not fit together, or None.
+    """Return the first reason why store, source and slot do not fit together, or None.
 
-    Knows nothing of timelines: on a new one the store's end may move.
+    If the source is on another timeline than the store, the LSNs are not compared here: the store's end may move.
     """
     return next(_refusals(config, facts), None)
 
@@ -131,7 +147,10 @@ def _refusals(config: Config, facts: Facts) -> Iterator[Refusal]:
 
 
 def other_source(history: History, source: Identity, slot: str) -> OperatorNeeded | None:
-    """The error for a store with another source's changes, or None. A renamed database is the same source."""
+    """Return the error for a store that holds the changes of another source, or None.
+
+    A renamed database is the same source, because it keeps its OID.
+    """
     database = history.database if history.database_oid == source.database_oid else source.database
     if history.database_oid not in (None, source.database_oid) and database == history.database:
         return OperatorNeeded(
@@ -155,7 +174,7 @@ def other_source(history: History, source: Identity, slot: str) -> OperatorNeede
 
 
 def slot_refusal(name: str, facts: Facts) -> Refusal | None:
-    """The refusal of a slot that is lost, or that is gone although the store has begun with it."""
+    """Return the refusal for a slot that is lost, or that is missing although the store has a history with it."""
     slot = facts.source.slot
     if slot is None:
         if facts.store.history is None:
@@ -172,7 +191,16 @@ def slot_refusal(name: str, facts: Facts) -> Refusal | None:
 
 
 def ends_refusal(name: str, end: int, facts: Facts) -> Refusal | None:
-    """The refusal of a slot that begins behind the store's `end`, or of a source whose WAL ends before it."""
+    """Return the refusal for a slot that begins after `end`, or for a source whose WAL ends before it.
+
+    A standby may still replay the missing WAL. Its refusal is therefore a SourceUnavailable, which `run` retries.
+
+    Args:
+        name: The name of the slot.
+        end: The LSN up to which the store has all changes.
+        facts: The facts about source and store.
+
+    """
     if end > facts.wal_end and facts.source.on_standby:
         behind = SourceUnavailable(
             f"source: the standby has replayed up to {format_lsn(facts.wal_end)}, and the store ends at"
@@ -192,7 +220,7 @@ def ends_refusal(name: str, end: int, facts: Facts) -> Refusal | None:
 
 
 def beyond_store(name: str, end: int, slot_lsn: int) -> OperatorNeeded:
-    """The error for a slot that has confirmed more than the store has."""
+    """Return the error for a slot that was confirmed beyond the store's end."""
     return OperatorNeeded(
         f"the slot {name!r} has confirmed {format_lsn(slot_lsn)}, but the store ends at"
         f" {format_lsn(end)}: what lies between is gone (the slot was recreated or advanced, or the store"
@@ -215,7 +243,11 @@ def _other_plugin(config: Config, facts: Facts) -> Refusal | None:
 
 
 def _branch(config: Config, history: History, facts: Facts) -> Branch:
-    """Where the source has left the store's timeline. Raises OperatorNeeded where it does not come from that one."""
+    """Find the point at which the source left the store's timeline.
+
+    Raises OperatorNeeded if the source's timeline does not descend from the store's. Raises the error of
+    `ends_refusal()` if the slot or the source's WAL does not fit the store.
+    """
     tail, branch, slot_lsn = facts.store.tail, facts.branch, facts.source.slot_lsn
     if branch is None:
         raise OperatorNeeded(
@@ -224,7 +256,8 @@ def _branch(config: Config, history: History, facts: Facts) -> Branch:
             hint="It is another history: use a new store.schema for it.",
         )
     gap = None
-    # A slot that was kept in step is never confirmed behind the branch: one that is has been read on the new timeline.
+    # After a failover, a slot that was synchronized to the standby is confirmed at most up to the branch. A slot that
+    # is confirmed after the branch was already read on the new timeline.
     if branch < tail.known_lsn and slot_lsn <= branch:
         gap = TimelineGap(min(branch, tail.end_lsn), tail.known_lsn)
     _raise(ends_refusal(config.source.slot, tail.end_lsn if gap is None else gap.first, facts))
@@ -232,12 +265,12 @@ def _branch(config: Config, history: History, facts: Facts) -> Branch:
 
 
 def wants_failover(config: Config, source: SourceFacts) -> bool:
-    """Whether standbys are to keep the slot, as source.failover has it and the server can."""
+    """Return whether standbys should keep the slot: source.failover allows it and the server supports it."""
     return config.source.failover is not False and source.may_fail_over
 
 
 def _failover(config: Config, facts: Facts) -> bool | None:
-    """What an existing slot's failover property is to become; None where it stays, or cannot be altered."""
+    """Return the new value of an existing slot's failover property, or None if it stays or cannot be altered."""
     slot, wanted = facts.source.slot, wants_failover(config, facts.source)
     if slot is None or slot.failover is None or slot.failover == wanted or facts.source.on_standby:
         return None

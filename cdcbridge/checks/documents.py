@@ -1,7 +1,7 @@
-"""Find json columns whose documents make a filter fail: null, {}, [], or a member that is null. Pure.
+"""Find documents in json columns that make a filter fail: null, {}, [], or a member that is null.
 
-For example, `record.meta.vip == true` fails on a row whose meta is {}. This module must never propose a filter that it
-has not tried on these documents.
+For example, `record.meta.vip == true` fails on a row whose meta is {}. This module never proposes a complete filter
+that it has not tried on these documents. It never accesses a database.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LEAVES: Final = (True, "x", 1, ["x"], {"a": 1}, "2026-01-01T00:00:00Z")
 
 
 class Failing(NamedTuple):
-    """The documents that the filter fails on, as JSON texts, and what to write instead."""
+    """The documents on which the filter fails, as JSON texts, and the fix for the filter."""
 
     documents: tuple[str, ...]
     fix: str
@@ -26,10 +26,19 @@ class Failing(NamedTuple):
 def failing_documents(
     source: str, column: str, *, nullable: bool, literals: Sequence[Any], fails: Callable[[str, Any], bool]
 ) -> Failing | None:
-    """Try documents in a json column. None where all work, or where no document is known that does.
+    """Try a filter on typical documents of a json column.
 
-    literals: values that the filter compares with.
-    fails: whether a filter fails on a row whose column has this document.
+    Args:
+        source: The text of the filter.
+        column: The name of the json column.
+        nullable: True if the column itself may be null.
+        literals: The values that the filter compares with.
+        fails: Return whether a filter fails on a row whose column has the given document.
+
+    Returns:
+        The documents on which the filter fails, with a fix. None if it works on all of them, or if no document was
+        found on which it works.
+
     """
     paths = list(dict.fromkeys(_paths(tokens_of(source), column)))
     leaves = [*literals, *_LEAVES]
@@ -46,6 +55,10 @@ def failing_documents(
 
 
 def _fix(source: str, column: str, paths: Sequence[Path], still_fails: Callable[[str], bool]) -> str:
+    """Return a fix that tests the document before the filter reads it.
+
+    A fix that is a complete filter was tried on the documents.
+    """
     if not paths:
         return f"Test the document first: `record.{column} != null && …`."
     tokens = tokens_of(source)
@@ -61,6 +74,7 @@ def _fix(source: str, column: str, paths: Sequence[Path], still_fails: Callable[
 
 
 def _guards(column: str, path: Path, with_null: bool) -> Iterator[str]:
+    """Yield the CEL tests that make it safe to read one member of the document."""
     for depth, name in enumerate(path):
         above = _written(column, path[:depth])
         yield f"type({above}) == type({{}})"
@@ -74,7 +88,7 @@ def _written(column: str, path: Path) -> str:
 
 
 def _paths(tokens: Sequence[str], column: str) -> Iterator[Path]:
-    """The members that the expression reads of the column: ("b", "c") of `record.meta.b['c']`."""
+    """Yield the path of each member that the expression reads, for example ("b", "c") for `record.meta.b['c']`."""
     for at in _places(tokens, column):
         path: list[str] = []
         place = at
@@ -93,7 +107,7 @@ def _paths(tokens: Sequence[str], column: str) -> Iterator[Path]:
 
 
 def _places(tokens: Sequence[str], column: str) -> Iterator[int]:
-    """Where each `record.column` ends."""
+    """Yield the index of the token after each `record.column`."""
     for at, name in enumerate(tokens):
         if name != "record" or (at and tokens[at - 1] == "."):
             continue
@@ -104,12 +118,12 @@ def _places(tokens: Sequence[str], column: str) -> Iterator[int]:
 
 
 def _reads_inside(tokens: Sequence[str], column: str) -> bool:
-    """Whether it takes an element of the document by its number."""
+    """Return whether the expression reads an element of the document by its number."""
     return any(tokens[at : at + 1] == ["["] for at in _places(tokens, column))
 
 
 def _document(paths: Sequence[Path], leaf: Any) -> dict[str, Any]:
-    """A document that has all these members."""
+    """Return a document that has all these members, each with the value `leaf`."""
     document: dict[str, Any] = {}
     for path in sorted(paths, key=len):
         inner = document

@@ -1,4 +1,7 @@
-"""Whether the bridge can read every character of the source, and whether the store can hold it. Part of the rim."""
+"""Check that the bridge can read every character of the source, and that the store can hold it.
+
+This module reads both databases and never changes them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _OF_TABLES: Final = ("tables", "key", "columns")
 def encoding_problems(
     config: Config, connection: Connection, store: Connection | None, plugin: str
 ) -> Iterator[Problem]:
-    """What is wrong with the encodings of both databases, and with the file's texts in them."""
+    """Yield the problems of both databases' encodings, and of the file's texts that an encoding cannot represent.
+
+    `store` is None if the store was not reached. Then only the source is checked.
+    """
     encoding = server_encoding(connection)
     if encoding in WITHOUT_CONVERSION:
         yield unusable("source", encoding)
@@ -38,13 +44,13 @@ def encoding_problems(
 
 
 def server_encoding(connection: Connection) -> str:
-    """The database's encoding, by PostgreSQL's name for it."""
+    """Return PostgreSQL's name of the database's encoding, for example `UTF8`."""
     row = connection.execute("select getdatabaseencoding()").fetchone()
     return str(row[0]) if row else ""
 
 
 def _texts(config: Config, connection: Connection, encoding: str) -> Iterator[Problem]:
-    """Names of tables and columns that no object of the source can have."""
+    """Find names of tables, columns and the publication that the source's encoding cannot represent."""
     for consumer in config.consumers:
         for what, value in _names(consumer.model_dump(mode="json")):
             if not can_hold(connection, value):
@@ -54,7 +60,10 @@ def _texts(config: Config, connection: Connection, encoding: str) -> Iterator[Pr
 
 
 def _configurations(config: Config, store: Connection, encoding: str) -> Iterator[Problem]:
-    """The other texts of consumers, which the store keeps; it has the source's encoding."""
+    """Find the other texts that the store keeps and that its encoding cannot represent.
+
+    The store has the same encoding as the source here, so the names of tables and columns are left to `_texts()`.
+    """
     for consumer in config.consumers:
         for what, value in _leaves(consumer.model_dump(mode="json", exclude=set(_OF_TABLES))):
             if not can_hold(store, value):
@@ -69,7 +78,7 @@ def _names(consumer: dict[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(value: object, what: str = "") -> Iterator[tuple[str, str]]:
-    """(place, text) of each text in a document: `("tables", "public.t")`."""
+    """Yield the place and the value of each text in a document, for example `("tables", "public.t")`."""
     if isinstance(value, str):
         yield what, value
     elif isinstance(value, list):
@@ -81,7 +90,7 @@ def _leaves(value: object, what: str = "") -> Iterator[tuple[str, str]]:
 
 
 def can_hold(connection: Connection, value: str) -> bool:
-    """Whether the database's encoding has all of these characters."""
+    """Return whether the database's encoding has all characters of the text."""
     if value.isascii():
         return True
     try:

@@ -1,7 +1,8 @@
-"""The facts of both sides, which decide how a start goes on. Part of the rim; changes nothing.
+"""Read the facts about source and store that decide how the bridge starts.
 
-The order of the looks matters, because a bridge may be running meanwhile. The slot comes first: it is never confirmed
-beyond the store's end. The WAL's end comes last: the store never ends behind it.
+A bridge may be running at the same time, so the order of the reads matters. The slot is read before the store, because
+it is never confirmed beyond the store's end. The WAL's end is read last, because the store never ends after it. This
+module never changes a database. It may create a temporary slot.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from cdcbridge.store.facts import StoreFacts, look_at_store
 
 @dataclass(slots=True, frozen=True)
 class Facts:
-    """Source and store, as they were found.
+    """The source and the store at one moment.
 
-    wal_end: where the source's WAL ends; on a standby, up to where it has replayed.
-    timeline: the source's timeline. 0 on a standby that was looked at without a replication session.
-    branch: where that timeline left the store's. None where they are the same, where the one does not come from the
-        other, and without a replication session.
-    wal2json: whether wal2json is there and knows numeric-data-types-as-string. None where that decides nothing.
+    Attributes:
+        source: The facts about the source and its slot.
+        store: The facts about the store.
+        wal_end: The LSN at which the source's WAL ends. On a standby, the LSN up to which it has replayed.
+        timeline: The source's timeline, or 0 on a standby that was read without a replication session.
+        branch: The LSN at which that timeline left the store's. None if both are the same, if the source's timeline
+            does not descend from the store's, or if there was no replication session.
+        wal2json: Whether wal2json knows numeric-data-types-as-string. None if there is no usable wal2json, or if the
+            answer is not needed.
+
     """
 
     source: SourceFacts
@@ -44,11 +50,20 @@ def look(
     *,
     wal2json: bool | None = None,
 ) -> Facts:
-    """Look at both sides. Raises SourceUnavailable or StoreUnavailable.
+    """Read the facts about source and store.
 
-    store: None where it is out of reach, or not there yet.
-    stream: a replication session, which knows timelines.
-    wal2json: see Facts. None: it is tried here, with a temporary slot, if the first start needs it.
+    Args:
+        config: The configuration.
+        connection: A session on the source.
+        store: A session on the store, or None if it cannot be reached or does not exist yet.
+        stream: A replication session, which can report timelines.
+        wal2json: As in Facts. If it is None and the first start needs it, this function finds out with a temporary
+            slot.
+
+    Raises:
+        SourceUnavailable: The source cannot be reached.
+        StoreUnavailable: The store cannot be reached.
+
     """
     source = look_at_source(connection, config.source.slot)
     timeline = source.timeline if stream is None else stream.identify()[1]

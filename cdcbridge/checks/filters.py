@@ -1,7 +1,7 @@
-"""Check a filter against the tables: its columns, its comparisons, and its results on sample rows. Pure.
+"""Check a filter against the tables: its columns, its comparisons, and its results on sample rows.
 
-A filter is not refused because it matches little. It is refused where nothing could ever make a comparison true, and
-where rows would become dead letters.
+A filter that matches few rows is no problem. The check reports comparisons that have the same result for every row, and
+filters that would turn rows into dead letters. This module never accesses a database.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cdcbridge.source.tables import Column, Table
 
 _OPS: Final = (*OPERATIONS, "read")
 _TEXTS: Final = ("x", "", "1", "1.5", "true", "2026-01-01T00:00:00Z", "1h", "a@b.c")
-_MOST_NUMBERS: Final = 6  # that numbers_of() gives
+_MOST_NUMBERS: Final = 6  # the most values that numbers_of() returns
 _UNKNOWN: Final = "any"  # the kind of a column that may hold any JSON
 _JSON: Final = frozenset({"json", "jsonb"})
 
 
 def filter_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
-    """Compare the filter of a consumer with the tables that it concerns."""
+    """Yield the problems of a consumer's filter, judged by the consumer's tables."""
     if consumer.filter is None:
         return
     if not consumer.tables:
@@ -53,14 +53,14 @@ def filter_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Pro
     everywhere = all(any(p.severity == "error" for p in problems) for problems in judged.values())
     for topic, problems in judged.items():
         for problem in problems:
-            # A table that a wildcard covers may come at any time, and must not stop the others.
+            # A table that only a wildcard covers may be created at any time. Its error must not stop the others.
             lenient = problem.severity == "error" and not everywhere and topic not in consumer.tables
             yield Problem(problem.code, "warning", *_rest(problem)) if lenient else problem
     yield from _leaving(consumer, tables)
 
 
 def _names(consumer: Consumer, found: Sequence[Comparison], tables: Sequence[Table]) -> Iterator[Problem]:
-    """Literals that `op`, `topic` and `meta` are compared with."""
+    """Find literals that `op`, `topic` or `meta` can never be equal to."""
     known = {
         "topic": [table.topic for table in tables],
         "meta.table": [table.name for table in tables],
@@ -79,7 +79,7 @@ def _names(consumer: Consumer, found: Sequence[Comparison], tables: Sequence[Tab
 
 
 def _columns(consumer: Consumer, found: Sequence[Comparison], table: Table) -> Iterator[Problem]:
-    """Literals that columns of this table are compared with."""
+    """Find literals that do not fit the column of this table with which the filter compares them."""
     columns = {column.name: column for column in table.columns}
     for one, literal in _each(found):
         column = columns.get(one.member or "") if one.variable in ("record", "old") else None
@@ -111,7 +111,7 @@ def _columns(consumer: Consumer, found: Sequence[Comparison], table: Table) -> I
 
 
 def _operations(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Problem]:
-    """Operations of which the columns' types tell that they fail, or depend on how a number is written."""
+    """Find operations that always fail on columns of these types, or that depend on how a number is written."""
     for fault in faults(compiled.tree, compiled.source, table):
         yield _problem(
             consumer, fault.code, table.topic, f"in the filter, {fault.said}", fault.fix, severity=fault.severity
@@ -119,9 +119,9 @@ def _operations(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[
 
 
 def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Problem]:
-    """Judge the filter by its results on sample rows of the table."""
+    """Find faults in the filter's results on sample rows of the table."""
     used = [c for c in table.columns if not c.generated]
-    # A delete says little: where it does not carry what the filter reads, it is delivered.
+    # A delete is tried only if there is no other operation. If it lacks a column of the filter, it is always delivered.
     operations: list[str] = [op for op in ("insert", "update") if op in consumer.operations] or ["delete"]
     results = [_result(compiled, table, op, row) for op in operations for row in _rows(used, compiled)]
     open_ended = any(c.kind == _UNKNOWN for c in used if c.name in compiled.columns)
@@ -150,7 +150,7 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
 
 
 def _numbers(consumer: Consumer, compiled: Filter, table: Table, typical: dict[str, Any]) -> Iterator[Problem]:
-    """Judge the filter by the values of its numbers: `10 / record.a` fails where a is 0."""
+    """Find number columns with a value on which the filter fails: `10 / record.a` fails if a is 0."""
     if _result(compiled, table, "insert", typical)[0].startswith("fails"):
         return
     for column in table.columns:
@@ -166,9 +166,9 @@ def _numbers(consumer: Consumer, compiled: Filter, table: Table, typical: dict[s
 
 
 def _documents(consumer: Consumer, compiled: Filter, table: Table, typical: dict[str, Any]) -> Iterator[Problem]:
-    """Judge the filter by documents in json columns: null, {}, [], and members that are null."""
+    """Find json columns with documents on which the filter fails: null, {}, [], and members that are null."""
     literals = [literal.value for one in comparisons(compiled.source) for literal in one.literals]
-    # Each part of an expression is reached by one row or the other: `false && …` reads nothing.
+    # Two rows, because one may skip a part of the expression: after `false && …` nothing more is evaluated.
     rows = [typical, _matching(typical, compiled)]
     for column in table.columns:
         if column.generated or column.name not in compiled.columns or column.type not in _JSON:
@@ -191,13 +191,13 @@ def _documents(consumer: Consumer, compiled: Filter, table: Table, typical: dict
 
 
 def _matching(typical: dict[str, Any], compiled: Filter) -> dict[str, Any]:
-    """The row with the first literal that each column is compared with."""
+    """Return the row in which each compared column has the first literal that it is compared with."""
     found = {one.member: one.literals[0].value for one in comparisons(compiled.source) if one.variable == "record"}
     return {**typical, **{name: value for name, value in found.items() if name in typical}}
 
 
 def _mend(compiled: Filter, columns: Sequence[Column]) -> str:
-    """Write the fix of a filter that fails on every row."""
+    """Return the fix for a filter that fails on every row."""
     times = [c.name for c in columns if c.type.startswith("timestamp") and c.name in compiled.columns]
     for name in times if "timestamp(" in compiled.source else ():
         if f"timestamp(record.{name})" not in compiled.source:
@@ -206,6 +206,10 @@ def _mend(compiled: Filter, columns: Sequence[Column]) -> str:
 
 
 def _result(compiled: Filter, table: Table, op: str, row: dict[str, Any]) -> tuple[str, str]:
+    """Evaluate the filter on a row, and return the result and the text of the error, if there is one.
+
+    The result is `true`, `false`, `wrong` (not a boolean), `fails`, or `fails by type` (on each row with such types).
+    """
     old = row if op == "update" else None
     meta = {"schema": table.schema, "table": table.name, "commit_lsn": "0/1", "ordinal": 0, "xid": 1}
     environment = {"op": op, "topic": table.topic, "key": "1", "record": row, "old": old, "meta": meta}
@@ -219,7 +223,7 @@ def _result(compiled: Filter, table: Table, op: str, row: dict[str, Any]) -> tup
 
 
 def _rows(columns: Sequence[Column], compiled: Filter) -> Iterator[dict[str, Any]]:
-    """Rows with typical values, and with those that the filter names."""
+    """Yield sample rows with typical values and with the literals of the filter."""
     literals = [literal.value for one in comparisons(compiled.source) for literal in one.literals]
     texts = [*_TEXTS, *(value for value in literals if isinstance(value, str))]
     numbers = [value for value in literals if _kind(value) == "number"]
@@ -247,7 +251,7 @@ def _sample(column: Column, n: int, values: Sequence[Any]) -> Any:
 
 
 def _leaving(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
-    """Tables whose updates do not tell whether the row matched before."""
+    """Find tables whose updates do not show whether the old row matched, if the consumer has `on_leave: delete`."""
     for table in tables if consumer.on_leave == "delete" else ():
         if not table.full and not (Filter(consumer.filter or "").columns <= table.identity):
             said = f"on_leave: delete cannot tell whether a row of {table.topic} matched before: each update that does"
@@ -278,7 +282,7 @@ def _converted(column: Column, literal: Literal) -> str:
 
 
 def _width(column: Column) -> int:
-    """The length of a character(n), which is padded with blanks; 0 for other types."""
+    """Return n for character(n), whose values are padded with blanks, and 0 for other types."""
     width = column.type.removeprefix("character(").removesuffix(")")
     return int(width) if column.type.startswith("character(") and width.isdigit() else 0
 

@@ -1,7 +1,8 @@
-"""Whether a table's updates and deletes can be published, as the server decides it, each with its mend. Pure.
+"""Check that a table's updates and deletes can be published, by the rules of the server, and give a fix if not.
 
 Source: PostgreSQL, CheckCmdReplicaIdentity(). Without a replica identity, an application's own UPDATE fails as soon as
-a publication has the table. For example, a deferrable primary key is no replica identity.
+the table is in a publication. For example, a deferrable primary key cannot be the replica identity. This module never
+accesses a database.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ _KEY: Final = "bigint generated always as identity primary key"
 
 
 def identity_problems(consumer: Consumer, table: Table, *, strict: bool) -> Iterator[Problem]:
-    """Find faults in the replica identity of a table, and of the leaves of a partitioned one.
+    """Yield the faults of a table's replica identity, and of the leaf partitions of a partitioned table.
 
-    strict: pgoutput on PostgreSQL 18, which publishes no virtual generated column, and refuses REPLICA IDENTITY FULL
-    with one.
+    Args:
+        consumer: The consumer that takes the table.
+        table: The table, with its leaf partitions.
+        strict: True for pgoutput on PostgreSQL 18, which does not publish virtual generated columns, and refuses
+            REPLICA IDENTITY FULL on a table that has one.
+
     """
     writes = [operation for operation in ("update", "delete") if operation in consumer.operations]
     if not writes:
@@ -43,7 +48,7 @@ def identity_problems(consumer: Consumer, table: Table, *, strict: bool) -> Iter
         return
     uncovered = [one for one in (table, *leaves) if consumer.key and not set(consumer.key) <= one.identity]
     if not {column.name for column in table.columns}.issuperset(consumer.key or ()):
-        return  # a name that no column has, which is a problem of its own
+        return  # the key names a missing column, which checks/columns.py reports
     if consumer.key and uncovered:
         missing = ", ".join(sorted({name for one in uncovered for name in set(consumer.key) - one.identity}))
         yield Problem(
@@ -57,7 +62,10 @@ def identity_problems(consumer: Consumer, table: Table, *, strict: bool) -> Iter
 
 
 def identity_trouble(table: Table, *, strict: bool) -> str | None:
-    """Say why PostgreSQL would refuse an UPDATE of the table, or the WAL would not identify its old rows."""
+    """Return the reason why PostgreSQL refuses an UPDATE of the table, or why its old rows cannot be identified.
+
+    The result is None if the replica identity is usable. For `strict` see `identity_problems()`.
+    """
     if not table.identified:
         if table.replica_identity == "n":
             return "it is set to nothing"
@@ -75,9 +83,10 @@ def identity_trouble(table: Table, *, strict: bool) -> str | None:
 
 
 def identity_fix(table: Table, key: Sequence[str], *, strict: bool) -> str:
-    """Write the statement that gives the table a replica identity which covers `key`.
+    """Return the statement that gives the table a replica identity with all columns of `key`.
 
-    In order of preference: the primary key, a unique index, the whole row, a new primary key.
+    The order of preference is: the primary key, a unique index, the whole row, a new primary key. If no statement
+    would do, the fix is a sentence. For `strict` see `identity_problems()`.
     """
     name = table.identifier.as_string()
     fitting = [index for index in table.indexes if index.suitable and set(key) <= set(index.columns)]
@@ -101,7 +110,7 @@ def identity_fix(table: Table, key: Sequence[str], *, strict: bool) -> str:
 
 
 def _other_way(table: Table, key: Sequence[str]) -> str:
-    """Say what else would do, for a table whose primary key or unique indexes do not."""
+    """Return the alternative to REPLICA IDENTITY FULL for a table whose own indexes do not fit."""
     primary = table.primary_key
     if primary is None:
         return f"give it a primary key{' with ' + ', '.join(key) if key else ''}"
@@ -115,7 +124,7 @@ def _other_way(table: Table, key: Sequence[str]) -> str:
 
 
 def _joined(fixes: list[str]) -> str:
-    """One line of statements: a comment would hide those after it."""
+    """Join the statements to one line, without their comments: a comment would hide the statements after it."""
     if len(fixes) == 1:
         return fixes[0]
     return " ".join(fix.partition(" -- ")[0] for fix in fixes)

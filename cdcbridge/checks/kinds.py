@@ -1,7 +1,8 @@
-"""Check the operations of a filter by the types of the columns, without a row. Pure.
+"""Check the operations of a filter by the types of the columns, without a row.
 
-For example, `record.status + 1` fails wherever it is evaluated, and `record.price / 2` gives 1 for 3 and 1.5 for 3.0.
-It judges only what it knows for certain, and passes over the rest.
+For example, `record.status + 1` fails whenever it is evaluated, and `record.price / 2` gives 1 for 3 and 1.5 for 3.0.
+The module never reports an operation on a value of unknown type, except for a division with a value in a json document.
+It never accesses a database.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LITERALS: Final = frozenset({"number", "string", "list"})
 
 
 class KindFault(NamedTuple):
-    """What is wrong with an operation, and what to write instead."""
+    """A problem of one operation, and its fix."""
 
     code: str
     severity: Severity
@@ -40,7 +41,7 @@ class KindFault(NamedTuple):
 
 
 def faults(tree: Node | None, source: str, table: Table) -> Iterator[KindFault]:
-    """Find the operations that cannot work on this table's rows, or that depend on how a number is written."""
+    """Yield the operations that cannot work on this table's rows, or that depend on how a number is written."""
     if tree is None:
         return
     columns = {column.name: column for column in table.columns}
@@ -72,7 +73,10 @@ def _mismatch(node: Node, source: str, table: Table, left: str, right: str) -> I
 
 
 def _plain(node: Node) -> bool:
-    """Whether it compares a column with a literal: check_filters.py judges those, by the values of the literals."""
+    """Return whether the node compares a column with a literal.
+
+    checks/filters.py reports those comparisons, because it knows the values of the literals.
+    """
     return any(part.kind in _LITERALS or part.word in ("true", "false") for part in node.parts) and any(
         part.kind in ("member", "index", "name") for part in node.parts
     )
@@ -89,7 +93,7 @@ def _converted(node: Node, source: str, left: str, right: str) -> str:
 
 
 def _division(node: Node, source: str, table: Table, left: str, right: str) -> KindFault | None:
-    """A division that gives 1 for 3 / 2, and 1.5 for 3.0 / 2."""
+    """Return the fault of a division that gives 1 for 3 / 2, but 1.5 for 3.0 / 2."""
     kinds = {left, right}
     if not kinds <= {_INTEGER, _EITHER, _DOCUMENT} or kinds == {_INTEGER}:
         return None
@@ -136,7 +140,10 @@ def _of_operation(operator: str, kinds: set[str]) -> str:
 
 
 def _of_column(node: Node, columns: Mapping[str, Column]) -> str:
-    """The kind of `record.a`; of what lies inside a json column, `record.extra.n`, it is not known."""
+    """Return the kind of a column, for example `record.a`.
+
+    A value inside a json column, for example `record.extra.n`, is a document: its kind is not known.
+    """
     inner = node.parts[0]
     name = node.word if node.kind == "member" else node.parts[1].word.strip("'\"")
     if inner.kind == "name" and inner.word in ("record", "old"):
@@ -159,7 +166,7 @@ def _of_type(column: Column) -> str:
 
 
 def numbers_of(column: Column) -> list[Any]:
-    """Values of a number's column, as JSON has them."""
+    """Return sample values of a number column, as in JSON: whole numbers, numbers with decimals, or both."""
     kind = _of_type(column)
     whole: list[Any] = [1, 3, 0, -1]
     decimals: list[Any] = [1.5, 3.0, 0.0, -1.5]
@@ -185,7 +192,7 @@ _EXAMPLES: Final = {
 
 
 def other_form(one: Comparison, literal: Literal, column: Column) -> KindFault | None:
-    """A text that no value of the column is written as, for example a uuid in upper case."""
+    """Return the fault of a literal in a form that no value of the column has, for example a uuid in upper case."""
     plain = re.sub(r"\(\d\)", "", column.type)
     form = _FULL.get(plain)
     if form is None or one.operator not in ("==", "!=", "in") or re.fullmatch(form, literal.value):

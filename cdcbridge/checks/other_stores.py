@@ -1,8 +1,9 @@
-"""The stores beside the configured one, and which of them owns a slot. Part of the rim; reads only.
+"""Find the stores other than the configured one, and decide which of them owns a slot.
 
-A store is a schema with the bridge's tables. Its history names the source and the slot. For example, a copy of a
-configuration file with another `store.schema` names the slot of the first store, whose changes it would take away.
-Looks in the store's database and in the source's. A store in a third database is not found.
+A store is a schema with the bridge's tables. Its history names the source and the slot. For example, a copied
+configuration file with another `store.schema` still has the slot of the first store, and would take its changes away.
+The search covers the store's database and the source's. A store in a third database is not found. This module never
+changes a database.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from cdcbridge.problem import Problem
 from cdcbridge.source import slots as source
 from cdcbridge.source.facts import SourceFacts
 
-OWNER_UNKNOWN: Final = "slot_owner_unknown"  # the code of the problem: a store that may own the slot is not readable
-_LOCK_TIMEOUT: Final = "2s"  # a migration or an uninstallation of the other store holds its tables
+OWNER_UNKNOWN: Final = "slot_owner_unknown"  # problem code: this role may not read a store that may own the slot
+_LOCK_TIMEOUT: Final = "2s"  # a migration or an uninstallation of the other store locks its tables
 _STORES: Final = """
     select c.system_identifier::text || '/' || d.oid || '/' || n.oid, n.nspname::text, d.datname::text,
            quote_ident(n.nspname), quote_ident(current_user),
@@ -35,7 +36,7 @@ _STORES: Final = """
     join pg_class l on l.relnamespace = n.oid and l.relname = 'leaders' and l.relkind = 'r'
     order by n.nspname
 """
-# Columns such as database_oid are missing in a store that an older version made.
+# As JSON, because a store that an older version made lacks columns such as database_oid.
 _HISTORY: Final = """
     select to_jsonb(s), (select p.end_lsn::text from {positions} p order by p.id desc limit 1) from {source} s
 """
@@ -45,12 +46,14 @@ _HISTORY: Final = """
 class OtherStore:
     """A store that is not the configured one.
 
-    schema: as it is written in store.schema.
-    place: its database in words where that is not the configured store's, else ''.
-    grant: the SQL that lets this role read it.
-    slot: the slot in its history. None where this role may not read it.
-    end: the LSN up to which it has the source's changes.
-    publications: those that it captures through. None where that is unknown.
+    Attributes:
+        schema: The schema, written as in store.schema.
+        place: Words for its database if that is not the configured store's, otherwise ''.
+        grant: The SQL that lets this role read the store.
+        slot: The slot in its history, or None if this role may not read the store.
+        end: The LSN up to which it has the source's changes.
+        publications: The publications that it reads through, or None if they are unknown.
+
     """
 
     schema: str
@@ -64,16 +67,24 @@ class OtherStore:
         return f"the store in the schema {self.schema}{self.place}"
 
     def continues_from(self, slot: source.Slot) -> bool:
-        """Whether it can go on with this slot. A slot that begins after its end was made again for another store."""
+        """Return whether the store can continue with this slot.
+
+        A slot that begins after the store's end was created again, for another store.
+        """
         return self.slot == slot.name and (slot.confirmed_flush_lsn or 0) <= self.end
 
 
 def other_stores(
     config: Config, identity: source.Identity, connection: Connection, store: Connection | None
 ) -> list[OtherStore]:
-    """Find the other stores that have changes of this source, and those that this role may not read.
+    """Return the other stores that have changes of this source, and those that this role may not read.
 
-    store: None where its database does not exist, so that every store that is found is another one.
+    Args:
+        config: The configuration.
+        identity: The identity of the source.
+        connection: A session on the source.
+        store: A session on the store. None if its database does not exist: then every store found is another one.
+
     """
     found: dict[str, OtherStore] = {}
     own: str | None = None
@@ -91,7 +102,7 @@ def other_stores(
                 )
                 other = OtherStore(schema, place, grant)
                 if readable:
-                    with suppress(psycopg.errors.UndefinedTable):  # dropped meanwhile
+                    with suppress(psycopg.errors.UndefinedTable):  # the store was dropped in the meantime
                         found.update((key, one) for one in _read(session, other, identity))
                 else:
                     found[key] = other
@@ -99,7 +110,7 @@ def other_stores(
 
 
 def _read(session: Connection, other: OtherStore, identity: source.Identity) -> Iterator[OtherStore]:
-    """The store with its history, if that is of this source."""
+    """Yield the store with the facts of its history, if that history is of this source."""
     tables = {name: sql.Identifier(other.schema, name) for name in ("positions", "source")}
     with session.transaction():
         session.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'".encode())
@@ -111,7 +122,10 @@ def _read(session: Connection, other: OtherStore, identity: source.Identity) -> 
 
 
 def _is_of(history: dict[str, Any], identity: source.Identity) -> bool:
-    """Whether the history is of this database. A renamed database keeps its OID, which older stores do not have."""
+    """Return whether the history is of this database.
+
+    A renamed database keeps its OID. An older store has no OID in its history, so the names are compared instead.
+    """
     if history.get("system_identifier") != identity.system_identifier:
         return False
     oid = history.get("database_oid")
@@ -119,6 +133,7 @@ def _is_of(history: dict[str, Any], identity: source.Identity) -> bool:
 
 
 def _publications(history: dict[str, Any]) -> tuple[str, ...] | None:
+    """Return the publications of the last session. None if they are unknown, and () for wal2json, which needs none."""
     if history.get("plugin") != "pgoutput":
         return ()
     capture = history.get("capture")
@@ -126,9 +141,14 @@ def _publications(history: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def owners(slot: source.Slot, others: list[OtherStore], *, begun: bool) -> list[OtherStore]:
-    """The stores that the slot belongs to, beside the configured one.
+    """Return the other stores that the slot belongs to, or may belong to.
 
-    begun: the configured store has a history with this slot. Else a store that may not be read may be the owner, too.
+    Args:
+        slot: The slot.
+        others: All other stores.
+        begun: True if the configured store has a history with this slot. Otherwise a store that this role may not read
+            may be the owner, and is returned if no readable store is.
+
     """
     if begun:
         return [other for other in others if other.continues_from(slot)]
@@ -139,7 +159,16 @@ def owners(slot: source.Slot, others: list[OtherStore], *, begun: bool) -> list[
 def slot_problems(
     config: Config, facts: SourceFacts, connection: Connection, store: Connection, *, begun: bool
 ) -> Iterator[Problem]:
-    """Find a slot whose changes would be taken away from another store."""
+    """Yield a problem for each other store of the slot, because one bridge would take the changes from the other.
+
+    Args:
+        config: The configuration.
+        facts: The facts about the source.
+        connection: A session on the source.
+        store: A session on the store.
+        begun: True if the configured store has a history with this slot.
+
+    """
     name, slot, identity = config.source.slot, facts.slot, facts.identity
     if slot is not None and slot.database == identity.database:
         for other in owners(slot, other_stores(config, identity, connection, store), begun=begun):

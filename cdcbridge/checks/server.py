@@ -1,6 +1,7 @@
-"""Every reason why `run` would not work, or not as wished, each with its mend. Part of the rim; changes nothing.
+"""Find every reason why `run` would not work, or not as configured, and give a fix for each.
 
-`run` refuses what is an error here, in the same words.
+`run` refuses the same errors with the same messages. This module never leaves a change in a database. It rolls back the
+statements that it tries, and creates only temporary slots.
 """
 
 from __future__ import annotations
@@ -39,21 +40,25 @@ from cdcbridge.source.table_locks import holders
 from cdcbridge.store.migrate import schema_version
 
 _OLDEST: Final = 150000
-# Errors about one table, whose changes cannot be captured.
+# Codes of errors about one table whose changes cannot be captured.
 UNUSABLE: Final = frozenset({"table_missing", "schema_missing", "not_a_table", "replica_identity"})
 LOCKED: Final = "publication_locked"
 
 
 def problems(config: Config, facts: Facts, connection: Connection, store: Connection | None) -> list[Problem]:
-    """Find everything that is wrong.
+    """Return all problems of the source, the store and the consumers, each once.
 
-    facts: as look() found both sides.
-    store: None where the store was not reached.
+    Args:
+        config: The configuration.
+        facts: The facts about source and store, as `look()` read them.
+        connection: A session on the source.
+        store: A session on the store, or None if the store was not reached.
+
     """
     plugin = wanted_plugin(config, facts)
     encodings = list(encoding_problems(config, connection, store, plugin))
     if encodings:
-        return encodings  # names could not be compared
+        return encodings  # with such an encoding, names cannot be compared
     found = [
         *_server(connection),
         *_standbys(config, facts, connection),
@@ -103,8 +108,9 @@ def _server(connection: Connection) -> Iterator[Problem]:
 
 
 def _standbys(config: Config, facts: Facts, connection: Connection) -> Iterator[Problem]:
-    """What keeps slots over a failover, and what a standby as source needs. Source: PostgreSQL manual, "Logical
-    Replication Failover" and "Logical Decoding Concepts".
+    """Find settings that would lose the slot or changes in a failover, and a standby that is too old to be the source.
+
+    Source: PostgreSQL manual, "Logical Replication Failover" and "Logical Decoding Concepts".
     """
     version = facts.source.version
     if facts.source.on_standby:
@@ -186,7 +192,7 @@ def _plugin(config: Config, facts: Facts, connection: Connection) -> Iterator[Pr
         return
     listed = plugins.listed(connection)
     unmade = plugin == "wal2json" and facts.source.slot is None
-    # What the list says is the server's to judge: it was tried, wherever there is a list.
+    # Only the server can judge its list of allowed plugins, so the plugin is tried on each server with such a list.
     state = plugins.probe(config.source_dsn, plugin) if unmade or listed is not None else "usable"
     if state == "refused" or (state == "unknown" and listed and plugin not in listed):
         yield _refused(plugin, listed or [])
@@ -202,7 +208,10 @@ def _plugin(config: Config, facts: Facts, connection: Connection) -> Iterator[Pr
 
 
 def _refused(plugin: str, listed: list[str]) -> Problem:
-    """The error for a plugin that output_plugin_libraries does not allow. `listed` is empty where it is unreadable."""
+    """Return the problem of a plugin that output_plugin_libraries does not allow.
+
+    `listed` is empty if this role may not read the setting.
+    """
     wanted = meant([*(listed or ["pgoutput", "test_decoding"]), plugin])
     why = "it is not listed in output_plugin_libraries"
     if any(plugin in meant([name.lower()]) for name in listed):
@@ -219,7 +228,11 @@ def _refused(plugin: str, listed: list[str]) -> Problem:
 
 
 def publication_problems(config: Config, connection: Connection) -> Iterator[Problem]:
-    """What the role may not mend by itself. Where tables are refused anyway, nothing more is said of them."""
+    """Yield a problem for each publication that is missing or leaves changes out, and that cannot be fixed now.
+
+    The reason is a locked table, or a right that this role lacks. `problems()` skips this check if it has already found
+    an error, for example a table that cannot be captured.
+    """
     for wanted in publications.needed(config, connection):
         existing = publications.publication(connection, wanted.name)
         statements = publications.publication_sql(wanted, existing)
@@ -244,10 +257,10 @@ def publication_problems(config: Config, connection: Connection) -> Iterator[Pro
 
 
 def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterator[Problem]:
-    """Find publications that leave changes out: made by hand before the first run, or altered since.
+    """Find publications that leave changes out: created by hand before the first run, or altered since.
 
-    Before the first run a publication may serve another subscriber, so `run` does not alter it. Later it is the
-    bridge's own.
+    Before the first run, a publication may belong to another subscriber, so `run` does not alter it. From the first run
+    on, the publication belongs to the bridge. `begun` is True from then on.
     """
     for wanted in publications.needed(config, connection) if config.consumers else ():
         existing = publications.publication(connection, wanted.name)
@@ -272,7 +285,10 @@ def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterato
 
 
 def _one_for_each(left_out: list[Problem], denied: list[Problem]) -> list[Problem]:
-    """One finding for each publication: an error before a warning, and a lack before a right that is missing."""
+    """Keep one kind of problem for each publication.
+
+    An error about changes that are left out hides one about a missing right. The latter hides a warning about them.
+    """
     errors = {problem.object for problem in left_out if problem.severity == "error"}
     denied = [problem for problem in denied if problem.object not in errors]
     told = {problem.object for problem in denied}
@@ -284,7 +300,10 @@ def _text(connection: Connection, statements: list[sql.Composed]) -> str:
 
 
 def _may(connection: Connection, statements: list[sql.Composed]) -> bool:
-    """Whether this role may run these: tried, and rolled back."""
+    """Return whether this role may run the statements: try them and roll them back.
+
+    The result is also True if a lock or a timeout stopped the attempt.
+    """
     try:
         with connection.transaction(force_rollback=True):
             connection.execute(f"set local lock_timeout = '{publications.LOCK_TIMEOUT}'")
@@ -296,9 +315,15 @@ def _may(connection: Connection, statements: list[sql.Composed]) -> bool:
 
 
 def refuse_unwritable(config: Config, store: Connection) -> None:
-    """Before the first migration: raises CheckFailed, with all that is wrong, where the store may not be written.
+    """Refuse a store that cannot be used, before the first migration creates anything.
 
-    Raises SourceUnavailable where the source cannot be reached: its encoding decides, too.
+    A store that has a version already passes without a check.
+
+    Raises:
+        CheckFailed: The store may not be written, an encoding does not fit, or the slot belongs to another store. The
+            error contains every error that `check()` finds.
+        SourceUnavailable: The source cannot be reached. Its encoding is part of the decision.
+
     """
     if schema_version(store):
         return
@@ -311,14 +336,22 @@ def refuse_unwritable(config: Config, store: Connection) -> None:
 
 
 def refuse_unconvertible(store: Connection) -> None:
-    """Raises CheckFailed where the store's characters cannot be converted."""
+    """Raise CheckFailed if the characters of the store's database cannot be converted to UTF-8."""
     encoding = server_encoding(store)
     if encoding in WITHOUT_CONVERSION:
         refuse([unusable("store", encoding)])
 
 
 def check(config: Config) -> list[Problem]:
-    """All problems, with sessions of its own. Raises SourceUnavailable where the source cannot be reached."""
+    """Open sessions on source and store, and return all problems.
+
+    If the store cannot be reached, that is one of the problems, and the others are found on the source alone. A session
+    that pg_hba.conf or a connection pooler refuses is a problem, too.
+
+    Raises:
+        SourceUnavailable: The source cannot be reached for another reason.
+
+    """
     try:
         connection = connect_source(config.source_dsn, "cdcbridge check")
     except CheckFailed as error:
@@ -355,5 +388,5 @@ def check(config: Config) -> list[Problem]:
 
 
 def _without_store(config: Config, connection: Connection, wal2json: bool | None) -> list[Problem]:
-    """What the source alone shows."""
+    """Return the problems that can be found on the source alone."""
     return problems(config, look(config, connection, None, wal2json=wal2json), connection, None)

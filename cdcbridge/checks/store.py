@@ -1,6 +1,6 @@
-"""Checks of the store: that it can be written, and that it holds the changes of this source. Part of the rim.
+"""Check that the store can be written, and that it holds the changes of this source.
 
-It changes nothing.
+This module never changes a database.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cdcbridge.store.migrate import newest_version, schema_version
 
 
 def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
-    """Find what keeps `run` from bringing the store's schema to this version."""
+    """Yield the reasons why `run` cannot bring the store's schema to this version."""
     schema = config.store.schema_
     version, newest = schema_version(store), newest_version()
     if version > newest:
@@ -49,14 +49,14 @@ def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
 
 
 def filled_consumers(store: Connection | None) -> list[str]:
-    """Consumers that have had their snapshot."""
+    """Return the names of the consumers whose snapshot was begun already, so that they need no other."""
     if store is None or schema_version(store) == 0:
         return []
     return [n for (n,) in store.execute("select name from consumers where snapshot_at is not null").fetchall()]
 
 
 def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
-    """Roles that consumers name, or do not name while others do."""
+    """Yield roles that do not exist, and a warning if only some of the consumers name a role."""
     for consumer in config.consumers:
         if consumer.role is None:
             continue
@@ -80,7 +80,7 @@ def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
 
 
 def mode_problems(config: Config, store: Connection) -> Iterator[Problem]:
-    """Consumers whose mode is another one than the store's: its tables are made for that."""
+    """Yield consumers whose mode differs from the mode in the store. The store's tables are made for one mode."""
     if schema_version(store) == 0:
         return
     modes: dict[str, str] = dict(store.execute("select name, mode from consumers").fetchall())
@@ -91,7 +91,10 @@ def mode_problems(config: Config, store: Connection) -> Iterator[Problem]:
 
 
 def applied_config(config: Config, store: Connection | None) -> Config | None:
-    """Keep the consumers whose tables and operations a bridge has applied already; None before the first run."""
+    """Return the configuration with only those consumers whose tables and operations a bridge has applied already.
+
+    The result is None before the first run.
+    """
     if store is None or schema_version(store) == 0 or store.execute("select from source").fetchone() is None:
         return None
     rows = store.execute("select name, config -> 'tables', config -> 'operations' from consumers").fetchall()
@@ -100,9 +103,12 @@ def applied_config(config: Config, store: Connection | None) -> Config | None:
 
 
 def history_problems(config: Config, facts: Facts, connection: Connection, store: Connection) -> Iterator[Problem]:
-    """Compare the store's history with the source, as `run` does. `run` compares more, with a replication session."""
+    """Yield the differences between the store's history and the source, by the same rules as `run`.
+
+    `run` also compares timelines, because it has a replication session.
+    """
     history, capture, name = facts.store.history, facts.store.capture, config.source.slot
-    if history is not None and capture is not None and history.plugin == "pgoutput":  # wal2json keeps gaps there
+    if history is not None and capture is not None and history.plugin == "pgoutput":  # for wal2json, it holds gaps
         yield from _capture(config, connection, Capture(**capture))
     found = refusal(config, facts)
     if found is None or found.code != "other_source":
@@ -112,12 +118,12 @@ def history_problems(config: Config, facts: Facts, connection: Connection, store
 
 
 def as_problem(name: str, found: Refusal) -> Problem:
-    """A refusal of `run`, in the same words."""
+    """Return a refusal of `run` as a problem with the same message and fix."""
     return Problem(found.code, "error", name, str(found.error).removeprefix(f"{name}: "), found.error.hint or "")
 
 
 def _capture(config: Config, connection: Connection, before: Capture) -> Iterator[Problem]:
-    """What changed in the publications since a bridge last streamed."""
+    """Find changes of publications and tables since a bridge last streamed: changes made since may be missing."""
     patterns = [pattern for consumer in config.consumers for pattern in whole(consumer.tables)]
     for loss in losses(before, look(connection, list(before.publications), patterns)):
         yield Problem(

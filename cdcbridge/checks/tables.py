@@ -1,4 +1,7 @@
-"""What is wrong with the tables that consumers name, each with its mend. Part of the rim; changes nothing."""
+"""Find the problems of the tables that consumers name, and give a fix for each.
+
+This module reads the source and never changes it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ _KINDS: Final = {"f": "a foreign table", "v": "a view", "m": "a materialized vie
 
 
 def consumer_problems(config: Config, connection: Connection, consumer: Consumer, plugin: str) -> Iterator[Problem]:
-    """What is wrong with the tables that a consumer names, and with the columns of these."""
+    """Yield the problems of the tables that a consumer names, and of their columns."""
     found: list[Table] = []
     passed: list[Table] = []
     for pattern in taken(consumer.tables):
@@ -54,6 +57,7 @@ def _pattern(
     kept: list[Table],
     plugin: str,
 ) -> Iterator[Problem]:
+    """Check one pattern. `tables` are all tables that match it, and `kept` are those that no `!` pattern leaves out."""
     schema, _, name = pattern.partition(".")
     if schema == config.store.schema_:
         yield Problem("own_schema", "error", pattern, "the bridge's own schema is never captured", "Leave it out.")
@@ -96,7 +100,10 @@ def _pattern(
 def _leaving_out(
     config: Config, connection: Connection, consumer: Consumer, passed: list[Table], plugin: str
 ) -> Iterator[Problem]:
-    """Find patterns that leave nothing out, and tables that are published although no consumer takes them."""
+    """Find `!` patterns that leave nothing out, and tables that are published although no consumer takes them.
+
+    `passed` are the tables that the other patterns match and that a `!` pattern leaves out.
+    """
     for pattern in left_out(consumer.tables):
         if not any(matches(pattern, table.topic) for table in passed):
             yield Problem(
@@ -113,7 +120,8 @@ def _leaving_out(
 def _published_beside(config: Config, connection: Connection, consumer: Consumer) -> Iterator[Problem]:
     """Find published tables that no consumer takes and that have no replica identity.
 
-    A publication can leave no table of a schema out, so PostgreSQL would refuse the application's UPDATE.
+    A publication cannot leave out single tables of a schema. PostgreSQL would therefore refuse the application's UPDATE
+    of such a table.
     """
     strict = connection.info.server_version >= _VIRTUAL_SINCE
     for pattern in whole(consumer.tables):
@@ -135,6 +143,7 @@ def _published_beside(config: Config, connection: Connection, consumer: Consumer
 
 
 def _dotted(connection: Connection, consumer: Consumer) -> Iterator[Problem]:
+    """Find schemas whose name has a dot, for example `a.b`: a topic's schema ends at the first dot."""
     for schema in dotted_schemas(connection):
         old, new = (sql.Identifier(name).as_string(connection) for name in (schema, schema.replace(".", "_")))
         yield Problem(
@@ -148,9 +157,9 @@ def _dotted(connection: Connection, consumer: Consumer) -> Iterator[Problem]:
 
 
 def _strangers(config: Config, connection: Connection, consumer: Consumer, schema: str) -> Iterator[Problem]:
-    """Find partitions in the consumer's schema whose root is in another schema that no consumer takes.
+    """Find partitions in the consumer's schema whose root is in another schema and is taken by no consumer.
 
-    A partition's rows have the name of its root. For example, "public.*" does not take public.leaf, a
+    Changes of a partition have the topic of its root. For example, "public.*" does not take public.leaf if that is a
     partition of s.root.
     """
     for leaf, root_schema, root in connection.execute(_STRANGERS, (schema,)).fetchall():
@@ -207,7 +216,10 @@ def _table(connection: Connection, consumer: Consumer, table: Table, plugin: str
 
 
 def _left_out(connection: Connection, consumer: Consumer, table: Table) -> Iterator[Problem]:
-    """Find rows that a query of the table shows and that no consumer of it gets, for example of foreign partitions."""
+    """Find rows that a query of the table returns, but that its consumers do not get.
+
+    These are the rows of partitions that are foreign or unlogged, and of other tables that inherit from the table.
+    """
     foreign = [leaf for leaf in table.leaves if leaf.kind == "f"]
     if foreign:
         yield Problem(
@@ -253,7 +265,7 @@ def _root(connection: Connection, table: Table) -> str:
 
 
 def special_floats(config: Config, connection: Connection) -> list[Problem]:
-    """Columns whose NaN and ±Infinity an old wal2json sends as null."""
+    """Return the tables with columns whose NaN and ±Infinity an old wal2json sends as null."""
     found = [t for c in config.consumers for t in tables_of(connection, c.tables, config.store.schema_)]
     tables = {table.oid: table for table in found}.values()
     return [

@@ -1,4 +1,7 @@
-"""Checks of how much WAL a slot may keep, and of the right to use one. Part of the rim; changes nothing."""
+"""Check how much WAL a slot may keep, and whether the role may use slots.
+
+This module reads the source and never changes it.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,18 @@ _SETTINGS: Final = """
            max(setting) filter (where name = 'idle_replication_slot_timeout')::bigint
     from pg_settings where name in ('max_slot_wal_keep_size', 'idle_replication_slot_timeout')
 """
-# A managed service has no superuser to give the attribute, and a role of its own instead.
+# A managed service has no superuser to give the attribute. It has a role instead, for example rds_replication.
 _REPLICATES: Final = """
     select u.rolreplication or u.rolsuper or coalesce(pg_has_role(u.oid, r.oid, 'member'), false),
            quote_ident(u.rolname), r.oid is not null
     from pg_roles u left join pg_roles r on r.rolname = 'rds_replication'
     where u.rolname = current_user
 """
-_TIMES_ALARM: Final = 5  # the limit that is proposed, in multiples of max_retained_wal
+_TIMES_ALARM: Final = 5  # the proposed limit, in multiples of max_retained_wal
 
 
 def replication_right(connection: Connection) -> Iterator[Problem]:
-    """Find a role that may not use replication slots."""
+    """Yield a problem if the current role may not use replication slots."""
     row = connection.execute(_REPLICATES).fetchone()
     if row and not row[0]:
         message, fix = "a superuser gives that right", f"alter role {row[1]} replication;"
@@ -37,7 +40,7 @@ def replication_right(connection: Connection) -> Iterator[Problem]:
 
 
 def wal_problems(config: Config, connection: Connection) -> Iterator[Problem]:
-    """Find limits that let a slot fill the disk, or that lose it before anybody is told."""
+    """Yield server limits that let a slot fill the disk, or that lose the slot before an alarm begins."""
     row = connection.execute(_SETTINGS).fetchone()
     limit, idle = row or (None, None)
     alarm = config.source.max_retained_wal
@@ -70,6 +73,7 @@ def wal_problems(config: Config, connection: Connection) -> Iterator[Problem]:
 
 
 def _limit(alarm: int) -> str:
+    """Return the SQL that limits the WAL of a slot. `alarm` is source.max_retained_wal in bytes."""
     megabytes = max(1024, _TIMES_ALARM * alarm // 1048576)
     return (
         f"alter system set max_slot_wal_keep_size = '{megabytes}MB'; select pg_reload_conf(); -- as a superuser; choose"

@@ -1,6 +1,6 @@
-"""The configuration: one YAML file, environment variables over it. Every error names the file and the path in it.
+"""Read the configuration: one YAML file, and environment variables that override it.
 
-Reads the file and the environment, nothing else.
+Every error names the file and the path of the key in it. This package never accesses a database.
 """
 
 from __future__ import annotations
@@ -276,7 +276,10 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _no_wait_outlasts_the_log(self) -> Self:
-        """A message that waits for longer than store.max_retention is a dead letter by then."""
+        """Refuse waiting times above store.max_retention: by then the message is a dead letter.
+
+        Only times that are set are checked, not defaults.
+        """
         most = self.store.max_retention
         for consumer in self.consumers:
             delay = consumer.retry_delay
@@ -303,18 +306,28 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment over the file, which comes as init arguments."""
+        """Return the sources of values. The environment overrides the file, whose values are the init arguments."""
         return (env_settings, init_settings)
 
 
 def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
-    """Read the file, substitute `${VAR}` and `${VAR:-default}`, lay CDCBRIDGE_… variables over it, validate.
+    """Return the validated configuration.
 
-    Raises ConfigError with one line per problem: file, line, path in it, what was given, what is allowed.
+    `${VAR}` and `${VAR:-default}` in the file are replaced by environment variables. CDCBRIDGE_… variables of the
+    process override keys of the file, for example CDCBRIDGE_SOURCE__SLOT overrides `source.slot`.
+
+    Args:
+        path: The configuration file.
+        environment: The variables that `${VAR}` can name.
+
+    Raises:
+        ConfigError: The file cannot be read or is not valid. The message has one line per problem: the file, the line,
+            the path in the file, the given value, and the allowed values.
+
     """
     file = read(path, environment)
     for name, value in os.environ.items():
-        if name.startswith("CDCBRIDGE_") and name != "CDCBRIDGE_CONFIG":  # the name of a file may be any bytes
+        if name.startswith("CDCBRIDGE_") and name != "CDCBRIDGE_CONFIG":  # a file name may contain any bytes
             checked_text(value, f"{path}: the environment variable {name}")
     try:
         config = Config(**file.values)

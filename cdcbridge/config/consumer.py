@@ -1,4 +1,7 @@
-"""The part of the configuration that describes one consumer. Pure; config/__init__.py has the rest of the file."""
+"""Describe one consumer of the configuration file.
+
+config/__init__.py describes the rest of the file. This module never accesses a file, the environment or a database.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ Operation = Literal["insert", "update", "delete", "truncate"]
 
 
 class Model(BaseModel):
-    """A mapping of the file: unknown keys are refused."""
+    """A mapping in the configuration file, which refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

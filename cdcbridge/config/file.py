@@ -1,4 +1,7 @@
-"""The configuration file as it is written: values, and the line of each. Reads the file, nothing else."""
+"""Read the configuration file as it is written: its values, and the line of each.
+
+This module never accesses anything but that file. It gets the environment variables from its caller.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,14 @@ Location = tuple[str | int, ...]
 
 @dataclass(slots=True)
 class ConfigFile:
-    """A file that was read.
+    """A configuration file that was read.
 
-    values: with variables substituted.
-    root: the YAML nodes, which know their lines.
-    unset: a line for people about each variable that has no value, for example `${DB_PASSWORD}`.
+    Attributes:
+        path: The file.
+        values: The values in the file, with variables substituted.
+        root: The YAML nodes, which have the line numbers.
+        unset: An error message for each variable without a value, for example for `${DB_PASSWORD}`.
+
     """
 
     path: Path
@@ -34,7 +40,10 @@ class ConfigFile:
     unset: list[str] = field(default_factory=list)
 
     def line(self, location: Location) -> int | None:
-        """The line of a key or an element, counted from 1. Of one that is missing, the line of what should have it."""
+        """Return the line of a key or an element, counted from 1.
+
+        For a missing one, return the line of the mapping or list that should contain it, or None at the top.
+        """
         node, line = self.root, None
         for part in location:
             child = _child(node, part)
@@ -44,13 +53,13 @@ class ConfigFile:
         return line
 
     def where(self, location: Location) -> str:
-        """`cdcbridge.yaml:12: consumers.billing.mode`."""
+        """Return the file, line and path of a key, for example `cdcbridge.yaml:12: consumers.billing.mode`."""
         line = self.line(location)
         place = f"{self.path}:{line}" if line is not None else str(self.path)
         return f"{place}: {self.name(location)}"
 
     def name(self, location: Location) -> str:
-        """The path inside the file, with a consumer's name in place of its number."""
+        """Return the path inside the file, with a consumer's name instead of its number."""
         parts = [str(part) for part in location]
         consumers = self.values.get("consumers")
         if len(location) > 1 and location[0] == "consumers" and isinstance(consumers, list):
@@ -63,7 +72,10 @@ class ConfigFile:
 
 
 def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
-    """The line and the node of an entry. The last one counts, since a merged key (`<<`) comes before the own one."""
+    """Return the line and the node of an entry, or None if there is no such entry.
+
+    If the key is found twice, the last one counts: keys that `<<` merges are placed before the mapping's own keys.
+    """
     if isinstance(node, yaml.MappingNode):
         found = [(key.start_mark.line, value) for key, value in node.value if key.value == str(part)]
         return found[-1] if found else None
@@ -73,7 +85,16 @@ def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | N
 
 
 def read(path: Path, environment: Mapping[str, str]) -> ConfigFile:
-    """Read the file, with variables substituted. Raises ConfigError."""
+    """Read the file and substitute variables in it.
+
+    Args:
+        path: The configuration file.
+        environment: The variables that `${VAR}` can name.
+
+    Raises:
+        ConfigError: The file cannot be read, is not a YAML mapping, or names a variable that is not set.
+
+    """
     file = ConfigFile(path)
     try:
         parsed = _parse(file, path.read_text(encoding="utf-8"))
@@ -100,7 +121,7 @@ def read(path: Path, environment: Mapping[str, str]) -> ConfigFile:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{place}: not YAML: {_yaml_words(error)}") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter for a date such as 2026-02-30
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # for example for the date 2026-02-30
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     return file
 
@@ -134,7 +155,7 @@ def _yaml_words(error: yaml.MarkedYAMLError) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets a later key replace an earlier one without a word; here that is an error."""
+    """A YAML loader that refuses a key that occurs twice. YAML itself would silently use the later one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         nodes = [key for key, _ in node.value if key.tag != _MERGE]
@@ -176,9 +197,18 @@ def _key(file: ConfigFile, key: Any, location: Location) -> str:
 
 
 def checked_text(value: str, where: str) -> str:
-    r"""A text that a server takes. JSON is YAML, and may have a character as two halves: `"\ud83d\ude00"`.
+    r"""Return the text in a form that a server accepts.
 
-    Raises ConfigError for NUL and for half a character, as of an environment that is not UTF-8.
+    JSON is valid YAML, and can contain a character as a pair of surrogates, for example `"\ud83d\ude00"`. Such a pair
+    is joined to one character.
+
+    Args:
+        value: The text.
+        where: The place of the text, for the error message.
+
+    Raises:
+        ConfigError: The text contains NUL or a single surrogate, for example from an environment that is not UTF-8.
+
     """
     if _NO_TEXT.search(value) is None:
         return value

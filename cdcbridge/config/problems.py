@@ -1,6 +1,7 @@
-"""What is wrong with a configuration, in this program's words: the file's line, the value, what is allowed. Pure.
+"""Turn validation errors into this program's own messages: the file's line, the given value, the allowed values.
 
-The library that validates says what failed; nothing of its own wording is shown.
+Pydantic reports which check failed. Its own wording is never shown for a known kind of error. This module reads the
+names of environment variables, and never accesses a file or a database.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cdcbridge.config.file import ConfigFile, Location
 from cdcbridge.words import as_given, did_you_mean, one_of
 
 _CHOICE: Final = re.compile(r"'([^']*)'")
-# What a pattern of config/__init__.py means, by the last key of its path.
+# The meaning of the patterns in this package's models, by the last key of the path.
 _FORMS: Final = {
     "name": "write a-z, 0-9, _ . and -, at most 63 of them, first a letter or a digit",
     "slot": "write a-z, 0-9 and _, at most 63 of them",
@@ -43,7 +44,16 @@ _BOUNDS: Final = {
 
 
 def describe(file: ConfigFile, model: type[BaseModel], problems: Iterable[Any]) -> list[str]:
-    """One line for each problem, in the order of the file; the members of a union that failed make one line."""
+    """Return one line for each problem, in the order of the file.
+
+    If a value fits no member of a union, pydantic reports a problem for each member. These make one line.
+
+    Args:
+        file: The file that was read.
+        model: The model that refused the file's values.
+        problems: The errors of pydantic's ValidationError.
+
+    """
     lines: dict[Location, list[Any]] = {}
     for problem in problems:
         location = _location(file.values, model, tuple(problem["loc"]))
@@ -57,7 +67,7 @@ def _real(location: Location) -> Location:
 
 
 def _location(values: Any, model: Any, loc: Location) -> Location:
-    """The path in the file. What the library adds for the members of a union is left out."""
+    """Return the path in the file, without the parts that pydantic adds for the members of a union."""
     found: list[str | int] = []
     for part in loc:
         name = "schema" if part == "schema_" else part
@@ -74,7 +84,7 @@ def _location(values: Any, model: Any, loc: Location) -> Location:
 
 
 def _fields(model: Any) -> dict[str, Any]:
-    """The keys that a model knows, each with its type."""
+    """Return the keys of a model, each with its type."""
     model = _model(model)
     if model is None:
         return {}
@@ -82,7 +92,7 @@ def _fields(model: Any) -> dict[str, Any]:
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """The model in an annotation such as `Columns | None`."""
+    """Return the model in an annotation, for example `Columns` in `Columns | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for arg in get_args(annotation) if (found := _model(arg)) is not None), None)
@@ -93,7 +103,7 @@ def _element(annotation: Any) -> Any:
 
 
 def _where(file: ConfigFile, location: Location) -> str:
-    """The file's line, or the environment variable that is laid over the file."""
+    """Return the place in the file, or the environment variable that overrides the file."""
     name = f"CDCBRIDGE_{'__'.join(str(part) for part in location)}".upper()
     for given in os.environ:
         if given.upper() == name or (location and name.startswith(f"{given.upper()}__")):
@@ -102,7 +112,7 @@ def _where(file: ConfigFile, location: Location) -> str:
 
 
 def _text(model: type[BaseModel], location: Location, problems: list[Any]) -> str:
-    """The words for the problems of one place."""
+    """Return the message for all problems of one place."""
     problem = problems[0]
     kinds = {p["type"] for p in problems}
     if "extra_forbidden" in kinds:
@@ -120,7 +130,7 @@ def _text(model: type[BaseModel], location: Location, problems: list[Any]) -> st
 
 
 def _no_mapping(model: type[BaseModel], location: Location, problem: Any) -> str:
-    """The words for a value where keys with values belong: an example, and the keys that there are."""
+    """Return the message for a value that should be a mapping: with an example and the known keys."""
     known = list(_fields(_annotation(model, location)))
     parent = _model(_annotation(model, location[:-1])) if location else None
     fields = parent.model_fields if parent is not None else {}
@@ -170,7 +180,7 @@ def _known(model: type[BaseModel], location: Location) -> list[str]:
 
 
 def _annotation(model: Any, location: Location) -> Any:
-    """The type of the value at this place."""
+    """Return the type of the value at this place."""
     for part in location:
         model = _element(model) if isinstance(part, int) else _fields(model).get(str(part))
     return model
@@ -181,7 +191,7 @@ def _secret(location: Location) -> bool:
 
 
 def _shown(location: Location, given: Any) -> str:
-    """The value, unless it may be a password."""
+    """Return the value as it was given, unless it may contain a password."""
     return "the value" if _secret(location) else as_given(given)
 
 

@@ -1,4 +1,9 @@
-"""Python clients: a queue or fifo consumer's messages, a stream consumer's log, with and without asyncio."""
+"""Python clients of queue, fifo and stream consumers, each with and without asyncio.
+
+Queue and AsyncQueue receive the messages of a queue or fifo consumer. Stream and AsyncStream read the log for a stream
+consumer. The clients need only connections and errors: they never import `cdcbridge.changes`, `cdcbridge.config` or
+`cdcbridge.routing`.
+"""
 
 from cdcbridge.client._async import AsyncQueue
 from cdcbridge.client._common import LogMessage

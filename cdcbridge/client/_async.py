@@ -1,9 +1,10 @@
-"""The client of queue and fifo consumers, asynchronous.
+"""Client of queue and fifo consumers, asynchronous.
 
 `_sync.py` is made from this file by `make client`: change this one.
 
-Receives, publishes, and makes workers. A claim is committed asynchronously, since losing it in a crash only delivers
-again. Never keeps a message that it fetched and did not hand out.
+Receives and publishes messages, and creates workers. A claim is committed with `synchronous_commit = off`, because a
+crash that loses the claim only causes another delivery. Never keeps a message that it fetched and did not hand to the
+caller.
 """
 
 from __future__ import annotations
@@ -30,7 +31,18 @@ log: Final = logging.getLogger("cdcbridge.client")
 
 
 class AsyncQueue(AsyncSettling):
-    """A consumer's queue. Made by connect(); a context manager."""
+    """The queue of one consumer. Open it with connect() and use it as a context manager.
+
+    An instance belongs to the process that called connect(). A forked child connects again.
+
+    Attributes:
+        consumer: Name of the consumer.
+        mode: Mode of the consumer, "queue" or "fifo".
+        poll_interval: Seconds between two looks for messages, or None if the client listens for notifications.
+        stopped: True after stop() or close().
+        closed: True after close().
+
+    """
 
     @classmethod
     async def connect(
@@ -42,12 +54,24 @@ class AsyncQueue(AsyncSettling):
         poll_interval: float | None = None,
         parse_float: ParseFloat | None = None,
     ) -> Self:
-        """Open a consumer's queue in the store `dsn`. Raises UsageError where there is no such consumer,
-        StoreUnavailable where the store cannot be reached.
+        """Open the queue of a consumer.
 
-        `poll_interval`: look so often (seconds) instead of listening; chosen by itself behind a connection pooler.
-        `parse_float`: makes the numbers of `message.data` that are no integers, for example `decimal.Decimal`. Then no
-        number loses a digit.
+        Args:
+            dsn: Connection string of the store.
+            consumer: Name of a consumer with the mode queue or fifo.
+            schema: Schema of the store.
+            poll_interval: Seconds between two looks for messages, instead of listening for notifications. By default
+                the client listens, or looks once a second if it connects through a connection pooler.
+            parse_float: Function that makes the numbers of `message.data` that are not integers, for example
+                `decimal.Decimal`. With it no number loses a digit.
+
+        Returns:
+            The open queue.
+
+        Raises:
+            UsageError: There is no such queue or fifo consumer, the role may not read it, or an argument is wrong.
+            StoreUnavailable: The store cannot be reached.
+
         """
         queue = cls(dsn, consumer, schema, poll_interval)
         queue.parse_float = parse_float
@@ -59,11 +83,23 @@ class AsyncQueue(AsyncSettling):
     async def receive(
         self, max_messages: int = 10, *, wait: float = 0, visibility_timeout: float | None = None
     ) -> list[AsyncMessage]:
-        """Up to `max_messages` deliveries, each invisible to others for `visibility_timeout` seconds (default: the
-        consumer's). Waits up to `wait` seconds for the first one; a lost session is made anew meanwhile. Where the call
-        is cancelled, its messages go back at once.
+        """Claim up to `max_messages` messages, and wait for the first one if none is visible.
 
-        Raises StoreUnavailable where the store is still away when the time is over.
+        A session that is lost meanwhile is opened again. If the call is cancelled, the messages that it claimed are
+        given back at once.
+
+        Args:
+            max_messages: Largest number of messages to claim, at least 1.
+            wait: Seconds to wait for the first message. With 0 the call looks once.
+            visibility_timeout: Seconds for which no other receiver gets the messages. None uses the consumer's timeout.
+
+        Returns:
+            The deliveries, or an empty list if no message became visible in time.
+
+        Raises:
+            StoreUnavailable: The store is still away when `wait` is over.
+            UsageError: An argument is out of range, or the client is closed or belongs to another process.
+
         """
         return await self._until(wait, lambda session: self._receive(session, max_messages, visibility_timeout))
 
@@ -76,16 +112,33 @@ class AsyncQueue(AsyncSettling):
         return [AsyncMessage(row_delivery(row, asked), self) for row in rows]
 
     async def _rescue(self, rows: list[tuple[Any, ...]]) -> None:
+        """Give back the messages of a claim whose caller was cancelled."""
         receipts = [row[0] for row in rows]
         await self._quietly(lambda: self._write(self.sql.give_back, (self.consumer, receipts)))
 
     def messages(
         self, *, wait: float = 20, max_messages: int = 10, stop_when_empty: bool = False
     ) -> AsyncGenerator[AsyncMessage, None]:
-        """Messages, one after the other, until stop() or close(); `stop_when_empty`: until a poll of `wait` seconds
-        brings none. Fetches `max_messages` at a time, and extends the leases of the message that you handle and of
-        those that wait. Messages that were not yielded are given back at the end, uncounted. In fifo the next message
-        of a key follows when the ack of the one before is committed; otherwise the key's messages go back.
+        """Return a generator of messages that ends after stop() or close().
+
+        The generator fetches `max_messages` at a time. The leases of the message that you handle, and of the messages
+        that wait for their turn, are extended. When the loop ends, the messages that were not yielded are given back at
+        once and do not count as delivered. While the store is away, the generator logs warnings and tries again.
+
+        In fifo the next message of a key follows when the ack of the previous one is committed. Otherwise the remaining
+        messages of the key are given back.
+
+        Args:
+            wait: Seconds that a fetch waits for the first message, at least 1 unless `stop_when_empty` is set.
+            max_messages: Largest number of messages that a fetch claims.
+            stop_when_empty: Whether to end when a fetch returns no message within `wait` seconds.
+
+        Returns:
+            A generator of deliveries. Ack or nack each of them, for example with `async with message:`.
+
+        Raises:
+            UsageError: `wait` is negative, or the client is closed or belongs to another process.
+
         """
         self.refuse_unusable()
         refuse_bad_time("wait", wait)
@@ -114,7 +167,16 @@ class AsyncQueue(AsyncSettling):
             await self.leave(waiting)
 
     async def fetch(self, max_messages: int, wait: float) -> list[AsyncMessage] | None:
-        """Fetch messages for begin() and leave(). Returns None if the store is away or the client is closed."""
+        """Fetch messages for begin() and leave(), and extend their leases from now on.
+
+        Args:
+            max_messages: Largest number of messages to claim.
+            wait: Seconds to wait for the first message.
+
+        Returns:
+            The deliveries, or None if the store is away or the client is closed.
+
+        """
         try:
             fetched = await self.receive(max_messages, wait=wait)
         except ClientClosed:
@@ -143,14 +205,27 @@ class AsyncQueue(AsyncSettling):
         dedup_id: str | None = None,
         connection: Connection | None = None,
     ) -> Seq:
-        """Publish a message to the consumers of a topic, in the caller's transaction where `connection` is given; its
-        seq, a number whose `duplicate` tells whether a message with this `dedup_id` was there before. `data` is
-        anything that orjson writes, without NaN and infinity. It is not delivered before `delay` (seconds, or a text
-        such as "5m") has passed, or before `deliver_at`.
+        """Publish a message to the consumers of a topic.
 
-        Where the session is lost while it runs, it is tried again with a `dedup_id`; without one it raises
-        StoreUnavailable, since the message may be there. While another transaction with the same `dedup_id` is open,
-        it waits for ten seconds and then raises StoreUnavailable.
+        While the store is away, the call tries again for ten seconds. Without a `dedup_id` it stops if the statement
+        may have run. The call waits as long for an open transaction that published the same `dedup_id`.
+
+        Args:
+            topic: Name of the topic, without a dot.
+            data: Any value that orjson can write, without NaN and infinity.
+            key: Key of the message, or None.
+            delay: Time before the message may be delivered: seconds, or a text such as "5m".
+            deliver_at: Time before which the message is not delivered, with a time zone. Give either this or `delay`.
+            dedup_id: Text by which a repeated message of the topic is recognized for five minutes, and not added again.
+            connection: Connection in whose transaction the message is published. Then no further attempts are made.
+
+        Returns:
+            The seq, an int. Its attribute `duplicate` shows whether a message with this `dedup_id` existed before.
+
+        Raises:
+            UsageError: An argument is wrong.
+            StoreUnavailable: The store is away, or the other transaction stays open. The message may have been added.
+
         """
         seconds = refuse_bad_delay(delay, deliver_at)
         refuse_bad_text(topic=topic, key=key, dedup_id=dedup_id)
@@ -185,11 +260,24 @@ class AsyncQueue(AsyncSettling):
     def worker(
         self, *, concurrency: int = 1, wait: float = 20, grace: float = 30
     ) -> Callable[[Handler[AsyncMessage]], AsyncWorker]:
-        """Decorate what handles a message: its run() handles so many at a time, until stop(), SIGTERM or SIGINT.
+        """Return a decorator that turns a handler into a worker, whose run() handles messages until it is stopped.
 
-        A message is acked when its handler returns, and given back with the consumer's back-off when it raises. Long
-        work is extended by itself. Messages of one key that came together are handled one after the other. On a
-        signal, handlers get `grace` seconds to end.
+        A message is acked when its handler returns. If the handler raises, the message is given back with the
+        consumer's back-off. The lease is extended while the handler runs. Messages of one key that were fetched
+        together are handled one after the other. The decorator raises UnusableHandler for a handler that a call would
+        not run, such as a generator.
+
+        Args:
+            concurrency: Largest number of messages that are handled at the same time.
+            wait: Seconds that a fetch waits for the first message, at least 1.
+            grace: Seconds that running handlers get to end after stop(), SIGTERM or SIGINT.
+
+        Returns:
+            The decorator.
+
+        Raises:
+            UsageError: An argument is out of range.
+
         """
         if type(concurrency) is not int or concurrency < 1:
             raise UsageError(f"concurrency is {concurrency!r}; it must be a whole number of at least 1")

@@ -1,4 +1,7 @@
-"""What both clients share: a delivery's columns, the statements, how long to wait. Pure; knows no session."""
+"""Messages, deliveries, SQL statements and waiting times that all clients share.
+
+This module is pure: it never opens or uses a session.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,23 @@ from cdcbridge.client._contents import ParseFloat, parsed
 from cdcbridge.client._limits import now, refuse_bad_time
 from cdcbridge.errors import ClientClosed, UnreadableData, UsageError
 
-LONGEST_WAIT: Final = 10.0  # seconds without a look, should a notification be lost
-POOLED_INTERVAL: Final = 1.0  # seconds between looks where notifications do not arrive
+LONGEST_WAIT: Final = 10.0  # seconds between looks, in case a notification is lost
+POOLED_INTERVAL: Final = 1.0  # seconds between looks through a pooler, where no notifications arrive
 
 
 class LogMessage:
-    """A message of the log. `data` is {"op", "record", "old", "unchanged"}; `raw` the same as JSON text, where numbers
-    stand as PostgreSQL wrote them. `position` is (commit_lsn, ordinal), None for a published message.
+    """A message of the log.
+
+    Attributes:
+        seq: Number of the message in the log.
+        topic: Name of the table, for example `public.orders`, or of the topic under which the message was published.
+        key: Key of the row or of the published message, or None.
+        raw: The data as JSON text, with numbers as PostgreSQL wrote them.
+        position: Pair (commit_lsn, ordinal), or None for a published message.
+        commit_time: Time of the commit on the source, or None.
+        inserted_at: Time at which the message was added to the log.
+        parse_float: Function that makes the numbers of `data` that are not integers, or None.
+
     """
 
     __slots__ = ("_data", "commit_time", "inserted_at", "key", "parse_float", "position", "raw", "seq", "topic")
@@ -46,10 +59,15 @@ class LogMessage:
 
     @property
     def data(self) -> dict[str, Any]:
-        """`raw` as Python values, made at the first use. Raises UnreadableData, a ValueError, where Python has none.
+        """The data as a dict with "op", "record", "old" and "unchanged", made from `raw` at the first use.
 
-        A json column can hold what orjson refuses, such as half of a surrogate pair: Python's own parser takes it.
-        With `parse_float` of connect(), every number keeps all of its digits.
+        A json column can hold text that orjson refuses, such as half of a surrogate pair. Python's own parser accepts
+        it. With `parse_float` of connect(), every number keeps all of its digits.
+
+        Raises:
+            UnreadableData: Python has no values for the JSON, for example for 5,000 nested lists. This is also a
+                ValueError.
+
         """
         if self._data is None:
             self._data = _parsed(self)
@@ -71,10 +89,14 @@ def _parsed(message: LogMessage) -> dict[str, Any]:
 
 
 class Delivery(LogMessage):
-    """A message as it was delivered to a receiver.
+    """A message as it was delivered to a receiver. The class Message documents its public attributes.
 
-    `settled` is how the delivery ended, as far as this client did it. `xid` is the transaction of an ack that the
-    caller commits. `mates` holds the messages of the same key that came with it, in order.
+    Attributes:
+        visibility: Seconds that were left of the lease when the server sent the delivery.
+        ends: End of the lease on the clock of now(), in seconds.
+        xid: Transaction of an ack that the caller commits, or None.
+        mates: Messages of the same key that arrived in the same batch, in order.
+
     """
 
     __slots__ = (
@@ -113,21 +135,21 @@ class Delivery(LogMessage):
         self.lost = False
         self.xid: str | None = None
         self.mates: Sequence[Delivery] = ()
-        # By when it was asked for: a process that was stopped reads the answer late.
+        # Counted from the request, because a process that was stopped reads the answer late.
         self.ends = asked + visibility
 
     @property
     def half_over(self) -> bool:
-        """Half of its visibility timeout has passed."""
+        """True if less than half of the visibility timeout is left."""
         return now() > self.ends - self.visibility / 2
 
     @property
     def idle(self) -> bool:
-        """Whether its lease need not be extended: the message is settled, or the lease is lost."""
+        """True if the lease need not be extended: the message is settled, or the lease is lost."""
         return self.lost or self.settled is not None
 
     def prolonged(self, asked: float, seconds: float) -> None:
-        """Note a new end of the lease, counted from the moment of the request."""
+        """Note a new end of the lease: `seconds` after the request, which was sent at the time `asked`."""
         self.ends = asked + seconds
 
 
@@ -135,14 +157,14 @@ D = TypeVar("D", bound=Delivery)
 
 
 def row_delivery(row: tuple[Any, ...], asked: float) -> tuple[Any, ...]:
-    """A row of the receive statement → the arguments of a Delivery."""
+    """Return the arguments of a Delivery for a row of the receive statement that was sent at the time `asked`."""
     *head, commit_lsn, ordinal, commit_time, inserted_at, visibility = row
     position = None if commit_lsn is None else (commit_lsn, ordinal)
     return (*head, position, commit_time, inserted_at, visibility, asked)
 
 
 def row_message(row: tuple[Any, ...], parse_float: ParseFloat | None) -> LogMessage:
-    """A row of the read statement, from the seq on."""
+    """Return the message in a row of the read statement, given from the column seq on."""
     seq, topic, key, raw, commit_lsn, ordinal, commit_time, inserted_at = row
     position = None if commit_lsn is None else (commit_lsn, ordinal)
     message = LogMessage(seq, topic, key, raw, position, commit_time, inserted_at)
@@ -151,14 +173,23 @@ def row_message(row: tuple[Any, ...], parse_float: ParseFloat | None) -> LogMess
 
 
 def due_in(row: tuple[Any, ...] | None, poll_interval: float | None) -> float:
-    """How long to wait, going by next_visible() or next_readable(): that, or a look now and then."""
+    """Return the seconds to wait before the next look for messages.
+
+    Args:
+        row: Row of next_visible() or next_readable(): seconds until a message may be visible, or None if none is known.
+        poll_interval: Longest wait in seconds. None means that the client listens for notifications.
+
+    """
     longest = LONGEST_WAIT if poll_interval is None else poll_interval
     due = row[0] if row else None
     return longest if due is None else min(longest, max(0.001, due))
 
 
 def by_key(messages: Sequence[D]) -> list[list[D]]:
-    """Messages that are handled one after the other: those of one key, in order; each alone that has none."""
+    """Return the messages as jobs, each of which is handled in order.
+
+    The messages of one key form a job. Each message without a key is a job of its own.
+    """
     jobs: dict[object, list[D]] = {}
     for message in messages:
         jobs.setdefault(message.receipt if message.key is None else (message.key,), []).append(message)
@@ -175,7 +206,7 @@ def tie_mates(messages: Iterable[Delivery]) -> None:
 
 
 def behind(message: Delivery) -> list[Delivery]:
-    """Return the later messages of the same key that arrived in the same batch and were not begun."""
+    """Return the later messages of the same key in the same batch that are neither settled nor lost."""
     if not message.mates:
         return []
     place = message.mates.index(message) + 1
@@ -183,8 +214,9 @@ def behind(message: Delivery) -> list[Delivery]:
 
 
 class Statements:
-    """Functions of a store's schema. `settings` and `next_due`: what a client learns of its consumer, and when to look
-    again.
+    """SQL statements that call the functions of a store's schema.
+
+    `settings` returns the id and the mode of the consumer. `next_due` returns the seconds until the next look.
     """
 
     settings: sql.Composed
@@ -199,17 +231,22 @@ class Statements:
 
 
 class Seq(int):
-    """The seq of a published message, a number with a remark.
+    """The seq of a published message: an int with one more attribute.
 
-    `duplicate`: whether a message with this dedup_id was there before, so that nothing was added. None where that is
-    not known: the session was lost during a first attempt, which may have added it.
+    Attributes:
+        duplicate: True if a message with this `dedup_id` existed before, so that nothing was added. None if that is not
+            known, because the session was lost during a first attempt that may have added the message.
+
     """
 
     duplicate: bool | None
 
     @classmethod
     def of(cls, row: tuple[Any, ...] | None, *, once: bool, attempts: int = 1) -> Seq:
-        """Make it of the publish statement's row. `once`: with a dedup_id; without one there are no duplicates."""
+        """Make a Seq from the row of the publish statement, which was sent `attempts` times.
+
+        `once` is true for a message with a `dedup_id`. Without one there are no duplicates.
+        """
         seq, told = row or (0, None)
         made = cls(seq)
         made.duplicate = once and told == "on"
@@ -219,13 +256,13 @@ class Seq(int):
 
 
 class QueueStatements(Statements):
-    """Those of a queue."""
+    """SQL statements of a queue client."""
 
     def __init__(self, schema: str) -> None:
         super().__init__(schema)
         statement = self._statement
-        # The claim's transaction alone is committed asynchronously: the setting is local to it.
-        # Made in an argument, which costs less than a join.
+        # Only the transaction of the claim commits asynchronously, because the setting is local to it.
+        # The setting is made inside an argument, which costs less than a join.
         self.receive = statement(
             "select r.receipt, r.seq, r.topic, r.key, r.data::text, r.deliver_count, r.not_visible_until,"
             " r.commit_lsn::text, r.ordinal, r.commit_time, r.inserted_at,"
@@ -236,8 +273,8 @@ class QueueStatements(Statements):
         self.ack = statement("select {schema}.ack(%s, %s, false)")
         self.ack_strictly = statement("select {schema}.ack(%s, %s, true), pg_catalog.pg_current_xact_id()::text")
         self.give_back = statement("select {schema}.give_back(%s, %s)")
-        # The end of an ack in the caller's transaction. 0: it is finished. 1: it was rolled back, perhaps to a
-        # savepoint. -1: the transaction is open, and extend(), which is not called then, would wait for it.
+        # The outcome of an ack in the caller's transaction. 0: the message is finished. 1: the ack was rolled back,
+        # perhaps to a savepoint. -1: the transaction is open. extend() would wait for it, so it is not called then.
         self.outcome = statement(
             "select case pg_xact_status(%s::text::xid8) when 'committed'"
             " then {schema}.extend(%s, %s, make_interval(secs => %s)) when 'aborted' then 1 else -1 end"
@@ -245,7 +282,7 @@ class QueueStatements(Statements):
         self.nack = statement("select {schema}.nack(%s, %s, make_interval(secs => %s), %s, %s)")
         self.extend = statement("select {schema}.extend(%s, %s, make_interval(secs => %s))")
         self.nack_failed = statement("select * from {schema}.nack_failed(%s, %s, %s)")
-        # In FROM, so that the setting is read after the call.
+        # publish() is called in FROM, so that the setting is read after the call.
         self.publish = statement(
             "select p.seq, current_setting('cdcbridge.duplicate', true) from {schema}.publish(%s, %s, %s::json,"
             " %s::timestamptz, %s, make_interval(secs => %s)) p (seq)"
@@ -255,7 +292,7 @@ class QueueStatements(Statements):
 
 
 class StreamStatements(Statements):
-    """Those of a stream."""
+    """SQL statements of a stream client."""
 
     def __init__(self, schema: str) -> None:
         super().__init__(schema)
@@ -274,8 +311,14 @@ class StreamStatements(Statements):
 
 
 class Standing(NamedTuple):
-    """A group in one partition: all up to `seq` is done, so many `messages` behind it are not, the oldest of them so
-    many `seconds` old (None where there is none).
+    """The progress of a group in one partition.
+
+    Attributes:
+        partition: Number of the partition.
+        seq: Offset of the group: all messages up to this seq are done.
+        messages: Number of messages after the offset that the group has yet to read.
+        seconds: Age of the oldest of these messages in seconds, or None if there is none.
+
     """
 
     partition: int
@@ -285,7 +328,7 @@ class Standing(NamedTuple):
 
 
 class Base:
-    """A client's settings, and what it learned of its consumer."""
+    """Settings of a client, and the facts that it learned about its consumer."""
 
     def __init__(self, dsn: str, consumer: str, poll_interval: float | None) -> None:
         refuse_bad_time("poll_interval", poll_interval, zero=False)
@@ -302,7 +345,10 @@ class Base:
         self._process = os.getpid()
 
     def stop(self) -> None:
-        """End messages() and run() after what they are at. Safe in a signal handler and from another thread."""
+        """End messages(), batches() and workers after the message or batch in progress.
+
+        A call that waits for messages returns early. stop() is safe in a signal handler and from another thread.
+        """
         self.stopped = True
 
     def refuse_unusable(self) -> None:
@@ -317,11 +363,11 @@ class Base:
 
     @property
     def forked(self) -> bool:
-        """Whether the process is a child of the one that connected."""
+        """True if this process is a child of the one that connected."""
         return os.getpid() != self._process
 
     def learn(self, row: tuple[Any, ...] | None) -> None:
-        """What queue_settings() or stream_settings() says of the consumer; behind a pooler nothing notifies."""
+        """Store the consumer's id and mode from a row of `settings`, and poll if there is a connection pooler."""
         if row is not None:
             self._id, self.mode = row
             self._newest_id = max(self._newest_id, self._id)
@@ -329,11 +375,17 @@ class Base:
             self.poll_interval = POOLED_INTERVAL
 
     def concerns(self, payload: str) -> bool:
-        """A notification names the consumers that got something, or nobody where they are many."""
+        """Return whether a notification concerns this consumer.
+
+        The payload lists the ids of the consumers with new messages, for example "3,17", or is empty if they are many.
+        """
         return not payload or str(self._id) in payload.split(",")
 
     def meets_new(self, payloads: list[str]) -> bool:
-        """Whether a notification names an unknown, newer consumer. The client's own may have been made again."""
+        """Return whether a notification names a consumer id that is newer than all known ones.
+
+        The client's own consumer may have been removed and created again. Then its id has to be read again.
+        """
         names = [one for payload in payloads for one in payload.split(",")]
         newest = max((int(one) for one in names if one.isdecimal()), default=0)
         if newest <= self._newest_id:

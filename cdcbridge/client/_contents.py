@@ -1,6 +1,7 @@
-"""Turn published data into JSON and received data into Python values, and check the texts that go with it. Pure.
+"""Convert published data to JSON and received data to Python values, and check topics, keys and ids.
 
-Never changes a value: it refuses each value that JSON or PostgreSQL cannot hold, and names the value's place.
+This module is pure. Never changes a value: it refuses each value that JSON or PostgreSQL cannot hold, and names the
+value's place, for example `data['total']`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,16 @@ _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
 def json_text(data: Any, *, ascii_only: bool = False) -> str:
-    """Return the data as JSON. Raises UsageError for NaN and infinity, which orjson would write as null.
+    """Return the data as JSON text.
 
-    `ascii_only` escapes other characters, for a session whose client_encoding may not have them.
+    Args:
+        data: Any value that orjson can write.
+        ascii_only: Whether to escape all other characters, for a session whose client_encoding may not have them.
+
+    Raises:
+        UsageError: The data contains NaN or infinity, which orjson would write as null.
+        TypeError: The data contains a value that orjson cannot write.
+
     """
     text = orjson.dumps(data).decode()
     if "null" in text:
@@ -36,26 +44,34 @@ def json_text(data: Any, *, ascii_only: bool = False) -> str:
 
 
 def parsed(text: str, parse_float: ParseFloat | None) -> Any:
-    """Return JSON as Python values. With `parse_float`, for example decimal.Decimal, each number keeps its digits.
+    """Return JSON text as Python values.
 
-    orjson has no such option, and makes floats of integers with more than 64 bits. Raises ValueError.
+    Args:
+        text: A JSON document.
+        parse_float: Function that makes numbers from their digits, for example `decimal.Decimal`, so that each number
+            keeps its digits. orjson has no such option, and makes floats of integers with more than 64 bits.
+
+    Raises:
+        ValueError: The text cannot be read.
+
     """
     if parse_float is None:
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
-            return json.loads(text)  # takes half of a surrogate pair
+            return json.loads(text)  # accepts half of a surrogate pair
 
     def whole(digits: str) -> Any:
         try:
             return int(digits)
-        except ValueError:  # Python refuses 4,300 digits and more
+        except ValueError:  # Python refuses more than 4,300 digits
             return parse_float(digits)
 
     return json.loads(text, parse_float=parse_float, parse_int=whole)
 
 
 def _not_finite(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    """Yield each NaN or infinity in the value, with its place."""
     if isinstance(value, float):
         if not math.isfinite(value):
             yield place, value

@@ -1,4 +1,7 @@
-"""Handlers of messages: refuse those that a worker cannot run, and describe their errors. Pure."""
+"""Check the handlers of workers, and describe the errors that they raise.
+
+This module is pure. Never calls a handler.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any, Final
 from cdcbridge.errors import UnusableHandler
 from cdcbridge.units import human_duration
 
-_SOON: Final = 0.05  # seconds
+_SOON: Final = 0.05  # seconds below which a delay is described as "at once"
 REASON: Final = 500  # characters of an error that the message's history keeps
 
 
@@ -22,13 +25,19 @@ def reason_of(error: BaseException) -> str:
     """Describe an error for the message's history, for example "ValueError: no such order"."""
     try:
         text = str(error)
-    except Exception as worse:  # noqa: BLE001 - whatever it is, the message goes back
+    except Exception as worse:  # noqa: BLE001 - the message is given back after any error
         text = f"its text cannot be had: {type(worse).__name__}"
     return clean(f"{type(error).__name__}: {text}"[:REASON])
 
 
 def fate_of(consumer: str, row: tuple[Any, ...] | None) -> str:
-    """Say what nack_failed() made of a delivery, for example "delivery 2 of 5, again in 2 s"."""
+    """Describe the result of nack_failed(), for example "delivery 2 of 5, again in 2 s".
+
+    Args:
+        consumer: Name of the consumer.
+        row: Row of nack_failed(), or None if the delivery had ended before.
+
+    """
     if row is None:
         return "its delivery had ended before, so the message may have been delivered again"
     number, of, again_in, dead_id = row
@@ -41,12 +50,19 @@ def fate_of(consumer: str, row: tuple[Any, ...] | None) -> str:
 
 
 def refuse_handler(handler: object, *, asynchronous: bool) -> None:
-    """Raise UnusableHandler where calling the handler would not run it, or not to its end."""
+    """Raise UnusableHandler if calling the handler would not run it to its end.
+
+    Args:
+        handler: The object that was given to worker().
+        asynchronous: True for AsyncQueue, which needs an `async def` function. False for Queue, which needs a plain
+            one.
+
+    """
     if not callable(handler):
         raise UnusableHandler(f"a handler must be a function, and {handler!r} is a {type(handler).__name__}")
     kind = _kind(handler)
     if asynchronous and kind == "a plain function" and _is_coroutine_function(inspect.unwrap(handler)):
-        return  # a decorator's, which passes on what the function gives
+        return  # made by a decorator, and returns the coroutine of the wrapped function
     wanted = "an `async def` function" if asynchronous else "a plain function"
     if kind != wanted:
         client = "an AsyncQueue" if asynchronous else "a Queue"
@@ -58,7 +74,8 @@ def refuse_handler(handler: object, *, asynchronous: bool) -> None:
 
 
 def _kind(handler: Callable[..., Any]) -> str:
-    targets = (handler, getattr(handler, "__call__", None))  # noqa: B004 - an instance may have an async one
+    """Return the kind of function that the handler is, in the words of the error message."""
+    targets = (handler, getattr(handler, "__call__", None))  # noqa: B004 - an instance may have an async __call__
     if any(map(inspect.isasyncgenfunction, targets)):
         return "an asynchronous generator"
     if any(map(inspect.isgeneratorfunction, targets)):
@@ -77,7 +94,7 @@ def _name(handler: object) -> str:
 
 
 def refuse_unrun(handler: object, result: object) -> None:
-    """Raise UnusableHandler where a handler returned something that has yet to be run, such as a coroutine."""
+    """Raise UnusableHandler if a handler returned an object that has yet to be run, such as a coroutine."""
     if inspect.iscoroutine(result) or inspect.isgenerator(result):
         result.close()
     elif not inspect.isasyncgen(result):

@@ -1,4 +1,4 @@
-"""Leases that are prolonged in the background while their messages are handled, synchronous.
+"""Leases that are extended in the background while their messages are handled, synchronous.
 
 Made from `_leases.py` by `make client`.
 
@@ -15,14 +15,14 @@ from typing import Any, Final, Protocol, TypeAlias
 from cdcbridge.client._threads import begin, end, sleep
 from cdcbridge.errors import CdcbridgeError, ClientClosed
 
-_TICK: Final = 0.25  # seconds between looks at what has to be prolonged
-_SHORTEST: Final = 0.02  # for the shortest leases
-_LINGER: Final = 10.0  # seconds after which it ends where nothing is held
+_TICK: Final = 0.25  # seconds between looks for leases to extend
+_SHORTEST: Final = 0.02  # the same for the shortest leases
+_LINGER: Final = 10.0  # seconds without a lease after which the background run ends
 log: Final = logging.getLogger("cdcbridge.client")
 
 
 class Lease(Protocol):
-    """A delivery, or a batch of a stream."""
+    """The lease of a delivery, or of a batch of a stream."""
 
     @property
     def half_over(self) -> bool: ...
@@ -36,28 +36,31 @@ Renew: TypeAlias = Callable[[list[Any]], None]
 
 
 class Keeper:
-    """Extends each lease that it holds when half of it is over. `renew` extends them, and marks lost ones."""
+    """A keeper of leases, which extends each lease that it holds when half of it is over.
+
+    The function `renew` extends the leases that are due, and marks the lost ones.
+    """
 
     def __init__(self, renew: Renew) -> None:
         self._renew = renew
         self._held: set[Lease] = set()
-        self._guard = threading.Lock()  # held for a moment only, so tasks can use it as well
+        self._guard = threading.Lock()  # held only for an instant, so tasks may block on it, too
         self._beside: Any = None
 
     def hold(self, leases: Iterable[Lease]) -> None:
-        """Extend these from now on."""
+        """Extend these leases from now on."""
         with self._guard:
             self._held.update(leases)
             if self._held and self._beside is None:
                 self._beside = begin(self._run)
 
     def drop(self, leases: Iterable[Lease]) -> None:
-        """Do not extend these any more."""
+        """Stop extending these leases."""
         with self._guard:
             self._held.difference_update(leases)
 
     def close(self) -> None:
-        """Extend nothing any more."""
+        """Stop extending all leases, and end the background run."""
         with self._guard:
             self._held.clear()
             beside, self._beside = self._beside, None
@@ -65,7 +68,8 @@ class Keeper:
             end(beside)
 
     def _run(self) -> None:
-        with self._guard:  # hold() has it until it knows this one
+        """Extend the leases that are due, until close() or until no lease was held for _LINGER seconds."""
+        with self._guard:  # hold() keeps the guard until it has stored this run
             mine = self._beside
         unused = 0.0
         while True:
@@ -81,6 +85,7 @@ class Keeper:
             sleep(max(_SHORTEST, min([_TICK, *(lease.visibility / 8 for lease in held)])))
 
     def _prolong(self, due: list[Lease]) -> None:
+        """Extend these leases. Log an error instead of raising it, so that the background run continues."""
         try:
             self._renew(due)
         except ClientClosed:

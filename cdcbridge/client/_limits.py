@@ -1,6 +1,6 @@
 """Time limits of a client's calls: the clock, the limits, and the pauses between two attempts.
 
-Knows no session. Never gives up a call: _sessions_async.py does that, by these limits.
+Never uses a session, and never ends a call: _sessions_async.py does that by these limits.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import psycopg
 from cdcbridge.errors import UsageError
 from cdcbridge.units import parse_duration
 
-ANSWER: Final = 5.0  # seconds for an answer of the server; a session that stays silent for longer is given up
-COUNTING: Final = 600.0  # the same for a statement that counts the log
+ANSWER: Final = 5.0  # seconds for an answer of the server, after which the session is closed
+COUNTING: Final = 600.0  # the same for a statement that counts messages of the log
 PATIENCE: Final = 10.0  # seconds of further attempts for a call without a lease or `wait`
-LONGEST: Final = 300.0  # and for one whose lease is longer than this
-LEAVING: Final = 2.0  # seconds of further attempts to give back what was fetched and not begun
-MANY: Final = 5_000  # deliveries whose end may take longer than ANSWER
-AWAY: Final = 0.5  # seconds between two tries of a loop, each of which has made its own attempts
-IDLE: Final = 1.0  # messages() and workers wait at least so long for a message, whatever `wait` is
+LONGEST: Final = 300.0  # upper limit of these seconds for a call with a lease
+LEAVING: Final = 2.0  # seconds of further attempts to give back messages that were not begun
+MANY: Final = 5_000  # deliveries whose ack or nack may take longer than ANSWER
+AWAY: Final = 0.5  # seconds between two fetches of a loop, each of which has made its own attempts
+IDLE: Final = 1.0  # seconds that each fetch of messages(), batches() and workers waits at least
 
 T = TypeVar("T")
 
@@ -41,9 +41,17 @@ class NoAnswer(psycopg.OperationalError):
 
 
 def limited(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
-    """Run the steps of one exchange. Raises NoAnswer after so many seconds without a byte from the server.
+    """Run the steps of one exchange with the server, and limit the silence.
 
-    psycopg resumes the steps ten times a second with 0 where nothing arrived.
+    psycopg resumes the steps ten times a second with 0 if nothing arrived.
+
+    Args:
+        steps: psycopg's generator of the exchange.
+        seconds: Longest time without a byte from the server.
+
+    Raises:
+        NoAnswer: The server stayed silent for longer.
+
     """
     end = now() + seconds
     try:
@@ -61,24 +69,37 @@ def limited(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any
 
 
 class Pace:
-    """Growing pauses, from 0.05 to 2 seconds, with jitter."""
+    """Pauses that grow from 0.05 to 2 seconds. Each one is shortened at random, by up to half."""
 
     def __init__(self) -> None:
         self._next = 0.05
 
     def next(self) -> float:
+        """Return the next pause in seconds."""
         pause, self._next = self._next, min(2.0, self._next * 2)
         return pause * random.uniform(0.5, 1)  # noqa: S311 - no secret depends on it
 
 
 def refuse_bad_time(name: str, value: float | None, *, zero: bool = True) -> None:
-    """Raise UsageError for an argument that is not a number of seconds. None stands for a default."""
+    """Raise UsageError for an argument that is not a number of seconds. None means a default.
+
+    Args:
+        name: Name of the argument.
+        value: Its value in seconds.
+        zero: Whether 0 is allowed.
+
+    """
     if value is not None and not (value >= 0 if zero else value > 0):
         raise UsageError(f"{name} is {value}; it must be {'at least' if zero else 'more than'} 0 seconds")
 
 
 def refuse_bad_delay(delay: float | str | None, deliver_at: datetime | None) -> float | None:
-    """Return the delay in seconds; "5m" is 300. Raises UsageError where one is bad, or both are given."""
+    """Return the delay of a published message in seconds, for example 300 for "5m".
+
+    Raises:
+        UsageError: `delay` is not a time, `deliver_at` has no time zone, or both are given.
+
+    """
     if isinstance(delay, str):
         try:
             delay = parse_duration(delay)
@@ -94,7 +115,7 @@ def refuse_bad_delay(delay: float | str | None, deliver_at: datetime | None) -> 
 
 
 def refuse_no_zone(name: str, time: datetime | None) -> None:
-    """Raise UsageError for a time that names no instant."""
+    """Raise UsageError for a time without a time zone, because it names no instant."""
     if time is not None and time.utcoffset() is None:
         raise UsageError(
             f"{name} is {time.isoformat(sep=' ')}, which has no zone, so it names no instant",
@@ -103,5 +124,9 @@ def refuse_no_zone(name: str, time: datetime | None) -> None:
 
 
 def patient(wait: float, stop_when_empty: bool) -> float:
-    """Return how long a loop waits for messages. With `wait=0` it would ask a thousand times a second."""
+    """Return the seconds that a loop waits for messages in each of its fetches.
+
+    A loop that does not stop when it finds no message waits at least IDLE seconds. With `wait=0` it would ask a
+    thousand times a second.
+    """
     return wait if stop_when_empty else max(wait, IDLE)

@@ -1,8 +1,9 @@
-"""One session of a client, synchronous. It limits the wait for an answer, and notices its end while it is idle.
+"""One session of a client, synchronous.
 
 Made from `_session.py` by `make client`.
 
-Never sends a statement by itself but the first one, which pins the settings.
+A session limits the wait for an answer, and notices that the server ended it while it was idle. Never sends a statement
+by itself, except for the first one, which pins the settings.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from cdcbridge.client._threads import if_unused
 from cdcbridge.database import conninfo, store_errors
 from cdcbridge.database.session import pin, pin_locally
 
-# Every statement of a client names the schema of its function. A claim must not be committed after its receiver has
-# given up, so the server ends a late statement before the client ends the session.
+# Every statement of a client names the schema of its function, so the search path needs no other schema. A claim must
+# not be committed after its receiver has given up, so the server ends a late statement before the client closes the
+# session.
 SETTINGS: Final = {"search_path": "pg_catalog, pg_temp", "statement_timeout": f"{ANSWER - 1:g}s"}
 PATIENT: Final = {**SETTINGS, "statement_timeout": "0"}
 SETTINGS_HERE: Final = pin_locally(SETTINGS)
@@ -26,16 +28,19 @@ PATIENT_HERE: Final = pin_locally(PATIENT)
 
 
 class Session(psycopg.Connection[tuple[Any, ...]]):
-    """A connection whose statements raise NoAnswer, and close it, where the server stays silent for `limit` seconds."""
+    """A connection that is closed if the server stays silent for `limit` seconds.
+
+    The statement that waits for an answer then raises NoAnswer.
+    """
 
     limit = ANSWER
     patient = False  # its statements may take longer than ANSWER
     pooled = False
-    ended = False  # the server said so
+    ended = False  # the server reported the end of the session
     _socket: select.poll | None = None
 
     def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
-        """Wait for the server; psycopg calls this for every exchange."""
+        """Wait for the server. psycopg calls this method for every exchange."""
         try:
             return super().wait(limited(gen, self.limit), *arguments, **named)
         except NoAnswer:
@@ -44,33 +49,46 @@ class Session(psycopg.Connection[tuple[Any, ...]]):
 
     @property
     def gone(self) -> bool:
-        """Whether the server ended the session while it was idle. Reads the socket, and sends nothing."""
+        """True if the session is closed, or was ended by the server while it was idle.
+
+        The property reads the socket and sends nothing. If a call is using the session, the socket is left to that
+        call.
+        """
         if not self.closed:
             if_unused(self.lock, self._hear)
         return self.closed
 
     def _hear(self) -> None:
+        """Read the bytes that arrived while the session was idle, and close the session if it was ended."""
         try:
             if self._socket is None:
                 self._socket = select.poll()
                 self._socket.register(self.pgconn.socket, select.POLLIN)
             while self._socket.poll(0):
                 self.pgconn.consume_input()
-                self.pgconn.is_busy()  # reads on, as far as the notice that ends a session
+                self.pgconn.is_busy()  # parses the bytes, up to the notice that ends a session
                 if self.ended:
                     raise psycopg.OperationalError
         except psycopg.OperationalError:
             self.pgconn.finish()
 
     def note(self, diagnostic: Any) -> None:
-        """Note the notice with which a server ends an idle session."""
+        """Note whether this notice is the one with which a server ends an idle session."""
         self.ended = self.ended or diagnostic.severity_nonlocalized in {"FATAL", "PANIC"}
 
 
 def open_session(dsn: str, name: str, *, patient: bool = False) -> Session:
-    """A session on the store that depends on nothing around it. Raises StoreUnavailable, or UsageError for a bad DSN.
+    """Open a session on the store that is independent of settings of the server, the role and the environment.
 
-    `patient` removes the time limit of statements.
+    Args:
+        dsn: Connection string of the store.
+        name: Application name of the session.
+        patient: Whether to remove the time limit of statements.
+
+    Raises:
+        StoreUnavailable: The store cannot be reached.
+        UsageError: The DSN is wrong.
+
     """
     with store_errors():
         session = Session.connect(conninfo(dsn, name, pooler=True), autocommit=True)
@@ -84,5 +102,5 @@ def open_session(dsn: str, name: str, *, patient: bool = False) -> Session:
     session.patient = patient
     session.pooled = row is not None and row[0] != pid
     if session.pooled:
-        session.prepare_threshold = None  # the next transaction may be another server session's
+        session.prepare_threshold = None  # the next transaction may run in another server session
     return session

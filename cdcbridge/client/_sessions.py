@@ -1,12 +1,14 @@
-"""What the clients of queues and streams share, asynchronous: sessions that are made anew where they were lost, further
-attempts, waiting.
+"""Sessions, further attempts and waiting, which queue and stream clients share, synchronous.
 
 Made from `_sessions.py` by `make client`.
 
-Two sessions: one reads and waits for notifications, one settles and serves further readers. So an ack never waits for a
-long poll. Through a pooler notifications do not arrive, and the client looks once a second instead. A direct session is
-pinned once. Through a pooler each call is a transaction with settings of its own, since the server's session is also
-used by other applications.
+A client has two sessions, and opens them again when they are lost. The reader receives messages and waits for
+notifications. The writer settles messages and serves further calls that receive. An ack therefore never waits for a
+long poll.
+
+A direct session is pinned once. Through a pooler notifications do not arrive, and the client looks once a second
+instead. Each call is then a transaction with settings of its own, because other applications use the same server
+session. Never repeats a statement that must not run twice, unless it surely did not run.
 """
 
 from __future__ import annotations
@@ -28,15 +30,18 @@ from cdcbridge.errors import CdcbridgeError, StoreUnavailable
 Connection: TypeAlias = psycopg.Connection[tuple[Any, ...]]
 T = TypeVar("T")
 Rescue: TypeAlias = Callable[[list[tuple[Any, ...]]], None]
-_SLICE: Final = 0.5  # seconds in which stop() is noticed
+_SLICE: Final = 0.5  # longest time in seconds until stop() is noticed
 
 
 class Uncertain(StoreUnavailable):
-    """The session was lost while a statement ran that must not run twice."""
+    """The session was lost during a statement that must not run twice."""
 
 
 class Sessions(Base):
-    """A client's two sessions; a context manager. `sql` is the subclass's."""
+    """Base class of the clients, with their two sessions.
+
+    As a context manager it calls close() on leaving. Subclasses set `sql`.
+    """
 
     sql: Statements
 
@@ -51,22 +56,24 @@ class Sessions(Base):
         self._keeper = Keeper(self._renew)
 
     def close(self) -> None:
-        """Stop, give back what was fetched and not begun, and close both sessions. What is being handled comes again
-        after its timeout.
+        """Stop, give back the messages that were fetched and not begun, and close both sessions.
+
+        A message that is still being handled is delivered again after its timeout. In a forked child the sessions stay
+        open, because they belong to the parent.
         """
         self.stop()
-        if self.forked:  # they are the parent's
+        if self.forked:  # the sessions belong to the parent
             self.closed = True
             return
         self._keeper.close()
         if not self.closed:
             try:
                 self._leave()
-                if acquired(self._giving, LEAVING):  # another task or thread had begun to
+                if acquired(self._giving, LEAVING):  # another task or thread was giving messages back
                     self._giving.release()
             finally:
                 self.closed = True
-                # A call that waits for notifications notices the stop first.
+                # A call that waits for notifications notices the stop before its session is closed.
                 if acquired(self._reading, 2 * _SLICE):
                     self._reading.release()
                 for session in (self._reader, self._writer):
@@ -79,10 +86,10 @@ class Sessions(Base):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # the subclass's
+    # implemented by the subclass
 
     def _renew(self, due: Any) -> None:
-        """Prolong leases; mark the lost ones."""
+        """Extend leases, and mark the lost ones."""
 
     def _leave(self) -> None:
         """Give back messages that were fetched and not begun."""
@@ -90,7 +97,10 @@ class Sessions(Base):
     # attempts
 
     def _again(self, deadline: float, call: Callable[[], T], *, stoppable: bool = False) -> T:
-        """Return the result of the call. While the store is away, make further attempts until the deadline."""
+        """Return the result of the call. While the store is away, make further attempts until the deadline.
+
+        With `stoppable`, stop() ends the attempts, too.
+        """
         pace = Pace()
         while True:
             self.refuse_unusable()
@@ -108,7 +118,7 @@ class Sessions(Base):
         """Run a statement that must not run twice: repeat it only if it surely did not run."""
 
         def attempt() -> Any:
-            session = self._writer_session()  # where this fails, nothing was sent
+            session = self._writer_session()  # if this fails, nothing was sent
             try:
                 return self._first(session, query, values)
             except StoreUnavailable as error:
@@ -119,7 +129,10 @@ class Sessions(Base):
         return self._again(now() + PATIENCE, attempt)
 
     def _quietly(self, call: Callable[[], object]) -> CdcbridgeError | None:
-        """Make the call with little time for further attempts. Returns its error, if there was one."""
+        """Make the call with LEAVING seconds for further attempts. Return its error, if there was one.
+
+        If the task is cancelled meanwhile, the call is made once more before the cancellation continues.
+        """
         mine = acquired(self._giving, LEAVING)
         try:
             try:
@@ -137,13 +150,20 @@ class Sessions(Base):
     # reading
 
     def _until(self, wait: float, look: Callable[[Session], T]) -> T:
-        """What `look` finds, once that is something or `wait` is over; a lost session is made anew meanwhile."""
+        """Return the result of `look` as soon as it is not empty, or the last one when `wait` seconds are over.
+
+        A session that is lost meanwhile is opened again.
+        """
         refuse_bad_time("wait", wait)
         deadline = now() + wait
         return self._again(deadline, lambda: self._look(deadline, look), stoppable=True)
 
     def _look(self, deadline: float, look: Callable[[Session], T]) -> T:
-        """One call waits for notifications, on the reader. Others look on the writer, and then wait for that call."""
+        """Look until there is a result, a stop, or the deadline.
+
+        One call at a time uses the reader and waits for notifications. The others look on the writer, and then wait for
+        that call to end.
+        """
         mine = acquired(self._reading, 0)
         try:
             while True:
@@ -160,7 +180,10 @@ class Sessions(Base):
                 self._reading.release()
 
     def _wait(self, session: Session, deadline: float) -> None:
-        """Until a notification for this consumer, a timeout or delay of its own that ends, or the deadline."""
+        """Wait for a notification for this consumer, or until the next look is due, or until the deadline.
+
+        A look is due when a timeout, delay or lease ends, because no notification reports that.
+        """
         rows = self._rows(session, self.sql.next_due, (self.consumer,))
         until = min(deadline, now() + due_in(rows[0] if rows else None, self.poll_interval))
         while not self.stopped and (left := until - now()) > 0:
@@ -177,18 +200,20 @@ class Sessions(Base):
     # statements
 
     def _write(self, query: Composed, values: tuple[Any, ...]) -> Any:
+        """Return the first value of a statement that runs on the writer."""
         return self._first(self._writer_session(), query, values)
 
     def _first(self, session: Session, query: Composed, values: tuple[Any, ...]) -> Any:
+        """Return the first value of the first row of a statement, or 0 if there is no row."""
         rows = self._rows(session, query, values)
         return rows[0][0] if rows else 0
 
     def _rows(
         self, session: Session, query: Composed, values: tuple[Any, ...], rescue: Rescue | None = None
     ) -> list[tuple[Any, ...]]:
-        """A statement's rows, in binary: what they look like as text depends on settings.
+        """Return the rows of a statement, in binary, because the text form of a value depends on settings.
 
-        `rescue` gets the rows of a statement that had ended on the server when the caller was cancelled.
+        If the caller is cancelled after the statement ended on the server, `rescue` gets the rows.
         """
         cursor = session.cursor(binary=True)
         try:
@@ -201,7 +226,7 @@ class Sessions(Base):
                 return cursor.fetchall()
         except StoreUnavailable as error:
             if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction | psycopg.errors.FeatureNotSupported):
-                session.close()  # the next one may come to a server that takes writes, and has new plans
+                session.close()  # the next session may reach a server that accepts writes, with new plans
             raise
         except Exception:
             raise
@@ -212,7 +237,10 @@ class Sessions(Base):
             raise
 
     def _transaction(self, session: Session, cursor: Any, query: Composed, values: tuple[Any, ...]) -> None:
-        """A statement behind a pooler: four in one round trip, so no other call may come between them."""
+        """Run a statement in a transaction through a pooler.
+
+        Four statements are sent in one round trip, so no other call may send one between them.
+        """
         try:
             with session.pipeline():
                 session.execute("begin isolation level read committed, read write")
@@ -235,6 +263,7 @@ class Sessions(Base):
     # sessions
 
     def _writer_session(self) -> Session:
+        """Return the writer. Open it if there is none, or if the server ended it."""
         if not acquired(self._opening, ANSWER):
             raise StoreUnavailable("store: another call waits for a session in vain")
         try:
@@ -246,6 +275,7 @@ class Sessions(Base):
             self._opening.release()
 
     def _reader_session(self) -> Session:
+        """Return the reader, which listens unless the client polls. Open it if necessary."""
         if self._reader is None or self._reader.gone:
             self.refuse_unusable()
             session = open_session(self.dsn, "cdcbridge client, receiving")
@@ -262,5 +292,6 @@ class Sessions(Base):
         return self._reader
 
     def _learn(self, session: Session) -> None:
+        """Read the consumer's id and mode from the store."""
         rows = self._rows(session, self.sql.settings, (self.consumer,))
         self.learn(rows[0] if rows else None)

@@ -1,12 +1,14 @@
-"""What the clients of queues and streams share, asynchronous: sessions that are made anew where they were lost, further
-attempts, waiting.
+"""Sessions, further attempts and waiting, which queue and stream clients share, asynchronous.
 
 `_sessions.py` is made from this file by `make client`: change this one.
 
-Two sessions: one reads and waits for notifications, one settles and serves further readers. So an ack never waits for a
-long poll. Through a pooler notifications do not arrive, and the client looks once a second instead. A direct session is
-pinned once. Through a pooler each call is a transaction with settings of its own, since the server's session is also
-used by other applications.
+A client has two sessions, and opens them again when they are lost. The reader receives messages and waits for
+notifications. The writer settles messages and serves further calls that receive. An ack therefore never waits for a
+long poll.
+
+A direct session is pinned once. Through a pooler notifications do not arrive, and the client looks once a second
+instead. Each call is then a transaction with settings of its own, because other applications use the same server
+session. Never repeats a statement that must not run twice, unless it surely did not run.
 """
 
 from __future__ import annotations
@@ -28,15 +30,18 @@ from cdcbridge.errors import CdcbridgeError, StoreUnavailable
 Connection: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 T = TypeVar("T")
 Rescue: TypeAlias = Callable[[list[tuple[Any, ...]]], Awaitable[None]]
-_SLICE: Final = 0.5  # seconds in which stop() is noticed
+_SLICE: Final = 0.5  # longest time in seconds until stop() is noticed
 
 
 class Uncertain(StoreUnavailable):
-    """The session was lost while a statement ran that must not run twice."""
+    """The session was lost during a statement that must not run twice."""
 
 
 class AsyncSessions(Base):
-    """A client's two sessions; a context manager. `sql` is the subclass's."""
+    """Base class of the clients, with their two sessions.
+
+    As a context manager it calls close() on leaving. Subclasses set `sql`.
+    """
 
     sql: Statements
 
@@ -51,22 +56,24 @@ class AsyncSessions(Base):
         self._keeper = AsyncKeeper(self._renew)
 
     async def close(self) -> None:
-        """Stop, give back what was fetched and not begun, and close both sessions. What is being handled comes again
-        after its timeout.
+        """Stop, give back the messages that were fetched and not begun, and close both sessions.
+
+        A message that is still being handled is delivered again after its timeout. In a forked child the sessions stay
+        open, because they belong to the parent.
         """
         self.stop()
-        if self.forked:  # they are the parent's
+        if self.forked:  # the sessions belong to the parent
             self.closed = True
             return
         self._keeper.close()
         if not self.closed:
             try:
                 await self._leave()
-                if await acquired(self._giving, LEAVING):  # another task or thread had begun to
+                if await acquired(self._giving, LEAVING):  # another task or thread was giving messages back
                     self._giving.release()
             finally:
                 self.closed = True
-                # A call that waits for notifications notices the stop first.
+                # A call that waits for notifications notices the stop before its session is closed.
                 if await acquired(self._reading, 2 * _SLICE):
                     self._reading.release()
                 for session in (self._reader, self._writer):
@@ -79,10 +86,10 @@ class AsyncSessions(Base):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # the subclass's
+    # implemented by the subclass
 
     async def _renew(self, due: Any) -> None:
-        """Prolong leases; mark the lost ones."""
+        """Extend leases, and mark the lost ones."""
 
     async def _leave(self) -> None:
         """Give back messages that were fetched and not begun."""
@@ -90,7 +97,10 @@ class AsyncSessions(Base):
     # attempts
 
     async def _again(self, deadline: float, call: Callable[[], Awaitable[T]], *, stoppable: bool = False) -> T:
-        """Return the result of the call. While the store is away, make further attempts until the deadline."""
+        """Return the result of the call. While the store is away, make further attempts until the deadline.
+
+        With `stoppable`, stop() ends the attempts, too.
+        """
         pace = Pace()
         while True:
             self.refuse_unusable()
@@ -108,7 +118,7 @@ class AsyncSessions(Base):
         """Run a statement that must not run twice: repeat it only if it surely did not run."""
 
         async def attempt() -> Any:
-            session = await self._writer_session()  # where this fails, nothing was sent
+            session = await self._writer_session()  # if this fails, nothing was sent
             try:
                 return await self._first(session, query, values)
             except StoreUnavailable as error:
@@ -119,7 +129,10 @@ class AsyncSessions(Base):
         return await self._again(now() + PATIENCE, attempt)
 
     async def _quietly(self, call: Callable[[], Awaitable[object]]) -> CdcbridgeError | None:
-        """Make the call with little time for further attempts. Returns its error, if there was one."""
+        """Make the call with LEAVING seconds for further attempts. Return its error, if there was one.
+
+        If the task is cancelled meanwhile, the call is made once more before the cancellation continues.
+        """
         mine = await acquired(self._giving, LEAVING)
         try:
             try:
@@ -137,13 +150,20 @@ class AsyncSessions(Base):
     # reading
 
     async def _until(self, wait: float, look: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """What `look` finds, once that is something or `wait` is over; a lost session is made anew meanwhile."""
+        """Return the result of `look` as soon as it is not empty, or the last one when `wait` seconds are over.
+
+        A session that is lost meanwhile is opened again.
+        """
         refuse_bad_time("wait", wait)
         deadline = now() + wait
         return await self._again(deadline, lambda: self._look(deadline, look), stoppable=True)
 
     async def _look(self, deadline: float, look: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """One call waits for notifications, on the reader. Others look on the writer, and then wait for that call."""
+        """Look until there is a result, a stop, or the deadline.
+
+        One call at a time uses the reader and waits for notifications. The others look on the writer, and then wait for
+        that call to end.
+        """
         mine = await acquired(self._reading, 0)
         try:
             while True:
@@ -160,7 +180,10 @@ class AsyncSessions(Base):
                 self._reading.release()
 
     async def _wait(self, session: AsyncSession, deadline: float) -> None:
-        """Until a notification for this consumer, a timeout or delay of its own that ends, or the deadline."""
+        """Wait for a notification for this consumer, or until the next look is due, or until the deadline.
+
+        A look is due when a timeout, delay or lease ends, because no notification reports that.
+        """
         rows = await self._rows(session, self.sql.next_due, (self.consumer,))
         until = min(deadline, now() + due_in(rows[0] if rows else None, self.poll_interval))
         while not self.stopped and (left := until - now()) > 0:
@@ -177,18 +200,20 @@ class AsyncSessions(Base):
     # statements
 
     async def _write(self, query: Composed, values: tuple[Any, ...]) -> Any:
+        """Return the first value of a statement that runs on the writer."""
         return await self._first(await self._writer_session(), query, values)
 
     async def _first(self, session: AsyncSession, query: Composed, values: tuple[Any, ...]) -> Any:
+        """Return the first value of the first row of a statement, or 0 if there is no row."""
         rows = await self._rows(session, query, values)
         return rows[0][0] if rows else 0
 
     async def _rows(
         self, session: AsyncSession, query: Composed, values: tuple[Any, ...], rescue: Rescue | None = None
     ) -> list[tuple[Any, ...]]:
-        """A statement's rows, in binary: what they look like as text depends on settings.
+        """Return the rows of a statement, in binary, because the text form of a value depends on settings.
 
-        `rescue` gets the rows of a statement that had ended on the server when the caller was cancelled.
+        If the caller is cancelled after the statement ended on the server, `rescue` gets the rows.
         """
         cursor = session.cursor(binary=True)
         try:
@@ -201,7 +226,7 @@ class AsyncSessions(Base):
                 return await cursor.fetchall()
         except StoreUnavailable as error:
             if isinstance(error.__cause__, psycopg.errors.ReadOnlySqlTransaction | psycopg.errors.FeatureNotSupported):
-                await session.close()  # the next one may come to a server that takes writes, and has new plans
+                await session.close()  # the next session may reach a server that accepts writes, with new plans
             raise
         except Exception:
             raise
@@ -212,7 +237,10 @@ class AsyncSessions(Base):
             raise
 
     async def _transaction(self, session: AsyncSession, cursor: Any, query: Composed, values: tuple[Any, ...]) -> None:
-        """A statement behind a pooler: four in one round trip, so no other call may come between them."""
+        """Run a statement in a transaction through a pooler.
+
+        Four statements are sent in one round trip, so no other call may send one between them.
+        """
         try:
             async with session.pipeline():
                 await session.execute("begin isolation level read committed, read write")
@@ -235,6 +263,7 @@ class AsyncSessions(Base):
     # sessions
 
     async def _writer_session(self) -> AsyncSession:
+        """Return the writer. Open it if there is none, or if the server ended it."""
         if not await acquired(self._opening, ANSWER):
             raise StoreUnavailable("store: another call waits for a session in vain")
         try:
@@ -246,6 +275,7 @@ class AsyncSessions(Base):
             self._opening.release()
 
     async def _reader_session(self) -> AsyncSession:
+        """Return the reader, which listens unless the client polls. Open it if necessary."""
         if self._reader is None or self._reader.gone:
             self.refuse_unusable()
             session = await open_session(self.dsn, "cdcbridge client, receiving")
@@ -262,5 +292,6 @@ class AsyncSessions(Base):
         return self._reader
 
     async def _learn(self, session: AsyncSession) -> None:
+        """Read the consumer's id and mode from the store."""
         rows = await self._rows(session, self.sql.settings, (self.consumer,))
         self.learn(rows[0] if rows else None)

@@ -1,9 +1,9 @@
-"""How deliveries end, asynchronous: acked, nacked, given back, or kept for longer.
+"""Ack, nack, give-back and extension of a queue's deliveries, synchronous.
 
 Made from `_settling.py` by `make client`.
 
-An ack is committed before it counts, also for the order of fifo. Never decides what a failure means: back-off and dead
-letters are the server's.
+An ack counts only when it is committed, also for the order of fifo. Never decides the consequence of a failure: the
+server applies the back-off and makes dead letters.
 """
 
 from __future__ import annotations
@@ -27,7 +27,19 @@ log: Final = logging.getLogger("cdcbridge.client")
 
 
 class Message(Delivery):
-    """One delivery. As a context manager it acks on leaving, or gives back where its block raised."""
+    """One delivery of a message. As a context manager it is acked on leaving, or given back if the block raised.
+
+    An exception of the block is not suppressed. The message also has the attributes of LogMessage, such as `data` and
+    `key`.
+
+    Attributes:
+        receipt: Name of this delivery in the SQL functions ack(), nack() and extend().
+        deliver_count: Number of deliveries of the message so far, including this one.
+        not_visible_until: End of the lease at the time of the delivery. extend() does not change it.
+        settled: How this client ended the delivery: "acked", "nacked" or "given back". None if it did not.
+        lost: True if the delivery may have ended before this client settled it.
+
+    """
 
     __slots__ = ("_queue",)
 
@@ -37,15 +49,54 @@ class Message(Delivery):
         self._queue = queue
 
     def ack(self) -> bool:
-        """Finish it. False where the delivery is not ours any more."""
+        """Finish the message.
+
+        Returns:
+            True, or False if the delivery had ended before: its lease is over, or it was acked or given back.
+
+        Raises:
+            StoreUnavailable: The store is still away when the lease ends, or after five minutes.
+
+        """
         return self._queue.ack([self]) == 1
 
     def nack(self, *, delay: float | None = None, reason: str | None = None, dead: bool = False) -> bool:
-        """Give it back, by default after the consumer's back-off; or kill it. False where it is not ours any more."""
+        """Give the message back for another delivery, or make it a dead letter.
+
+        After the last delivery that the consumer's `max_deliveries` allows, the message becomes a dead letter in any
+        case.
+
+        Args:
+            delay: Seconds until the message is visible again. None uses the consumer's back-off.
+            reason: Text that the history of the message keeps.
+            dead: Whether to make the message a dead letter at once.
+
+        Returns:
+            True, or False if the delivery had ended before: its lease is over, or it was acked or given back.
+
+        Raises:
+            UsageError: `delay` is negative or too long.
+            StoreUnavailable: The store is still away when the lease ends, or after five minutes.
+
+        """
         return self._queue.nack([self], delay=delay, reason=reason, dead=dead) == 1
 
     def extend(self, seconds: float) -> bool:
-        """Keep it for so long from now. False where it is not ours any more."""
+        """Keep the message invisible to other receivers for longer.
+
+        In fifo this extends all messages of the key that the same receive() returned.
+
+        Args:
+            seconds: Seconds from now. With 0 the message is visible at once.
+
+        Returns:
+            True, or False if the delivery had ended before: its lease is over, or it was acked or given back.
+
+        Raises:
+            UsageError: `seconds` is negative or too long.
+            StoreUnavailable: The store is still away when the lease ends, or after five minutes.
+
+        """
         return self._queue.extend([self], seconds) == 1
 
     def __enter__(self) -> Self:
@@ -62,18 +113,22 @@ class Message(Delivery):
 
 
 class Settling(Sessions):
-    """A queue's deliveries, from when they were fetched to their end."""
+    """Base class of Queue: the deliveries of a queue from the fetch to their end."""
 
     sql: QueueStatements
 
     def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
         super().__init__(dsn, consumer, poll_interval)
         self.sql = QueueStatements(schema)
-        self._unbegun: set[Delivery] = set()  # fetched by messages() or a worker, and not begun
-        self._turns = threading.Lock()  # held for a moment, so that a message is begun or given back
+        self._unbegun: set[Delivery] = set()  # messages that messages() or a worker fetched and did not begin
+        self._turns = threading.Lock()  # held for an instant, so that a message is either begun or given back
 
     def begin(self, message: Message) -> bool:
-        """Whether the handling of the message may begin. If half of its lease is over, the server is asked first."""
+        """Return whether the handling of a fetched message may begin.
+
+        If half of its lease is over, the lease is extended first. A message that is settled or lost is not begun. If
+        the store is away, a message that needs an extension counts as lost.
+        """
         if not message.idle and message.half_over:
             with self._turns:
                 others = [
@@ -96,7 +151,11 @@ class Settling(Sessions):
         self._keeper.drop([message])
 
     def let_next(self, message: Message) -> bool:
-        """Whether the next message of its key may be handled. In fifo, give these back unless the ack is committed."""
+        """Return whether the next message of the same key may be handled.
+
+        In fifo this needs a committed ack of this message. Otherwise the later messages of the key are given back. If
+        the ack was rolled back, this message is nacked.
+        """
         others = behind(message) if self.mode == "fifo" else []
         if not others or (message.settled == "acked" and message.xid is None and not message.lost):
             return True
@@ -109,7 +168,12 @@ class Settling(Sessions):
         return False
 
     def outcome(self, message: Message) -> Literal["finished", "rolled back", "open"]:
-        """Whether the ack is committed ("finished"), was rolled back with the caller's transaction, or neither."""
+        """Return how an ack ended, perhaps one in the caller's transaction.
+
+        Returns:
+            "finished" if the ack is committed, "rolled back" if it was rolled back, and else "open".
+
+        """
         if message.settled != "acked" or message.lost:
             return "open"
         if message.xid is None:
@@ -125,10 +189,23 @@ class Settling(Sessions):
         return "rolled back" if found == 1 else "open"
 
     def ack(self, messages: Iterable[Message], *, connection: Connection | None = None) -> int:
-        """Finish deliveries; how many were still ours. Tries again until their leases end.
+        """Finish several deliveries.
 
-        `connection`: in the caller's transaction, and strict: raises StaleReceipt where one is not ours any more, so
-        that the effect rolls back with it.
+        Further attempts are made until the leases end, at most for five minutes. With `connection` there is only one
+        attempt.
+
+        Args:
+            messages: Deliveries that this client received.
+            connection: Connection in whose transaction the deliveries are acked. A stale receipt then raises an error,
+                so that the effect of the transaction rolls back with the ack.
+
+        Returns:
+            The number of deliveries that had not ended before.
+
+        Raises:
+            StaleReceipt: One of the deliveries had ended before, and `connection` is given.
+            StoreUnavailable: The store is still away after the last attempt.
+
         """
         chosen = list(messages)
         receipts = [message.receipt for message in chosen]
@@ -143,7 +220,7 @@ class Settling(Sessions):
         for message in chosen:
             if message.settled is None or message.xid is not None:
                 message.settled, message.xid = "acked", xid
-            message.lost = message.lost or done < len(chosen)  # one of them was: in fifo its key is another's
+            message.lost = message.lost or done < len(chosen)  # one is: in fifo another receiver may have its key
         return int(done)
 
     def nack(
@@ -154,9 +231,24 @@ class Settling(Sessions):
         reason: str | None = None,
         dead: bool = False,
     ) -> int:
-        """Give deliveries back: visible again after `delay` seconds, or by the consumer's back-off; `dead`: no more.
+        """Give several deliveries back, or make their messages dead letters.
 
-        In fifo, later messages of the same keys that messages() or a worker fetched go back as well, uncounted.
+        In fifo, later messages of the same keys that messages() or a worker fetched are given back as well, and do not
+        count as delivered. Attempts are made as in ack().
+
+        Args:
+            messages: Deliveries that this client received.
+            delay: Seconds until the messages are visible again. None uses the consumer's back-off.
+            reason: Text that the history of the messages keeps.
+            dead: Whether to make the messages dead letters at once.
+
+        Returns:
+            The number of deliveries that had not ended before.
+
+        Raises:
+            UsageError: `delay` is negative or too long.
+            StoreUnavailable: The store is still away after the last attempt.
+
         """
         refuse_bad_time("delay", delay)
         chosen = list(messages)
@@ -171,7 +263,13 @@ class Settling(Sessions):
     def give_up(self, message: Message, error: BaseException) -> str:
         """Give back a message whose handling raised, unless it is finished. Never hides the error of the handling.
 
-        Returns what became of it, for example "delivery 2 of 5, again in 2 s"; nothing where it was finished before.
+        Args:
+            message: The message that was handled.
+            error: The exception of its handler.
+
+        Returns:
+            The fate of the message, for example "delivery 2 of 5, again in 2 s". Empty if it was finished before.
+
         """
         if message.settled is None or self.outcome(message) == "rolled back":
             try:
@@ -182,7 +280,7 @@ class Settling(Sessions):
         return ""
 
     def _nack_failed(self, message: Message, reason: str) -> str:
-        """Do what nack() does for one message, and return what became of it, as the same statement tells."""
+        """Nack one message, and return its fate, which the same statement returns."""
         self.leave(behind(message))
         values = (self.consumer, message.receipt, reason)
         deadline = self._deadline([message])
@@ -195,7 +293,7 @@ class Settling(Sessions):
         return fate_of(self.consumer, rows[0] if rows else None)
 
     def leave(self, messages: Iterable[Delivery]) -> None:
-        """Give back messages that were not begun, at once and uncounted. Raises nothing."""
+        """Give back the messages that were not begun, at once and uncounted. Raise nothing."""
         with self._turns:
             chosen = [message for message in messages if message in self._unbegun and not message.idle]
             for message in chosen:
@@ -212,7 +310,7 @@ class Settling(Sessions):
             )
 
     def leave_unbegun(self, messages: Iterable[Delivery]) -> list[Delivery]:
-        """Give back messages that were not begun. Returns those that were begun and are not settled."""
+        """Give back the messages that were not begun. Return those that were begun and are not settled."""
         late = list(messages)
         self.leave(late)
         begun = [message for message in late if not message.idle]
@@ -223,7 +321,22 @@ class Settling(Sessions):
         self.leave(list(self._unbegun))
 
     def extend(self, messages: Iterable[Delivery], seconds: float) -> int:
-        """Keep deliveries invisible for so many seconds from now; how many were still ours. 0 gives them back."""
+        """Keep several deliveries invisible to other receivers for longer.
+
+        Attempts are made as in ack().
+
+        Args:
+            messages: Deliveries that this client received.
+            seconds: Seconds from now. With 0 the messages are visible at once.
+
+        Returns:
+            The number of deliveries that had not ended before.
+
+        Raises:
+            UsageError: `seconds` is negative or too long.
+            StoreUnavailable: The store is still away after the last attempt.
+
+        """
         chosen = list(messages)
         asked = now()
         values = (self.consumer, [message.receipt for message in chosen], seconds)
@@ -234,6 +347,7 @@ class Settling(Sessions):
         return done
 
     def _renew(self, due: Sequence[Delivery]) -> None:
+        """Extend leases in one statement. If some are lost, extend each alone to find and mark the lost ones."""
         seconds = max(message.visibility for message in due)
         if self.extend(due, seconds) == len(due):
             return
@@ -243,7 +357,10 @@ class Settling(Sessions):
                 log.warning("the delivery of message %s of %s was lost: it comes again", message.seq, self.consumer)
 
     def _settle(self, chosen: Sequence[Delivery], query: Composed, values: tuple[Any, ...]) -> int:
-        """Ack or nack, with further attempts until the leases end. A second run finds nothing left to do."""
+        """Ack or nack, with further attempts until the leases end. A repeated statement finds nothing left to do.
+
+        More than MANY deliveries are settled in a session of its own, which may take longer.
+        """
         attempts = 0
 
         def attempt() -> int:
@@ -256,9 +373,10 @@ class Settling(Sessions):
         deadline = self._deadline(chosen)
         done = self._again(deadline, attempt)
         if attempts > 1 and self.mode == "queue":
-            # An earlier attempt may have done it, and its answer was lost: nobody else has these receipts.
+            # An earlier attempt may have succeeded, and its answer was lost: no other client has these receipts.
             done = max(done, sum(message.settled is None and message.ends > now() for message in chosen))
         return done
 
     def _deadline(self, messages: Iterable[Delivery]) -> float:
+        """Return the time of the last attempt: the end of the last lease, at most LONGEST seconds from now."""
         return min(now() + LONGEST, max((message.ends for message in messages), default=0.0))

@@ -1,9 +1,9 @@
-"""The client of stream consumers, asynchronous: reads the log by partition, as a member of a group.
+"""Client that reads the log by partition as a member of a stream consumer's group, asynchronous.
 
 `_stream.py` is made from this file by `make client`: change this one.
 
-A batch is of one partition, which nobody else of the group reads until its offset is committed or its lease ends. A
-member may hold several. Never moves an offset over what its caller has not said to be done.
+A batch holds messages of one partition. No other member of the group reads that partition until the batch's offset is
+committed or its lease ends. A member may hold several batches. Never moves an offset past a message that is not done.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ log: Final = logging.getLogger("cdcbridge.client")
 
 
 class AsyncBatch:
-    """Messages of one partition, in order. As a context manager it keeps its lease while its block runs, and commits
-    the offset behind its last message on leaving, or gives the partition back where its block raised.
+    """Messages of one partition, in order, and the lease of the partition.
+
+    As a context manager it extends its lease. On leaving it commits, or after an error gives the partition back.
+
+    Attributes:
+        partition: Number of the partition.
+        messages: The messages, at least one.
+        receipt: Name of the lease, or None if the caller's transaction holds the partition.
+
     """
 
     def __init__(
@@ -48,7 +55,7 @@ class AsyncBatch:
         self.lost = False
         self.visibility = lease
         self.ends = asked + lease
-        self.done = self.messages[0].seq - 1  # the last message that messages() yielded and that is handled
+        self.done = self.messages[0].seq - 1  # the seq of the last message that messages() yielded and that is done
         self._stream = stream
         self._connection = connection
 
@@ -60,10 +67,16 @@ class AsyncBatch:
         return len(self.messages)
 
     async def commit(self, seq: int | None = None) -> bool:
-        """All up to `seq` (default: its last message) is done, and the partition free; whether the offset moved. Tries
-        again until the lease ends.
+        """Commit the offset of the group, free the partition, and return whether the offset moved.
 
-        Raises StaleReceipt where the lease ended: another member reads these messages, or will.
+        Args:
+            seq: Last seq that is done. None means the last message of the batch.
+
+        Raises:
+            StaleReceipt: The lease has ended: another member reads these messages, or will.
+            UsageError: `seq` is below the offset or beyond the log.
+            StoreUnavailable: The store is still away when the lease ends, or after five minutes.
+
         """
         seq = self.messages[-1].seq if seq is None else seq
         moved = await self._stream.commit_batch(self, seq, self._connection)
@@ -71,18 +84,24 @@ class AsyncBatch:
         return moved
 
     async def release(self) -> None:
-        """Give it back: the group reads it again, at once."""
+        """Give the partition back, so that the group reads these messages again at once."""
         if self._connection is None:
             try:
                 await self.commit(self.messages[0].seq - 1)
             except StaleReceipt:
-                pass  # it went back before
+                pass  # the partition was given back before
             except StoreUnavailable as error:
                 log.warning("%r could not be given back, and is read again when its lease ends: %s", self, error)
-        self.settled = True  # else the caller's transaction holds it, until that ends
+        self.settled = True  # with a connection, its transaction holds the partition until it ends
 
     async def extend(self, seconds: float | None = None) -> None:
-        """Keep the lease for so long from now (default: as long as it was). Raises StaleReceipt where it is over."""
+        """Keep the lease for so many seconds from now. None means the duration that the lease had so far.
+
+        Raises:
+            StaleReceipt: The lease has ended.
+            StoreUnavailable: The store is still away when the lease ends, or after five minutes.
+
+        """
         seconds = self.visibility if seconds is None else seconds
         asked = now()
         await self._stream.extend(self, seconds)
@@ -90,12 +109,12 @@ class AsyncBatch:
 
     @property
     def half_over(self) -> bool:
-        """Half of its lease has passed."""
+        """True if less than half of the lease is left. A batch in the caller's transaction has no lease."""
         return self._connection is None and now() > self.ends - self.visibility / 2
 
     @property
     def idle(self) -> bool:
-        """Whether its lease need not be extended: the offset is committed, or the lease is lost."""
+        """True if no lease needs extending: the batch is settled, lost, or in the caller's transaction."""
         return self.settled or self.lost or self._connection is not None
 
     async def __aenter__(self) -> Self:
@@ -115,7 +134,7 @@ class AsyncBatch:
 
 
 class AsyncStream(AsyncSessions):
-    """A stream consumer's group, as one member sees it. Made by connect(); a context manager."""
+    """One member of a stream consumer's group. Open it with connect() and use it as a context manager."""
 
     sql: StreamStatements
 
@@ -124,7 +143,7 @@ class AsyncStream(AsyncSessions):
         refuse_bad_time("lease", lease, zero=False)
         self.sql = StreamStatements(schema)
         self.lease = lease
-        self._open: set[AsyncBatch] = set()  # those of messages()
+        self._open: set[AsyncBatch] = set()  # the batches that messages() has not finished
 
     @classmethod
     async def connect(
@@ -137,12 +156,21 @@ class AsyncStream(AsyncSessions):
         lease: float = 30,
         parse_float: ParseFloat | None = None,
     ) -> Self:
-        """Join a stream consumer's group in the store `dsn`. Raises UsageError where there is no such consumer,
-        StoreUnavailable where the store cannot be reached.
+        """Join the group of a stream consumer, and return the open stream.
 
-        `lease`: how long (seconds) a batch is this member's; should it die, others go on after that. `poll_interval`:
-        look so often (seconds) instead of listening; chosen by itself behind a connection pooler. `parse_float`: makes
-        the numbers that are no integers, for example `decimal.Decimal`, so that no number loses a digit.
+        Args:
+            dsn: Connection string of the store.
+            consumer: Name of a consumer with the mode stream.
+            schema: Schema of the store.
+            poll_interval: Seconds between two looks for messages, instead of listening for notifications. By default
+                the client listens, or looks once a second if it connects through a connection pooler.
+            lease: Seconds for which a batch belongs to this member. If the member dies, others continue after that.
+            parse_float: Function for numbers that are not integers, such as `decimal.Decimal`, so no digit is lost.
+
+        Raises:
+            UsageError: There is no such stream consumer, the role may not read it, or an argument is wrong.
+            StoreUnavailable: The store cannot be reached.
+
         """
         stream = cls(dsn, consumer, schema, poll_interval, lease)
         stream.parse_float = parse_float
@@ -152,12 +180,19 @@ class AsyncStream(AsyncSessions):
     async def read(
         self, max_messages: int = 100, *, wait: float = 0, connection: Connection | None = None
     ) -> AsyncBatch | None:
-        """Up to `max_messages` of the least recently read partition that is free and has something; None where none has
-        within `wait` seconds.
+        """Return a batch of the least recently read partition that is free and has messages, or None.
 
-        `connection`: in the caller's transaction, which holds the partition instead of a lease: the batch's commit() is
-        part of it, and so reading, effect and offset are one. It does not wait then. Raises UsageError where there is
-        no transaction: nobody would hold the partition, and another member would read the same messages.
+        Args:
+            max_messages: Largest number of messages in the batch.
+            wait: Seconds to wait for a batch. Ignored with `connection`.
+            connection: Connection whose transaction holds the partition instead of a lease. The batch's commit() is
+                part of the transaction, so reading, effect and offset are one.
+
+        Raises:
+            StoreUnavailable: The store is still away when `wait` is over.
+            UsageError: `connection` is in autocommit mode outside of a transaction, which would hold the partition, or
+                not in UTF-8. Or retention removed messages that the group had not read: seek() continues without them.
+
         """
         if connection is not None:
             refuse_unfit(connection)
@@ -181,8 +216,15 @@ class AsyncStream(AsyncSessions):
     def batches(
         self, *, wait: float = 20, max_messages: int = 100, stop_when_empty: bool = False
     ) -> AsyncGenerator[AsyncBatch, None]:
-        """Batches, until stop() or close(); `stop_when_empty`: until `wait` seconds bring none. Use each as a context
-        manager, or commit() it; one that is neither is read again when its lease ends.
+        """Return a generator of batches that ends after stop() or close().
+
+        Use each batch as a context manager, or call its commit(). Otherwise it is read again when its lease ends.
+
+        Args:
+            wait: Seconds that a read waits for a batch, at least 1 unless `stop_when_empty` is set.
+            max_messages: Largest number of messages in a batch.
+            stop_when_empty: Whether to end when `wait` seconds bring no batch.
+
         """
         self.refuse_unusable()
         refuse_bad_time("wait", wait)
@@ -207,9 +249,11 @@ class AsyncStream(AsyncSessions):
     def messages(
         self, *, wait: float = 20, max_messages: int = 100, stop_when_empty: bool = False
     ) -> AsyncGenerator[LogMessage, None]:
-        """Messages, one after the other. A message is done when the next one is asked for; offsets are committed by the
-        batch, and at the end behind the last message that was done. The lease is kept while you handle a message; a
-        batch whose lease was lost is left to the others.
+        """Return a generator of messages that ends after stop() or close(), with the arguments of batches().
+
+        A message is done when the next one is asked for. After each batch, and at the end, the offset of the last
+        message that is done is committed. The lease is extended while you handle a message. A batch whose lease was
+        lost is left to the other members.
         """
         batches = self.batches(wait=wait, max_messages=max_messages, stop_when_empty=stop_when_empty)
         return Closing(self._messages(batches))
@@ -228,7 +272,7 @@ class AsyncStream(AsyncSessions):
                 await self._finish(batch)
 
     async def _is_held(self, batch: AsyncBatch) -> bool:
-        """Whether the lease is good. If half of it is over, the server is asked first."""
+        """Return whether the lease is good. If half of it is over, extend it first."""
         if batch.half_over and not batch.lost:
             await self._renew([batch])
         return not batch.lost
@@ -243,16 +287,16 @@ class AsyncStream(AsyncSessions):
                     log.warning("the lease of %r was lost: %s", batch, error)
 
     def keep(self, batch: AsyncBatch) -> None:
-        """Extend its lease until let_go()."""
+        """Extend the lease of a batch until let_go()."""
         if not batch.idle:
             self._keeper.hold([batch])
 
     def let_go(self, batch: AsyncBatch) -> None:
-        """Stop extending its lease."""
+        """Stop extending the lease of a batch."""
         self._keeper.drop([batch])
 
     async def _finish(self, batch: AsyncBatch) -> None:
-        """Commit the offset of the handled messages, and give the rest back. Raises nothing."""
+        """Commit the offset of the messages that are done, and give the rest back. Raise nothing."""
         self._open.discard(batch)
         self.let_go(batch)
         if batch.idle or self.closed:
@@ -268,8 +312,18 @@ class AsyncStream(AsyncSessions):
     async def commit(
         self, partition: int, seq: int, receipt: str | None = None, *, connection: Connection | None = None
     ) -> bool:
-        """All of the partition up to `seq` is done; whether the offset moved. Raises StaleReceipt, or UsageError for a
-        seq below the offset or beyond the log.
+        """Commit the offset of the group in one partition, and return whether it moved.
+
+        Args:
+            partition: Number of the partition.
+            seq: Last seq that is done.
+            receipt: Receipt of the batch, or None if the partition has no lease.
+            connection: Connection in whose transaction the offset is committed.
+
+        Raises:
+            StaleReceipt: The lease has ended, or another member has one.
+            UsageError: `seq` is below the offset or beyond the log.
+
         """
         values = (self.consumer, partition, seq, receipt)
         if connection is None:
@@ -279,7 +333,7 @@ class AsyncStream(AsyncSessions):
         return bool(row and row[0])
 
     async def commit_batch(self, batch: AsyncBatch, seq: int, connection: Connection | None) -> bool:
-        """What AsyncBatch.commit() does."""
+        """Commit the offset of a batch, as AsyncBatch.commit() describes."""
         if connection is not None:
             return await self.commit(batch.partition, seq, connection=connection)
         return await self._commit((self.consumer, batch.partition, seq, batch.receipt), batch.ends)
@@ -298,20 +352,26 @@ class AsyncStream(AsyncSessions):
         except StaleReceipt:
             if attempts == 1 or now() > deadline:
                 raise
-            # Nobody else can have moved it under this lease.
-            rows = await self._patiently(self.sql.offset, values[:2], COUNTING)
+            rows = await self._patiently(self.sql.offset, values[:2], COUNTING)  # only this member can have moved it
             if not rows or rows[0][0] != values[2]:
                 raise
             return True
 
     async def extend(self, batch: AsyncBatch, seconds: float) -> None:
-        """What AsyncBatch.extend() does."""
+        """Extend the lease of a batch, as AsyncBatch.extend() describes."""
         values = (self.consumer, batch.partition, batch.receipt, seconds)
         await self._again(min(batch.ends, now() + LONGEST), lambda: self._write(self.sql.extend, values))
 
     async def seek(self, target: str | int | datetime, partition: int | None = None) -> int:
-        """Continue from elsewhere, in one partition or all: "earliest", "latest", a seq, a time with a zone, or "-1h",
-        an hour ago; how many partitions. Leases of all members end. Raises UsageError for a time without a zone.
+        """Move the group to another place, end the leases of all members, and return the number of moved partitions.
+
+        Args:
+            target: "earliest", "latest", the seq to read next, a time with a zone, or for example "-1h", an hour ago.
+            partition: Number of the partition to move. None moves all.
+
+        Raises:
+            UsageError: The target is outside of the log, or is a time without a zone.
+
         """
         if isinstance(target, datetime):
             refuse_no_zone("target", target)
@@ -319,7 +379,7 @@ class AsyncStream(AsyncSessions):
         return int(await self._once(self.sql.seek, (self.consumer, place, partition), "the group was moved"))
 
     async def offsets(self) -> list[Standing]:
-        """Where the group stands in each partition, and how much it has yet to read. For people: it counts."""
+        """Return the progress of the group in each partition. Call this rarely, because it counts messages."""
         rows = await self._again(now() + PATIENCE, lambda: self._patiently(self.sql.lag, (self.consumer,), COUNTING))
         return [Standing(*row) for row in rows]
 

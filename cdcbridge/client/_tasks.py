@@ -1,4 +1,7 @@
-"""What the asynchronous client runs on. `_threads.py` has the same for the other one."""
+"""Locks, background tasks, concurrency and signals of the asynchronous clients.
+
+`_threads.py` provides the same names for the synchronous clients. Never uses a session.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ Lock = asyncio.Lock
 sleep = asyncio.sleep
 Cancelled = asyncio.CancelledError
 ASYNCHRONOUS = True  # which kind of handler a worker takes
-_GIVING_BACK = 5.0  # seconds that a handler which was cancelled has to end
+_GIVING_BACK = 5.0  # seconds that a cancelled handler has to end
 
 
-async def acquired(lock: Lock, timeout: float) -> bool:  # noqa: ASYNC109 - as the threads' has it
-    """Whether the lock was taken in time."""
+async def acquired(lock: Lock, timeout: float) -> bool:  # noqa: ASYNC109 - the signature that _threads.py has
+    """Acquire the lock, and return whether that succeeded within `timeout` seconds."""
     if lock.locked() and timeout <= 0:
         return False
     try:
@@ -30,32 +33,35 @@ async def acquired(lock: Lock, timeout: float) -> bool:  # noqa: ASYNC109 - as t
 
 
 def if_unused(lock: Lock, call: Callable[[], None]) -> None:
-    """Do it where the lock is free. The call does not wait."""
+    """Make the call if the lock is free. The call does not wait, so no other task acquires the lock meanwhile."""
     if not lock.locked():
         call()
 
 
 def being_cancelled() -> bool:
-    """Whether the current task was told to end; else a CancelledError is another one's."""
+    """Return whether the current task is being cancelled.
+
+    If not, a CancelledError in this task is the error of another task that it waited for.
+    """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def begin(call: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-    """Run it in the background."""
+    """Run the call in a background task."""
     return asyncio.create_task(call(), name="cdcbridge leases")
 
 
 def end(task: asyncio.Task[None]) -> None:
-    """End a background task."""
+    """Cancel a background task."""
     task.cancel()
 
 
 class Closing(AsyncGenerator[T, None]):
     """A generator that is closed as soon as a loop over it was left.
 
-    By default the event loop closes it later, and never if the event loop ends first: asyncio.run() ends so after a
-    `return` inside `async for`. Here the closing task exists at once, and asyncio.run() waits for it.
+    By default the event loop closes it later, and never if the event loop ends first. For example, asyncio.run() ends
+    so after a `return` inside `async for`. Here the closing task exists at once, and asyncio.run() waits for it.
     """
 
     def __init__(self, inner: AsyncGenerator[T, None]) -> None:
@@ -88,14 +94,19 @@ _closing: set[asyncio.Task[None]] = set()
 
 
 class Slots:
-    """So many may be taken at a time."""
+    """A number of free slots, one for each handler that may run at the same time."""
 
     def __init__(self, number: int) -> None:
         self._free = number
         self._changed = asyncio.Event()
 
-    async def take(self, timeout: float) -> int:  # noqa: ASYNC109 - as the threads' has it
-        """All that are free, once one is; 0 where none became free in time."""
+    async def take(self, timeout: float) -> int:  # noqa: ASYNC109 - the signature that _threads.py has
+        """Take all free slots, and wait for one if there is none.
+
+        Returns:
+            The number of slots, or 0 if none became free within `timeout` seconds.
+
+        """
         if not self._free:
             self._changed.clear()
             with suppress(TimeoutError):
@@ -104,19 +115,23 @@ class Slots:
         return taken
 
     def give(self, number: int) -> None:
-        """Give some back."""
+        """Give this number of slots back."""
         self._free += number
         self._changed.set()
 
 
 class Group:
-    """Runs calls beside each other; on leaving waits for them up to `grace` seconds, and then leaves them behind."""
+    """Calls that run at the same time. On leaving, the group waits up to `grace` seconds for them.
+
+    Then it cancels the remaining tasks, and waits _GIVING_BACK seconds for their end.
+    """
 
     def __init__(self, grace: float) -> None:
         self._grace = grace
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def start(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Run the call in a task."""
         task = asyncio.ensure_future(call(*arguments))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -138,7 +153,10 @@ class Group:
 
 @contextmanager
 def on_signals(call: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call this once; a second one does what it always did."""
+    """Make SIGTERM and SIGINT run the call, once.
+
+    A second signal has its default effect again. Outside of the main thread, signals are not handled here.
+    """
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -153,7 +171,7 @@ def on_signals(call: Callable[[], None]) -> Iterator[None]:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
     except (RuntimeError, ValueError, NotImplementedError):
-        yield  # not in the main thread: whoever is there stops us
+        yield  # not in the main thread, whose code has to call stop()
         return
     try:
         yield

@@ -1,4 +1,7 @@
-"""What the synchronous client runs on. `_tasks.py` has the same for the other one."""
+"""Locks, background threads, concurrency and signals of the synchronous clients.
+
+`_tasks.py` provides the same names for the asynchronous clients. Never uses a session.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ ASYNCHRONOUS = False  # which kind of handler a worker takes
 
 
 def acquired(lock: threading.Lock, timeout: float) -> bool:
-    """Whether the lock was taken in time."""
+    """Acquire the lock, and return whether that succeeded within `timeout` seconds."""
     return lock.acquire(timeout=timeout) if timeout > 0 else lock.acquire(blocking=False)
 
 
 def if_unused(lock: threading.Lock, call: Callable[[], None]) -> None:
-    """Do it under the lock, where that is free."""
+    """Make the call under the lock, if the lock is free."""
     if lock.acquire(blocking=False):
         try:
             call()
@@ -33,55 +36,64 @@ def if_unused(lock: threading.Lock, call: Callable[[], None]) -> None:
 
 
 def being_cancelled() -> bool:
-    """Nobody can tell a thread to end."""
+    """Return False, because a thread cannot be cancelled."""
     return False
 
 
 def begin(call: Callable[[], None]) -> threading.Thread:
-    """Run it in the background."""
+    """Run the call in a background thread."""
     thread = threading.Thread(target=call, daemon=True, name="cdcbridge leases")
     thread.start()
     return thread
 
 
 def end(_thread: threading.Thread) -> None:
-    """A background thread ends by itself."""
+    """Do nothing: a background thread ends by itself."""
 
 
-def Closing(inner: Generator[T, None, None]) -> Generator[T, None, None]:  # noqa: N802 - the tasks' needs a class
-    """Return the generator: Python closes it as soon as a loop over it was left."""
+def Closing(inner: Generator[T, None, None]) -> Generator[T, None, None]:  # noqa: N802 - a class in _tasks.py
+    """Return the generator itself. Python closes it as soon as a loop over it was left."""
     return inner
 
 
 class Slots:
-    """So many may be taken at a time."""
+    """A number of free slots, one for each handler that may run at the same time."""
 
     def __init__(self, number: int) -> None:
         self._free = number
         self._changed = threading.Condition()
 
     def take(self, timeout: float) -> int:
-        """All that are free, once one is; 0 where none became free in time."""
+        """Take all free slots, and wait for one if there is none.
+
+        Returns:
+            The number of slots, or 0 if none became free within `timeout` seconds.
+
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._free, timeout)
             taken, self._free = self._free, 0
             return taken
 
     def give(self, number: int) -> None:
-        """Give some back."""
+        """Give this number of slots back."""
         with self._changed:
             self._free += number
             self._changed.notify_all()
 
 
 class Group:
-    """Runs calls beside each other; on leaving waits for them up to `grace` seconds, and then leaves them behind."""
+    """Calls that run at the same time. On leaving, the group waits up to `grace` seconds for them.
+
+    Then it leaves the remaining threads running.
+    """
 
     def __init__(self, grace: float) -> None:
         self._grace = grace
         self._threads: list[threading.Thread] = []
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Run the call in a thread."""
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         thread = threading.Thread(target=call, args=arguments, daemon=True, name="cdcbridge worker")
         self._threads.append(thread)
@@ -98,7 +110,10 @@ class Group:
 
 @contextmanager
 def on_signals(call: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call this once; a second one does what it always did."""
+    """Make SIGTERM and SIGINT run the call, once.
+
+    A second signal has the effect that it had before. Outside of the main thread, signals are not handled here.
+    """
     before: dict[int, Any] = {}
 
     def stop(_number: int, _frame: object) -> None:
@@ -110,7 +125,7 @@ def on_signals(call: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are for the main thread: whoever is there stops us
+        yield  # not in the main thread, whose code has to call stop()
         return
     for number in (signal.SIGTERM, signal.SIGINT):
         before[number] = signal.signal(number, stop)

@@ -1,8 +1,8 @@
-"""A worker: takes messages, hands them to a handler, and settles them by how that ends.
+"""A worker, which fetches messages, passes them to a handler, and settles them by the handler's result.
 
 Made from `_worker.py` by `make client`.
 
-docs/CONSUMERS.md has the table of how a handler can end. Never begins a handler whose delivery may have expired.
+The table in docs/CONSUMERS.md lists how a handler can end. Never begins a handler whose delivery may have expired.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from cdcbridge.client._settling import Message
     from cdcbridge.client._sync import Queue
 
-_TICK: Final = 0.25  # seconds in which stop() is noticed while all handlers are busy
+_TICK: Final = 0.25  # longest time in seconds until stop() is noticed while all handlers are busy
 log: Final = logging.getLogger("cdcbridge.client")
 
 
 class Worker:
-    """What worker() makes of a handler. Calling it calls the handler; run() works until it is stopped."""
+    """A handler with a queue, made by worker(). Calling it calls the handler, and run() handles messages."""
 
     def __init__(self, queue: Queue, handler: Handler[Message], concurrency: int, wait: float, grace: float) -> None:
         refuse_handler(handler, asynchronous=ASYNCHRONOUS)
@@ -33,17 +33,22 @@ class Worker:
         self._concurrency = concurrency
         self._wait = wait
         self._grace = grace
-        self._fetched: set[Message] = set()  # and neither settled nor given back
+        self._fetched: set[Message] = set()  # messages whose job has not ended
         self._ending = False
-        self._exit: BaseException | None = None  # a handler's sys.exit() or KeyboardInterrupt
+        self._exit: BaseException | None = None  # SystemExit or KeyboardInterrupt of a handler
 
     def __call__(self, message: Message) -> object:
         return self._handler(message)
 
     def run(self) -> None:
-        """Handle messages until stop(), SIGTERM or SIGINT; then let those that are being handled end.
+        """Handle messages until stop(), SIGTERM or SIGINT, then wait for the running handlers.
 
-        A handler's sys.exit() or KeyboardInterrupt is such a stop, and is raised here at its end.
+        If a handler raises SystemExit or KeyboardInterrupt, the worker stops in the same way, and run() raises that
+        error at its end. The handlers get the `grace` of worker() to end.
+
+        Raises:
+            UsageError: The client is closed, or belongs to another process.
+
         """
         queue = self._queue
         queue.refuse_unusable()
@@ -61,7 +66,7 @@ class Worker:
             raise self._exit
 
     def _take(self, group: Group) -> None:
-        """Fetch messages, and start a job for each key while handlers are free."""
+        """Fetch messages while handlers are free. Start a job for each key, and for each message without a key."""
         queue, slots = self._queue, Slots(self._concurrency)
         while not queue.stopped:
             free = slots.take(_TICK)
@@ -75,12 +80,18 @@ class Worker:
                 group.start(self._work, job, slots)
 
     def _end(self) -> None:
-        """Give back messages that were not begun. Messages still being handled come again when they expire."""
+        """Give back the messages that were not begun.
+
+        A message that is still being handled is delivered again when its lease ends.
+        """
         for message in self._queue.leave_unbegun(self._fetched):
             log.warning("message %s of %s was still being handled at the end", message.seq, self._queue.consumer)
 
     def _work(self, job: list[Message], slots: Slots) -> None:
-        """Handle messages of one key, in order. In fifo, give back the later ones after one that is not finished."""
+        """Handle the messages of one key, in order.
+
+        In fifo, the later messages are given back after one that is not finished.
+        """
         queue = self._queue
         try:
             for number, message in enumerate(job):
@@ -99,6 +110,7 @@ class Worker:
             slots.give(1)
 
     def _handle(self, message: Message) -> None:
+        """Call the handler, then ack the message, or give it back if the handler raised."""
         queue = self._queue
         try:
             refuse_unrun(self._handler, self._handler(message))
@@ -113,7 +125,7 @@ class Worker:
             queue.done(message)
 
     def _failed(self, message: Message, error: BaseException) -> None:
-        """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt end the worker as well."""
+        """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt stop the worker, too."""
         fate = self._queue.give_up(message, error)
         what = f"message {message.seq} of {self._queue.consumer} failed"
         log.error("%s", f"{what}: {fate}" if fate else what, exc_info=error)

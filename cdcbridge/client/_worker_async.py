@@ -1,8 +1,8 @@
-"""A worker: takes messages, hands them to a handler, and settles them by how that ends.
+"""A worker, which fetches messages, passes them to a handler, and settles them by the handler's result.
 
 `_worker.py` is made from this file by `make client`: change this one.
 
-docs/CONSUMERS.md has the table of how a handler can end. Never begins a handler whose delivery may have expired.
+The table in docs/CONSUMERS.md lists how a handler can end. Never begins a handler whose delivery may have expired.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from cdcbridge.client._async import AsyncQueue
     from cdcbridge.client._settling_async import AsyncMessage
 
-_TICK: Final = 0.25  # seconds in which stop() is noticed while all handlers are busy
+_TICK: Final = 0.25  # longest time in seconds until stop() is noticed while all handlers are busy
 log: Final = logging.getLogger("cdcbridge.client")
 
 
 class AsyncWorker:
-    """What worker() makes of a handler. Calling it calls the handler; run() works until it is stopped."""
+    """A handler with a queue, made by worker(). Calling it calls the handler, and run() handles messages."""
 
     def __init__(
         self, queue: AsyncQueue, handler: Handler[AsyncMessage], concurrency: int, wait: float, grace: float
@@ -35,17 +35,22 @@ class AsyncWorker:
         self._concurrency = concurrency
         self._wait = wait
         self._grace = grace
-        self._fetched: set[AsyncMessage] = set()  # and neither settled nor given back
+        self._fetched: set[AsyncMessage] = set()  # messages whose job has not ended
         self._ending = False
-        self._exit: BaseException | None = None  # a handler's sys.exit() or KeyboardInterrupt
+        self._exit: BaseException | None = None  # SystemExit or KeyboardInterrupt of a handler
 
     async def __call__(self, message: AsyncMessage) -> object:
         return await self._handler(message)
 
     async def run(self) -> None:
-        """Handle messages until stop(), SIGTERM or SIGINT; then let those that are being handled end.
+        """Handle messages until stop(), SIGTERM or SIGINT, then wait for the running handlers.
 
-        A handler's sys.exit() or KeyboardInterrupt is such a stop, and is raised here at its end.
+        If a handler raises SystemExit or KeyboardInterrupt, the worker stops in the same way, and run() raises that
+        error at its end. The handlers get the `grace` of worker() to end.
+
+        Raises:
+            UsageError: The client is closed, or belongs to another process.
+
         """
         queue = self._queue
         queue.refuse_unusable()
@@ -63,7 +68,7 @@ class AsyncWorker:
             raise self._exit
 
     async def _take(self, group: Group) -> None:
-        """Fetch messages, and start a job for each key while handlers are free."""
+        """Fetch messages while handlers are free. Start a job for each key, and for each message without a key."""
         queue, slots = self._queue, Slots(self._concurrency)
         while not queue.stopped:
             free = await slots.take(_TICK)
@@ -77,12 +82,18 @@ class AsyncWorker:
                 group.start(self._work, job, slots)
 
     async def _end(self) -> None:
-        """Give back messages that were not begun. Messages still being handled come again when they expire."""
+        """Give back the messages that were not begun.
+
+        A message that is still being handled is delivered again when its lease ends.
+        """
         for message in await self._queue.leave_unbegun(self._fetched):
             log.warning("message %s of %s was still being handled at the end", message.seq, self._queue.consumer)
 
     async def _work(self, job: list[AsyncMessage], slots: Slots) -> None:
-        """Handle messages of one key, in order. In fifo, give back the later ones after one that is not finished."""
+        """Handle the messages of one key, in order.
+
+        In fifo, the later messages are given back after one that is not finished.
+        """
         queue = self._queue
         try:
             for number, message in enumerate(job):
@@ -101,6 +112,7 @@ class AsyncWorker:
             slots.give(1)
 
     async def _handle(self, message: AsyncMessage) -> None:
+        """Call the handler, then ack the message, or give it back if the handler raised."""
         queue = self._queue
         try:
             refuse_unrun(self._handler, await self._handler(message))
@@ -115,7 +127,7 @@ class AsyncWorker:
             queue.done(message)
 
     async def _failed(self, message: AsyncMessage, error: BaseException) -> None:
-        """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt end the worker as well."""
+        """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt stop the worker, too."""
         fate = await self._queue.give_up(message, error)
         what = f"message {message.seq} of {self._queue.consumer} failed"
         log.error("%s", f"{what}: {fate}" if fate else what, exc_info=error)

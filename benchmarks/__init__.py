@@ -1,1 +1,1 @@
-"""How fast, beside what the parts alone can do: python -m benchmarks."""
+"""Measure how fast cdcbridge is, and compare it with the speed of PostgreSQL's own parts: python -m benchmarks."""

@@ -1,7 +1,7 @@
 """Measure everything and print the tables: python -m benchmarks [--quick].
 
-Each pair runs on the same WAL, in the same run, alternating, several times; medians and ratios are printed, and a JSON
-record is written to benchmarks/out/.
+The two programs of a comparison run on the same WAL in the same run, in turn and several times. Medians and ratios are
+printed, and a JSON record is written to benchmarks/out/.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ PARTS = {
     "streams": streams,
     "backfill": backfill,
 }
-# Durable as in production; WAL recycled, so that its files are not made anew while the clock runs.
+# Commits are durable, as in production. WAL files are recycled, so that no time is spent on creating new ones.
 SETTINGS = {"shared_buffers": "1GB", "min_wal_size": "4GB", "max_wal_size": "16GB", "checkpoint_timeout": "30min"}
 
 
 def main() -> None:
-    """Run the parts that are asked for, and keep the record."""
+    """Run all parts, or the one that --only names, and write the record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="small sizes and one run each: to see that it works")
     parser.add_argument("--only", choices=list(PARTS))
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """Return a description of this machine for the record."""
     memory_kb = next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
     return {
         "cores": os.cpu_count(),

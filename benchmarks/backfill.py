@@ -1,5 +1,6 @@
-"""A backfill into one queue consumer, beside COPY of the same rows into a table with a primary key; and what other changes'
-latency and the bridge's memory are meanwhile.
+"""Measure a backfill into one queue consumer. Compare it with COPY of the same rows into a table with a primary key.
+
+Also measures the latency of changes of another table, and the memory of the bridge, during the backfill.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import yaml
 from benchmarks.common import ROW, TABLE, bridge, database, wait_until, workspace
 from cdcbridge.demo.embedded import EmbeddedServer
 
-RATE = 200  # changes of another table a second
-QUIET = 10  # seconds of them alone
+RATE = 200  # changes of the other table per second
+QUIET = 10  # seconds of these changes alone, before the backfill starts
 AIMS = {"ratio": 0.5, "latency": 2.0, "memory_mb": 150}
 _DONE = "select count(*) > 0 and bool_and(state = 'done') from cdcbridge.backfills where id > %s"
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
-    """A row: rows/s of both, p99 of the other table's changes without and with the backfill, and memory."""
+    """Measure without and with changes of another table, and print a row for each.
+
+    A row has the rows/s of COPY and of the backfill, and the p99 latency of the other changes before and during the
+    backfill. The last column is the memory of the bridge.
+    """
     sizes = {"idle": 100_000, "changes": 20_000} if quick else {"idle": 5_000_000, "changes": 600_000}
     print(f"{RATE} changes/s of another table in the run with changes; aim: {AIMS}\n")
     print("| run | rows | COPY, rows/s | backfill, rows/s | ratio | p99 alone, ms | p99 meanwhile, ms | memory, MB |")
@@ -85,7 +90,7 @@ def _run(
 
 
 def _copy(server: EmbeddedServer, session: psycopg.Connection[Any]) -> float:
-    """Seconds of COPY … TO STDOUT | COPY … FROM STDIN."""
+    """Return the seconds that COPY … TO STDOUT | COPY … FROM STDIN takes."""
     session.execute(f"drop table if exists public.copied; create table public.copied ({TABLE})".encode())
     psql = [str(server.binaries / "psql"), "-qXd", server.dsn(session.info.dbname, tcp=True), "-c"]
     started = time.perf_counter()
@@ -98,7 +103,10 @@ def _copy(server: EmbeddedServer, session: psycopg.Connection[Any]) -> float:
 
 
 class _Latency:
-    """Changes of the other table, each received and acked by one waiting reader; from before the commit to after the ack."""
+    """The latency of changes of the other table, which one waiting reader receives and acks.
+
+    A latency is the time from just before the commit to just after the ack, in seconds.
+    """
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -144,7 +152,7 @@ class _Latency:
 
 
 class _Memory:
-    """The most that a process had resident, sampled."""
+    """The peak resident memory of a process in MB, sampled every 0.1 seconds."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

@@ -1,10 +1,11 @@
-"""Claim and ack: messages/s of waiting messages, by batch, receivers and mode, beside the plain design.
+"""Measure claim and ack in messages/s, by batch, receivers and mode, and compare them with a plain queue table.
 
-The plain design is a row per consumer and message, as queue tables usually are: an index scan with FOR UPDATE SKIP LOCKED,
-an UPDATE that hides the row under a new token, a DELETE that acks it if the token is still the same. Both are driven by the
-same loop over libpq, which takes the same columns and looks at the receipts alone; a claim and its ack are two
-transactions, and an ack goes out together with the next claim (libpq's pipeline mode), so that the pair is one round
-trip. Ours claims with synchronous_commit off, as its client does.
+The plain design has a row per consumer and message, as most queue tables have. A claim is an index scan with FOR UPDATE
+SKIP LOCKED, and an UPDATE that hides the row under a new token. An ack is a DELETE, if the token is still the same.
+
+Both designs are called by the same loop over libpq. The loop receives the same columns and reads only the receipts. A
+claim and its ack are two transactions. The pipeline mode of libpq sends an ack together with the next claim, so
+that the pair needs one round trip. cdcbridge claims with synchronous_commit off, as its client does.
 """
 
 from __future__ import annotations
@@ -60,7 +61,14 @@ COLUMNS = "receipt, seq, deliver_count, topic, key, data"
 
 
 class Loop(NamedTuple):
-    """How messages are claimed ($1: how many) and acked ($1: the first column of what was claimed)."""
+    """The statements that claim and ack messages.
+
+    Attributes:
+        claim: $1 is the number of messages.
+        ack: $1 is the array of the first columns of the claimed rows.
+        batch: The number of messages per claim.
+
+    """
 
     claim: str
     ack: str
@@ -68,7 +76,7 @@ class Loop(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is measured: the design, the mode and number of keys of ours, batch and receivers."""
+    """One measurement: the design, the batch and the receivers, and for cdcbridge the mode and the number of keys."""
 
     design: str
     mode: str
@@ -81,7 +89,10 @@ class Case(NamedTuple):
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
-    """The table: batches of 1, 10, 100; 1, 2, 4 receivers; queue, fifo; then under a held snapshot, and deep."""
+    """Measure batches of 1, 10 and 100 with 1, 2 and 4 receivers, in the modes queue and fifo, and print the tables.
+
+    Then measure while an old snapshot is held open, and with many waiting messages.
+    """
     messages = 20_000 if quick else 200_000
     rounds = 1 if quick else 3
     results: list[dict[str, Any]] = []
@@ -125,7 +136,10 @@ def _alternating(
 
 
 def _held(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
-    """Batches of 100, 2 receivers, from the beginning of an old snapshot on: the last sixth of the time."""
+    """Measure batches of 100 with 2 receivers while an old snapshot is held open.
+
+    The rate in the last sixth of that time is compared with the rate without a snapshot.
+    """
     print(f"\nAn old snapshot is held open for {seconds} s; messages/s in the first and in the last sixth of it\n")
     print("| design | fresh | first | last | last/fresh |\n|---|---|---|---|---|", flush=True)
     results = []
@@ -146,7 +160,7 @@ def _held(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
 
 
 def _deep(server: EmbeddedServer, deep: int) -> list[dict[str, Any]]:
-    """The same rate, however much waits."""
+    """Measure the rate with few and with many waiting messages, which should make no difference."""
     print("\n| mode | 10,000 waiting |", f"{deep:,} waiting | ratio |\n|---|---|---|---|", flush=True)
     results = []
     for mode in ("queue", "fifo"):
@@ -161,7 +175,11 @@ def _deep(server: EmbeddedServer, deep: int) -> list[dict[str, Any]]:
 
 
 def fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int) -> None:
-    """As the bridge leaves it after large appends: CHUNK_SIZE messages to a row of fan-out. The plain design: a row each."""
+    """Fill the tables of a design with waiting messages.
+
+    For cdcbridge they are as after large appends of the bridge, with CHUNK_SIZE messages in each fan-out row. The plain
+    design has a row per message.
+    """
     if case.design == "plain":
         session.execute(
             f"""create table plain_log (seq bigint primary key, topic text, key text, data json);
@@ -193,7 +211,7 @@ def fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int) 
 
 @contextmanager
 def snapshot(dsn: str) -> Iterator[None]:
-    """A transaction that reads, and stays open."""
+    """Hold a snapshot: a repeatable read transaction that is open as long as the `with` block runs."""
     with psycopg.connect(dsn) as old:
         old.execute("set transaction isolation level repeatable read")
         old.execute("select pg_current_xact_id()")
@@ -203,7 +221,12 @@ def snapshot(dsn: str) -> Iterator[None]:
 def drain(
     session: psycopg.Connection[Any], dsn: str, loop: Loop, receivers: int, seconds: float = 3600
 ) -> dict[str, Any]:
-    """All receivers together, until nothing is left or the time is over: messages/s and WAL per message."""
+    """Let all receivers claim and ack at the same time, until the queue is empty or the time is over.
+
+    Returns:
+        The messages/s in total and in each sixth of the time, the bytes of WAL per message, and the number of messages.
+
+    """
     context = multiprocessing.get_context("spawn")
     ready, go = context.Barrier(receivers + 1), context.Event()
     results = context.Queue()
@@ -236,7 +259,7 @@ def _wal(session: psycopg.Connection[Any]) -> int:
 def _receiver(
     dsn: str, loop: Loop, seconds: float, ready: Any, go: multiprocessing.synchronize.Event, results: Any
 ) -> None:
-    """One receiver: claims and acks; (moment, messages) of each batch."""
+    """Claim and ack as one receiver. Put the (moment, number of messages) of each batch into `results`."""
     with psycopg.connect(dsn, autocommit=True) as session:
         connection = session.pgconn
         for name, statement in ((b"claim", loop.claim), (b"ack", loop.ack)):
@@ -246,7 +269,7 @@ def _receiver(
         ready.wait()
         go.wait()
         deadline = time.monotonic() + seconds
-        # An ack and the next claim go out together, each a transaction of its own: one round trip for both.
+        # An ack and the next claim are sent together, each as its own transaction. Both together need one round trip.
         connection.enter_pipeline_mode()
         _send(connection, b"claim", size)
         empty = 0
@@ -266,13 +289,13 @@ def _receiver(
 
 
 def _send(connection: psycopg.pq.abc.PGconn, name: bytes, value: bytes) -> None:
-    """A prepared statement as a transaction of its own."""
+    """Send a prepared statement as its own transaction."""
     connection.send_query_prepared(name, [value])
     connection.pipeline_sync()
 
 
 def _result(connection: psycopg.pq.abc.PGconn) -> psycopg.pq.abc.PGresult:
-    """The next statement's result; its end and its synchronization are read, too."""
+    """Return the result of the next statement. The end of that result and its synchronization are read as well."""
     result = connection.get_result()
     assert result is not None
     if result.status != psycopg.pq.ExecStatus.TUPLES_OK and result.status != psycopg.pq.ExecStatus.COMMAND_OK:

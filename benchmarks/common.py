@@ -1,4 +1,4 @@
-"""What the benchmarks share: a database with WAL in it, the bridge as a process, a watch on how far it is."""
+"""Common parts of the benchmarks: a database and its WAL, the bridge as a process, and waiting for its progress."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def median(values: Sequence[float]) -> float:
 
 @contextlib.contextmanager
 def database(server: EmbeddedServer, name: str) -> Iterator[psycopg.Connection[Any]]:
-    """A fresh database and an autocommit session on it; gone with its slots afterwards."""
+    """Create a database and open an autocommit session on it. Afterwards, drop the database and its slots."""
     with psycopg.connect(server.dsn(), autocommit=True) as admin:
         admin.execute(f"drop database if exists {name} with (force)".encode())
         admin.execute(f"create database {name}".encode())
@@ -45,7 +45,10 @@ def database(server: EmbeddedServer, name: str) -> Iterator[psycopg.Connection[A
 def configuration(
     server: EmbeddedServer, name: str, plugin: str, consumers: int, folder: Path, slot: str, *, groups: int = 0
 ) -> Path:
-    """A file with so many queue consumers and groups of everything in t. The source is read over TCP, as from any other host."""
+    """Write a configuration file with this number of queue consumers and of groups, each of all changes of t.
+
+    The source is read over TCP, as from another host.
+    """
     path = folder / f"{slot}.yaml"
     document = {
         "source": {"dsn": server.dsn(name, tcp=True), "plugin": plugin, "slot": slot},
@@ -58,7 +61,7 @@ def configuration(
 
 
 def fill(session: psycopg.Connection[Any], rows: int, per_transaction: int) -> str:
-    """Insert rows in transactions; the WAL position behind the last commit."""
+    """Insert rows into t, `per_transaction` at a time. Return the WAL position after the last commit."""
     loop = f"""
         do $$ begin
             for i in 0 .. {rows // per_transaction - 1} loop
@@ -77,7 +80,7 @@ def fill(session: psycopg.Connection[Any], rows: int, per_transaction: int) -> s
 
 @contextlib.contextmanager
 def bridge(config: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`cdcbridge run` as a process."""
+    """Run `cdcbridge run` as a process for the duration of a `with` block."""
     process = subprocess.Popen([sys.executable, "-m", "cdcbridge", "-c", str(config), "run"])
     try:
         yield process
@@ -87,7 +90,10 @@ def bridge(config: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_until(session: psycopg.Connection[Any], query: str, *args: Any, patience: float = 900) -> None:
-    """Poll until the query gives true."""
+    """Repeat the query until it returns true.
+
+    Raise TimeoutError if it does not do so within `patience` seconds.
+    """
     deadline = time.monotonic() + patience
     while True:
         row = session.execute(query.encode(), args).fetchone()

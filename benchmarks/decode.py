@@ -1,4 +1,4 @@
-"""Each decoder alone: messages of a row in memory, no server."""
+"""Measure each decoder alone: without a server, on the message of one row that is repeated in memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Catalog:
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:  # noqa: ARG001 - as the others
-    """A row per decoder."""
+    """Print and return a row per decoder."""
     count = 20_000 if quick else 300_000
     results = []
     print("| decoder | bytes/event | events/s | MB/s |\n|---|---|---|---|")

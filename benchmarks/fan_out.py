@@ -1,7 +1,8 @@
-"""`cdcbridge run` from the slot's start until all is durable and confirmed, beside pg_recvlogical to /dev/null.
+"""Measure `cdcbridge run` from the slot's start until all changes are durable and confirmed.
 
-Both with the same plugin and the same options, on copies of one slot, over TCP, alternating. The bridge's time includes the
-start of its process.
+The comparison is pg_recvlogical, which writes to /dev/null. Both use the same plugin and the same options, except
+`numeric-data-types-as-string`. Both read copies of one slot over TCP, in turn. The bridge's time includes the start of
+its process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ CONFIRMED = "select confirmed_flush_lsn >= %s::pg_lsn from pg_replication_slots 
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
-    """A row per plugin and number of consumers."""
+    """Print and return a row per plugin and number of consumers."""
     rows, runs = (50_000, 1) if quick else (1_000_000, 3)
     results = []
     print(f"{rows} rows in {rows // 50} transactions, medians of {runs}; rows/s")
@@ -41,7 +42,7 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
                     for _ in range(runs)
                 ]
                 ceiling, ours = (rows / median(seconds) for seconds in zip(*pairs, strict=True))
-                # Of each pair, which ran within the same seconds: the machine's own speed changes from run to run.
+                # Each ratio is that of a pair, which ran within the same seconds: the speed of the machine varies.
                 ratio = median([theirs / own for theirs, own in pairs])
                 results.append({"plugin": plugin, "consumers": consumers, "ceiling": ceiling, "rows_per_s": ours,
                                 "ratio": ratio, "aim": aim, "seconds": pairs})  # fmt: skip
@@ -75,7 +76,13 @@ def _ceiling(server: EmbeddedServer, session: psycopg.Connection[Any], plugin: s
 
 
 class Run(NamedTuple):
-    """seconds: from the process's start. streaming: rows/s from the first append on."""
+    """The speed of the bridge in one run.
+
+    Attributes:
+        seconds: The time from the start of the process.
+        streaming: The rows/s from the first append on.
+
+    """
 
     seconds: float
     streaming: float

@@ -1,7 +1,10 @@
-"""Commit → received and acked by a waiting reader at 1,000 changes/s, beside a bare INSERT + NOTIFY → SELECT; and publish()
-→ the Python client's handler is called, at 100 messages/s.
+"""Measure the latency from a commit until a waiting reader has received and acked the message, at 1,000 changes/s.
 
-Time is taken from just before the commit is sent to just after the ack is committed, by one clock.
+The comparison is a bare INSERT with NOTIFY, after which a reader selects the row. Also measures the time from publish()
+until the Python client returns the message, at 100 messages/s.
+
+One clock measures all times. Each begins just before the statement is sent, and ends just after the ack is committed.
+There are two exceptions: the bare path ends when the row has been selected, and publish() ends before the ack.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ AIM = {"p50": 0.010, "p99": 0.050}
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
-    """A row for the bare pair, and one per plugin."""
+    """Print and return a row for the bare path, one per plugin and one for publish()."""
     seconds = 3 if quick else 20
     results = []
     print(
@@ -56,7 +59,10 @@ INSERT_AND_NOTIFY = f"with i as ({INSERT} returning id) select pg_notify('n', id
 
 
 def _write(server: EmbeddedServer, name: str, seconds: int, sent: dict[int, float], statement: str) -> None:
-    """RATE statements a second, each with its number; `sent` gets the moment just before each."""
+    """Execute RATE statements per second, each with its number as the parameter.
+
+    The moment just before each statement is stored in `sent`.
+    """
     with psycopg.connect(server.dsn(name), autocommit=True) as session:
         started = time.perf_counter()
         for number in range(seconds * RATE):

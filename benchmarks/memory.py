@@ -1,4 +1,7 @@
-"""Peak resident memory of the bridge: one transaction of 2,000,000 rows, and a backlog of 2 GB of WAL."""
+"""Measure the peak resident memory of the bridge.
+
+One load is a transaction of 2,000,000 rows, the other one a backlog of 2 GB of WAL.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ AIM = 150  # MB
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
-    """A row per plugin and load."""
+    """Print and return a row per plugin and load."""
     results = []
     print(f"aim: under {AIM} MB\n\n| plugin | load | peak RSS | seconds |\n|---|---|---|---|", flush=True)
     loads = {"one transaction of 2,000,000 rows": (2_000_000, 2_000_000), "a backlog of 2 GB": (5_000_000, 500)}

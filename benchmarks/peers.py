@@ -1,9 +1,14 @@
-"""Beside other queues in PostgreSQL, and the Debezium engine, on the same work in the same run: `make bench-peers`.
+"""Compare cdcbridge with other queues in PostgreSQL and with the Debezium engine, in the same run: `make bench-peers`.
 
-Each is set up as its own documentation says, and driven through its own SQL functions by the loop that drives ours; each
-gives the same: what to ack by, how often it was delivered, the data. What is not the same: PgQ has one consumer at a time
-and no ack of a single message (a batch is what was inserted between two ticks); procrastinate fetches one job at a time; pgqueuer keeps a log of every step of a job. pgmq rewrites the whole message
-at each read, PgQ never. Debezium's handler does nothing and stores nothing; ours is durable when the clock stops.
+Each queue is installed according to its own documentation. One loop calls the SQL functions of all queues and those of
+cdcbridge. Each returns the same columns: the value to ack by, the number of deliveries, and the data.
+
+The queues differ in these points:
+- PgQ has one consumer at a time and cannot ack a single message. A batch has the messages inserted between two ticks.
+- procrastinate fetches one job at a time.
+- pgqueuer keeps a log of every step of a job.
+- pgmq rewrites the whole message at each read, and PgQ never does.
+- The handler of Debezium does nothing and stores nothing. The messages of cdcbridge are durable when the clock stops.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from benchmarks.common import fill as fill_table
 from cdcbridge.demo.embedded import EmbeddedServer
 
 HERE = Path(__file__).parent
-COLUMNS = "receipt, deliver_count, data"  # what all of them have
+COLUMNS = "receipt, deliver_count, data"  # the columns that every queue can return
 PGMQ = ("select msg_id, read_ct, message from pgmq.read('q', 30, $1)", "select pgmq.delete('q', $1::bigint[])")
 PGQ = (
     """select b.id, e.ev_retry, e.ev_data from (select pgq.next_batch('q', 'c') as id, $1::int) b
@@ -39,7 +44,7 @@ PROCRASTINATE = (
 
 
 class Packages(NamedTuple):
-    """Where the peers are installed: a Python of their own."""
+    """The packages of the other queues, which are installed in a separate Python."""
 
     python: Path
     folder: Path
@@ -47,12 +52,15 @@ class Packages(NamedTuple):
 
     @classmethod
     def of(cls, python: Path) -> Packages:
-        """Ask that Python."""
+        """Find the packages of that Python."""
         folder = _output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
         return cls(python, Path(folder), json.loads(_output(python, str(HERE / "pgqueuer_sql.py"))))
 
     def pgqueuer_loop(self, batch: int) -> Loop:
-        """Its own statements, with the arguments that its own program gives, but for what changes from call to call."""
+        """Return pgqueuer's own statements.
+
+        Parameters are replaced by the values that its own program passes, except $1, which changes from call to call.
+        """
         dequeue, _, _ = self.pgqueuer["dequeue"].rpartition("SELECT *")
         for number, value in ((2, "array['q']"), (3, "'00000000-0000-0000-0000-000000000001'"), (4, "'30 s'")):
             dequeue = dequeue.replace(f"${number}", value)
@@ -63,7 +71,7 @@ class Packages(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A queue: how it is filled, and the loop that empties it."""
+    """A queue, the function that fills it, and the loop that empties it."""
 
     name: str
     fill: Callable[[psycopg.Connection[Any], str, int], None]
@@ -72,7 +80,7 @@ class Peer(NamedTuple):
 
 
 def peers(packages: Packages, batch: int, receivers: int) -> list[Peer]:
-    """Those that can do batches of this size with so many receivers."""
+    """Return the queues that can deliver batches of this size to this number of receivers."""
 
     def ours(mode: str) -> Peer:
         case = Case("cdcbridge", mode, 100_000, batch, receivers)
@@ -123,7 +131,7 @@ def peers(packages: Packages, batch: int, receivers: int) -> list[Peer]:
 
 
 def main() -> None:
-    """The tables."""
+    """Measure everything and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
     parser.add_argument("--python", type=Path, required=True, help="a Python that has the peers' packages")
     parser.add_argument("--rounds", type=int, default=3)
@@ -145,7 +153,7 @@ def main() -> None:
 
 
 def _table(server: EmbeddedServer, queues: list[Peer], messages: int, rounds: int) -> None:
-    """All of them in turn, several times."""
+    """Measure all queues in turn, several times, and print the medians."""
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(rounds):
         for queue in queues:
@@ -164,7 +172,10 @@ def _table(server: EmbeddedServer, queues: list[Peer], messages: int, rounds: in
 
 
 def _held(server: EmbeddedServer, queues: list[Peer], seconds: int) -> None:
-    """Those that can be compared: PgQ's batches are made when it is filled."""
+    """Measure the comparable queues while an old snapshot is held open.
+
+    PgQ is not comparable, because its batches are made when it is filled. pgqueuer and fifo are omitted, too.
+    """
     first = 0.0
     for queue in queues:
         if queue.name.startswith(("PgQ", "pgqueuer")) or queue.name.endswith("fifo"):
@@ -181,7 +192,10 @@ def _held(server: EmbeddedServer, queues: list[Peer], seconds: int) -> None:
 
 
 def debezium(server: EmbeddedServer, packages: Packages, rows: int, rounds: int) -> None:
-    """Changes/s of the same WAL by pgoutput, over TCP: from the first change that was handled or appended to the last."""
+    """Compare the changes/s of the bridge and of the Debezium engine on the same WAL, by pgoutput and over TCP.
+
+    The time is that from the first change that was handled or appended to the last.
+    """
     with workspace() as folder, database(server, "peers") as session:
         session.execute("create publication cdcbridge for table t with (publish_via_partition_root = true)")
         session.execute("select pg_create_logical_replication_slot('origin', 'pgoutput')")
@@ -207,7 +221,7 @@ def debezium(server: EmbeddedServer, packages: Packages, rows: int, rounds: int)
 
 
 def _output(*command: str | Path) -> str:
-    """What the command prints last."""
+    """Return the last line that the command prints."""
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return result.stdout.strip().rpartition("\n")[2]
 

@@ -1,4 +1,7 @@
-"""pgqueuer's own SQL: run by a Python that has pgqueuer, and nothing of ours. Prints JSON: install, dequeue, log_job."""
+"""Print pgqueuer's own SQL as JSON with the keys install, dequeue and log_job.
+
+The Python that runs this has pgqueuer, but not cdcbridge.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from uuid import UUID
 
 
 def main() -> None:
-    """Its queries for one entry point `q` without limits, which is the fastest of its shapes."""
+    """Print the queries for one entry point `q` without limits, which are the fastest that pgqueuer builds."""
     queries: Any = import_module("pgqueuer.adapters.persistence.qb")
     builder = queries.QueryQueueBuilder()
     dequeue = builder.build_dequeue_query(

@@ -1,4 +1,7 @@
-"""What it costs that consumers are many: the same rows of 500 tables, to one consumer of all and to 500 of one each."""
+"""Measure the cost of many consumers.
+
+The same rows of 500 tables are sent to one consumer of all tables, and to 500 consumers of one table each.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ FILL = """
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
-    """A row per plugin."""
+    """Print and return a row per plugin."""
     rows, runs = (25_000, 1) if quick else (250_000, 3)
     print(f"{rows} rows of {TABLES} tables, from the first transaction streamed; medians of {runs}; rows/s")
     print(f"\n| plugin | 1 consumer of all | {TABLES} of one table each | ratio |\n|---|---|---|---|", flush=True)
@@ -57,7 +60,7 @@ def _run(
         "consumers": [{"name": f"c{n}", "tables": [pattern]} for n, pattern in enumerate(patterns)],
     }
     path.write_text(yaml.safe_dump(document))
-    # The first start makes slot, publication and consumers; what is measured is the second one's backlog.
+    # The first start creates slot, publication and consumers. The second start is measured: it reads the backlog.
     with bridge(path):
         wait_until(session, "select count(*) > 0 from pg_stat_replication where application_name like 'cdcbridge%%'")
     wait_until(session, "select not active from pg_replication_slots where slot_name = %s", "routing")

@@ -1,7 +1,8 @@
-"""Streams: a group's members reading the log, beside COPY of the same rows in order.
+"""Measure how fast the members of a group read a stream, and compare that with COPY of the same rows in order.
 
-Members drive read_stream() and commit_offset() over libpq, in one transaction each, as a reader does whose effect is in
-the same database; and under a lease. The rows are of a log as the bridge writes it, over 16 partitions.
+Members call read_stream() and commit_offset() over libpq. Either both calls are in one transaction, as of a reader that
+writes its results into the same database, or the member holds a lease. The log is like one that the bridge wrote, with
+16 partitions.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ COPY = "copy (select seq, partition, topic, key, data from cdcbridge.messages or
 
 
 def fill(session: psycopg.Connection[Any], dsn: str, messages: int, groups: int = 1) -> None:
-    """A log, and groups that begin at its first message."""
+    """Create a log, and groups that begin at its first message."""
     store = BridgeStore(dsn, "cdcbridge")
     store.migrate()
     apply(
@@ -55,7 +56,12 @@ def fill(session: psycopg.Connection[Any], dsn: str, messages: int, groups: int 
 
 
 def drain(dsn: str, members: int, batch: int, lease: str | None, seconds: float = 3600) -> tuple[float, list[float]]:
-    """All members together until nothing is left or the time is over: messages/s, and in each sixth of the time."""
+    """Let all members read at the same time, until no message is left or the time is over.
+
+    Returns:
+        The messages/s in total, and in each sixth of the time.
+
+    """
     context = multiprocessing.get_context("spawn")
     ready, go, results = context.Barrier(members + 1), context.Event(), context.Queue()
     arguments = (dsn, batch, lease, seconds, ready, go, results)
@@ -110,7 +116,7 @@ def _member(
 
 
 def copied(session: psycopg.Connection[Any], messages: int) -> float:
-    """Messages/s of COPY, read over libpq and thrown away."""
+    """Return the messages/s of COPY. Its output is read over libpq and discarded."""
     started = time.perf_counter()
     with session.cursor() as cursor, cursor.copy(COPY) as copy:
         for _ in copy:
@@ -119,7 +125,10 @@ def copied(session: psycopg.Connection[Any], messages: int) -> float:
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
-    """Reading beside COPY; under an old snapshot; what groups cost the bridge; what the gap guard costs publishers."""
+    """Compare reading with COPY, and measure reading under an old snapshot.
+
+    Then measure the cost of groups for the bridge, and the cost of the gap guard for publishers.
+    """
     results = _reading(server, 100_000 if quick else 1_000_000, 1 if quick else 3)
     results += _held(server, 5 if quick else 60)
     results += _groups(server, 50_000 if quick else 500_000, 1 if quick else 3)
@@ -149,7 +158,10 @@ def _reading(server: EmbeddedServer, messages: int, rounds: int) -> list[dict[st
 
 
 def _held(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
-    """Batches of 100, 2 members: every commit leaves a dead row of offsets that the snapshot keeps."""
+    """Measure batches of 100 with 2 members while an old snapshot is held open.
+
+    Every commit leaves a dead row of `offsets`, which the snapshot keeps from being removed.
+    """
     print(f"\nAn old snapshot is held open for {seconds} s, batches of 100, 2 members; messages/s\n")
     print("| fresh | first sixth | last sixth | last/fresh |\n|---|---|---|---|", flush=True)
     with database(server, "streams") as session:
@@ -163,7 +175,10 @@ def _held(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
 
 
 def _groups(server: EmbeddedServer, rows: int, rounds: int) -> list[dict[str, Any]]:
-    """The bridge's rate into one queue consumer alone, and with 20 groups beside it: their index and the rows' order."""
+    """Measure the bridge's rate into one queue consumer, alone and together with 20 groups.
+
+    With groups, there is one more index on the log, and the bridge sorts the rows of a batch by partition.
+    """
     print(f"\n{rows:,} changes through the bridge (pgoutput) to one queue consumer; changes/s\n")
     print("| without groups | with 20 groups | ratio |\n|---|---|---|", flush=True)
     with workspace() as folder, database(server, "streams") as session:
@@ -184,7 +199,10 @@ def _groups(server: EmbeddedServer, rows: int, rounds: int) -> list[dict[str, An
 
 
 def _guard(server: EmbeddedServer, seconds: int) -> list[dict[str, Any]]:
-    """Transactions that insert a row under a sequence's number, with and without register_sequence_transaction()."""
+    """Measure transactions that insert a row with a number from a sequence.
+
+    Compare them without and with register_sequence_transaction(), which is the gap guard.
+    """
     print(f"\n4 sessions inserting a row a transaction for {seconds} s, durable; transactions/s, medians of 3\n")
     print("| without the guard | with it | ratio |\n|---|---|---|", flush=True)
     with database(server, "streams") as session:

@@ -1,4 +1,4 @@
-"""docs/CLI.md, from the program itself: python -m scripts.cli_reference."""
+"""Print docs/CLI.md, made from the program's own help: python -m scripts.cli_reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cdcbridge.cli import cli
 
 
 def commands(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
-    """(path, help) of a command and of all below it."""
+    """Yield (path, help) of a command and of all its subcommands."""
     yield context.command_path, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -21,7 +21,7 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[s
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = ["# Command line\n\nMade by `make docs` from the program's own help; a test keeps it true.\n"]
     context = click.Context(cli, info_name="cdcbridge", **{**cli.context_settings, "max_content_width": 100})
     for path, text in commands(cli, context):

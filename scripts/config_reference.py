@@ -1,4 +1,4 @@
-"""docs/CONFIGURATION.md, from the program's own model: python -m scripts.config_reference."""
+"""Print docs/CONFIGURATION.md, made from the program's own model: python -m scripts.config_reference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MARKS = {"[0-9]{1,15}(\\.[0-9]{1,15})?\\s*(ms|": "duration", "(B|kB|": "size"}
 
 
 def keys(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, property) of each key, those of a mapping after it."""
+    """Yield (path, property) of each key. The keys of a mapping follow the mapping."""
     for name, one in node["properties"].items():
         yield f"{path}{name}", one
         below = [part.get("$ref") or part.get("items", {}).get("$ref") for part in parts(one)]
@@ -40,14 +40,14 @@ def keys(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Iterat
 
 
 def parts(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A property and its alternatives."""
+    """Yield a property and its alternatives."""
     yield node
     for one in node.get("anyOf", []):
         yield from parts(one)
 
 
 def kind(node: dict[str, Any]) -> str:
-    """The values that a key takes, in words. `null` and `${VAR}` are left out."""
+    """Return the values that a key accepts, in words. `null` and `${VAR}` are omitted."""
     found: list[str] = []
     patterns = "".join(str(part.get("pattern", "")) for part in parts(node))
     if mark := next((word for piece, word in MARKS.items() if piece in patterns), None):
@@ -72,7 +72,7 @@ def kind(node: dict[str, Any]) -> str:
 
 
 def default(node: dict[str, Any]) -> str:
-    """The default as one writes it."""
+    """Return the default as it is written in the file."""
     value = node.get("default")
     if "default" not in node or value is None or isinstance(value, dict):
         return ""
@@ -87,7 +87,7 @@ def cell(text: str) -> str:
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     schema = file_schema()
     pieces = [HEAD]
     section = ""

@@ -1,6 +1,6 @@
-"""The synchronous client, made from the asynchronous one: python -m scripts.sync_client writes it anew (`make client`).
+"""Make the synchronous client from the asynchronous one: python -m scripts.sync_client, or `make client`.
 
-One source, so that the two never differ in more than words.
+Both have one source, so they differ only in the words that WORDS replaces.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORDS = (
 
 
 def made(source: str) -> str:
-    """The synchronous text of one of FILES, formatted."""
+    """Return the synchronous text that is made from one of FILES, formatted by ruff."""
     text = (CLIENT / source).read_text()
     for pattern, words in WORDS:
         text = re.sub(pattern, words.format(source=source) if "{" in words else words, text)
@@ -51,7 +51,7 @@ def made(source: str) -> str:
 
 
 def main() -> None:
-    """Write them."""
+    """Write all synchronous files."""
     for source, target in FILES.items():
         (CLIENT / target).write_text(made(source))
 

@@ -1,4 +1,8 @@
-"""The command line: options, output and exit codes. What the commands do is in the modules below."""
+"""The command line: options, output and exit codes.
+
+Each command has its module in this folder. The work itself is done by the other folders, such as `bridge` and `store`.
+Errors never end in a traceback.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from cdcbridge.database import server_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
 
 _CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-# The commands of each module. A module is loaded when one of its commands runs, or when all of them are listed.
+# The commands of each module. A module is loaded when one of its commands runs, or when all commands are listed.
 _MODULES: Final = {
     "install": ("init", "uninstall"),
     "status": ("status",),
@@ -37,7 +41,10 @@ _MODULES: Final = {
 
 
 class _Commands(click.Group):
-    """All commands by name, each loaded when it is needed: the bridge's code takes longer than a `receive`."""
+    """The group of all commands, each of which is loaded only when it is needed.
+
+    Loading the code of the bridge takes longer than a whole `receive`.
+    """
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return sorted(name for names in _MODULES.values() for name in names)
@@ -80,7 +87,10 @@ def cli(context: click.Context, path: Path) -> None:
 
 
 def _take_text(command: click.Command) -> None:
-    """Let each argument and option of a command, and of those below it, be text that can be sent to a server."""
+    """Give the text arguments and options of a command, and of its subcommands, the type TEXT.
+
+    That type refuses text that no server accepts.
+    """
     for parameter in command.params:
         if parameter.type is click.STRING:
             parameter.type = TEXT
@@ -93,7 +103,7 @@ _take_text(cli)
 
 
 class _NoInput(io.RawIOBase):
-    """Stands for a stdin that the shell has closed."""
+    """Replacement for a stdin that the shell has closed. Reading from it raises UsageError."""
 
     def readable(self) -> bool:
         return True
@@ -103,14 +113,20 @@ class _NoInput(io.RawIOBase):
 
 
 class _Closed(io.TextIOBase):
-    """Stands for a stdout that the shell has closed: a command fails, and acks no message that it could not print."""
+    """Replacement for a stdout that the shell has closed. Each write raises OSError.
+
+    Therefore a command fails, and does not ack messages that it could not print.
+    """
 
     def write(self, _text: str) -> int:
         raise OSError(errno.EBADF, "stdout is closed")
 
 
 def _repair_streams() -> None:
-    """Print a character that the locale lacks as an escape, and keep other files off the numbers of closed streams."""
+    """Replace standard streams that are closed, and print characters that the locale lacks as escapes.
+
+    /dev/null takes the file number of each closed stream. Otherwise the next file to be opened would get that number.
+    """
     if sys.stdin is None:
         os.open(os.devnull, os.O_RDONLY)
         sys.stdin = io.TextIOWrapper(io.BufferedReader(_NoInput()))
@@ -125,13 +141,16 @@ def _repair_streams() -> None:
 
 
 def _give_up_output() -> None:
-    """Keep Python from flushing stdout once more at its end, where it failed before: a disk may be full."""
+    """Redirect stdout to /dev/null after a write has failed.
+
+    Python flushes stdout when it ends, and that would fail again, for example on a full disk.
+    """
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
-    """Entry point: errors become a message on stderr and an exit code, never a traceback."""
+    """Run the command line. Errors become a message on stderr and an exit code, never a traceback."""
     _repair_streams()
     try:
         with server_errors():
@@ -139,7 +158,7 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
-            sys.exit(130)  # as of a program that Ctrl-C ended
+            sys.exit(130)  # the usual exit code of a program that was ended by Ctrl-C
         say("aborted")
         sys.exit(1)
     except click.ClickException as error:
@@ -149,7 +168,7 @@ def main() -> None:
         complain(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The reader of our output left; nothing can be told to it any more.
+        # The process that reads our output has ended, so nothing more can be printed for it.
         sys.stderr.close()
         sys.exit(1)
     except UnicodeError as error:

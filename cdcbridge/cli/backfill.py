@@ -1,4 +1,4 @@
-"""`cdcbridge backfill …` and `verify`: rows that were there before, and whether the log tells a table's state."""
+"""`cdcbridge backfill …` and `verify`: read the existing rows of a table, and compare a table with the log."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def list_command(app: App, name: str | None, as_json: bool) -> None:
 
 
 def status(store: Connection, name: str | None = None) -> list[dict[str, Any]]:
-    """All backfills, as backfill_status() has them."""
+    """Return the backfills of one consumer, or all of them, with the columns of backfill_status() in SQL."""
     with store.cursor(row_factory=dict_row) as cursor:
         return cursor.execute("select * from backfill_status(%s)", (name,)).fetchall()
 
 
 def print_backfills(rows: Sequence[dict[str, Any]]) -> None:
-    """The backfills' table, as `backfill list` and `lag` show it."""
+    """Print the table of backfills that `backfill list` and `lag` show."""
     print_table(
         ("BACKFILL", "CONSUMER", "TABLE", "STATE", "ROWS", "OF ABOUT", "%", "ROWS/S", "LEFT", "NOTE"),
         [
@@ -158,7 +158,10 @@ def _change(app: App, name: str, table: str | None, states: tuple[str, ...], sta
 
 
 def _follow(store: Connection, name: str, made: int) -> None:
-    """A progress bar until it is done. Raises CdcbridgeError where it does not come to that."""
+    """Show a progress bar until the backfill ends.
+
+    Raise CdcbridgeError if it ends in any other way than done, for example because it was cancelled.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -220,7 +223,11 @@ def verify(app: App, table: str, wait: float, as_json: bool) -> int:
 
 
 def _say_extra(found: verifying.Verified) -> None:
-    """Rows that were deleted while no slot kept the WAL: no message says so, and a backfill reads what is there."""
+    """Explain keys that are in the log but not in the table.
+
+    Their rows were deleted while no slot kept the WAL. No message reports these deletes, and a backfill does not repair
+    them, because it reads only rows that exist.
+    """
     say(
         "Keys that are in the log, and not in the table, were deleted in a gap, and copies still have them. A backfill"
         " does not repair that."

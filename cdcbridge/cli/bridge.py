@@ -1,4 +1,4 @@
-"""Commands about the bridge itself: demo, check, migrate, run, decode, config."""
+"""Commands about the bridge itself: demo, check, migrate, run, decode, config, completion."""
 
 from __future__ import annotations
 
@@ -126,7 +126,11 @@ def run(app: App, no_wait: bool, consistent: bool) -> None:
 
 
 def _serve(config: Config, health: Health, metrics: Metrics, beside: ExitStack) -> None:
-    """Answer over HTTP. An address that nobody asked for must not keep a bridge from running."""
+    """Start the HTTP server, unless the configuration turns it off.
+
+    If the default address cannot be used, log a warning and continue without HTTP: the user did not ask for it. An
+    address that the configuration gives must work, so that one raises UsageError.
+    """
     if config.http is None:
         return
     try:

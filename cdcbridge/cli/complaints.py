@@ -1,4 +1,7 @@
-"""Errors as people read them: one bullet for each of several, and the program's words for a wrong command line."""
+"""Print errors for people: several problems as a list with bullets, and mistakes in the command line in plain words.
+
+Everything is printed on stderr.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,11 @@ def complain(error: CdcbridgeError) -> None:
 
 
 def _hint(text: str, hint: str | None) -> str | None:
-    """The hint, with the nearest of the consumers that it names first."""
+    """Return the hint.
+
+    If it lists the known consumers, and the error names an unknown one, "Did you mean …?" with the most similar name is
+    put before it.
+    """
     match = _UNKNOWN_CONSUMER.search(text)
     if match is None or not hint or not hint.startswith("Known: "):
         return hint
@@ -47,7 +54,7 @@ def _hint(text: str, hint: str | None) -> str | None:
 
 
 def complain_of_usage(error: click.ClickException) -> None:
-    """Print what is wrong with the command line, and where its help is."""
+    """Print the mistake in the command line, and the command that prints its help."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return

@@ -1,4 +1,4 @@
-"""`cdcbridge consumers …`: what is declared, and what the store has of it."""
+"""`cdcbridge consumers …`: apply the consumers of the file, and list, pause, replay and remove those of the store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cdcbridge.units import human_duration
 from cdcbridge.words import as_text, one_line
 
 _WHEN: Final = "%Y-%m-%d %H:%M:%S%z"
-# The first and the last message of a range of the log.
+# The first and the last message of a range of the log, each with its time.
 _ENDS: Final = """
     select f.seq, coalesce(f.commit_time, f.inserted_at), l.seq, coalesce(l.commit_time, l.inserted_at)
     from (select * from messages where seq between %(low)s and %(high)s order by seq limit 1) f,
@@ -64,7 +64,7 @@ def apply(app: App, dry_run: bool, as_json: bool) -> None:
         refuse(found)
         if dry_run:
             return
-        runs = bridge_runs(store)  # before: it lets the lead go for a moment when it takes the change up
+        runs = bridge_runs(store)  # before apply(): the bridge gives up the lead for a moment to take the change up
         done = applying.apply(store, app.config.consumers, fence=True)
         silent = _silent(store, app, done, runs=runs or bridge_runs(store))
     for why in silent.values():
@@ -81,7 +81,11 @@ def apply(app: App, dry_run: bool, as_json: bool) -> None:
 
 
 def _silent(store: Connection, app: App, done: applying.Applied, *, runs: bool) -> dict[str, str]:
-    """The consumers that the running bridge does not feed as the file has them, each with a sentence."""
+    """Return the consumers that the running bridge does not treat as this file declares them, each with a sentence.
+
+    Wait a few seconds until the bridge has taken the change up. If no bridge runs, or if it has not taken the change up
+    by then, print that and return an empty dict.
+    """
     if not runs:
         if done.added or done.changed:
             say("no bridge runs on this store now: the consumers are fed when one starts")
@@ -114,7 +118,7 @@ def list_command(app: App, as_json: bool) -> None:
     """The store's consumers and what is left for them."""
     with app.store(pooled=True) as store:
         rows = [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()").fetchall()]
-        feeds = None if guest(store) else stored_feeds(store)  # a consumer's role may not read whom the bridge feeds
+        feeds = None if guest(store) else stored_feeds(store)  # a consumer's role may not read the feeds
         holders = consumer_holders(store, seconds=HELD_FOR)
     if as_json:
         print_json([{**asdict(row), **feed_of(feeds, row.name)} for row in rows])
@@ -127,7 +131,10 @@ def list_command(app: App, as_json: bool) -> None:
 
 
 def print_consumers(rows: list[ConsumerLag], feeds: Feeds | None = None) -> None:
-    """The consumers' table, as `consumers list` and `lag` show it, and which of them get nothing."""
+    """Print the table of consumers that `consumers list` and `lag` show.
+
+    After it, print a line for each consumer that gets nothing, unless an alarm already reports it.
+    """
     print_table(
         ("CONSUMER", "MODE", "PENDING", "DELAYED", "HELD", "IN FLIGHT", "DEAD", "OLDEST"),
         [
@@ -232,14 +239,18 @@ def remove(app: App, name: str, yes: bool) -> None:
 
 
 def _returns(store: Connection, app: App, name: str, *, runs: bool) -> str:
-    """Say that a consumer comes back after its removal, and from which file; '' where it does not."""
+    """Return a sentence if a bridge would add the consumer again after its removal, else ''.
+
+    The sentence names the file that lists the consumer.
+    """
     in_file = name in {consumer.name for consumer in app.config.consumers}
     feeds = stored_feeds(store) if runs else None
     if feeds is None:
         again = f"{name} is still in {app.path}: the next `run` adds it again, empty. Remove it from that file first."
         return again if in_file else ""
     feed = feeds.of(name)
-    # The bridge reads its file anew after a removal. Where that is this file, its last look counts for nothing.
+    # The bridge reads its file again after a removal. If that is this file, the text that it has now
+    # decides, and not the text that the bridge has read before.
     ours = feeds.holder.rpartition(" pid ")[0] == gethostname() and feeds.file == str(app.config.path.absolute())
     if in_file if ours else feed is not None and feed.state != "not_in_file":
         return (

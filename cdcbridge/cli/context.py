@@ -1,4 +1,7 @@
-"""What the commands share: the configuration on demand, and how things are printed. Data on stdout, talk on stderr."""
+"""Common parts of the commands: the configuration, sessions on the store, parameter types and printing.
+
+Results are printed on stdout, remarks for people on stderr.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ from cdcbridge.words import as_text, one_line
 _LINE_ENDS: Final = {"\n": " ", "\r": " ", "\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _HALF: Final = re.compile("[\ud800-\udfff]")
 _NUMBER: Final = re.compile(r"\d+(\.\d*)?|\.\d+")
-OTHER_MODE: Final = "CB002"  # the SQLSTATE of an error: the consumer is a stream, or is not
-UNLISTED: Final = "CB011"  # of a notice: no consumer lists the topic
+OTHER_MODE: Final = "CB002"  # SQLSTATE of an error: a function of queues was called for a stream, or the reverse
+UNLISTED: Final = "CB011"  # SQLSTATE of a notice: no consumer lists the topic
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, for programs.")
 
 
 def complete_name(context: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Consumers of the configuration file, for the shell; nothing where it cannot be read."""
+    """Return the consumers of the configuration file for shell completion, or none if it cannot be read."""
     path = context.find_root().params.get("path")
     try:
         consumers = load(Path(path or "cdcbridge.yaml")).consumers
@@ -49,7 +52,12 @@ name_argument = click.argument("name", shell_complete=complete_name)
 
 
 class DurationType(click.ParamType[float]):
-    """A duration such as 30s, as in the configuration; a number alone is seconds."""
+    """A duration such as 30s, as in the configuration. A number alone is in seconds.
+
+    Args:
+        least: The shortest duration that is accepted, in seconds.
+
+    """
 
     name = "duration"
 
@@ -70,12 +78,17 @@ DURATION: Final = DurationType()
 
 
 class TextType(click.types.StringParamType):
-    """Text that a server takes. In an argument, Python lets bytes that are no text through as half characters."""
+    """Text that a server accepts.
+
+    If an argument contains bytes that Python cannot decode, Python replaces each by half of a surrogate pair. Such an
+    argument is decoded again as UTF-8, and refused if it is not UTF-8.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(super().convert(value, param, ctx))
         try:
-            return os.fsencode(text).decode() if _HALF.search(text) else text  # in the locale C it may be UTF-8
+            # In the locale C, Python replaces the bytes of valid UTF-8 as well.
+            return os.fsencode(text).decode() if _HALF.search(text) else text
         except UnicodeError:
             self.fail(f"{text!r} is not UTF-8: write it in UTF-8, or set LANG to its encoding", param, ctx)
 
@@ -84,7 +97,7 @@ TEXT: Final = TextType()
 
 
 class App:
-    """What the group hands to its commands."""
+    """The object that each command receives: the configuration, and sessions on the store."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,9 +110,15 @@ class App:
 
     @contextmanager
     def store(self, *, pooled: bool = False) -> Iterator[Connection]:
-        """A session on a store that has been migrated. `pooled`: also through a connection pooler.
+        """Open a session on the store, for the duration of a `with` block.
 
-        Raises OperatorNeeded where the store has not been migrated, and UsageError for a value that no server takes.
+        Args:
+            pooled: Also accept a connection through a pooler such as PgBouncer.
+
+        Raises:
+            OperatorNeeded: The store has not been migrated.
+            UsageError: The block sent a value that no server accepts, or named a consumer of the other mode.
+
         """
         connect = connect_for_calls if pooled else connect_store
         connection = connect(self.config.store_dsn, self.config.store.schema_, "cdcbridge cli")
@@ -118,7 +137,10 @@ class App:
 
 
 class _Notices:
-    """Say the server's notices, each once where the same one comes again: a paused consumer tells each look."""
+    """A handler that prints the notices of the server, except one that equals the notice before it.
+
+    For example, a waiting `receive` gets the same notice at each look at a paused consumer.
+    """
 
     def __init__(self) -> None:
         self._last: str | None = None
@@ -133,9 +155,10 @@ class _Notices:
 
 @contextmanager
 def _refusing_values() -> Iterator[None]:
-    """A value that the server cannot take, such as the year 300,000, is a mistake of the caller: exit code 2.
+    """Turn errors that the caller has caused into UsageError, which exits with 2.
 
-    A consumer of the other mode is one, too, and the hint names the right command.
+    One cause is a value that the server does not accept, such as the year 300,000. The other one is a consumer of the
+    other mode, for example a stream for `receive`. For that, the hint names the right command.
     """
     try:
         yield
@@ -151,25 +174,26 @@ pass_app = click.make_pass_decorator(App)
 
 
 def say(text: str) -> None:
-    """To people, on stderr; on a terminal wrapped between words."""
+    """Print a text for people on stderr. On a terminal it is wrapped between words."""
     click.echo(wrapped(text, width(sys.stderr), rest="    "), err=True)
 
 
 def print_json(value: Any) -> None:
-    """One document, indented where a person looks at it."""
+    """Print one JSON document, indented if stdout is a terminal."""
     options = orjson.OPT_NON_STR_KEYS | (orjson.OPT_INDENT_2 if sys.stdout.isatty() else 0)
     click.echo(orjson.dumps(value, option=options, default=str))
 
 
 def print_line(value: Any) -> None:
-    """One JSON line."""
+    """Print a value as one JSON line."""
     print_document(orjson.dumps(value, default=str).decode())
 
 
 def print_document(text: str) -> None:
-    """A JSON document as one line, in UTF-8 whatever the locale is.
+    """Print a JSON document as one line, in UTF-8 in every locale.
 
-    JSON has raw newlines between tokens only. What other programs take for the end of a line can stand in its strings.
+    JSON has raw newlines only between tokens, where a blank replaces them. Strings may contain other characters that
+    programs take for the end of a line, such as U+2028. These are escaped.
     """
     for mark, instead in _LINE_ENDS.items():
         text = text.replace(mark, instead)
@@ -177,9 +201,10 @@ def print_document(text: str) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str = "") -> None:
-    """A table for people; `empty` is said instead of a table without rows.
+    """Print a table for people.
 
     On a terminal that is too narrow for the longest words, each row becomes a block. In a pipe a row is one line.
+    Without rows, the sentence `empty` is printed on stderr instead of the table.
     """
     if not rows and empty:
         say(empty)

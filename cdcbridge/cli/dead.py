@@ -29,7 +29,7 @@ from cdcbridge.store.redrive import PAGE, Redriven, redrive_page
 _LETTERS = "dead_letters({}, topic => %(topic)s, key => %(key)s, reason => %(reason)s, at_most => %(count)s) d"
 _CHOSEN = f"from {_LETTERS.format('%(name)s')}"
 _OF_ALL = f"from consumer_lag() c cross join lateral {_LETTERS.format('c.name')} where c.mode <> 'stream'"
-_TICKS = 10  # of a redrive at a rate, in a second
+_TICKS = 10  # about the number of batches per second, if a redrive has a rate
 _Command: TypeAlias = Callable[..., Any]
 Entry = TypeVar("Entry")
 
@@ -40,7 +40,7 @@ def dead() -> None:
 
 
 def _filters(command: _Command) -> _Command:
-    """Which dead letters: the options that list, redrive and purge share."""
+    """Add the options that select dead letters: --topic, --key and --reason, for list, redrive and purge."""
     command = click.option("--reason", metavar="TEXT", help="Only those whose reason begins so: oversized:")(command)
     command = click.option("--key", help="Only those with this key.")(command)
     return click.option("--topic", help="Only those of this topic.")(command)
@@ -149,7 +149,7 @@ def _redrive_compared(store: Connection, name: str, filters: dict[str, str | Non
     for page in _paced([(row[0], row[1]) for row in letters], rate, PAGE):
         redrive_page(store, name, page, done)
     if not letters:
-        redrive_page(store, name, [], done)  # so that a store which takes no writes is told as such
+        redrive_page(store, name, [], done)  # so that a read-only store is reported, even if there are no letters
     return done
 
 
@@ -181,7 +181,7 @@ def _refuse_both(ids: tuple[int, ...], filters: dict[str, str | None]) -> None:
 
 
 def _choose(store: Connection, name: str, ids: tuple[int, ...], filters: dict[str, str | None]) -> list[int] | None:
-    """The ids that were given or that the filters find, in log order; None for all."""
+    """Return the given IDs, or the IDs that the filters find in log order. Return None for all dead letters."""
     _refuse_both(ids, filters)
     if ids:
         return list(ids)
@@ -194,7 +194,10 @@ def _choose(store: Connection, name: str, ids: tuple[int, ...], filters: dict[st
 
 
 def _paced(entries: Sequence[Entry], rate: float | None, most: int | None = None) -> Iterator[list[Entry]]:
-    """All entries at once, or `most` at a time; with a rate some at a time, so many a second."""
+    """Yield the entries in batches, not faster than `rate` entries a second.
+
+    Without a rate there is no pause. A batch has at most `most` entries, and without `most` it has all of them.
+    """
     size = max(1, len(entries) if most is None else most)
     if rate is not None:
         size = max(1, min(size, int(rate / _TICKS)))

@@ -1,4 +1,7 @@
-"""Try a consumer's filter on the latest messages of the log, and give the reasons. Part of the rim; changes nothing."""
+"""Try a consumer's filter on the latest messages of the log, and give the reason for each result.
+
+Reads the store. Never changes anything.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,12 @@ DEAD: Final = "dead letter"
 
 
 class Trial(NamedTuple):
-    """One message. `values`: what the filter reads of it, as JSON texts, for example {"record.status": '"paid"'}."""
+    """The result of the filter for one message.
+
+    Attributes:
+        values: The values that the filter reads from the message, as JSON. For example {"record.status": '"paid"'}.
+
+    """
 
     seq: int
     topic: str
@@ -39,13 +47,18 @@ class Trial(NamedTuple):
 
 
 def wanted(config: Config, store: Connection, name: str) -> Subscription:
-    """The consumer as the file has it, applied or not; else as the store has it. Raises UsageError."""
+    """Return the consumer as the file declares it, whether it has been applied or not. Else return it from the store.
+
+    Raises:
+        UsageError: Neither the file nor the store has the consumer, or it is a stream.
+
+    """
     with store_errors():
         rows = store.execute("select id, name, mode, config from consumers").fetchall()
     known = {row[1]: row for row in rows}
     for consumer in config.consumers:
         if consumer.name == name:
-            applied = known[name][0] if name in known else 0  # for the rows that its own backfills read
+            applied = known[name][0] if name in known else 0  # the id finds rows that its own backfills have read
             found = Subscription.from_config(applied, name, consumer.mode, stored_config(consumer))
             break
     else:
@@ -64,7 +77,10 @@ def _unknown(name: str, names: Collection[str]) -> UsageError:
 
 
 def trials(store: Connection, subscription: Subscription, last: int) -> list[Trial]:
-    """Judge the latest messages that the consumer's tables, topics and operations match, oldest first."""
+    """Try the filter on the latest messages that match the consumer's tables, topics and operations.
+
+    At most `last` messages are tried. The result for the oldest message is the first.
+    """
     with store_errors():
         identities = identities_of(store)
         rows = latest(store, subscription, last)
@@ -101,7 +117,7 @@ def _trial(subscription: Subscription, row: Sequence[Any], identities: dict[str,
 
 
 def _values(condition: Filter, parts: dict[str, str], key: str | None) -> dict[str, str]:
-    """The values that the filter reads, where the message has them."""
+    """Return the values that the filter reads, as far as the message contains them."""
     found = {"op": parts["op"]} if "op" in condition.variables else {}
     if "key" in condition.variables:
         found["key"] = orjson.dumps(key).decode()

@@ -1,4 +1,4 @@
-"""`cdcbridge filter …`: try a consumer's filter, before it is applied."""
+"""`cdcbridge filter …`: try a consumer's filter before it is applied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands for the first day and the last one: init, uninstall."""
+"""Commands for the first day and for the last day: init, uninstall."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def init(app: App, file: str | None, dsn: str | None, force: bool) -> None:
 
 
 def _write(path: Path, text: str, *, private: bool) -> None:
-    """Replace the file whole, or leave it. `private`: it may have a password, so only its owner may read it."""
+    """Write the file, so that it has its old text or the new one, and never a part of it.
+
+    If `private`, only the owner may read the file, because it may contain a password.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666), "wb") as new:

@@ -1,6 +1,6 @@
-"""The sentences of `cdcbridge lag`: is a bridge running, what is an alarm, who holds what, when the disk is full.
+"""The sentences of `cdcbridge lag`: whether a bridge runs, alarms, open transactions, and the room on the disk.
 
-Alarms are printed first, and no line is broken within a word.
+Alarms are printed first. No line is ever broken within a word.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cdcbridge.units import human_duration, human_size
 
 
 def headline(found: Lag) -> str:
-    """The first line where no bridge reads the slot, else ''."""
+    """Return the first line if no bridge reads the slot, else ''."""
     for slot in found.slots:
         if slot.active or slot.wal_status == "lost":
             continue
@@ -29,14 +29,15 @@ def headline(found: Lag) -> str:
             return f"no bridge reads the slot {slot.name}: none is running, or it cannot reach the store either"
         if slot.inactive_seconds is None:
             return "no bridge is running: start it with `cdcbridge run`"
-        # Before PostgreSQL 17 the server does not tell, and the time is that since the last append.
+        # Before PostgreSQL 17 the server does not report this time. Then it is the time since the last append, which is
+        # the longest that it can be.
         most = " at most" if slot.failover is None else ""
         return f"no bridge has been running for {about(slot.inactive_seconds)}{most}: start it with `cdcbridge run`"
     return ""
 
 
 def say_alarms(found: Lag) -> None:
-    """The alarms, on stderr."""
+    """Print the alarms on stderr. A slot that does not exist any more is the first of them."""
     for name in found.gone:
         say_wrapped(
             f"ALARM the slot {name} does not exist any more: changes that it had yet to send are gone; `cdcbridge slot"
@@ -47,7 +48,7 @@ def say_alarms(found: Lag) -> None:
 
 
 def say_wrapped(text: str) -> None:
-    """To people: lines are broken between words where a terminal would break them anywhere."""
+    """Print a text for people. On a terminal it is broken between words, because a terminal would break it anywhere."""
     if sys.stderr.isatty():
         width = max(20, shutil.get_terminal_size().columns)
         text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
@@ -55,7 +56,7 @@ def say_wrapped(text: str) -> None:
 
 
 def print_other_slots(found: Lag) -> None:
-    """The slots that are not the bridge's, with the WAL that each keeps on the same disk."""
+    """Print the slots that do not belong to the bridge, with the WAL that each retains on the same disk."""
     if found.room.others:
         click.echo()
         print_table(
@@ -75,7 +76,7 @@ def print_other_slots(found: Lag) -> None:
 
 
 def say_rest(found: Lag, config: Config) -> None:
-    """What is no alarm, and explains: the disk, and open transactions."""
+    """Print remarks that are not alarms: about hidden consumers, a quiet slot, the disk and open transactions."""
     if found.guest:
         say_wrapped(
             f"the role {found.guest.role} sees its own consumers only; the store's owner, {found.guest.owner}, sees all"
@@ -117,7 +118,10 @@ def _horizon(held: HorizonHolder) -> str:
 
 
 def _disk(slot: SlotLag, found: Lag, config: Config) -> Iterator[str]:
-    """A forecast for a slot whose WAL grows while nothing limits it."""
+    """Yield a line for a slot whose WAL may fill the disk, because no limit is set.
+
+    The line includes a forecast if the WAL grows.
+    """
     if (
         slot.wal_status == "lost"
         or found.room.limit_bytes is not None

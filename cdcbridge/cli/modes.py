@@ -1,4 +1,7 @@
-"""Which command is the right one, for a command that was given a consumer of the other mode. Pure."""
+"""Hints for a command that was given a consumer of the other mode: they name the right command.
+
+For example, `receive` is for queues, and `read` for streams. Never connects to a database.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Final
 
 import click
 
-# A queue's command, given a stream; and a stream's command, given a queue or fifo consumer.
+# First the commands of queues, which were given a stream. Then the commands of streams, which were given a queue.
 _RIGHT: Final = {
     "receive": "`cdcbridge read {name}` shows a stream's messages; programs take them with read_stream().",
     "peek": "`cdcbridge read {name}` shows what a stream's group has yet to read.",
@@ -23,7 +26,7 @@ _RIGHT: Final = {
 
 
 def right_command() -> str | None:
-    """The hint for the command that runs now, for example "`cdcbridge read audit` shows …"."""
+    """Return the hint for the command that runs now, or None. For example: "`cdcbridge read audit` shows …"."""
     context = click.get_current_context(silent=True)
     if context is None:
         return None

@@ -1,4 +1,4 @@
-"""`cdcbridge offsets …`: where a stream consumer's group stands in the log, and moving it."""
+"""`cdcbridge offsets …`: show and move the offsets of a stream consumer's group."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def seek(app: App, name: str, target: str, partition: int | None) -> None:
 
 
 def _summary(rows: list[tuple[Any, ...]]) -> list[str]:
-    """Where partitions went, for people: a line for those that went to the same place."""
+    """Return lines for people about the moved partitions, one for all that continue after the same seq."""
     places: dict[int, list[tuple[Any, ...]]] = {}
     for row in rows:
         places.setdefault(row[2], []).append(row)

@@ -1,4 +1,7 @@
-"""Messages as readable blocks, for `--pretty`. Numbers keep every digit, and no text can steer the terminal."""
+"""Print messages as readable blocks, for `--pretty`.
+
+Numbers keep every digit. A text can never control the terminal, because unprintable characters are escaped.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ _INDENT: Final = "  "
 
 
 class _Number(str):
-    """A number with the digits that the document has."""
+    """A number that keeps the digits of the JSON document."""
 
     __slots__ = ()
 
 
 def print_pretty(line: str) -> None:
-    """Print a message or a dead letter, which is given as a JSON line, as a block with an empty line after it."""
+    """Print a JSON line, which is a message or a dead letter, as a block with an empty line after it."""
     row = json.loads(line, parse_float=_Number, parse_int=_Number)
     data = row.pop("data", None) or {}
     history = row.pop("history", None) or []
@@ -56,7 +59,7 @@ def _fields(value: Any) -> None:
 
 
 def shown(value: Any, *, inside: bool = False) -> str:
-    """A value on one line. `inside` a list or a mapping a text has its quotes."""
+    """Return a value as text on one line. A text that is `inside` a list or a mapping gets quotes."""
     if isinstance(value, _Number):
         return str(value)
     if isinstance(value, str):

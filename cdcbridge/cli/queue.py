@@ -1,4 +1,4 @@
-"""Commands that read a queue, or write to it: receive, peek, ack, nack, extend, publish."""
+"""Commands that read a queue or write to it: receive, peek, ack, nack, extend, publish."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from cdcbridge.database.pooled import PooledConnection
 from cdcbridge.errors import StoreUnavailable, UsageError
 from cdcbridge.store.holders import consumer_holders, told
 
-# Rows as JSON made by the server: data must not go through a Python number, and times are ISO as in JSON.
+# The server turns rows into JSON: a number of the data must not become a Python number, which might change it. Times
+# are in ISO format, as elsewhere in JSON.
 _RECEIVE = "select to_json(r)::text, r.receipt from receive(%s, %s::int, make_interval(secs => %s)) r"
 _PEEK = "select to_json(r)::text from peek(%s, %s::int, %s) r"
-# In FROM, so that the setting is read after the call.
+# The function is called in FROM, so that the setting is read after the call.
 _PUBLISH = (
     "select p.seq, current_setting('cdcbridge.duplicate', true)"
     " from publish(%s, %s, %s::json, time_of(%s, 'time'), %s, make_interval(secs => %s)) p (seq)"
 )
-_LONGEST_SLEEP = 5.0  # seconds between looks of a waiting reader whom no notification reached
-_SHORTEST_SLEEP = 0.02  # and where messages wait that cannot be had
-_LOOK = 1.0  # and behind a pooler, where nobody is notified
-_RETRY = 1.0  # between tries to reach a server that is away
-_HELD_FOR = 0.1  # and so long a transaction holds messages before it is named
+_LONGEST_SLEEP = 5.0  # seconds between two looks of a waiting receiver at most, if no notification arrives
+_SHORTEST_SLEEP = 0.02  # seconds between two looks at least, while messages wait that cannot be claimed
+_LOOK = 1.0  # seconds between two looks at most through a pooler, where a receiver gets no notifications
+_RETRY = 1.0  # seconds between two attempts to reach a server that is unavailable
+_HELD_FOR = 0.1  # seconds that a transaction holds messages before it is reported
 
 
 receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar="RECEIPT...")
@@ -81,7 +82,11 @@ def receive(app: App, name: str, count: int, wait: float, timeout: float | None,
 
 
 def _wait_for(store: Connection, wanted: tuple[str, int, float | None], deadline: float) -> list[tuple[str, str]]:
-    """receive(), again when notified, when a timeout or a delay ends, and now and then, until there is something."""
+    """Call receive() until it returns messages, or until the deadline by time.monotonic() has passed.
+
+    The calls are repeated after a notification, when a timeout or a delay ends, and after _LONGEST_SLEEP at the latest.
+    Through a pooler there are no notifications, so they are repeated after _LOOK.
+    """
     listens = deadline > time.monotonic() and not isinstance(store, PooledConnection)
     if listens:
         store.execute(b"listen " + _channel(store))
@@ -213,7 +218,7 @@ def publish(
                 values = (topic, key, _decoded(text), deliver_at, dedup_id, delay)
                 row = _publish_once(store, values, dedup_id) if dedup_id else store.execute(_PUBLISH, values).fetchone()
             except (psycopg.DataError, UnicodeDecodeError) as error:
-                if getattr(error, "sqlstate", None) not in (None, "22P02"):  # 22P02: it is no JSON; None: it has NUL
+                if getattr(error, "sqlstate", None) not in (None, "22P02"):  # 22P02: no JSON. None: NUL or no UTF-8
                     raise
                 shown = text if isinstance(text, str) else text.decode(errors="replace")
                 where = f"argument {number}" if data else f"stdin: line {number}"
@@ -223,7 +228,11 @@ def publish(
 
 
 def _publish_once(store: Connection, values: tuple[Any, ...], dedup_id: str) -> Any:
-    """Publish with a dedup id, whose fate is open while another transaction that published it is."""
+    """Publish with a deduplication ID.
+
+    While another transaction that published with the same ID is open, the server cannot know whether this is a
+    duplicate. Then wait for a limited time until that transaction ends.
+    """
     return patiently(
         store,
         lambda: store.execute(_PUBLISH, values).fetchone(),

@@ -1,7 +1,8 @@
-"""Receipts in the input of ack, nack and extend: alone on a line, or in the lines of `receive`. Pure.
+"""Find the receipts in the input of ack, nack and extend: alone on a line, or in the lines of `receive`.
 
-Takes the member `receipt` without parsing what else stands there: any JSON may be in a message's data. Lines that a
-tool such as jq has reformatted are read, too: `{"seq": 1, "receipt": "1.7"}`, over one line or many, or `"1.7"`.
+Takes the member `receipt` without parsing the rest, because a message's data may be any JSON. Lines that a tool such as
+jq has reformatted are accepted as well: `{"seq": 1, "receipt": "1.7"}`, on one line or on several, or `"1.7"`. Never
+connects to a database.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ _SHOWN: Final = 80
 
 
 def read_receipts(lines: Iterable[bytes]) -> Iterator[str]:
-    """The receipts in these lines. Raises UsageError, with the line, where an object has none."""
+    """Yield the receipts in these lines.
+
+    Raises:
+        UsageError: A line is no receipt, or an object has no receipt or no end. The message shows the line.
+
+    """
     document = _Object()
     for number, line in enumerate(lines, 1):
         text = line.strip()
@@ -54,17 +60,22 @@ def _shown(text: bytes) -> str:
 
 
 class _Object:
-    """A JSON object, line by line: how deep it is open, and its receipt."""
+    """A JSON object that is read line by line, and its receipt.
+
+    Attributes:
+        depth: The number of brackets that are still open. 0 once the object has ended.
+
+    """
 
     def __init__(self, number: int = 0, first: bytes = b"") -> None:
         self.depth = 0
         self._number = number
         self._first = first
         self._found: bytes | None = None
-        self._named = False  # the member's name came, and its value comes next
+        self._named = False  # the name of the member has been read, and its value is the next token
 
     def take(self, line: bytes) -> None:
-        """The next line of it."""
+        """Read the next line of the object."""
         for token in _TOKEN.finditer(line):
             text, colon = token.groups()
             if text is None:
@@ -76,7 +87,7 @@ class _Object:
                 self._found, self._named = text, False
 
     def receipt(self) -> str:
-        """Its receipt, when it is closed."""
+        """Return the receipt, after the object has ended."""
         if self._found is None:
             raise self.error("an object without a receipt")
         try:
@@ -85,5 +96,5 @@ class _Object:
             raise self.error("a receipt that is no text") from None
 
     def error(self, what: str) -> UsageError:
-        """What is wrong with it."""
+        """Return an error with this text, the line number and the first line of the object."""
         return UsageError(f"stdin: line {self._number}: not a line of `receive`: {what}: {_shown(self._first)}")

@@ -1,7 +1,7 @@
-"""The configuration file's JSON schema, for editors: it accepts what the program accepts.
+"""Make the JSON schema of the configuration file, for editors: it accepts every file that the program accepts.
 
-That is more than pydantic's own schema says: `${VAR}` stands for any scalar, durations and sizes are texts, and numbers
-and booleans may be texts, as variables are. No key is required that can come from the environment.
+The schema that pydantic makes accepts less. In the file, `${VAR}` may replace any scalar, and durations and sizes are
+texts. Numbers and booleans may be texts too, because variables are. No key is required that the environment can give.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _CONSTRAINTS: Final = ("pattern", "enum", "const", "minLength", "maxLength")
 
 
 def file_schema() -> dict[str, Any]:
-    """Make the schema from the model, so that it knows every key."""
+    """Return the schema, made from the model so that it contains every key."""
     schema = Config.model_json_schema(by_alias=True)
     for definition in (schema, *schema["$defs"].values()):
         definition["properties"] = {key: _widened(node) for key, node in definition["properties"].items()}
     for definition in (schema, schema["$defs"]["Source"]):
-        definition.pop("required", None)  # CDCBRIDGE_SOURCE__DSN gives it as well
+        definition.pop("required", None)  # the environment can give it too, as CDCBRIDGE_SOURCE__DSN
     return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
 
 
 def _widened(node: dict[str, Any]) -> dict[str, Any]:
-    """A property's schema → one that takes a variable, and what the program makes of texts."""
-    made = {key: value for key, value in node.items() if key != "gt"}  # of a duration, which is a text
+    """Return a property's schema, extended to accept variables and the texts that the program converts."""
+    made = {key: value for key, value in node.items() if key != "gt"}  # a limit of durations, which are texts here
     if "default" in made:
         made["default"] = _written(made)
     if "items" in made:
@@ -52,7 +52,7 @@ def _widened(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _written(node: dict[str, Any]) -> Any:
-    """A default as one writes it: 30.0 seconds are 30s."""
+    """Return a default as it is written in the file. For example, 30.0 seconds are 30s."""
     if node.get("pattern") == DURATION_PATTERN:
         return format_duration(node["default"])
     sizes = {"type": "string", "pattern": SIZE_PATTERN} in node.get("anyOf", [])

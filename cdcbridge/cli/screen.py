@@ -1,4 +1,7 @@
-"""Text for people on a terminal: wrapped between words, never inside one. In a pipe a line stays a line."""
+"""Lay out text for people on a terminal.
+
+Lines are wrapped between words, and never inside a word. In a pipe, lines are not wrapped.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,16 @@ from rich.cells import cell_len
 
 
 def width(stream: TextIO | None = None) -> int | None:
-    """The columns of the terminal that stdout is, or None for a pipe or a file."""
+    """Return the columns of the terminal that the stream, or else stdout, is. None for a pipe or a file."""
     stream = sys.stdout if stream is None else stream
     return max(20, shutil.get_terminal_size().columns) if stream is not None and stream.isatty() else None
 
 
 def wrapped(text: str, columns: int | None, *, first: str = "", rest: str = "") -> str:
-    """Break each line of the text between words. `first` and `rest` begin the first and the further lines of all.
+    """Break each line of the text between words.
 
-    A word that is longer than a line, such as a URL, stays whole.
+    A word that is longer than a line, such as a URL, stays whole. `first` is put before the first line of the result,
+    and `rest` before each other line. Without `columns`, lines are not broken.
     """
     lines: list[str] = []
     for line in text.splitlines() or [""]:
@@ -42,9 +46,10 @@ def wrapped(text: str, columns: int | None, *, first: str = "", rest: str = "") 
 
 
 def column_widths(rows: Sequence[Sequence[str]], columns: int | None) -> list[int] | None:
-    """How wide each column of a table is, with two spaces between them. None where a word would have to be broken.
+    """Return the width of each column of a table, or None if a word would have to be broken.
 
-    Each column has at least its longest word. The room that is left goes to the columns that need the least of it.
+    The columns have two spaces between them. Each is at least as wide as its longest word. The remaining room is given
+    to the columns in turn, first to the one that needs the least.
     """
     everything = list(zip(*rows, strict=True))
     wanted = [max(cell_len(cell) for cell in column) for column in everything]
@@ -62,14 +67,14 @@ def column_widths(rows: Sequence[Sequence[str]], columns: int | None) -> list[in
 
 
 def bullets(texts: Iterable[str], *, err: bool = False) -> None:
-    """One bullet for each text."""
+    """Print a bullet for each text."""
     columns = width(sys.stderr if err else sys.stdout)
     for text in texts:
         click.echo(wrapped(text, columns, first="  - ", rest="    "), err=err)
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> None:
-    """Names and values beside each other."""
+    """Print names and values in two columns."""
     most = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         click.echo(wrapped(value, width(), first=f"{name:<{most}}  ", rest=" " * (most + 2)))

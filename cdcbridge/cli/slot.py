@@ -1,4 +1,4 @@
-"""Commands about the slot and how far things are: lag, slot."""
+"""Commands about the slot and about the lag of slot and consumers: lag, slot."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
 
 
 def _measure(config: Config, before: list[Lag] | None) -> Lag:
-    """Both sides, or the store's alone. `before`: earlier looks of --watch.
+    """Measure source and store, or the store alone if the source cannot be reached.
 
-    Raises SourceUnavailable where neither can be reached.
+    `before` contains the earlier looks of --watch. Raise SourceUnavailable if neither can be reached.
     """
     try:
         return measure(config, before)
@@ -68,7 +68,10 @@ def _measure(config: Config, before: list[Lag] | None) -> Lag:
 
 
 def _begin_screen(every: float) -> None:
-    """Begin the next look with a clock: in the place of the last one on a terminal, after it in a pipe."""
+    """Print the time and the interval before the next look.
+
+    On a terminal the last look is cleared first. In a pipe the next one follows it.
+    """
     click.clear()
     now = dt.datetime.now(dt.UTC)
     click.echo(f"{now:%Y-%m-%d %H:%M:%S} UTC, every {format_duration(every)}; Ctrl-C ends\n")
@@ -166,7 +169,7 @@ def slot_list(app: App, as_json: bool) -> None:
 
 
 def _retained(slot: Slot, current: int) -> int | None:
-    """Bytes of WAL that it keeps on the server; None for a lost one."""
+    """Return the bytes of WAL that the slot retains on the server, or None for a lost slot."""
     return None if slot.restart_lsn is None else max(0, current - slot.restart_lsn)
 
 

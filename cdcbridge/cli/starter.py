@@ -1,4 +1,4 @@
-"""The configuration that `cdcbridge init` writes, made from the tables of a database. Part of the rim.
+"""Make the configuration that `cdcbridge init` writes, from the tables of a database.
 
 Reads the catalogue and runs the checks of `cdcbridge check`. Never changes anything in the database.
 """
@@ -28,7 +28,7 @@ VARIABLE: Final = "DATABASE_URL"
 _SCHEMA: Final = "cdcbridge"
 _VIRTUAL_SINCE: Final = 180000
 _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_]*")
-# Tables of an extension, such as PostGIS's spatial_ref_sys, are no tables of the application.
+# Tables of an extension, such as spatial_ref_sys of PostGIS, do not belong to the application.
 _OF_EXTENSIONS: Final = "select objid::int8 from pg_depend where classid = 'pg_class'::regclass and deptype = 'e'"
 _ELSEWHERE: Final = """
     select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -39,7 +39,12 @@ _ELSEWHERE: Final = """
 
 @dataclass(slots=True, frozen=True)
 class Left:
-    """A table that the file names in a comment alone. `fix`: the SQL or the words that let it in."""
+    """A table that the file names only in a comment, because it cannot be captured yet.
+
+    Attributes:
+        fix: The SQL or the sentence after which it can be captured. '' if there is none.
+
+    """
 
     name: str
     reason: str
@@ -48,21 +53,31 @@ class Left:
 
 @dataclass(slots=True)
 class Starter:
-    """The file's text, and what people should know of it. `problems`: those that `check` finds."""
+    """The text of the file, and the remarks that are printed about it.
+
+    Attributes:
+        taken: Each table that the file lists, and the remark on its key.
+        problems: The problems that `check` finds with the file.
+
+    """
 
     text: str = ""
-    taken: list[tuple[str, str]] = field(default_factory=list)  # table, and its key for people
+    taken: list[tuple[str, str]] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 def make(dsn: str, written: str) -> Starter:
-    """Look at the tables of the database and write the file's text.
+    """Look at the tables of the database and make the text of the file.
 
-    dsn: the connection string to use now.
-    written: the same as the file has it, for example `${DATABASE_URL}`.
+    Args:
+        dsn: The connection string to use now.
+        written: The connection string in the file, for example `${DATABASE_URL}`.
 
-    Raises SourceUnavailable, and UsageError for a connection string that cannot be parsed.
+    Raises:
+        SourceUnavailable: The database cannot be reached.
+        UsageError: The connection string cannot be parsed.
+
     """
     made = Starter()
     with connect_source(dsn, "cdcbridge init") as connection:
@@ -114,7 +129,10 @@ def _nameable(topic: str) -> bool:
 
 
 def _key(table: Table) -> str:
-    """Say which columns order the table's messages. Without a key of its own they are in no order."""
+    """Return the remark on the columns that order the table's messages.
+
+    The messages of a table without a key are in no order.
+    """
     index = table.primary_key if table.primary_key and table.primary_key.usable else table.identity_index
     if index is None:
         return "no key: its messages are in no order"
@@ -122,7 +140,7 @@ def _key(table: Table) -> str:
 
 
 def _free_name(connection: Connection, database: str) -> str:
-    """Choose a slot's name that no other database of the server uses."""
+    """Return the name of a new slot: `cdcbridge`, or another name if a different database has a slot `cdcbridge`."""
     if all(slot.database == database for slot in slots(connection, "cdcbridge")):
         return "cdcbridge"
     name = re.sub(r"[^a-z0-9_]", "_", f"cdcbridge_{database}".lower())
@@ -130,14 +148,17 @@ def _free_name(connection: Connection, database: str) -> str:
 
 
 def _problems(text: str, dsn: str, written: str) -> list[Problem]:
-    """Run `check` on the file as it is before anything was found."""
+    """Run `check` on this text of the file, and return the problems.
+
+    The text does not contain the problems yet. An error that prevents the check becomes a problem as well.
+    """
     environment = {VARIABLE: dsn} if written == f"${{{VARIABLE}}}" else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cdcbridge.yaml"
         path.write_text(text, encoding="utf-8")
         try:
             return [p for p in check(load(path, environment)) if p.code != "wildcard_identity"]
-        except ConfigError as error:  # of the environment: a CDCBRIDGE_… variable that is laid over the file
+        except ConfigError as error:  # a CDCBRIDGE_… variable, which overrides the file, is wrong
             said = str(error).replace(f"{path}", "the file")
             return [Problem("configuration", "error", "environment", said, error.hint or "Mend the variable.")]
         except CdcbridgeError as error:
@@ -222,12 +243,15 @@ def _comment(text: str, prefix: str) -> Iterator[str]:
 
 
 def _shown(text: str) -> str:
-    """A text inside a comment: no line may end in its middle, for YAML knows more line ends than Python prints."""
+    """Return a text for a comment, with its unprintable characters escaped.
+
+    Some of them, such as U+2028, end a line in YAML, and the rest of the text would no longer be a comment.
+    """
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _scalar(text: str) -> str:
-    """A YAML scalar of this text, on one line."""
+    """Return the text as a YAML scalar on one line."""
     if _PLAIN.fullmatch(text) or text == f"${{{VARIABLE}}}":
         return text
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(text, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""`cdcbridge status`: one screen that says whether everything is well, and why not."""
+"""`cdcbridge status`: one screen that shows whether everything is healthy, and the reasons if it is not."""
 
 from __future__ import annotations
 
@@ -79,7 +79,11 @@ def _wal(config: Config, slot: SlotLag) -> str:
 
 
 def _lost(slot: SlotLag, room: WalRoom) -> str:
-    """The end of a lost slot. Before PostgreSQL 17 the server does not tell since when nobody has read it."""
+    """Return the reason why a slot is lost, and its consequences.
+
+    Before PostgreSQL 17 the server does not report since when the slot has not been read. Then the time
+    is an upper limit, and the text contains "at most".
+    """
     why = slot.invalidation_reason or "the server removed WAL that it had yet to send"
     since = ""
     if slot.inactive_seconds is not None:

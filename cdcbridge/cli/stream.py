@@ -14,11 +14,12 @@ from cdcbridge.database import Connection
 from cdcbridge.database.pooled import PooledConnection
 from cdcbridge.errors import StoreUnavailable, UsageError
 
-# Rows as JSON made by the server, as `receive` has them.
+# The server turns rows into JSON, as for `receive`.
 _PEEK: Final = "select to_json(r)::text, r.seq from peek_stream(%s, %s::int, %s, %s) r"
 _PAGE: Final = 1000
-_LONGEST_SLEEP: Final = 2.0  # seconds: nothing notifies when a publisher that held others back rolls back
-_LOOK: Final = 1.0  # behind a pooler, where nobody is notified
+# Seconds between two looks. The rollback of a publisher that held messages back sends no notification.
+_LONGEST_SLEEP: Final = 2.0
+_LOOK: Final = 1.0  # seconds between two looks through a pooler, where a reader gets no notifications
 _RETRY: Final = 1.0
 
 
@@ -75,7 +76,10 @@ def tail(app: App, name: str, count: int, place: str | None) -> None:
 
 
 class _Following:
-    """How far a `tail` is. It survives the sessions that it looks through."""
+    """The place of a `tail` in the stream.
+
+    The object is kept when a session is lost, so that the next session continues there.
+    """
 
     def __init__(self, name: str, count: int, place: str | None) -> None:
         self._name = name
@@ -83,7 +87,7 @@ class _Following:
         self._place = place
 
     def run(self, store: Connection) -> None:
-        """Print what is there and what comes, until the session is lost."""
+        """Print the messages that exist, and new ones as they arrive, until the session is lost."""
         listens = not isinstance(store, PooledConnection)
         if listens:
             row = store.execute("select quote_ident(current_schema())").fetchone()
@@ -99,7 +103,11 @@ class _Following:
                 time.sleep(_LOOK)
 
     def _begin(self, store: Connection) -> None:
-        """Print the last messages, and continue behind these. What can still commit before them is not passed over."""
+        """Print the last messages, and continue after them.
+
+        Continue after max_safe_seq() at the earliest. No open transaction can still commit a message up to that seq, so
+        none is skipped.
+        """
         row = store.execute("select max_safe_seq()").fetchone()
         end = row[0] if row else 0
         last = (
@@ -113,7 +121,7 @@ class _Following:
 
 
 def _print(store: Connection, name: str, count: int, place: str | None, *, newest: bool = False) -> int | None:
-    """Print so many messages; the seq of the last one."""
+    """Print up to `count` messages, and return the seq of the last one, or None."""
     last = None
     for line, last in store.execute(_PEEK, (name, count, place, newest)).fetchall():  # noqa: B007 - it is returned
         print_document(line)

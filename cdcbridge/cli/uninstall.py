@@ -1,7 +1,8 @@
-"""What cdcbridge made in the source and in the store: found, and removed one by one. Part of the rim.
+"""Find all that cdcbridge made in the source and in the store, and remove it piece by piece.
 
-Removes the slot, publications, the event trigger, the replica identities that it set, and the store's schema. Never
-removes things that others use, and never waits long for a lock. Each part may be gone already.
+Removes the slot, the publications, the event trigger, the replica identities that the trigger set, and the store's
+schema. Each of them may have been removed before. Never removes things that others use, and never waits long for a
+lock.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ _REMEMBERED: Final = """
     select from cdcbridge_identity.changed x join pg_class c on c.oid = x.relation where c.relreplident = 'f' limit 1
 """
 _OTHER_BRIDGES: Final = "select slot from cdcbridge_identity.bridges where slot <> %s order by 1"
-# The tables that still have the identity from here. taken: another bridge's trigger looks after it.
-# published: another publication has its updates or deletes, which need an identity. keyed: the default is enough.
+# _GIVEN: the tables that still have the replica identity FULL that cdcbridge set.
+# keyed: the table has a primary key, so the default replica identity is enough.
+# published: other publications that contain its updates or deletes, which need a replica identity.
+# _TAKEN: those of these tables whose replica identity another bridge needs.
 _GIVEN: Final = """
     select c.oid::int8, n.nspname, c.relname,
            exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary and i.indimmediate
@@ -70,11 +73,15 @@ _READERS: Final = """
 
 @dataclass(slots=True, frozen=True)
 class Item:
-    """One thing to remove. `what` names it for people, `undo` removes it.
+    """One thing to remove.
 
-    identity: it is a table's replica identity.
-    by_hand: the statement that removes it, for a role that may.
-    remembers: it holds the list of these tables, so it stays while one of them could not be taken back.
+    Attributes:
+        what: Its name for people.
+        undo: The function that removes it.
+        identity: True for the replica identity of a table.
+        remembers: True if the thing contains the list of these tables. Then it is kept while one cannot be restored.
+        by_hand: The statement that removes it, for a role that has the right to do so.
+
     """
 
     what: str
@@ -86,7 +93,7 @@ class Item:
 
 @dataclass(slots=True)
 class Removal:
-    """Everything that would be removed, in order. `kept`: the rest, each with the reason."""
+    """The things that would be removed, in order. `kept` has those that are kept, each with the reason."""
 
     items: list[Item] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -94,9 +101,14 @@ class Removal:
 
 @contextlib.contextmanager
 def planned(config: Config) -> Iterator[Removal]:
-    """Find all that is there. While the `with` block runs, no bridge of this store can take the lead.
+    """Find all that can be removed. While the `with` block runs, no bridge of this store can take the lead.
 
-    Raises NotLeader while a bridge runs, and SourceUnavailable or StoreUnavailable where a server is out of reach.
+    Raises:
+        NotLeader: A bridge of this store runs, or a client reads the slot.
+        SourceUnavailable: The source cannot be reached.
+        StoreUnavailable: The store cannot be reached.
+        OperatorNeeded: This role does not own the store, or the store's history names another slot that exists.
+
     """
     plan = Removal()
     with contextlib.ExitStack() as sessions:
@@ -125,7 +137,11 @@ def planned(config: Config) -> Iterator[Removal]:
 
 
 def remove(plan: Removal, tell: Callable[[str], None]) -> list[tuple[str, CdcbridgeError]]:
-    """Remove the items in order; those that failed, each with its reason. The others are removed all the same."""
+    """Remove the items in order, and return the name of each item that failed, with the error.
+
+    `tell` is called with the name of each removed item. After a failure the next items are still removed. The exception
+    is an item that remembers tables, if one of those could not be restored.
+    """
     failed: list[tuple[str, CdcbridgeError]] = []
     unfinished = False
     for item in plan.items:
@@ -163,7 +179,7 @@ def _refuse_running(store: Connection) -> None:
         raise NotLeader(f"{one} running: {names}", hint="Stop it first, and what restarts it, such as systemd.")
     with store_errors():
         if store.execute("select to_regclass('leaders')").fetchone() != (None,):
-            # Held by this session: a bridge that starts now stands by until everything is gone.
+            # This session holds the locks: a bridge that starts now remains a stand-by until everything is removed.
             store.execute(
                 "select pg_try_advisory_lock('leaders'::regclass::oid::int, 0),"
                 " pg_try_advisory_lock('leaders'::regclass::oid::int, 2)"
@@ -171,9 +187,9 @@ def _refuse_running(store: Connection) -> None:
 
 
 def _begun(config: Config, origin: Connection | None, store: Connection | None) -> bool:
-    """Whether this store's history names the configured slot.
+    """Return whether this store's history names the configured slot.
 
-    Raises OperatorNeeded where it names another one that exists: without its store that would keep WAL for ever.
+    Raise OperatorNeeded if it names another slot that exists. Without its store, that slot would retain WAL for ever.
     """
     if store is None:
         return False
@@ -193,7 +209,7 @@ def _begun(config: Config, origin: Connection | None, store: Connection | None) 
 def _slot(
     config: Config, origin: Connection, plan: Removal, others: list[OtherStore], *, begun: bool
 ) -> list[OtherStore]:
-    """The slot. One that other stores use stays; these stores."""
+    """Plan the removal of the slot, unless other stores use it. Return these stores."""
     name = config.source.slot
     using: list[OtherStore] = []
     for slot in source.slots(origin, name):
@@ -227,7 +243,10 @@ def _use(other: OtherStore, slot: source.Slot, by_hand: str) -> str:
 def _publications(
     config: Config, origin: Connection, plan: Removal, others: list[OtherStore], *, keep_slot: bool
 ) -> list[str]:
-    """The publications of this bridge; those that will be dropped. One that another reader may need stays."""
+    """Plan the removal of this bridge's publications, and return the names of those that will be dropped.
+
+    A publication that another reader may need is kept.
+    """
     dropped = []
     for use in publication_uses(config, origin, others, keep_slot=keep_slot):
         what = f"publication {use.name}"
@@ -249,7 +268,7 @@ def _statement(origin: Connection, statement: sql.Composed, what: str) -> Callab
 
 
 def _leave_trigger(origin: Connection, plan: Removal, other: OtherStore) -> None:
-    """The event trigger and its identities belong to the bridge of the slot, which is another store's."""
+    """Keep the event trigger and its replica identities: they belong to the slot's bridge, which has another store."""
     with source_errors():
         if origin.execute("select to_regnamespace('cdcbridge_identity')").fetchone() != (None,):
             plan.kept.append(
@@ -260,7 +279,7 @@ def _leave_trigger(origin: Connection, plan: Removal, other: OtherStore) -> None
 def _identities(
     config: Config, origin: Connection, store: Connection | None, plan: Removal, dropped: list[str]
 ) -> None:
-    """The event trigger, and the tables that have their replica identity from it."""
+    """Plan the removal of the event trigger and of the replica identities that it set."""
     slot = config.source.slot
     try:
         before = {**dict(_remembered(store)), **dict(given(origin))}
@@ -273,7 +292,7 @@ def _identities(
         taken = {oid for (oid,) in origin.execute(_TAKEN, (list(before), slot)).fetchall()} if installed else set()
         tables = origin.execute(_GIVEN, (dropped, list(before))).fetchall()
     if installed:
-        # First, so that the trigger does not give a table its identity back.
+        # The entry is removed first, so that the trigger does not set the replica identity of a table again.
         mine = sql.SQL("delete from cdcbridge_identity.bridges where slot = {}").format(sql.Literal(slot))
         if others:
             mine_what = f"the event trigger's entry for the slot {slot}: the trigger stays for {', '.join(others)}"
@@ -298,7 +317,10 @@ def _identities(
 
 
 def _trigger(origin: Connection) -> Callable[[], None]:
-    """Drop the event trigger. Its schema stays while it remembers a table that keeps its identity."""
+    """Return a function that drops the event trigger.
+
+    The trigger's schema is kept while it lists a table whose replica identity has not been restored.
+    """
 
     def work() -> None:
         origin.execute("drop event trigger if exists cdcbridge_identity_command")
@@ -316,7 +338,10 @@ def _trigger(origin: Connection) -> Callable[[], None]:
 def _identity(
     origin: Connection, oid: int, statement: sql.Composed, what: str, *, installed: bool
 ) -> Callable[[], None]:
-    """Take a replica identity back, unless a publication that could not be dropped needs it."""
+    """Return a function that restores the replica identity that a table had before.
+
+    The function raises CdcbridgeError if a publication that could not be dropped needs the present one.
+    """
 
     def work() -> None:
         row = origin.execute(_GIVEN, ([], [oid])).fetchone()

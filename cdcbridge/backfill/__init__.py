@@ -1,1 +1,1 @@
-"""Rows that were in a table before its consumer: read beside the stream, and compared with the log."""
+"""Rows that a table had before its consumer: read while the stream continues, and compared with the log."""

@@ -1,8 +1,9 @@
-"""The first start at speed: tables copied from the slot's own snapshot, before the stream begins. Part of the rim.
+"""Copy tables fast at the first start, from the snapshot that the slot exports, before the stream begins.
 
-The slot's creation exports a snapshot which sees exactly what the stream will not bring. Tables are read from it by
-two sessions at once and appended as they come, each in a chunk's own commit; so whatever interrupts it, the next start
-goes on from there, with a watermark for each chunk. Its price is one snapshot, and the slot's WAL, for all that time.
+PostgreSQL exports a snapshot when it creates the slot. That snapshot shows exactly those changes that the stream will
+not send. Two sessions read tables from it at once. The chunks are appended as they arrive, each in a commit of its own.
+If the copy is interrupted, the next start continues from that place, with a watermark for each chunk (worker.py). The
+price is that the snapshot and the slot's WAL are kept for all that time.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from cdcbridge.source.sessions import refuse_row_security
 from cdcbridge.store.log import BridgeStore
 
 READERS: Final = 2
-_ALTERED: Final = ("42703", "42P01", "42704", "42804")  # no such column, table or type, or of another type
+_ALTERED: Final = ("42703", "42P01", "42704", "42804")  # no such column, table or type, or a column of another type
 _AHEAD: Final = 4  # chunks that are read and not yet appended
 _FIRST_ROWS: Final = 1000
 log = structlog.get_logger()
@@ -46,10 +47,23 @@ log = structlog.get_logger()
 def copy_tables(
     config: Config, store: BridgeStore, router: Router, snapshot: str, lsn: int, stopped: Callable[[], bool]
 ) -> None:
-    """Fill all consumers that wait for their first rows, from the exported snapshot of the slot that begins at `lsn`.
+    """Fill all consumers that wait for their first rows, from the snapshot that was exported with the slot.
 
-    Returns early when stopped. A table that cannot be read is marked as failed; SourceUnavailable and StoreUnavailable
-    are raised.
+    This returns early when the bridge is stopped. A table that cannot be read is marked as failed, and the others are
+    copied.
+
+    Args:
+        config: The configuration.
+        store: The bridge's session on the store.
+        router: The router of the consumers.
+        snapshot: The name of the exported snapshot.
+        lsn: The LSN at which the slot begins.
+        stopped: A function that returns whether the bridge was stopped.
+
+    Raises:
+        SourceUnavailable: The source was lost.
+        StoreUnavailable: The store was lost.
+
     """
     orders: Mailbox[Order] = Mailbox()
     for order in unfinished(store.connection).values():
@@ -58,7 +72,7 @@ def copy_tables(
     readers = [_CopyReader(number, shared) for number in range(1, READERS + 1)]
     for reader in readers:
         reader.start()
-    # Before all that the stream brings, whose commits begin at the slot's first position.
+    # This is before all changes of the stream, because their commits begin at the slot's LSN.
     position = Position(lsn - 1, -1)
     partitions = store.partitions()
     try:
@@ -76,7 +90,7 @@ def copy_tables(
             position = batch.position = inject(batch, chunk, position, None, partitions)
             store.append(batch, None)
             chunk.release()
-            del batch, chunk  # rather than until the next one comes
+            del batch, chunk  # so that their memory is free before the next chunk arrives
     finally:
         for reader in readers:
             reader.stop()
@@ -86,10 +100,12 @@ def copy_tables(
 
 @dataclass(slots=True, frozen=True)
 class _Shared:
-    """What the readers share with the main loop, which fills `orders` before they start.
+    """The state that the readers share with the main loop, which fills `orders` before they start.
 
-    read: chunks, the error that ended a reader, and each reader that has nothing left to read. Readers put them, the
-    main loop takes them.
+    Attributes:
+        read: Chunks, the error that ended a reader, or a reader that has nothing left to read. The readers put them,
+            and the main loop takes them.
+
     """
 
     config: Config
@@ -101,7 +117,10 @@ class _Shared:
 
 
 class _CopyReader(Background):
-    """Reads table after table in a thread, until none is left, or one reader is stopped: then all are."""
+    """A thread that reads one table after another, until none is left.
+
+    If one reader is stopped, all of them end.
+    """
 
     def __init__(self, number: int, shared: _Shared) -> None:
         super().__init__(f"copy-{number}")
@@ -169,5 +188,8 @@ class _CopyReader(Background):
 
 
 def _later(order: Order, reason: str) -> None:
-    """Leave the order waiting: the snapshot does not show the table as it is now. It is read beside the stream."""
+    """Leave the backfill waiting, because the snapshot does not show the table as it is now.
+
+    It is read later, while the stream continues.
+    """
     log.info("backfill.later", consumer=order.consumer, table=order.table, reason=reason)

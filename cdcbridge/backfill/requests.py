@@ -1,4 +1,4 @@
-"""What backfills are asked for, and what must be refused before one is. Part of the rim."""
+"""Read and update the requests for backfills, and refuse a request that would make its backfill fail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,18 @@ log = structlog.get_logger()
 
 
 class Order(NamedTuple):
-    """What is asked for: a row of backfills, with how far it is."""
+    """A requested backfill, with its progress: a row of the table `backfills`.
+
+    Attributes:
+        condition: The SQL condition that rows have to meet, or None for all rows.
+        columns: The columns to read, or None for all.
+        rate: The greatest number of rows to read in a second, or None for no limit.
+        after_seq: The log's last seq when the consumer began, if its `start` is `snapshot`.
+        since: The snapshot at which the backfill began, as text. Younger row versions arrive as changes.
+        early: The keys that changed before the first chunk entered the log.
+        place: The place after which the next chunk begins.
+
+    """
 
     backfill_id: int
     consumer_id: int
@@ -47,14 +58,26 @@ _UNFINISHED: Final = """
 
 
 def unfinished(store: Connection) -> dict[int, Order]:
-    """Those to be worked on, by id, the oldest first."""
+    """Return the backfills that are waiting or running, by id, the oldest first."""
     with store_errors():
         return {row[0]: Order(*row) for row in store.execute(_UNFINISHED).fetchall()}
 
 
 def begin(store: Connection, order: Order, now: Snapshot, rows: int, *, going_on: bool) -> Snapshot | None:
-    """It runs; row versions younger than the snapshot that is given come as changes: since the backfill first began,
-    whatever interrupted it. None where it was paused or cancelled meanwhile.
+    """Mark the backfill as running, and return the snapshot at which it first began.
+
+    Row versions younger than that snapshot arrive as changes, even if the backfill was interrupted meanwhile.
+
+    Args:
+        store: A session on the store.
+        order: The backfill.
+        now: The present snapshot, which is stored unless `going_on`.
+        rows: The estimated number of rows.
+        going_on: The backfill continues, and keeps its stored snapshot.
+
+    Returns:
+        The stored snapshot, or None if the backfill was paused or cancelled meanwhile.
+
     """
     text = f"{now.xmin}:{now.xmax}:{','.join(map(str, sorted(now.running)))}"
     with store_errors():
@@ -68,19 +91,26 @@ def begin(store: Connection, order: Order, now: Snapshot, rows: int, *, going_on
 
 
 def begin_anew(store: Connection, order: Order) -> None:
-    """Forget since when changes tell the table: it was written anew, so that old rows look young."""
+    """Clear the start snapshot of the backfill, because the table was rewritten.
+
+    After a rewrite, old rows look as if they were younger than the snapshot.
+    """
     with store_errors():
         store.execute("update backfills set since = null where id = %s", (order.backfill_id,))
 
 
 def truncated_since(store: Connection, table: str, since: Snapshot) -> bool:
-    """Whether the log has a TRUNCATE of the table by a transaction which the snapshot does not see."""
+    """Return whether the log has a TRUNCATE of the table by a transaction that the snapshot does not see."""
     with store_errors():
         return any(not since.sees(xid) for (xid,) in store.execute("select truncates(%s)", (table,)).fetchall())
 
 
 def fail(store: Connection, order: Order, error: Exception) -> None:
-    """It ends, and says why. What changes from now on need not have come as a change when it is resumed."""
+    """Mark the backfill as failed, and store the reason.
+
+    Also clear its start snapshot: while it is stopped the consumer may miss changes, so a resumed backfill must not
+    assume that it received them.
+    """
     hint = error.hint if isinstance(error, CdcbridgeError) else None
     message = " ".join(f"{error}: {hint}".split() if hint else str(error).split())
     log.error("backfill.failed", consumer=order.consumer, table=order.table, error=message)
@@ -101,8 +131,13 @@ def refuse_order(
     condition: str | None,
     columns: list[str] | None,
 ) -> None:
-    """Raise what would make such a backfill fail: UsageError for an unknown consumer, a table that is not there or that
-    the consumer does not take, columns that it has not, a condition that does not parse; OperatorNeeded without rights.
+    """Raise the error with which such a backfill would fail.
+
+    Raises:
+        UsageError: The consumer is unknown, or does not take the table. The table or a column does not exist. The
+            condition cannot be used.
+        OperatorNeeded: The role lacks the rights to read the table.
+
     """
     with store_errors():
         row = store.execute("select (consumer_named(%s)).id", (consumer,)).fetchone()
@@ -126,7 +161,12 @@ def refuse_order(
 
 
 def subscription_of(router: Router, consumer_id: int, consumer: str, schema: str, name: str) -> Subscription:
-    """The consumer's, of this table. Raises UsageError where it does not take it."""
+    """Return the consumer's subscription, which takes this table.
+
+    Raises:
+        UsageError: The consumer does not take the table.
+
+    """
     for subscription in router.subscriptions(schema, name):
         if subscription.consumer_id == consumer_id:
             return subscription
@@ -137,7 +177,7 @@ def subscription_of(router: Router, consumer_id: int, consumer: str, schema: str
 
 
 def refuse_unknown_columns(shape: shapes.ReadShape, columns: Iterable[str] | None) -> None:
-    """Raises UsageError where the table has not all of these."""
+    """Raise UsageError if the table lacks one of these columns."""
     unknown = set(columns or ()) - {column.name for column in shape.columns}
     if unknown:
         raise UsageError(f"{shape.schema}.{shape.name} has no column {min(unknown)!r}")

@@ -1,4 +1,4 @@
-"""All backfills of a session: starts what is asked for, stops what is not any more. Part of the rim."""
+"""Start the backfills that are requested while the bridge streams, and stop those that are cancelled or paused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ log = structlog.get_logger()
 
 
 class Backfiller(Background):
-    """Works from entry to exit of its `with` block."""
+    """The thread that starts and stops the backfills of a streaming session.
+
+    It runs from entry to exit of its `with` block. With `idle` it never starts.
+    """
 
     def __init__(self, session: BackfillSession, *, idle: bool = False) -> None:
         super().__init__("backfiller", patience=10)
@@ -35,7 +38,10 @@ class Backfiller(Background):
             super().start()
 
     def stop(self) -> None:
-        """Let no backfill wait for the main loop, which appends nothing any more."""
+        """Stop the thread, and let no backfill wait for the main loop.
+
+        The main loop appends nothing any more.
+        """
         super().stop()
         self.session.ended.end()
         self.session.room.close()
@@ -58,10 +64,10 @@ class Backfiller(Background):
             running.join(5)
 
     def _look(self, store: Connection) -> None:
-        """Start what is asked for, stop what is not any more."""
+        """Start backfills that are requested, and stop those that are not requested any more."""
         while self._forget(self.session.ended.take()):
             pass
-        # After that: of those that no thread works on, the progress is what it is.
+        # Only after that, because the progress of a backfill is final when no thread works on it.
         orders = unfinished(store)
         for backfill_id, running in self._running.items():
             if backfill_id not in orders:
@@ -75,7 +81,7 @@ class Backfiller(Background):
                 self._running[backfill_id] = running
 
     def _forget(self, ended: Ended | None) -> bool:
-        """Take one that ended off the running ones; False for none."""
+        """Remove a backfill that has ended from the running ones, and return whether there was one."""
         if ended is None:
             return False
         del self._running[ended.backfill_id]

@@ -1,8 +1,8 @@
-"""Chunks of a table: where each ends, in rows and in bytes, and its rows as COPY gives them. Part of the rim.
+"""Read a table in chunks: find the end of each chunk by rows and bytes, and copy its rows.
 
-A table is read in the order of its key, or by its pages if it has no key. Sizes come from TOAST pointers, before any
-value is loaded. The length of a compressed json value only shows when it arrives. If a chunk turns out too large, it is
-read again with fewer rows.
+A table is read in the order of its key, or page by page if it has no key. Sizes are read from TOAST pointers, before
+any value is loaded. The length of a compressed json value is known only when the value arrives. If a chunk turns out
+too large, it is read again with fewer rows.
 """
 
 from __future__ import annotations
@@ -19,18 +19,26 @@ from cdcbridge.source.copying import copy_rows
 from cdcbridge.source.row_sql import COMMA, NONE, key_of, read_data, shown, total
 from cdcbridge.source.shapes import KeyColumn, ReadColumn, ReadShape
 
-CHUNK_BYTES: Final = 8 << 20  # of a chunk with more than one row, as estimated
-MOST_BYTES: Final = 12 << 20  # and as it arrives
-_ROWS_PER_PAGE: Final = 50  # of a table that is read by its pages, as a guess
-_SMALL_ROW: Final = 100  # bytes of a row beside its values that may be large
+CHUNK_BYTES: Final = 8 << 20  # estimated bytes of a chunk with more than one row, at most
+MOST_BYTES: Final = 12 << 20  # the same, as they arrive
+_ROWS_PER_PAGE: Final = 50  # a guess, for a table that is read page by page
+_SMALL_ROW: Final = 100  # bytes of a row without its values that may be large
 _ITEM: Final = "'({},{})'"
 
 
 @dataclass(slots=True, frozen=True)
 class Wanted:
-    """What to read of a table: rows that meet `condition`, these columns (None: all), with the consumer's own key;
-    leaving out row versions that are younger than `since`, where that can be told. Rows whose data has certainly more
-    than `limit` bytes are not loaded: of them the key is read, and columns that the consumer's filter needs.
+    """The part of a table that a backfill reads.
+
+    Attributes:
+        condition: The SQL condition that rows have to meet, or None for all rows.
+        columns: The columns to read, or None for all.
+        own_key: The columns of the consumer's own key, if it has one.
+        since: Row versions younger than this snapshot are left out, if their transaction IDs show that.
+        limit: Rows whose data certainly has more bytes than this are not loaded. Their keys are read, and the columns
+            in `needed`.
+        needed: The columns that the consumer's filter reads.
+
     """
 
     condition: str | None = None
@@ -44,18 +52,23 @@ class Wanted:
         return [column for column in shape.columns if self.columns is None or column.name in self.columns]
 
     def of_large(self, shape: ReadShape) -> list[ReadColumn]:
-        """What is read of a row that is too large."""
+        """Return the columns that are read of a row that is too large."""
         names = {*(column.name for column in shape.key), *(self.own_key or ()), *self.needed}
         return [c for c in self.taken(shape) if c.name in names or (not shape.key and c.narrow)]
 
 
 @dataclass(slots=True, frozen=True)
 class Stretch:
-    """The end of a chunk, how many rows it has, and whether it is the last one.
+    """The part of a table that one chunk covers.
 
-    `bounded`: its bytes ended it, for example after 2 rows of 4 MB.
-    `single`: it certainly has one row.
-    `large`: some of its rows are too large to be loaded.
+    Attributes:
+        end: The place where the chunk ends. Empty if no rows are left.
+        looked_at: The number of its rows.
+        last: The table has no rows after this chunk.
+        bounded: The chunk ended because of its bytes, for example after 2 rows of 4 MB.
+        single: The chunk certainly has one row.
+        large: Some rows of the chunk are too large to be loaded.
+
     """
 
     end: list[Any]
@@ -70,7 +83,9 @@ class Stretch:
 class Read:
     """A chunk that was read.
 
-    `sized`: each row has one more field, which is null or the least size in bytes of a row that was not loaded.
+    Attributes:
+        sized: Each row has one more field: the least size in bytes of a row that was not loaded, or null.
+
     """
 
     end: list[Any]
@@ -84,9 +99,10 @@ class Read:
 def read_chunk(connection: Connection, shape: ReadShape, wanted: Wanted, place: list[Any], size: int) -> Read:
     """Read about `size` rows after `place`, in the session's transaction.
 
-    A place is the key's texts, such as ["42"]. Without a key it is leaf, page and item, such as [0, 17, 3].
+    A place consists of the texts of the key's values, such as ["42"]. Without a key it is leaf, page and item, such as
+    [0, 17, 3].
     """
-    may_be_wide = any(column.wide for column in shape.columns)  # else all rows are about as long
+    may_be_wide = any(column.wide for column in shape.columns)  # else all rows have about the same length
     wide, most = may_be_wide and _has_wide_rows(connection, shape), None
     while True:
         stretch = next_place(connection, shape, wanted, place, size, wide=wide, most_rows=most)
@@ -97,12 +113,12 @@ def read_chunk(connection: Connection, shape: ReadShape, wanted: Wanted, place: 
             rows, whole = copy_rows(connection, query, MOST_BYTES if may_be_wide and not stretch.single else None)
         if whole:
             return Read(stretch.end, rows, stretch.looked_at, stretch.last, stretch.bounded, stretch.large)
-        # So many rows fit, and whatever a condition leaves out can only make them fewer.
+        # This number of rows fits. If a condition leaves rows out, the chunk has even fewer of them.
         wide, most = True, len(rows)
 
 
 def _has_wide_rows(connection: Connection, shape: ReadShape) -> bool:
-    """Whether anything of it is stored in TOAST tables."""
+    """Return whether any value of the table is stored in a TOAST table."""
     query = "select bool_or(pg_relation_size(reltoastrelid) > 0) from pg_class where oid = any (%s::oid[])"
     with source_errors():
         return connection.execute(query, (shape.oids,)).fetchone() == (True,)
@@ -120,8 +136,7 @@ def next_place(
 ) -> Stretch:
     """Find the end of a chunk that begins after `place` and has about `size` rows.
 
-    `wide`: end it by the bytes of its rows, too.
-    `most_rows`: with `wide`, the most rows that it may have.
+    With `wide`, the bytes of the rows can end the chunk, too, and it has no more than `most_rows` rows.
     """
     if not shape.key:
         return _next_page(connection, shape, wanted, place, max(1, size // _ROWS_PER_PAGE), wide, most_rows)
@@ -152,7 +167,7 @@ def next_place(
 
 
 def _sizes(shape: ReadShape, wanted: Wanted) -> sql.Composable:
-    """Two columns of a row: about how many bytes it has, and how many it has at least."""
+    """Return SQL for two columns: about how many bytes a row has, and how many it has at least."""
     columns = wanted.taken(shape)
     return sql.SQL(", {}, {}").format(total(c.bytes for c in columns), total(c.least_bytes for c in columns))
 
@@ -160,7 +175,10 @@ def _sizes(shape: ReadShape, wanted: Wanted) -> sql.Composable:
 def _bounded(
     rows: sql.Composable, names: sql.Composable, texts: sql.Composable, wanted: Wanted, most_rows: int | None
 ) -> sql.Composed:
-    """Of these rows the last one that still fits, how many fit, how many there are, and whether one is too large."""
+    """Return a query for the last of these rows that still fits.
+
+    It also returns how many rows fit, how many there are, and whether one of those that fit is too large to be loaded.
+    """
     limit = sql.SQL("null::int8") if wanted.limit is None else sql.Literal(wanted.limit)
     return sql.SQL(
         "with s ({names}, bytes, at_least) as materialized ({rows}),"
@@ -216,14 +234,14 @@ def _next_page(
 
 
 def _within(place: list[Any], end: list[Any]) -> sql.Composable:
-    """Rows of a leaf behind `place`, up to `end`."""
+    """Return the condition for the rows of a leaf after `place`, up to `end`."""
     leaf, page, item = [*place, 0, 0, 0][:3]
     behind = sql.SQL(f"ctid > '({page},{item})'")
     return behind if end[0] != leaf else behind + sql.SQL(f" and ctid <= '({end[1]},{end[2]})'")
 
 
 def _compared(order: Sequence[KeyColumn], strategy: int, place: list[Any]) -> sql.Composable:
-    """`key > place` for btree's strategy 5, `key <= place` for 2, in the index's own order."""
+    """Return `key > place` for strategy 5 of btree or `key <= place` for strategy 2, in the index's own order."""
     if all(column.ordinary for column in order):
         names = COMMA.join(column.column.of_t for column in order)
         values = COMMA.join(
@@ -237,12 +255,12 @@ def _compared(order: Sequence[KeyColumn], strategy: int, place: list[Any]) -> sq
 
 
 def _bound(column: KeyColumn, strategy: int, place: list[Any]) -> sql.Composable:
-    """What an index can look up of it: the first column alone."""
+    """Return the part of a comparison that an index can look up, which is that of the first column alone."""
     return column.compared(4 if strategy == 5 else 2, place[0])
 
 
 def _stepwise(order: Sequence[KeyColumn], strategy: int, place: list[Any]) -> sql.Composable:
-    """Column by column, each with its own operators."""
+    """Return a comparison column by column, with the operators of each column."""
     text, *others = place
     if not others:
         return order[0].compared(strategy, text)
@@ -256,8 +274,10 @@ def _stepwise(order: Sequence[KeyColumn], strategy: int, place: list[Any]) -> sq
 def rows_query(
     shape: ReadShape, wanted: Wanted, place: list[Any], end: list[Any], *, sized: bool = False
 ) -> sql.Composed:
-    """COPY of the rows behind `place`, up to `end`: the log's key, data, and the consumer's own key if it has one. With
-    `sized`, also how many bytes the data has at least, where that is too much to be loaded.
+    """Return a COPY statement for the rows after `place`, up to `end`.
+
+    A row has the log's key, the data, and the consumer's own key if it has one. With `sized` it also has the least
+    number of bytes of its data, if that is too much to be loaded.
     """
     rows, inside, outside = shape.rows, _conditions(wanted), []
     if shape.key:
@@ -279,7 +299,7 @@ def rows_query(
         stub = read_data("k", small, [column for column in shape.columns if column not in small])
         fields[1] = sql.SQL("case when {} then {} else {} end").format(large, stub, data)
         fields.append(sql.SQL("case when {} then {}::int8 end").format(large, least))
-    # Aliased from outside the condition, which may name the table or leave it out.
+    # The table gets its alias outside the subquery, so that the condition inside may use the table's name or omit it.
     return sql.SQL(
         "copy (select {fields} from (select * from {rows} {inside}) t cross join lateral (select {shown}) r"
         "{small} {outside}{order}) to stdout (format binary)"

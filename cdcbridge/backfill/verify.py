@@ -1,6 +1,8 @@
-"""Whether the log tells a table's state: messages folded by key, against the table at one moment. Part of the rim.
+"""Compare the state of a table with the messages of the log, for `cdcbridge verify`.
 
-Compares hashes by bucket of keys, and looks at the keys themselves only where these differ. Reads; never mends.
+The messages are folded by key, to the last state of each key, and compared with the table at one moment. Keys are put
+into buckets, whose hashes are compared. Single keys are compared only in buckets that differ. This module only reads,
+and never repairs anything.
 """
 
 from __future__ import annotations
@@ -34,16 +36,23 @@ from cdcbridge.store.log import log_end
 _XIDS: Final = 1 << 32
 _HALF: Final = 1 << 31
 _POLL: Final = 0.05
-_NO_KEY: Final = -1  # in place of a bucket
-NAMED: Final = 20  # keys that are named to people
-_AT_ONCE: Final = 1000  # rows fetched from either side
+_NO_KEY: Final = -1  # the bucket of messages without a key
+NAMED: Final = 20  # keys that are listed for people
+_AT_ONCE: Final = 1000  # rows that are fetched at a time from either side
 
 
 @dataclass(slots=True, frozen=True)
 class Verified:
-    """What was compared. `missing`: keys that the table has and the log has not; `extra`: the other way round;
-    `different`: in both, with other values. `notes`: what could not be compared, and why. `key`: the key's columns.
-    whole: a consumer that takes all rows, so that a backfill for it brings each of them into the log.
+    """The result of a comparison.
+
+    Attributes:
+        missing: Keys that the table has and the log lacks.
+        extra: Keys that the log has and the table lacks.
+        different: Keys that both have, with different values.
+        notes: The parts that could not be compared, and the reasons.
+        key: The columns of the key.
+        whole: A consumer that takes all rows, so that a backfill for it adds each of them to the log.
+
     """
 
     table: str
@@ -76,10 +85,17 @@ class Verified:
 
 
 def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
-    """Compare the log with the table, as it is at a moment of this call.
+    """Compare the log with the table, as the table is at one moment during this call.
 
-    Waits up to `wait` seconds for the bridge to bring the log to that moment. Raises UsageError for a table that is
-    not there, has no key, or of which no consumer takes all there is; CdcbridgeError where the log does not come.
+    Args:
+        config: The configuration.
+        table: The table with its schema, for example `public.orders`.
+        wait: Seconds to wait for the bridge to append everything up to that moment.
+
+    Raises:
+        UsageError: The table does not exist or has no key, or no consumer takes all its changes.
+        CdcbridgeError: The log did not reach that moment in time, or a backfill of the table is not finished.
+
     """
     schema, _, name = table.partition(".")
     with (
@@ -99,13 +115,13 @@ def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
         except CdcbridgeError as error:
             if not isinstance(error.__cause__, psycopg.DataError):
                 raise
-        # A json value that jsonb cannot hold: "\\u0000", half of a surrogate pair, a number that is too large.
+        # Some json values are not valid as jsonb: "\\u0000", half of a surrogate pair, a number that is too large.
         return replace(_compare(config, source, store, shape, wait, harmless=True), whole=whole)
 
 
 @contextmanager
 def _naming_grant(source: Connection, table: str) -> Iterator[None]:
-    """Give the statement for a role that may not read the table."""
+    """Add the missing grant as the hint of an error, if the role may not read the table."""
     try:
         yield
     except OperatorNeeded as error:
@@ -154,20 +170,20 @@ def _compare(
 
 @dataclass(slots=True)
 class _Found:
-    """What differs, as both sides are gone through by key."""
+    """The differences found while both sides are read in the order of their keys."""
 
     shape: ReadShape
     seen: Snapshot
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
-    absent: Counter[str] = field(default_factory=Counter)  # rows by column that their records do not have
-    older: Counter[str] = field(
-        default_factory=Counter
-    )  # and by column that was altered, perhaps after the record was made
+    # By column, the number of rows whose records in the log lack the column, and of those whose records may be from
+    # before the column was altered.
+    absent: Counter[str] = field(default_factory=Counter)
+    older: Counter[str] = field(default_factory=Counter)
 
     def merge(self, rows: Iterator[tuple[Any, ...]], messages: Iterator[tuple[Any, ...]]) -> None:
-        """Both in the order of their keys' bytes."""
+        """Compare both sides, which are in the order of their keys' bytes."""
         row, message = next(rows, None), next(messages, None)
         while row is not None or message is not None:
             if message is None or (row is not None and row[0].encode() < message[0].encode()):
@@ -194,7 +210,7 @@ class _Found:
             self.different.append(key)
 
     def _is_older(self, column: ReadColumn, xid: int | None) -> bool:
-        """Whether the column was altered after the record was made, or may have been."""
+        """Return whether the column was altered after the record was made, or may have been."""
         if column.changed is None:
             return False
         return xid is None or (column.changed - xid) % _XIDS < _HALF
@@ -215,7 +231,13 @@ class _Found:
 
 
 def _whole(config: Config, store: Connection, schema: str, name: str) -> str:
-    """A consumer that takes everything of the table. Raises UsageError where none does."""
+    """Return a consumer that takes everything of the table.
+
+    Raises:
+        UsageError: There is no such consumer.
+        CdcbridgeError: A backfill of the table is not finished.
+
+    """
     table = f"{schema}.{name}"
     readers = Router(all_subscriptions(store), config.store.schema_).subscriptions(schema, name)
     whole = [s.name for s in readers if s.filter is None and s.operations == frozenset(OPERATIONS)]
@@ -238,7 +260,7 @@ def _whole(config: Config, store: Connection, schema: str, name: str) -> str:
 
 
 def _wait_for_log(config: Config, store: Connection, wait: float) -> None:
-    """Until the log has all that is committed now."""
+    """Wait until the log has everything that is committed now."""
     with connect_source(config.source_dsn, "cdcbridge watermark") as marker:
         target = mark(marker, b"verify")
     deadline = time.monotonic() + wait

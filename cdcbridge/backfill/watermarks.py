@@ -1,6 +1,7 @@
-"""What a backfill has read, on its way into the log: handed over with a watermark in the WAL. Part of the rim.
+"""Hand over the rows that a backfill has read to the main loop, each chunk with a watermark in the WAL.
 
-Knows what is on its way, and takes it back when the backfill ends, so that whoever goes on knows from where.
+This module knows which chunks are on their way into the log. When the backfill ends, it takes them back, so that the
+next thread knows the place from which to continue.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from cdcbridge.lsn import parse_lsn
 from cdcbridge.mailbox import Mailbox
 from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Snapshot, Watch
 
-AHEAD: Final = 3  # chunks that are read and not yet durable
-BYTES_AHEAD: Final = 16 << 20  # of all backfills, beside one chunk
+AHEAD: Final = 3  # chunks of one backfill that are read and not yet durable, at most
+BYTES_AHEAD: Final = 16 << 20  # of all backfills together; a single chunk may have more
 _numbers = itertools.count(1)
 
 
 class Room:
-    """The memory that all backfills of a session share for rows that are read and not yet durable.
+    """The memory that all backfills of a session share, for rows that are read and not yet durable.
 
-    The readers take it, the main loop gives it back. `changed` is the lock of everything in here.
+    The readers take memory, and the main loop gives it back. `changed` is the lock of all attributes.
     """
 
     def __init__(self) -> None:
@@ -33,32 +34,40 @@ class Room:
         self.over = False  # nothing will be appended any more
 
     def fits(self, size: int) -> bool:
-        """Whether so many bytes may be added. A single chunk always may. Call with `changed`."""
+        """Return whether `size` more bytes may be taken. A single chunk always may.
+
+        Call it with the lock `changed`.
+        """
         return not self.taken or self.taken + size <= BYTES_AHEAD
 
     def enter(self, size: int) -> bool:
-        """Wait until so many bytes may be added, and add them; False when over."""
+        """Wait until `size` more bytes may be taken, take them, and return False if the room is closed."""
         with self.changed:
             self.changed.wait_for(lambda: self.over or self.fits(size))
             self.taken += size
             return not self.over
 
     def leave(self, size: int) -> None:
-        """So many bytes are durable, or dropped."""
+        """Give back `size` bytes, whose rows are durable or dropped."""
         with self.changed:
             self.taken -= size
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Nothing will be appended any more: nobody waits for that."""
+        """Wake all readers that wait for memory, because nothing will be appended any more."""
         with self.changed:
             self.over = True
             self.changed.notify_all()
 
 
 class Handover:
-    """Of one backfill, in one session of the bridge. `handed` is where the collector looks; `name` begins the
-    watermarks; `room` is shared with others, and over when the session has appended all that it ever will.
+    """The chunks of one backfill on their way to the main loop, in one streaming session.
+
+    Args:
+        handed: The mailbox from which the collector takes them.
+        name: The beginning of the text of each watermark.
+        room: The memory shared with other backfills. The session closes it when it will append nothing more.
+
     """
 
     def __init__(self, handed: Mailbox[Watch | Chunk], name: str, room: Room) -> None:
@@ -66,23 +75,26 @@ class Handover:
         self._name = name
         self._room = room
         self._changed = room.changed
-        self._outstanding: dict[bytes, int] = {}  # bytes of each
+        self._outstanding: dict[bytes, int] = {}  # by watermark, the bytes of each chunk on its way
         self._stopped = False
 
     def stop(self) -> None:
-        """Nobody waits any more."""
+        """Wake all threads that wait in this object, and let none wait again."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def watch(self, marker: Connection, watch: Watch) -> int:
-        """From this watermark on the collector watches the table; its LSN."""
+        """Make the collector watch the table from a new watermark on, and return the LSN of that watermark."""
         token = self._token()
         self._handed.put(watch, token)
         return mark(marker, token)
 
     def chunk(self, marker: Connection, watch: Watch, backfill_id: int, seen: Snapshot, read: Read) -> None:
-        """Rows that were read, to enter the log when the stream has come past a watermark that is written now."""
+        """Hand over rows that were read, and write a watermark.
+
+        The rows enter the log when the stream has passed the watermark.
+        """
         token = self._token()
         with self._changed:
             self._outstanding[token] = size = sum(map(len, read.rows))
@@ -93,19 +105,25 @@ class Handover:
         mark(marker, token)
 
     def has_room(self, size: int) -> bool:
-        """Wait until few enough chunks are on their way, and so many bytes fit beside them; False when stopped."""
+        """Wait until few enough chunks are on their way and `size` more bytes fit.
+
+        The result is False if the backfill was stopped.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or (len(self._outstanding) < AHEAD and self._room.fits(size)))
             return not self._stopped
 
     def wait_for_all(self) -> bool:
-        """Until nothing is on its way; False when stopped meanwhile."""
+        """Wait until no chunk is on its way, and return False if the backfill was stopped before."""
         with self._changed:
             self._changed.wait_for(lambda: not self._outstanding or self._stopped)
             return not self._outstanding
 
     def withdraw(self, watch: Watch) -> None:
-        """Nothing more of it may enter the log: what is on its way is taken back, what is being appended waited for."""
+        """Let nothing more of this watch enter the log.
+
+        Chunks on their way are taken back. A chunk that is being appended is waited for.
+        """
         watch.over = True
         with self._changed:
             tokens = list(self._outstanding)
@@ -128,7 +146,10 @@ class Handover:
 
 
 def mark(marker: Connection, token: bytes) -> int:
-    """Write a watermark into the WAL; its LSN. The position of the log comes there soon after the stream does."""
+    """Write a watermark into the WAL, and return its LSN.
+
+    The log's position reaches that LSN soon after the stream does.
+    """
     with source_errors():
         row = marker.execute(
             "select pg_logical_emit_message(true, %s, %s)::text", (WATERMARK_PREFIX, token.decode()), prepare=True

@@ -1,10 +1,15 @@
-"""Backfills: rows that were in a table before, read beside the stream and handed to it in chunks. Part of the rim.
+"""Run a backfill: read a table in chunks while the stream continues, and hand the rows over to it.
 
-The store says what is asked for and how far it is; each backfill is a thread with sessions of its own, and holds a
-snapshot for one chunk. It begins with a watermark in the WAL, from which on the collector watches the table, and waits
-for the transactions that were writing into it then: what they did before the watermark must be visible to the first
-chunk. After each chunk it writes another watermark; the rows enter the log where the stream comes past that. Never
-appends by itself, and never reads further ahead than a few chunks.
+The store has the requests and their progress. Each backfill is a thread with sessions of its own, which holds a
+snapshot for one chunk only.
+
+1. The backfill writes a watermark into the WAL. The collector watches the table from there on.
+2. The backfill waits for the transactions that are writing into the table then. Their changes before the watermark must
+   be visible to the first chunk.
+3. The backfill writes another watermark after each chunk. The rows of the chunk enter the log when the stream passes
+   this watermark.
+
+A backfill never appends by itself, and never reads more than a few chunks ahead.
 """
 
 from __future__ import annotations
@@ -42,26 +47,29 @@ from cdcbridge.source.sessions import refuse_row_security
 from cdcbridge.source.slots import current_lsn
 from cdcbridge.store.log import log_end
 
-READ_SECONDS: Final = 0.2  # what a chunk's reading should take
+READ_SECONDS: Final = 0.2  # for reading one chunk
 FEWEST_ROWS, FIRST_ROWS = 20, 200
-_COMPARABLE: Final = 1 << 31  # while a database has used fewer transaction IDs, no old row's looks young
+_COMPARABLE: Final = 1 << 31  # while a database has used fewer transaction IDs, no old row looks young by its ID
 _TELLS_OPERATIONS: Final = re.compile(r"\b(op|old|meta)\b")
 log = structlog.get_logger()
 
 
 class Ended(NamedTuple):
-    """A backfill's thread has no work left."""
+    """The end of a backfill's thread."""
 
     backfill_id: int
-    failed: bool  # a server went away: try again, after a pause
+    failed: bool  # a server was lost: try again after a pause
 
 
 class BackfillSession:
-    """What a streaming session's main loop, its backfills and their scheduler share: each part has a lock of its own.
+    """The state that the main loop, its backfills and their scheduler share. Each part has a lock of its own.
 
-    handed: what the stream is to come past, by watermark. Backfills put it, the main loop takes it.
-    room: the memory that backfills have in use.
-    ended: the backfills that ended. They put it, the scheduler takes it.
+    Attributes:
+        handed: The watches and chunks that take effect when the stream passes their watermarks. Backfills put them,
+            and the main loop takes them.
+        room: The memory that the backfills use.
+        ended: The backfills that ended. Their threads put them, and the scheduler takes them.
+
     """
 
     def __init__(self, config: Config, epoch: int, router: Router) -> None:
@@ -75,7 +83,7 @@ class BackfillSession:
 
     @property
     def gentle(self) -> bool:
-        """There are changes, which have to wait for each chunk's append. Set by the main loop, read by backfills."""
+        """There are changes, which wait for each chunk's append. The main loop sets this, and backfills read it."""
         return self._told.look("gentle") is not None
 
     @gentle.setter
@@ -87,7 +95,7 @@ class BackfillSession:
 
 
 class Backfill(Background):
-    """One of them, in a thread."""
+    """The thread of one backfill."""
 
     def __init__(self, session: BackfillSession, order: Order) -> None:
         super().__init__(f"backfill-{order.backfill_id}")
@@ -147,7 +155,7 @@ class Backfill(Background):
         self._watch = Watch(subscription, order.table)
         going_on = order.since is not None and order.place is not None
         if order.since is not None and going_on:
-            # What was written anew while nobody read looks young, and did not come as a change.
+            # Rows that were rewritten while no backfill ran look young, and did not arrive as changes.
             going_on = not shapes.altered_since(reader, shape, Snapshot.parse(order.since)) or self._truncated(
                 marker, store, Snapshot.parse(order.since)
             )
@@ -155,7 +163,7 @@ class Backfill(Background):
         begun = self._handover.watch(marker, self._watch)
         self._wait_for_writers(reader, marker, store, shape)
         if self._stop.is_set():
-            return  # and whoever wrote may still do
+            return  # and transactions may still be writing
         since = begin(store, order, shapes.snapshot(reader), shapes.estimate(reader, shape), going_on=going_on)
         if since is None:
             return  # paused or cancelled meanwhile
@@ -163,7 +171,7 @@ class Backfill(Background):
         if going_on or not comes_as_change:
             self._watch.early = frozenset((comes_as_change and order.early) or ())
         else:
-            # Rows that a transaction which runs now has written in a savepoint, `since` cannot tell; the watch can.
+            # `since` cannot judge rows that a transaction in progress has written in a savepoint. The watch can.
             self._wait_for_writers(reader, marker, store, shape)
             self._watch.before = self._came_as_changes(store, subscription, begun)
         log.info("backfill.reading", consumer=order.consumer, table=order.table, behind=self._place)
@@ -172,7 +180,7 @@ class Backfill(Background):
     def _read_on(
         self, reader: Connection, marker: Connection, store: Connection, shape: shapes.ReadShape, wanted: Wanted
     ) -> None:
-        """Chunk after chunk, until the last, or until it is stopped."""
+        """Read and hand over chunk after chunk, until the last one or until the backfill is stopped."""
         order, watch = self._order, self._watch
         paced = time.monotonic()
         last = False
@@ -183,7 +191,7 @@ class Backfill(Background):
                 if wanted.since is not None and not self._truncated(marker, store, wanted.since):
                     log.info("backfill.rewritten", consumer=order.consumer, table=order.table)
                     begin_anew(store, order)
-                    return  # and it is started again, from its place
+                    return  # the scheduler starts it again, from its place
                 shape = now
                 continue
             shape, self._place, last, looked_at = now, read.end, read.last, read.looked_at
@@ -193,7 +201,7 @@ class Backfill(Background):
                 return
             self._handover.chunk(marker, watch, order.backfill_id, seen, read)
             reach("chunk handed over")
-            del read  # its memory belongs to the log's batch now
+            del read  # its rows belong to the batch of the log now
             if self._session.gentle:
                 self._handover.wait_for_all()
                 self._stop.wait(time.monotonic() - started)
@@ -206,8 +214,10 @@ class Backfill(Background):
     def _chunk(
         self, reader: Connection, shape: shapes.ReadShape, wanted: Wanted
     ) -> tuple[shapes.ReadShape, Snapshot, Read | None]:
-        """The next rows, in a transaction of their own: (the table as it is by now, what was visible, what was read, or
-        None where the table was written anew).
+        """Read the next rows, in a transaction of their own.
+
+        The result is the table as it is now, the snapshot of the transaction, and the chunk. The chunk is None if the
+        table was rewritten.
         """
         with source_errors(), reader.transaction():
             shapes.begin_locked(reader, shape)
@@ -220,8 +230,10 @@ class Backfill(Background):
             return shape, seen, read_chunk(reader, shape, wanted, self._place, self._size)
 
     def _truncated(self, marker: Connection, store: Connection, since: Snapshot) -> bool:
-        """Whether the log has a TRUNCATE of the table by a transaction that `since` does not see: then each row that is
-        there now came as a change.
+        """Return whether the log has a TRUNCATE of the table by a transaction that `since` does not see.
+
+        This waits first until the log has everything that is committed now. If there is such a TRUNCATE, each row that
+        the table has now arrived as a change.
         """
         target = mark(marker, b"rewritten")
         while log_end(store) < target and not self._stop.is_set():
@@ -229,7 +241,10 @@ class Backfill(Background):
         return truncated_since(store, self._order.table, since)
 
     def _came_as_changes(self, store: Connection, subscription: Subscription, begun: int) -> frozenset[str | None]:
-        """Keys that the consumer got before the watch began, where it was made for this."""
+        """Return the keys of changes that the consumer got before the watch began.
+
+        They are needed only for a backfill that was requested when its consumer began (`after_seq`).
+        """
         if self._order.after_seq is None:
             return frozenset()
         while log_end(store) < begun and not self._stop.is_set():
@@ -244,11 +259,14 @@ class Backfill(Background):
     def _wait_for_writers(
         self, reader: Connection, marker: Connection, store: Connection, shape: shapes.ReadShape
     ) -> None:
-        """Until what was committed by now is visible to the reader, and whoever writes into the table now has ended."""
+        """Wait for the transactions that are writing into the table now, and for a standby to catch up.
+
+        Then the reader sees all that is committed by now, and all that those transactions have written.
+        """
         waiting_since = time.monotonic()
         told: str | None = None
         first = shapes.writers(marker, shape)
-        written: int | None = None  # where the primary's WAL ended when none of these was left
+        written: int | None = None  # the end of the primary's WAL when these transactions had ended
         while not self._stop.is_set():
             if self._watch is not None:
                 seen = shapes.snapshot(reader)
@@ -268,7 +286,12 @@ class Backfill(Background):
             self._stop.wait(0.05)
 
     def _altered(self, before: shapes.ReadShape, after: shapes.ReadShape) -> shapes.ReadShape:
-        """A table that was altered meanwhile: read on by its new columns, if its key is the same."""
+        """Return the new shape of a table that was altered meanwhile, with which to continue.
+
+        Raises:
+            UsageError: The key was changed, or a requested column was dropped.
+
+        """
         if [(c.name, c.type) for c in before.key] != [(c.name, c.type) for c in after.key] or (
             not before.key and before.oids != after.oids
         ):
@@ -278,12 +301,12 @@ class Backfill(Background):
         return after
 
     def _adapt(self, seconds: float, size: int, looked_at: int) -> None:
-        """The next chunk's rows: so that reading takes the time it should, and they fit."""
+        """Choose the number of rows of the next chunk, so that reading it takes READ_SECONDS and its bytes fit."""
         factor = min(2.0, READ_SECONDS / max(seconds, 0.001), CHUNK_BYTES / max(size, 1))
         most = min(READ_ROWS_BESIDE if self._session.gentle else READ_ROWS, self._order.rate or READ_ROWS)
         self._size = int(min(most, max(FEWEST_ROWS, looked_at * max(0.1, factor))))
 
-    # telling
+    # state in the store
 
     def _note(self, store: Connection, note: str | None) -> None:
         with store_errors():
@@ -291,18 +314,26 @@ class Backfill(Background):
 
 
 def connect_reader(config: Config) -> Connection:
-    """Where rows are read: source.read_dsn, which may be a standby, or the source. Raises SourceUnavailable."""
+    """Connect to the server from which rows are read: source.read_dsn, which may be a standby, or else the source.
+
+    Raises:
+        SourceUnavailable: The server cannot be reached.
+
+    """
     return connect_source(config.read_dsn, "cdcbridge backfill", reads=config.source.read_dsn is not None)
 
 
 def prepare_reader(reader: Connection) -> None:
-    """Make the planner read a table along its key, even where its statistics are missing."""
+    """Make the planner read a table along its key, even if its statistics are missing."""
     for setting in ("enable_seqscan = off", "enable_bitmapscan = off"):
         reader.execute(f"set {setting}".encode())
 
 
 def wanted_of(order: Order, subscription: Subscription, since: Snapshot | None) -> Wanted:
-    """What to read for a consumer. Only queues and fifo consumers have a limit; a filter may need all of a row."""
+    """Return the part of the table to read for a consumer.
+
+    Only queue and fifo consumers have a size limit, and not if their filter may need the whole row.
+    """
     read = frozenset[str]() if subscription.filter is None else subscription.filter.record_columns
     limited = not subscription.reads_log and read is not None
     return Wanted(
@@ -316,8 +347,9 @@ def wanted_of(order: Order, subscription: Subscription, since: Snapshot | None) 
 
 
 def _comes_as_change(subscription: Subscription, since: Snapshot) -> bool:
-    """Whether each row version that is younger than `since` reaches the consumer as a change, and can be told by its
-    transaction ID. Where not, a row may come as a change and as a read.
+    """Return whether each row version younger than `since` arrives as a change, and is known by its transaction ID.
+
+    If not, a row may arrive both as a change and as a read.
     """
     return (
         since.xmax < _COMPARABLE

@@ -1,1 +1,1 @@
-"""The database that is written: the log and the consumers. Nothing here knows the source."""
+"""The store: the database that is written, with the log and the consumers. Nothing here knows the source."""

@@ -1,4 +1,7 @@
-"""What `consumers apply` would change, for people and programs. Part of the rim; changes nothing."""
+"""Compare the consumers of the configuration file with those of the store, for `consumers apply`.
+
+The differences can be printed as text or as JSON. Never changes anything.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,21 @@ from cdcbridge.store.consumers import stored_config
 from cdcbridge.units import format_duration, format_size
 
 _DURATIONS: Final = ("visibility_timeout", "retry_delay.initial", "retry_delay.max")
-_UNWRITTEN: Final = {"on_leave": "none"}  # what the store means where it says nothing
+_UNWRITTEN: Final = {"on_leave": "none"}  # the value of a setting that the store does not contain
 _SIZES: Final = ("max_message_bytes",)
 
 
 @dataclass(slots=True, frozen=True)
 class Difference:
-    """The file beside the store, by consumer name.
+    """The differences between the consumers of the file and those of the store, by name.
 
-    added: the settings of each new one.
-    changed: for each changed setting what the store has, and what the file has; None where it is not set.
-    left: in the store and not in the file. `apply` does not remove them.
+    Attributes:
+        added: The settings of each consumer that only the file has.
+        changed: For each changed setting its value in the store and its value in the file. None means that it is not
+            set.
+        unchanged: The consumers that are equal in both.
+        left: The consumers that only the store has. `apply` does not remove them.
+
     """
 
     added: dict[str, dict[str, Any]]
@@ -43,7 +50,7 @@ class Difference:
         }
 
     def as_text(self) -> list[str]:
-        """Lines as `consumers apply` prints them, with the settings below each name."""
+        """Return the lines that `consumers apply` prints, with the settings indented below each name."""
         lines = []
         for name, settings in self.added.items():
             lines.append(f"added: {name}")
@@ -57,7 +64,7 @@ class Difference:
 
 
 def difference(connection: Connection, consumers: Sequence[Consumer]) -> Difference:
-    """Compare the file's consumers with the store's."""
+    """Return the differences between the consumers of the file and those of the store."""
     with store_errors():
         rows = connection.execute("select name, mode, config from consumers order by name").fetchall()
     stored = {name: _flat({"mode": mode, **_UNWRITTEN, **config}) for name, mode, config in rows}
@@ -72,7 +79,7 @@ def difference(connection: Connection, consumers: Sequence[Consumer]) -> Differe
 
 
 def asked_for(before: Consumer, now: Consumer) -> str:
-    """The settings that a consumer of the file has and the store's has not, for example `mode: fifo`."""
+    """Return the settings that differ between two versions of a consumer, with the new values: `mode: fifo`."""
     old, new = (_flat({"mode": c.mode, **_UNWRITTEN, **stored_config(c)}) for c in (before, now))
     return ", ".join(f"{key}: {_shown(key, value)}" for key, (_, value) in _changes(old, new).items())
 
@@ -83,12 +90,12 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, A
 
 
 def _written(consumer: Consumer, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the file names; the rest are defaults."""
+    """Return only the settings that the file contains. The rest are defaults."""
     return {key: value for key, value in settings.items() if key.split(".")[0] in consumer.model_fields_set}
 
 
 def _flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings under one name, for example `retry_delay.max`."""
+    """Flatten nested settings, so that each has one name, for example `retry_delay.max`."""
     made: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):

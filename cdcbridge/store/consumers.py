@@ -1,7 +1,7 @@
-"""The consumers of the file, brought into the store. Part of the rim.
+"""Apply the consumers of the configuration file to the store, and remove consumers from it.
 
-Adds and changes, while bridge and publishers continue. apply() never removes: a consumer that left the file keeps what
-waits for it and gets nothing new.
+Consumers are added and changed while the bridge and publishers continue. apply() never removes a consumer. One that is
+no longer in the file keeps its waiting messages and gets no new ones.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store.feeds import load as load_feeds
 from cdcbridge.store.replay import Filling
 
-_ROUNDS: Final = 4  # of filling, before the bridge has to wait for the rest whatever it is
-_MOST_BEHIND: Final = 10_000  # seqs
-_ONCE: Final = ("on_leave", "none")  # of one that had on_leave: delete, so that receive() looks for what it still has
+_ROUNDS: Final = 4  # rounds of filling, before the bridge has to wait for the rest, however much that is
+_MOST_BEHIND: Final = 10_000  # seqs; if more are left, another round follows instead
+# A consumer that once had on_leave: delete keeps this setting, so that receive() looks for the deletes that are left.
+_ONCE: Final = ("on_leave", "none")
 
 
 @dataclass(slots=True, frozen=True)
 class Applied:
-    """What apply() did, by consumer name."""
+    """The names of the consumers that apply() added, that it changed, and that are not in the file any more."""
 
     added: tuple[str, ...]
     changed: tuple[str, ...]
@@ -36,20 +37,20 @@ class Applied:
 
 
 def stored_config(consumer: Consumer) -> dict[str, Any]:
-    """The consumer as the store keeps it: durations in seconds, sizes in bytes."""
+    """Return the consumer's settings in the form that the store keeps: durations in seconds, sizes in bytes."""
     dumped = consumer.model_dump(mode="python", exclude={"name", "mode"}, exclude_none=True)
     if consumer.on_leave == "none":
-        del dumped["on_leave"]  # a store that an older version filled says nothing of it, and that is no change
+        del dumped["on_leave"]  # not in a store that an older version filled, which is no change
     return orjson.loads(orjson.dumps(dumped))  # type: ignore[no-any-return]
 
 
 def is_applied(consumer: Consumer, stored: dict[str, Any]) -> bool:
-    """Whether the store's settings of the consumer are those of the file."""
+    """Return whether the consumer's settings in the store equal those in the file."""
     return {key: value for key, value in stored.items() if (key, value) != _ONCE} == stored_config(consumer)
 
 
 def mode_conflict(consumer: Consumer, mode: str) -> tuple[str, str]:
-    """Give the message and its hint, where the store's consumer has another mode than the file's."""
+    """Return the message and the hint for a consumer that has another mode in the store than in the file."""
     return (
         f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
         f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
@@ -59,13 +60,23 @@ def mode_conflict(consumer: Consumer, mode: str) -> tuple[str, str]:
 def apply(
     connection: Connection, consumers: Sequence[Consumer], *, fence: bool = False, patience: float = PATIENCE
 ) -> Applied:
-    """Make the store's consumers those of the file, in one transaction.
+    """Add and change the store's consumers so that they equal those of the file, in one transaction.
 
-    A new one with start: earliest gets what the log holds; with start: now what the bridge reads from here on. A
-    changed one is routed anew from the next change; what it has queued already stays as it is.
+    A new consumer with `start: earliest` first gets the messages that the log holds. One with `start: now` gets only
+    the changes that the bridge reads from now on. A changed consumer is routed by its new settings from the next change
+    on, and its queued messages stay as they are.
 
-    fence: a bridge that runs with the old ones can append nothing more, and starts again with these.
-    patience: seconds after which a lock that another session holds is given up. Raises LockedOut.
+    Args:
+        connection: A session on the store.
+        consumers: The consumers of the file.
+        fence: Begin a new epoch. Then a bridge that runs with the old consumers can append nothing more, and starts
+            again with the new ones.
+        patience: Seconds to wait for a lock that another session holds.
+
+    Raises:
+        UsageError: A consumer has another mode in the store.
+        LockedOut: Another session held a lock for longer than `patience`.
+
     """
     with store_errors():
         _index_segments(connection, consumers, patience)
@@ -79,7 +90,7 @@ def apply(
 
 
 def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool, patience: float) -> Applied:
-    # A bridge's session ends after some seconds of this; filters may take longer over what the log holds.
+    # The server ends a bridge's session that idles in a transaction for some seconds. Filtering may take longer.
     connection.execute("set local idle_in_transaction_session_timeout = 0")
     connection.execute("select lock_consumers()")
     rows = connection.execute("select id, name, mode, config from consumers order by name").fetchall()
@@ -109,7 +120,7 @@ def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool
 
 
 def _fed_otherwise(connection: Connection, consumers: Sequence[Consumer], left: Sequence[str]) -> bool:
-    """Whether the bridge that leads has another set in its file than this one, as far as it has read it."""
+    """Return whether the leader, by its notes, does not feed the file's consumers properly, or feeds one of `left`."""
     row = connection.execute("select feeds from source").fetchone()
     feeds = load_feeds(row[0]) if row else None
     if feeds is None:
@@ -118,7 +129,7 @@ def _fed_otherwise(connection: Connection, consumers: Sequence[Consumer], left: 
 
 
 def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list[Subscription]:
-    """The applied consumers of the file, for routing."""
+    """Return the subscriptions of the file's consumers that are in the store, for routing."""
     with store_errors():
         rows = connection.execute(
             "select id, name, mode, config from consumers where name = any (%s) order by id",
@@ -128,20 +139,20 @@ def subscriptions(connection: Connection, consumers: Sequence[Consumer]) -> list
 
 
 def all_subscriptions(connection: Connection) -> list[Subscription]:
-    """Every consumer of the store, in the file or not."""
+    """Return the subscriptions of all consumers of the store, whether they are in the file or not."""
     with store_errors():
         rows = connection.execute("select id, name, mode, config from consumers order by id").fetchall()
     return [Subscription.from_config(*row) for row in rows]
 
 
 class _FarBehind(Exception):
-    """The bridge has appended so much meanwhile that it would wait for too long."""
+    """The bridge has appended so much meanwhile that it would have to wait too long for the rest."""
 
 
 def _change(
     connection: Connection, added: Sequence[Consumer], changed: dict[int, Consumer], *, fence: bool, patience: float
 ) -> None:
-    """Fill new consumers from the log while the bridge appends. Then, for a moment, bridge and publishers wait."""
+    """Fill new consumers from the log while the bridge appends, then finish while bridge and publishers wait."""
     queues = [(_make(connection, consumer), consumer.start) for consumer in added if consumer.mode != "stream"]
     filled = [Filling(wanted) for wanted, start in queues if start == "earliest"]
     for last in [False] * _ROUNDS + [True]:
@@ -169,9 +180,9 @@ def _finish(
     fence: bool,
     last: bool,
 ) -> None:
-    """Give the rest of the log to those that are filled, and make everything visible at once."""
+    """Give the rest of the log to the consumers that are filled, and make all changes visible at once."""
     if added:
-        # It comes with the end of the append that is under way, which waits for nothing that this transaction holds.
+        # The bridge frees this lock when its present append ends. That append waits for nothing that we hold here.
         connection.execute("set local lock_timeout = '60s'")
         connection.execute("select pg_advisory_xact_lock(fence_key())")
         connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'".encode())
@@ -182,7 +193,7 @@ def _finish(
     for one in filled:
         one.finish(connection)
     for consumer in added:
-        if consumer.mode == "stream":  # behind the fence: it makes an index, for which the bridge would have to wait
+        if consumer.mode == "stream":  # after the fence: it makes an index, for which the bridge would wait
             _make(connection, consumer)
     if fence:
         connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
@@ -206,7 +217,10 @@ def _make(connection: Connection, consumer: Consumer) -> Subscription:
 
 
 def _index_segments(connection: Connection, consumers: Sequence[Consumer], patience: float) -> None:
-    """Index the log for a first stream, each segment in a transaction of its own: publishers wait for one at a time."""
+    """Index the log before the first stream consumer is added.
+
+    Each segment is indexed in a transaction of its own, so that publishers wait for one segment at a time.
+    """
     known = {name for (name,) in connection.execute("select name from consumers").fetchall()}
     if all(consumer.mode != "stream" or consumer.name in known for consumer in consumers):
         return
@@ -222,9 +236,18 @@ def _index_segments(connection: Connection, consumers: Sequence[Consumer], patie
 
 
 def remove(connection: Connection, name: str, patience: float = PATIENCE) -> None:
-    """Remove the consumer with all that it has. A running bridge appends nothing more for it, and starts again.
+    """Remove the consumer with its queue, deliveries and dead letters.
 
-    Raises LockedOut where a transaction that uses it stays open: then nothing was removed.
+    A running bridge appends nothing more for it, and starts again.
+
+    Args:
+        connection: A session on the store.
+        name: The consumer's name.
+        patience: Seconds to wait for a lock that another session holds.
+
+    Raises:
+        LockedOut: A transaction that uses the consumer stays open. Nothing was removed.
+
     """
 
     def work() -> None:

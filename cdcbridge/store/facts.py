@@ -1,6 +1,7 @@
-"""What the store holds: of which source, and up to where, read once. Part of the rim; changes nothing.
+"""Read which source a store belongs to, and where its log ends.
 
-Reads a store that an older version of this program made, too: `check` looks before anything is migrated.
+A store that an older version of this program made can be read, too, because `check` looks before anything is migrated.
+Never changes anything.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from cdcbridge.database import Connection, store_errors
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.store.migrate import schema_version
 
-# As JSON, because an older store lacks some of the columns. `catalog` is large, and not needed here.
+# As JSON, because an older store lacks some of the columns. `catalog` is large, and is not needed here.
 _LOOK: Final = """
     select (select to_jsonb(s) - 'catalog' - 'feeds' from source s),
            (select to_jsonb(p) from positions p order by p.id desc limit 1)
@@ -22,7 +23,12 @@ _LOOK: Final = """
 
 @dataclass(slots=True, frozen=True)
 class History:
-    """The source whose changes the store holds. `database_oid`: None in a store that began before it was kept."""
+    """The source whose changes the store holds.
+
+    Attributes:
+        database_oid: None in a store that began before this was kept.
+
+    """
 
     system_identifier: str
     timeline: int
@@ -34,8 +40,14 @@ class History:
 
 @dataclass(slots=True, frozen=True)
 class Tail:
-    """Where the log ends: the last change's position, the end of the last complete transaction, and, where the
-    position stands inside a transaction, the options that it was begun with.
+    """The end of the log.
+
+    Attributes:
+        position: The position of the last change.
+        end_lsn: The end of the last complete transaction.
+        unfinished: If the position is inside a transaction, the options with which that transaction was begun, else
+            None.
+
     """
 
     position: Position = START
@@ -44,15 +56,21 @@ class Tail:
 
     @property
     def known_lsn(self) -> int:
-        """Up to which LSN the log has changes. It has some of an unfinished transaction, which ends later."""
+        """The LSN up to which the log has changes.
+
+        It includes the appended part of an unfinished transaction, which ends after `end_lsn`.
+        """
         return self.end_lsn if self.unfinished is None else max(self.end_lsn, self.position.commit_lsn + 1)
 
 
 @dataclass(slots=True, frozen=True)
 class StoreFacts:
-    """The store at one moment. Without a history: it is empty, or not there yet.
+    """The state of the store at one moment.
 
-    capture: what the last session began with, as Capture.dump() has it.
+    Attributes:
+        history: None if the store is empty, or does not exist yet.
+        capture: The publications and tables with which the last session began, in the form of Capture.dump().
+
     """
 
     history: History | None = None
@@ -61,7 +79,12 @@ class StoreFacts:
 
 
 def look_at_store(connection: Connection) -> StoreFacts:
-    """Look at the history and the log's end, in one statement. Raises StoreUnavailable."""
+    """Read the source and the end of the log, in one statement.
+
+    Raises:
+        StoreUnavailable: The store cannot be reached.
+
+    """
     with store_errors():
         row = connection.execute(_LOOK).fetchone() if schema_version(connection) else None
     source, position = row or (None, None)

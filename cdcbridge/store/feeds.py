@@ -1,7 +1,8 @@
-"""Which consumers the bridge feeds, and why it does not feed the others. Pure.
+"""Describe which consumers the bridge feeds, and why it does not feed the others.
 
-The leader writes this into the store when a session begins. `consumers apply`, `consumers list`, `lag` and the metrics
-read it. For example, a consumer that was applied from another file is in the store, and the bridge sends it nothing.
+The leader writes these notes into the store when it begins to stream. `consumers apply`, `consumers list`, `lag` and
+the metrics read them. For example, a consumer that was applied from another file is in the store, and the bridge sends
+it nothing. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ State = Literal["fed", "as_before", "not_in_file", "refused"]
 
 @dataclass(slots=True, frozen=True)
 class Fault:
-    """Why a consumer cannot work as the file has it.
+    """The reason why a consumer cannot work as the file describes it.
 
-    fed: it gets messages nevertheless, as it was before, or without one of its tables.
-    asked: what the file asks for, where the consumer continues as it was before. For example `mode: fifo`.
-    code: of the problem, as `check` has it.
+    Attributes:
+        fed: The consumer gets messages nevertheless, with its previous settings or without one of its tables.
+        asked: The settings that the file asks for, for example `mode: fifo`, if the consumer continues with its
+            previous ones.
+        code: The code of the problem, as `check` reports it.
+
     """
 
     consumer: str
@@ -39,7 +43,7 @@ class Fault:
 
     @property
     def reason(self) -> str:
-        """The message, after what the file asks for."""
+        """The message, together with the settings that the file asks for."""
         if not self.asked:
             return self.message
         return f"the file asks for {self.asked}, which cannot be done: {_unnamed(self.message, self.consumer)}"
@@ -53,7 +57,12 @@ class Fault:
 
 @dataclass(slots=True, frozen=True)
 class Feed:
-    """One consumer: its state, and what is wrong with it ('' for nothing)."""
+    """The state of one consumer, with its problem and the fix.
+
+    Attributes:
+        reason: The problem, or an empty string.
+
+    """
 
     state: State
     reason: str = ""
@@ -62,11 +71,14 @@ class Feed:
 
 @dataclass(slots=True, frozen=True)
 class Feeds:
-    """What the leader of an epoch does with each consumer.
+    """The notes of an epoch's leader on each consumer.
 
-    holder: the leader, for example `db1 pid 4711`.
-    file: where it reads its configuration.
-    unfed: since which LSN a consumer of the store gets nothing, by its id. None: noted by a version without it.
+    Attributes:
+        holder: The leader, for example `db1 pid 4711`.
+        file: The path of the leader's configuration file.
+        unfed: By the id of each consumer that gets nothing, the LSN since which that is so. None in notes of a version
+            that did not keep this.
+
     """
 
     epoch: int
@@ -76,15 +88,15 @@ class Feeds:
     unfed: Mapping[str, str] | None = None
 
     def dump(self) -> dict[str, Any]:
-        """For the store, as JSON."""
+        """Return the notes as JSON, for the store."""
         return asdict(self)
 
     def of(self, name: str) -> Feed | None:
-        """One consumer; None for one that was applied since this epoch began."""
+        """Return the notes on one consumer, or None for one that was applied after this epoch began."""
         return self.consumers.get(name)
 
     def silence(self, name: str) -> str:
-        """Say why a consumer of the store gets nothing; '' where it is fed."""
+        """Return a sentence on why a consumer of the store gets nothing, or an empty string if it is fed."""
         feed = self.of(name)
         if feed is None:
             return (
@@ -99,7 +111,7 @@ class Feeds:
         return self.faulty(name) if feed.state == "refused" else ""
 
     def mark(self, name: str) -> str:
-        """A few words beside the name of a consumer of the store; '' where it works."""
+        """Return a few words to print next to a consumer's name, or an empty string if it works."""
         if self.silence(name):
             return "gets nothing"
         if (feed := self.of(name)) is not None and feed.state == "as_before":
@@ -107,7 +119,7 @@ class Feeds:
         return "faulty" if self.faulty(name) else ""
 
     def faulty(self, name: str) -> str:
-        """Say why a consumer does not work as the leader's file has it; '' where it does."""
+        """Return a sentence on why a consumer does not work as the leader's file describes it, or an empty string."""
         feed = self.of(name)
         if feed is None or not feed.reason:
             return ""
@@ -116,16 +128,19 @@ class Feeds:
         return f"the consumer {name} {what} {reason}{'' if reason.endswith('?') else '.'} Fix: {feed.fix}"
 
     def warnings(self, names: Iterable[str]) -> list[str]:
-        """A line for each of the store's consumers that gets nothing and has no alarm."""
+        """Return a line for each of these consumers that gets nothing and has no alarm."""
         return [line for name in names if not self.faulty(name) and (line := self.silence(name))]
 
     def alarms(self) -> list[Alarm]:
-        """An alarm for each consumer that cannot work as the leader's file has it."""
+        """Return an alarm for each consumer that cannot work as the leader's file describes it."""
         return [Alarm("consumer_refused", "", text, name) for name in self.consumers if (text := self.faulty(name))]
 
 
 def feed_of(feeds: Feeds | None, name: str) -> dict[str, Any]:
-    """What JSON says of a consumer of the store. `fed` null: no bridge has begun yet."""
+    """Return the JSON members `fed` and `problem` of a consumer of the store.
+
+    Both are null before a bridge has begun for the first time.
+    """
     if feeds is None:
         return {"fed": None, "problem": None}
     silence = feeds.silence(name)
@@ -133,7 +148,7 @@ def feed_of(feeds: Feeds | None, name: str) -> dict[str, Any]:
 
 
 def load(stored: dict[str, Any] | None) -> Feeds | None:
-    """What dump() wrote; None before the first session."""
+    """Return the notes that dump() wrote, or None before a bridge has begun for the first time."""
     if stored is None:
         return None
     consumers = {name: Feed(**feed) for name, feed in stored["consumers"].items()}
@@ -149,7 +164,10 @@ def describe(
     faults: Iterable[Fault],
     unfed: Mapping[str, str] | None = None,
 ) -> Feeds:
-    """Tell for each consumer of the store, and for each one that could not be applied, what the leader does with it."""
+    """Make the notes on each consumer of the store, and on each one that could not be applied.
+
+    The notes on a consumer with several faults have the first one, and the number of the others.
+    """
     known = set(in_file)
     consumers = {name: Feed("fed" if name in known else "not_in_file") for name in stored}
     more: Counter[str] = Counter()
@@ -166,5 +184,5 @@ def describe(
 
 
 def _unnamed(message: str, name: str) -> str:
-    """A message without the consumer's name, which stands before it."""
+    """Return a message without the consumer's name at its beginning."""
     return message.removeprefix(f"consumer {name}: ")

@@ -1,7 +1,7 @@
-"""A gap in the log: one message to every consumer that says what is missing, or what is void, and where it goes on.
-Part of the rim.
+"""Append gap messages, and continue after the gap.
 
-Whatever leaves changes behind goes through here: the message and the position behind the gap are one commit.
+A gap message reports to consumers which changes are missing or void, and at which LSN the log continues. All code that
+skips changes calls this module. The message and the position after the gap are one commit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cdcbridge.routing.patterns import take
 from cdcbridge.store import consumers
 from cdcbridge.store.log import BridgeStore
 
-# Several gaps begin at one position: the log's end, where a session has nothing else to append.
+# Several gap messages can have one LSN: the log's end, as long as a session has nothing else to append.
 _LOWEST: Final = """
     select coalesce(min(ordinal), 0)
     from (select topic, commit_lsn, ordinal from messages order by seq desc limit 1000) newest
@@ -41,13 +41,13 @@ def leave_gap(
     table: str | None = None,
     consumer: str | None = None,
 ) -> None:
-    """Tell everybody of the gap from LSN `first` to `last`, and go on from LSN `go_on`. Call with the lead taken.
+    """Append a gap message for the changes from LSN `first` to `last`, and continue at LSN `go_on`. Call it as leader.
 
-    timeline: the one that the source is on now, where messages between the two are of a history that it has left.
-    reason: why changes may be missing, for people.
-    capture: what the next session begins with; it is committed together with the message.
-    table: only its updates and deletes are missing, and only the consumers that take these are told.
-    consumer: the name of the only one that is told.
+    timeline: The source's present timeline, if the log has messages of a history that the source has left.
+    reason: The reason why changes may be missing, for people.
+    capture: The publications and tables to compare with in the next session, stored in the commit of the message.
+    table: Only updates and deletes of this table are missing, and only consumers that take these get the message.
+    consumer: The name of the only consumer that gets the message.
     """
     record: dict[str, object] = {"from": format_lsn(first), "to": format_lsn(last)}
     if timeline is not None:
@@ -64,7 +64,7 @@ def leave_gap(
         if not subscriptions:
             return  # removed just now
         shared = for_reader(shared, subscriptions[0].consumer_id)
-    # It stands before whatever commits where things go on: no change has an ordinal below 0.
+    # Its ordinal is below 0, which no change has, so it precedes the changes of a transaction that commits at this LSN.
     row = message_row(_ordinal(store, go_on), None, 0, data, shared)
     if table is not None:
         subscriptions = [s for s in subscriptions if take(s.tables, table) and s.operations & {"update", "delete"}]
@@ -89,7 +89,7 @@ def leave_gap(
 
 
 def _ordinal(store: BridgeStore, lsn: int) -> int:
-    """The ordinal of the next gap message at a position, below those of the ones that the log has there."""
+    """Return the ordinal of the next gap message at an LSN, one below the lowest that the log has there."""
     with store_errors():
         row = store.connection.execute(_LOWEST, (GAP_TOPIC, format_lsn(lsn))).fetchone()
     return (row[0] if row else 0) - 1

@@ -1,7 +1,7 @@
-"""Open transactions that keep messages from consumers: who, since when, and how to end it. Part of the rim.
+"""Find open transactions that keep messages from consumers, with their age and the statement that ends each.
 
-A receiver that stays in its transaction keeps what it claimed. A member of a group keeps its partitions, a publisher
-every reader of published messages. This module only reads, and waits for no lock.
+A receiver that stays in its transaction keeps the messages that it claimed. A group member keeps its partitions. A
+publisher delays every reader of published messages. This module only reads, and waits for no lock.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from typing import Any, Final
 from cdcbridge.database import Connection
 from cdcbridge.problem import Alarm
 
-ALARM_AFTER: Final = 60.0  # seconds that a transaction may be open; of a queue at least its visibility timeout
+ALARM_AFTER: Final = 60.0  # seconds that a transaction may be open; for a queue at least its visibility timeout
 _LOOK: Final = "select * from consumer_holders(%s, make_interval(secs => %s))"
 _UNSEEN: Final = "for a time that only pg_read_all_stats shows"
 
 
 @dataclass(slots=True, frozen=True)
 class ConsumerHolder:
-    """One transaction and one consumer that waits for it.
+    """One open transaction and one consumer that waits for it.
 
-    kind: receiver, member (of a stream's group) or publisher.
-    pid: None for a prepared transaction, of which `name` is the gid.
-    age_seconds: None where the store's role may not see it.
-    messages: how many wait for it at least; None where that is unknown.
+    Attributes:
+        kind: receiver, member (of a stream's group) or publisher.
+        pid: None for a prepared transaction. Then `name` is its gid.
+        age_seconds: None if the store's role may not see the age.
+        messages: The least number of messages that wait for the transaction, or None if that is unknown.
+
     """
 
     consumer: str
@@ -43,7 +45,7 @@ class ConsumerHolder:
 
     @property
     def fix(self) -> str:
-        """The statement that ends it."""
+        """The SQL statement that ends the transaction."""
         if self.pid is None:
             return "rollback prepared '{}'".format((self.name or "").replace("'", "''"))
         return f"select pg_terminate_backend({self.pid})"
@@ -53,12 +55,19 @@ class ConsumerHolder:
 
 
 def consumer_holders(connection: Connection, consumer: str | None = None, *, seconds: float) -> list[ConsumerHolder]:
-    """The transactions that have been open for so long, the oldest first, of one consumer or of all."""
+    """Return the transactions that have been open for some time, the oldest first.
+
+    Args:
+        connection: A session on the store.
+        consumer: The name of the only consumer to look at, or None for all.
+        seconds: The least age of a transaction.
+
+    """
     return [ConsumerHolder(*row) for row in connection.execute(_LOOK, (consumer, seconds)).fetchall()]
 
 
 def told(holders: Iterable[ConsumerHolder]) -> list[str]:
-    """A sentence for each receiver and member, and one for each publisher with all that wait for it."""
+    """Return one sentence for each receiver and member, and one for each publisher with all its waiting consumers."""
     lines = []
     for _, same in groupby(holders, key=lambda h: (h.pid, h.name) if h.kind == "publisher" else h):
         group = list(same)
@@ -67,7 +76,13 @@ def told(holders: Iterable[ConsumerHolder]) -> list[str]:
 
 
 def held_alarms(holders: Iterable[ConsumerHolder], timeouts: Mapping[str, float]) -> list[Alarm]:
-    """An alarm for each that has lasted. `timeouts`: visibility timeouts of consumers, in seconds."""
+    """Return an alarm for each transaction that has been open for too long.
+
+    Args:
+        holders: The transactions.
+        timeouts: The visibility timeouts of the consumers, in seconds.
+
+    """
     return [
         Alarm("consumer_held", "", told([holder])[0], holder.consumer)
         for holder in holders
@@ -76,7 +91,7 @@ def held_alarms(holders: Iterable[ConsumerHolder], timeouts: Mapping[str, float]
 
 
 def about(seconds: float) -> str:
-    """A time in one unit, as people say it: 12 s, 2 min, 3 h, 4 days."""
+    """Return a duration in one unit, for example 12 s, 2 min, 3 h or 4 days."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

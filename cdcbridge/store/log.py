@@ -1,7 +1,7 @@
-"""The store, as the bridge uses it: who leads, where the log ends, append. Part of the rim.
+"""Write the store on behalf of the bridge: begin an epoch, append to the log, and keep the bridge's state.
 
-Log rows, fan-out, dead letters and position go in one transaction, under the fence of the leader's epoch. Never
-confirms anything to the source, and never decides who gets what.
+An append writes log rows, fan-out, dead letters and position in one transaction, under the fence of the leader's epoch.
+This module never confirms an LSN to the source, and never decides which consumer gets a message.
 """
 
 from __future__ import annotations
@@ -37,20 +37,24 @@ from cdcbridge.store.feeds import Fault, Feeds, describe
 from cdcbridge.store.migrate import migrate
 from cdcbridge.store.replay import keep_own
 
-# TCP gives up on data that a server does not take (tcp(7), TCP_USER_TIMEOUT), too, and one that waits for a lock or its
-# disk takes none of an append. Whether it is out of reach is told by the lead's session, which sends next to nothing.
+# Seconds until TCP gives up on data that the server does not take (tcp(7), TCP_USER_TIMEOUT). A server that waits for a
+# lock or for its disk takes no data of an append, so this is long. A server that is out of reach is detected by the
+# lead's session, which sends next to nothing and has a short timeout.
 _PATIENCE: Final = 60
-_SEGMENT: Final = 1_000_000  # seqs in a segment, as create_segments() has it
+_SEGMENT: Final = 1_000_000  # seqs in a segment, the same number as in create_segments()
 log = structlog.get_logger()
 
 
 @contextlib.contextmanager
 def _segment_missing(seq: int) -> Iterator[None]:
-    """A row for which there is no segment yet. Another try helps when the transaction that makes it has ended."""
+    """Raise StoreUnavailable for a row whose segment does not exist yet.
+
+    Another try succeeds after the transaction that makes the segment has ended.
+    """
     try:
         yield
     except psycopg.errors.CheckViolation as error:
-        if error.diag.constraint_name is not None:  # a constraint of somebody's own: another try does not help
+        if error.diag.constraint_name is not None:  # a constraint that a user has added: another try does not help
             raise
         raise StoreUnavailable(
             f"the log's segment of seq {seq} is not there: a transaction that published is making it and stays open",
@@ -59,19 +63,19 @@ def _segment_missing(seq: int) -> Iterator[None]:
 
 
 def log_end(connection: Connection) -> int:
-    """Up to which LSN everything is in the log, or is nobody's; 0 before the first start."""
+    """Return the LSN up to which the log has every change that a consumer takes, or 0 before the first start."""
     with store_errors():
         row = connection.execute("select end_lsn::text from positions order by id desc limit 1").fetchone()
     return parse_lsn(row[0]) if row else 0
 
 
 def _holder() -> str:
-    """Name the bridge for people: its host and process."""
+    """Return a name of this bridge for people: its host and process."""
     return f"{socket.gethostname()} pid {os.getpid()}"
 
 
 class BridgeStore:
-    """One session on the store. Every method raises StoreUnavailable where the session is lost."""
+    """A session of the bridge on the store. Methods raise StoreUnavailable if the session is lost."""
 
     def __init__(self, dsn: str, schema: str) -> None:
         self._schema = schema
@@ -90,17 +94,22 @@ class BridgeStore:
         self._connection.close()
 
     def cut_off(self) -> None:
-        """An append that is under way in another thread fails at once."""
+        """Make an append that is under way in another thread fail at once."""
         cut_off(self._connection)
 
     def migrate(self) -> None:
-        """Bring the schema to this version. Raises OperatorNeeded where it is newer."""
+        """Migrate the schema to this version.
+
+        Raises:
+            OperatorNeeded: The schema is newer than this program.
+
+        """
         migrate(self._connection, self._schema)
 
     # leadership
 
     def leader(self) -> str:
-        """Who leads, for people."""
+        """Return the name of the leader, and since when it leads, for people."""
         with store_errors():
             row = self._connection.execute(
                 "select holder || ' since ' || date_trunc('second', started_at) from leaders"
@@ -109,14 +118,20 @@ class BridgeStore:
             return row[0] if row else "a bridge that is starting"
 
     def begin_epoch(self) -> int:
-        """From here on no older bridge can append, wherever it hangs. Call with the lead taken (lead.Lead)."""
+        """Begin a new epoch, and return it.
+
+        From now on no older bridge can append, even one that hangs. Call this while holding the lead (leadership.Lead).
+        """
         with store_errors():
             row = self._connection.execute("select take_lead(%s)", (_holder(),)).fetchone()
             self._epoch = row[0] if row else 0
             return self._epoch
 
     def note_error(self, message: str, hint: str | None) -> None:
-        """Keep the bridge's last error for `cdcbridge status`. A store that is out of reach keeps none."""
+        """Store the bridge's last error, for `cdcbridge status`.
+
+        If the store cannot be reached, nothing is stored and nothing is raised.
+        """
         holder = f"{socket.gethostname()} pid {os.getpid()}"
         with contextlib.suppress(psycopg.Error):
             self._connection.execute(
@@ -128,16 +143,16 @@ class BridgeStore:
     # history and position
 
     def keep_identities(self, given: list[tuple[int, str]]) -> None:
-        """Remember tables of the source that got REPLICA IDENTITY FULL from the event trigger."""
+        """Store the tables of the source to which the event trigger gave REPLICA IDENTITY FULL."""
         with store_errors(), self._connection.cursor() as cursor:
             cursor.executemany("insert into given_identities values (%s, %s) on conflict do nothing", given)
 
     def facts(self) -> StoreFacts:
-        """The source that feeds this store, and where the log ends."""
+        """Return the source that feeds this store, and the end of the log."""
         return look_at_store(self._connection)
 
     def begin_history(self, history: History, lsn: int) -> None:
-        """The first start: whose changes these will be, and from where."""
+        """Store, at the first start, which source the changes are from, and the LSN at which they begin."""
         with store_errors(), self._connection.transaction():
             self._connection.execute(
                 "insert into source (system_identifier, timeline, database, slot, plugin, database_oid)"
@@ -154,27 +169,33 @@ class BridgeStore:
             self._finish(self._connection, AppendBatch(end_lsn=lsn), None, None)
 
     def set_timeline(self, timeline: int) -> None:
-        """The source was promoted, and everything stored is on the new timeline's history too."""
+        """Store the timeline of a source that was promoted.
+
+        All changes in the log are part of the new timeline's history, too.
+        """
         with store_errors():
             self._connection.execute("update source set timeline = %s, recorded_at = now()", (timeline,))
 
     def set_database(self, name: str, oid: int) -> None:
-        """The source's database has this name now."""
+        """Store the present name and OID of the source's database."""
         with store_errors():
             self._connection.execute("update source set database = %s, database_oid = %s", (name, oid))
 
     def set_capture(self, capture: dict[str, Any]) -> None:
-        """Remember what a session begins with."""
+        """Store the publications and tables with which a session begins, in the form of Capture.dump()."""
         with store_errors():
             self._connection.execute("update source set capture = %s", (Jsonb(capture),))
 
     def set_catalog(self, catalog: dict[str, Any]) -> None:
-        """Remember the captured tables as they are before a session streams."""
+        """Store the captured tables as they are before a session streams."""
         with store_errors():
             self._connection.execute("update source set catalog = %s", (Jsonb(catalog),))
 
     def set_feeds(self, config: Config, faults: Iterable[Fault], unfed: Mapping[str, str]) -> Feeds:
-        """Note what the leader does with each consumer, under the fence of this epoch. `unfed`: see Feeds."""
+        """Store the leader's notes on each consumer, under the fence of this epoch, and return them.
+
+        See Feeds about `unfed`.
+        """
         reach("about to note feeds")
         with store_errors(), self._connection.transaction():
             self._begin(self._connection, 0)
@@ -185,25 +206,28 @@ class BridgeStore:
             return made
 
     def set_max_retention(self, seconds: float) -> None:
-        """What visibility timeouts, delays and deliver_at are limited by from now on."""
+        """Limit visibility timeouts, delays and deliver_at from now on to this number of seconds."""
         with store_errors():
             self._connection.execute("select set_max_retention(make_interval(secs => %s))", (seconds,))
 
     def set_partitions(self, partitions: int) -> None:
-        """How many partitions of the log keys are spread over, from the next message on."""
+        """Set the number of the log's partitions over which keys are spread, from the next message on."""
         with store_errors():
             changed = self._connection.execute("select begin_partitions(%s)", (partitions,)).fetchone()
             if changed and changed[0]:
                 self._connection.execute("select finish_partitions(%s)", (partitions,))
 
     def partitions(self) -> int:
-        """How many partitions the log has now. Not the configuration's while a transaction is unfinished."""
+        """Return the log's present number of partitions.
+
+        While a transaction is unfinished, that can differ from the configuration.
+        """
         with store_errors():
             row = self._connection.execute("select log_partitions()").fetchone()
             return row[0] if row else 1
 
     def catalog(self) -> dict[str, Any]:
-        """What was last known of the source's partitions."""
+        """Return the captured tables of the source, with their partitions, as last stored."""
         with store_errors():
             row = self._connection.execute("select catalog from source").fetchone()
             return row[0] if row else {}
@@ -215,10 +239,14 @@ class BridgeStore:
     ) -> None:
         """Commit a batch: rows, fan-out, dead letters and position, all or nothing.
 
-        `unfinished`: the options to finish an open transaction with. `catalog`: what to remember of the source's
-        tables, where that changed.
+        Args:
+            batch: The rows, their fan-out and the position.
+            unfinished: The options with which an open transaction has to be finished.
+            catalog: The captured tables to store, if they changed.
 
-        Raises Fenced where a newer epoch leads: then nothing was written.
+        Raises:
+            Fenced: A newer epoch leads. Nothing was written.
+
         """
         connection = self._connection
         with store_errors(), connection.transaction():
@@ -234,7 +262,7 @@ class BridgeStore:
             woken |= {consumer for consumer, *_ in batch.later}
             names = ",".join(map(str, sorted(woken))) or None
             if batch.gap:
-                # What a gap swallowed did not come as a change, so backfills must not leave it out.
+                # Changes in the gap were never sent, so backfills must not skip the rows that they changed.
                 connection.execute("select forget_beginnings('{}')")
                 connection.execute("delete from gaps where at < now() - interval '30 days'")
             for record, told in batch.gaps:
@@ -300,7 +328,7 @@ class BridgeStore:
                 cursor.execute(query, (list(consumers), seqs, list(reasons), list(keys)))
 
     def _spill(self, connection: Connection, batch: AppendBatch) -> None:
-        """Blocks of transactions in progress, and away with those that are not needed any more."""
+        """Store blocks of transactions in progress, and delete those that are not needed any more."""
         with connection.cursor() as cursor, cursor.copy(COPY_SPILLED) as copy:
             copy.set_types(["int8", "int4", "bytea"])
             for row in batch.spilled:
@@ -324,7 +352,10 @@ class BridgeStore:
         )
 
     def _make_segments(self, seq: int) -> None:
-        """Keep a whole segment ahead of the log's end; asked once per segment, and again where a lock was not free."""
+        """Keep a whole empty segment after the log's end.
+
+        The server is asked once per segment, and again a second later if a lock was not free.
+        """
         if seq < self._next_segment or time.monotonic() < self._next_try:
             return
         try:
@@ -336,13 +367,16 @@ class BridgeStore:
         self._next_segment = (seq // _SEGMENT + 1) * _SEGMENT
 
     def forget_spilled(self) -> None:
-        """What an earlier session has put aside goes: the source sends it again. Under the fence of this epoch."""
+        """Delete the blocks that an earlier session stored, because the source sends those transactions again.
+
+        This runs under the fence of the epoch.
+        """
         with store_errors(), self._connection.transaction():
             self._begin(self._connection, 0)
-            self._connection.execute("delete from spilled")  # TRUNCATE would wait for whoever dumps the store
+            self._connection.execute("delete from spilled")  # TRUNCATE would wait for a session that dumps the store
 
     def bury_expired(self) -> int:
-        """Messages whose last delivery expired become dead letters; how many."""
+        """Make dead letters of the messages whose last delivery expired, and return their number."""
         with store_errors():
             row = self._connection.execute("select bury_expired()").fetchone()
             return row[0] if row else 0

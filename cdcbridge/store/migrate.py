@@ -1,8 +1,8 @@
-"""The store's schema: brought to this version from the files under sql/. Part of the rim.
+"""Migrate the store's schema to this version, from the files under sql/.
 
-Migrations run once, in order, each in the one transaction of the call; functions and views are replaced whenever
-their files changed. Waits for no lock for long. Never goes backwards, and never touches a schema that is newer than
-the program.
+A new store is made from sql/schema.sql. Migrations run once, in order, all in one transaction. Functions and views are
+replaced whenever their files changed. The migration waits for no lock for long. It never returns to an
+older version, and never touches a schema that is newer than the program.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from cdcbridge.database.rights import guest
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.store import sql_files
 
-_LOCK = 0x63646362  # "cdcb": one migration at a time in a database
+_LOCK = 0x63646362  # "cdcb": the advisory lock that permits one migration at a time in a database
 
 
 @dataclass(slots=True, frozen=True)
 class Migrated:
-    """What migrate() did: versions before and after, and whether functions and views were replaced."""
+    """The result of migrate(): the versions before and after, and whether functions and views were replaced."""
 
     before: int
     after: int
@@ -36,9 +36,17 @@ def newest_version() -> int:
 
 
 def migrate(connection: Connection, schema: str, patience: float = PATIENCE) -> Migrated:
-    """Bring the schema to this version. Raises OperatorNeeded where it is newer than the program.
+    """Migrate the schema to this version.
 
-    Raises LockedOut where another session uses what has to change for longer than `patience` seconds.
+    Args:
+        connection: A session on the store.
+        schema: The name of the schema, which is created if it does not exist.
+        patience: Seconds to wait for locks that other sessions hold.
+
+    Raises:
+        OperatorNeeded: The schema is newer than the program.
+        LockedOut: Another session held a lock for longer than `patience`.
+
     """
     program = sql_files.code()
     with store_errors():
@@ -102,7 +110,7 @@ def _install(connection: Connection, program: sql_files.Code) -> None:
 
 
 def schema_version(connection: Connection) -> int:
-    """The version of the schema on the search_path; 0 where there is none."""
+    """Return the version of the schema on the search_path, or 0 if it contains no store."""
     with store_errors():
         return _state(connection)[0]
 

@@ -1,6 +1,7 @@
-"""The bridges that run beside a store: the one that leads, and the stand-bys. Part of the rim; reads only.
+"""List the bridges that run on a store: the leader and the standbys.
 
-Each bridge holds advisory locks in a session of its own (store/leadership.py), so a bridge that died is gone from here.
+Each bridge holds advisory locks in a session of its own (store/leadership.py), so a bridge that died is not in the
+list. This module only reads.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from cdcbridge.database.rights import guest
 class Process:
     """A bridge that runs now.
 
-    pid: its session on the store's server, None where another role's session cannot be seen.
-    holder: its host and process, for example `db1 pid 4181`. None for a stand-by, and to a consumer's role.
-    since: when it took the lead, or, of a stand-by, when its session began.
+    Attributes:
+        pid: The server process of its session on the store.
+        holder: Its host and process, for example `db1 pid 4181`. None for a standby, or if a consumer's role asks.
+        since: The time at which it took the lead or, for a standby, at which its session began. None if this role may
+            not see it.
+        seconds: Seconds since then.
+
     """
 
     pid: int
@@ -47,11 +52,14 @@ _RUNNING: Final = """
     order by p.leads desc, p.pid
 """
 _LEADER: Final = "(select holder, started_at from leaders order by epoch desc limit 1)"
-_HIDDEN: Final = "(select null::text as holder, null::timestamptz as started_at)"  # from a consumer's role
+_HIDDEN: Final = "(select null::text as holder, null::timestamptz as started_at)"  # for a consumer's role
 
 
 def running(store: Connection) -> list[Process]:
-    """List the bridges of this store, the leader first. Empty where the store has not been migrated."""
+    """List the bridges of this store, the leader first.
+
+    The list is empty if the store has not been migrated.
+    """
     with store_errors():
         row = store.execute(
             "select has_table_privilege(c.oid, 'select') from pg_class c where c.oid = to_regclass('leaders')"

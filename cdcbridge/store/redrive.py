@@ -1,8 +1,9 @@
-"""Compare dead letters that a filter failed on with the consumer's filter of today. Part of the rim.
+"""Redrive dead letters on which a filter failed: compare each one with the consumer's present filter.
 
-Only letters that match come back. For example, somebody renames the column `status`, so that `record.status == 'paid'`
-fails on paid and unpaid orders alike. Each page is one transaction, so a killed command loses and repeats nothing.
-This module must never remove a letter whose filter fails again.
+Only letters that match are redriven. For example, a user renames the column `status`, so that `record.status == 'paid'`
+fails on paid and unpaid orders alike. With a corrected filter only the paid orders are redriven. Each page is one
+transaction, so a killed command loses and repeats nothing. This module must never remove a letter on which the filter
+fails again.
 """
 
 from __future__ import annotations
@@ -19,15 +20,21 @@ from cdcbridge.routing.judged import Logged
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.verdict import Bury, Pass, verdict
 
-PAGE: Final = 1000  # dead letters that are compared and brought back at a time
-_AT_ONCE: Final = 50  # letters in memory: each may have `max_message_bytes`
+PAGE: Final = 1000  # dead letters that are compared and redriven at a time
+_AT_ONCE: Final = 50  # letters in memory at a time: each may have `max_message_bytes`
 
 
 @dataclass(slots=True)
 class Redriven:
-    """How many letters came back, were removed, and stay. `compared`: letters that the filter had failed on.
+    """The counts of a redrive.
 
-    why: the reason of the last letter that stays.
+    Attributes:
+        redriven: Letters that were put back into the queue.
+        not_wanted: Letters that were removed, because the filter does not match them.
+        undecidable: Letters that remain, because the filter fails on them again.
+        compared: Letters on which the filter had failed before.
+        why: The reason of the last letter that remains.
+
     """
 
     redriven: int = 0
@@ -39,9 +46,11 @@ class Redriven:
 
 @dataclass(slots=True)
 class _Page:
-    """The ids of a page's letters, by the verdict on each.
+    """The ids of a page's letters, by verdict.
 
-    left: (id, key, data) of rows that left the filter.
+    Attributes:
+        left: The id, key and data of each row that left the filter.
+
     """
 
     wanted: list[int] = field(default_factory=list)
@@ -50,9 +59,14 @@ class _Page:
 
 
 def redrive_page(store: Connection, name: str, letters: Sequence[tuple[int, bool]], done: Redriven) -> None:
-    """Bring one page of dead letters back, except those that the filter does not want, and count in `done`.
+    """Redrive one page of dead letters, except those that the filter does not match.
 
-    letters: (id, whether the filter failed on it), in the order of the log.
+    Args:
+        store: A session on the store.
+        name: The consumer's name.
+        letters: The id of each letter, and whether the filter failed on it, in the order of the log.
+        done: The counts, to which this page is added.
+
     """
     page = _Page([letter for letter, failed in letters if not failed])
     failed = [letter for letter, failed in letters if failed]
@@ -60,7 +74,7 @@ def redrive_page(store: Connection, name: str, letters: Sequence[tuple[int, bool
         done.compared += len(failed)
         row = store.execute("select id, name, mode, config from show_consumer(%s)", (name,)).fetchone()
         if row is not None:
-            # People bring letters back whatever their size is.
+            # Operators may redrive letters of any size.
             wanted = replace(Subscription.from_config(*row), max_bytes=sys.maxsize)
             _compare(store, wanted, failed, page, done)
     ids, keys, documents = ([entry[n] for entry in page.left] for n in range(3))
@@ -88,10 +102,10 @@ def _compare(store: Connection, wanted: Subscription, ids: list[int], page: _Pag
 
 
 def _decide(wanted: Subscription, row: Sequence[Any], page: _Page, done: Redriven) -> None:
-    """Put one letter where it belongs."""
+    """Add one letter to the part of the page that its verdict requires."""
     letter, topic, key, text, commit_lsn, ordinal, xid, log_key, old_key, columns = row
     if wanted.key is None:
-        log_key = key  # known even where the segment is gone
+        log_key = key  # the same key, and present even if the log's segment was dropped
     identity = frozenset(columns or ())
     said = verdict(wanted, Logged(text, topic, log_key, commit_lsn, ordinal, xid, old_key, key, identity))
     if isinstance(said, Pass):

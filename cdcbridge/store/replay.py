@@ -1,6 +1,6 @@
-"""What the log holds, for one consumer: a new one with start: earliest, or one that replays. Part of the rim.
+"""Fan out messages of the log to one consumer: a new one with `start: earliest`, or one that replays.
 
-Matches and filters as the collector does, so that a message is the same whenever it is fanned out.
+Messages are matched and filtered as the collector does it, so that a message is the same whenever it is fanned out.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from cdcbridge.routing.patterns import left_out, like, taken
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.verdict import Bury, Pass, verdict
 
-_PAGE: Final = 5000  # messages of the log at a time
-_TELL_EVERY: Final = 2.0  # seconds between two lines about a long filling
+_PAGE: Final = 5000  # messages of the log that are read at a time
+_TELL_EVERY: Final = 2.0  # seconds between two log lines about a long filling
 _END: Final = (1 << 63) - 1
 _NONE: Final = frozenset[str]()
 _Dead: TypeAlias = tuple[int, str, str | None]
@@ -44,35 +44,36 @@ _LOG: Final = """
 
 
 class Filling:
-    """What the log holds, fanned into one new consumer: most of it while the bridge appends, the rest under its fence.
+    """The fan-out of the log to one new consumer.
 
-    Call in the transaction that makes the consumer.
+    Most of it happens while the bridge appends, and the rest while the fence keeps the bridge from appending. Call the
+    methods in the transaction that makes the consumer.
     """
 
     def __init__(self, wanted: Subscription) -> None:
         self.wanted = wanted
-        self._reached = -1  # the seq up to which nothing can come any more
+        self._reached = -1  # all messages up to this seq are fanned out, and no others can appear there
 
     def fill(self, connection: Connection) -> None:
-        """Give it what no open transaction can add to."""
+        """Fan out all messages up to the greatest seq below which no open transaction can still add any."""
         high = self._settled(connection)
         if high > self._reached:
             self._fill(connection, high)
             self._reached = high
 
     def behind(self, connection: Connection) -> int:
-        """How many seqs of the log are left."""
+        """Return the number of seqs in the log that are left."""
         return max(0, _last_seq(connection) - self._reached)
 
     def finish(self, connection: Connection) -> None:
-        """Give it the rest, while nobody can append or publish what it wants."""
+        """Fan out the rest, at a time when no session can append or publish messages that the consumer takes."""
         self._fill(connection, _END)
 
     def _settled(self, connection: Connection) -> int:
         if self.wanted.topics:
-            row = connection.execute("select max_safe_seq()").fetchone()  # before the look into the log
+            row = connection.execute("select max_safe_seq()").fetchone()  # before the log is read
             return row[0] if row else 0
-        # Publishers that stay in their transactions do not matter: the bridge alone writes what it wants.
+        # Open transactions of publishers do not matter: only the bridge writes messages that this consumer takes.
         with connection.transaction(force_rollback=True):
             connection.execute("set local lock_timeout = '60s'")
             connection.execute("select pg_advisory_xact_lock(fence_key())")
@@ -99,11 +100,21 @@ def _last_seq(connection: Connection) -> int:
 
 
 def replay(connection: Connection, reader: Connection, wanted: Subscription, low: int, high: int) -> tuple[int, int]:
-    """Put what the log holds from seq `low` to `high` into the consumer's queue again, behind all that waits.
+    """Append messages of the log, from seq `low` to `high`, to the consumer's queue again.
 
-    Gives how many were put there, and how many were skipped, because they wait or are in flight. Each page is committed
-    alone on `connection`, an autocommit session; `reader` is in a transaction. What matches no more, or would be a dead
-    letter at once, is passed over.
+    Each page is a commit of its own. Messages that do not match any more, or that would be dead letters at once, are
+    skipped and not counted.
+
+    Args:
+        connection: A session on the store, in autocommit mode, which writes.
+        reader: A session on the store, in a transaction, which reads the log.
+        wanted: The consumer's subscription.
+        low: The first seq.
+        high: The last seq.
+
+    Returns:
+        The number of messages that were appended, and the number that were skipped because they wait or are in flight.
+
     """
     replayed = skipped = 0
     for batch, _dead in _pages(reader, wanted, low, high):
@@ -124,8 +135,9 @@ def replay(connection: Connection, reader: Connection, wanted: Subscription, low
 def _pages(
     connection: Connection, wanted: Subscription, low: int, high: int
 ) -> Iterator[tuple[AppendBatch, list[_Dead]]]:
-    """The log's messages of these seqs that match, some thousands at a time: as batches whose indexes are seqs, with
-    (seq, reason, key) of those that die.
+    """Read the messages with these seqs that match, some thousands at a time, and sort them by verdict.
+
+    Each page has a batch, whose indexes are seqs, and (seq, reason, key) of each dead letter.
     """
     last = connection.execute("select last_value from messages_seq").fetchone()
     identities = identities_of(connection) if wanted.on_leave else {}
@@ -142,22 +154,28 @@ def _pages(
 
 
 def latest(connection: Connection, wanted: Subscription, last: int) -> list[tuple[Any, ...]]:
-    """The latest messages of the log that a subscription matches before its filter, oldest first: rows for logged()."""
+    """Return the latest messages of the log that a subscription matches before its filter, the oldest first.
+
+    The rows are for logged().
+    """
     given = {"low": 0, "high": _END, "last": last, **_given(wanted)}
     return connection.execute(f"{_LOG} desc limit %(last)s".encode(), given).fetchall()[::-1]
 
 
 def logged(row: Sequence[Any], identities: dict[str, frozenset[str]]) -> Logged:
-    """A row of the log as verdicts are given on. identities: of identities_of()."""
+    """Return a row of the log in the form that verdict() takes.
+
+    `identities` is the result of identities_of().
+    """
     _, topic, key, text, commit_lsn, ordinal, xid, size, its_key, _, old_key = row
     identity = identities.get(topic, _NONE)
     return Logged(text, topic, key, commit_lsn, ordinal, xid, old_key, _own_key(its_key), identity, size)
 
 
 def _given(wanted: Subscription) -> dict[str, Any]:
-    """What the query of the log needs of a subscription."""
+    """Return the parameters of the log's query for a subscription."""
     return {
-        "consumer": wanted.consumer_id,  # rows that its own backfills read; those of others are for others
+        "consumer": wanted.consumer_id,  # rows of its own backfills; rows of others' backfills are for those consumers
         "key": list(wanted.key or ()),
         "tables": [like(pattern) for pattern in taken(wanted.tables)],
         "left_out": [like(pattern) for pattern in left_out(wanted.tables)],
@@ -167,19 +185,26 @@ def _given(wanted: Subscription) -> dict[str, Any]:
 
 
 def identities_of(connection: Connection) -> dict[str, frozenset[str]]:
-    """The columns of each captured topic's replica identity, as the bridge knew them last."""
+    """Return the columns of each captured topic's replica identity, as the bridge last knew them."""
     row = connection.execute("select catalog from source").fetchone()
     found: dict[str, frozenset[str]] = {}
     for name, entry in (row[0] if row else {}).items():
         topic = entry.get("topic")
-        its_own = name.replace("/", ".", 1) == topic  # rather than a partition's
+        its_own = name.replace("/", ".", 1) == topic  # the table's own entry, and not a partition's
         if topic is not None and (its_own or topic not in found):
             found[topic] = frozenset(entry["identity"])
     return found
 
 
 def keep_own(connection: Connection, own: Sequence[tuple[int, int, str | None, bytes]], first: int = 0) -> None:
-    """Keep data that replaces the log's for a consumer: (consumer, index, key, data), with seqs from `first` on."""
+    """Store data that replaces the log's data for a consumer, for example the delete of a row that left its filter.
+
+    Args:
+        connection: A session on the store.
+        own: The consumer's id, index, key and data of each message.
+        first: The seq of index 0.
+
+    """
     if own:
         consumers, indexes, keys, data = zip(*own, strict=True)
         given = (list(consumers), [first + index for index in indexes], list(keys), [text.decode() for text in data])
@@ -189,7 +214,11 @@ def keep_own(connection: Connection, own: Sequence[tuple[int, int, str | None, b
 def _sort(
     rows: Sequence[tuple[Any, ...]], wanted: Subscription, identities: dict[str, frozenset[str]]
 ) -> tuple[AppendBatch, list[_Dead]]:
-    """Rows of the log → those that match, as a batch whose indexes are seqs; (seq, reason, key) of those that die."""
+    """Sort rows of the log by verdict.
+
+    The result is a batch of the messages that the consumer takes, and (seq, reason, key) of each dead letter. The
+    indexes in the batch are seqs.
+    """
     seqs: list[int] = []
     keys: list[str | None] = []
     barriers: list[int] = []
@@ -221,7 +250,7 @@ def _sort(
 
 
 def _own_key(values: Sequence[str | None]) -> str | None:
-    """JSON texts of the key's columns → the key; of no columns → None."""
+    """Return the key that the JSON texts of the key's columns make, or None without columns."""
     if not values:
         return None
     fragments = {str(n): value and orjson.Fragment(value) for n, value in enumerate(values)}

@@ -1,4 +1,7 @@
-"""The store's schema as this program makes it, so that nothing else is dropped with it. Part of the rim; reads only."""
+"""Find objects in the store's schema that cdcbridge did not make, so that `uninstall` does not drop them.
+
+This module only reads.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _MADE: Final = re.compile(
     r"create (?:or replace )?(?:unlogged )?(?:table|view|sequence|function|type)(?: if not exists)? (\w+)"
 )
 _NUMBERED: Final = re.compile(r"(\w+?)_\d+(_\w+)?")
-# Sequences of columns, and what belongs to an extension, go with their owners.
+# Without sequences of columns, which are dropped together with their owners.
 _RELATIONS: Final = """
     select c.relname, false from pg_class c
     where c.relnamespace = to_regnamespace(quote_ident(%s)) and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
@@ -25,7 +28,7 @@ _RELATIONS: Final = """
 
 
 def strangers(store: Connection, schema: str) -> list[str]:
-    """Name the tables, views, sequences and functions of the schema that cdcbridge does not make."""
+    """Return the names of the schema's tables, views, sequences and functions that cdcbridge does not make."""
     found = store.execute(_RELATIONS, (schema, schema)).fetchall()
     made = _made()
     return sorted(
@@ -34,7 +37,10 @@ def strangers(store: Connection, schema: str) -> list[str]:
 
 
 def _ours(name: str, made: frozenset[str], function: bool) -> bool:
-    """Whether a file makes it, or it is one of a consumer or a segment, such as `waiting_12` or `messages_3`."""
+    """Return whether cdcbridge makes the object.
+
+    The object is in an SQL file, or it belongs to a consumer or a segment, such as `waiting_12` or `messages_3`.
+    """
     if name in made:
         return True
     numbered = _NUMBERED.fullmatch(name)

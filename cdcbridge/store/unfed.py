@@ -1,8 +1,9 @@
-"""The gap of a consumer that got nothing for a while: since where, and the message that tells it. Part of the rim.
+"""Report to a consumer that got nothing for a while which changes it missed, by a gap message.
 
-The leader notes for each consumer of the store that it does not feed, where feeding it stopped. When a session feeds
-the consumer again, that consumer alone gets a gap message first. For example, a stand-by with an older file led for an
-hour. Never tells a gap to a consumer that was fed, nor to one that begins only now.
+For each consumer of the store that the leader does not feed, it notes the LSN at which feeding stopped. When a session
+feeds the consumer again, a gap message is sent to that consumer alone, before anything else. For example, a standby
+led for an hour with an older file, which lacks the consumer. This module never reports a gap to a consumer that was
+fed, nor to one that begins only now.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from cdcbridge.store.feeds import Feeds
 from cdcbridge.store.gap import leave_gap
 from cdcbridge.store.log import BridgeStore, log_end
 
-# What `start: snapshot` reads when a bridge first has the consumer in its file makes up for everything before.
+# A consumer with `start: snapshot` has missed nothing before the first bridge that has it in its file, because the
+# snapshot reads all rows then.
 _KNOWN: Final = """
     select id, name, snapshot_at is null and config ->> 'start' = 'snapshot' from consumers order by id
 """
-_UNKNOWN: Final = 0  # where feeding stopped, in the notes of a version that did not keep it
+_UNKNOWN: Final = 0  # the LSN at which feeding stopped, in notes of a version that did not keep it
 
 
 @dataclass(slots=True, frozen=True)
 class Known:
     """A consumer of the store.
 
-    to_begin: it has `start: snapshot`, and no bridge has begun with that yet.
+    Attributes:
+        to_begin: The consumer has `start: snapshot`, and no bridge has begun that snapshot yet.
+
     """
 
     id: int
@@ -38,12 +42,18 @@ class Known:
 
 
 def tell_missed(store: BridgeStore, fed: Collection[str]) -> dict[str, str]:
-    """Leave a gap message to each consumer that is fed again, and give what is to be noted of those that are not.
+    """Append a gap message for each consumer that is fed again, and return the notes on those that are not fed.
 
-    Call with the lead taken, and store.set_feeds() after it. The commit of a message takes its gap out of the notes, so
-    that a process that is killed between the two tells it once.
+    Call it while holding the lead, and store.set_feeds() after it. The commit of a gap message also removes that gap
+    from the notes. The gap is therefore reported once, even if the process is killed between the two calls.
 
-    fed: the names of the consumers that the session feeds.
+    Args:
+        store: The bridge's session on the store.
+        fed: The names of the consumers that the bridge is going to feed.
+
+    Returns:
+        The notes for Feeds.unfed.
+
     """
     before, end = stored_feeds(store.connection), log_end(store.connection)
     with store_errors():
@@ -58,7 +68,10 @@ def tell_missed(store: BridgeStore, fed: Collection[str]) -> dict[str, str]:
 
 
 def unfed_before(before: Feeds | None, consumers: Sequence[Known]) -> dict[int, int]:
-    """Tell since which LSN each consumer got nothing, by its id: one that was made anew under its name got no less."""
+    """Return the LSN since which each consumer got nothing, by its id.
+
+    A consumer that was removed and added again under its name has another id, and has missed nothing.
+    """
     if before is None:
         return {}
     if before.unfed is not None:
@@ -70,7 +83,10 @@ def unfed_before(before: Feeds | None, consumers: Sequence[Known]) -> dict[int, 
 def unfed_now(
     before: Feeds | None, consumers: Sequence[Known], stopped: Mapping[int, int], fed: Collection[str], end: int
 ) -> dict[str, str]:
-    """Give what Feeds.unfed keeps: an older stop is carried over, unless the log's end has gone back behind it."""
+    """Return the notes for Feeds.unfed.
+
+    The LSN at which feeding stopped is kept from earlier notes, unless the log's end has moved back before it.
+    """
     kept = {}
     for consumer in consumers:
         feed = None if before is None else before.of(consumer.name)

@@ -67,7 +67,6 @@ class Loop(NamedTuple):
         claim: $1 is the number of messages.
         ack: $1 is the array of the first columns of the claimed rows.
         batch: The number of messages per claim.
-
     """
 
     claim: str
@@ -225,7 +224,6 @@ def drain(
 
     Returns:
         The messages/s in total and in each sixth of the time, the bytes of WAL per message, and the number of messages.
-
     """
     context = multiprocessing.get_context("spawn")
     ready, go = context.Barrier(receivers + 1), context.Event()

@@ -81,7 +81,6 @@ class Run(NamedTuple):
     Attributes:
         seconds: The time from the start of the process.
         streaming: The rows/s from the first append on.
-
     """
 
     seconds: float

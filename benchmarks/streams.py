@@ -60,7 +60,6 @@ def drain(dsn: str, members: int, batch: int, lease: str | None, seconds: float 
 
     Returns:
         The messages/s in total, and in each sixth of the time.
-
     """
     context = multiprocessing.get_context("spawn")
     ready, go, results = context.Barrier(members + 1), context.Event(), context.Queue()

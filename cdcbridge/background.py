@@ -26,7 +26,6 @@ class Background(ABC):
     Args:
         name: The name of the thread.
         patience: Seconds that the exit of a `with` block waits for the end of the thread. None waits without a limit.
-
     """
 
     def __init__(self, name: str, *, patience: float | None = PATIENCE) -> None:

@@ -139,7 +139,6 @@ class DecodeError(OperatorNeeded):
         reason: The failure, without the place.
         offset: The byte at which reading stopped, counted from the start of the message or of the input file.
         lsn: The LSN of the message in the WAL, or None if it was read from a file.
-
     """
 
     def __init__(self, plugin: str, reason: str, *, offset: int = 0, lsn: int | None = None) -> None:

@@ -54,7 +54,6 @@ def reach_each(before: Instant, things: Iterable[_Thing], after: Instant | None 
         before: The instant before each thing.
         things: The things that are iterated over.
         after: The instant after each thing, or None for no such instant.
-
     """
     return things if _listener is None else _told(before, things, after)
 

@@ -17,7 +17,6 @@ def parse_lsn(text: str) -> int:
 
     Raises:
         ValueError: The text is not an LSN.
-
     """
     match = _LSN.fullmatch(text)
     if match is None:

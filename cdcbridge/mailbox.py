@@ -22,7 +22,6 @@ class Mailbox(Generic[Item]):
 
     Args:
         limit: The number of entries at which put() waits. None means no limit.
-
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -42,7 +41,6 @@ class Mailbox(Generic[Item]):
         Returns:
             False, without adding the entry, if the mailbox has ended or already has an entry of that name. The first
             entry stays.
-
         """
         key = object() if name is None else name
         with self._changed:
@@ -61,7 +59,6 @@ class Mailbox(Generic[Item]):
 
         Returns:
             None if there is no such entry.
-
         """
         with self._changed:
             return self._take(name)
@@ -71,7 +68,6 @@ class Mailbox(Generic[Item]):
 
         Returns:
             None if no entry arrived in that time, or if the mailbox has ended and is empty.
-
         """
         with self._changed:
             self._changed.wait_for(lambda: self._entries or self._ended, timeout)

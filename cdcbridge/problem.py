@@ -30,7 +30,6 @@ class Problem:
         object: The name of the thing that has the problem, for example `public.orders`.
         message: The problem, for people.
         fix: The SQL that fixes the problem, or a sentence if SQL cannot fix it.
-
     """
 
     code: str
@@ -58,7 +57,6 @@ class Alarm:
         slot: The name of the slot, or '' for an alarm about a consumer.
         message: The alarm, for people.
         consumer: The name of the consumer, or None for an alarm about a slot.
-
     """
 
     code: str

@@ -23,7 +23,6 @@ def parse_duration(value: Any) -> float:
 
     Raises:
         ValueError: The value is not a duration, or is longer than 36,500 days. The message names the value.
-
     """
     match = _NUMBER_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None or match[2] not in _SECONDS:
@@ -41,7 +40,6 @@ def parse_size(value: Any) -> int:
 
     Raises:
         ValueError: The value is not a size. The message names the value.
-
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value

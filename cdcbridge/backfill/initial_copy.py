@@ -63,7 +63,6 @@ def copy_tables(
     Raises:
         SourceUnavailable: The source was lost.
         StoreUnavailable: The store was lost.
-
     """
     orders: Mailbox[Order] = Mailbox()
     for order in unfinished(store.connection).values():
@@ -105,7 +104,6 @@ class _Shared:
     Attributes:
         read: Chunks, the error that ended a reader, or a reader that has nothing left to read. The readers put them,
             and the main loop takes them.
-
     """
 
     config: Config

@@ -33,7 +33,6 @@ class Order(NamedTuple):
         since: The snapshot at which the backfill began, as text. Younger row versions arrive as changes.
         early: The keys that changed before the first chunk entered the log.
         place: The place after which the next chunk begins.
-
     """
 
     backfill_id: int
@@ -77,7 +76,6 @@ def begin(store: Connection, order: Order, now: Snapshot, rows: int, *, going_on
 
     Returns:
         The stored snapshot, or None if the backfill was paused or cancelled meanwhile.
-
     """
     text = f"{now.xmin}:{now.xmax}:{','.join(map(str, sorted(now.running)))}"
     with store_errors():
@@ -137,7 +135,6 @@ def refuse_order(
         UsageError: The consumer is unknown, or does not take the table. The table or a column does not exist. The
             condition cannot be used.
         OperatorNeeded: The role lacks the rights to read the table.
-
     """
     with store_errors():
         row = store.execute("select (consumer_named(%s)).id", (consumer,)).fetchone()
@@ -165,7 +162,6 @@ def subscription_of(router: Router, consumer_id: int, consumer: str, schema: str
 
     Raises:
         UsageError: The consumer does not take the table.
-
     """
     for subscription in router.subscriptions(schema, name):
         if subscription.consumer_id == consumer_id:

@@ -38,7 +38,6 @@ class Wanted:
         limit: Rows whose data certainly has more bytes than this are not loaded. Their keys are read, and the columns
             in `needed`.
         needed: The columns that the consumer's filter reads.
-
     """
 
     condition: str | None = None
@@ -68,7 +67,6 @@ class Stretch:
         bounded: The chunk ended because of its bytes, for example after 2 rows of 4 MB.
         single: The chunk certainly has one row.
         large: Some rows of the chunk are too large to be loaded.
-
     """
 
     end: list[Any]
@@ -85,7 +83,6 @@ class Read:
 
     Attributes:
         sized: Each row has one more field: the least size in bytes of a row that was not loaded, or null.
-
     """
 
     end: list[Any]

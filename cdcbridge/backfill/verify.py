@@ -52,7 +52,6 @@ class Verified:
         notes: The parts that could not be compared, and the reasons.
         key: The columns of the key.
         whole: A consumer that takes all rows, so that a backfill for it adds each of them to the log.
-
     """
 
     table: str
@@ -95,7 +94,6 @@ def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
     Raises:
         UsageError: The table does not exist or has no key, or no consumer takes all its changes.
         CdcbridgeError: The log did not reach that moment in time, or a backfill of the table is not finished.
-
     """
     schema, _, name = table.partition(".")
     with (
@@ -236,7 +234,6 @@ def _whole(config: Config, store: Connection, schema: str, name: str) -> str:
     Raises:
         UsageError: There is no such consumer.
         CdcbridgeError: A backfill of the table is not finished.
-
     """
     table = f"{schema}.{name}"
     readers = Router(all_subscriptions(store), config.store.schema_).subscriptions(schema, name)

@@ -67,7 +67,6 @@ class Handover:
         handed: The mailbox from which the collector takes them.
         name: The beginning of the text of each watermark.
         room: The memory shared with other backfills. The session closes it when it will append nothing more.
-
     """
 
     def __init__(self, handed: Mailbox[Watch | Chunk], name: str, room: Room) -> None:

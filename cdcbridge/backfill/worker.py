@@ -69,7 +69,6 @@ class BackfillSession:
             and the main loop takes them.
         room: The memory that the backfills use.
         ended: The backfills that ended. Their threads put them, and the scheduler takes them.
-
     """
 
     def __init__(self, config: Config, epoch: int, router: Router) -> None:
@@ -290,7 +289,6 @@ class Backfill(Background):
 
         Raises:
             UsageError: The key was changed, or a requested column was dropped.
-
         """
         if [(c.name, c.type) for c in before.key] != [(c.name, c.type) for c in after.key] or (
             not before.key and before.oids != after.oids
@@ -318,7 +316,6 @@ def connect_reader(config: Config) -> Connection:
 
     Raises:
         SourceUnavailable: The server cannot be reached.
-
     """
     return connect_source(config.read_dsn, "cdcbridge backfill", reads=config.source.read_dsn is not None)
 

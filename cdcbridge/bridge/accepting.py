@@ -49,7 +49,6 @@ def accept(config: Config, connection: Connection, store: BridgeStore, facts: Fa
 
     Raises:
         CheckFailed: There is any other error.
-
     """
     found = problems(config, facts, connection, store.connection)
     choice = Choice(config)
@@ -86,7 +85,6 @@ def tell_stand_by(config: Config, store: BridgeStore) -> None:
 
     Raises:
         SourceUnavailable: The source is out of reach.
-
     """
     history, feeds = store.facts().history, stored_feeds(store.connection)
     if history is None:

@@ -42,7 +42,6 @@ class Choice:
         problems: The same, in the form that `check` reports.
         left_out: Tables and patterns that cannot be captured, for example `public.orders` without a key.
         refused: Names of consumers that are new or changed in the file, and cannot work as it has them.
-
     """
 
     config: Config
@@ -89,7 +88,6 @@ class _Choosing:
     Attributes:
         kept: The consumers to continue with, by name and in the order of the file.
         _fresh: The names of those that are new or changed.
-
     """
 
     def __init__(self, config: Config, connection: Connection, store: Connection, plugin: str) -> None:

@@ -33,7 +33,6 @@ class Load(NamedTuple):
         drained: Whether everything that has arrived is read.
         spilling: Whether blocks of a transaction in progress must be stored before more is read.
         moved: Whether the position has advanced since the last append, for example by transactions of other tables.
-
     """
 
     rows: int = 0
@@ -63,7 +62,6 @@ class Pacing:
 
     Attributes:
         status_interval: The longest time between two status updates, in seconds.
-
     """
 
     def __init__(self, idle_interval: float, wal_sender_timeout: float) -> None:

@@ -47,7 +47,6 @@ class Ready:
     Attributes:
         finishing: Whether it only completes the transaction that an earlier streaming session appended in part.
         wal_sender_timeout: The timeout of the replication session in seconds, or 0 if it has none.
-
     """
 
     plugin: str
@@ -88,7 +87,6 @@ class Ready:
 
         Raises:
             OperatorNeeded: The slot was moved since the facts were found, or the plugin does not know an option.
-
         """
         try:
             stream.start(slot, self.tail.end_lsn, self.options)
@@ -113,7 +111,6 @@ class Learned:
         unpublished: Whether the WAL at the store's end cannot be decoded, because a publication did not exist when that
             WAL was written.
         lost: The error of the last table that lost its replica identity, with the position of the loss.
-
     """
 
     again: bool = False
@@ -131,7 +128,6 @@ class Learned:
 
         Raises:
             OperatorNeeded: To continue without a table did not help, because the same error occurred again.
-
         """
         if isinstance(error, IdentityLost):
             if self.lost == str(error):
@@ -162,7 +158,6 @@ class _Made(NamedTuple):
         slot_lsn: The LSN up to which the slot is confirmed.
         exported: The name of the new slot's snapshot, if the plan wants one.
         wal_end: The end of the WAL, read when everything on the source existed.
-
     """
 
     published: Publishing
@@ -198,7 +193,6 @@ def prepare(
         OperatorNeeded: Source, slot and store do not fit together.
         CheckFailed: There are errors, which `cdcbridge check` also reports.
         SourceUnavailable: The source is out of reach, or not ready yet.
-
     """
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         facts = look(config, connection, store.connection, stream)
@@ -242,7 +236,6 @@ def refuse_other_source(config: Config, store: BridgeStore) -> None:
     Raises:
         OperatorNeeded: The store holds the changes of another source.
         SourceUnavailable: The source is out of reach.
-
     """
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         history = store.facts().history

@@ -28,7 +28,6 @@ class Use:
     Attributes:
         statement: The SQL that drops it.
         reason: Why it must stay, with the statement to drop it later. An empty text means that it can be dropped now.
-
     """
 
     name: str
@@ -44,7 +43,6 @@ def publication_uses(config: Config, origin: Connection, others: Sequence[OtherS
         origin: A session on the source.
         others: The stores of other bridges.
         keep_slot: Whether the configured slot belongs to another store, so that it is a reader like any other.
-
     """
     names = [config.source.publication, f"{config.source.publication}_inserts"]
     with source_errors():

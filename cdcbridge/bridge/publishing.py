@@ -29,7 +29,6 @@ class Publishing:
         names: The names of the publications.
         capture: The publications and tables as they are when it begins. None with wal2json, which uses no publications.
         losses: The changes that may be missing, as sentences.
-
     """
 
     names: list[str]
@@ -51,7 +50,6 @@ def bring_into_step(config: Config, facts: Facts, connection: Connection, left_o
 
     Raises:
         OperatorNeeded: The role may not make a change that is needed.
-
     """
     patterns = [pattern for consumer in config.consumers for pattern in whole(consumer.tables)]
     before = facts.store.capture

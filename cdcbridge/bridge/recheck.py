@@ -35,7 +35,6 @@ class Recheck(Background):
             again.
         plugin: The output plugin of the streaming session.
         again: Called once, with the reason to start the streaming session again.
-
     """
 
     def __init__(

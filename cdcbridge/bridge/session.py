@@ -54,7 +54,6 @@ class SessionParts:
     Attributes:
         stream: The replication stream, which has begun to send.
         blocks: A database session on the store for the main loop alone. The one inside `store` belongs to the appender.
-
     """
 
     store: BridgeStore
@@ -77,7 +76,6 @@ class StreamingSession:
         parts: The objects that the loop works with.
         pacing: The decisions when to act.
         stop_fd: A file descriptor that becomes readable when the loop has to stop.
-
     """
 
     def __init__(self, parts: SessionParts, pacing: Pacing, stop_fd: int) -> None:

@@ -41,7 +41,6 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
         UsageError: The slot exists already.
         OperatorNeeded: The store has begun with a slot before, and a new one would lack the changes committed since.
         CheckFailed: There are errors, which `cdcbridge check` also reports.
-
     """
     name = config.source.slot
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
@@ -70,7 +69,6 @@ def drop_slot(config: Config) -> None:
         UsageError: There is no such slot.
         NotLeader: The slot is in use.
         CheckFailed: The slot belongs to another store.
-
     """
     name = config.source.slot
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
@@ -99,7 +97,6 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
         NotLeader: A bridge leads, or the slot is in use.
         CheckFailed: The slot belongs to another store.
         OperatorNeeded: The store holds the changes of another source.
-
     """
     with _alone(config) as store, connect_source(config.source_dsn, "cdcbridge cli") as connection:
         facts = _same_source(config, connection, store)
@@ -132,7 +129,6 @@ def skip(config: Config, target: int) -> tuple[int, int]:
         NotLeader: A bridge leads.
         CheckFailed: The slot belongs to another store.
         OperatorNeeded: The store holds the changes of another source.
-
     """
     with _alone(config) as store, connect_source(config.source_dsn, "cdcbridge cli") as connection:
         facts = _same_source(config, connection, store)

@@ -67,7 +67,6 @@ class Bridge:
             again when the bridge has the lead.
         consistent: See prepare().
         health: The state of the bridge, which HTTP, the metrics and systemd's watchdog read.
-
     """
 
     def __init__(
@@ -107,7 +106,6 @@ class Bridge:
             OperatorNeeded: Nothing that the program may do by itself helps.
             CheckFailed: There are errors, which `cdcbridge check` also reports.
             NotLeader: Another bridge leads, and `wait` is False.
-
         """
         sys.setswitchinterval(SWITCH_INTERVAL)
         again = (SourceUnavailable, StoreUnavailable, NotLeader if self._wait else Fenced)

@@ -31,7 +31,6 @@ class Relation:
         identity: The columns that identify the row of an UPDATE or DELETE. Empty if there are none.
         full: The replica identity is FULL, so all columns identify the row, even if `identity` is empty.
         columns: The columns of a row, without generated ones. Empty if they are not known.
-
     """
 
     schema: str
@@ -88,7 +87,6 @@ class Truncate:
     Attributes:
         relations: The tables that are topics of their own.
         named: The number of tables that the plugin named in all.
-
     """
 
     relations: tuple[Relation, ...]

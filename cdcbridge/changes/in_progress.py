@@ -52,7 +52,6 @@ class _Streamed:
         size: The bytes of the messages in `pieces`.
         aborted: The subtransactions that were rolled back.
         messages: The transaction contains logical messages.
-
     """
 
     blocks: int = 0
@@ -72,7 +71,6 @@ class _Turn:
         commit: Its Commit message.
         block: The number of the next block.
         pieces: The unread part of the current block.
-
     """
 
     xid: int
@@ -91,7 +89,6 @@ class Spill:
             written.
         read: Takes (xid, n), and returns that block from the store.
         forget: Takes a transaction id when the blocks of that transaction are not needed any more.
-
     """
 
     def __init__(
@@ -128,7 +125,6 @@ class Spill:
         Raises:
             DecodeError: The source breaks the protocol.
             SentTooEarly: Logical messages that were rolled back cannot be found among the others of their transaction.
-
         """
         if self._turn is None:
             for message in self._source.messages(size):

@@ -40,7 +40,6 @@ def key_columns(primary_key: Sequence[str], identity: Sequence[str], *, full: bo
         primary_key: The primary key's columns in key order. Empty if there is none.
         identity: The columns of the replica identity's index in key order. Empty if there is none.
         full: The replica identity is FULL.
-
     """
     if primary_key and (full or not identity or set(primary_key) <= set(identity)):
         return tuple(primary_key)
@@ -79,6 +78,5 @@ def partition_of(key: bytes | None, partitions: int) -> int:
     Args:
         key: The key in UTF-8, or None.
         partitions: The number of partitions.
-
     """
     return zlib.crc32(key) % partitions if key is not None else 0

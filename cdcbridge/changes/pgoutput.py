@@ -99,7 +99,6 @@ class PgoutputDecoder:
             catalog: The facts about tables.
             where: Returns the LSN of the current message, for errors.
             to_utf8: Converts the content of a logical message to UTF-8.
-
         """
         self._where = where
         self._to_utf8 = to_utf8
@@ -128,7 +127,6 @@ class PgoutputDecoder:
 
         Raises:
             DecodeError: One of the messages is not exactly one message of the protocol.
-
         """
         readers = self._readers
         for message in messages:
@@ -342,7 +340,6 @@ def _key(table: TableShape, kind: int, sent: tuple[str, ...], columns: frozenset
         kind: The replica identity: d, n, f or i.
         sent: The columns of the identity, as the message has them.
         columns: The columns of the table, without generated ones.
-
     """
     full = kind == _FULL
     primary = table.primary_key if set(table.primary_key) <= columns else ()

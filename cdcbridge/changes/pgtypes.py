@@ -52,7 +52,6 @@ class PgType:
         element: The element type of an array, else 0.
         delimiter: The character between the elements of an array.
         name: The name of the type.
-
     """
 
     base: int = 0
@@ -148,7 +147,6 @@ def parse_array(value: bytes, element: Converter, delimiter: bytes = b",") -> li
 
     Raises:
         ValueError: The text is not an array.
-
     """
     body = value[value.index(b"=") + 1 :] if value[:1] == b"[" else value
     stack: list[list[JsonValue]] = []
@@ -203,7 +201,6 @@ class Types:
 
     Args:
         lookup: Returns the definition of a type that is not built in, or None if the type no longer exists.
-
     """
 
     def __init__(self, lookup: Callable[[int], PgType | None] = lambda _oid: None) -> None:

@@ -45,7 +45,6 @@ class Progress:
         durable: Up to here, each change is committed in the store, or no consumer wants it.
         vouched: Up to here, the source has sent every change that the consumers want (see source/capture.py).
         confirmed: Up to here, the bridge has allowed PostgreSQL to remove the WAL.
-
     """
 
     received: int
@@ -61,7 +60,6 @@ class Progress:
 
         Raises:
             ValueError: The bridge has not received everything up to `lsn`.
-
         """
         if lsn > self.received:
             raise ValueError(f"stored up to {format_lsn(lsn)}, but received only up to {format_lsn(self.received)}")
@@ -72,7 +70,6 @@ class Progress:
 
         Raises:
             ValueError: `lsn` is not durable yet.
-
         """
         if lsn > self.durable:
             raise ValueError(f"vouched up to {format_lsn(lsn)}, but durable only up to {format_lsn(self.durable)}")

@@ -71,7 +71,6 @@ class TableShape:
         primary_key: The columns of the root's primary key, in key order.
         identity_order: The columns of the replica identity's index, in key order.
         replica_identity: d, n, f or i, as in pg_class.
-
     """
 
     relation: Relation
@@ -93,7 +92,6 @@ class Wal2jsonCatalog(Protocol):
 
         Returns:
             True if the answers of table() may have changed.
-
         """
 
     def table(self, schema: str, table: str, action: str, columns: dict[str, int]) -> TableShape:
@@ -104,7 +102,6 @@ class Wal2jsonCatalog(Protocol):
             table: The table's name.
             action: The kind of the message: I, U, D or T.
             columns: The columns in the message, with their type OIDs.
-
         """
 
 
@@ -196,7 +193,6 @@ class Wal2jsonDecoder:
             catalog: The facts about tables.
             where: Returns the LSN of the current message, for errors.
             numbers_as_text: The option numeric-data-types-as-string is on (wal2json 2.6 and newer).
-
         """
         self._where = where
         self._catalog = catalog
@@ -222,7 +218,6 @@ class Wal2jsonDecoder:
 
         Raises:
             DecodeError: One of the messages is not a message of format 2.
-
         """
         loads, quote, readers = orjson.loads, _NUMERIC_VALUE.sub, self._readers
         for message in messages:

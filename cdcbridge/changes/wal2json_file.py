@@ -54,7 +54,6 @@ def decode_file(lines: Iterable[bytes]) -> Iterator[Decoded]:
 
     Raises:
         DecodeError: The input is not wal2json's output. Its offset is a byte in the input.
-
     """
     state = _Transaction()
     for offset, document in _documents(lines):

@@ -46,7 +46,6 @@ class Branch(NamedTuple):
         left: The timeline that the store is on and the source has left.
         lsn: The LSN at which the source left it.
         gap: The changes in the log that belong to the old timeline alone, or None if there are none.
-
     """
 
     left: int
@@ -68,7 +67,6 @@ class Plan:
         failover: The new value of the slot's failover property, or None to leave it as it is.
         finishing: True if the session only completes a transaction of which the log has the beginning.
         branch: The point at which the source left the store's timeline, or None if it did not leave it.
-
     """
 
     plugin: str
@@ -91,7 +89,6 @@ def decide(config: Config, facts: Facts, *, consistent: bool = False, unpublishe
         consistent: True for `run --consistent`.
         unpublished: True if the rest of an unfinished transaction cannot be decoded, because a publication did not
             exist when its WAL was written.
-
     """
     _raise(refusal(config, facts))
     _raise(_other_plugin(config, facts))
@@ -199,7 +196,6 @@ def ends_refusal(name: str, end: int, facts: Facts) -> Refusal | None:
         name: The name of the slot.
         end: The LSN up to which the store has all changes.
         facts: The facts about source and store.
-
     """
     if end > facts.wal_end and facts.source.on_standby:
         behind = SourceUnavailable(

@@ -38,7 +38,6 @@ def failing_documents(
     Returns:
         The documents on which the filter fails, with a fix. None if it works on all of them, or if no document was
         found on which it works.
-
     """
     paths = list(dict.fromkeys(_paths(tokens_of(source), column)))
     leaves = [*literals, *_LEAVES]

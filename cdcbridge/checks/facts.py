@@ -31,7 +31,6 @@ class Facts:
             does not descend from the store's, or if there was no replication session.
         wal2json: Whether wal2json knows numeric-data-types-as-string. None if there is no usable wal2json, or if the
             answer is not needed.
-
     """
 
     source: SourceFacts
@@ -63,7 +62,6 @@ def look(
     Raises:
         SourceUnavailable: The source cannot be reached.
         StoreUnavailable: The store cannot be reached.
-
     """
     source = look_at_source(connection, config.source.slot)
     timeline = source.timeline if stream is None else stream.identify()[1]

@@ -27,7 +27,6 @@ def identity_problems(consumer: Consumer, table: Table, *, strict: bool) -> Iter
         table: The table, with its leaf partitions.
         strict: True for pgoutput on PostgreSQL 18, which does not publish virtual generated columns, and refuses
             REPLICA IDENTITY FULL on a table that has one.
-
     """
     writes = [operation for operation in ("update", "delete") if operation in consumer.operations]
     if not writes:

@@ -53,7 +53,6 @@ class OtherStore:
         slot: The slot in its history, or None if this role may not read the store.
         end: The LSN up to which it has the source's changes.
         publications: The publications that it reads through, or None if they are unknown.
-
     """
 
     schema: str
@@ -84,7 +83,6 @@ def other_stores(
         identity: The identity of the source.
         connection: A session on the source.
         store: A session on the store. None if its database does not exist: then every store found is another one.
-
     """
     found: dict[str, OtherStore] = {}
     own: str | None = None
@@ -148,7 +146,6 @@ def owners(slot: source.Slot, others: list[OtherStore], *, begun: bool) -> list[
         others: All other stores.
         begun: True if the configured store has a history with this slot. Otherwise a store that this role may not read
             may be the owner, and is returned if no readable store is.
-
     """
     if begun:
         return [other for other in others if other.continues_from(slot)]
@@ -167,7 +164,6 @@ def slot_problems(
         connection: A session on the source.
         store: A session on the store.
         begun: True if the configured store has a history with this slot.
-
     """
     name, slot, identity = config.source.slot, facts.slot, facts.identity
     if slot is not None and slot.database == identity.database:

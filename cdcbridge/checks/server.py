@@ -53,7 +53,6 @@ def problems(config: Config, facts: Facts, connection: Connection, store: Connec
         facts: The facts about source and store, as `look()` read them.
         connection: A session on the source.
         store: A session on the store, or None if the store was not reached.
-
     """
     plugin = wanted_plugin(config, facts)
     encodings = list(encoding_problems(config, connection, store, plugin))
@@ -323,7 +322,6 @@ def refuse_unwritable(config: Config, store: Connection) -> None:
         CheckFailed: The store may not be written, an encoding does not fit, or the slot belongs to another store. The
             error contains every error that `check()` finds.
         SourceUnavailable: The source cannot be reached. Its encoding is part of the decision.
-
     """
     if schema_version(store):
         return
@@ -350,7 +348,6 @@ def check(config: Config) -> list[Problem]:
 
     Raises:
         SourceUnavailable: The source cannot be reached for another reason.
-
     """
     try:
         connection = connect_source(config.source_dsn, "cdcbridge check")

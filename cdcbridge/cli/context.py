@@ -56,7 +56,6 @@ class DurationType(click.ParamType[float]):
 
     Args:
         least: The shortest duration that is accepted, in seconds.
-
     """
 
     name = "duration"
@@ -118,7 +117,6 @@ class App:
         Raises:
             OperatorNeeded: The store has not been migrated.
             UsageError: The block sent a value that no server accepts, or named a consumer of the other mode.
-
         """
         connect = connect_for_calls if pooled else connect_store
         connection = connect(self.config.store_dsn, self.config.store.schema_, "cdcbridge cli")

@@ -34,7 +34,6 @@ class Trial(NamedTuple):
 
     Attributes:
         values: The values that the filter reads from the message, as JSON. For example {"record.status": '"paid"'}.
-
     """
 
     seq: int
@@ -51,7 +50,6 @@ def wanted(config: Config, store: Connection, name: str) -> Subscription:
 
     Raises:
         UsageError: Neither the file nor the store has the consumer, or it is a stream.
-
     """
     with store_errors():
         rows = store.execute("select id, name, mode, config from consumers").fetchall()

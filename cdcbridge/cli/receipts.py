@@ -24,7 +24,6 @@ def read_receipts(lines: Iterable[bytes]) -> Iterator[str]:
 
     Raises:
         UsageError: A line is no receipt, or an object has no receipt or no end. The message shows the line.
-
     """
     document = _Object()
     for number, line in enumerate(lines, 1):
@@ -64,7 +63,6 @@ class _Object:
 
     Attributes:
         depth: The number of brackets that are still open. 0 once the object has ended.
-
     """
 
     def __init__(self, number: int = 0, first: bytes = b"") -> None:

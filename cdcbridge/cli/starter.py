@@ -43,7 +43,6 @@ class Left:
 
     Attributes:
         fix: The SQL or the sentence after which it can be captured. '' if there is none.
-
     """
 
     name: str
@@ -58,7 +57,6 @@ class Starter:
     Attributes:
         taken: Each table that the file lists, and the remark on its key.
         problems: The problems that `check` finds with the file.
-
     """
 
     text: str = ""
@@ -77,7 +75,6 @@ def make(dsn: str, written: str) -> Starter:
     Raises:
         SourceUnavailable: The database cannot be reached.
         UsageError: The connection string cannot be parsed.
-
     """
     made = Starter()
     with connect_source(dsn, "cdcbridge init") as connection:

@@ -81,7 +81,6 @@ class Item:
         identity: True for the replica identity of a table.
         remembers: True if the thing contains the list of these tables. Then it is kept while one cannot be restored.
         by_hand: The statement that removes it, for a role that has the right to do so.
-
     """
 
     what: str
@@ -108,7 +107,6 @@ def planned(config: Config) -> Iterator[Removal]:
         SourceUnavailable: The source cannot be reached.
         StoreUnavailable: The store cannot be reached.
         OperatorNeeded: This role does not own the store, or the store's history names another slot that exists.
-
     """
     plan = Removal()
     with contextlib.ExitStack() as sessions:

@@ -32,7 +32,6 @@ class LogMessage:
         commit_time: Time of the commit on the source, or None.
         inserted_at: Time at which the message was added to the log.
         parse_float: Function that makes the numbers of `data` that are not integers, or None.
-
     """
 
     __slots__ = ("_data", "commit_time", "inserted_at", "key", "parse_float", "position", "raw", "seq", "topic")
@@ -67,7 +66,6 @@ class LogMessage:
         Raises:
             UnreadableData: Python has no values for the JSON, for example for 5,000 nested lists. This is also a
                 ValueError.
-
         """
         if self._data is None:
             self._data = _parsed(self)
@@ -96,7 +94,6 @@ class Delivery(LogMessage):
         ends: End of the lease on the clock of now(), in seconds.
         xid: Transaction of an ack that the caller commits, or None.
         mates: Messages of the same key that arrived in the same batch, in order.
-
     """
 
     __slots__ = (
@@ -178,7 +175,6 @@ def due_in(row: tuple[Any, ...] | None, poll_interval: float | None) -> float:
     Args:
         row: Row of next_visible() or next_readable(): seconds until a message may be visible, or None if none is known.
         poll_interval: Longest wait in seconds. None means that the client listens for notifications.
-
     """
     longest = LONGEST_WAIT if poll_interval is None else poll_interval
     due = row[0] if row else None
@@ -236,7 +232,6 @@ class Seq(int):
     Attributes:
         duplicate: True if a message with this `dedup_id` existed before, so that nothing was added. None if that is not
             known, because the session was lost during a first attempt that may have added the message.
-
     """
 
     duplicate: bool | None
@@ -318,7 +313,6 @@ class Standing(NamedTuple):
         seq: Offset of the group: all messages up to this seq are done.
         messages: Number of messages after the offset that the group has yet to read.
         seconds: Age of the oldest of these messages in seconds, or None if there is none.
-
     """
 
     partition: int

@@ -32,7 +32,6 @@ def json_text(data: Any, *, ascii_only: bool = False) -> str:
     Raises:
         UsageError: The data contains NaN or infinity, which orjson would write as null.
         TypeError: The data contains a value that orjson cannot write.
-
     """
     text = orjson.dumps(data).decode()
     if "null" in text:
@@ -53,7 +52,6 @@ def parsed(text: str, parse_float: ParseFloat | None) -> Any:
 
     Raises:
         ValueError: The text cannot be read.
-
     """
     if parse_float is None:
         try:

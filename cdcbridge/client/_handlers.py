@@ -36,7 +36,6 @@ def fate_of(consumer: str, row: tuple[Any, ...] | None) -> str:
     Args:
         consumer: Name of the consumer.
         row: Row of nack_failed(), or None if the delivery had ended before.
-
     """
     if row is None:
         return "its delivery had ended before, so the message may have been delivered again"
@@ -56,7 +55,6 @@ def refuse_handler(handler: object, *, asynchronous: bool) -> None:
         handler: The object that was given to worker().
         asynchronous: True for AsyncQueue, which needs an `async def` function. False for Queue, which needs a plain
             one.
-
     """
     if not callable(handler):
         raise UnusableHandler(f"a handler must be a function, and {handler!r} is a {type(handler).__name__}")

@@ -51,7 +51,6 @@ def limited(steps: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any
 
     Raises:
         NoAnswer: The server stayed silent for longer.
-
     """
     end = now() + seconds
     try:
@@ -87,7 +86,6 @@ def refuse_bad_time(name: str, value: float | None, *, zero: bool = True) -> Non
         name: Name of the argument.
         value: Its value in seconds.
         zero: Whether 0 is allowed.
-
     """
     if value is not None and not (value >= 0 if zero else value > 0):
         raise UsageError(f"{name} is {value}; it must be {'at least' if zero else 'more than'} 0 seconds")
@@ -98,7 +96,6 @@ def refuse_bad_delay(delay: float | str | None, deliver_at: datetime | None) -> 
 
     Raises:
         UsageError: `delay` is not a time, `deliver_at` has no time zone, or both are given.
-
     """
     if isinstance(delay, str):
         try:

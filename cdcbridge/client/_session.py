@@ -88,7 +88,6 @@ def open_session(dsn: str, name: str, *, patient: bool = False) -> Session:
     Raises:
         StoreUnavailable: The store cannot be reached.
         UsageError: The DSN is wrong.
-
     """
     with store_errors():
         session = Session.connect(conninfo(dsn, name, pooler=True), autocommit=True)

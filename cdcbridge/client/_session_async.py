@@ -88,7 +88,6 @@ async def open_session(dsn: str, name: str, *, patient: bool = False) -> AsyncSe
     Raises:
         StoreUnavailable: The store cannot be reached.
         UsageError: The DSN is wrong.
-
     """
     with store_errors():
         session = await AsyncSession.connect(conninfo(dsn, name, pooler=True), autocommit=True)

@@ -38,7 +38,6 @@ class AsyncMessage(Delivery):
         not_visible_until: End of the lease at the time of the delivery. extend() does not change it.
         settled: How this client ended the delivery: "acked", "nacked" or "given back". None if it did not.
         lost: True if the delivery may have ended before this client settled it.
-
     """
 
     __slots__ = ("_queue",)
@@ -56,7 +55,6 @@ class AsyncMessage(Delivery):
 
         Raises:
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
-
         """
         return await self._queue.ack([self]) == 1
 
@@ -77,7 +75,6 @@ class AsyncMessage(Delivery):
         Raises:
             UsageError: `delay` is negative or too long.
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
-
         """
         return await self._queue.nack([self], delay=delay, reason=reason, dead=dead) == 1
 
@@ -95,7 +92,6 @@ class AsyncMessage(Delivery):
         Raises:
             UsageError: `seconds` is negative or too long.
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
-
         """
         return await self._queue.extend([self], seconds) == 1
 
@@ -172,7 +168,6 @@ class AsyncSettling(AsyncSessions):
 
         Returns:
             "finished" if the ack is committed, "rolled back" if it was rolled back, and else "open".
-
         """
         if message.settled != "acked" or message.lost:
             return "open"
@@ -205,7 +200,6 @@ class AsyncSettling(AsyncSessions):
         Raises:
             StaleReceipt: One of the deliveries had ended before, and `connection` is given.
             StoreUnavailable: The store is still away after the last attempt.
-
         """
         chosen = list(messages)
         receipts = [message.receipt for message in chosen]
@@ -248,7 +242,6 @@ class AsyncSettling(AsyncSessions):
         Raises:
             UsageError: `delay` is negative or too long.
             StoreUnavailable: The store is still away after the last attempt.
-
         """
         refuse_bad_time("delay", delay)
         chosen = list(messages)
@@ -269,7 +262,6 @@ class AsyncSettling(AsyncSessions):
 
         Returns:
             The fate of the message, for example "delivery 2 of 5, again in 2 s". Empty if it was finished before.
-
         """
         if message.settled is None or await self.outcome(message) == "rolled back":
             try:
@@ -335,7 +327,6 @@ class AsyncSettling(AsyncSessions):
         Raises:
             UsageError: `seconds` is negative or too long.
             StoreUnavailable: The store is still away after the last attempt.
-
         """
         chosen = list(messages)
         asked = now()

@@ -37,7 +37,6 @@ class Batch:
         partition: Number of the partition.
         messages: The messages, at least one.
         receipt: Name of the lease, or None if the caller's transaction holds the partition.
-
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Batch:
             StaleReceipt: The lease has ended: another member reads these messages, or will.
             UsageError: `seq` is below the offset or beyond the log.
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
-
         """
         seq = self.messages[-1].seq if seq is None else seq
         moved = self._stream.commit_batch(self, seq, self._connection)
@@ -100,7 +98,6 @@ class Batch:
         Raises:
             StaleReceipt: The lease has ended.
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
-
         """
         seconds = self.visibility if seconds is None else seconds
         asked = now()
@@ -170,7 +167,6 @@ class Stream(Sessions):
         Raises:
             UsageError: There is no such stream consumer, the role may not read it, or an argument is wrong.
             StoreUnavailable: The store cannot be reached.
-
         """
         stream = cls(dsn, consumer, schema, poll_interval, lease)
         stream.parse_float = parse_float
@@ -190,7 +186,6 @@ class Stream(Sessions):
             StoreUnavailable: The store is still away when `wait` is over.
             UsageError: `connection` is in autocommit mode outside of a transaction, which would hold the partition, or
                 not in UTF-8. Or retention removed messages that the group had not read: seek() continues without them.
-
         """
         if connection is not None:
             refuse_unfit(connection)
@@ -220,7 +215,6 @@ class Stream(Sessions):
             wait: Seconds that a read waits for a batch, at least 1 unless `stop_when_empty` is set.
             max_messages: Largest number of messages in a batch.
             stop_when_empty: Whether to end when `wait` seconds bring no batch.
-
         """
         self.refuse_unusable()
         refuse_bad_time("wait", wait)
@@ -319,7 +313,6 @@ class Stream(Sessions):
         Raises:
             StaleReceipt: The lease has ended, or another member has one.
             UsageError: `seq` is below the offset or beyond the log.
-
         """
         values = (self.consumer, partition, seq, receipt)
         if connection is None:
@@ -367,7 +360,6 @@ class Stream(Sessions):
 
         Raises:
             UsageError: The target is outside of the log, or is a time without a zone.
-
         """
         if isinstance(target, datetime):
             refuse_no_zone("target", target)

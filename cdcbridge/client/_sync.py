@@ -41,7 +41,6 @@ class Queue(Settling):
         poll_interval: Seconds between two looks for messages, or None if the client listens for notifications.
         stopped: True after stop() or close().
         closed: True after close().
-
     """
 
     @classmethod
@@ -71,7 +70,6 @@ class Queue(Settling):
         Raises:
             UsageError: There is no such queue or fifo consumer, the role may not read it, or an argument is wrong.
             StoreUnavailable: The store cannot be reached.
-
         """
         queue = cls(dsn, consumer, schema, poll_interval)
         queue.parse_float = parse_float
@@ -99,7 +97,6 @@ class Queue(Settling):
         Raises:
             StoreUnavailable: The store is still away when `wait` is over.
             UsageError: An argument is out of range, or the client is closed or belongs to another process.
-
         """
         return self._until(wait, lambda session: self._receive(session, max_messages, visibility_timeout))
 
@@ -136,7 +133,6 @@ class Queue(Settling):
 
         Raises:
             UsageError: `wait` is negative, or the client is closed or belongs to another process.
-
         """
         self.refuse_unusable()
         refuse_bad_time("wait", wait)
@@ -171,7 +167,6 @@ class Queue(Settling):
 
         Returns:
             The deliveries, or None if the store is away or the client is closed.
-
         """
         try:
             fetched = self.receive(max_messages, wait=wait)
@@ -221,7 +216,6 @@ class Queue(Settling):
         Raises:
             UsageError: An argument is wrong.
             StoreUnavailable: The store is away, or the other transaction stays open. The message may have been added.
-
         """
         seconds = refuse_bad_delay(delay, deliver_at)
         refuse_bad_text(topic=topic, key=key, dedup_id=dedup_id)
@@ -273,7 +267,6 @@ class Queue(Settling):
 
         Raises:
             UsageError: An argument is out of range.
-
         """
         if type(concurrency) is not int or concurrency < 1:
             raise UsageError(f"concurrency is {concurrency!r}; it must be a whole number of at least 1")

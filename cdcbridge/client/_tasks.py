@@ -105,7 +105,6 @@ class Slots:
 
         Returns:
             The number of slots, or 0 if none became free within `timeout` seconds.
-
         """
         if not self._free:
             self._changed.clear()

@@ -68,7 +68,6 @@ class Slots:
 
         Returns:
             The number of slots, or 0 if none became free within `timeout` seconds.
-
         """
         with self._changed:
             self._changed.wait_for(lambda: self._free, timeout)

@@ -48,7 +48,6 @@ class Worker:
 
         Raises:
             UsageError: The client is closed, or belongs to another process.
-
         """
         queue = self._queue
         queue.refuse_unusable()

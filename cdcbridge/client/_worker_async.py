@@ -50,7 +50,6 @@ class AsyncWorker:
 
         Raises:
             UsageError: The client is closed, or belongs to another process.
-
         """
         queue = self._queue
         queue.refuse_unusable()

@@ -323,7 +323,6 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     Raises:
         ConfigError: The file cannot be read or is not valid. The message has one line per problem: the file, the line,
             the path in the file, the given value, and the allowed values.
-
     """
     file = read(path, environment)
     for name, value in os.environ.items():

@@ -31,7 +31,6 @@ class ConfigFile:
         values: The values in the file, with variables substituted.
         root: The YAML nodes, which have the line numbers.
         unset: An error message for each variable without a value, for example for `${DB_PASSWORD}`.
-
     """
 
     path: Path
@@ -93,7 +92,6 @@ def read(path: Path, environment: Mapping[str, str]) -> ConfigFile:
 
     Raises:
         ConfigError: The file cannot be read, is not a YAML mapping, or names a variable that is not set.
-
     """
     file = ConfigFile(path)
     try:
@@ -208,7 +206,6 @@ def checked_text(value: str, where: str) -> str:
 
     Raises:
         ConfigError: The text contains NUL or a single surrogate, for example from an environment that is not UTF-8.
-
     """
     if _NO_TEXT.search(value) is None:
         return value

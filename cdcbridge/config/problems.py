@@ -52,7 +52,6 @@ def describe(file: ConfigFile, model: type[BaseModel], problems: Iterable[Any]) 
         file: The file that was read.
         model: The model that refused the file's values.
         problems: The errors of pydantic's ValidationError.
-
     """
     lines: dict[Location, list[Any]] = {}
     for problem in problems:

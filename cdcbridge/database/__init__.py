@@ -78,7 +78,6 @@ def conninfo(
 
     Raises:
         UsageError: The DSN cannot be parsed.
-
     """
     given = _parsed(dsn)
     options = "" if pooler else session.startup_options({**session.SETTINGS, **(settings or {})})
@@ -144,7 +143,6 @@ def database_place(dsn: str) -> str:
 
     Raises:
         UsageError: The DSN cannot be parsed.
-
     """
     defaults = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
     given = {**defaults, **_parsed(dsn)}
@@ -173,7 +171,6 @@ def connect_source(
         SourceUnavailable: The source cannot be reached.
         BehindPooler: The DSN leads to a connection pooler.
         OperatorNeeded: The role may not change a setting on which the session depends.
-
     """
     with source_errors():
         connection = _connect(conninfo(dsn, application_name, reads=reads), {}, "source")
@@ -201,7 +198,6 @@ def connect_store(
         StoreUnavailable: The store cannot be reached.
         BehindPooler: The DSN leads to a connection pooler.
         OperatorNeeded: The role has no rights on the schema, or may not change a setting on which the session depends.
-
     """
     with store_errors():
         given = {**(settings or {}), "search_path": search_path(schema)}
@@ -248,7 +244,6 @@ def behind_pooler(what: str, reason: str) -> BehindPooler:
     Args:
         what: `source` or `store`.
         reason: The sign by which the pooler was recognised.
-
     """
     return BehindPooler(
         f"{what}: a connection pooler such as PgBouncer is between the bridge and the server ({reason})",

@@ -27,7 +27,6 @@ class BlockerWatch(Background):
         found: Takes both after each look, and an empty list of pids if the process waits for no other. Called in the
             thread.
         interval: Seconds before each look.
-
     """
 
     def __init__(

@@ -60,7 +60,6 @@ def patiently(
 
     Raises:
         LockedOut: A lock was not free in that time. The message names its holder.
-
     """
     watch = _Watch(connection)
     deadline, pause = time.monotonic() + patience, _FIRST_PAUSE

@@ -61,7 +61,6 @@ def connect_for_calls(dsn: str, schema: str, application_name: str) -> Connectio
     Raises:
         StoreUnavailable: The store cannot be reached.
         OperatorNeeded: The role has no rights on the schema.
-
     """
     try:
         return connect_store(dsn, schema, application_name)

@@ -62,7 +62,6 @@ def refusing(who: Guest | None, what: str) -> Iterator[None]:
 
     Raises:
         OperatorNeeded: The guest lacks a right.
-
     """
     try:
         yield
@@ -89,7 +88,6 @@ def as_owner(store: Connection, what: str) -> Iterator[None]:
 
     Raises:
         OperatorNeeded: The role is a guest, or lacks a right.
-
     """
     who = guest(store)
     if who is not None:

@@ -87,7 +87,6 @@ def pin(settings: Mapping[str, str], backend_pid: int) -> sql.Composed:
     Args:
         settings: Further settings, which override those of this module.
         backend_pid: The pid of the server process, as libpq received it when the session began.
-
     """
     condition = sql.SQL("pg_backend_pid() = {}").format(sql.Literal(backend_pid))
     return _statement(settings, condition, local=False)

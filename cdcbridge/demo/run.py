@@ -43,7 +43,6 @@ def demo() -> None:
 
     Raises:
         CdcbridgeError: A step fails, or takes too long.
-
     """
     started = time.monotonic()
     with EmbeddedServer(wheel_binaries()) as server, tempfile.TemporaryDirectory(prefix="cdcbridge-demo-") as folder:

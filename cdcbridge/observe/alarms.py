@@ -31,7 +31,6 @@ class SlotState:
         free_bytes: Free space on the disk, if no limit keeps the slot from filling it.
         basis: The period in which `growth` was measured, for example "in the last 0.5 s".
         limit_bytes: The server's max_slot_wal_keep_size.
-
     """
 
     name: str
@@ -54,7 +53,6 @@ class Growth(NamedTuple):
         rate: Bytes per second, or None if unknown.
         basis: The period in which the rate was measured, for example "in the last 0.5 s".
         quiet: A sentence about a slot that waits while nothing is written, otherwise ''.
-
     """
 
     rate: float | None
@@ -83,7 +81,6 @@ def growth_now(sizes: Sequence[int], seconds: float, written: int, since: str) -
         seconds: Seconds between the first and the last look.
         written: Bytes that were written since the slot began to wait.
         since: The time at which that was, for example "09:30 UTC".
-
     """
     basis, total = f"in the last {seconds:.1f} s", sum(sizes)
     if total < NOTHING:
@@ -101,7 +98,6 @@ def latest_growth(looks: Sequence[tuple[float, int]]) -> Growth:
 
     Args:
         looks: For each look, its moment in seconds and the retained bytes.
-
     """
     if len(looks) < 3:
         return Growth(None)
@@ -131,7 +127,6 @@ def observed_growth(looks: Sequence[tuple[float, int]]) -> float | None:
 
     Args:
         looks: For each look, its moment in seconds and the retained bytes. No look may be missing.
-
     """
     half = len(looks) // 2
     if half < 2:
@@ -156,7 +151,6 @@ def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[A
         slot: The state of the slot.
         max_retained: Bytes of WAL that the slot may retain without an alarm.
         max_inactive: Seconds that the slot may be without a reader before that is an alarm.
-
     """
     if slot.wal_status == "lost":
         why = f" ({slot.reason})" if slot.reason else ""

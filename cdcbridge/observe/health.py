@@ -45,7 +45,6 @@ class Health:
         Args:
             epoch: The epoch in which this bridge leads.
             trouble: The consumers that have a fault, for people. The bridge is ready nevertheless.
-
         """
         self.epoch = epoch
         self._enter("streaming", trouble)

@@ -55,7 +55,6 @@ class SlotLag:
             released.
         growth_basis: The period in which the growth was measured.
         quiet: A sentence about a slot that waits while nothing is written, otherwise ''.
-
     """
 
     name: str
@@ -85,7 +84,6 @@ class Lag:
 
     Attributes:
         holders: Open transactions that have published, the oldest first, without those of the last second.
-
     """
 
     slots: list[SlotLag]
@@ -217,7 +215,6 @@ def measure_store(config: Config, error: SourceUnavailable) -> Lag:
 
     Raises:
         StoreUnavailable: The store is out of reach, too.
-
     """
     side = store_side(config)
     return Lag(

@@ -36,7 +36,6 @@ class ConsumerLag:
         oldest_due_age_seconds: How long the oldest message has waited that may be delivered now, or is delivered and
             not finished.
         held: How many of `pending`, at least, open transactions of receivers keep from all other receivers.
-
     """
 
     name: str
@@ -69,7 +68,6 @@ class StoreSide:
     Attributes:
         behind: Age of the newest commit in the store.
         silent: Time since the last append.
-
     """
 
     server: str | None = None  # its system identifier

@@ -56,7 +56,6 @@ class Metrics:
         version: The version of the program.
         source: The name of the source, for example `shop`.
         slot: Its replication slot. Source and slot are labels of every metric.
-
     """
 
     def __init__(self, health: Health, version: str, source: str, slot: str) -> None:

@@ -31,7 +31,6 @@ class HttpServer(Background):
 
     Raises:
         UsageError: The server cannot listen on the address.
-
     """
 
     def __init__(self, address: tuple[str, int], health: Health, metrics: Metrics) -> None:

@@ -38,7 +38,6 @@ class LastError:
         seconds: Its age.
         mended: When the bridge that streams now took the lead, if that was after the error. None while the error may
             last.
-
     """
 
     message: str
@@ -59,7 +58,6 @@ class Status:
         guest: A consumer's role, which sees only the bridges and its own consumers.
         reasons: Why the state is not healthy.
         notes: Observations that deserve a look, although the bridge does its work.
-
     """
 
     lag: Lag | None = None

@@ -23,7 +23,6 @@ class Grown(NamedTuple):
     Attributes:
         sizes: Bytes that were written between each two successive looks.
         seconds: Seconds between the first and the last look.
-
     """
 
     sizes: list[int]

@@ -49,7 +49,6 @@ class HorizonHolder:
         server: "source", "store", or "both" if they are one server.
         pid: The process of the session. None if the holder has no session.
         writes: Whether the holder also makes slots keep WAL.
-
     """
 
     server: str

@@ -27,7 +27,6 @@ def inject(batch: AppendBatch, chunk: Chunk, behind: Position, commit_time: int 
         behind: The position after which the rows are placed. They have its commit LSN and the next ordinals.
         commit_time: The time of the last transaction, in microseconds since 2000-01-01 UTC, or None.
         partitions: The number of partitions of the log.
-
     """
     watch = chunk.watch
     wanted = watch.subscription

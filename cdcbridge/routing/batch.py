@@ -50,7 +50,6 @@ class AppendBatch:
         open: Whether the position is inside a transaction, the rest of which has not arrived yet.
         commit_time: The commit time of the last transaction, in microseconds since 2000-01-01 UTC. None: the source had
             sent everything.
-
     """
 
     rows: list[bytes] = field(default_factory=list)

@@ -54,7 +54,6 @@ class Collector:
                 None for a token that is not known.
             guard: Looks at each version of a table that the stream brings. None: one without knowledge of earlier
                 versions.
-
         """
         self._router = router
         self._partitions = partitions
@@ -120,7 +119,6 @@ class Collector:
         Args:
             beside: Whether a chunk may share its batch, up to READ_ROWS rows and READ_BYTES bytes. If not, a chunk is
                 added only to an empty batch.
-
         """
         while self._chunks and self._begin is None:
             full = self.rows + len(self._chunks[0].rows) > READ_ROWS or self.size > READ_BYTES
@@ -163,7 +161,6 @@ class Collector:
             DecodeError: The order makes no sense, for example a change outside a transaction.
             IdentityLost: A table that a consumer names has lost its replica identity.
             OperatorNeeded: A column that a consumer needs was renamed or dropped.
-
         """
         for event in events:
             if type(event) is Change:

@@ -34,7 +34,6 @@ class Comparison(NamedTuple):
         member: The name of the member, for example `status`. None: the variable has none.
         operator: As if the variable were on the left: `5 < record.a` has `>`.
         literals: One literal, or for `in` all literals of the list.
-
     """
 
     variable: str

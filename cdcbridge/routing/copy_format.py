@@ -66,7 +66,6 @@ def message_row(ordinal: int, key: bytes | None, partition: int, data: bytes, sh
         partition: The number of the key's partition.
         data: The message's `data`.
         shared: The result of `shared_part()` for the topic and the transaction.
-
     """
     length = _LENGTH.pack(len(data))
     if key is None:
@@ -127,7 +126,6 @@ def read_rows(
         ordinal: The ordinal of the first row of the result.
         shared: The result of `read_part()`.
         partitions: The number of partitions of the log.
-
     """
     found = ReadRows([], [], [], [])
     rows, keys, numbers, sizes = found
@@ -157,7 +155,6 @@ def read_fields(row: bytes, *, keyed: bool, sized: bool) -> tuple[bytes, bytes |
 
     Returns:
         The key and data as COPY gave them, the key, the data, the consumer's own key, and the least size in bytes.
-
     """
     key, start = _field(row, 0)
     data, end = _field(row, start)
@@ -194,7 +191,6 @@ def message_rows(rows: Sequence[bytes], first: int, partitions: Sequence[int] = 
         partitions: The partition of each row, if stream consumers read some of them. Then the rows are sorted by
             partition, so that the table stores those of a partition together, as group members read them. Each row
             keeps its seq.
-
     """
     pieces = [b""] * (2 * len(rows))
     pack = _SEQ.pack
@@ -218,7 +214,6 @@ def chunk_rows(
         seqs: The seqs of the messages, in rising order.
         keys: The key of each message. None: the consumers use the log's keys.
         appended: The number of messages in the whole append.
-
     """
     size = 1 if appended <= SMALL_APPEND else CHUNK_SIZE
     tails = []

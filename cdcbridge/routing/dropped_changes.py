@@ -31,7 +31,6 @@ class Gap:
     Attributes:
         first: The commit LSN of the first transaction of which a change is missing.
         last: The LSN before which all transactions with missing changes committed. None: the gap is open.
-
     """
 
     first: int
@@ -68,7 +67,6 @@ class Missing:
 
         Args:
             unidentified: The tables that have no identity now.
-
         """
         return [topic for topic, gap in self._gaps.items() if gap.last is None and topic not in unidentified]
 
@@ -105,7 +103,6 @@ def add_gap(
         record: The message's `record`.
         number: The number of the gap within the transaction. The ordinal made of it is below 0, so no change has the
             same position.
-
     """
     data = orjson.dumps({"op": "gap", "record": record, "old": None, "unchanged": []})
     shared = shared_part(GAP_TOPIC, begin.commit_lsn or 0, begin.xid or 0, begin.commit_time or 0)

@@ -37,7 +37,6 @@ def with_one_arithmetic(source: str, tree: Node | None) -> tuple[str, dict[str, 
     Returns:
         The new source, and the functions that it calls, by name. If no operation can mix both kinds of numbers, the
         source is unchanged and there are no functions.
-
     """
     used: set[str] = set()
     written = source if tree is None else _before_and_after(source, tree, _written(source, tree, used))

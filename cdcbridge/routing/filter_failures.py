@@ -44,7 +44,6 @@ class Reason(NamedTuple):
     Attributes:
         text: The reason, for people.
         of_types: Whether it fails on each row with values of these types, unlike int('x') or a division by zero.
-
     """
 
     text: str
@@ -76,7 +75,6 @@ def failure(
         environment: The value of each variable.
         field: The name that a map did not have. None: the reason is another one.
         operation: The result of `operation_reason()`.
-
     """
     values = ", ".join(_values(tokens, environment))
     of_types = field is not None or message.startswith(_OF_TYPES)
@@ -133,7 +131,6 @@ def operation_reason(node: Node, source: str, evaluate: Evaluate) -> Reason | No
 
     Returns:
         The fault. None: the part is no operation, its operands fail themselves, or nothing is wrong with it.
-
     """
     if node.kind not in ("binary", "unary", "ternary"):
         return None

@@ -32,7 +32,6 @@ class Node(NamedTuple):
         parts: The operands. For a call: the object, if there is one, and then the arguments.
         start: The place in the source where it begins, without parentheses around it.
         end: The place in the source where it ends, without parentheses around it.
-
     """
 
     kind: str

@@ -34,7 +34,6 @@ def syntax_words(source: str, tokens: Sequence[str], error: str) -> str:
         source: The expression.
         tokens: Its tokens.
         error: The library's message.
-
     """
     for said in (*_open_quotes(source), *_habits(source, tokens), *_brackets(source)):
         return one_line(said)
@@ -58,7 +57,6 @@ def variable_words(name: str, known: Sequence[str]) -> str:
     Args:
         name: The unknown variable.
         known: The variables that a filter knows.
-
     """
     if name.lower() in _CONSTANTS:
         return f"unknown variable {name!r}: write {_CONSTANTS[name.lower()]}"

@@ -47,7 +47,6 @@ class FilterError(Exception):
 
     Attributes:
         of_types: Whether it fails on each row with values of these types.
-
     """
 
     def __init__(self, message: str, *, of_types: bool = False) -> None:
@@ -63,7 +62,6 @@ class _Reads:
         columns: The columns that it reads by name.
         tested: The columns that it only tests with has().
         whole: Whether it reads the map as a whole, for example `size(record)`.
-
     """
 
     columns: set[str] = field(default_factory=set)
@@ -128,7 +126,6 @@ class Filter:
         Raises:
             FilterError: The expression failed on values that the message has, reads a value that CEL cannot hold, or
                 gives no boolean.
-
         """
         if type(environment["record"]) is PartialRow or type(environment["old"]) is PartialRow:
             self._refuse_unreadable(environment)
@@ -189,7 +186,6 @@ class Filter:
 
         Args:
             name: `record` or `old`.
-
         """
         return frozenset(self._reads[name].columns | self._reads[name].tested)
 
@@ -251,7 +247,6 @@ def refuse_on_leave(mode: str, source: str | None, operations: Sequence[str]) ->
         mode: The consumer's mode.
         source: The consumer's filter, or None.
         operations: The operations that the consumer takes.
-
     """
     if mode == "stream":
         raise ValueError("a stream reads the log as it is: on_leave: delete cannot be given")
@@ -296,7 +291,6 @@ class PartialRow(dict[str, Any]):
 
     Attributes:
         unreadable: Why each of these columns is left out, by its name.
-
     """
 
     def __init__(self, columns: Iterable[tuple[str, str | bytes]]) -> None:

@@ -34,7 +34,6 @@ class Changed:
             old_key: The log's key of the row before the change, if the WAL carried the old row.
             begin: The transaction, or None.
             ordinal: The place of the change in the transaction.
-
         """
         self._change = change
         self._begin = begin
@@ -115,7 +114,6 @@ class Logged(NamedTuple):
         identity: The columns of the table's replica identity, if they are known.
         size: The number of bytes of `data`, as the store counts them.
         least: The least number of bytes of a row that was too large to be loaded. Then `text` has only a part of it.
-
     """
 
     text: str | bytes
@@ -147,7 +145,6 @@ class Logged(NamedTuple):
 
         Raises:
             FilterError: CEL cannot hold a value of the message, and no row is left without it.
-
         """
         try:
             data: dict[str, Any] = orjson.loads(self.text)
@@ -178,7 +175,6 @@ def known_before(record: Row, old: Row | None, identity: Collection[str]) -> Row
         record: The row after the update.
         old: The row before the update as far as the WAL carried it, or None.
         identity: The columns of the table's replica identity.
-
     """
     return {name: value for name, value in record.items() if name in identity} if old is None else old
 

@@ -33,7 +33,6 @@ class Published:
         record: The message's data as JSON text. If the message is malformed: its whole content, as a JSON string.
         malformed: Why the message cannot be read. None: nothing is wrong with it.
         deliver_at: The time before which it must not be delivered, in ISO 8601. None: at once.
-
     """
 
     key: str | None
@@ -110,7 +109,6 @@ def _parsed(content: bytes) -> object:
 
     Raises:
         JSONDecodeError: The content is not JSON. The class is orjson's.
-
     """
     try:
         return orjson.loads(content)

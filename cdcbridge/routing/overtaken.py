@@ -59,7 +59,6 @@ class Snapshot:
 
         Args:
             xid: The transaction's ID without its epoch, as the stream has it.
-
         """
         ahead = (xid - self.xmax) % _XIDS
         if ahead < _HALF:
@@ -97,7 +96,6 @@ class Watch:
         visible: A snapshot that is renewed from time to time while nothing is read yet. Every later snapshot sees at
             least as much.
         over: Whether the backfill has ended, so that none of its rows may enter the log any more.
-
     """
 
     subscription: Subscription
@@ -117,7 +115,6 @@ class Watch:
             op: The operation.
             keys: The key of the row, and the key that the change took away from it.
             xid: The transaction's ID without its epoch.
-
         """
         if op not in self.subscription.operations:
             return
@@ -166,7 +163,6 @@ class Chunk:
         release: Is called when the chunk is durable, or was dropped.
         sized: Whether each row has one more field: the least size of a row that was not loaded, or null.
         early: With the first chunk of the whole backfill: the early keys of the watch, to be stored.
-
     """
 
     watch: Watch

@@ -30,7 +30,6 @@ class Route:
         streams: The ids of the stream consumers, which read the log itself.
         limits: For each plain consumer its id, and the most bytes of `data` that it takes.
         smallest_limit: The least of these limits, in bytes.
-
     """
 
     plain: tuple[int, ...]

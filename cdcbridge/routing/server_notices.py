@@ -44,7 +44,6 @@ class Notices:
                 is not captured.
             left_out: The tables that are known to have no identity.
             missing: The gaps that are reported already.
-
         """
         self._collector = collector
         self._router = router

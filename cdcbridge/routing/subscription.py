@@ -29,7 +29,6 @@ class Subscription:
         reads_log: Whether the mode is stream, which gets no fan-out rows.
         columns: All columns that its `key` and `columns` settings name.
         on_leave: Whether a row that leaves the filter is delivered as a delete.
-
     """
 
     consumer_id: int

@@ -32,7 +32,6 @@ class TableGuard:
                 had none.
             columns: The columns of each topic as they were last known.
             left_out: The topics that are known to have no identity. They must not stop the other tables.
-
         """
         self._router = router
         self._has_identity = has_identity
@@ -49,7 +48,6 @@ class TableGuard:
 
         Raises:
             IdentityLost: The table has no identity, and a consumer that names it takes updates or deletes.
-
         """
         if relation.identity or relation.topic in self._left_out:
             return
@@ -71,7 +69,6 @@ class TableGuard:
 
         Raises:
             OperatorNeeded: The column was renamed or dropped.
-
         """
         if relation in self._met or not relation.columns:
             return  # a later change of this version, or a table that was dropped before it was looked at

@@ -35,7 +35,6 @@ class Take(NamedTuple):
     Attributes:
         key: The message's key for this consumer.
         data: The data that replaces the log's `data`, if a row left the filter: a delete of it. None: the log's.
-
     """
 
     key: str | None
@@ -53,7 +52,6 @@ class Bury(NamedTuple):
         reason: The reason in words, from `dead_reasons`.
         key: As for Take.
         data: As for Take.
-
     """
 
     reason: str

@@ -49,7 +49,6 @@ class Capture:
         schemas: For each pattern `schema.*`, the OID of the schema as text or LEFT_OUT, or None if there is no such
             schema.
         untold: Losses that were found before this capture was recorded, and that no gap message reports yet.
-
     """
 
     publications: dict[str, dict[str, Any]]
@@ -69,7 +68,6 @@ def look(connection: Connection, publications: Sequence[str], patterns: Sequence
         connection: A session on the source.
         publications: The names of the publications.
         patterns: The patterns of all consumers, for example `public.orders` and `sales.*`.
-
     """
     pairs = [pattern.split(".", 1) for pattern in dict.fromkeys(patterns)]
     named = [(schema, table) for schema, table in pairs if table != "*"]

@@ -37,7 +37,6 @@ class _Version:
         since: The ID of that transaction, or 0 if the definition holds at once.
         looked_at: An LSN above the commits of all transactions that the look saw.
         changed: The ID of the transaction with the youngest DDL in this definition.
-
     """
 
     since: int
@@ -64,7 +63,6 @@ class _Column(NamedTuple):
         type_oid: The OID of its type, 0 once the column is dropped.
         toastable: Whether an UPDATE may omit it.
         changed: The ID of the transaction with its last DDL.
-
     """
 
     type_oid: int

@@ -87,7 +87,6 @@ class Look(NamedTuple):
         covered: The query saw every commit below this LSN.
         rows: The rows of the result.
         looked_at: The query saw no commit above this LSN.
-
     """
 
     covered: int
@@ -103,7 +102,6 @@ class Found(NamedTuple):
         attributes: By column number, the ID of that transaction, for dropped columns too.
         since: The ID of the youngest transaction that changed the table's definition.
         attached: The ID of the transaction that made the table a partition, or None.
-
     """
 
     schema: str

@@ -29,7 +29,6 @@ def copy_rows(connection: Connection, query: sql.Composed, most_bytes: int | Non
 
     Returns:
         The rows, and whether these are all rows.
-
     """
     if most_bytes is not None:
         connection.execute(_SAVEPOINT)

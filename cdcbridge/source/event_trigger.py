@@ -43,7 +43,6 @@ class Scope:
     Attributes:
         tables: Partitioned tables that consumers name. The trigger covers partitions that are attached to them later.
         by_run: Whether `run` installed the trigger and therefore removes it again.
-
     """
 
     slot: str
@@ -133,7 +132,6 @@ def ensure(config: Config, connection: Connection, keep: Keep | None = None) -> 
 
     Raises:
         OperatorNeeded: The role may not install the trigger.
-
     """
     if _read_only(connection):
         return False

@@ -33,7 +33,6 @@ class SourceFacts:
             replication session.
         encoding: The encoding of the database, for example UTF8.
         slot: The configured slot, or None if the server has no slot with that name.
-
     """
 
     identity: Identity
@@ -65,7 +64,6 @@ def look_at_source(connection: Connection, slot: str) -> SourceFacts:
 
     Raises:
         SourceUnavailable: The source cannot be reached.
-
     """
     with source_errors():
         [row] = connection.execute(_SERVER).fetchall()

@@ -38,7 +38,6 @@ class Publication:
         column_lists: Tables with a column list.
         generated: Whether it publishes stored generated columns (PostgreSQL 18).
         generated_needed: Whether a statement of an application fails unless stored generated columns are published.
-
     """
 
     name: str
@@ -62,7 +61,6 @@ class Publication:
         Args:
             wanted: The publication that the consumers need.
             own: Whether the bridge made this publication, so that it should also contain all wanted tables.
-
         """
         parts = []
         if missing := wanted.operations - self.operations:
@@ -228,7 +226,6 @@ def ensure_publications(connection: Connection, wanted: list[Publication]) -> li
     Raises:
         OperatorNeeded: A publication does not publish enough, and the role may not change that.
         SourceUnavailable: Another session holds a lock on one of the tables.
-
     """
     pairs = [(one, publication(connection, one.name)) for one in wanted]
     try:

@@ -51,7 +51,6 @@ class ReplicationStream:
             dsn: The connection string of the source.
             patient: Whether to keep the server's wal_sender_timeout, the time for which it waits for signs of life.
                 Otherwise it waits for SENDER_TIMEOUT seconds at most.
-
         """
         text = conninfo(dsn, "cdcbridge replication", SESSION, replication="database")
         self._pgconn = pq.PGconn.connect(text.encode())
@@ -136,7 +135,6 @@ class ReplicationStream:
 
         Raises:
             SlotInUse: Another session uses the slot.
-
         """
         command = sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER {})")
         result = self._pgconn.exec_(command.format(sql.Identifier(slot), sql.SQL(str(failover).lower())).as_bytes(None))
@@ -157,7 +155,6 @@ class ReplicationStream:
             UnknownOption: The plugin does not know one of the options.
             SlotInUse: Another session streams from the slot.
             OperatorNeeded: The slot is unusable, or the role lacks a right.
-
         """
         given = sql.SQL(", ").join(
             sql.SQL("{} {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in options.items()
@@ -237,7 +234,6 @@ class ReplicationStream:
         Args:
             written: The LSN to report as written.
             durable: The LSN to report as flushed and applied. It must never exceed the LSN that the store has.
-
         """
         reach("about to confirm")
         status = _STATUS.pack(b"r", max(written, durable), durable, durable, postgres_now(), 1)

@@ -55,7 +55,6 @@ def read_data(alias: str, columns: Sequence[ReadColumn], left_out: Sequence[Read
         alias: The subquery that selects the columns.
         columns: The columns of the record.
         left_out: The columns that the message omits. Their names are listed as `unchanged`.
-
     """
     names = orjson.dumps([column.name for column in left_out]).decode()
     return sql.SQL("{} || {} || {}").format(

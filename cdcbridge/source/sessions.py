@@ -39,7 +39,6 @@ def unreachable(error: CdcbridgeError, where: str, connection_of: str) -> Proble
         error: The error of the failed connection.
         where: The key of the DSN, for example `source.dsn`.
         connection_of: The part of cdcbridge that needs the session, for example `bridge`. The fix names it.
-
     """
     message = str(error).split(": ", 1)[-1]
     if isinstance(error, BehindPooler):
@@ -77,7 +76,6 @@ def open_stream(config: Config, *, patient: bool) -> ReplicationStream:
         CheckFailed: The server allows no replication sessions.
         SourceUnavailable: All replication sessions are in use. One may belong to a bridge that was killed, and is free
             soon.
-
     """
     try:
         return ReplicationStream(config.source_dsn, patient=patient)

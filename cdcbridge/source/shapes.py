@@ -132,7 +132,6 @@ class ReadColumn:
         wide: Whether its values may be TOASTed.
         narrow: Whether its values have a fixed length.
         changed: The ID of the transaction that last altered it, or None if it is as the table was created.
-
     """
 
     name: str
@@ -204,7 +203,6 @@ class KeyColumn:
         ordinary: Whether the index has the order of `order by column`, with PostgreSQL's own operators.
         operators: The operators < <= = >= > in the order of btree's strategies 1 to 5. The operators of citext are in
             the schema of that extension.
-
     """
 
     column: ReadColumn
@@ -245,7 +243,6 @@ class ReadShape:
         order: The key's columns. The table is read in their order, and its messages have this key. Empty without a key.
         leaves: Name, OID and file of each table that holds its rows.
         fingerprint: A text that changes whenever any of these attributes changes.
-
     """
 
     schema: str

@@ -117,7 +117,6 @@ def create_slot(dsn: str, name: str, plugin: str, *, failover: bool, waiting: Ca
         plugin: The output plugin.
         failover: Whether standbys keep the slot too, which needs a server that can do so (SourceFacts.may_fail_over).
         waiting: Called with a text that names these transactions, or on a standby the step to take on the primary.
-
     """
     with (
         connect_source(dsn, "cdcbridge slot") as creator,
@@ -140,7 +139,6 @@ def watch_creation(dsn: str, pid: int, waiting: Callable[[str], None]) -> Iterat
         dsn: The connection string of the source.
         pid: The server process that creates the slot.
         waiting: Called with a text that names these transactions, or on a standby the step to take on the primary.
-
     """
     told: list[int] = []
     with connect_source(dsn, "cdcbridge slot watch") as watcher:

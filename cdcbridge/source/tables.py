@@ -22,7 +22,6 @@ class Column:
         type: The type as SQL writes it. For a domain, that is its base type.
         kind: The kind of its value in `record`: number, text, boolean, list, or any.
         labels: The labels of an enum.
-
     """
 
     name: str
@@ -41,7 +40,6 @@ class Index:
     Attributes:
         usable: Whether PostgreSQL uses it as replica identity if it is the primary key or was chosen.
         suitable: Whether `replica identity using index` may name it.
-
     """
 
     name: str

@@ -53,7 +53,6 @@ class WalRoom:
             the disk.
         free_bytes: Free bytes on the disk of the WAL, or None if this process cannot find that out.
         others: All slots except the bridge's, beginning with the one that keeps most.
-
     """
 
     limit_bytes: int | None = None

@@ -29,7 +29,6 @@ class Difference:
             set.
         unchanged: The consumers that are equal in both.
         left: The consumers that only the store has. `apply` does not remove them.
-
     """
 
     added: dict[str, dict[str, Any]]

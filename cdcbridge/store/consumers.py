@@ -76,7 +76,6 @@ def apply(
     Raises:
         UsageError: A consumer has another mode in the store.
         LockedOut: Another session held a lock for longer than `patience`.
-
     """
     with store_errors():
         _index_segments(connection, consumers, patience)
@@ -247,7 +246,6 @@ def remove(connection: Connection, name: str, patience: float = PATIENCE) -> Non
 
     Raises:
         LockedOut: A transaction that uses the consumer stays open. Nothing was removed.
-
     """
 
     def work() -> None:

@@ -27,7 +27,6 @@ class History:
 
     Attributes:
         database_oid: None in a store that began before this was kept.
-
     """
 
     system_identifier: str
@@ -47,7 +46,6 @@ class Tail:
         end_lsn: The end of the last complete transaction.
         unfinished: If the position is inside a transaction, the options with which that transaction was begun, else
             None.
-
     """
 
     position: Position = START
@@ -70,7 +68,6 @@ class StoreFacts:
     Attributes:
         history: None if the store is empty, or does not exist yet.
         capture: The publications and tables with which the last session began, in the form of Capture.dump().
-
     """
 
     history: History | None = None
@@ -83,7 +80,6 @@ def look_at_store(connection: Connection) -> StoreFacts:
 
     Raises:
         StoreUnavailable: The store cannot be reached.
-
     """
     with store_errors():
         row = connection.execute(_LOOK).fetchone() if schema_version(connection) else None

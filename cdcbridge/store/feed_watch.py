@@ -39,7 +39,6 @@ def await_feeds(connection: Connection, patience: float = PATIENCE) -> tuple[boo
 
     Returns:
         Whether the bridge uses the newest change, and the last notes of the leader.
-
     """
     with store_errors():
         row = connection.execute("select coalesce(max(epoch), 0) from leaders").fetchone()

@@ -26,7 +26,6 @@ class Fault:
         asked: The settings that the file asks for, for example `mode: fifo`, if the consumer continues with its
             previous ones.
         code: The code of the problem, as `check` reports it.
-
     """
 
     consumer: str
@@ -61,7 +60,6 @@ class Feed:
 
     Attributes:
         reason: The problem, or an empty string.
-
     """
 
     state: State
@@ -78,7 +76,6 @@ class Feeds:
         file: The path of the leader's configuration file.
         unfed: By the id of each consumer that gets nothing, the LSN since which that is so. None in notes of a version
             that did not keep this.
-
     """
 
     epoch: int

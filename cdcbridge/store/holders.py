@@ -28,7 +28,6 @@ class ConsumerHolder:
         pid: None for a prepared transaction. Then `name` is its gid.
         age_seconds: None if the store's role may not see the age.
         messages: The least number of messages that wait for the transaction, or None if that is unknown.
-
     """
 
     consumer: str
@@ -61,7 +60,6 @@ def consumer_holders(connection: Connection, consumer: str | None = None, *, sec
         connection: A session on the store.
         consumer: The name of the only consumer to look at, or None for all.
         seconds: The least age of a transaction.
-
     """
     return [ConsumerHolder(*row) for row in connection.execute(_LOOK, (consumer, seconds)).fetchall()]
 
@@ -81,7 +79,6 @@ def held_alarms(holders: Iterable[ConsumerHolder], timeouts: Mapping[str, float]
     Args:
         holders: The transactions.
         timeouts: The visibility timeouts of the consumers, in seconds.
-
     """
     return [
         Alarm("consumer_held", "", told([holder])[0], holder.consumer)

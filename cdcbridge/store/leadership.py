@@ -57,7 +57,6 @@ class Lead(Background):
 
         Raises:
             StoreUnavailable: The store cannot be reached.
-
         """
         with store_errors():
             got = self._connection.execute("select pg_try_advisory_lock('leaders'::regclass::oid::int, 0)").fetchone()
@@ -80,7 +79,6 @@ class Lead(Background):
         Raises:
             StoreUnavailable: The lead is lost.
             Fenced: The holder has to start its streaming session again.
-
         """
         if (reason := self._news.look("lost")) is not None:
             raise StoreUnavailable(f"the lead is lost: {reason}")

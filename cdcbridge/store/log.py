@@ -102,7 +102,6 @@ class BridgeStore:
 
         Raises:
             OperatorNeeded: The schema is newer than this program.
-
         """
         migrate(self._connection, self._schema)
 
@@ -246,7 +245,6 @@ class BridgeStore:
 
         Raises:
             Fenced: A newer epoch leads. Nothing was written.
-
         """
         connection = self._connection
         with store_errors(), connection.transaction():

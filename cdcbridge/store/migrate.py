@@ -46,7 +46,6 @@ def migrate(connection: Connection, schema: str, patience: float = PATIENCE) -> 
     Raises:
         OperatorNeeded: The schema is newer than the program.
         LockedOut: Another session held a lock for longer than `patience`.
-
     """
     program = sql_files.code()
     with store_errors():

@@ -23,7 +23,6 @@ class Process:
         since: The time at which it took the lead or, for a standby, at which its session began. None if this role may
             not see it.
         seconds: Seconds since then.
-
     """
 
     pid: int

@@ -34,7 +34,6 @@ class Redriven:
         undecidable: Letters that remain, because the filter fails on them again.
         compared: Letters on which the filter had failed before.
         why: The reason of the last letter that remains.
-
     """
 
     redriven: int = 0
@@ -50,7 +49,6 @@ class _Page:
 
     Attributes:
         left: The id, key and data of each row that left the filter.
-
     """
 
     wanted: list[int] = field(default_factory=list)
@@ -66,7 +64,6 @@ def redrive_page(store: Connection, name: str, letters: Sequence[tuple[int, bool
         name: The consumer's name.
         letters: The id of each letter, and whether the filter failed on it, in the order of the log.
         done: The counts, to which this page is added.
-
     """
     page = _Page([letter for letter, failed in letters if not failed])
     failed = [letter for letter, failed in letters if failed]

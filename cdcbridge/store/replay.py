@@ -114,7 +114,6 @@ def replay(connection: Connection, reader: Connection, wanted: Subscription, low
 
     Returns:
         The number of messages that were appended, and the number that were skipped because they wait or are in flight.
-
     """
     replayed = skipped = 0
     for batch, _dead in _pages(reader, wanted, low, high):
@@ -203,7 +202,6 @@ def keep_own(connection: Connection, own: Sequence[tuple[int, int, str | None, b
         connection: A session on the store.
         own: The consumer's id, index, key and data of each message.
         first: The seq of index 0.
-
     """
     if own:
         consumers, indexes, keys, data = zip(*own, strict=True)

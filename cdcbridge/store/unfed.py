@@ -33,7 +33,6 @@ class Known:
 
     Attributes:
         to_begin: The consumer has `start: snapshot`, and no bridge has begun that snapshot yet.
-
     """
 
     id: int
@@ -53,7 +52,6 @@ def tell_missed(store: BridgeStore, fed: Collection[str]) -> dict[str, str]:
 
     Returns:
         The notes for Feeds.unfed.
-
     """
     before, end = stored_feeds(store.connection), log_end(store.connection)
     with store_errors():

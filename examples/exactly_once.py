@@ -72,7 +72,7 @@ def need(message: Message, row: dict[str, Any], *columns: str) -> None:
 
 
 def count(connection: psycopg.Connection[Any], message: Message, row: dict[str, Any]) -> None:
-    """The order counts for this customer and this amount, whatever it counted for before."""
+    """Count the order for this customer and this amount, instead of what it was counted for before."""
     published = message.data["op"] == "message"  # it may have no id: then it is an order of its own
     need(message, row, CUSTOMER, AMOUNT, *(() if published else (ORDER,)))
     order, customer, amount = row.get(ORDER, f"message {message.seq}"), row.get(CUSTOMER), row.get(AMOUNT)
@@ -83,7 +83,7 @@ def count(connection: psycopg.Connection[Any], message: Message, row: dict[str, 
 
 
 def forget(connection: psycopg.Connection[Any], topic: str, order: Any) -> None:
-    """The order counts for nothing any more."""
+    """Remove what the order was counted for."""
     connection.execute("delete from shop_effects.counted where topic = %s and id = %s", (topic, str(order)))
 
 

@@ -38,6 +38,25 @@ _MODULES: Final = {
     "backfill": ("backfill", "verify"),
     "slot": ("lag", "slot"),
 }
+# The order in which `cdcbridge --help` lists the commands.
+_SECTIONS: Final = {
+    "Bridge": (
+        "demo",
+        "init",
+        "check",
+        "run",
+        "status",
+        "lag",
+        "consumers",
+        "config",
+        "migrate",
+        "uninstall",
+        "completion",
+    ),
+    "Queues": ("publish", "receive", "ack", "nack", "extend", "peek", "dead"),
+    "Streams": ("read", "tail", "offsets"),
+    "Repair": ("backfill", "verify", "filter", "slot", "decode"),
+}
 
 
 class _Commands(click.Group):
@@ -56,6 +75,13 @@ class _Commands(click.Group):
                 _take_text(command)
                 self.add_command(command)
         return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(len(name) for name in self.list_commands(ctx))
+        for section, names in _SECTIONS.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(section):
+                formatter.write_dl([(name, one.get_short_help_str(limit)) for name, one in found if one], col_max=12)
 
 
 @click.group(cls=_Commands, context_settings=_CONTEXT)

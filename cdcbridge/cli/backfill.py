@@ -33,24 +33,27 @@ _UNFINISHED = ("waiting", "running", "paused")
 
 @click.group()
 def backfill() -> None:
-    """Read rows that were there before into a consumer: start, list, pause, resume, cancel."""
+    """Give a consumer the rows that a table already contains."""
 
 
 @backfill.command()
 @name_argument
 @click.argument("table")
-@click.option("--where", "condition", metavar="SQL", help="Only rows that meet this condition.")
-@click.option("--columns", metavar="A,B,…", help="Only these columns; the others are listed in `unchanged`.")
-@click.option("--rate", type=click.IntRange(1), metavar="N", help="At most so many rows a second.")
-@click.option("--follow", is_flag=True, help="Stay, and show how far it is.")
+@click.option("--where", "condition", metavar="SQL", help="Read only rows that meet this condition.")
+@click.option("--columns", metavar="A,B,…", help="Read only these columns; the others are listed in `unchanged`.")
+@click.option("--rate", type=click.IntRange(1), metavar="N", help="Read at most this many rows a second.")
+@click.option("--follow", is_flag=True, help="Wait for the end, and show the progress.")
 @pass_app
 def start(
     app: App, name: str, table: str, condition: str | None, columns: str | None, rate: int | None, follow: bool
 ) -> None:
-    """Give a consumer the rows that are in TABLE now, as messages with op `read`.
+    """Start a backfill of TABLE for a consumer.
 
-    The running bridge reads them beside the stream, chunk by chunk; it goes on where it was after any interruption. A
-    row that changes meanwhile comes as its change, and no row comes older than a change before it.
+    The consumer receives the rows that TABLE contains now, as messages with op `read`.
+
+
+    The running bridge reads them in chunks while it streams changes, and continues there after any interruption. A
+    row that changes meanwhile arrives as its change. The consumer never receives a row older than one that it has.
 
     \b
     Examples:
@@ -80,7 +83,10 @@ def start(
 @as_json
 @pass_app
 def list_command(app: App, name: str | None, as_json: bool) -> None:
-    """Backfills of one consumer, or of all: how far each is, and what it waits for or why it failed."""
+    """List backfills and how far each one is.
+
+    Without NAME it lists the backfills of all consumers. A backfill that waits or failed is shown with the reason.
+    """
     with app.store() as store:
         rows = status(store, name)
     if as_json:
@@ -123,7 +129,7 @@ def print_backfills(rows: Sequence[dict[str, Any]]) -> None:
 @click.argument("table", required=False)
 @pass_app
 def pause(app: App, name: str, table: str | None) -> None:
-    """Stop reading, and keep the place."""
+    """Pause a backfill; `resume` continues it."""
     _change(app, name, table, ("waiting", "running"), "paused")
 
 
@@ -132,7 +138,10 @@ def pause(app: App, name: str, table: str | None) -> None:
 @click.argument("table", required=False)
 @pass_app
 def resume(app: App, name: str, table: str | None) -> None:
-    """Go on where it was; also after a failure that has been mended."""
+    """Resume a paused or failed backfill.
+
+    It continues after the last row that it has read.
+    """
     _change(app, name, table, ("paused", "failed"), "waiting")
 
 
@@ -141,7 +150,10 @@ def resume(app: App, name: str, table: str | None) -> None:
 @click.argument("table", required=False)
 @pass_app
 def cancel(app: App, name: str, table: str | None) -> None:
-    """End it for good. What has been read stays in the consumer's queue."""
+    """Cancel a backfill; it cannot be resumed.
+
+    Messages that it has already put into the consumer's queue stay there.
+    """
     _change(app, name, table, _UNFINISHED, "cancelled")
 
 
@@ -182,13 +194,21 @@ def _follow(store: Connection, name: str, made: int) -> None:
 
 @click.command()
 @click.argument("table")
-@click.option("--wait", type=DURATION, default="30s", show_default=True, help="For the bridge to bring the log up.")
+@click.option(
+    "--wait",
+    type=DURATION,
+    default="30s",
+    show_default=True,
+    help="How long the bridge may take to bring the log up to date.",
+)
 @as_json
 @pass_app
 def verify(app: App, table: str, wait: float, as_json: bool) -> int:
-    """Compare the log with TABLE: fold its messages by key, and name the keys whose rows differ.
+    """Compare the log with TABLE, and list keys that differ.
 
-    Holds a snapshot of the source while it reads. Exit code 2 where anything differs.
+    The latest message of each key in the log gives the row as the log knows it.
+
+    It holds a snapshot of the source while it reads. It exits with 2 if anything differs.
     """
     found = verifying.verify(app.config, table, wait)
     if as_json:

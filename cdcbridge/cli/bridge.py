@@ -38,19 +38,25 @@ log = structlog.get_logger()
 
 @click.command()
 def demo() -> None:
-    """See it work: an embedded PostgreSQL, changes, the bridge, messages received and acked, and the lag.
+    """Show a bridge at work on an embedded PostgreSQL.
 
-    Needs no database and leaves nothing behind. Everything it shows was read back from the server.
+    It starts a server and a bridge, makes changes, receives and acks messages, and prints the lag.
+
+
+    It needs no database and removes everything at the end. All that it prints was read back from the server.
     """
     run_demo()
 
 
 @click.command("check")
 @as_json
-@click.option("--fixes", is_flag=True, help="Print all fixes as one script for psql, long ones in full.")
+@click.option("--fixes", is_flag=True, help="Print all fixes as one script for psql.")
 @pass_app
 def check_command(app: App, as_json: bool, fixes: bool) -> int:
-    """Find every reason why `run` would not work, each with its fix. Exit code 2 if any is an error.
+    """List every reason why `run` would fail, with its fix.
+
+    Exits with 2 if one of them is an error.
+
 
     \b
     Examples:
@@ -83,7 +89,10 @@ def _problem(problem: Problem) -> dict[str, str]:
 @as_json
 @pass_app
 def migrate(app: App, as_json: bool) -> None:
-    """Bring the store's schema to this version. `run` does it too."""
+    """Bring the store's schema to this version.
+
+    `run` does the same when it starts.
+    """
     schema = app.config.store.schema_
     with connect_store(app.config.store_dsn, schema, "cdcbridge migrate") as connection:
         refuse_unconvertible(connection)
@@ -97,7 +106,7 @@ def migrate(app: App, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--no-wait", is_flag=True, help="Exit with 1 where another bridge leads, instead of standing by.")
+@click.option("--no-wait", is_flag=True, help="Exit with 1 if another bridge leads, instead of standing by.")
 @click.option(
     "--consistent",
     is_flag=True,
@@ -106,9 +115,11 @@ def migrate(app: App, as_json: bool) -> None:
 )
 @pass_app
 def run(app: App, no_wait: bool, consistent: bool) -> None:
-    """The bridge: migrate, apply the file's consumers, stream until SIGTERM or SIGINT.
+    """Run the bridge.
 
-    Where another bridge leads it waits as stand-by. While a server is away it keeps trying.
+    It migrates the store, applies the file's consumers, and streams changes until SIGTERM or SIGINT.
+
+    While another bridge leads, it waits as a stand-by. While a server is away, it keeps trying.
     """
     config = app.config
     health = Health()
@@ -145,11 +156,18 @@ def _serve(config: Config, health: Health, metrics: Metrics, beside: ExitStack) 
 
 @click.command()
 @click.option(
-    "--plugin", type=click.Choice(["wal2json"]), required=True, expose_value=False, help="What made the input."
+    "--plugin",
+    type=click.Choice(["wal2json"]),
+    required=True,
+    expose_value=False,
+    help="The plugin of the input.",
 )
 @click.argument("file", type=click.File("rb"), default="-")
 def decode(file: BinaryIO) -> None:
-    """Turn wal2json's output (format 1 or 2) on stdin or in FILE into cdcbridge's messages, a JSON line each.
+    """Turn output of wal2json into messages of cdcbridge.
+
+    FILE, or stdin, has wal2json's format 1 or 2. Each message is printed as a JSON line.
+
 
     \b
     Example:
@@ -168,13 +186,13 @@ def decode(file: BinaryIO) -> None:
 
 @click.group()
 def config() -> None:
-    """Look at the configuration."""
+    """Check and show the configuration."""
 
 
 @config.command("check")
 @pass_app
 def config_check(app: App) -> None:
-    """Read the file and say what is wrong with it; connects to nothing."""
+    """Report mistakes in the file; connects to no server."""
     count = len(app.config.consumers)
     click.echo(f"{app.path}: ok, {count} consumer{'' if count == 1 else 's'}")
 
@@ -183,7 +201,10 @@ def config_check(app: App) -> None:
 @as_json
 @pass_app
 def config_show(app: App, as_json: bool) -> None:
-    """The configuration in force, with defaults and environment; secrets masked."""
+    """Show the configuration with defaults and environment.
+
+    Secrets are masked.
+    """
     shown = _masked(app.config.model_dump(mode="json", by_alias=True))
     if as_json:
         print_json(shown)
@@ -193,7 +214,7 @@ def config_show(app: App, as_json: bool) -> None:
 
 @config.command("schema")
 def config_schema() -> None:
-    """The file's JSON schema, for editors."""
+    """Print the JSON schema of the file, for editors."""
     print_json(file_schema())
 
 

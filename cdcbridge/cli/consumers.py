@@ -46,10 +46,13 @@ def consumers() -> None:
 @as_json
 @pass_app
 def apply(app: App, dry_run: bool, as_json: bool) -> None:
-    """Make the store's consumers those of the file, as `run` does when it starts.
+    """Bring the store's consumers to the state of the file.
 
-    Refuses what `check` refuses, with exit code 2. A running bridge reads its own file anew, and routes by it from its
-    next append on. A consumer that it does not have in its file gets nothing: a warning says so.
+    `run` does the same when it starts.
+
+
+    It refuses what `check` refuses, with exit code 2. A running bridge reads its own file again and uses it from
+    its next append on. A consumer that is missing from that file receives nothing, and a warning reports it.
 
     \b
     Examples:
@@ -115,7 +118,7 @@ def _silent(store: Connection, app: App, done: applying.Applied, *, runs: bool) 
 @as_json
 @pass_app
 def list_command(app: App, as_json: bool) -> None:
-    """The store's consumers and what is left for them."""
+    """List the consumers and their unfinished messages."""
     with app.store(pooled=True) as store:
         rows = [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()").fetchall()]
         feeds = None if guest(store) else stored_feeds(store)  # a consumer's role may not read the feeds
@@ -163,7 +166,11 @@ def print_consumers(rows: list[ConsumerLag], feeds: Feeds | None = None) -> None
 @as_json
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
-    """One consumer: its configuration as the store keeps it (seconds and bytes), and who holds messages of it."""
+    """Show a consumer's configuration, and who holds its messages.
+
+    Durations are in seconds and sizes in bytes, as the store keeps them. An open transaction that holds messages is
+    named with its session.
+    """
     with app.store(pooled=True) as store:
         row = store.execute(
             "select id, name, mode, paused, created_at, updated_at, config from show_consumer(%s)", (name,)
@@ -186,7 +193,7 @@ def show(app: App, name: str, as_json: bool) -> None:
 @name_argument
 @pass_app
 def pause(app: App, name: str) -> None:
-    """Stop `receive`; messages go on being queued."""
+    """Pause deliveries; messages are still queued."""
     with app.store(pooled=True) as store:
         _set_paused(store, name, paused=True)
     click.echo(f"paused: {name}")
@@ -196,7 +203,7 @@ def pause(app: App, name: str) -> None:
 @name_argument
 @pass_app
 def resume(app: App, name: str) -> None:
-    """Let `receive` go on."""
+    """Resume the deliveries of a paused consumer."""
     with app.store(pooled=True) as store:
         _set_paused(store, name, paused=False)
     click.echo(f"resumed: {name}")
@@ -214,11 +221,11 @@ def _set_paused(store: Connection, name: str, *, paused: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_app
 def remove(app: App, name: str, yes: bool) -> None:
-    """Remove a consumer with all that waits for it, is in flight, or is dead.
+    """Remove a consumer and all its messages and dead letters.
 
-    Where a transaction that uses it stays open, this tries for 30 s, while all others continue. Then it names the
-    session and exits with 1, and nothing was removed. A consumer that is still in the running bridge's file is added
-    again, empty: this warns before it removes anything.
+    If another transaction uses the consumer, this command retries for 30 s while all other sessions continue. Then it
+    names the session, removes nothing and exits with 1. The running bridge adds a consumer that is still in its file
+    again, without messages: the command warns before it removes anything.
     """
     with app.store() as store:
         row = store.execute(
@@ -262,15 +269,24 @@ def _returns(store: Connection, app: App, name: str, *, runs: bool) -> str:
 
 @consumers.command()
 @name_argument
-@click.option("--from", "start", required=True, type=PLACE, help=f"The first one. {PLACE_HELP}")
-@click.option("--to", "end", default="latest", show_default=True, type=PLACE, help="Up to, and without, this one.")
+@click.option("--from", "start", required=True, type=PLACE, help=f"The first message of the range. {PLACE_HELP}")
+@click.option(
+    "--to",
+    "end",
+    default="latest",
+    show_default=True,
+    type=PLACE,
+    help="The first message after the range.",
+)
 @pass_app
 def replay(app: App, name: str, start: str, end: str) -> None:
-    """Put a range of the log into a consumer's queue once more, behind all that waits, with a fresh count.
+    """Put a range of the log into a consumer's queue again.
 
-    Goes by what the consumer takes today: tables, topics, operations, filter, key. Messages that still wait or are in
-    flight are skipped. Prints how many were replayed and how many skipped, the range's first and last seq, and the
-    times of these.
+    The messages are queued after all waiting ones, and their delivery count starts anew.
+
+    The consumer's current tables, topics, operations, filter and key decide which messages it receives. Messages that
+    still wait or are in flight are skipped. The command prints the number of replayed and of skipped messages, and the
+    first and last seq of the range with their times.
 
     \b
     Examples:

@@ -36,14 +36,16 @@ Entry = TypeVar("Entry")
 
 @click.group()
 def dead() -> None:
-    """Dead letters: list, show, redrive, purge."""
+    """List, show, redrive and purge dead letters."""
 
 
 def _filters(command: _Command) -> _Command:
     """Add the options that select dead letters: --topic, --key and --reason, for list, redrive and purge."""
-    command = click.option("--reason", metavar="TEXT", help="Only those whose reason begins so: oversized:")(command)
-    command = click.option("--key", help="Only those with this key.")(command)
-    return click.option("--topic", help="Only those of this topic.")(command)
+    command = click.option("--reason", metavar="TEXT", help="Choose letters whose reason begins so: oversized:")(
+        command
+    )
+    command = click.option("--key", help="Choose letters with this key.")(command)
+    return click.option("--topic", help="Choose letters of this topic.")(command)
 
 
 ids_argument = click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
@@ -51,14 +53,17 @@ ids_argument = click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
 
 @dead.command("list")
 @click.argument("name", required=False, shell_complete=complete_name)
-@click.option("-n", "--max", "count", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
+@click.option("-n", "--max", "count", type=click.IntRange(1), default=50, show_default=True, help="At most this many.")
 @_filters
 @as_json
 @pass_app
 def dead_list(
     app: App, name: str | None, count: int, as_json: bool, topic: str | None, key: str | None, reason: str | None
 ) -> None:
-    """A consumer's dead letters, the newest first. Without NAME: those of all consumers."""
+    """List dead letters, the newest first.
+
+    Without NAME it lists those of all consumers.
+    """
     columns = ("id", "seq", "topic", "key", "deliver_count", "reason", "died_at")
     selected = ", ".join(f"d.{column}" for column in columns)
     given = {"name": name, "count": count, "topic": topic, "key": key, "reason": reason}
@@ -83,7 +88,7 @@ def dead_list(
 @pretty_option
 @pass_app
 def dead_show(app: App, name: str, ids: tuple[int, ...], pretty: bool) -> None:
-    """Everything about dead letters, with data and history: a JSON line each."""
+    """Show dead letters with data and history, as JSON lines."""
     with app.store(pooled=True) as store:
         for (line,) in store.execute(
             "select to_json(d)::text from dead_letters(%s, %s::bigint[]) d order by d.id", (name, list(ids))
@@ -95,7 +100,7 @@ def dead_show(app: App, name: str, ids: tuple[int, ...], pretty: bool) -> None:
 @name_argument
 @ids_argument
 @_filters
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Put back at most this many a second.")
 @pass_app
 def redrive(
     app: App,
@@ -106,11 +111,13 @@ def redrive(
     key: str | None,
     reason: str | None,
 ) -> None:
-    """Put dead letters (all, or those chosen) back at the end of the queue, with a fresh count.
+    """Put dead letters back into the queue: all, or those chosen.
 
-    Without IDs, letters with the reason `filter_error:` are compared with the consumer's filter of today. Those that
-    match come back. Those that do not match are removed, and counted as not_wanted. Those that the filter still fails
-    on stay, and are counted as undecidable. A letter whose ID you give comes back whatever the filter says.
+    They are queued after all waiting messages, and their delivery count starts anew.
+
+    Without IDs, letters with the reason `filter_error:` are compared with the consumer's current filter. Letters that
+    match are put back. Letters that do not match are removed and counted as not_wanted. Letters on which the filter
+    still fails stay and are counted as undecidable. A letter whose ID you give is put back whatever the filter decides.
 
     \b
     Examples:
@@ -162,7 +169,7 @@ def _redrive_compared(store: Connection, name: str, filters: dict[str, str | Non
 def purge(
     app: App, name: str, ids: tuple[int, ...], yes: bool, topic: str | None, key: str | None, reason: str | None
 ) -> None:
-    """Delete dead letters (all, or those chosen) for good."""
+    """Delete dead letters for good: all, or those chosen."""
     with app.store(pooled=True) as store:
         chosen = _choose(store, name, ids, {"topic": topic, "key": key, "reason": reason})
         if not yes:

@@ -13,21 +13,21 @@ from cdcbridge.cli.filter_trial import Trial, trials, wanted
 
 @click.group("filter")
 def filter_group() -> None:
-    """Try a consumer's filter."""
+    """Try a consumer's filter on messages of the log."""
 
 
 @filter_group.command("test")
 @name_argument
 @click.option("--last", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N",
-              help="How many of the latest messages.")  # fmt: skip
+              help="The number of messages to look at, the latest ones.")  # fmt: skip
 @as_json
 @pass_app
 def test_command(app: App, name: str, last: int, as_json: bool) -> None:
-    """Show what the filter of consumer NAME does with the latest messages of the log, and why.
+    """Show the result of NAME's filter for recent messages.
 
-    The consumer is the one in the file, applied or not. Messages are those that its tables, topics and operations
-    match. Nothing is delivered, and nothing changes. The log has what some consumer wanted: it may lack messages of
-    a table that nobody has taken until now.
+    The consumer is read from the file, whether it was applied or not. Its tables, topics and operations choose the
+    messages. Nothing is delivered, and nothing changes. The log contains only messages that some consumer
+    subscribed to: it lacks a table that no consumer has had until now.
 
     \b
     RESULT is one of

@@ -16,13 +16,13 @@ from cdcbridge.errors import UsageError
 @click.command()
 @click.argument("file", required=False, metavar="[FILE]")
 @click.option("--dsn", help="The database; default: the environment variable DATABASE_URL.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @pass_app
 def init(app: App, file: str | None, dsn: str | None, force: bool) -> None:
-    """Write a starter file from the tables of a database, with comments.
+    """Write a configuration file for the tables of a database.
 
-    FILE is the file of `-c` unless it is given; `-` prints it. A table that cannot be captured yet is named in a
-    comment, with its fix. Nothing is changed in the database.
+    Without FILE it writes the file of `-c`; with `-` it prints the text. Comments explain each part. A table that
+    cannot be captured yet is named in a comment, with its fix. The command changes nothing in the database.
 
     \b
     Examples:
@@ -87,10 +87,10 @@ def _count(number: int, what: str) -> str:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_app
 def uninstall(app: App, yes: bool) -> int:
-    """Print all that cdcbridge made in the source and in the store, then remove it.
+    """Remove cdcbridge from the source and the store.
 
-    That is the slot, the publications, the event trigger, replica identities that the trigger set, and the store's
-    schema with all messages. Refuses while a bridge is running. Parts may be gone already. What others use stays.
+    It prints what it will remove: the slot, the publications, the event trigger, replica identities that the trigger
+    set, and the store's schema with all messages. It refuses while a bridge is running. Objects that others use stay.
     """
     with uninstalling.planned(app.config) as plan:
         for kept in plan.kept:

@@ -15,7 +15,7 @@ from cdcbridge.units import human_duration
 
 @click.group()
 def offsets() -> None:
-    """A stream's offsets: show, seek."""
+    """Show and move the offsets of a stream."""
 
 
 @offsets.command()
@@ -23,10 +23,12 @@ def offsets() -> None:
 @as_json
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
-    """Where the group stands in each partition, and how far behind in messages and time.
+    """Show the offset and the lag of each partition.
 
-    OFFSET: all up to this seq is done. LOST: dropped by retention before the group had read it; until somebody seeks,
-    the partition is not read.
+    \b
+    OFFSET  the group has finished all messages up to this seq
+    LOST    messages that retention dropped before the group had read them;
+            the partition is not read until `offsets seek`
     """
     with app.store(pooled=True) as store:
         cursor = store.execute("select * from group_lag(%s)", (name,))
@@ -54,16 +56,18 @@ def show(app: App, name: str, as_json: bool) -> None:
 @offsets.command(cls=PlaceCommand)
 @name_argument
 @click.argument("target", type=PLACE, metavar="PLACE")
-@click.option("--partition", type=click.IntRange(0), help="Only this one; else all.")
+@click.option("--partition", type=click.IntRange(0), help="Move only this partition; default: all.")
 @pass_app
 def seek(app: App, name: str, target: str, partition: int | None) -> None:
-    """Continue from elsewhere: PLACE is earliest, latest, a seq (the next to be read), or a time.
+    """Move the offsets of a stream to PLACE.
 
-    A time is 2026-05-01 10:00+02, -1h (an hour ago), now, today or yesterday (from midnight in UTC). Prints for each
-    partition its old and new offset, and the time of the message that is read next.
+    PLACE is earliest, latest, a seq (the next message to read), or a time.
 
-    Leases end: what members read and have not committed is theirs no more. Where a member reads in a transaction that
-    stays open, this tries for 30 s, then names the session and exits with 1.
+    A time is 2026-05-01 10:00+02, -1h (an hour ago), now, today or yesterday (midnight in UTC). The command prints
+    the old and the new offset of each partition, and the time of the message that is read next.
+
+    Leases end: members cannot commit messages that they read before. If a member reads in a transaction that stays
+    open, the command retries for 30 s, then names the session and exits with 1.
 
     \b
     Examples:

@@ -41,17 +41,21 @@ receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar=
 
 @click.command()
 @name_argument
-@click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most so many.")
-@click.option("--wait", type=DURATION, default=0, help="Wait so long for the first one: 20s.")
-@click.option("--visibility-timeout", "timeout", type=DURATION, help="Invisible for so long; default: the consumer's.")
-@click.option("--ack", is_flag=True, help="Ack what was printed.")
+@click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most this many.")
+@click.option("--wait", type=DURATION, default=0, help="Wait this long for the first message, for example 20s.")
+@click.option(
+    "--visibility-timeout", "timeout", type=DURATION, help="Hide them for this long; default: the consumer's."
+)
+@click.option("--ack", is_flag=True, help="Ack the messages after they were printed.")
 @pretty_option
 @pass_app
 def receive(app: App, name: str, count: int, wait: float, timeout: float | None, ack: bool, pretty: bool) -> None:
-    """Take messages from a consumer's queue: a JSON line each, with the columns of the SQL function.
+    """Receive messages of a queue, as JSON lines.
 
-    An empty queue prints nothing. What is not acked becomes visible again after its visibility timeout. Where an open
-    transaction holds the messages, its session is named on stderr.
+    Each line has the columns of the SQL function receive().
+
+    An empty queue prints nothing. Messages that are not acked become visible again after their visibility timeout. If
+    an open transaction holds the messages, stderr names its session.
 
     \b
     Examples:
@@ -111,14 +115,15 @@ def _channel(store: Connection) -> bytes:
 
 @click.command()
 @name_argument
-@click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most so many.")
-@click.option("--delayed", is_flag=True, help="Those that wait for their time instead, the next one first.")
+@click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most this many.")
+@click.option("--delayed", is_flag=True, help="Show delayed messages instead, the next one first.")
 @pretty_option
 @pass_app
 def peek(app: App, name: str, count: int, delayed: bool, pretty: bool) -> None:
-    """Look at the next messages without taking them; receipt is null.
+    """Show the next messages without receiving them.
 
-    With --delayed: messages that were given back, or published for later; not_visible_until is their time.
+    The receipt is null. With --delayed it shows messages that were given back or published for later, and
+    not_visible_until is the time when they become visible.
     """
     with app.store(pooled=True) as store:
         for (line,) in store.execute(_PEEK, (name, count, delayed)).fetchall():
@@ -130,19 +135,25 @@ def peek(app: App, name: str, count: int, delayed: bool, pretty: bool) -> None:
 @receipts_argument
 @pass_app
 def ack(app: App, name: str, receipts: tuple[str, ...]) -> int:
-    """Finish messages. RECEIPT may be `-`: receipts, or lines of `receive`, on stdin."""
+    """Finish messages.
+
+    RECEIPT may be `-`: then stdin has receipts, or lines that `receive` printed.
+    """
     return _settle(app, "acked", "select ack(%s, %s)", name, receipts)
 
 
 @click.command()
 @name_argument
 @receipts_argument
-@click.option("--delay", type=DURATION, help="Visible again after this; default: the consumer's retry_delay.")
-@click.option("--reason", help="Kept in the message's history.")
-@click.option("--dead", is_flag=True, help="No further delivery: straight to the dead letters.")
+@click.option("--delay", type=DURATION, help="The time until they are visible; default: the consumer's retry_delay.")
+@click.option("--reason", help="A reason, kept in the history of the message.")
+@click.option("--dead", is_flag=True, help="Make them dead letters instead.")
 @pass_app
 def nack(app: App, name: str, receipts: tuple[str, ...], delay: float | None, reason: str | None, dead: bool) -> int:
-    """Give messages back. RECEIPT may be `-`."""
+    """Give messages back to the queue.
+
+    RECEIPT may be `-`: then stdin has receipts, or lines that `receive` printed.
+    """
     query = "select nack(%s, %s, make_interval(secs => %s), %s, %s)"
     return _settle(app, "nacked", query, name, receipts, delay, reason, dead)
 
@@ -150,10 +161,13 @@ def nack(app: App, name: str, receipts: tuple[str, ...], delay: float | None, re
 @click.command()
 @name_argument
 @receipts_argument
-@click.option("--by", "by", type=DURATION, required=True, help="New visibility timeout, counted from now.")
+@click.option("--by", "by", type=DURATION, required=True, help="The new visibility timeout, counted from now.")
 @pass_app
 def extend(app: App, name: str, receipts: tuple[str, ...], by: float) -> int:
-    """Keep messages invisible for longer. RECEIPT may be `-`."""
+    """Keep messages invisible for longer.
+
+    RECEIPT may be `-`: then stdin has receipts, or lines that `receive` printed.
+    """
     return _settle(app, "extended", "select extend(%s, %s, make_interval(secs => %s))", name, receipts, by)
 
 
@@ -187,10 +201,10 @@ def _receipts(given: Sequence[str]) -> list[str]:
 @click.command()
 @click.argument("topic")
 @click.argument("data", nargs=-1)
-@click.option("--key", help="The messages' key.")
-@click.option("--delay", type=DURATION, help="Not delivered before this has passed: 5m.")
-@click.option("--deliver-at", type=TIME, help="Not delivered before: 2026-05-01 10:00+02, +1h, tomorrow.")
-@click.option("--dedup-id", help="Publish once within 5 minutes, however often it is repeated.")
+@click.option("--key", help="The key of the messages.")
+@click.option("--delay", type=DURATION, help="Deliver them after this time, for example 5m.")
+@click.option("--deliver-at", type=TIME, help="Deliver them from then on: 2026-05-01 10:00+02, +1h, tomorrow.")
+@click.option("--dedup-id", help="Publish once within 5 minutes, even if the command is repeated.")
 @pass_app
 def publish(
     app: App,
@@ -201,9 +215,11 @@ def publish(
     deliver_at: str | None,
     dedup_id: str | None,
 ) -> None:
-    """Publish JSON to the consumers of a topic: each DATA, or each line of stdin; prints a seq for each.
+    """Publish JSON messages to the consumers of a topic.
 
-    With --dedup-id also "duplicate": true where a message with it was there before, and nothing was added.
+    Each DATA, or each line of stdin, is one message. The command prints a seq for each.
+
+    With --dedup-id it also prints "duplicate": true if such a message was published before. Then nothing is added.
 
     \b
     Examples:

@@ -25,12 +25,23 @@ from cdcbridge.units import format_duration, human_duration, human_size
 
 @click.command()
 @as_json
-@click.option("--watch", type=DurationType(0.1), help="Look again and again: 5s.")
+@click.option("--watch", type=DurationType(0.1), help="Repeat at this interval, for example 5s.")
 @pass_app
 def lag(app: App, as_json: bool, watch: float | None) -> int:
-    """How far the slot and each consumer are behind. Works with the bridge stopped; a lost slot exits with 3.
+    """Show how far the slot and each consumer lag.
 
-    Where one of the two databases cannot be reached, it shows the half of the other, says why, and exits with 1.
+    It works while the bridge is stopped. If one of the two databases cannot be reached, it shows the half of the other
+    one with the reason, and exits with 1. If the slot is lost, it exits with 3.
+
+    \b
+    RETAINED  WAL that the slot keeps on the source's disk
+    LEFT      WAL that it may keep in addition before the server invalidates the slot
+    LAG       WAL that the bridge has not confirmed yet
+    BEHIND    age of the oldest commit that is not confirmed
+    PENDING   messages that wait; of a stream, those that its group has not read
+    DELAYED   those of them that become visible later
+    HELD      messages that an open transaction holds
+    OLDEST    how long the oldest message that is due has waited
     """
     looks: deque[Lag] = deque(maxlen=LOOKS - 1)
     while True:
@@ -127,14 +138,14 @@ def _print_slots(found: Lag, slot: str) -> None:
 
 @click.group("slot")
 def slot_group() -> None:
-    """The replication slot: list, create, drop, recreate, skip."""
+    """List, create, drop and repair the replication slot."""
 
 
 @slot_group.command("list")
 @as_json
 @pass_app
 def slot_list(app: App, as_json: bool) -> None:
-    """The cluster's logical slots; ours is marked."""
+    """List the logical slots of the server; ours is marked."""
     with connect_source(app.config.source_dsn, "cdcbridge cli") as connection:
         rows = slots(connection)
         current = current_lsn(connection)
@@ -176,7 +187,10 @@ def _retained(slot: Slot, current: int) -> int | None:
 @slot_group.command()
 @pass_app
 def create(app: App) -> None:
-    """Create publication and slot before the first `run`: changes from here on are kept for it."""
+    """Create the publication and the slot before the first `run`.
+
+    The slot keeps all changes from now on for the bridge.
+    """
     lsn, plugin = operate.create_slot(app.config, say)
     click.echo(f"created: slot {app.config.source.slot} ({plugin}) at {format_lsn(lsn)}")
 
@@ -185,7 +199,7 @@ def create(app: App) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_app
 def drop(app: App, yes: bool) -> None:
-    """Drop the slot. Changes that it had yet to send are lost."""
+    """Drop the slot, and lose the changes that it still keeps."""
     name = app.config.source.slot
     if not yes:
         click.confirm(f"Drop the slot {name}? What it had yet to send is lost.", abort=True, err=True)
@@ -197,7 +211,10 @@ def drop(app: App, yes: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_app
 def recreate(app: App, yes: bool) -> None:
-    """Drop and create the slot; a gap message (from, to) tells every consumer what is missing."""
+    """Drop the slot and create it again.
+
+    Every consumer receives a gap message with the range (from, to) that is missing.
+    """
     if not yes:
         click.confirm(
             f"Recreate the slot {app.config.source.slot}? Changes between the store's end and now are lost, and a gap"
@@ -210,11 +227,14 @@ def recreate(app: App, yes: bool) -> None:
 
 
 @slot_group.command()
-@click.option("--to", "to", required=True, metavar="LSN", help="Go on from here.")
+@click.option("--to", "to", required=True, metavar="LSN", help="The LSN at which the bridge continues.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_app
 def skip(app: App, to: str, yes: bool) -> None:
-    """Pass over changes that cannot be read; a gap message (from, to) tells every consumer."""
+    """Skip changes that cannot be read.
+
+    Every consumer receives a gap message with the range (from, to) that was skipped.
+    """
     try:
         target = parse_lsn(to)
     except ValueError as error:

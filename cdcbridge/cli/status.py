@@ -18,10 +18,12 @@ from cdcbridge.units import human_duration, human_size
 @as_json
 @pass_app
 def status(app: App, as_json: bool) -> int:
-    """Healthy or not, and why. Exit code 0: healthy; 1: not; 3: the slot is lost.
+    """Report whether the bridge is healthy, and why not.
 
-    Works with the bridge stopped and on any machine. Dead letters, paused consumers and old messages are named, and do
-    not change the exit code.
+    Exits with 0 if it is healthy, with 1 if it is not, and with 3 if the slot is lost.
+
+    It works on any machine and while the bridge is stopped. Dead letters, paused consumers and old messages are listed,
+    and do not change the exit code.
     """
     found = looking.look(app.config)
     if as_json:

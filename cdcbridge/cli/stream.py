@@ -25,13 +25,15 @@ _RETRY: Final = 1.0
 
 @click.command(cls=PlaceCommand)
 @name_argument
-@click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most so many.")
-@click.option("--from", "place", type=PLACE, help=f"Default: the group's offsets. {PLACE_HELP}")
+@click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most this many.")
+@click.option("--from", "place", type=PLACE, help=f"The first message; default: the group's offsets. {PLACE_HELP}")
 @pass_app
 def read(app: App, name: str, count: int, place: str | None) -> None:
-    """Look at a stream's messages: a JSON line each, in the order of the log. Moves no offset; receipt is null.
+    """Show messages of a stream, as JSON lines.
 
-    Without --from these are the messages that the group has yet to read. `cdcbridge offsets seek` moves the group.
+    They have the order of the log. No offset moves, and the receipt is null.
+
+    Without --from it shows the messages that the group has not read yet. `cdcbridge offsets seek` moves the group.
 
     \b
     Examples:
@@ -45,12 +47,20 @@ def read(app: App, name: str, count: int, place: str | None) -> None:
 @click.command(cls=PlaceCommand)
 @name_argument
 @click.option(
-    "-n", "--max", "count", type=click.IntRange(0), default=10, show_default=True, help="First the last ones."
+    "-n",
+    "--max",
+    "count",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="Begin with the last ones.",
 )
-@click.option("--from", "place", type=PLACE, help=f"First all from here on. {PLACE_HELP}")
+@click.option("--from", "place", type=PLACE, help=f"Begin with all messages from here on. {PLACE_HELP}")
 @pass_app
 def tail(app: App, name: str, count: int, place: str | None) -> None:
-    """Follow a stream: its last messages, then each new one as it comes, until Ctrl-C. Moves no offset.
+    """Follow a stream until Ctrl-C.
+
+    It prints the last messages, then each new one. No offset moves.
 
     \b
     Examples:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import cdcbridge.cli as cli_package
@@ -138,3 +139,22 @@ def test_a_command_that_reads_a_queue_does_not_load_the_bridge() -> None:
     """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "[]", ended.stdout
+
+
+def groups() -> list[click.Group]:
+    context = click.Context(cli_package.cli)
+    found = [cli_package.cli.get_command(context, name) for name in cli_package.cli.list_commands(context)]
+    return [cli_package.cli, *(command for command in found if isinstance(command, click.Group))]
+
+
+@pytest.mark.parametrize("group", groups(), ids=lambda group: group.name)
+def test_no_summary_of_a_command_is_cut(group: click.Group) -> None:
+    listed = group.get_help(click.Context(group, terminal_width=80)).partition("[ARGS]...")[2]
+    assert "..." not in listed
+
+
+def test_every_command_stands_in_one_section_of_the_help() -> None:
+    listed = [name for names in cli_package._SECTIONS.values() for name in names]
+    assert sorted(listed) == cli_package.cli.list_commands(click.Context(cli_package.cli))
+    text = cli_package.cli.get_help(click.Context(cli_package.cli))
+    assert all(f"\n{section}:\n" in text for section in cli_package._SECTIONS)

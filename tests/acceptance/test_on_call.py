@@ -30,6 +30,8 @@ def test_a_receiver_that_stays_in_its_transaction_is_named_everywhere(world: Wor
             assert taken == (423,)
             pid = stuck.info.backend_pid
             sentence = f"423 messages are held by the transaction of pid {pid} (stuck-worker), open for "
+            age = "select clock_timestamp() - xact_start > interval '0.1 s' from pg_stat_activity where pid = %s"
+            eventually(lambda: world.value(age, pid), "a transaction so young is not named")
             received = world.run_program("receive", "ledger")
             assert (received.returncode, received.stdout) == (0, "") and sentence in received.stderr
             assert f"`select pg_terminate_backend({pid})`" in received.stderr

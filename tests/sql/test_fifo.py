@@ -418,6 +418,14 @@ def test_a_message_that_moves_while_a_claim_looks_still_holds_its_key(queue: Sto
     assert seqs(found) == rest[1:]
 
 
+def test_a_message_in_front_of_one_that_is_published_for_later_is_not_held_by_it(queue: StoreQueue) -> None:
+    queue.declare(mode="fifo", topics=("t",))
+    (first,) = queue.append_keys("a")
+    queue.session.execute("select cdcbridge.publish('t', 'a', '1', now() + interval '1 hour')")
+    queue.append_keys("a")
+    assert seqs(queue.receive()) == [first], "the last one waits for the one in its middle"
+
+
 def test_a_receiver_that_is_a_moment_late_cuts_no_row_up(queue: StoreQueue) -> None:
     """Each would then hold one message, and claims would look at thousands of rows."""
     put = queue.append_keys(*"abcdefghij" * 30)  # so many that they share rows

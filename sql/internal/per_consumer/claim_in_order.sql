@@ -120,7 +120,8 @@ declare
     last_tie constant bigint := ties[cardinality(ties)];
     leased boolean;
     given_back boolean;
-    held_keys text[]; -- at first those of messages that are published for later
+    held_keys text[] := '{}';
+    later_keys text[]; -- keys with a message in front of these that is published for later
     ahead bigint[]; -- ord and tie of the first message in front of these, of each key that has one
     ahead_keys text[];
     ends int[] := '{}';
@@ -130,7 +131,7 @@ begin
            exists (select from waiting___id__ w where w.barrier and w.ord >= hint.waiting_floor
                    and (w.ord, w.tie) < (last_ord, last_tie)),
            o.firsts, o.keys, coalesce(o.later, '{}')
-    into leased, given_back, shut, ahead, ahead_keys, held_keys
+    into leased, given_back, shut, ahead, ahead_keys, later_keys
     from (select array_agg(k.first) as firsts, array_agg(k.key) as keys, array_agg(k.key) filter (where k.later) as later
           from (select min(array[w.ord, w.tie]) as first, u.key, bool_or(w.not_before is not null) as later
                 from live_waiting___id__(hint) w cross join lateral unnest(w.keys) as u (key)
@@ -175,7 +176,9 @@ begin
                 and (u.first is null or u.first > array[ords[u.place], ties[u.place]])))
             order by u.n);
         held := array(select m.n from unnest(keys_) with ordinality as m (key, n)
-                      where case when true then m.key in (select h from unnest(held_keys) h) end order by m.n);
+                      where case when true then m.key in (select h from unnest(held_keys || later_keys) h) end
+                        and case when true then m.n not in (select f from unnest(free) f) end
+                      order by m.n);
     end if;
 end $$;
 

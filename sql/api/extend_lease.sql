@@ -1,6 +1,26 @@
--- extend_lease(consumer, partition, receipt, lease): the lease ends so long from now; the receipt stays good.
--- Raises CB001, CB002, CB003, CB004, CB006, CB008. Locks: the partition.
-create or replace function extend_lease(consumer text, partition int, receipt text, lease interval) returns void
+-- extend_lease(consumer, partition, receipt, lease): restart the lease of a partition.
+--
+-- The new lease counts from now. The receipt stays valid.
+--
+-- Parameters:
+--   consumer   the name of a stream consumer
+--   partition  the number of the partition, as read_stream() returned it
+--   receipt    the receipt of read_stream()
+--   lease      how long from now the partition stays leased, at most store.max_retention
+-- Raises:
+--   CB001  no consumer has this name
+--   CB002  the consumer is not a stream
+--   CB003  the text is not a receipt of this partition
+--   CB004  lease is not positive or longer than store.max_retention, or the log has no such
+--          partition
+--   CB005  the isolation level is above READ COMMITTED
+--   CB006  the receipt is missing or stale
+--   CB008  the caller may not read this consumer
+-- Locks: the partition. The call waits for a transaction that reads it.
+-- Example:
+--   select cdcbridge.extend_lease('audit', 3, '3-1207', '30 s');
+create or replace function extend_lease(consumer text, partition int, receipt text, lease interval)
+returns void
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$

@@ -1,10 +1,25 @@
--- give_back(consumer, receipts) -> how many deliveries went back whose handling had not begun.
+-- give_back(consumer, receipts): give back deliveries whose handling has not begun.
 --
--- Such a delivery does not count: deliver_count is what it was before. For example, a client that took ten messages and is stopped
--- while it handles the first one gives nine back, however often that happens. The messages are visible at once, and receivers
--- that wait are woken. In fifo the later messages of the same key in the same claim go back, too, uncounted as well.
--- A stale receipt is left alone and counts 0. Internal: the Python clients call it; nack() and extend() are for everybody.
--- Raises CB001, CB002, CB003, CB005 (isolation level above READ COMMITTED), CB008. Locks: the leases, as ack() does.
+-- Such a delivery does not count: deliver_count is reduced to its value before the delivery. For
+-- example, a client takes ten messages and is stopped while it handles the first one. It gives nine
+-- back, however often that happens. The messages are visible at once, and waiting receivers are
+-- woken.
+--
+-- In fifo the later messages of the same key in the same claim are given back too. Their deliveries
+-- do not count either. A stale receipt is skipped and not counted. Internal: the Python clients
+-- call it. Applications use nack() and extend().
+--
+-- Parameters:
+--   consumer  the name of a queue or fifo consumer
+--   receipts  texts of the column receipt of receive(), for example 17-4
+-- Returns: the number of these receipts whose messages were given back.
+-- Raises:
+--   CB001  no consumer has this name
+--   CB002  the consumer is a stream
+--   CB003  one of the texts is not a receipt
+--   CB005  the isolation level is above READ COMMITTED
+--   CB008  the caller may not read this consumer
+-- Locks: the leases, in the same way as ack().
 create or replace function give_back(consumer text, receipts text[]) returns int
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
@@ -20,18 +35,21 @@ begin
     if c.mode = 'fifo' then
         wanted := wanted || array(
             select f from unnest(followers_of(c.id, wanted)) f
-            where not exists (select from unnest(wanted) w where w.token = f.token and w.seq = f.seq));
+            where not exists (
+                select from unnest(wanted) w where w.token = f.token and w.seq = f.seq));
     end if;
     wanted := settle_deliveries(c.id, wanted, moment);
     if wanted = '{}' then
         return 0;
     end if;
-    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at, ord,
-                         tie, barrier, in_order)
-    select c.id, d.seq, d.key, d.deliver_count - 1, case when d.deliver_count > 1 then d.last_delivered_at else '-infinity' end,
+    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at,
+                         history, inserted_at, ord, tie, barrier, in_order)
+    select c.id, d.seq, d.key, d.deliver_count - 1, case
+               when d.deliver_count > 1 then d.last_delivered_at else '-infinity' end,
            moment, d.history, d.inserted_at, d.ord, d.tie, d.barrier, c.mode = 'fifo'
     from unnest(wanted) d;
     perform pg_notify(current_schema(), c.id::text);
     return (select count(*) from unnest(wanted) d
-            where (d.token, d.seq) in (select g.token, g.seq from unnest(given.tokens, given.seqs) as g (token, seq)));
+            where (d.token, d.seq) in (
+                select g.token, g.seq from unnest(given.tokens, given.seqs) as g (token, seq)));
 end $$;

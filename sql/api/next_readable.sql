@@ -1,6 +1,19 @@
--- next_readable(consumer) -> when to look again, in seconds from now: messages wait that others read or hold back, or a lease ends,
--- of which nothing notifies; null where nothing is left.
--- Raises CB001, CB002, CB008.
+-- next_readable(consumer): return in how many seconds a stream client should read again.
+--
+-- No notification is sent when a lease ends, or when a transaction ends that read a partition or
+-- held messages back. A client that got no rows therefore waits for a notification, but at most for
+-- this time.
+--
+-- Parameters:
+--   consumer  the name of a stream consumer
+-- Returns: seconds from now, at least 0.1 while unread messages exist, and 1 if the consumer is
+-- paused. Null if the group has read everything.
+-- Raises:
+--   CB001  no consumer has this name
+--   CB002  the consumer is not a stream
+--   CB008  the caller may not read this consumer
+-- Example:
+--   select cdcbridge.next_readable('audit');
 create or replace function next_readable(consumer text) returns float8
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
@@ -9,10 +22,12 @@ declare
     c constant consumers := stream_named(consumer);
     w constant stream_wish := wish_of(c);
 begin
-    return (select case when c.paused then 1 else greatest(0.1, extract(epoch from min(o.leased_until) - moment())) end
+    return (select case when c.paused then 1
+                   else greatest(0.1, extract(epoch from min(o.leased_until) - moment())) end
             from newest_offsets(c.id) o
-            -- Lateral, so that it is a look each: an EXISTS may become a join with all there is.
-            cross join lateral (select from messages m where m.partition = o.partition and m.seq > o.seq
-                                                         and is_wanted(m.topic, m.data, m.reader, w) limit 1) m
+            -- Lateral: a look-up per partition. An EXISTS may become a join with the whole log.
+            cross join lateral (select from messages m
+                                where m.partition = o.partition and m.seq > o.seq
+                                  and is_wanted(m.topic, m.data, m.reader, w) limit 1) m
             having count(*) > 0);
 end $$;

@@ -1,9 +1,22 @@
--- next_visible(consumer) -> when to look again, in seconds from now: when a timeout or a delay ends, of which nothing
--- notifies; null if none will. Soon where messages wait already: their keys are held, or max_in_flight is reached.
--- Raises CB001, CB002, CB008.
+-- next_visible(consumer): return in how many seconds a client should call receive() again.
+--
+-- No notification is sent when a visibility timeout or a delay ends. A client that got no rows
+-- therefore waits for a notification, but at most for this time. While messages wait because their
+-- keys are held or max_in_flight is reached, the result is 0.1, or 1 for a paused consumer.
+--
+-- Parameters:
+--   consumer  the name of a queue or fifo consumer
+-- Returns: seconds from now, at most a day. Null if no timeout or delay will end.
+-- Raises:
+--   CB001  no consumer has this name
+--   CB002  the consumer is a stream
+--   CB008  the caller may not read this consumer
+-- Example:
+--   select cdcbridge.next_visible('billing');
 create or replace function next_visible(consumer text) returns float8
 language plpgsql volatile security definer
-set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+as $$
 declare
     c consumers := queue_named(consumer);
     hint hints := newest_hint(c.id);
@@ -17,14 +30,17 @@ begin
         return case when c.paused then 1 else 0.1 end;
     end if;
     if c.mode = 'fifo' then
-        execute format('select min(w.not_before) from waiting_%s w where w.not_before is not null', c.id)
+        execute format('select min(w.not_before) from waiting_%s w where w.not_before is not null',
+                       c.id)
         into published_later;
     end if;
-    -- A day at most: nobody sleeps longer, and infinity would be no number of seconds.
+    -- At most a day: no client sleeps longer, and infinity is not a number of seconds.
     return (select case when coalesce(published_later, min(n.at)) is not null
-                   then extract(epoch from least(published_later, min(n.at), moment() + interval '1 day') - moment()) end
+                   then extract(epoch from least(published_later, min(n.at),
+                                                 moment() + interval '1 day') - moment()) end
             from (select min(l.not_visible_until) as at from live_leases(c.id, hint) l
                   union all
-                  (select d.visible_at from delayed d where d.consumer_id = c.id and d.visible_at > '-infinity'
+                  (select d.visible_at from delayed d
+                   where d.consumer_id = c.id and d.visible_at > '-infinity'
                    order by d.visible_at limit 1)) n);
 end $$;

@@ -1,44 +1,80 @@
--- publish(topic, key, data, deliver_at, dedup_id, delay) -> its seq. Logs the message and fans it out to the consumers of the topic
--- in the caller's transaction: they see it when that commits, and never if it does not.
--- data: json, jsonb, or a text that is JSON. anycompatible, so that one function takes the three, and '{"id": 1}' is a text.
--- deliver_at: not delivered before; in fifo its key waits with it. delay: the same, counted from now; one of the two.
--- dedup_id: a second message of the topic with the same one within 5 minutes of the first adds nothing, and gives the first one's seq.
--- A NOTICE says so, and the setting cdcbridge.duplicate, on or off, tells a program, to the end of the transaction:
--- select seq, current_setting('cdcbridge.duplicate') from publish('invoices', '42', '{"id": 42}', dedup_id => 'i-42') seq.
--- Where no consumer lists the topic, a NOTICE (CB011) says so, once in a transaction.
--- Raises CB004: no topic, or one with a dot or of more than 1,024 bytes; data of another type; deliver_at infinite or beyond
--- store.max_retention from now; a delay that is negative or longer than that, or both; a dedup_id that is empty or has more than
--- 1,024 bytes. 22P02: a text that is no JSON. CB005: above READ COMMITTED, where a consumer was added, changed or removed
--- since the transaction's snapshot. 55P03: ensure_segment(). Registers with the gap guard.
--- Locks: the gap guard's, shared, to the end of the transaction. While another transaction that published the same dedup_id is open, it
--- waits for that one's end, as long as the session's lock_timeout allows (55P03). Only then it is known whose message counts. Without a
--- bridge, the one that makes the log's next segment locks as create_segments() does.
-create or replace function publish(topic text, key text, data anycompatible, deliver_at timestamptz default null,
-                                   dedup_id text default null, delay interval default null) returns bigint
+-- publish(topic, key, data, deliver_at, dedup_id, delay): append a message to the log.
+--
+-- The message is appended and fanned out to the consumers of the topic in the caller's transaction.
+-- They see it when that transaction commits, and never if it does not. The caller needs the right
+-- to execute this function, which no role but the owner has by default.
+--
+-- A message with the dedup_id of another message of the topic, published within the 5 minutes
+-- before, is not appended. The call returns the seq of the first message and raises a NOTICE. For
+-- programs, each call with a dedup_id sets cdcbridge.duplicate to on or off until the transaction
+-- ends.
+--
+-- If no consumer lists the topic, a NOTICE (CB011) reports that. Consecutive calls with the same
+-- topic in a transaction report it once.
+--
+-- Parameters:
+--   topic       a name without a dot, at most 1,024 bytes
+--   key         the key, which decides the order in fifo and the partition in streams, or null
+--   data        json, jsonb, or a text that is JSON. The type is anycompatible, so that one
+--               function takes all three, and '{"id": 1}' is a text.
+--   deliver_at  not delivered before this time, at most store.max_retention from now. In fifo,
+--               later messages of the key wait too.
+--   dedup_id    a text of at most 1,024 bytes that marks repeated messages, or null for none
+--   delay       the same as deliver_at, counted from now. Give only one of the two.
+-- Returns: the seq of the message.
+-- Raises:
+--   CB004  topic is null, empty, contains a dot, or has more than 1,024 bytes
+--   CB004  data has another type
+--   CB004  deliver_at is infinite, or later than store.max_retention from now
+--   CB004  delay is negative, longer than store.max_retention, or given together with deliver_at
+--   CB004  dedup_id is empty or has more than 1,024 bytes
+--   CB005  above READ COMMITTED: a consumer was added, changed or removed since the transaction's
+--          snapshot. Run the transaction again.
+--   22P02  data is a text that is not JSON
+--   40001  above READ COMMITTED: another session published the dedup_id since the transaction's
+--          snapshot. Run the transaction again.
+--   55P03  the session's lock_timeout passed (see Locks)
+--   55P03  the log has no segment for the message yet, and a transaction that creates it or locks
+--          the log stays open for 5 s
+-- Locks: the gap guard's shared lock, until the transaction ends. A second call with the dedup_id
+-- of an open transaction waits for that transaction's end, because only then it is known which
+-- message counts. The wait lasts as long as the session's lock_timeout allows, then it raises
+-- 55P03. Without a bridge, the call that creates the log's next segment locks in the same way as
+-- create_segments().
+-- Example:
+--   select seq, current_setting('cdcbridge.duplicate')
+--   from cdcbridge.publish('invoices', '42', '{"id": 42}', dedup_id => 'i-42') seq;
+create or replace function publish(topic text, key text, data anycompatible,
+                                   deliver_at timestamptz default null, dedup_id text default null,
+                                   delay interval default null) returns bigint
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
 declare
-    horizon constant bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint; -- before the moment
+    -- Read before the time below.
+    horizon constant bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
     moment constant timestamptz := moment();
     first_seq bigint;
     new_seq bigint;
-    number int; -- of partitions
+    number int; -- the number of partitions
 begin
     if topic is null or topic = '' or strpos(topic, '.') > 0 then
-        raise exception 'topic is %; it must be a name without a dot', quote_nullable(topic) using errcode = 'CB004',
-            hint = 'Names with a dot are tables''.';
+        raise exception 'topic is %; it must be a name without a dot', quote_nullable(topic)
+            using errcode = 'CB004', hint = 'Names with a dot are tables''.';
     end if;
     if pg_typeof(data) not in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype) then
         perform refuse_no_json(pg_typeof(data));
     end if;
-    if deliver_at is not null or dedup_id is not null or delay is not null or octet_length(topic) > 1024 then
+    if deliver_at is not null or dedup_id is not null or delay is not null
+        or octet_length(topic) > 1024
+    then
         perform check_publish(topic, deliver_at, dedup_id, delay);
         deliver_at := coalesce(deliver_at, later(moment, delay));
     end if;
     if dedup_id is not null then
         select p.seq into first_seq from published p
-        where p.topic = publish.topic and p.dedup_id = publish.dedup_id and p.published_at > moment - interval '5 minutes';
+        where p.topic = publish.topic and p.dedup_id = publish.dedup_id
+          and p.published_at > moment - interval '5 minutes';
         if found then
             perform tell_duplicate(topic, dedup_id, first_seq);
             return first_seq;
@@ -47,21 +83,25 @@ begin
     loop
         number := log_partitions();
         new_seq := draw('messages_seq', 1);
-        exit when number = log_partitions(); -- it changes only while nobody can draw: so it was this when the seq was drawn
+        -- It changes only while no session can draw, so an equal number was valid at the draw.
+        exit when number = log_partitions();
     end loop;
     if dedup_id is not null then
-        insert into published as p (topic, dedup_id, seq, published_at) values (topic, dedup_id, new_seq, moment)
+        insert into published as p (topic, dedup_id, seq, published_at)
+        values (topic, dedup_id, new_seq, moment)
         on conflict on constraint published_pkey do update set seq = new_seq, published_at = moment
         where p.published_at <= moment - interval '5 minutes'
         returning p.seq into first_seq;
-        if not found then -- another session was faster
-            first_seq := (select p.seq from published p where p.topic = publish.topic and p.dedup_id = publish.dedup_id);
+        if not found then -- another session published it first
+            first_seq := (select p.seq from published p
+                          where p.topic = publish.topic and p.dedup_id = publish.dedup_id);
             perform tell_duplicate(topic, dedup_id, first_seq);
             return first_seq;
         end if;
         perform set_config('cdcbridge.duplicate', 'off', true);
     end if;
-    perform append_published(new_seq, topic, key, partition_of(key, number), coalesce(data::json, 'null'),
+    perform append_published(new_seq, topic, key, partition_of(key, number),
+                             coalesce(data::json, 'null'),
                              case when deliver_at > moment then deliver_at end, moment, horizon);
     return new_seq;
 end $$;

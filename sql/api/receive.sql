@@ -1,19 +1,51 @@
 -- receive(consumer, max_messages, visibility_timeout) -> up to max_messages deliveries.
 --
--- Each message is invisible to others for visibility_timeout (default: the consumer's) and carries a fresh receipt
--- for ack, nack and extend. Those whose timeout passed come first, then those given back, then new ones; each of the
--- three in log order, redriven messages behind what waited when they were redriven. A fifo consumer gets messages of a
--- key in log order, several at once if need be, and none while another delivery of the key is in flight.
--- Raises CB001 (unknown consumer), CB002 (a stream), CB004 (bad argument), CB005 (isolation level above READ COMMITTED,
--- where the claim would work on a snapshot older than its locks), CB008 (not this consumer's role). A paused consumer
--- gives a NOTICE and nothing else.
--- Locks: the rows it takes, by SKIP LOCKED, and places within max_in_flight (internal/places.sql), to the end of the caller's transaction. So
--- receivers do not wait for each other, and one that stays in its transaction only keeps from others the places that it uses.
--- Planner settings are pinned: missing or stale statistics must never turn a claim into a scan of everything.
-create or replace function receive(consumer text, max_messages int default 10, visibility_timeout interval default null)
+-- Each delivered message is invisible to other receivers for visibility_timeout. Each delivery has
+-- its own receipt, which ack(), nack() and extend() take.
+--
+-- Deliveries whose visibility timeout has passed are returned first, in the order of their claims
+-- (fifo: in log order). Messages that were given back, or in queue mode published for later, follow
+-- when they are due, in the order of their times. New messages are last, in log order. A redriven
+-- message follows the messages that waited when it was redriven.
+--
+-- A fifo consumer gets the messages of a key in log order, and one call may return several of them.
+-- While another delivery of the key is in flight, it gets none of them.
+--
+-- Raises CB001 for an unknown consumer. For a paused consumer there is only a NOTICE and no rows.
+--
+-- Planner settings are pinned, because missing or stale statistics must never turn a claim into a
+-- scan of everything.
+--
+-- Parameters:
+--   consumer            the name of a queue or fifo consumer
+--   max_messages        the most deliveries to return, at least 1, default 10
+--   visibility_timeout  how long the messages stay invisible to other receivers, at most
+--                       store.max_retention, or null for the consumer's own
+-- Returns: one row per delivery.
+--   receipt              identifies this delivery, for example 17-4
+--   deliver_count        which delivery of the message it is, from 1
+--   not_visible_until    when the visibility timeout ends
+--   commit_lsn, ordinal  the position in the source, or null for a published message
+--   inserted_at          when the message was appended to the log
+-- Raises:
+--   CB001  no consumer has this name
+--   CB002  the consumer is a stream
+--   CB004  max_messages is null or below 1, or visibility_timeout is negative or longer than
+--          store.max_retention
+--   CB005  the isolation level is above READ COMMITTED, so the claim would use a snapshot that is
+--          older than its locks
+--   CB008  the caller may not read this consumer
+-- Locks: the rows that it takes, with SKIP LOCKED, and places within max_in_flight
+-- (sql/internal/places.sql), until the caller's transaction ends. Receivers therefore do not wait
+-- for each other. A receiver that stays in its transaction withholds from others only the places
+-- that it uses.
+-- Example:
+--   select receipt, seq, topic, key, data from cdcbridge.receive('billing', 10);
+create or replace function receive(consumer text, max_messages int default 10,
+                                   visibility_timeout interval default null)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
-               not_visible_until timestamptz, commit_lsn pg_lsn, ordinal int, commit_time timestamptz,
-               inserted_at timestamptz)
+               not_visible_until timestamptz, commit_lsn pg_lsn, ordinal int,
+               commit_time timestamptz, inserted_at timestamptz)
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
@@ -21,15 +53,16 @@ set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
     moment timestamptz := moment();
-    until timestamptz := later(moment, coalesce(visibility_timeout,
-                                                make_interval(secs => (c.config ->> 'visibility_timeout')::float8)));
+    until timestamptz := later(moment, coalesce(
+        visibility_timeout, make_interval(secs => (c.config ->> 'visibility_timeout')::float8)));
     claimed bigint;
-    suffix text; -- of their receipts
-    k record;    -- the claim
+    suffix text; -- the end of each receipt, for example -4
+    k record;    -- the result of claim()
     lowest bigint;
     highest bigint;
 begin
-    if c.paused or coalesce(max_messages, 0) < 1 or visibility_timeout < interval '0' or visibility_timeout > interval '1 min'
+    if c.paused or coalesce(max_messages, 0) < 1
+        or visibility_timeout < interval '0' or visibility_timeout > interval '1 min'
         or current_setting('transaction_isolation') <> 'read committed'
     then
         perform check_receive(max_messages, visibility_timeout);
@@ -42,23 +75,24 @@ begin
     if k.taken = '{}' then
         return;
     end if;
-    claimed := currval('tokens_seq'); -- the claim's
+    claimed := currval('tokens_seq'); -- the token of this claim
     suffix := '-' || claimed;
     if k.plain and not c.config ?| '{columns,key,on_leave}' then
-        -- All that there is to know stands in the log, in this order. Where there is no other message between: one walk along it.
+        -- The log has all columns, in this order. With no other messages between: one range scan.
         lowest := k.taken[1];
         highest := k.taken[cardinality(k.taken)];
         if highest - lowest = cardinality(k.taken) - 1 then
             return query
-                select m.seq::text || suffix, m.seq, m.topic, m.key, m.data, 1, until, m.commit_lsn, m.ordinal,
-                       m.commit_time, m.inserted_at
+                select m.seq::text || suffix, m.seq, m.topic, m.key, m.data, 1, until, m.commit_lsn,
+                       m.ordinal, m.commit_time, m.inserted_at
                 from messages m where m.seq between lowest and highest order by m.seq;
             return;
         elsif highest - lowest < 4 * cardinality(k.taken) then
             return query
-                select m.seq::text || suffix, m.seq, m.topic, m.key, m.data, 1, until, m.commit_lsn, m.ordinal,
-                       m.commit_time, m.inserted_at
-                from (select * from messages m where m.seq between lowest and highest order by m.seq offset 0) m
+                select m.seq::text || suffix, m.seq, m.topic, m.key, m.data, 1, until, m.commit_lsn,
+                       m.ordinal, m.commit_time, m.inserted_at
+                from (select * from messages m
+                      where m.seq between lowest and highest order by m.seq offset 0) m
                 where m.seq in (select t from unnest(k.taken) t);
             return;
         end if;
@@ -70,19 +104,23 @@ begin
     return query
         select u.seq::text || suffix, u.seq, coalesce(m.topic, r.topic),
                case when l.keys is null then m.key else u.key end,
-               case when c.config ? 'columns' then project(coalesce(r.data, m.data), c.config -> 'columns')
+               case when c.config ? 'columns'
+                    then project(coalesce(r.data, m.data), c.config -> 'columns')
                     else coalesce(r.data, m.data) end,
                l.deliver_count, l.not_visible_until, coalesce(m.commit_lsn, r.commit_lsn),
                coalesce(m.ordinal, r.ordinal), coalesce(m.commit_time, r.commit_time),
                coalesce(m.inserted_at, r.inserted_at)
         from leases l
         cross join lateral unnest(l.seqs, l.keys) with ordinality as u (seq, key, n)
-        -- Lateral, so that it is a look-up each, whatever the statistics say.
-        left join lateral (select * from messages m where m.seq = u.seq and m.seq between lowest and highest limit 1) m
-            on true
-        left join lateral (select * from redriven r where r.consumer_id = c.id and r.seq = u.seq limit 1) r on true
+        -- Lateral makes it a look-up per message, even with wrong statistics.
+        left join lateral (
+            select * from messages m
+            where m.seq = u.seq and m.seq between lowest and highest limit 1) m on true
+        left join lateral (
+            select * from redriven r where r.consumer_id = c.id and r.seq = u.seq limit 1) r on true
         where l.consumer_id = c.id and l.token = claimed
-          and not exists (select from settled s where s.consumer_id = c.id and s.token = claimed and s.part = l.part
-                          and s.seq = u.seq)
+          and not exists (select from settled s
+                          where s.consumer_id = c.id and s.token = claimed and s.part = l.part
+                            and s.seq = u.seq)
         order by l.part, u.n;
 end $$;

@@ -1,4 +1,13 @@
--- show_consumer(consumer) -> its row. Raises CB001, CB008.
+-- show_consumer(consumer): show the settings and the state of a consumer.
+--
+-- Parameters:
+--   consumer  the name of a consumer of any mode
+-- Returns: its row of the table consumers.
+-- Raises:
+--   CB001  no consumer has this name
+--   CB008  the caller may not read this consumer
+-- Example:
+--   select name, mode, paused from cdcbridge.show_consumer('billing');
 create or replace function show_consumer(consumer text) returns consumers
 language plpgsql stable security definer set search_path from current as $$
 declare

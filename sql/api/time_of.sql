@@ -1,8 +1,23 @@
--- time_of(target, what) -> the time that a text names, whatever the session's settings: 2026-05-01 10:00+02; -1h, an hour ago (ms, s, m, h
--- or d); now; today, yesterday or tomorrow, which begin at midnight in UTC. what: the word for it in an error.
--- Raises CB004 for a text that is none, or that names no zone: 10:00 is another moment for each reader.
-create or replace function time_of(target text, what text default 'place in the log') returns timestamptz
-language plpgsql volatile set search_path from current set datestyle = 'ISO, MDY' set timezone = 'UTC'
+-- time_of(target, what): return the time that a text names.
+--
+-- The text is a date and time with a zone (2026-05-01 10:00+02), or now, today, yesterday or
+-- tomorrow. A signed duration in ms, s, m, h or d counts from now: -1h is an hour ago. The days
+-- begin at midnight in UTC.
+--
+-- The result does not depend on the session's settings. A text without a zone is refused, because
+-- 10:00 is another moment for each reader.
+--
+-- Parameters:
+--   target  the text
+--   what    the noun for the target in an error message, default 'place in the log'
+-- Raises:
+--   CB004  the text is not a time, is a duration without a sign, or names no zone
+-- Example:
+--   select cdcbridge.time_of('2026-05-01 10:00+02');
+create or replace function time_of(target text, what text default 'place in the log')
+returns timestamptz
+language plpgsql volatile
+set search_path from current set datestyle = 'ISO, MDY' set timezone = 'UTC'
 set intervalstyle = 'postgres' as $$
 declare
     word constant text := lower(btrim(target));
@@ -13,17 +28,20 @@ begin
         return later(moment(), word::interval);
     elsif word ~ '^[0-9]{1,15}([.][0-9]{1,15})? *(ms|s|m|h|d)$' then
         raise exception '% is a duration, and no %', quote_literal(target), what
-            using errcode = 'CB004', hint = format('-%s is that long ago, and +%1$s that far ahead.', word);
+            using errcode = 'CB004',
+                  hint = format('-%s is that long ago, and +%1$s that far ahead.', word);
     elsif word in ('now', 'today', 'yesterday', 'tomorrow') then
         return case word when 'now' then moment() else
-            date_trunc('day', moment()) + array_position('{yesterday,today,tomorrow}', word) * interval '1 day' - interval '2 days' end;
+            date_trunc('day', moment())
+            + array_position('{yesterday,today,tomorrow}', word) * interval '1 day'
+            - interval '2 days' end;
     end if;
     -- 05.01.2026 is the first of May in one session and the fifth of January in another.
     if target ~ '^ *[0-9]{1,2}[./ -]' then
         raise invalid_datetime_format;
     end if;
     at := target::timestamptz;
-    perform set_config('timezone', '+07:30', true); -- to the end of this function
+    perform set_config('timezone', '+07:30', true); -- until this function returns
     elsewhere := target::timestamptz;
     if at <> elsewhere then
         raise exception '% names no time zone', quote_literal(target)
@@ -31,8 +49,11 @@ begin
     end if;
     return at;
 exception
-    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value or interval_field_overflow then
+    when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value
+        or interval_field_overflow
+    then
         raise exception '% is no %', quote_nullable(target), what using errcode = 'CB004',
-            hint = case what when 'time' then '' else 'A place is earliest, latest, a seq, or a time. ' end
+            hint = case what when 'time' then ''
+                        else 'A place is earliest, latest, a seq, or a time. ' end
                 || 'A time is 2026-05-01 10:00+02, -1h (an hour ago), or yesterday.';
 end $$;

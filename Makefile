@@ -87,9 +87,12 @@ format: $(BIN)/.installed ## let ruff format everything
 	$(BIN)/ruff format
 
 .PHONY: docs
-docs: $(BIN)/.installed ## write docs/CLI.md and docs/CONFIGURATION.md anew from the program
+docs: $(BIN)/.installed ## write the references anew from the program, and build the pages as a site in site/
 	$(BIN)/python -m scripts.cli_reference > docs/CLI.md
 	$(BIN)/python -m scripts.config_reference > docs/CONFIGURATION.md
+	$(BIN)/python -m scripts.sql_reference > docs/SQL.md
+	$(BIN)/python -m scripts.python_reference > docs/PYTHON.md
+	$(BIN)/zensical build --strict
 
 .PHONY: client
 client: $(BIN)/.installed ## write the synchronous client anew from the asynchronous one

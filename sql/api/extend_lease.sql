@@ -11,7 +11,7 @@
 --   CB001  no consumer has this name
 --   CB002  the consumer is not a stream
 --   CB003  the text is not a receipt of this partition
---   CB004  lease is not positive or longer than store.max_retention, or the log has no such
+--   CB004  lease is null, not positive or longer than store.max_retention, or the log has no such
 --          partition
 --   CB005  the isolation level is above READ COMMITTED
 --   CB006  the receipt is missing or stale
@@ -28,6 +28,10 @@ declare
     c constant consumers := stream_named(consumer);
     at offsets;
 begin
+    perform require_read_committed('extend_lease()');
+    if lease is null then
+        raise exception 'lease is null; it must be positive' using errcode = 'CB004';
+    end if;
     perform check_read(1, lease);
     at := locked_offset(c, partition);
     if at.id is distinct from fence_of(receipt, partition) or at.leased_until <= moment() then

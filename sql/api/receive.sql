@@ -1,4 +1,4 @@
--- receive(consumer, max_messages, visibility_timeout) -> up to max_messages deliveries.
+-- receive(consumer, max_messages, visibility_timeout): deliver up to max_messages messages.
 --
 -- Each delivered message is invisible to other receivers for visibility_timeout. Each delivery has
 -- its own receipt, which ack(), nack() and extend() take.
@@ -11,7 +11,7 @@
 -- A fifo consumer gets the messages of a key in log order, and one call may return several of them.
 -- While another delivery of the key is in flight, it gets none of them.
 --
--- Raises CB001 for an unknown consumer. For a paused consumer there is only a NOTICE and no rows.
+-- For a paused consumer there is only a NOTICE and no rows.
 --
 -- Planner settings are pinned, because missing or stale statistics must never turn a claim into a
 -- scan of everything.

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts import config_reference
+from scripts import config_reference, python_reference, sql_reference
 from scripts.cli_reference import reference
 from tests.harness.world import World, clean_environment, eventually
 
@@ -70,6 +70,14 @@ def test_the_command_reference_is_the_programs_own_help() -> None:
 
 def test_the_configuration_reference_is_the_programs_own_model() -> None:
     assert (ROOT / "docs" / "CONFIGURATION.md").read_text() == config_reference.reference(), "run `make docs`"
+
+
+def test_the_sql_reference_is_made_from_the_headers() -> None:
+    assert (ROOT / "docs" / "SQL.md").read_text() == sql_reference.reference(), "run `make docs`"
+
+
+def test_the_python_reference_is_made_from_the_docstrings() -> None:
+    assert (ROOT / "docs" / "PYTHON.md").read_text() == python_reference.reference(), "run `make docs`"
 
 
 def test_every_file_that_the_documents_name_is_there() -> None:

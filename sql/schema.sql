@@ -1,18 +1,21 @@
 -- The tables of a store, in the order in which a change meets them.
 --
--- `cdcbridge migrate` runs this file once, in one transaction, with search_path set to the schema of the store (default: cdcbridge).
--- Functions and views are in files of their own, which are loaded again whenever they change.
+-- `cdcbridge migrate` runs this file once, in one transaction, with search_path set to the schema
+-- of the store (default: cdcbridge). Functions and views are in files of their own. The
+-- same command loads them again whenever they change.
 --
--- The bridge appends each change once to the log, the table messages. In the same transaction it notes for each queue and fifo
--- consumer that the change waits. From then on a message of a consumer is in exactly one of these tables, or it is finished:
+-- The bridge appends each change once to the log, the table messages. In the same transaction it
+-- records, for each queue and fifo consumer that takes the change, that the message is waiting.
+-- From then on, each message of a consumer is in exactly one of these tables until it is finished:
 --
 --   waiting         not delivered yet, in log order
 --   leases          delivered, and neither acked nor given back
---   delayed         given back by nack, or published for later: visible again from some time on
---   dead_messages   delivered too often, or refused
+--   delayed         given back by nack, or published for later: visible again at a later time
+--   dead_messages   a dead letter: delivered too often, or refused
 --
--- Each move from one table to another is one transaction. The view consumer_messages shows the first three tables with a row per
--- message. Streams have no rows of their own per message: they read the log, and the table offsets keeps how far.
+-- Each move from one table to another is one transaction. The view consumer_messages has a row for
+-- each message in the first three tables. Streams have no rows per message: a group reads the log,
+-- and the table offsets records how far it has read.
 
 
 -- 1. The version of the store
@@ -23,7 +26,8 @@ create table schema_migrations (
     applied_at  timestamptz not null default now()
 );
 
--- The functions and views that are installed: a checksum of their files, and the version of the program that installed them.
+-- The functions and views that are installed: a checksum of their files, and the version of the
+-- program that installed them.
 create table schema_code (
     only_row   boolean     primary key default true check (only_row),
     checksum   text        not null,
@@ -31,15 +35,18 @@ create table schema_code (
     applied_at timestamptz not null default now()
 );
 
--- The code of functions that are made anew when consumers are added or removed.
---   per_consumer/...  functions that each queue and fifo consumer has for itself, with __id__ for its id (sql/internal/per_consumer)
---   dispatch/...      functions that call them, with __calls__ for the calls (sql/internal/dispatch)
+-- The templates of functions that are created again when consumers are added or removed.
+--   per_consumer/...  functions of which each queue and fifo consumer has its own, with __id__ for
+--                     its id (sql/internal/per_consumer)
+--   dispatch/...      functions that call them, with __calls__ for the calls
+--                     (sql/internal/dispatch)
 create table code_templates (
     name text primary key,
     code text not null
 );
 
--- A limit that functions check: no message is delayed for longer than store.max_retention of the configuration.
+-- A limit that functions check: the longest time for which a message may be delayed. It is
+-- store.max_retention of the configuration.
 create table limits (
     only_row      boolean  primary key default true check (only_row),
     max_retention interval not null default '30 days'
@@ -51,10 +58,11 @@ insert into limits default values;
 
 -- The database that feeds this store. One store serves one source, so there is one row.
 --   catalog       the columns and keys of the tables, as the bridge last read them
---   database_oid  the same database keeps it when it is renamed
---   capture       the publications and the tables named in the configuration, as they were when the last session began
---                 (cdcbridge/source/capture.py)
---   feeds         the consumers that the leading bridge feeds (cdcbridge/store/feeds.py); null before its first session
+--   database_oid  the oid of the database, which stays the same when the database is renamed
+--   capture       the publications and the tables named in the configuration, as they were when the
+--                 last session began (cdcbridge/source/capture.py)
+--   feeds         the consumers that the leading bridge feeds (cdcbridge/store/feeds.py); null
+--                 before its first session
 create table source (
     only_row           boolean     primary key default true check (only_row),
     system_identifier  text        not null,
@@ -69,7 +77,8 @@ create table source (
     feeds              jsonb
 );
 
--- One row for each time that a bridge took the lead. Only the bridge with the newest epoch may append. Rows are never updated.
+-- One row for each time that a bridge took the lead. Only the bridge with the newest epoch may
+-- append. Rows are never updated.
 create table leaders (
     epoch      bigint      generated always as identity primary key,
     holder     text        not null,
@@ -77,9 +86,11 @@ create table leaders (
     started_at timestamptz not null default now()
 );
 
--- How far the log reaches in the source's WAL. Each append inserts a row and deletes the one before it. The newest row is at the
--- right end of the index, so a look-up stays fast while an old snapshot keeps many dead rows to its left.
---   unfinished   the position is inside a transaction: the options with which its decoding began
+-- How far the log reaches in the source's WAL. Each append inserts a row and deletes the one before
+-- it. The newest row is at the right end of the index. A look-up therefore stays fast even if an
+-- old snapshot keeps many dead rows to its left.
+--   unfinished   the options with which decoding began, if the position is inside a transaction;
+--                otherwise null
 --   commit_time  the log contains every wanted change that the source committed before this time
 create table positions (
     id          bigint      generated always as identity primary key,
@@ -91,19 +102,22 @@ create table positions (
     recorded_at timestamptz not null default now()
 );
 
--- Transactions that the source sends before they commit. No consumer sees them. The table is unlogged: after a crash of the store
--- or the bridge, the source sends them again from their beginning.
+-- Transactions that the source sends before they commit. No consumer sees them. The table is
+-- unlogged, because after a crash of the store or the bridge the source sends them again from their
+-- beginning.
 --   block  messages of the output plugin, each with its length and its subtransaction
---   n      number of the block within its transaction, from 0
+--   n      the number of the block within its transaction, from 0
 create unlogged table spilled (
     xid   bigint not null,
     n     int    not null,
     block bytea  not null,
     primary key (xid, n)
 );
-alter table spilled alter column block set storage external; -- compression would cost more than it saves
+-- Without compression, which would cost more than it saves.
+alter table spilled alter column block set storage external;
 
--- The last error of a bridge, unless the store was out of reach. holder: the host and the process.
+-- The last error of a bridge. An error is not recorded while the store cannot be reached.
+--   holder  the host and the process of the bridge
 create table last_error (
     only_row boolean     primary key default true check (only_row),
     message  text        not null,
@@ -112,8 +126,9 @@ create table last_error (
     at       timestamptz not null default clock_timestamp()
 );
 
--- Tables of the source whose replica identity the event trigger set to FULL. before: pg_class.relreplident before that.
--- `cdcbridge uninstall` restores it after the trigger is gone.
+-- Tables of the source whose replica identity the event trigger set to FULL. `cdcbridge uninstall`
+-- restores the identity after it has removed the trigger.
+--   before  the value of pg_class.relreplident before the trigger changed it
 create table given_identities (
     relation oid  primary key,
     before   text not null
@@ -122,8 +137,9 @@ create table given_identities (
 
 -- 3. The log
 
--- How many partitions the log has from which seq on. Publishers read the number from the sequence, because a session sees the
--- current value of a sequence whatever its snapshot.
+-- The number of partitions of the log, from each from_seq on. Publishers read the number from the
+-- sequence, because a session always sees the current value of a sequence, also with an older
+-- snapshot.
 create table partitionings (
     from_seq   bigint primary key,
     partitions int    not null
@@ -132,12 +148,14 @@ create sequence partitions_seq;
 insert into partitionings (from_seq, partitions) values (0, 16);
 select setval('partitions_seq', 16);
 
--- Each change or published message, once. seq gives the order. Segments are partitions of 1,000,000 seqs, which create_segments()
--- makes before they are needed and retention drops as a whole.
+-- Each change or published message, once. seq gives the order. Segments are partitions of 1,000,000
+-- seqs. create_segments() makes them before they are needed, and retention drops them as a whole.
 --   old_key    the key before an update that changed it
---   reader     the only consumer for which a backfill read this row; null: every consumer of the topic
+--   reader     the id of the consumer for which a backfill read this row; null: the message is for
+--              every consumer of the topic
 --   publisher  the transaction that published the message
---   horizon    all transactions with lower ids had ended at inserted_at; null where commit_time is known
+--   horizon    all transactions with lower ids had ended at inserted_at; null if commit_time is
+--              known
 create sequence messages_seq cache 1;
 create table messages (
     seq         bigint      not null,
@@ -158,23 +176,27 @@ create table messages (
 ) partition by range (seq);
 comment on table messages is 'The log: each change once, in position order';
 
--- At the time `at` every seq up to this one was committed, or never will be. A running bridge adds a row every 10 s while the log grows.
+-- At the time `at`, every seq up to this one was committed, or never will be. While the log grows,
+-- a running bridge adds a row every 10 s.
 create table safe_points (
     seq bigint      primary key,
     at  timestamptz not null
 );
 
--- The dedup ids of the last minutes: publish() with one of them adds nothing and returns its seq.
+-- The dedup ids of the last 5 minutes. A publish() with one of them adds nothing and returns its
+-- seq.
 create table published (
     topic        text        not null,
     dedup_id     text        not null,
     seq          bigint      not null,
     published_at timestamptz not null,
     primary key (topic, dedup_id)
-) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, vacuum_truncate = off);
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+        vacuum_truncate = off);
 create index published_at on published (published_at);
 
--- The gap messages of the last 30 days, so that `cdcbridge status` can name the latest ones without reading the log.
+-- The gap messages of the last 30 days. `cdcbridge status` names the latest ones without reading
+-- the log.
 --   record     the record of the gap message
 --   consumers  the names of the consumers that received it
 create table gaps (
@@ -187,7 +209,7 @@ create table gaps (
 
 -- 4. Consumers
 
--- snapshot_at: when the backfills of a consumer with `start: snapshot` were made.
+--   snapshot_at  when the backfills of a consumer with `start: snapshot` were requested
 create table consumers (
     id          int         generated always as identity primary key,
     name        text        not null unique check (name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'),
@@ -200,20 +222,26 @@ create table consumers (
 );
 create index consumers_topics on consumers using gin ((config -> 'topics'));
 
--- The transaction that last added, changed or removed a consumer. A publisher whose snapshot is older would miss that change; it
--- reads the current value here whatever its snapshot, and refuses.
+-- The transaction that last added, changed or removed a consumer. A publisher whose snapshot is
+-- older would miss that change. It sees the current value of the sequence nevertheless, and refuses
+-- to publish.
 create sequence consumers_xid_seq;
 
 
 -- 5. The messages of queue and fifo consumers
 
--- Messages that have not been delivered. A row stands for all messages of seqs, which rise: a large append writes 50 to a row, a
--- small append one. Each consumer has a partition of its own, so that removing it drops a table.
---   ord, tie    place in the consumer's order. ord is the first seq. For redriven messages it is the log's end at that time, and
---               tie distinguishes several redrives.
---   keys        the consumer's own keys; null: the keys of the log. One key with several seqs is a run: all have this key.
---   barrier     fifo: the message waits for all before it, and all after it wait for the message (a truncate)
---   not_before  fifo: a published message that is delivered from this time on. In queue mode it is in delayed.
+-- Messages that have not been delivered. A row contains the messages of all its seqs, in ascending
+-- order. A large append writes rows of 50 messages, a small append rows of one. Each consumer has a
+-- partition of its own, so that its removal only drops a table.
+--   ord, tie    the place in the consumer's order. ord is the first seq. For redriven messages ord
+--               is the log's end at the time of the redrive, and tie distinguishes several
+--               redrives.
+--   keys        the consumer's own keys; null: the keys in the log. One key with several seqs is a
+--               run: all messages have this key.
+--   barrier     in fifo mode: the message waits for all messages before it, and all messages after
+--               it wait for it (a truncate)
+--   not_before  in fifo mode: a published message is delivered from this time on. In queue mode
+--               such a message is in delayed.
 create sequence redrives_seq;
 create table waiting (
     consumer_id int         not null,
@@ -227,11 +255,13 @@ create table waiting (
     primary key (consumer_id, ord, tie)
 ) partition by list (consumer_id);
 
--- The messages that one receive() took. It writes a row for all of them, not a row per message. An ack of all deletes the row.
---   token  the claim, and with it the second half of each receipt
---   part   the number of the row's first message in the claim, from 1; negative where extend() took that message out of its row
---   slot   the part of the consumer's max_in_flight that these messages count against
---   keys   the consumer's own keys; null: the keys of the log
+-- The messages that one receive() took. It writes one row for several messages. When all of them
+-- are acked, the row is deleted.
+--   token  the number of the claim, which is the second half of each receipt
+--   part   the number of the row's first message in the claim, from 1; negative if extend() took
+--          that message out of its row
+--   slot   the part of the consumer's max_in_flight against which these messages count
+--   keys   the consumer's own keys; null: the keys in the log
 create sequence tokens_seq;
 create table leases (
     consumer_id       int         not null,
@@ -250,7 +280,7 @@ create table leases (
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
--- Messages of a lease that are finished while others of the same row are not.
+-- Messages of a lease that are finished while other messages of the same row are not.
 create table settled (
     consumer_id int      not null,
     token       bigint   not null,
@@ -262,7 +292,7 @@ create table settled (
 
 -- Messages that were given back by nack, and in queue mode those that were published for later.
 --   ord, tie  place in the consumer's order, as in waiting
---   in_order  the message is a fifo consumer's
+--   in_order  the consumer is in fifo mode
 create table delayed (
     consumer_id       int         not null,
     seq               bigint      not null,
@@ -280,17 +310,21 @@ create table delayed (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
--- Each kind of look-up has one index that can serve it. Statistics of an almost empty table make all indexes look equally cheap, and
--- the wrong one reads all rows of the consumer for each message.
--- By key: statements say `consumer_id + 0 = ...`, which no other index serves. The hash also covers keys of more than 2,700 bytes, which
--- a btree refuses.
+-- Each kind of look-up has exactly one index that can serve it. While the table is almost empty,
+-- its statistics make all indexes look equally cheap. The wrong one would read all rows of the
+-- consumer for each message.
+-- By key: the statements use `consumer_id + 0 = ...`, which no other index serves. The hash also
+-- covers keys of more than 2,700 bytes, which a btree refuses.
 create index delayed_key on delayed (hashtextextended(key, consumer_id)) where in_order;
--- By time: statements say `visible_at > '-infinity'`. Those that look for a seq do not, and use the primary key.
-create index delayed_visible_at on delayed (consumer_id, visible_at, seq) where visible_at > '-infinity';
--- A fifo claim asks whether a barrier was given back, which is rare.
+-- By time: the statements use `visible_at > '-infinity'`. Statements that look for a seq do not use
+-- it, so they are served by the primary key.
+create index delayed_visible_at on delayed (consumer_id, visible_at, seq)
+    where visible_at > '-infinity';
+-- A fifo claim looks for barriers that were given back, which are rare.
 create index delayed_barrier on delayed (consumer_id) where barrier;
 
--- Dead letters, each with its data: the segment of the log may be dropped before an operator looks at them.
+-- Dead letters, each with its data, because the segment of the log may be dropped before an
+-- operator looks at them.
 create sequence dead_messages_id_seq;
 create table dead_messages (
     id                bigint      not null default nextval('dead_messages_id_seq'),
@@ -311,9 +345,10 @@ create table dead_messages (
 ) partition by list (consumer_id);
 alter sequence dead_messages_id_seq owned by dead_messages.id;
 
--- The content of redriven and replayed messages until they are finished, for the same reason. Consumers with `on_leave: delete` also
--- have content of their own here.
---   replayed  a replay put the message here, and it was no dead letter
+-- The content of redriven and replayed messages until they are finished. They have their own
+-- content here because their segment of the log may be dropped. A consumer with `on_leave: delete`
+-- has content of its own here as well: the deletes of rows that left its filter.
+--   replayed  a replay inserted the message, which was not a dead letter
 create table redriven (
     consumer_id int         not null,
     seq         bigint      not null,
@@ -330,11 +365,13 @@ create table redriven (
     primary key (consumer_id, seq)
 );
 
--- Where a claim begins to look, so that it does not read through what is finished. Rows are inserted and deleted, never updated: the
--- newest is at the right end of the index. Each row stays true for ever; the newest one saves the most work.
---   waiting_floor, passed  a row of waiting with an ord below the floor, now or later, has an ord that is in passed. Claims have passed
---                          it by because its key is held, its time has not come, or another claim had locked it.
---   token_floor, tokens    a lease with a token below the floor has a token that is in tokens
+-- Where a claim begins to scan, so that it does not read finished messages. Rows are inserted and
+-- deleted, never updated, so the newest is at the right end of the index. Each row remains correct
+-- for ever, and the newest one saves the most work.
+--   waiting_floor, passed  Rows of waiting with an ord below the floor have an ord in passed, now
+--                          and later. Claims have skipped them because the key was held, the time
+--                          had not come, or another claim had locked the row.
+--   token_floor, tokens    Leases with a token below the floor have a token in tokens.
 create table hints (
     consumer_id   int      not null,
     id            bigint   generated always as identity,
@@ -343,9 +380,11 @@ create table hints (
     token_floor   bigint   not null,
     tokens        bigint[] not null,
     primary key (consumer_id, id)
-) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, vacuum_truncate = off);
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+        vacuum_truncate = off);
 
--- A delivery that moves from one table to another, for example from leases to delayed. The columns are those of leases and delayed.
+-- A delivery that moves from one table to another, for example from leases to delayed. The columns
+-- are those of leases and delayed.
 --   ordinal  the number of the message in its claim
 create type delivery as (
     token             bigint,
@@ -366,12 +405,14 @@ create type delivery as (
 
 -- 6. Streams
 
--- How far each group is in each partition: its members have finished all messages up to seq. Rows are inserted and deleted, never
--- updated, as in positions.
---   id            rises with each read and each commit of the partition. The smallest is the least recently read one; under a lease it is
---                 in the receipt.
---   leased_until  a member reads the partition until then
---   lost          how many messages retention dropped before the group had read them. The group reads nothing until a seek.
+-- How far each group has read in each partition: its members have finished all messages up to seq.
+-- Rows are inserted and deleted, never updated, as in positions.
+--   id            rises with each lease and each move of the offset. The partition with the
+--                 smallest id is the least recently read one. The receipt of a lease contains the
+--                 id.
+--   leased_until  a member reads the partition under a lease until this time
+--   lost          the number of messages that retention dropped before the group had read them. The
+--                 group reads nothing more in this partition until a seek.
 create table offsets (
     consumer_id  int         not null,
     partition    int         not null,
@@ -384,14 +425,14 @@ create table offsets (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
--- What a group reads of the log.
+-- The part of the log that a group reads.
 --   topics      topics of published messages
 --   tables      names of tables, for example public.orders; null: all tables of all schemas
---   schemas     schemas whose tables are all wanted
---   operations  for example insert; null: all
---   reader      the group's id, for rows that a backfill read for it
---   taken       patterns of LIKE for names in part, for example sales.o_*; null: there are none
---   left_out    the same for tables that are left out
+--   schemas     schemas of which all tables are wanted
+--   operations  operations, for example insert; null: all
+--   reader      the group's id, for rows that a backfill read for the group
+--   taken       LIKE patterns made from entries such as sales.o_*; null: none
+--   left_out    LIKE patterns made from entries such as !sales.tmp_*; null: none
 create type stream_wish as (
     topics     text[],
     tables     text[],
@@ -403,14 +444,18 @@ create type stream_wish as (
 );
 
 
--- 7. Backfills: rows that were in a table before its changes were captured, read in chunks for one consumer
+-- 7. Backfills: rows that were in a table before its changes were captured, read in chunks for one
+-- consumer
 
--- state: waiting for a bridge, running or paused; afterwards done, failed or cancelled.
---   note       what it waits for, or why it failed
---   after_seq  the log's end when the consumer was made, if this backfill is its snapshot: later rows arrived as changes
---   since      the source's snapshot when it began: younger versions of a row arrive as changes
---   early      keys whose changes arrived before the first rows of the backfill
---   total      rows of the table, as estimated when it began
+-- One row per backfill. Its state is waiting (for a bridge), running or paused. At the end it is
+-- done, failed or cancelled.
+--   note       the reason why it waits or has failed
+--   after_seq  the log's end when the consumer was added, if the backfill is its snapshot. Later
+--              rows arrived as changes.
+--   since      the source's snapshot when the backfill began. Younger versions of a row arrive as
+--              changes.
+--   early      the keys whose changes arrived before the first rows of the backfill
+--   total      the number of rows in the table, as estimated when the backfill began
 create table backfills (
     id          int         generated always as identity primary key,
     consumer_id int         not null references consumers on delete cascade,
@@ -419,7 +464,8 @@ create table backfills (
     columns     text[],
     rate        int,
     state       text        not null default 'waiting'
-                            check (state in ('waiting', 'running', 'paused', 'done', 'failed', 'cancelled')),
+                            check (state in ('waiting', 'running', 'paused', 'done', 'failed',
+                                             'cancelled')),
     note        text,
     after_seq   bigint,
     since       text,
@@ -429,12 +475,14 @@ create table backfills (
     started_at  timestamptz,
     finished_at timestamptz
 );
-create unique index backfills_unfinished on backfills (consumer_id, table_name) where state in ('waiting', 'running', 'paused');
+create unique index backfills_unfinished on backfills (consumer_id, table_name)
+    where state in ('waiting', 'running', 'paused');
 
--- How far each backfill is. An append of its rows inserts a row here and deletes the one before it, as in positions.
---   place  the key of the last row that is done, as texts
---   done   rows read
---   sent   rows that became messages
+-- How far each backfill is. An append of its rows inserts a row here and deletes the one before it,
+-- as in positions.
+--   place  the key of the last row that was read, as texts
+--   done   the number of rows read
+--   sent   the number of these rows that became messages
 create table backfill_progress (
     backfill_id int         not null references backfills on delete cascade,
     id          bigint      generated always as identity,

@@ -1,7 +1,10 @@
--- Consumers: adding one, removing one, and the functions that each queue and fifo consumer has for itself.
+-- Consumers: how one is added or removed, and the functions that each queue and fifo consumer has.
 
--- lock_consumers(): one change of consumers at a time, to the end of the transaction. Take it before the fence, and before all else.
--- Raises CB005 (isolation level above READ COMMITTED).
+-- lock_consumers(): Let only one transaction at a time change consumers.
+--
+-- Take this lock before the fence and before every other lock.
+-- Raises: CB005 if the isolation level is above READ COMMITTED.
+-- Locks: the advisory lock of consumers, to the end of the transaction.
 create or replace function lock_consumers() returns void
 language plpgsql volatile set search_path from current as $$
 begin
@@ -9,29 +12,40 @@ begin
     perform pg_advisory_xact_lock('consumers'::regclass::oid::bigint << 32 | 1);
 end $$;
 
--- note_consumer_change(): publishers whose snapshot does not see this transaction are refused from now on. Call it last, under
--- lock_consumers(): so the last noted transaction is the last one that commits.
+-- note_consumer_change(): Refuse publishers whose snapshot does not see this transaction.
+--
+-- Call it last and under lock_consumers(). Then the last transaction noted is also the last one
+-- that commits.
 create or replace function note_consumer_change() returns void
 language sql volatile set search_path from current as $$
     select setval('consumers_xid_seq', pg_current_xact_id()::text::bigint)
 $$;
 
--- mend_consumer_change(): in a store that was restored on another server the noted transaction may lie in the future. Call it under
+-- mend_consumer_change(): Correct the noted transaction after a restore on another server.
+--
+-- On another server the id of that transaction may lie in the future. Call the function under
 -- lock_consumers().
 create or replace function mend_consumer_change() returns void
 language sql volatile set search_path from current as $$
     select setval('consumers_xid_seq', pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)
-    where pg_sequence_last_value('consumers_xid_seq') >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+    where pg_sequence_last_value('consumers_xid_seq')
+          >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint
 $$;
 
 -- sees_consumers() -> whether the caller's snapshot sees the last change of consumers.
 create or replace function sees_consumers() returns boolean
 language sql volatile as $$
-    select coalesce(pg_visible_in_snapshot(pg_sequence_last_value('consumers_xid_seq')::text::xid8, pg_current_snapshot()), true)
+    select coalesce(pg_visible_in_snapshot(
+        pg_sequence_last_value('consumers_xid_seq')::text::xid8, pg_current_snapshot()), true)
 $$;
 
--- add_consumer(name, mode, config) -> its id. Makes its partitions and its functions, or a group's offsets. make_dispatch() must follow in the same
--- transaction. Locks: SHARE UPDATE EXCLUSIVE on waiting and dead_messages: readers, publishers and the bridge go on.
+-- add_consumer(name, mode, config) -> the new consumer's id.
+--
+-- The function makes the partitions and functions of a queue or fifo consumer, or the offsets of a
+-- group. make_dispatch() must follow in the same transaction.
+-- Raises: CB005 if the isolation level is above READ COMMITTED.
+-- Locks: SHARE UPDATE EXCLUSIVE on waiting and dead_messages, to the end of the transaction.
+-- Readers, publishers and the bridge continue. For a group, the locks of begin_group().
 create or replace function add_consumer(name text, mode text, config jsonb) returns int
 language plpgsql set search_path from current as $$
 declare
@@ -43,25 +57,33 @@ begin
         perform begin_group(new_id, config);
         return new_id;
     end if;
-    -- Attached, not made as a partition, which would lock everybody out of the parent until the transaction ends.
+    -- ATTACH, because CREATE TABLE ... PARTITION OF would lock the parent against all others until
+    -- the transaction ends.
     execute format('create table %I (like waiting including all)
                     with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
-                          autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off)', 'waiting_' || new_id);
-    execute format('alter table waiting attach partition %I for values in (%s)', 'waiting_' || new_id, new_id);
+                          autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off)',
+                   'waiting_' || new_id);
+    execute format('alter table waiting attach partition %I for values in (%s)',
+                   'waiting_' || new_id, new_id);
     if mode = 'fifo' then
-        execute format('create index %I on %I (ord, tie) where barrier', 'barriers_' || new_id, 'waiting_' || new_id);
+        execute format('create index %I on %I (ord, tie) where barrier',
+                       'barriers_' || new_id, 'waiting_' || new_id);
         execute format('create index %I on %I (not_before) where not_before is not null',
                        'later_' || new_id, 'waiting_' || new_id);
     end if;
-    execute format('create table %I (like dead_messages including all)', 'dead_messages_' || new_id);
-    execute format('alter table dead_messages attach partition %I for values in (%s)', 'dead_messages_' || new_id, new_id);
+    execute format('create table %I (like dead_messages including all)',
+                   'dead_messages_' || new_id);
+    execute format('alter table dead_messages attach partition %I for values in (%s)',
+                   'dead_messages_' || new_id, new_id);
     insert into hints (consumer_id, waiting_floor, token_floor, tokens) values (new_id, 0, 0, '{}');
     perform make_consumer_code(new_id);
     return new_id;
 end $$;
 
--- make_consumer_code(id): the functions that work on the consumer's own partition. Static SQL on a table of its own is
--- planned once a session; on the partitioned table every call would lock all partitions, or be planned anew.
+-- make_consumer_code(id): Create the functions that work on the consumer's own partition.
+--
+-- Their SQL is static and names one table, so it is planned once per session. With the partitioned
+-- table, each call would lock all partitions or be planned again.
 create or replace function make_consumer_code(id int) returns void
 language plpgsql set search_path from current as $$
 declare
@@ -72,16 +94,20 @@ begin
     end loop;
 end $$;
 
--- make_code(): all of it, when this version's functions replace another's.
+-- make_code(): Create all functions of all consumers.
+--
+-- `cdcbridge migrate` calls it when it replaces the functions of another version.
 create or replace function make_code() returns void
 language sql set search_path from current as $$
     select make_consumer_code(id) from consumers where mode <> 'stream';
     select make_dispatch();
 $$;
 
--- make_dispatch(): the functions that call a consumer's own claim by its id. A dynamic statement would be parsed and planned
--- anew at each claim; these find the call by halves, with comparisons alone.
--- Locks: other changes of consumers, to the end of the transaction.
+-- make_dispatch(): Create the functions that call a consumer's own claim function by its id.
+--
+-- A dynamic statement would be parsed and planned at each claim. These functions find the call by
+-- binary search instead, with comparisons only.
+-- Locks: lock_consumers().
 create or replace function make_dispatch() returns void
 language plpgsql set search_path from current as $$
 declare
@@ -96,19 +122,25 @@ begin
             otherwise := 'execute format(''select * from claim_waiting_%s($1, $2, $3, $4, $5, $6)'', consumer_id) into k
                           using hint, places, taken, claimed, moment, until;';
         else
-            call := 'taken := claim_in_order_<id>(hint, places, taken, claimed, moment, until, safe);';
+            call :=
+                'taken := claim_in_order_<id>(hint, places, taken, claimed, moment, until, safe);';
             otherwise := 'execute format(''select claim_in_order_%s($1, $2, $3, $4, $5, $6, $7)'', consumer_id) into taken
                           using hint, places, taken, claimed, moment, until, safe;';
         end if;
         execute replace(template.code, '__calls__', call_by_id(
             array(select c.id from consumers c
-                  where c.mode = case template.name when 'dispatch/claim_waiting' then 'queue' else 'fifo' end order by c.id),
+                  where c.mode = case template.name when 'dispatch/claim_waiting' then 'queue'
+                                                    else 'fifo' end
+                  order by c.id),
             call, otherwise));
     end loop;
 end $$;
 
--- call_by_id(ids, call, otherwise) -> PL/pgSQL that finds consumer_id among the ids, which rise, and does the call with <id>
--- replaced. Otherwise: a session that stays in its transaction can have an older version, from before the consumer was added.
+-- call_by_id(ids, call, otherwise) -> PL/pgSQL that finds consumer_id among the ids and runs call.
+--
+-- The ids must ascend. In call, <id> is replaced by the id. The code runs `otherwise` for any other
+-- id: a session that remains in its transaction may have an older version of the code, made before
+-- the consumer was added.
 create or replace function call_by_id(ids int[], call text, otherwise text) returns text
 language plpgsql immutable set search_path from current as $$
 declare
@@ -116,16 +148,24 @@ declare
 begin
     if cardinality(ids) > 1 then
         return format('if consumer_id < %s then %s else %s end if;', ids[middle],
-                      call_by_id(ids[:middle - 1], call, otherwise), call_by_id(ids[middle:], call, otherwise));
+                      call_by_id(ids[:middle - 1], call, otherwise),
+                      call_by_id(ids[middle:], call, otherwise));
     end if;
     return format('if consumer_id = %s then %s else %s end if;', coalesce(ids[1], 0),
                   replace(call, '<id>', ids[1]::text), otherwise);
 end $$;
 
--- remove_consumer(name): the consumer, what waits for it, what it has in flight and its dead letters are gone at once.
--- Raises CB001, CB005, and 55P03 where a transaction uses the consumer or the log for longer than 500 ms: roll back and try again.
--- Locks, in this order: lock_consumers(); for a queue SHARE on messages, ACCESS EXCLUSIVE on the consumer's own tables, then on
--- waiting and dead_messages; else a group's partitions. So no transaction is open that uses what goes.
+-- remove_consumer(name): Remove a consumer with its waiting messages, deliveries and dead letters.
+--
+-- No transaction that uses them can be open when they are removed, because of the locks.
+--
+-- Raises:
+--   CB001  unknown consumer
+--   CB005  the isolation level is above READ COMMITTED
+--   55P03  a transaction uses the consumer or the log for longer than 500 ms: roll back and retry
+-- Locks, in this order: lock_consumers(). Then, for a queue or fifo consumer, SHARE on messages,
+-- ACCESS EXCLUSIVE on the consumer's own tables, and ACCESS EXCLUSIVE on waiting and dead_messages.
+-- For a stream, the partitions of the group.
 create or replace function remove_consumer(name text) returns void
 language plpgsql set search_path from current set lock_timeout = '500ms' as $$
 declare
@@ -135,21 +175,25 @@ begin
     perform lock_consumers();
     consumer := consumer_named(name);
     if consumer.mode <> 'stream' then
-        lock table only messages in share mode; -- a publisher looks for its consumers after it has locked messages
-        execute format('lock table %I, %I in access exclusive mode', 'waiting_' || consumer.id, 'dead_messages_' || consumer.id);
+        -- A publisher looks for its consumers after it has locked messages.
+        lock table only messages in share mode;
+        execute format('lock table %I, %I in access exclusive mode',
+                       'waiting_' || consumer.id, 'dead_messages_' || consumer.id);
         lock table only waiting, only dead_messages in access exclusive mode;
     end if;
-    perform pg_advisory_xact_lock(partition_lock(consumer.id, o.partition)) from newest_offsets(consumer.id) o;
+    perform pg_advisory_xact_lock(partition_lock(consumer.id, o.partition))
+    from newest_offsets(consumer.id) o;
     for code in select p.oid::regprocedure from pg_proc p
                 where p.pronamespace = current_schema()::regnamespace
                   and p.proname = any (array(
                       select f || '_' || consumer.id
-                      from unnest('{live_waiting,find_floor,claim_waiting,claim_in_order,free_messages,remove_front,
+                      from unnest(
+              '{live_waiting,find_floor,claim_waiting,claim_in_order,free_messages,remove_front,
                                     cut_up,claim_barrier,visible,delayed}'::text[]) f))
     loop
         execute 'drop function ' || code;
     end loop;
-    -- A stream has none. DROP TABLE IF EXISTS would say so to whoever removes it.
+    -- A stream has no such tables. DROP TABLE IF EXISTS would raise a NOTICE for each.
     foreach code in array array['waiting_' || consumer.id, 'dead_messages_' || consumer.id] loop
         continue when to_regclass(quote_ident(code)) is null;
         execute format('drop table %I', code);

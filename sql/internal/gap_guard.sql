@@ -1,13 +1,22 @@
--- The gap guard: what of a sequence is settled, although transactions commit in another order than they drew from it.
+-- The gap guard: up to which value a sequence is complete.
 --
--- Whoever draws holds, to the end of its transaction, a shared advisory lock on the sequence's last value before its first
--- draw. So nothing at or below the oldest such value can still appear. The sequence must have CACHE 1.
--- The lock's two halves are the sequence's oid and the value's low 32 bits, which is enough while no open transaction
--- is 4 billion values behind.
+-- Transactions commit in another order than they draw values from a sequence, so a smaller value
+-- may appear after a larger one. The guard finds the value up to which nothing can appear any more.
+--
+-- A transaction that draws holds a shared advisory lock until it ends. The lock is on the last
+-- value that the sequence had before the transaction's first draw. Therefore no value up to the
+-- smallest locked one can still appear. The sequence must have CACHE 1.
+--
+-- The two halves of the lock's key are the oid of the sequence and the low 32 bits of the value.
+-- That suffices as long as no open transaction is 4 billion values older than the newest one.
 
--- draw(seq, count) -> the first of `count` consecutive values, registered before they are drawn; null for none.
--- Locks: the sequence's draw lock, for this call alone: shared, so that drawers do not wait for each other; whole for a block,
--- which has no stranger's value in it.
+-- draw(seq, count) -> the first of `count` consecutive values; null if count is 0.
+--
+-- The transaction is registered with the gap guard before the values are drawn.
+-- Raises: CB004 if the caller has no right to use the sequence.
+-- Locks: the lock described above, to the end of the transaction. During the call also the draw
+-- lock of the sequence. It is shared for one value, so that sessions do not wait for each other. It
+-- is exclusive for a block, so that no other session's value lies within the block.
 create or replace function draw(seq regclass, count int) returns bigint
 language plpgsql volatile set search_path from current as $$
 declare
@@ -17,14 +26,15 @@ begin
     if has_sequence_privilege(seq, 'usage') is not true then
         raise exception 'no right to use the sequence %', seq using errcode = 'CB004';
     end if;
-    -- Conditions, which are expressions, where a PERFORM each would be a statement.
+    -- Written as conditions: PL/pgSQL evaluates them as expressions. Each PERFORM is a statement.
     if count > 1 then
         perform pg_advisory_lock(draw_lock(seq));
     elsif pg_advisory_lock_shared(draw_lock(seq)) is null then
         null;
     end if;
     if current_setting(setting, true) is distinct from pg_current_xact_id()::text
-        and (pg_advisory_xact_lock_shared(seq::oid::int, low_half(coalesce(pg_sequence_last_value(seq), 0))) is null
+        and (pg_advisory_xact_lock_shared(
+                 seq::oid::int, low_half(coalesce(pg_sequence_last_value(seq), 0))) is null
              or set_config(setting, pg_current_xact_id()::text, true) is null)
     then
         null;
@@ -48,13 +58,15 @@ exception
         raise;
 end $$;
 
--- draw_lock(seq) -> the advisory lock under which a sequence is drawn from.
+-- draw_lock(seq) -> the key of the advisory lock under which values are drawn from the sequence.
 create or replace function draw_lock(seq regclass) returns bigint
 language sql immutable as $$
     select seq::oid::bigint << 32 | 1
 $$;
 
--- low_half(value) -> its low 32 bits, as the second half of an advisory lock. No SET clause, so that it is inlined.
+-- low_half(value) -> the low 32 bits of the value, as the second half of an advisory lock's key.
+--
+-- The function has no SET clause, so that PostgreSQL inlines it.
 create or replace function low_half(value bigint) returns int
 language sql immutable as $$
     select ((value + 2147483648) % 4294967296 - 2147483648)::int

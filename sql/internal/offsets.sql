@@ -1,23 +1,29 @@
--- The newest offset of each partition of a group, and the lock under which it moves.
+-- Offsets: the newest offset of each partition of a group, and the lock under which it moves.
 
--- newest_offsets(consumer_id) -> where the group stands, a row for each partition. No SET clause, so that it is inlined.
+-- newest_offsets(consumer_id) -> the newest offset of each of the group's partitions.
+--
+-- The function has no SET clause, so that PostgreSQL inlines it.
 create or replace function newest_offsets(consumer_id int) returns setof offsets
 language sql stable as $$
     select o.* from generate_series(0, (select max(p.partitions) from partitionings p) - 1) n
-    cross join lateral (select * from offsets o where o.consumer_id = $1 and o.partition = n order by o.id desc limit 1) o
+    cross join lateral (select * from offsets o where o.consumer_id = $1 and o.partition = n
+                        order by o.id desc limit 1) o
 $$;
 
--- newest_offset(consumer_id, partition) -> of one partition; null where there is none.
+-- newest_offset(consumer_id, partition) -> the newest offset of one partition; null if it has none.
 create or replace function newest_offset(consumer_id int, partition int) returns offsets
 language plpgsql volatile as $$
 begin
     return (select o from offsets o
-            where o.consumer_id = newest_offset.consumer_id and o.partition = newest_offset.partition
+            where o.consumer_id = newest_offset.consumer_id
+              and o.partition = newest_offset.partition
             order by o.id desc limit 1);
 end $$;
 
--- locked_offset(consumer, partition) -> the same, locked. Raises CB004 where the log has no such partition.
--- Locks: the partition, to the end of the transaction; waits.
+-- locked_offset(consumer, partition) -> the newest offset of the partition, which is locked before.
+--
+-- Raises: CB004 if the log has no such partition.
+-- Locks: the partition, to the end of the transaction. The function waits for the lock.
 create or replace function locked_offset(consumer consumers, partition int) returns offsets
 language plpgsql volatile as $$
 declare
@@ -26,40 +32,52 @@ begin
     perform pg_advisory_xact_lock(partition_lock(consumer.id, coalesce(partition, 0)));
     at := newest_offset(consumer.id, partition);
     if at.id is null then
-        raise exception 'there is no partition %: the log has %', coalesce(partition::text, 'null'), log_partitions()
+        raise exception 'there is no partition %: the log has %',
+            coalesce(partition::text, 'null'), log_partitions()
             using errcode = 'CB004';
     end if;
     return at;
 end $$;
 
--- partition_lock(consumer_id, partition) -> the advisory lock of a group's partition.
+-- partition_lock(consumer_id, partition) -> the key of the advisory lock of a group's partition.
 create or replace function partition_lock(consumer_id int, partition int) returns bigint
 language sql stable as $$
-    select ('offsets'::regclass::oid::bigint << 32) | ((consumer_id::bigint * 4096 + partition) & 4294967295)
+    select ('offsets'::regclass::oid::bigint << 32)
+           | ((consumer_id::bigint * 4096 + partition) & 4294967295)
 $$;
 
--- put_offset(old, seq, leased_until) -> the row that is the newest now; the partition is locked.
-create or replace function put_offset(old offsets, seq bigint, leased_until timestamptz) returns offsets
+-- put_offset(old, seq, leased_until) -> the new offset, which replaces the old one.
+--
+-- The caller must hold the partition's lock.
+create or replace function put_offset(old offsets, seq bigint, leased_until timestamptz)
+returns offsets
 language plpgsql volatile as $$
 declare
     new offsets;
 begin
     insert into offsets as o (consumer_id, partition, seq, leased_until, updated_at)
     values (old.consumer_id, old.partition, seq, leased_until, moment()) returning o.* into new;
-    delete from offsets o where o.consumer_id = old.consumer_id and o.partition = old.partition and o.id = old.id;
+    delete from offsets o
+    where o.consumer_id = old.consumer_id and o.partition = old.partition and o.id = old.id;
     return new;
 end $$;
 
--- fence_of(receipt, partition) -> the id in a receipt of read_stream(); null for none. Raises CB003.
+-- fence_of(receipt, partition) -> the offset's id in a receipt of read_stream(), or null for null.
+--
+-- Raises: CB003 if the text is not a receipt of this partition.
 create or replace function fence_of(receipt text, partition int) returns bigint
 language plpgsql immutable as $$
 begin
     if receipt is null then
         return null;
     end if;
-    if receipt !~ '^[0-9]{1,9}-[0-9]{1,18}$' or split_part(receipt, '-', 1)::int is distinct from partition then
-        raise exception '% is not a receipt of partition %', quote_literal(receipt), coalesce(partition::text, 'null')
-            using errcode = 'CB003', hint = 'A receipt is what read_stream() returned in the column receipt.';
+    if receipt !~ '^[0-9]{1,9}-[0-9]{1,18}$'
+        or split_part(receipt, '-', 1)::int is distinct from partition
+    then
+        raise exception '% is not a receipt of partition %',
+            quote_literal(receipt), coalesce(partition::text, 'null')
+            using errcode = 'CB003',
+                  hint = 'A receipt is what read_stream() returned in the column receipt.';
     end if;
     return split_part(receipt, '-', 2)::bigint;
 end $$;

@@ -1,29 +1,40 @@
--- Published messages: what publish() checks, and how it appends.
+-- Published messages: the checks of publish(), and how a message is added to the log.
 
-revoke execute on function publish(text, text, anycompatible, timestamptz, text, interval) from public;
+revoke execute on function publish(text, text, anycompatible, timestamptz, text, interval)
+    from public;
 
--- refuse_no_json(type): raises CB004 where data of this type is not taken. A varchar is, and a domain over json.
+-- refuse_no_json(type): Refuse data of a type that publish() does not accept.
+--
+-- Accepted are json, jsonb, text and varchar, and domains over them.
+-- Raises: CB004 for any other type.
 create or replace function refuse_no_json(type regtype) returns void
 language plpgsql stable as $$
 declare
-    base constant regtype := coalesce(nullif((select t.typbasetype from pg_type t where t.oid = type), 0), type);
+    base constant regtype := coalesce(
+        nullif((select t.typbasetype from pg_type t where t.oid = type), 0), type);
 begin
     if base not in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype, 'varchar'::regtype) then
-        raise exception 'data is of type %; it must be json, jsonb, or a text that is JSON', type using errcode = 'CB004',
+        raise exception 'data is of type %; it must be json, jsonb, or a text that is JSON', type
+            using errcode = 'CB004',
             hint = 'to_json(...) makes JSON of a value.';
     end if;
 end $$;
 
--- tell_duplicate(topic, dedup_id, seq): that nothing was added, by a NOTICE to people and by a setting to programs.
+-- tell_duplicate(topic, dedup_id, seq): Report that a message was not added, as it is a duplicate.
+--
+-- A NOTICE informs people, and the setting cdcbridge.duplicate informs programs.
 create or replace function tell_duplicate(topic text, dedup_id text, seq bigint) returns void
 language plpgsql volatile as $$
 begin
     perform set_config('cdcbridge.duplicate', 'on', true);
-    raise notice 'dedup_id % of topic % was published before, as seq %: nothing was added', quote_literal(left(dedup_id, 80)),
+    raise notice 'dedup_id % of topic % was published before, as seq %: nothing was added',
+        quote_literal(left(dedup_id, 80)),
         quote_literal(topic), seq;
 end $$;
 
--- tell_unlisted(topic): that no consumer gets it; once in a transaction for the topics in a row that are the same.
+-- tell_unlisted(topic): Report by a NOTICE that no consumer receives messages of the topic.
+--
+-- A transaction that publishes several messages in a row to one topic gets one NOTICE (CB011).
 create or replace function tell_unlisted(topic text) returns void
 language plpgsql volatile as $$
 declare
@@ -31,28 +42,38 @@ declare
 begin
     if current_setting('cdcbridge.unlisted', true) is distinct from told then
         perform set_config('cdcbridge.unlisted', told, true);
-        raise notice 'no consumer lists the topic %: the message is in the log, and nobody gets it', quote_literal(left(topic, 80))
-            using errcode = 'CB011', hint = 'A consumer lists it under topics. One that is added later gets it with start: earliest.';
+        raise notice 'no consumer lists the topic %: the message is in the log, and nobody gets it',
+            quote_literal(left(topic, 80))
+            using errcode = 'CB011', hint =
+          'A consumer lists it under topics. One that is added later gets it with start: earliest.';
     end if;
 end $$;
 
--- check_publish(topic, deliver_at, dedup_id, delay): raises what publish() documents of these.
-create or replace function check_publish(topic text, deliver_at timestamptz, dedup_id text, delay interval) returns void
+-- check_publish(topic, deliver_at, dedup_id, delay): Check these arguments of publish().
+--
+-- Raises: CB004 as publish() documents it.
+create or replace function check_publish(topic text, deliver_at timestamptz, dedup_id text,
+                                         delay interval) returns void
 language plpgsql stable as $$
 declare
     most constant interval := (select l.max_retention from limits l);
 begin
-    -- An entry of a btree holds 2,700 bytes, and dedup ids are found by both.
+    -- topic and dedup_id form the primary key of published. A btree entry has at most 2,700 bytes.
     if octet_length(topic) > 1024 then
-        raise exception 'topic % has % bytes; it must have at most 1024', quote_literal(left(topic, 40) || '...'), octet_length(topic)
+        raise exception 'topic % has % bytes; it must have at most 1024',
+            quote_literal(left(topic, 40) || '...'), octet_length(topic)
             using errcode = 'CB004';
     elsif dedup_id = '' then
-        raise exception 'dedup_id is empty' using errcode = 'CB004', hint = 'null publishes without one.';
+        raise exception 'dedup_id is empty'
+            using errcode = 'CB004', hint = 'null publishes without one.';
     elsif octet_length(dedup_id) > 1024 then
-        raise exception 'dedup_id % has % bytes; it must have at most 1024', quote_literal(left(dedup_id, 40) || '...'),
-            octet_length(dedup_id) using errcode = 'CB004', hint = 'A hash of it serves as well: encode(sha256(...), ''hex'').';
+        raise exception 'dedup_id % has % bytes; it must have at most 1024',
+            quote_literal(left(dedup_id, 40) || '...'), octet_length(dedup_id)
+            using errcode = 'CB004',
+                  hint = 'A hash of it serves as well: encode(sha256(...), ''hex'').';
     elsif deliver_at is not null and delay is not null then
-        raise exception 'deliver_at is % and delay is %: both are given', deliver_at, delay using errcode = 'CB004',
+        raise exception 'deliver_at is % and delay is %: both are given', deliver_at, delay
+            using errcode = 'CB004',
             hint = 'deliver_at is a time, delay counts from now: give one of them.';
     elsif delay < interval '0' then
         raise exception 'delay is %; it must not be negative', delay using errcode = 'CB004';
@@ -60,17 +81,24 @@ begin
         raise exception 'deliver_at is %; it must be a time', deliver_at using errcode = 'CB004',
             hint = 'null delivers at once.';
     elsif deliver_at > later(moment(), most) then
-        raise exception 'deliver_at is %; it must be at most % from now', deliver_at, justify_hours(most) using errcode = 'CB004',
+        raise exception 'deliver_at is %; it must be at most % from now',
+            deliver_at, justify_hours(most) using errcode = 'CB004',
             hint = 'store.max_retention is the longest that a message may wait.';
     elsif delay is not null then
         perform refuse_too_long('delay', delay);
     end if;
 end $$;
 
--- append_published(seq, topic, key, partition, data, deliver_at, moment, horizon): the log's row, each consumer's, and one notification. Streams read
--- the log itself, and do not wait for deliver_at.
-create or replace function append_published(new_seq bigint, topic text, key text, partition int, data json,
-                                            deliver_at timestamptz, moment timestamptz, horizon bigint)
+-- append_published(new_seq, topic, key, partition, data, deliver_at, moment, horizon): Insert the
+-- message into the log, fan it out to its consumers, and notify them once.
+--
+-- Streams read the log itself and do not wait for deliver_at.
+-- Raises:
+--   CB005  the transaction is above READ COMMITTED, and consumers changed since its snapshot
+--   55P03  ensure_segment() has waited too long
+create or replace function append_published(new_seq bigint, topic text, key text, partition int,
+                                            data json, deliver_at timestamptz, moment timestamptz,
+                                            horizon bigint)
 returns void
 language plpgsql volatile as $$
 #variable_conflict use_column
@@ -80,7 +108,8 @@ declare
     woken text;
     readers int;
 begin
-    -- Its own segment, and in the second half of that the next one. A bridge makes segments earlier.
+    -- Make the segment if it is missing, or the next one in the second half of a segment. A running
+    -- bridge makes them earlier.
     if to_regclass(segment_name(new_seq)) is null
         or (new_seq % 1000 = 0 or new_seq % 1000000 >= 999000) and new_seq % 1000000 >= 500000
            and to_regclass(segment_name(new_seq + 1000000)) is null
@@ -88,16 +117,21 @@ begin
         perform ensure_segment(new_seq);
     end if;
     insert into messages (seq, topic, key, partition, data, inserted_at, publisher, horizon)
-    values (new_seq, append_published.topic, append_published.key, append_published.partition, body, append_published.moment,
+    values (new_seq, append_published.topic, append_published.key, append_published.partition,
+            body, append_published.moment,
             pg_current_xact_id()::text::bigint, append_published.horizon);
-    -- Now that messages is locked: whoever adds a consumer from here on waits for this transaction, or was noted before.
+    -- Only now, when messages is locked: a transaction that adds a consumer later waits for this
+    -- one, and an earlier one was noted by note_consumer_change().
     if above_read_committed() and not sees_consumers() then
-        raise exception 'consumers were added, changed or removed since the snapshot of this % transaction',
+        raise exception
+            'consumers were added, changed or removed since the snapshot of this % transaction',
             upper(current_setting('transaction_isolation'))
-            using errcode = 'CB005', hint = 'Run the transaction again, or publish in READ COMMITTED.';
+            using errcode = 'CB005',
+                  hint = 'Run the transaction again, or publish in READ COMMITTED.';
     end if;
     with wanting as materialized (
-        select c.id, c.mode = 'stream' as reads_log, c.mode = 'fifo' as in_order, (c.config ->> 'max_message_bytes')::bigint as max_bytes,
+        select c.id, c.mode = 'stream' as reads_log, c.mode = 'fifo' as in_order,
+               (c.config ->> 'max_message_bytes')::bigint as max_bytes,
                c.config ? 'key' as own_key,
                case when c.config ? 'key' then record_key(append_published.data, c.config -> 'key')
                     else append_published.key end as key
@@ -106,19 +140,24 @@ begin
     ), queued as (
         select * from wanting w where not w.reads_log
     ), buried as (
-        insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history, inserted_at)
+        insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason,
+                                   history, inserted_at)
         select w.id, new_seq, append_published.topic, w.key, body, 0,
-               format('oversized: data has %s bytes, max_message_bytes is %s', size, w.max_bytes), '[]', now()
+               format('oversized: data has %s bytes, max_message_bytes is %s', size, w.max_bytes),
+               '[]', now()
         from queued w where size > w.max_bytes
     ), later as (
-        insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at, ord)
+        insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at,
+                             history, inserted_at, ord)
         select w.id, new_seq, w.key, 0, '-infinity', deliver_at, '[]', now(), new_seq
         from queued w where size <= w.max_bytes and not w.in_order and deliver_at is not null
     ), fanned as (
         insert into waiting (consumer_id, ord, seqs, keys, not_before)
-        select w.id, new_seq, array[new_seq], case when w.in_order or w.own_key then array[w.key] end, deliver_at
+        select w.id, new_seq, array[new_seq],
+               case when w.in_order or w.own_key then array[w.key] end, deliver_at
         from queued w where size <= w.max_bytes and (w.in_order or deliver_at is null))
-    select string_agg(w.id::text, ',' order by w.id) filter (where w.reads_log or deliver_at is null), count(*)
+    select string_agg(w.id::text, ',' order by w.id)
+               filter (where w.reads_log or deliver_at is null), count(*)
     into woken, readers from wanting w;
     if readers = 0 then
         perform tell_unlisted(append_published.topic);
@@ -128,49 +167,64 @@ begin
     end if;
 end $$;
 
--- record_key(record, columns) -> the key that these columns of a published message make, as those of a row would.
+-- record_key(record, columns) -> the key that these columns of a published message form.
+--
+-- It has the same form as the key that these columns of a table's row would have.
 create or replace function record_key(record json, columns jsonb) returns text
 language sql immutable as $$
     select case
         when json_typeof(record) is distinct from 'object' then null
-        when strpos(record::text, E'\\u') > 0 then escaped_key(record, array(select jsonb_array_elements_text(columns)))
+        when strpos(record::text, E'\\u') > 0
+        then escaped_key(record, array(select jsonb_array_elements_text(columns)))
         when jsonb_array_length(columns) = 1 then record ->> (columns ->> 0)
         else (select case when count(record ->> c) > 0
-                     then '[' || string_agg(coalesce(to_json(record ->> c)::text, 'null'), ',' order by n) || ']' end
+                     then '[' || string_agg(coalesce(to_json(record ->> c)::text, 'null'), ','
+                                            order by n) || ']' end
               from jsonb_array_elements_text(columns) with ordinality as k (c, n)) end
 $$;
 
--- escaped_key(record, columns) -> the same of a document with escapes, which may be "\u0000" or half of a surrogate pair.
+-- escaped_key(record, columns) -> the result of record_key(), for a record that contains escapes.
+--
+-- Among the escapes may be "\u0000" or half of a surrogate pair, which json operators refuse.
 create or replace function escaped_key(record json, columns text[]) returns text
 language plpgsql immutable as $$
 declare
     texts text[] := array(select text_of(v)
-                          from unnest(record_values(('{"record":' || record || '}')::json, columns)) with ordinality as u (v, n)
+                          from unnest(record_values(('{"record":' || record || '}')::json, columns))
+                              with ordinality as u (v, n)
                           order by n);
 begin
     if cardinality(texts) = 1 then
         return texts[1];
     end if;
-    return (select case when count(t) > 0 then '[' || string_agg(coalesce(to_json(t)::text, 'null'), ',' order by n) || ']' end
+    return (select case when count(t) > 0
+                   then '[' || string_agg(coalesce(to_json(t)::text, 'null'), ',' order by n)
+                        || ']' end
             from unnest(texts) with ordinality as u (t, n));
 end $$;
 
--- text_of(document) -> a JSON document as ->> gives it. One that PostgreSQL has no text for stays JSON: "\u0000".
+-- text_of(document) -> the text of a JSON document, as the operator ->> returns it.
+--
+-- A document that PostgreSQL cannot represent as a text, for example "\u0000", is returned as JSON.
 create or replace function text_of(document text) returns text
 language plpgsql immutable as $$
 begin
-    return case when left(document, 1) = '"' or document = 'null' then document::json #>> '{}' else document end;
+    return case when left(document, 1) = '"' or document = 'null' then document::json #>> '{}'
+                else document end;
 exception
     when data_exception then
         return document;
 end $$;
 
--- partition_of(key, partitions) -> CRC-32 (ISO 3309, as zlib has it) of the key's UTF-8 bytes, modulo the partitions; 0 for
--- null. By the nibble, with a table of 16.
+-- partition_of(key, partitions) -> the partition of a key; 0 if the key is null.
+--
+-- It is the CRC-32 (ISO 3309, as in zlib) of the key's UTF-8 bytes, modulo the number of
+-- partitions. The CRC is computed four bits at a time, with a table of 16 entries.
 create or replace function partition_of(key text, partitions int) returns int
 language plpgsql immutable as $$
 declare
-    steps constant bigint[] := '[0:15]={0,498536548,997073096,651767980,1994146192,1802195444,1303535960,1342533948,
+    steps constant bigint[] :=
+        '[0:15]={0,498536548,997073096,651767980,1994146192,1802195444,1303535960,1342533948,
         3988292384,4027552580,3604390888,3412177804,2607071920,2262029012,2685067896,3183342108}';
     bytes constant bytea := convert_to(key, 'UTF8');
     crc bigint := 4294967295;
@@ -186,7 +240,10 @@ begin
     return ((crc # 4294967295) % partitions)::int;
 end $$;
 
--- forget_published() -> how many dedup ids were forgotten. The running bridge calls it.
+-- forget_published() -> the number of dedup ids removed, because they are older than 5 minutes.
+--
+-- The running bridge calls it. At most 10,000 are removed per call.
+-- Locks: the rows that it removes, with SKIP LOCKED.
 create or replace function forget_published() returns int
 language plpgsql volatile set search_path from current as $$
 declare

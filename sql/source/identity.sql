@@ -1,15 +1,25 @@
--- Installed in the source database by `source.event_trigger: true`, or by hand: `cdcbridge check --fixes` prints it.
+-- The event trigger that gives new tables of the source a replica identity.
 --
--- PostgreSQL refuses UPDATE and DELETE of a table that is published with these and that has no replica identity. A wildcard
--- such as "public.*" publishes tables that do not exist yet. So a table that is created there without a primary key gets
--- REPLICA IDENTITY FULL in the transaction that creates it. When it gets a primary key, that is taken back.
+-- It is installed in the source database with `source.event_trigger: true`, or by hand.
+-- `cdcbridge check --fixes` prints this file.
 --
--- Nothing here makes an application's statement fail: an error becomes a warning.
+-- PostgreSQL refuses UPDATE and DELETE of a table that is published with these operations and has
+-- no replica identity. A wildcard such as "public.*" publishes tables that do not exist yet.
+-- Therefore a table that matches one and is created without a primary key gets REPLICA IDENTITY
+-- FULL in the transaction that creates it. When the table gets a primary key, its replica identity
+-- becomes DEFAULT.
+--
+-- Nothing here makes a statement of an application fail: each error becomes a warning.
 
 create schema if not exists cdcbridge_identity;
 comment on schema cdcbridge_identity is 'cdcbridge event trigger 2';
 
--- What each bridge takes updates and deletes of; `by_run`: put here by `cdcbridge run`, which takes it away again.
+-- A row per bridge: the tables whose updates and deletes the bridge takes.
+--   everything  all tables
+--   schemas     schemas of which it takes all tables
+--   tables      partitioned tables by name, for example public.orders: their partitions are covered
+--   own_schema  the schema of the bridge's store, whose tables are left out
+--   by_run      `cdcbridge run` inserted the row, and removes it again
 create table if not exists cdcbridge_identity.bridges (
     slot text primary key,
     everything boolean not null,
@@ -18,25 +28,32 @@ create table if not exists cdcbridge_identity.bridges (
     own_schema text not null,
     by_run boolean not null
 );
--- Tables that got REPLICA IDENTITY FULL from here. before: pg_class.relreplident as it was, for `cdcbridge uninstall`.
+-- The tables that got REPLICA IDENTITY FULL from this trigger.
+--   before  the value of pg_class.relreplident before that, for `cdcbridge uninstall`
 create table if not exists cdcbridge_identity.changed (relation oid primary key);
 alter table cdcbridge_identity.changed add column if not exists before text not null default 'd';
 
--- taken(relation): whether a bridge takes updates or deletes of this table, or of one that it is a partition of.
+-- taken(relation) -> whether a bridge takes updates or deletes of this table, or of a table of
+-- which it is a partition.
 create or replace function cdcbridge_identity.taken(relation oid) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
     select exists (
-        select from (select relation union all select relid from pg_partition_ancestors(relation)) a (oid)
+        select from (select relation
+                     union all select relid from pg_partition_ancestors(relation)) a (oid)
         join pg_class c on c.oid = a.oid
         join pg_namespace n on n.oid = c.relnamespace
         join cdcbridge_identity.bridges b
-          on b.everything or n.nspname = any (b.schemas) or n.nspname || '.' || c.relname = any (b.tables)
-        where n.nspname <> b.own_schema and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
+          on b.everything or n.nspname = any (b.schemas)
+             or n.nspname || '.' || c.relname = any (b.tables)
+        where n.nspname <> b.own_schema and n.nspname <> 'information_schema'
+          and n.nspname !~ '^pg_'
     )
 $$;
 
--- mend(relations): the replica identity of these tables and their partitions, or of all where it is null. Raises nothing
--- but warnings. Locks: a table that it changes, ACCESS EXCLUSIVE, for which it waits for one second at most.
+-- mend(relations): Correct the replica identity of these tables and of their partitions.
+--
+-- If relations is null, all tables are corrected. An error becomes a warning.
+-- Locks: ACCESS EXCLUSIVE on each table that it changes. It waits at most one second for each lock.
 create or replace function cdcbridge_identity.mend(relations oid[]) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '1s' as $$
 declare
@@ -49,13 +66,17 @@ begin
             union select oid from pg_class where relations is null
         ), shape as (
             select c.oid, n.nspname, c.relname, c.relreplident,
-                   -- As the server decides it: RelationGetIndexList().
-                   exists (select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indislive
+                   -- The conditions are those of the server, in RelationGetIndexList().
+                   exists (select from pg_index i
+                           where i.indrelid = c.oid and i.indisvalid and i.indislive
                            and i.indimmediate and i.indisprimary) as keyed,
-                   exists (select from pg_index i where i.indrelid = c.oid and i.indisvalid and i.indislive
+                   exists (select from pg_index i
+                           where i.indrelid = c.oid and i.indisvalid and i.indislive
                            and i.indimmediate and i.indisreplident) as chosen,
-                   exists (select from cdcbridge_identity.changed x where x.relation = c.oid and x.before <> 'n') as ours
-            from looked_at l join pg_class c using (oid) join pg_namespace n on n.oid = c.relnamespace
+                   exists (select from cdcbridge_identity.changed x
+                           where x.relation = c.oid and x.before <> 'n') as ours
+            from looked_at l join pg_class c using (oid)
+            join pg_namespace n on n.oid = c.relnamespace
             where c.relkind in ('r', 'p') and c.relpersistence = 'p' and n.nspname !~ '^pg_'
         )
         select s.*, case when relreplident = 'f' then 'default' else 'full' end as wanted
@@ -70,12 +91,14 @@ begin
     loop
         begin
             execute format(
-                'alter table only %I.%I replica identity %s', found_table.nspname, found_table.relname, found_table.wanted
+                'alter table only %I.%I replica identity %s',
+                found_table.nspname, found_table.relname, found_table.wanted
             );
             if found_table.wanted = 'default' then
                 delete from cdcbridge_identity.changed where relation = found_table.oid;
             else
-                insert into cdcbridge_identity.changed values (found_table.oid, found_table.relreplident)
+                insert into cdcbridge_identity.changed
+                values (found_table.oid, found_table.relreplident)
                 on conflict do nothing;
             end if;
         exception when others then
@@ -86,24 +109,28 @@ begin
     end loop;
 end $$;
 
--- on_command(): at the end of a command that makes or alters tables. It looks at these alone.
+-- on_command(): Correct the tables that a command has created or altered, when the command ends.
 create or replace function cdcbridge_identity.on_command() returns event_trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform cdcbridge_identity.mend(array(
-        select distinct objid from pg_event_trigger_ddl_commands() where classid = 'pg_class'::regclass
+        select distinct objid from pg_event_trigger_ddl_commands()
+        where classid = 'pg_class'::regclass
     ));
 exception when others then
     raise warning 'cdcbridge could not look at replica identities: %', sqlerrm;
 end $$;
 
--- on_drop(): when a key or an index has been dropped, of which table the event does not tell. It looks at all tables.
+-- on_drop(): Correct all tables after a key or an index was dropped.
+--
+-- The event does not name the table to which the key or the index belonged.
 create or replace function cdcbridge_identity.on_drop() returns event_trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if exists (
         select from pg_event_trigger_dropped_objects() d
-        where not d.is_temporary and (d.object_type in ('table constraint', 'index', 'table column'))
+        where not d.is_temporary
+          and (d.object_type in ('table constraint', 'index', 'table column'))
     ) then
         perform cdcbridge_identity.mend(null);
     end if;
@@ -116,11 +143,13 @@ end $$;
 
 drop event trigger if exists cdcbridge_identity_command;
 create event trigger cdcbridge_identity_command on ddl_command_end
-    when tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE SCHEMA', 'IMPORT FOREIGN SCHEMA')
+    when tag in ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'CREATE SCHEMA',
+                 'IMPORT FOREIGN SCHEMA')
     execute function cdcbridge_identity.on_command();
 alter event trigger cdcbridge_identity_command enable always;
 drop event trigger if exists cdcbridge_identity_drop;
-create event trigger cdcbridge_identity_drop on sql_drop execute function cdcbridge_identity.on_drop();
+create event trigger cdcbridge_identity_drop on sql_drop
+    execute function cdcbridge_identity.on_drop();
 alter event trigger cdcbridge_identity_drop enable always;
 
 grant usage on schema cdcbridge_identity to public;

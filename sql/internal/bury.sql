@@ -1,6 +1,7 @@
--- Dead letters are made here: deliveries that were delivered too often, or that a projection cannot read.
+-- Burying: deliveries become dead letters if they were delivered too often, or if their data cannot
+-- be projected to the columns of the consumer.
 
--- bury(consumer_id, deliveries, reason) -> how many became dead letters.
+-- bury(consumer_id, deliveries, reason) -> the number of deliveries that became dead letters.
 create or replace function bury(consumer_id int, deliveries delivery[], reason text) returns int
 language plpgsql volatile as $$
 declare
@@ -10,24 +11,30 @@ begin
         return 0;
     end if;
     with revived as (
-        delete from redriven r using unnest(deliveries) d where r.consumer_id = bury.consumer_id and r.seq = d.seq
+        delete from redriven r using unnest(deliveries) d
+        where r.consumer_id = bury.consumer_id and r.seq = d.seq
         returning r.*)
-    insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history, commit_lsn, ordinal,
-                               commit_time, inserted_at)
-    select bury.consumer_id, d.seq, coalesce(m.topic, r.topic), d.key, coalesce(r.data, m.data), d.deliver_count,
-           bury.reason, d.history::json, coalesce(m.commit_lsn, r.commit_lsn), coalesce(m.ordinal, r.ordinal),
-           coalesce(m.commit_time, r.commit_time), coalesce(m.inserted_at, r.inserted_at)
+    insert into dead_messages (consumer_id, seq, topic, key, data, deliver_count, reason, history,
+                               commit_lsn, ordinal, commit_time, inserted_at)
+    select bury.consumer_id, d.seq, coalesce(m.topic, r.topic), d.key, coalesce(r.data, m.data),
+           d.deliver_count, bury.reason, d.history::json, coalesce(m.commit_lsn, r.commit_lsn),
+           coalesce(m.ordinal, r.ordinal), coalesce(m.commit_time, r.commit_time),
+           coalesce(m.inserted_at, r.inserted_at)
     from unnest(deliveries) d
-    left join messages m on m.seq = d.seq and m.seq between (select min(x.seq) from unnest(deliveries) x)
-                                                        and (select max(x.seq) from unnest(deliveries) x)
+    left join messages m
+         on m.seq = d.seq and m.seq between (select min(x.seq) from unnest(deliveries) x)
+                                        and (select max(x.seq) from unnest(deliveries) x)
     left join revived r on r.seq = d.seq
     order by d.seq;
     get diagnostics buried = row_count;
     return buried;
 end $$;
 
--- bury_unprojectable(consumer, token): deliveries of a claim whose data cannot be cut down to the consumer's columns (a
--- json value with \u0000, say) become dead letters: columns that are kept from it must not reach it.
+-- bury_unprojectable(consumer, token): Turn those deliveries of a claim into dead letters whose
+-- data cannot be reduced to the consumer's columns.
+--
+-- A json value with \u0000 is an example. The consumer must not receive columns that are withheld
+-- from it.
 create or replace function bury_unprojectable(consumer consumers, token bigint) returns void
 language plpgsql volatile as $$
 declare
@@ -44,8 +51,12 @@ begin
     end if;
 end $$;
 
--- bury_expired() -> how many messages died: those whose last delivery expired. The running bridge calls it.
--- Locks: the leases it removes, by SKIP LOCKED.
+-- bury_expired() -> the number of messages that became dead letters because their last allowed
+-- delivery expired. The running bridge calls it.
+--
+-- Raises:
+--   CB005  the transaction's isolation level is above READ COMMITTED
+-- Locks: the rows of leases from which it removes messages, by SKIP LOCKED.
 create or replace function bury_expired() returns int
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
@@ -57,7 +68,8 @@ declare
 begin
     perform require_read_committed('bury_expired()');
     for c in select * from consumers where mode <> 'stream' loop
-        expired := lock_expired(c.id, newest_hint(c.id), 1000, (c.config ->> 'max_deliveries')::int, 0, moment());
+        expired := lock_expired(c.id, newest_hint(c.id), 1000, (c.config ->> 'max_deliveries')::int,
+                                0, moment());
         perform remove_locked(c.id, expired);
         perform bury_last(c, expired);
         total := total + cardinality(expired);

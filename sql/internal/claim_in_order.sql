@@ -1,17 +1,22 @@
--- How a fifo consumer's messages are claimed.
+-- How the messages of a fifo consumer are claimed.
 --
--- A message may go out when nobody else holds its key: no other lease, nothing given back, nothing that waits before it.
--- There is no bookkeeping of keys that could go wrong. A claim locks rows first (SKIP LOCKED), and then looks, in
--- a statement of its own, at all that it did not lock: whatever another session is about to do with those is not
--- committed, so they are seen where they were. Every move of a message between waiting, leases and delayed is one
--- transaction; so it is seen in one of them, or it is finished.
+-- A message may be delivered while nothing else holds its key: no other lease, no message that was
+-- given back, and no message that waits before it. There is no stored list of held keys that could
+-- become wrong. Instead, a claim first locks rows (SKIP LOCKED). Then it looks, in a statement of
+-- its own, at all rows that it did not lock. Another session may be about to change those rows, but
+-- its changes are not committed, so the claim sees the messages in their old place. Each move of a
+-- message between waiting, leases and delayed is one transaction. Therefore the claim sees each
+-- message in one of these tables, or the message is finished.
 --
--- Each look into `delayed` has one index that serves it, so that statistics of an almost empty table do no harm: by key it says
--- `consumer_id + 0` (delayed_key), by time `visible_at > '-infinity'` (delayed_visible_at), by seq neither (the primary key).
+-- Each look-up in `delayed` has one index that can serve it, so that statistics of an almost empty
+-- table cannot mislead the planner. A look-up by key contains `consumer_id + 0` (index
+-- delayed_key), and one by time contains `visible_at > '-infinity'` (index delayed_visible_at). A
+-- look-up by seq contains neither and uses the primary key.
 
--- claim_in_order(...) -> what claim() returns.
-create or replace function claim_in_order(consumer consumers, hint hints, places smallint[], expired boolean, token bigint,
-                                          moment timestamptz, until timestamptz, out taken bigint[], out plain boolean)
+-- claim_in_order(...) -> the result of claim() for a fifo consumer.
+create or replace function claim_in_order(consumer consumers, hint hints, places smallint[],
+                                          expired boolean, token bigint, moment timestamptz,
+                                          until timestamptz, out taken bigint[], out plain boolean)
 language plpgsql volatile as $$
 declare
     room constant int := cardinality(places);
@@ -22,25 +27,36 @@ begin
         taken := claim_expired_in_order(consumer, hint, places, token, moment, until);
         token := token_drawn(token, taken);
     end if;
-    if cardinality(taken) < room and exists (select from delayed d where d.consumer_id = consumer.id) then
-        taken := taken || claim_delayed_in_order(consumer, hint, places[cardinality(taken) + 1:], cardinality(taken),
-                                                 token, moment, until);
+    if cardinality(taken) < room
+        and exists (select from delayed d where d.consumer_id = consumer.id)
+    then
+        taken := taken || claim_delayed_in_order(consumer, hint, places[cardinality(taken) + 1:],
+                                                 cardinality(taken), token, moment, until);
         token := token_drawn(token, taken);
     end if;
     plain := taken = '{}';
     if cardinality(taken) < room then
-        -- Published messages may commit out of order: nothing behind one that can still appear.
-        safe := case when jsonb_array_length(consumer.config -> 'topics') > 0 then max_safe_seq('messages_seq') end;
-        taken := claim_waiting_in_order(consumer.id, hint, places, taken, token, moment, until, safe);
+        -- Published messages may commit out of order: take none after one that can still appear.
+        safe := case when jsonb_array_length(consumer.config -> 'topics') > 0
+                     then max_safe_seq('messages_seq') end;
+        taken := claim_waiting_in_order(consumer.id, hint, places, taken, token, moment, until,
+                                        safe);
     end if;
-    -- Asked when they are claimed: what was redriven in the meantime may be among them.
+    -- Checked after the claim, because messages that were redriven in the meantime may be part of
+    -- it.
     plain := plain and taken = array(select t from unnest(taken) t order by t)
         and not exists (select from redriven r where r.consumer_id = consumer.id);
 end $$;
 
--- claim_expired_in_order(...): deliveries whose timeout passed, of keys that free_expired() gives.
-create or replace function claim_expired_in_order(consumer consumers, hint hints, places smallint[], token bigint,
-                                                  moment timestamptz, until timestamptz) returns bigint[]
+-- claim_expired_in_order(...): Claim deliveries whose visibility timeout has passed and whose keys
+-- are free according to free_expired().
+--
+-- A message whose last allowed delivery has expired becomes a dead letter.
+-- Locks: their rows of leases, by SKIP LOCKED.
+create or replace function claim_expired_in_order(consumer consumers, hint hints, places smallint[],
+                                                  token bigint, moment timestamptz,
+                                                  until timestamptz)
+returns bigint[]
 language plpgsql volatile as $$
 declare
     wanted delivery[];
@@ -49,7 +65,7 @@ declare
     alive delivery[];
     taken bigint[] := '{}';
 begin
-    loop -- again where some died, and others have their room
+    loop -- again if some became dead letters, because other deliveries can have their places
         wanted := free_expired(consumer.id, hint, token, moment, null, null, cardinality(places));
         exit when wanted = '{}';
         select array_agg(l.token), array_agg(l.part) into tokens, parts
@@ -60,42 +76,56 @@ begin
               and l.not_visible_until <= moment
             for update skip locked) l;
         exit when tokens is null;
-        -- A statement of its own: its snapshot is younger than the locks.
-        wanted := free_expired(consumer.id, hint, token, moment, tokens, parts, cardinality(places));
+        -- A statement of its own, so that its snapshot is newer than the locks.
+        wanted := free_expired(consumer.id, hint, token, moment, tokens, parts,
+                               cardinality(places));
         exit when wanted = '{}';
         perform remove_locked(consumer.id, wanted);
         alive := bury_last(consumer, wanted);
         token := coalesce(token, draw_token());
-        taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token, moment, until);
+        taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token,
+                                        moment, until);
         places := places[cardinality(alive) + 1:];
         exit when cardinality(alive) = cardinality(wanted) or places = '{}';
     end loop;
     return taken;
 end $$;
 
--- free_expired(consumer_id, hint, claimed, moment, tokens, parts, wanted) -> up to `wanted` deliveries whose timeout passed, in
--- order, of these leases (null: of all): those with nothing of their key before them elsewhere, and none in flight.
-create or replace function free_expired(consumer_id int, hint hints, claimed bigint, moment timestamptz, tokens bigint[],
-                                        parts int[], wanted int) returns delivery[]
+-- free_expired(consumer_id, hint, claimed, moment, tokens, parts, wanted) -> up to `wanted`
+-- deliveries whose visibility timeout has passed, in order, if their keys are free.
+--
+-- A key is free if no other delivery of it is in flight, and no other lease and no row of `delayed`
+-- holds an earlier message of it. The claim with the token `claimed` is left out.
+-- Parameters:
+--   tokens, parts  the rows of leases to choose from, or null for all rows
+create or replace function free_expired(consumer_id int, hint hints, claimed bigint,
+                                        moment timestamptz, tokens bigint[], parts int[],
+                                        wanted int)
+returns delivery[]
 language plpgsql volatile as $$
 begin
     return (
         with every as materialized (
             select d, d.key, d.ord, d.tie, d.not_visible_until > moment as in_flight,
                    d.not_visible_until <= moment and (tokens is null or (d.token, d.part) in (
-                       select t.token, t.part from unnest(tokens, parts) as t (token, part))) as mine
+                       select t.token, t.part
+                       from unnest(tokens, parts) as t (token, part))) as mine
             from unnest(deliveries_of(free_expired.consumer_id, array(
-                select l.token from live_leases(free_expired.consumer_id, hint) l where l.token is distinct from claimed))) d
+                select l.token from live_leases(free_expired.consumer_id, hint) l
+                where l.token is distinct from claimed))) d
         ), free as (
             select c.d, c.ord, c.tie from every c
             where c.mine
               and (c.key is null
-                   or case when c.key in (select o.key from every o where not o.mine and o.key is not null) -- by hash
+                   -- PostgreSQL evaluates this IN by hash.
+                   or case when c.key in (select o.key from every o
+                                          where not o.mine and o.key is not null)
                       then not exists (select from every o where o.key = c.key and not o.mine
                                        and (o.in_flight or (o.ord, o.tie) < (c.ord, c.tie)))
                       else true end
                       and not exists (select from delayed e
-                                      where e.consumer_id + 0 = free_expired.consumer_id and e.in_order and e.key = c.key
+                                      where e.consumer_id + 0 = free_expired.consumer_id
+                                        and e.in_order and e.key = c.key
                                         and hashtextextended(e.key, e.consumer_id)
                                           = hashtextextended(c.key, free_expired.consumer_id)
                                         and (e.ord, e.tie) < (c.ord, c.tie)))
@@ -103,61 +133,86 @@ begin
         select coalesce(array_agg(f.d order by f.ord, f.tie), '{}') from free f);
 end $$;
 
--- claim_delayed_in_order(...): messages given back whose time has come, of keys that free_delayed() gives.
-create or replace function claim_delayed_in_order(consumer consumers, hint hints, places smallint[], offset_ int,
-                                                  token bigint, moment timestamptz, until timestamptz) returns bigint[]
+-- claim_delayed_in_order(...): Claim messages in `delayed` that are due and whose keys are free
+-- according to free_delayed().
+--
+-- Locks: their rows of delayed, by SKIP LOCKED.
+create or replace function claim_delayed_in_order(consumer consumers, hint hints, places smallint[],
+                                                  offset_ int, token bigint, moment timestamptz,
+                                                  until timestamptz)
+returns bigint[]
 language plpgsql volatile as $$
 declare
     wanted bigint[] := free_delayed(consumer.id, hint, token, moment, null, cardinality(places));
     due delivery[];
 begin
-    -- Lateral: a look-up each.
+    -- LATERAL makes each seq a separate index look-up.
     wanted := array(select d.seq from unnest(wanted) as w (seq) cross join lateral (
                         select d.seq from delayed d
-                        where d.consumer_id = consumer.id and d.seq = w.seq and d.visible_at <= moment
+                        where d.consumer_id = consumer.id and d.seq = w.seq
+                          and d.visible_at <= moment
                         for update skip locked) d);
     if wanted <> '{}' then
-        -- A statement of its own: its snapshot is younger than the locks.
+        -- A statement of its own, so that its snapshot is newer than the locks.
         wanted := free_delayed(consumer.id, hint, token, moment, wanted, cardinality(places));
     end if;
     if wanted = '{}' then
         return '{}';
     end if;
     with gone as (
-        delete from delayed d where d.consumer_id = consumer.id and d.seq = any (wanted) returning d.*)
-    select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history, g.last_delivered_at,
-                         g.visible_at, g.inserted_at, g.ord, g.tie)::delivery order by g.ord, g.tie) into due from gone g;
-    return insert_leases(consumer.id, due, places, offset_, coalesce(token, draw_token()), moment, until);
+        delete from delayed d where d.consumer_id = consumer.id and d.seq = any (wanted)
+        returning d.*)
+    select array_agg(row(null, null, null, g.seq, g.key, g.barrier, g.deliver_count, g.history,
+                         g.last_delivered_at, g.visible_at, g.inserted_at, g.ord, g.tie)::delivery
+                     order by g.ord, g.tie)
+    into due from gone g;
+    return insert_leases(consumer.id, due, places, offset_, coalesce(token, draw_token()), moment,
+                         until);
 end $$;
 
--- free_delayed(consumer_id, hint, claimed, moment, seqs, wanted) -> up to `wanted` messages given back whose time has come, of
--- these (null: of all): those with nothing of their key before them elsewhere, and none in flight.
-create or replace function free_delayed(consumer_id int, hint hints, claimed bigint, moment timestamptz, seqs bigint[],
-                                        wanted int) returns bigint[]
+-- free_delayed(consumer_id, hint, claimed, moment, seqs, wanted) -> up to `wanted` messages in
+-- `delayed` that are due, if their keys are free.
+--
+-- A key is free if no delivery of it is in flight, and no lease and no row of `delayed` holds an
+-- earlier message of it. The claim with the token `claimed` is left out.
+-- Parameters:
+--   seqs  the messages to choose from, or null for all
+create or replace function free_delayed(consumer_id int, hint hints, claimed bigint,
+                                        moment timestamptz, seqs bigint[], wanted int)
+returns bigint[]
 language plpgsql volatile as $$
 begin
     return (
         with held as materialized (
             select o.key, o.ord, o.tie, o.not_visible_until > moment as in_flight
             from unnest(deliveries_of(free_delayed.consumer_id, array(
-                select l.token from live_leases(free_delayed.consumer_id, hint) l where l.token is distinct from claimed))) o
+                select l.token from live_leases(free_delayed.consumer_id, hint) l
+                where l.token is distinct from claimed))) o
         )
         select coalesce(array_agg(f.seq), '{}') from (
             select d.seq from delayed d
-            where d.consumer_id = free_delayed.consumer_id and d.visible_at > '-infinity' and d.visible_at <= moment
+            where d.consumer_id = free_delayed.consumer_id and d.visible_at > '-infinity'
+              and d.visible_at <= moment
               and (seqs is null or d.seq in (select s from unnest(seqs) s))
               and (d.key is null
-                   or case when d.key in (select h.key from held h where h.in_flight and h.key is not null) then false -- by hash
+                   -- PostgreSQL evaluates this IN by hash.
+                   or case when d.key in (select h.key from held h
+                                          where h.in_flight and h.key is not null) then false
                       when d.key in (select h.key from held h where h.key is not null)
-                      then not exists (select from held h where h.key = d.key and (h.ord, h.tie) < (d.ord, d.tie))
+                      then not exists (select from held h where h.key = d.key
+                                       and (h.ord, h.tie) < (d.ord, d.tie))
                       else true end
-                      -- An earlier one that is due, too, goes with it if it comes to its turn before.
+                      -- An earlier message of the key that is due as well does no harm if this
+                      -- claim takes it first.
                       and not exists (select from delayed e
-                                      where e.consumer_id + 0 = free_delayed.consumer_id and e.in_order and e.key = d.key
+                                      where e.consumer_id + 0 = free_delayed.consumer_id
+                                        and e.in_order and e.key = d.key
                                         and hashtextextended(e.key, e.consumer_id)
                                           = hashtextextended(d.key, free_delayed.consumer_id)
                                         and (e.ord, e.tie) < (d.ord, d.tie)
                                         and not (e.visible_at <= d.visible_at
-                                                 and (seqs is null or e.seq in (select s from unnest(seqs) s)))))
+                                                 and (seqs is null
+                                                      or e.seq in (select s
+                                                                   from unnest(seqs) s)))))
             order by d.visible_at, d.ord, d.tie limit wanted) f);
 end $$;

@@ -1,6 +1,10 @@
--- Dead letters and replayed messages on their way back to the queue.
+-- Dead letters and replayed messages that return to their queue.
 
--- bring_back(consumer, chosen) -> how many of these dead letters, which the caller has locked, went back to the end of the queue.
+-- bring_back(consumer, chosen) -> the number of these dead letters that returned to the end of the
+-- queue. The caller has locked them.
+--
+-- A dead letter remains if its message waits or is in flight. A NOTICE reports how many did.
+-- Locks: the gap guard's lock of messages_seq, to the end of the transaction.
 create or replace function bring_back(consumer consumers, chosen bigint[]) returns int
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
@@ -11,26 +15,33 @@ declare
 begin
     perform draw('messages_seq', 0);
     with back as (
-        insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at, ord, tie)
-        select d.consumer_id, d.seq, d.topic, d.key, d.data, d.commit_lsn, d.ordinal, d.commit_time, d.inserted_at,
-               greatest(1, (select last_value from messages_seq)), nextval('redrives_seq')
+        insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time,
+                              inserted_at, ord, tie)
+        select d.consumer_id, d.seq, d.topic, d.key, d.data, d.commit_lsn, d.ordinal, d.commit_time,
+               d.inserted_at, greatest(1, (select last_value from messages_seq)),
+               nextval('redrives_seq')
         from (select * from dead_messages d where d.consumer_id = c.id and d.id = any (chosen)
-                and d.seq not in (select u.seq from leases l cross join lateral unnest(l.seqs) as u (seq)
+                and d.seq not in (select u.seq
+                                  from leases l cross join lateral unnest(l.seqs) as u (seq)
                                   where l.consumer_id = c.id and not exists (
-                                      select from settled s where s.consumer_id = c.id and s.token = l.token
-                                      and s.part = l.part and s.seq = u.seq))
+                                      select from settled s
+                                      where s.consumer_id = c.id and s.token = l.token
+                                        and s.part = l.part and s.seq = u.seq))
                 and not exists (select from delayed l where l.consumer_id = c.id and l.seq = d.seq)
               order by d.seq, d.id offset 0) d
         on conflict do nothing
         returning seq, key, ord, tie, topic, data
     ), tail as (
         insert into waiting (consumer_id, ord, tie, seqs, keys, barrier)
-        select c.id, b.ord, b.tie, array[b.seq], array[b.key], c.mode = 'fifo' and op_of(b.data) = 'truncate'
+        select c.id, b.ord, b.tie, array[b.seq], array[b.key],
+               c.mode = 'fifo' and op_of(b.data) = 'truncate'
         from back b
         returning seqs[1] as seq)
-    -- Inside CASE it stays a look into a hash table. A join could go over all pairs, where statistics are old.
+    -- Inside CASE this remains a look-up in a hash table. If statistics are outdated, a join could
+    -- compare all pairs.
     delete from dead_messages d
-    where d.consumer_id = c.id and d.id = any (chosen) and case when true then d.seq in (select t.seq from tail t) end;
+    where d.consumer_id = c.id and d.id = any (chosen)
+      and case when true then d.seq in (select t.seq from tail t) end;
     get diagnostics revived = row_count;
     if revived < cardinality(chosen) then
         raise notice '% of % not redriven: their messages wait or are in flight already',
@@ -40,11 +51,23 @@ begin
     return revived;
 end $$;
 
--- replay_messages(consumer_id, chosen, keys, own_seqs, documents) -> how many of these messages of the log went to the end of the queue once more, in
--- order, marked as replayed, with a fresh count; those that wait or are in flight are skipped. keys null: the log's.
--- documents: data that replaces the log's for the messages own_seqs, as in keep_own().
--- They carry their data with them, as redriven ones do. Raises CB001. Locks: the consumer; the gap guard's, to the end of the transaction.
-create or replace function replay_messages(consumer_id int, chosen bigint[], keys text[], own_seqs bigint[], documents text[],
+-- replay_messages(consumer_id, chosen, keys, own_seqs, documents): Put these messages of the log at
+-- the end of the queue once more.
+--
+-- They keep their order, are marked as replayed, and their deliver_count begins anew. Messages that
+-- wait or are in flight are skipped. Like redriven messages, replayed ones carry their data with
+-- them.
+-- Parameters:
+--   keys                 the keys of the messages, or null for those of the log
+--   own_seqs, documents  data that replaces the data of the log for the messages own_seqs, as in
+--                        keep_own()
+-- Returns: how many messages were replayed, and how many were skipped
+-- Raises:
+--   CB001  the consumer was removed
+-- Locks: the row of the consumer, FOR SHARE, and the gap guard's lock of messages_seq, both to the
+-- end of the transaction.
+create or replace function replay_messages(consumer_id int, chosen bigint[], keys text[],
+                                           own_seqs bigint[], documents text[],
                                            out replayed int, out skipped int)
 language plpgsql volatile
 set search_path from current set jit = off as $$
@@ -62,9 +85,10 @@ begin
             select u.seq from consumer_messages u
             where u.consumer_id = c.id and u.seq between chosen[1] and chosen[cardinality(chosen)])
     ), again as (
-        insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time, inserted_at, ord, tie,
-                              replayed)
-        select c.id, m.seq, m.topic, m.own_key, coalesce(m.document::json, m.data), m.commit_lsn, m.ordinal, m.commit_time, m.inserted_at,
+        insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time,
+                              inserted_at, ord, tie, replayed)
+        select c.id, m.seq, m.topic, m.own_key, coalesce(m.document::json, m.data), m.commit_lsn,
+               m.ordinal, m.commit_time, m.inserted_at,
                greatest(1, (select last_value from messages_seq)), nextval('redrives_seq'), true
         from (select m.*, case when keys is null then m.key else w.key end as own_key, o.document
               from wanted w join messages m on m.seq = w.seq
@@ -74,27 +98,40 @@ begin
         returning seq, key, ord, tie, data
     )
     insert into waiting (consumer_id, ord, tie, seqs, keys, barrier)
-    select c.id, a.ord, a.tie, array[a.seq], array[a.key], c.mode = 'fifo' and op_of(a.data) = 'truncate' from again a;
+    select c.id, a.ord, a.tie, array[a.seq], array[a.key],
+           c.mode = 'fifo' and op_of(a.data) = 'truncate'
+    from again a;
     get diagnostics replayed = row_count;
     skipped := cardinality(chosen) - replayed;
     perform pg_notify(current_schema(), c.id::text);
 end $$;
 
--- refuse_unknown_dead(consumer, ids): raises CB007 for an id that is no dead letter of this consumer. The hint says where it is the seq of
--- one: 61 is a seq, its id is 1.
+-- refuse_unknown_dead(consumer, ids): Raise an error for an id that is not the id of a dead letter
+-- of this consumer.
+--
+-- If such a number is the seq of a dead letter, the hint names the id of that dead letter, for
+-- example id 1 for seq 61.
+-- Raises:
+--   CB007  there is no dead letter with one of these ids
 create or replace function refuse_unknown_dead(consumer consumers, ids bigint[]) returns void
 language plpgsql stable set search_path from current as $$
 declare
-    unknown constant bigint[] := array(select i from unnest(ids) i where not exists (
-                                           select from dead_messages d where d.consumer_id = consumer.id and d.id = i)
-                                       order by i);
+    unknown constant bigint[] := array(
+        select i from unnest(ids) i
+        where not exists (select from dead_messages d
+                          where d.consumer_id = consumer.id and d.id = i)
+        order by i);
 begin
     if unknown <> '{}' then
-        raise exception 'consumer % has no dead letter %', quote_literal(consumer.name), array_to_string(unknown, ', ')
+        raise exception 'consumer % has no dead letter %', quote_literal(consumer.name),
+            array_to_string(unknown, ', ')
             using errcode = 'CB007', hint = coalesce((
-                select string_agg(format('%s is a seq; its id is %s', d.seq, d.ids), '. ' order by d.seq) || '.'
-                from (select l.seq, string_agg(l.id::text, ' or ' order by l.id) as ids from dead_messages l
-                      where l.consumer_id = consumer.id and l.seq = any (unknown) group by l.seq) d),
+                select string_agg(format('%s is a seq; its id is %s', d.seq, d.ids), '. '
+                                  order by d.seq) || '.'
+                from (select l.seq, string_agg(l.id::text, ' or ' order by l.id) as ids
+                      from dead_messages l
+                      where l.consumer_id = consumer.id and l.seq = any (unknown)
+                      group by l.seq) d),
                 format('cdcbridge dead list %s', consumer.name));
     end if;
 end $$;

@@ -1,27 +1,39 @@
--- What nack(), give_back() and extend() share: deliveries that are visible again at another time.
+-- The common part of nack(), give_back() and extend(): deliveries that become visible at another
+-- time.
 
--- in_flight(consumer_id, tokens, seqs, moment) -> those deliveries among them that are in flight, each once.
-create or replace function in_flight(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz)
+-- in_flight(consumer_id, tokens, seqs, moment) -> those of these deliveries that are in flight,
+-- each once.
+create or replace function in_flight(consumer_id int, tokens bigint[], seqs bigint[],
+                                     moment timestamptz)
 returns delivery[]
 language sql volatile as $$
     select array(select d from unnest(deliveries_of(consumer_id, tokens)) d
-                 join (select distinct * from unnest(tokens, seqs)) as g (token, seq) on g.token = d.token and g.seq = d.seq
+                 join (select distinct * from unnest(tokens, seqs)) as g (token, seq)
+                      on g.token = d.token and g.seq = d.seq
                  where d.not_visible_until > moment)
 $$;
 
--- settle_deliveries(consumer_id, deliveries, moment) -> those that were in flight and now are not.
-create or replace function settle_deliveries(consumer_id int, deliveries delivery[], moment timestamptz) returns delivery[]
+-- settle_deliveries(consumer_id, deliveries, moment) -> those of these deliveries that were in
+-- flight and are now settled.
+create or replace function settle_deliveries(consumer_id int, deliveries delivery[],
+                                             moment timestamptz)
+returns delivery[]
 language plpgsql volatile as $$
 declare
     gone bigint[] := settle(consumer_id, array(select d.token from unnest(deliveries) d),
                             array(select d.seq from unnest(deliveries) d), moment);
 begin
-    return array(select d from unnest(deliveries) d where case when true then d.seq in (select g from unnest(gone) g) end);
+    return array(select d from unnest(deliveries) d
+                 where case when true then d.seq in (select g from unnest(gone) g) end);
 end $$;
 
--- delay_deliveries(consumer, nacked, delay, moment): visible again after the delay, or by the consumer's back-off. In fifo
--- with all that the same claim holds of their keys behind them.
-create or replace function delay_deliveries(consumer consumers, nacked delivery[], delay interval, moment timestamptz)
+-- delay_deliveries(consumer, nacked, delay, moment): Make these deliveries visible again after the
+-- delay.
+--
+-- If the delay is null, the consumer's retry_delay applies. In fifo, the later messages of their
+-- keys in the same claim follow them and become visible at the same time.
+create or replace function delay_deliveries(consumer consumers, nacked delivery[], delay interval,
+                                            moment timestamptz)
 returns void
 language plpgsql volatile as $$
 declare
@@ -33,19 +45,23 @@ begin
     if consumer.mode = 'fifo' then
         followers := settle_deliveries(consumer.id, followers_of(consumer.id, nacked), moment);
     end if;
-    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at, history, inserted_at, ord,
-                         tie, barrier, in_order)
-    select consumer.id, b.seq, b.key, b.deliver_count, b.last_delivered_at, b.visible_at, b.history, b.inserted_at,
-           b.ord, b.tie, b.barrier, consumer.mode = 'fifo'
-    from (select n.*, later(moment, coalesce(delay, retry_delay(consumer.config, n.deliver_count))) as visible_at
+    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at,
+                         history, inserted_at, ord, tie, barrier, in_order)
+    select consumer.id, b.seq, b.key, b.deliver_count, b.last_delivered_at, b.visible_at, b.history,
+           b.inserted_at, b.ord, b.tie, b.barrier, consumer.mode = 'fifo'
+    from (select n.*, later(moment, coalesce(delay, retry_delay(consumer.config, n.deliver_count)))
+                 as visible_at
           from unnest(nacked) n
           union all
-          select f.*, (select later(moment, coalesce(delay, retry_delay(consumer.config, n.deliver_count))) from unnest(nacked) n
+          select f.*, (select later(moment, coalesce(delay, retry_delay(consumer.config,
+                                                                        n.deliver_count)))
+                       from unnest(nacked) n
                        where n.token = f.token and n.key = f.key order by n.ordinal limit 1)
           from unnest(followers) f) b;
 end $$;
 
--- followers_of(consumer_id, nacked) -> what the same claims hold of the same keys behind the first one given back.
+-- followers_of(consumer_id, nacked) -> the deliveries of the same claims that have the same key and
+-- follow the first one that is given back.
 create or replace function followers_of(consumer_id int, nacked delivery[]) returns delivery[]
 language sql volatile as $$
     select array(
@@ -56,56 +72,72 @@ language sql volatile as $$
              on d.token = earliest.token and d.key = earliest.key and d.ordinal > earliest.ordinal)
 $$;
 
--- retry_delay(config, deliver_count) -> min(max, initial * factor^(deliver_count - 1)).
+-- retry_delay(config, deliver_count) -> the delay before the next delivery, which is
+-- min(max, initial * factor^(deliver_count - 1)).
 create or replace function retry_delay(config jsonb, deliver_count int) returns interval
 language sql immutable as $$
     select make_interval(secs => least(maximum, case
         when initial <= 0 then 0
-        -- In logarithms first: the power itself may overflow.
-        when ln(initial) + (deliver_count - 1) * ln(factor) >= ln(greatest(maximum, 1e-6)) then maximum
+        -- Compared as logarithms first, because the power itself may overflow.
+        when ln(initial) + (deliver_count - 1) * ln(factor) >= ln(greatest(maximum, 1e-6))
+        then maximum
         else initial * factor ^ (deliver_count - 1) end))
     from (select (config #>> '{retry_delay,initial}')::float8 as initial,
                  (config #>> '{retry_delay,factor}')::float8 as factor,
                  (config #>> '{retry_delay,max}')::float8 as maximum) r
 $$;
 
--- key_mates(consumer_id, deliveries) -> they, and what the same claims hold of the same keys: these share their visibility.
+-- key_mates(consumer_id, deliveries) -> these deliveries and all others of the same claims that
+-- have the same keys.
+--
+-- In fifo they share one visibility timeout.
 create or replace function key_mates(consumer_id int, deliveries delivery[]) returns delivery[]
 language sql volatile as $$
     select array(
-        select d from unnest(deliveries_of(consumer_id, array(select g.token from unnest(deliveries) g))) d
+        select d
+        from unnest(deliveries_of(consumer_id, array(select g.token from unnest(deliveries) g))) d
         where (d.token, d.seq) in (select g.token, g.seq from unnest(deliveries) g)
-           or (d.token, d.key) in (select g.token, g.key from unnest(deliveries) g where g.key is not null))
+           or (d.token, d.key) in (select g.token, g.key from unnest(deliveries) g
+                                   where g.key is not null))
 $$;
 
--- extend_deliveries(consumer_id, deliveries, until): whole rows of leases are changed in place; out of others these
--- deliveries are taken into rows of their own.
-create or replace function extend_deliveries(consumer_id int, deliveries delivery[], until timestamptz) returns void
+-- extend_deliveries(consumer_id, deliveries, until): Set the end of the visibility timeout of these
+-- deliveries.
+--
+-- A row of leases whose unsettled messages are all among them is updated in place. From another row
+-- each of these deliveries is moved into a row of its own.
+create or replace function extend_deliveries(consumer_id int, deliveries delivery[],
+                                             until timestamptz)
+returns void
 language plpgsql volatile as $$
 begin
     with named as (
-        select d.token, d.part, count(*) as wanted from unnest(deliveries) d group by d.token, d.part)
+        select d.token, d.part, count(*) as wanted from unnest(deliveries) d
+        group by d.token, d.part)
     update leases l set not_visible_until = until from named n
     where l.consumer_id = extend_deliveries.consumer_id and l.token = n.token and l.part = n.part
-      and n.wanted = cardinality(l.seqs) - (select count(*) from settled s where s.consumer_id = l.consumer_id
-                                            and s.token = l.token and s.part = l.part);
+      and n.wanted = cardinality(l.seqs) - (select count(*) from settled s
+                                            where s.consumer_id = l.consumer_id
+                                              and s.token = l.token and s.part = l.part);
     with named as (
-        select d.token, d.part, count(*) as wanted from unnest(deliveries) d group by d.token, d.part
+        select d.token, d.part, count(*) as wanted from unnest(deliveries) d
+        group by d.token, d.part
     ), shared as materialized (
         select l.* from leases l join named n on l.token = n.token and l.part = n.part
         where l.consumer_id = extend_deliveries.consumer_id
-          and n.wanted < cardinality(l.seqs) - (select count(*) from settled s where s.consumer_id = l.consumer_id
-                                                and s.token = l.token and s.part = l.part)
+          and n.wanted < cardinality(l.seqs) - (select count(*) from settled s
+                                                where s.consumer_id = l.consumer_id
+                                                  and s.token = l.token and s.part = l.part)
     ), marked as (
         insert into settled (consumer_id, token, part, seq)
         select extend_deliveries.consumer_id, d.token, d.part, d.seq
         from unnest(deliveries) d join shared s on s.token = d.token and s.part = d.part
         order by d.token, d.part, d.seq
         on conflict do nothing returning token, part, seq)
-    insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count, history, last_delivered_at,
-                        not_visible_until, inserted_at)
-    select s.consumer_id, s.token, -d.ordinal, s.slot, array[d.seq], array[d.key], s.barrier, s.deliver_count, s.history,
-           s.last_delivered_at, until, s.inserted_at
+    insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count, history,
+                        last_delivered_at, not_visible_until, inserted_at)
+    select s.consumer_id, s.token, -d.ordinal, s.slot, array[d.seq], array[d.key], s.barrier,
+           s.deliver_count, s.history, s.last_delivered_at, until, s.inserted_at
     from marked m
     join shared s on s.token = m.token and s.part = m.part
     join unnest(deliveries) d on d.token = m.token and d.part = m.part and d.seq = m.seq;

@@ -1,12 +1,16 @@
--- Settling deliveries: what ack(), nack() and give_back() do to leases. A receipt is good for one delivery, until its visibility
--- timeout passes.
+-- Settling deliveries: the changes that ack(), nack() and give_back() make to leases.
+--
+-- A receipt is valid for one delivery, until the visibility timeout of that delivery passes.
 
--- parse_receipts(receipts) -> seq and token of each.
--- Raises CB003 for a text that is no receipt.
+-- parse_receipts(receipts) -> the seq and the token of each receipt.
+--
+-- Raises:
+--   CB003  a text is not a receipt
 create or replace function parse_receipts(receipts text[], out seqs bigint[], out tokens bigint[])
 language plpgsql immutable as $$
 begin
-    select coalesce(array_agg(split_part(r, '-', 1)::bigint), '{}'), coalesce(array_agg(split_part(r, '-', 2)::bigint), '{}')
+    select coalesce(array_agg(split_part(r, '-', 1)::bigint), '{}'),
+           coalesce(array_agg(split_part(r, '-', 2)::bigint), '{}')
     into seqs, tokens from unnest(receipts) r;
     if array_position(seqs, null) is not null
         or exists (select from unnest(receipts) r where split_part(r, '-', 3) <> '')
@@ -16,18 +20,26 @@ begin
 exception
     when invalid_text_representation or numeric_value_out_of_range then
         raise exception '% is not a receipt', quote_nullable((
-            select r from unnest(receipts) r where r is null or r !~ '^[0-9]{1,18}-[0-9]{1,18}$' limit 1))
-            using errcode = 'CB003', hint = 'A receipt is what receive() returned in the column receipt.';
+            select r from unnest(receipts) r
+            where r is null or r !~ '^[0-9]{1,18}-[0-9]{1,18}$' limit 1))
+            using errcode = 'CB003',
+                  hint = 'A receipt is what receive() returned in the column receipt.';
 end $$;
 
--- settle_claim(consumer_id, receipts, moment) -> the seqs that were settled by removing a claim, or one row of it, as a whole;
--- null where the receipts are not just those that it holds, in its order. What receivers mostly do: so the receipts
--- are compared as they are, without taking them apart.
-create or replace function settle_claim(consumer_id int, receipts text[], moment timestamptz) returns bigint[]
+-- settle_claim(consumer_id, receipts, moment) -> the seqs that were settled by deleting all rows of
+-- a claim, or one row of it.
+--
+-- The result is null if the receipts are not exactly those of the claim or of the row, in its
+-- order. Most receivers ack exactly that. Therefore the receipts are compared as text, without
+-- parsing.
+-- Locks: the rows that it deletes.
+create or replace function settle_claim(consumer_id int, receipts text[], moment timestamptz)
+returns bigint[]
 language plpgsql volatile as $$
 declare
     suffix constant text := '-' || split_part(receipts[1], '-', 2);
-    claimed constant bigint := case when translate(receipts[1], '0123456789-', '') = '' and length(suffix) between 2 and 19
+    claimed constant bigint := case when translate(receipts[1], '0123456789-', '') = ''
+                                         and length(suffix) between 2 and 19
                                     then substr(suffix, 2) end;
     number constant int := cardinality(receipts);
     given constant text := array_to_string(receipts, ',');
@@ -36,34 +48,41 @@ declare
     parts int[];
     gone bigint[];
 begin
-    -- A row that holds just these,
+    -- Delete a row that holds exactly these messages,
     delete from leases l
-    where l.consumer_id = settle_claim.consumer_id and l.token = claimed and l.not_visible_until > moment
+    where l.consumer_id = settle_claim.consumer_id
+      and l.token = claimed and l.not_visible_until > moment
       and cardinality(l.seqs) = number and array_to_string(l.seqs, suffix || ',') || suffix = given
     returning array[l.part], l.seqs into parts, gone;
     if gone is null and number > 1 then
         -- or all rows of the claim.
         for row_part, row_seqs in
             delete from leases l
-            where l.consumer_id = settle_claim.consumer_id and l.token = claimed and l.not_visible_until > moment
+            where l.consumer_id = settle_claim.consumer_id and l.token = claimed
+              and l.not_visible_until > moment
               and (number, given) = (
                   select sum(cardinality(o.seqs)),
-                         string_agg(array_to_string(o.seqs, suffix || ',') || suffix, ',' order by abs(o.part))
-                  from leases o where o.consumer_id = settle_claim.consumer_id and o.token = claimed)
+                         string_agg(array_to_string(o.seqs, suffix || ',') || suffix, ','
+                                    order by abs(o.part))
+                  from leases o
+                  where o.consumer_id = settle_claim.consumer_id and o.token = claimed)
             returning l.part, l.seqs
         loop
             parts := parts || row_part;
             gone := gone || row_seqs;
         end loop;
     end if;
-    -- A statement of its own: it sees what another session marked while the deletion waited for it.
+    -- A statement of its own: it sees the marks that another session made while the deletion
+    -- waited.
     if gone is not null
-        and (exists (select from settled s where s.consumer_id = settle_claim.consumer_id and s.token = claimed)
+        and (exists (select from settled s
+                     where s.consumer_id = settle_claim.consumer_id and s.token = claimed)
              or exists (select from redriven r where r.consumer_id = settle_claim.consumer_id))
     then
         with cleared as (
             delete from settled s
-            where s.consumer_id = settle_claim.consumer_id and s.token = claimed and s.part = any (parts)
+            where s.consumer_id = settle_claim.consumer_id and s.token = claimed
+              and s.part = any (parts)
             returning s.seq)
         select without(gone, array(select c.seq from cleared c)) into gone;
         perform forget_redriven(consumer_id, gone);
@@ -71,17 +90,26 @@ begin
     return gone;
 end $$;
 
--- without(seqs, marked) -> what rows of leases held and nobody had settled. One copy goes for each mark: a message that extend()
--- took into a row of its own is marked in the row that it came from, and stands in both.
+-- without(seqs, marked) -> the messages of these rows of leases that had not been settled before.
+--
+-- Each mark removes one copy of its seq. A message that extend() moved into a row of its own is
+-- contained in both rows, and it is marked in the row from which it was taken.
 create or replace function without(seqs bigint[], marked bigint[]) returns bigint[]
 language sql immutable as $$
     select array(select unnest(seqs) except all select unnest(marked))
 $$;
 
--- settle(consumer_id, tokens, seqs, moment) -> the seqs of those deliveries that were in flight, and now are not.
--- A row of leases goes when all that it holds is settled. Otherwise the row stays, and each gets a mark: so those who
--- settle different messages of one claim do not wait for each other, and those who settle the same one do.
-create or replace function settle(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz) returns bigint[]
+-- settle(consumer_id, tokens, seqs, moment) -> the seqs of the deliveries that were in flight and
+-- are now settled.
+--
+-- A row of leases is deleted when all its messages are settled. Before that, each settled message
+-- has a mark in the table settled. Therefore sessions that settle different messages of one claim
+-- do not wait for each other, and sessions that settle the same message do.
+-- Raises:
+--   40001  above READ COMMITTED only: see isolation.sql
+create or replace function settle(consumer_id int, tokens bigint[], seqs bigint[],
+                                  moment timestamptz)
+returns bigint[]
 language plpgsql volatile as $$
 declare
     gone bigint[];
@@ -99,8 +127,12 @@ begin
     return gone;
 end $$;
 
--- settle_whole(consumer_id, tokens, seqs, moment) -> what was settled by removing rows of leases that hold nothing else.
-create or replace function settle_whole(consumer_id int, tokens bigint[], seqs bigint[], moment timestamptz)
+-- settle_whole(consumer_id, tokens, seqs, moment) -> the seqs that were settled by deleting rows of
+-- leases that hold no other unsettled message.
+--
+-- Locks: the rows that it deletes.
+create or replace function settle_whole(consumer_id int, tokens bigint[], seqs bigint[],
+                                        moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
@@ -119,18 +151,23 @@ begin
                 where l.consumer_id = settle_whole.consumer_id and l.token = t.token offset 0) l
             where not exists (
                 select from unnest(l.seqs) as u (seq)
-                -- Mostly there is one claim, and numbers are compared faster than pairs.
-                where case when cardinality(claims) = 1 then u.seq not in (select g from unnest(settle_whole.seqs) g)
-                           else (l.token, u.seq) not in (select g.token, g.seq
-                                                         from unnest(tokens, settle_whole.seqs) as g (token, seq)) end
-                  and not exists (select from settled s where s.consumer_id = l.consumer_id and s.token = l.token
-                                  and s.part = l.part and s.seq = u.seq))))
+                -- Usually there is one claim, and numbers are compared faster than pairs.
+                where case when cardinality(claims) = 1
+                           then u.seq not in (select g from unnest(settle_whole.seqs) g)
+                           else (l.token, u.seq) not in (
+                               select g.token, g.seq
+                               from unnest(tokens, settle_whole.seqs) as g (token, seq)) end
+                  and not exists (select from settled s
+                                  where s.consumer_id = l.consumer_id and s.token = l.token
+                                    and s.part = l.part and s.seq = u.seq))))
         returning l.token, l.part, l.seqs)
     select array_agg(r.token), array_agg(r.part),
-           (select coalesce(array_agg(u.seq), '{}') from removed r cross join lateral unnest(r.seqs) as u (seq))
+           (select coalesce(array_agg(u.seq), '{}')
+            from removed r cross join lateral unnest(r.seqs) as u (seq))
     into whole_tokens, whole_parts, gone from removed r;
     if whole_tokens is not null then
-        -- A statement of its own: it sees what another session marked while the deletion waited for it.
+        -- A statement of its own: it sees the marks that another session made while the deletion
+        -- waited.
         with cleared as (
             delete from settled s using unnest(whole_tokens, whole_parts) as w (token, part)
             where s.consumer_id = settle_whole.consumer_id and s.token = w.token and s.part = w.part
@@ -143,36 +180,49 @@ begin
     return gone;
 end $$;
 
--- settle_some(consumer_id, tokens, seqs, gone, moment, moved) -> those, not gone yet, that this call has marked as settled.
--- moved: also those that extend() took into a row of their own. One of these gets a mark in both rows. The mark in the row that it came
--- from is there already, so it is counted once.
--- Locks: a share of the leases (KEY SHARE: a receiver that takes expired ones passes them by; extend does not wait).
-create or replace function settle_some(consumer_id int, tokens bigint[], seqs bigint[], gone bigint[], moment timestamptz,
-                                       moved boolean) returns bigint[]
+-- settle_some(consumer_id, tokens, seqs, gone, moment, moved) -> the seqs that this call has marked
+-- as settled.
+--
+-- Parameters:
+--   gone   the seqs that were settled before and are skipped
+--   moved  whether to mark also messages that extend() moved into a row of their own. Such a
+--          message gets a mark in both rows. The row from which it was taken already has its mark,
+--          so the message is counted once.
+-- Locks: the rows of leases, FOR KEY SHARE. A receiver that claims expired deliveries skips rows
+-- with this lock, and extend() does not wait for it.
+create or replace function settle_some(consumer_id int, tokens bigint[], seqs bigint[],
+                                       gone bigint[], moment timestamptz, moved boolean)
+returns bigint[]
 language plpgsql volatile as $$
 declare
     held_tokens bigint[];
     held_parts int[];
     marked bigint[];
 begin
-    -- Sets are compared by hash: a claim may hold 100,000 messages, and `= any` or && would look at each pair of them.
+    -- Sets are compared by hash. A claim may hold 100,000 messages, and `= any` or && would compare
+    -- each pair of them.
     with given as materialized (
-        select g.token, g.seq from unnest(tokens, seqs) as g (token, seq) where g.seq not in (select s from unnest(gone) s)
+        select g.token, g.seq from unnest(tokens, seqs) as g (token, seq)
+        where g.seq not in (select s from unnest(gone) s)
     ), held as materialized (
         select l.token, l.part, l.seqs
         from (select distinct g.token from given g order by g.token) t
         cross join lateral (
             select l.token, l.part, l.seqs from leases l
-            where l.consumer_id = settle_some.consumer_id and l.token = t.token and l.not_visible_until > moment
+            where l.consumer_id = settle_some.consumer_id and l.token = t.token
+              and l.not_visible_until > moment
               and exists (select from unnest(l.seqs) as u (seq)
-                          where case when true then (l.token, u.seq) in (select g.token, g.seq from given g) end)
+                          where case when true then (l.token, u.seq) in (
+                              select g.token, g.seq from given g) end)
             order by l.part for key share) l
     ), named as materialized (
-        select h.token, h.part, u.seq from held h cross join lateral unnest(h.seqs) as u (seq) where h.part > 0 or moved
+        select h.token, h.part, u.seq from held h cross join lateral unnest(h.seqs) as u (seq)
+        where h.part > 0 or moved
     ), made as (
         insert into settled (consumer_id, token, part, seq)
         select settle_some.consumer_id, n.token, n.part, n.seq
-        from named n where case when true then (n.token, n.seq) in (select g.token, g.seq from given g) end
+        from named n
+        where case when true then (n.token, n.seq) in (select g.token, g.seq from given g) end
         order by n.token, n.part, n.seq
         on conflict do nothing
         returning token, part, seq)
@@ -184,9 +234,15 @@ begin
     return marked;
 end $$;
 
--- remove_finished(consumer_id, tokens, parts): the rows of leases among these all of whose messages are settled.
--- The last one closes the door. Where two were the last at once, the row stays until its timeout has passed.
-create or replace function remove_finished(consumer_id int, tokens bigint[], parts int[]) returns void
+-- remove_finished(consumer_id, tokens, parts): Delete those of these rows of leases whose messages
+-- are all settled, together with their marks.
+--
+-- Usually the session that settles the last message does this. If two sessions settle the last two
+-- messages at the same time, neither sees the mark of the other. Then the row remains until its
+-- visibility timeout has passed, or until forget_settled() deletes it.
+-- Locks: the rows that it deletes, by SKIP LOCKED.
+create or replace function remove_finished(consumer_id int, tokens bigint[], parts int[])
+returns void
 language plpgsql volatile as $$
 begin
     with full_row as materialized (
@@ -194,9 +250,11 @@ begin
         from (select distinct t.token, t.part from unnest(tokens, parts) as t (token, part)) t
         cross join lateral (
             select l.token, l.part from leases l
-            where l.consumer_id = remove_finished.consumer_id and l.token = t.token and l.part = t.part
-              and cardinality(l.seqs) <= (select count(*) from settled s where s.consumer_id = l.consumer_id
-                                          and s.token = l.token and s.part = l.part)
+            where l.consumer_id = remove_finished.consumer_id and l.token = t.token
+              and l.part = t.part
+              and cardinality(l.seqs) <= (select count(*) from settled s
+                                          where s.consumer_id = l.consumer_id
+                                            and s.token = l.token and s.part = l.part)
             for update skip locked) l
     ), finished as (
         delete from leases l using full_row f
@@ -206,8 +264,12 @@ begin
     where s.consumer_id = remove_finished.consumer_id and s.token = f.token and s.part = f.part;
 end $$;
 
--- settle_moved(consumer_id, tokens, seqs, gone, moment) -> those that extend() took out of their row while this waited for it.
-create or replace function settle_moved(consumer_id int, tokens bigint[], seqs bigint[], gone bigint[], moment timestamptz)
+-- settle_moved(consumer_id, tokens, seqs, gone, moment) -> the seqs of messages that are settled in
+-- rows of their own.
+--
+-- extend() moved these messages into such rows while this call waited for their old row.
+create or replace function settle_moved(consumer_id int, tokens bigint[], seqs bigint[],
+                                        gone bigint[], moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
@@ -218,7 +280,8 @@ begin
     from unnest(tokens, seqs) as g (token, seq)
     cross join lateral (
         select l.not_visible_until from leases l
-        where l.consumer_id = settle_moved.consumer_id and l.token = g.token and l.part < 0 and l.seqs[1] = g.seq
+        where l.consumer_id = settle_moved.consumer_id and l.token = g.token and l.part < 0
+          and l.seqs[1] = g.seq
         offset 0) l
     where g.seq not in (select s from unnest(gone) s) and l.not_visible_until > moment;
     if moved_tokens is null then
@@ -227,7 +290,9 @@ begin
     return settle(consumer_id, moved_tokens, moved_seqs, moment);
 end $$;
 
--- remove_locked(consumer_id, deliveries): out of their leases, whose rows are locked by this transaction.
+-- remove_locked(consumer_id, deliveries): Take these deliveries out of their leases.
+--
+-- The transaction holds the locks of their rows of leases.
 create or replace function remove_locked(consumer_id int, deliveries delivery[]) returns void
 language plpgsql volatile as $$
 begin
@@ -239,26 +304,35 @@ begin
     end if;
 end $$;
 
--- refuse_stale(consumer, tokens, seqs, acked): raises CB006 and names the receipts that were not among the acked.
-create or replace function refuse_stale(consumer text, tokens bigint[], seqs bigint[], acked bigint[]) returns void
+-- refuse_stale(consumer, tokens, seqs, acked): Raise an error that names the receipts whose
+-- messages are not among the acked ones.
+--
+-- Raises:
+--   CB006  there is such a receipt
+create or replace function refuse_stale(consumer text, tokens bigint[], seqs bigint[],
+                                        acked bigint[])
+returns void
 language plpgsql stable as $$
 declare
-    stale text := (select string_agg(r.seq || '-' || r.token, ', ' order by r.seq) from unnest(tokens, seqs) as r (token, seq)
+    stale text := (select string_agg(r.seq || '-' || r.token, ', ' order by r.seq)
+                   from unnest(tokens, seqs) as r (token, seq)
                    where r.seq not in (select a from unnest(acked) a));
 begin
     if stale is null then
         return; -- a receipt was given twice
     end if;
     raise exception 'stale receipt for consumer %: %', quote_literal(consumer), stale
-        using errcode = 'CB006',
-              hint = 'The delivery''s visibility timeout passed, or it was acked or given back before.';
+        using errcode = 'CB006', hint =
+            'The delivery''s visibility timeout passed, or it was acked or given back before.';
 end $$;
 
--- forget_redriven(consumer_id, seqs): what redriven messages carried with them, when they are finished.
+-- forget_redriven(consumer_id, seqs): Delete the stored content of redriven messages that are
+-- finished.
 create or replace function forget_redriven(consumer_id int, seqs bigint[]) returns void
 language plpgsql volatile as $$
 begin
     if exists (select from redriven d where d.consumer_id = forget_redriven.consumer_id) then
-        delete from redriven d where d.consumer_id = forget_redriven.consumer_id and d.seq = any (seqs);
+        delete from redriven d
+        where d.consumer_id = forget_redriven.consumer_id and d.seq = any (seqs);
     end if;
 end $$;

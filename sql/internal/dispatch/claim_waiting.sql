@@ -1,6 +1,8 @@
--- claim_waiting(consumer_id, ...): calls claim_waiting_<id>(...).
-create or replace function claim_waiting(consumer_id int, hint hints, places smallint[], taken bigint[], claimed bigint,
-                                         moment timestamptz, until timestamptz, out all_taken bigint[], out plain boolean)
+-- claim_waiting(consumer_id, ...): Call claim_waiting_<id>(...) of this consumer.
+create or replace function claim_waiting(consumer_id int, hint hints, places smallint[],
+                                         taken bigint[], claimed bigint, moment timestamptz,
+                                         until timestamptz, out all_taken bigint[],
+                                         out plain boolean)
 language plpgsql volatile as $$
 declare
     k record;

@@ -1,14 +1,26 @@
--- claim_in_order___id__(hint, places, taken, claimed, moment, until, safe) -> `taken` and the messages of a fifo consumer that are
--- delivered for the first time.
+-- claim_in_order___id__(hint, places, taken, claimed, moment, until, safe) -> `taken`, followed by
+-- the seqs of messages of a fifo consumer that are delivered for the first time.
 --
--- A row that holds messages of other keys beside those that may not go out is cut up: the latter become runs, a key each,
--- which the next claims pass by without a look inside for as long as their key is held.
--- A claim that would overtake another one looks once more for the rest of its batch, at eight times as many messages, and is then
--- content with what it has. If it has nothing, it begins anew 2 ms later, when the other one has most likely committed. Only when
--- that has failed five times it looks further, at any number of messages: the other one stays in its transaction. Without
--- this rule a claim that met another at work would lock all that waits, and the next ones would find nothing.
-create or replace function claim_in_order___id__(hint hints, places smallint[], taken bigint[], claimed bigint,
-                                               moment timestamptz, until timestamptz, safe bigint)
+-- If no other message can be taken, the function tries to take the first barrier. No message after
+-- `safe` is taken, unless `safe` is null.
+--
+-- Messages of held keys may share a row with other messages. Such a row is cut up: the messages of
+-- each held key become a run, which is a row of one key. While the key is held, later claims pass
+-- the run by without reading its messages.
+--
+-- Some messages cannot be claimed only because another claim in progress has locked earlier
+-- messages of their keys. A claim that meets such messages does the following:
+--   - If it has taken messages, it looks for the rest once more, at eight times as many messages.
+--     Then it returns the messages that it has.
+--   - If it has taken none, it starts again 2 ms later, when the other claim has most likely
+--     committed. After five such attempts it looks further, at any number of messages, because the
+--     other claim stays in its transaction.
+-- Without this rule, a claim that meets another claim in progress would lock all waiting messages,
+-- and the next claims would find none.
+-- Locks: the rows that it reads, by SKIP LOCKED.
+create or replace function claim_in_order___id__(hint hints, places smallint[], taken bigint[],
+                                                 claimed bigint, moment timestamptz,
+                                                 until timestamptz, safe bigint)
 returns bigint[]
 language plpgsql volatile as $$
 declare
@@ -18,10 +30,12 @@ declare
     barrier record;
     last_ord bigint := 0;
     last_tie bigint := 0;
-    -- A cursor, so that no row is locked that is not needed.
+    -- A cursor locks no more rows than the claim needs.
     cur cursor for
-        select w.ord, w.tie, w.seqs, w.keys, w.inserted_at from live_waiting___id__(hint) l cross join lateral (
-            select * from waiting___id__ w where w.consumer_id = __id__ and w.ord = l.ord and w.tie = l.tie
+        select w.ord, w.tie, w.seqs, w.keys, w.inserted_at
+        from live_waiting___id__(hint) l cross join lateral (
+            select * from waiting___id__ w
+            where w.consumer_id = __id__ and w.ord = l.ord and w.tie = l.tie
             for update skip locked) w
         where (l.ord, l.tie) > (last_ord, last_tie) and not l.barrier
           and (barrier.ord is null or (l.ord, l.tie) < (barrier.ord, barrier.tie))
@@ -29,46 +43,55 @@ declare
           and (l.not_before is null or l.not_before <= moment)
           and not (cardinality(l.keys) = 1 and l.keys[1] is not null and (
                        l.keys[1] in (select h from unnest(held) h)
-                       or given_back and exists (select from delayed d where d.consumer_id + 0 = __id__ and d.in_order
-                                                 and d.key = l.keys[1] and hashtextextended(d.key, d.consumer_id)
-                                                                         = hashtextextended(l.keys[1], __id__))));
+                       or given_back and exists (
+                           select from delayed d
+                           where d.consumer_id + 0 = __id__ and d.in_order and d.key = l.keys[1]
+                             and hashtextextended(d.key, d.consumer_id)
+                               = hashtextextended(l.keys[1], __id__))));
     room int;
-    look int := cardinality(places) - cardinality(taken); -- how many messages to look at; more and more if many are held
+    -- The number of messages to look at. It grows if many of them are held.
+    look int := cardinality(places) - cardinality(taken);
     ords bigint[];
     ties bigint[];
-    sizes int[];    -- how many messages of each row are looked at here
-    rests int[];    -- and how many it has beyond them
+    sizes int[];    -- for each row the number of messages to look at,
+    rests int[];    -- and the number of messages after them
     runs boolean[];
-    seqs_ bigint[]; -- those messages
+    seqs_ bigint[]; -- the messages to look at
     keys_ text[];
     since timestamptz;
-    said record;    -- the numbers of those that may go out, and of those that may not for some time
+    said record;    -- the result of free_messages
     free int[];
-    overtaking boolean := false; -- some may not, only because another claim has locked an earlier message of their key
+    -- Some messages wait only for another claim that has locked an earlier message of their key.
+    overtaking boolean := false;
     attempts constant int := 6;
 begin
     for attempt in 1 .. attempts loop
-        select exists (select from live_leases(__id__, hint)), exists (select from delayed d where d.consumer_id = __id__)
+        select exists (select from live_leases(__id__, hint)),
+               exists (select from delayed d where d.consumer_id = __id__)
         into leased, given_back;
         if leased then
-            held := array(select h.key from held_keys(__id__, hint) h where h.token is distinct from claimed);
+            held := array(select h.key from held_keys(__id__, hint) h
+                          where h.token is distinct from claimed);
         end if;
-        -- Claims do not pass a barrier by, so it never stands below the floor. Without the consumer's id, which would let the
-        -- planner look for it along the primary key.
+        -- Claims do not pass a barrier by, so it is never below the floor. The condition omits the
+        -- consumer's id, because with it the planner might search along the primary key.
         select w.ord, w.tie into barrier from waiting___id__ w
         where w.barrier and w.ord >= hint.waiting_floor order by w.ord, w.tie limit 1;
         loop
             room := cardinality(places) - cardinality(taken);
             exit when room = 0;
-            ords := '{}'; ties := '{}'; sizes := '{}'; rests := '{}'; runs := '{}'; seqs_ := '{}'; keys_ := '{}';
+            ords := '{}'; ties := '{}'; sizes := '{}'; rests := '{}'; runs := '{}';
+            seqs_ := '{}'; keys_ := '{}';
             for r in cur loop
                 ords := ords || r.ord;
                 ties := ties || r.tie;
                 runs := runs || (cardinality(r.keys) = 1);
                 sizes := sizes || least(cardinality(r.seqs), look - cardinality(seqs_));
                 rests := rests || greatest(0, cardinality(r.seqs) - look + cardinality(seqs_));
-                keys_ := keys_ || case when cardinality(r.keys) > 1 then r.keys[:look - cardinality(seqs_)]
-                                       else array_fill(r.keys[1], array[sizes[cardinality(sizes)]]) end;
+                keys_ := keys_ || case when cardinality(r.keys) > 1
+                                       then r.keys[:look - cardinality(seqs_)]
+                                       else array_fill(r.keys[1],
+                                                       array[sizes[cardinality(sizes)]]) end;
                 seqs_ := seqs_ || r.seqs[:look - cardinality(seqs_)];
                 since := coalesce(since, r.inserted_at);
                 last_ord := r.ord;
@@ -80,17 +103,21 @@ begin
             select * into said from free_messages___id__(hint, ords, ties, sizes, keys_, claimed);
             free := said.free;
             if cardinality(free) = cardinality(seqs_) and cardinality(free) <= room then
-                taken := insert_claimed(__id__, claimed, places, taken, seqs_, keys_, moment, until, since);
+                taken := insert_claimed(__id__, claimed, places, taken, seqs_, keys_, moment, until,
+                                        since);
                 perform remove_front___id__(ords, ties, rests);
             else
                 if free <> '{}' then
-                    taken := insert_claimed(__id__, claimed, places, taken, array(select seqs_[f] from unnest(free[:room]) f),
-                                            array(select keys_[f] from unnest(free[:room]) f), moment, until, since);
+                    taken := insert_claimed(__id__, claimed, places, taken,
+                                            array(select seqs_[f] from unnest(free[:room]) f),
+                                            array(select keys_[f] from unnest(free[:room]) f),
+                                            moment, until, since);
                 end if;
                 exit when said.shut;
                 perform cut_up___id__(ords, ties, runs, sizes, free, said.held, room);
                 overtaking := cardinality(free) + cardinality(said.held) < cardinality(seqs_);
-                exit when overtaking and case when taken = '{}' then attempt < attempts else look > cardinality(places) end;
+                exit when overtaking and case when taken = '{}' then attempt < attempts
+                                              else look > cardinality(places) end;
             end if;
             look := least(8 * look, 8192);
         end loop;
@@ -102,18 +129,29 @@ begin
         look := cardinality(places);
     end loop;
     if taken = '{}' and barrier.ord is not null then
-        return claim_barrier___id__(hint, barrier.ord, barrier.tie, places[1], claimed, moment, until);
+        return claim_barrier___id__(hint, barrier.ord, barrier.tie, places[1], claimed, moment,
+                                    until);
     end if;
     return taken;
 end $$;
 
--- free_messages___id__(...) -> the numbers of those messages in these locked rows that may go out; of those whose key is held, for example
--- by a delivery, so that they may not go out for some time; shut: a barrier is in front of them. The others have an earlier message
--- of their key in front of them, in a row that another claim has locked: they can go out as soon as that one commits.
--- Called when the rows are locked: its snapshot is younger. Stable, so that all its statements look with that one snapshot: a
--- message that moves from one table to another meanwhile is seen in one of them. What is mostly empty is asked for first.
-create or replace function free_messages___id__(hint hints, ords bigint[], ties bigint[], sizes int[], keys_ text[],
-                                              claimed bigint, out free int[], out held int[], out shut boolean)
+-- free_messages___id__(hint, ords, ties, sizes, keys_, claimed): Decide which messages in these
+-- locked rows may be delivered.
+--
+-- The caller holds the locks of the rows, so the snapshot of this function is newer than the locks.
+-- The function is stable, so that all its statements use that one snapshot. A message that moves
+-- from one table to another in the meantime is seen in one of them. Tables that are usually empty
+-- are checked first.
+-- Returns:
+--   free  the numbers of the messages that may be delivered
+--   held  the numbers of the messages that may not be delivered for some time, because their key is
+--         held, for example by a delivery, or because they follow a message published for later
+--   shut  true if a barrier is before these messages
+-- All other messages follow an earlier message of their key in a row that another claim has locked.
+-- They may be delivered as soon as that claim commits.
+create or replace function free_messages___id__(hint hints, ords bigint[], ties bigint[],
+                                                sizes int[], keys_ text[], claimed bigint,
+                                                out free int[], out held int[], out shut boolean)
 language plpgsql stable as $$
 declare
     last_ord constant bigint := ords[cardinality(ords)];
@@ -121,8 +159,8 @@ declare
     leased boolean;
     given_back boolean;
     held_keys text[] := '{}';
-    later_keys text[]; -- keys with a message in front of these that is published for later
-    ahead bigint[]; -- ord and tie of the first message in front of these, of each key that has one
+    later_keys text[]; -- keys with a message before these that is published for later
+    ahead bigint[]; -- ord and tie of the first message before these, for each key that has one
     ahead_keys text[];
     ends int[] := '{}';
 begin
@@ -132,25 +170,31 @@ begin
                    and (w.ord, w.tie) < (last_ord, last_tie)),
            o.firsts, o.keys, coalesce(o.later, '{}')
     into leased, given_back, shut, ahead, ahead_keys, later_keys
-    from (select array_agg(k.first) as firsts, array_agg(k.key) as keys, array_agg(k.key) filter (where k.later) as later
-          from (select min(array[w.ord, w.tie]) as first, u.key, bool_or(w.not_before is not null) as later
+    from (select array_agg(k.first) as firsts, array_agg(k.key) as keys,
+                 array_agg(k.key) filter (where k.later) as later
+          from (select min(array[w.ord, w.tie]) as first, u.key,
+                       bool_or(w.not_before is not null) as later
                 from live_waiting___id__(hint) w cross join lateral unnest(w.keys) as u (key)
                 where (w.ord, w.tie) < (last_ord, last_tie)
                   and case when true then u.key in (select k from unnest(keys_) k) end
-                  and case when true then (w.ord, w.tie) not in (select m.ord, m.tie from unnest(ords, ties) as m (ord, tie)) end
+                  and case when true then (w.ord, w.tie) not in (
+                      select m.ord, m.tie from unnest(ords, ties) as m (ord, tie)) end
                 group by u.key) k) o;
     if leased then
         select shut or exists (select from live_leases(__id__, hint) l where l.barrier),
                held_keys || array(select h.key from held_keys(__id__, hint) h
-                                  where h.token is distinct from claimed and h.key in (select k from unnest(keys_) k))
+                                  where h.token is distinct from claimed
+                                    and h.key in (select k from unnest(keys_) k))
         into shut, held_keys;
     end if;
     if given_back then
         select shut or exists (select from delayed d where d.consumer_id = __id__ and d.barrier),
                held_keys || array(select k from unnest(keys_) k
                                   where exists (select from delayed d
-                                                where d.consumer_id + 0 = __id__ and d.in_order and d.key = k
-                                                  and hashtextextended(d.key, d.consumer_id) = hashtextextended(k, __id__)))
+                                                where d.consumer_id + 0 = __id__ and d.in_order
+                                                  and d.key = k
+                                                  and hashtextextended(d.key, d.consumer_id)
+                                                    = hashtextextended(k, __id__)))
         into shut, held_keys;
     end if;
     held := '{}';
@@ -162,11 +206,12 @@ begin
         for i in 1 .. cardinality(sizes) loop
             ends := ends || coalesce(ends[i - 1], 0) + sizes[i];
         end loop;
-        -- By a window, which sorts: a join could go over all pairs.
+        -- A window function sorts. A join could compare all pairs.
         free := array(
             select u.n
             from (select m.*, min(m.ahead) over (partition by m.key) as first
-                  from (select m.key, m.n, 1 + width_bucket(m.n - 1, ends) as place, null::bigint[] as ahead
+                  from (select m.key, m.n, 1 + width_bucket(m.n - 1, ends) as place,
+                               null::bigint[] as ahead
                         from unnest(keys_) with ordinality as m (key, n)
                         union all
                         select ahead_keys[a], null, null, array[ahead[a][1], ahead[a][2]]
@@ -176,14 +221,18 @@ begin
                 and (u.first is null or u.first > array[ords[u.place], ties[u.place]])))
             order by u.n);
         held := array(select m.n from unnest(keys_) with ordinality as m (key, n)
-                      where case when true then m.key in (select h from unnest(held_keys || later_keys) h) end
+                      where case when true then m.key in (
+                                select h from unnest(held_keys || later_keys) h) end
                         and case when true then m.n not in (select f from unnest(free) f) end
                       order by m.n);
     end if;
 end $$;
 
--- remove_front___id__(...): these locked rows are claimed, but for the rest of the last one.
-create or replace function remove_front___id__(ords bigint[], ties bigint[], rests int[]) returns void
+-- remove_front___id__(ords, ties, rests): Delete these locked rows, whose messages are claimed.
+--
+-- Only the last row may have a rest: its last `rests` messages remain.
+create or replace function remove_front___id__(ords bigint[], ties bigint[], rests int[])
+returns void
 language plpgsql volatile as $$
 declare
     last constant int := cardinality(rests);
@@ -191,53 +240,66 @@ begin
     if rests[last] > 0 then
         update waiting___id__ w
         set seqs = w.seqs[cardinality(w.seqs) - rests[last] + 1:],
-            keys = case when cardinality(w.keys) = 1 then w.keys else w.keys[cardinality(w.seqs) - rests[last] + 1:] end
+            keys = case when cardinality(w.keys) = 1 then w.keys
+                        else w.keys[cardinality(w.seqs) - rests[last] + 1:] end
         where w.consumer_id = __id__ and w.ord = ords[last] and w.tie = ties[last];
     end if;
     delete from waiting___id__ w
     where w.ctid = any (array(
         select f.ctid from unnest(ords, ties, rests) as d (ord, tie, rest) cross join lateral (
             select w.ctid from waiting___id__ w
-            where w.consumer_id = __id__ and w.ord = d.ord and w.tie = d.tie and d.rest = 0 offset 0) f));
+            where w.consumer_id = __id__ and w.ord = d.ord and w.tie = d.tie and d.rest = 0
+            offset 0) f));
 end $$;
 
--- cut_up___id__(...): these locked rows, of which the first `room` of the free messages are claimed: what is held goes into runs. What
--- merely waits for the commit of another claim stays as it is. Else receivers that are a moment late would cut all rows into
--- single messages.
-create or replace function cut_up___id__(ords bigint[], ties bigint[], runs boolean[], sizes int[], free int[], held int[], room int)
+-- cut_up___id__(ords, ties, runs, sizes, free, held, room): Take the claimed messages out of these
+-- locked rows, and turn the messages of held keys into runs.
+--
+-- The claimed messages are the first `room` of the free ones. Messages that only wait until another
+-- claim commits remain as they are. Otherwise receivers that are a moment late would cut all rows
+-- into single messages.
+create or replace function cut_up___id__(ords bigint[], ties bigint[], runs boolean[], sizes int[],
+                                         free int[], held int[], room int)
 returns void
 language plpgsql volatile as $$
 declare
     r record;
     row_free int[];
     row_held int[];
-    row_taken int;  -- how many of these are claimed
+    row_taken int;  -- how many of the free messages are claimed
     first int := 1;
 begin
     for i in 1 .. cardinality(ords) loop
-        row_free := array(select f - first + 1 from unnest(free) f where f between first and first + sizes[i] - 1 order by f);
-        row_held := array(select h - first + 1 from unnest(held) h where h between first and first + sizes[i] - 1);
+        row_free := array(select f - first + 1 from unnest(free) f
+                          where f between first and first + sizes[i] - 1 order by f);
+        row_held := array(select h - first + 1 from unnest(held) h
+                          where h between first and first + sizes[i] - 1);
         row_taken := least(cardinality(row_free), room);
         if runs[i] then
-            -- All of one key, so either none of those looked at is free, or all are.
+            -- A run has one key, so of the messages to look at either all are free or none is.
             if row_taken > 0 then
-                delete from waiting___id__ w where w.consumer_id = __id__ and w.ord = ords[i] and w.tie = ties[i]
-                    and cardinality(w.seqs) = row_taken;
+                delete from waiting___id__ w
+                where w.consumer_id = __id__ and w.ord = ords[i] and w.tie = ties[i]
+                  and cardinality(w.seqs) = row_taken;
                 update waiting___id__ w set seqs = w.seqs[row_taken + 1:]
                 where w.consumer_id = __id__ and w.ord = ords[i] and w.tie = ties[i];
             end if;
         elsif row_taken > 0 or row_held <> '{}' then
-            delete from waiting___id__ w where w.consumer_id = __id__ and w.ord = ords[i] and w.tie = ties[i]
+            delete from waiting___id__ w
+            where w.consumer_id = __id__ and w.ord = ords[i] and w.tie = ties[i]
             returning w.seqs, w.keys, w.inserted_at into r;
-            -- The pieces stand where it stood, so that a hint that has passed it by knows of them. First the runs: what
-            -- follows may have later messages of their keys.
+            -- The pieces keep the ord of the row, so that a hint that names the row covers them as
+            -- well. The runs are first, because the rest may have later messages of their keys.
             insert into waiting___id__ (consumer_id, ord, tie, seqs, keys, inserted_at)
             select __id__, ords[i], ties[i] + row_number() over (order by not u.held, min(u.n)) - 1,
                    array_agg(u.seq order by u.n),
-                   case when u.held then array[min(u.key)] else array_agg(u.key order by u.n) end, r.inserted_at
-            from (select u.*, case when true then u.n in (select h from unnest(row_held) h) end as held
+                   case when u.held then array[min(u.key)] else array_agg(u.key order by u.n) end,
+                   r.inserted_at
+            from (select u.*,
+                         case when true then u.n in (select h from unnest(row_held) h) end as held
                   from unnest(r.seqs, r.keys) with ordinality as u (seq, key, n)
-                  where case when true then u.n not in (select f from unnest(row_free[:row_taken]) f) end) u
+                  where case when true then u.n not in (
+                            select f from unnest(row_free[:row_taken]) f) end) u
             group by u.held, case when u.held then u.key end;
         end if;
         room := room - row_taken;
@@ -245,19 +307,25 @@ begin
     end loop;
 end $$;
 
--- claim_barrier___id__(...) -> the barrier's seq, where nothing before it is unfinished.
-create or replace function claim_barrier___id__(hint hints, at bigint, at_tie bigint, place smallint, claimed bigint,
-                                              moment timestamptz, until timestamptz) returns bigint[]
+-- claim_barrier___id__(hint, at, at_tie, place, claimed, moment, until) -> the seq of the barrier
+-- at (at, at_tie), if all messages before it are finished. Otherwise the result is empty.
+--
+-- Locks: the row of the barrier, by SKIP LOCKED.
+create or replace function claim_barrier___id__(hint hints, at bigint, at_tie bigint,
+                                                place smallint, claimed bigint,
+                                                moment timestamptz, until timestamptz)
+returns bigint[]
 language plpgsql volatile as $$
 declare
     b record;
 begin
     select w.seqs, w.keys, w.inserted_at into b from waiting___id__ w
-    where w.consumer_id = __id__ and w.ord = at and w.tie = at_tie and w.barrier for update skip locked;
+    where w.consumer_id = __id__ and w.ord = at and w.tie = at_tie and w.barrier
+    for update skip locked;
     if b.seqs is null then
         return '{}';
     end if;
-    -- A statement of its own: its snapshot is younger than the lock.
+    -- A statement of its own, so that its snapshot is newer than the lock.
     if exists (select from live_waiting___id__(hint) w where (w.ord, w.tie) < (at, at_tie))
         or exists (select from delayed d where d.consumer_id = __id__)
         or deliveries_of(__id__, array(select l.token from live_leases(__id__, hint) l)) <> '{}'
@@ -266,8 +334,8 @@ begin
     end if;
     delete from waiting___id__ w where w.consumer_id = __id__ and w.ord = at and w.tie = at_tie;
     claimed := coalesce(claimed, draw_token());
-    insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count, last_delivered_at,
-                        not_visible_until, inserted_at)
+    insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count,
+                        last_delivered_at, not_visible_until, inserted_at)
     values (__id__, claimed, 1, place, b.seqs, b.keys, true, 1, moment, until, b.inserted_at);
     return b.seqs;
 end $$;

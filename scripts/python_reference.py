@@ -73,7 +73,13 @@ def heading(of: type, name: str) -> str:
     parameters: list[str] = []
     for parameter in list(inspect.signature(found).parameters.values())[1:]:
         default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
-        star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**" if parameter.kind is parameter.VAR_KEYWORD else ""
+        star = (
+            "*"
+            if parameter.kind is parameter.VAR_POSITIONAL
+            else "**"
+            if parameter.kind is parameter.VAR_KEYWORD
+            else ""
+        )
         if parameter.kind is parameter.KEYWORD_ONLY and not any(one.startswith("*") for one in parameters):
             parameters.append("*")
         parameters.append(f"{star}{parameter.name}{default}")

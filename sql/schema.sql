@@ -38,8 +38,8 @@ create table schema_code (
 -- The templates of functions that are created again when consumers are added or removed.
 --   per_consumer/...  functions of which each queue and fifo consumer has its own, with __id__ for
 --                     its id (sql/internal/per_consumer)
---   dispatch/...      functions that call them, with __calls__ for the calls
---                     (sql/internal/dispatch)
+--   dispatch/...      functions that find the function of a consumer and call it, with an IF for
+--                     one consumer (sql/internal/dispatch)
 create table code_templates (
     name text primary key,
     code text not null

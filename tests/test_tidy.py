@@ -56,6 +56,12 @@ def test_each_sql_function_has_its_header(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SQL, ids=lambda path: path.name)
+def test_sql_has_short_lines_and_no_tabs(path: Path) -> None:
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        assert len(line) <= 100 and "\t" not in line and line == line.rstrip(), f"{path.name}:{number}"
+
+
+@pytest.mark.parametrize("path", SQL, ids=lambda path: path.name)
 def test_sql_can_be_written_in_every_server_encoding(path: Path) -> None:
     assert path.read_text().isascii()
 

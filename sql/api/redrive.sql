@@ -42,7 +42,8 @@ begin
           for update skip locked) d;
     revived := bring_back(c, chosen);
     if uncompared > 0 then
-        raise notice '% of % were never compared with the filter of consumer %, which failed on them; without ids, `cdcbridge dead redrive %` compares',
+        raise notice '% of % were never compared with the filter of consumer %, which failed on '
+            'them; without ids, `cdcbridge dead redrive %` compares',
             uncompared, cardinality(chosen), quote_literal(c.name), c.name;
     end if;
     return revived;

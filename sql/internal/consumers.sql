@@ -106,53 +106,42 @@ $$;
 -- make_dispatch(): Create the functions that call a consumer's own claim function by its id.
 --
 -- A dynamic statement would be parsed and planned at each claim. These functions find the call by
--- binary search instead, with comparisons only.
+-- binary search instead, with comparisons only: the IF of the template is put into another IF for
+-- each half of the ids.
 -- Locks: lock_consumers().
 create or replace function make_dispatch() returns void
 language plpgsql set search_path from current as $$
 declare
     template record;
-    call text;
-    otherwise text;
+    parts text[]; -- the function up to its IF, the IF, and the rest
+    ids int[];
 begin
     perform lock_consumers();
     for template in select t.name, t.code from code_templates t where t.name like 'dispatch/%' loop
-        if template.name = 'dispatch/claim_waiting' then
-            call := 'k := claim_waiting_<id>(hint, places, taken, claimed, moment, until);';
-            otherwise := 'execute format(''select * from claim_waiting_%s($1, $2, $3, $4, $5, $6)'', consumer_id) into k
-                          using hint, places, taken, claimed, moment, until;';
-        else
-            call :=
-                'taken := claim_in_order_<id>(hint, places, taken, claimed, moment, until, safe);';
-            otherwise := 'execute format(''select claim_in_order_%s($1, $2, $3, $4, $5, $6, $7)'', consumer_id) into taken
-                          using hint, places, taken, claimed, moment, until, safe;';
-        end if;
-        execute replace(template.code, '__calls__', call_by_id(
-            array(select c.id from consumers c
-                  where c.mode = case template.name when 'dispatch/claim_waiting' then 'queue'
-                                                    else 'fifo' end
-                  order by c.id),
-            call, otherwise));
+        parts := regexp_match(template.code,
+                              '^(.*?)(    if consumer_id = __id__ .*?end if;)(.*)$');
+        ids := array(select c.id from consumers c
+                     where c.mode = case when template.name like '%in_order' then 'fifo'
+                                         else 'queue' end
+                     order by c.id);
+        execute parts[1] || search_by_halves(ids, parts[2]) || parts[3];
     end loop;
 end $$;
 
--- call_by_id(ids, call, otherwise) -> PL/pgSQL that finds consumer_id among the ids and runs call.
+-- search_by_halves(ids, one) -> PL/pgSQL that finds consumer_id among the ids, which ascend.
 --
--- The ids must ascend. In call, <id> is replaced by the id. The code runs `otherwise` for any other
--- id: a session that remains in its transaction may have an older version of the code, made before
--- the consumer was added.
-create or replace function call_by_id(ids int[], call text, otherwise text) returns text
+-- one: an IF that compares consumer_id with __id__ and calls the function of this consumer.
+create or replace function search_by_halves(ids int[], one text) returns text
 language plpgsql immutable set search_path from current as $$
 declare
     middle constant int := cardinality(ids) / 2 + 1;
 begin
     if cardinality(ids) > 1 then
         return format('if consumer_id < %s then %s else %s end if;', ids[middle],
-                      call_by_id(ids[:middle - 1], call, otherwise),
-                      call_by_id(ids[middle:], call, otherwise));
+                      search_by_halves(ids[:middle - 1], one),
+                      search_by_halves(ids[middle:], one));
     end if;
-    return format('if consumer_id = %s then %s else %s end if;', coalesce(ids[1], 0),
-                  replace(call, '<id>', ids[1]::text), otherwise);
+    return replace(one, '__id__', coalesce(ids[1], 0)::text);
 end $$;
 
 -- remove_consumer(name): Remove a consumer with its waiting messages, deliveries and dead letters.

@@ -51,8 +51,8 @@ begin
         perform set_config('lock_timeout', (extract(epoch from patience) * 1000)::int::text, true);
         perform pg_advisory_xact_lock(fence_key());
     exception when lock_not_available then
-        perform set_config('lock_timeout', '10s', true),
-                pg_terminate_backend(a.pid)
+        perform set_config('lock_timeout', '10s', true);
+        perform pg_terminate_backend(a.pid)
         from advisory_holders('leaders'::regclass, 1, 1) a where pg_has_role(a.usename, 'member');
         perform pg_advisory_xact_lock(fence_key());
     end;

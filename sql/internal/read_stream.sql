@@ -181,7 +181,8 @@ end $$;
 create or replace function refuse_lost(name text, at offsets) returns void
 language plpgsql immutable as $$
 begin
-    raise exception 'consumer % was slower than the log''s retention: % messages of partition % are gone that it had not read',
+    raise exception 'consumer % was slower than the log''s retention: % messages of partition % '
+        'are gone that it had not read',
         quote_literal(name), at.lost, at.partition
         using errcode = 'CB009', hint = format(
             'To go on without them: select seek(%L, ''earliest'', %s)', name, at.partition);

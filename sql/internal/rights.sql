@@ -11,10 +11,11 @@
 -- own.
 create or replace function public_functions() returns text[]
 language sql immutable set search_path from current as $$
-    select '{receive,peek,ack,nack,extend,give_back,nack_failed,redrive,purge,consumer_lag,consumer_holders,
-             show_consumer,dead_letters,dead_ids,dead_to_compare,redrive_compared,queue_settings,next_visible,
-             read_stream,commit_offset,extend_lease,seek,seek_partitions,peek_stream,time_of,group_lag,stream_settings,next_readable,
-             register_sequence_transaction,max_safe_seq,draw,
+    select '{receive,peek,ack,nack,extend,give_back,nack_failed,redrive,purge,
+             consumer_lag,consumer_holders,show_consumer,dead_letters,dead_ids,
+             dead_to_compare,redrive_compared,queue_settings,next_visible,read_stream,
+             commit_offset,extend_lease,seek,seek_partitions,peek_stream,time_of,group_lag,
+             stream_settings,next_readable,register_sequence_transaction,max_safe_seq,draw,
              draw_lock,low_half}'::text[]
 $$;
 

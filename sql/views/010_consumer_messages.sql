@@ -27,4 +27,4 @@ union all
            nullif(d.last_delivered_at, '-infinity'),
            d.inserted_at
     from delayed d;
-comment on view consumer_messages is 'A row per queue consumer and unfinished message';
+comment on view consumer_messages is 'A row per queue or fifo consumer and unfinished message';

@@ -150,6 +150,8 @@ def test_a_lease_can_be_extended_while_it_lasts(queue: StoreQueue) -> None:
     expire(queue)
     with pytest.raises(psycopg.Error, match="stale receipt"):
         queue.value(extend, *arguments)
+    with pytest.raises(psycopg.Error, match="lease is null; it must be positive"):
+        queue.value("select cdcbridge.extend_lease('s', %s, %s, null)", *arguments)
 
 
 def test_no_reader_passes_a_seq_that_can_still_commit(queue: StoreQueue) -> None:

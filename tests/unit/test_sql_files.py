@@ -48,7 +48,7 @@ def test_templates_have_the_place_that_is_replaced() -> None:
         "per_consumer/live_waiting",
         "per_consumer/peek",
     ]
-    for name, text in templates.items():
+    for text in templates.values():
         assert "__id__" in text
 
 

@@ -78,7 +78,7 @@ lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, Dockerfile
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/test_tidy.py
+	$(BIN)/python -m pytest -q tests/test_tidy.py tests/test_english.py
 	$(BIN)/hadolint docker/Dockerfile docker/postgres.Dockerfile
 
 .PHONY: format

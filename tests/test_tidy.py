@@ -99,6 +99,12 @@ def test_confirm_is_for_lsns_and_ack_for_deliveries() -> None:
         assert not re.search(r"confirm(ed|s|ing)? (the |an? )?(message|deliver|receipt)", text), path
 
 
+def test_every_invariant_of_the_page_has_a_mutant() -> None:
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    listed = set(re.findall(r"^\| (I\d+) \|", page, re.MULTILINE))
+    assert listed == {mutant.invariant for mutant in MUTANTS}
+
+
 def test_nothing_is_left_to_be_done_and_no_path_of_one_machine() -> None:
     for path in TEXTS:
         text = path.read_text()

@@ -93,7 +93,7 @@ class _Commands(click.Group):
     envvar="CDCBRIDGE_CONFIG",
     default="cdcbridge.yaml",
     show_default=True,
-    help="The configuration file; also CDCBRIDGE_CONFIG.",
+    help="The configuration file, also set by CDCBRIDGE_CONFIG.",
 )
 @click.version_option(__version__, prog_name="cdcbridge")
 @click.pass_context

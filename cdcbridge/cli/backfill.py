@@ -40,7 +40,7 @@ def backfill() -> None:
 @name_argument
 @click.argument("table")
 @click.option("--where", "condition", metavar="SQL", help="Read only rows that meet this condition.")
-@click.option("--columns", metavar="A,B,…", help="Read only these columns; the others are listed in `unchanged`.")
+@click.option("--columns", metavar="A,B,…", help="Read only these columns, and list the others in `unchanged`.")
 @click.option("--rate", type=click.IntRange(1), metavar="N", help="Read at most this many rows a second.")
 @click.option("--follow", is_flag=True, help="Wait for the end, and show the progress.")
 @pass_app
@@ -129,7 +129,7 @@ def print_backfills(rows: Sequence[dict[str, Any]]) -> None:
 @click.argument("table", required=False)
 @pass_app
 def pause(app: App, name: str, table: str | None) -> None:
-    """Pause a backfill; `resume` continues it."""
+    """Pause a backfill, until `resume` continues it."""
     _change(app, name, table, ("waiting", "running"), "paused")
 
 
@@ -150,7 +150,7 @@ def resume(app: App, name: str, table: str | None) -> None:
 @click.argument("table", required=False)
 @pass_app
 def cancel(app: App, name: str, table: str | None) -> None:
-    """Cancel a backfill; it cannot be resumed.
+    """Cancel a backfill for good.
 
     Messages that it has already put into the consumer's queue stay there.
     """

@@ -192,7 +192,7 @@ def config() -> None:
 @config.command("check")
 @pass_app
 def config_check(app: App) -> None:
-    """Report mistakes in the file; connects to no server."""
+    """Report mistakes in the file, without connecting."""
     count = len(app.config.consumers)
     click.echo(f"{app.path}: ok, {count} consumer{'' if count == 1 else 's'}")
 

@@ -193,7 +193,7 @@ def show(app: App, name: str, as_json: bool) -> None:
 @name_argument
 @pass_app
 def pause(app: App, name: str) -> None:
-    """Pause deliveries; messages are still queued."""
+    """Pause deliveries, while messages are still queued."""
     with app.store(pooled=True) as store:
         _set_paused(store, name, paused=True)
     click.echo(f"paused: {name}")

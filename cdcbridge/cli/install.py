@@ -15,13 +15,13 @@ from cdcbridge.errors import UsageError
 
 @click.command()
 @click.argument("file", required=False, metavar="[FILE]")
-@click.option("--dsn", help="The database; default: the environment variable DATABASE_URL.")
+@click.option("--dsn", help="The database. Default: the environment variable DATABASE_URL.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @pass_app
 def init(app: App, file: str | None, dsn: str | None, force: bool) -> None:
     """Write a configuration file for the tables of a database.
 
-    Without FILE it writes the file of `-c`; with `-` it prints the text. Comments explain each part. A table that
+    Without FILE it writes the file of `-c`. With `-` it prints the text. Comments explain each part. A table that
     cannot be captured yet is named in a comment, with its fix. The command changes nothing in the database.
 
     \b

@@ -56,7 +56,7 @@ def show(app: App, name: str, as_json: bool) -> None:
 @offsets.command(cls=PlaceCommand)
 @name_argument
 @click.argument("target", type=PLACE, metavar="PLACE")
-@click.option("--partition", type=click.IntRange(0), help="Move only this partition; default: all.")
+@click.option("--partition", type=click.IntRange(0), help="Move only this partition. Default: all.")
 @pass_app
 def seek(app: App, name: str, target: str, partition: int | None) -> None:
     """Move the offsets of a stream to PLACE.

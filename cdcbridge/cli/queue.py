@@ -44,7 +44,7 @@ receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar=
 @click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most this many.")
 @click.option("--wait", type=DURATION, default=0, help="Wait this long for the first message, for example 20s.")
 @click.option(
-    "--visibility-timeout", "timeout", type=DURATION, help="Hide them for this long; default: the consumer's."
+    "--visibility-timeout", "timeout", type=DURATION, help="Hide them for this long. Default: the consumer's."
 )
 @click.option("--ack", is_flag=True, help="Ack the messages after they were printed.")
 @pretty_option
@@ -145,7 +145,7 @@ def ack(app: App, name: str, receipts: tuple[str, ...]) -> int:
 @click.command()
 @name_argument
 @receipts_argument
-@click.option("--delay", type=DURATION, help="The time until they are visible; default: the consumer's retry_delay.")
+@click.option("--delay", type=DURATION, help="The time until they are visible. Default: retry_delay.")
 @click.option("--reason", help="A reason, kept in the history of the message.")
 @click.option("--dead", is_flag=True, help="Make them dead letters instead.")
 @pass_app

@@ -38,7 +38,7 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
     LEFT      WAL that it may keep in addition before the server invalidates the slot
     LAG       WAL that the bridge has not confirmed yet
     BEHIND    age of the oldest commit that is not confirmed
-    PENDING   messages that wait; of a stream, those that its group has not read
+    PENDING   messages that wait, or that the group of a stream has not read
     DELAYED   those of them that become visible later
     HELD      messages that an open transaction holds
     OLDEST    how long the oldest message that is due has waited
@@ -145,7 +145,7 @@ def slot_group() -> None:
 @as_json
 @pass_app
 def slot_list(app: App, as_json: bool) -> None:
-    """List the logical slots of the server; ours is marked."""
+    """List the logical slots of the server, and mark ours."""
     with connect_source(app.config.source_dsn, "cdcbridge cli") as connection:
         rows = slots(connection)
         current = current_lsn(connection)

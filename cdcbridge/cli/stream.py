@@ -26,7 +26,7 @@ _RETRY: Final = 1.0
 @click.command(cls=PlaceCommand)
 @name_argument
 @click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most this many.")
-@click.option("--from", "place", type=PLACE, help=f"The first message; default: the group's offsets. {PLACE_HELP}")
+@click.option("--from", "place", type=PLACE, help=f"The first message. Default: the group's offsets. {PLACE_HELP}")
 @pass_app
 def read(app: App, name: str, count: int, place: str | None) -> None:
     """Show messages of a stream, as JSON lines.

@@ -1,0 +1,53 @@
+"""Words and signs that make a sentence hard to understand, counted per 1,000 words. Pure.
+
+CONTRIBUTING.md explains the rules. A noun is clearer than a clause with "what" or "who", and a technical verb is
+clearer than "goes" or "comes".
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+LIMIT = 1.0  # per 1,000 words
+_HARD = {
+    "a clause with what or who": r"\b(what|who|whoever|whatever) (?!kind\b|if\b|to\b|happen)",
+    "a person without a name": r"\b(nobody|somebody|anybody)\b",
+    "go, come or stand": r"\b(go|goes|gone|going|went|come|comes|coming|came|stands?|stood)\b",
+    "tell or say": r"\b(tells?|told|says?|said)\b",
+    "behind or beside": r"\b(behind|beside)\b",
+    "a semicolon": r";",
+    "a sentence without a subject": r"(?:^|(?<=\. ))(Of|Where|Until|What|Those|Whether|So) [^.?]*\.",
+}
+_QUESTION = re.compile(r"[^.?!:]*\?")
+
+
+def hard_places(text: str) -> dict[str, list[str]]:
+    """Return for each kind the places in the text, without code, tables, headings and questions."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"`[^`]*`", "x", text)
+    text = re.sub(r"^(\||#|    ).*$", "", text, flags=re.MULTILINE)
+    text = _QUESTION.sub("", " ".join(text.split()))
+    return {
+        kind: [text[max(0, m.start() - 40) : m.end() + 40] for m in re.finditer(pattern, text)]
+        for kind, pattern in _HARD.items()
+    }
+
+
+def words(text: str) -> int:
+    """Count the words of a text."""
+    return len(re.findall(r"[A-Za-z']+", text))
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    """Yield the docstrings of a Python file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def comments(path: Path) -> str:
+    """Return the comments of an SQL file, without lists and examples, which are indented."""
+    return "\n".join(re.findall(r"^ *-- (?! )(.*)$", path.read_text(), re.MULTILINE))

@@ -1,0 +1,53 @@
+"""The wording of docstrings, SQL comments, help texts and pages: plain enough for a colleague who is new to the project."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from cdcbridge.cli import cli
+from tests.harness import plain_english
+
+ROOT = Path(__file__).parents[1]
+
+
+def helps(command: click.Command) -> Iterator[str]:
+    yield command.help or ""
+    yield from (option.help or "" for option in command.params if isinstance(option, click.Option))
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child
+            yield from helps(child)
+
+
+GROUPS = {
+    "docstrings": [
+        text for path in sorted((ROOT / "cdcbridge").rglob("*.py")) for text in plain_english.docstrings(path)
+    ],
+    "SQL comments": [plain_english.comments(path) for path in sorted((ROOT / "sql").rglob("*.sql"))],
+    "help texts": list(helps(cli)),
+    "pages": [
+        path.read_text()
+        for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    ],
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_hard_words_are_rare(group: str) -> None:
+    number = sum(plain_english.words(text) for text in GROUPS[group])
+    assert number > 1000
+    for kind in plain_english.hard_places(""):
+        found = [place for text in GROUPS[group] for place in plain_english.hard_places(text)[kind]]
+        assert len(found) * 1000 / number <= plain_english.LIMIT, (kind, found)
+
+
+def test_hard_words_are_found() -> None:
+    text = "Of rows that came beside the stream; nobody tells who sends them. What is a lease? A lease ends."
+    found = {kind: len(places) for kind, places in plain_english.hard_places(text).items()}
+    assert set(found.values()) == {1}, found

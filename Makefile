@@ -73,12 +73,13 @@ fuzz: $(BIN)/.installed ## both decoders against mutated input for a minute (FUZ
 	$(BIN)/python -m tests.campaigns.fuzz --seconds $(or $(FUZZ),60) $(if $(SEED),--seed $(SEED))
 
 .PHONY: lint
-lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, Dockerfile
+lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, English, the site, Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_tidy.py tests/test_english.py
+	$(BIN)/zensical build --strict
 	$(BIN)/hadolint docker/Dockerfile docker/postgres.Dockerfile
 
 .PHONY: format

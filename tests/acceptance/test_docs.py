@@ -80,6 +80,12 @@ def test_the_python_reference_is_made_from_the_docstrings() -> None:
     assert (ROOT / "docs" / "PYTHON.md").read_text() == python_reference.reference(), "run `make docs`"
 
 
+def test_every_page_is_in_the_sites_navigation_and_in_the_index() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert set(re.findall(r'"(\w+\.md)"', (ROOT / "zensical.toml").read_text())) == pages
+    assert set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text())) == pages - {"index.md"}
+
+
 def test_every_file_that_the_documents_name_is_there() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for name in re.findall(r"\b((?:docs|config|docker|benchmarks|sql|tests)/[\w./-]*\w)", page.read_text()):

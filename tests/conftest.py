@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from cdcbridge.database import patience
 from cdcbridge.demo.embedded import EmbeddedServer, wheel_binaries
 from tests.harness import hostile
+from tests.harness.program import PATIENCE
 from tests.harness.world import NewDatabase, World, fresh_database
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
@@ -135,3 +137,10 @@ def world18(pg18: EmbeddedServer, tmp_path: Path, new_database: NewDatabase) -> 
         made = World(pg18, database, "pgoutput", tmp_path)
         yield made
         made.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands try for 3 s to get a lock, and not for the 30 s that an operator gets."""
+    monkeypatch.setattr(patience, "PATIENCE", 3.0)
+    monkeypatch.setenv(PATIENCE, "3")

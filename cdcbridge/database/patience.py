@@ -41,7 +41,12 @@ log = structlog.get_logger()
 
 
 def patiently(
-    connection: Connection, work: Callable[[], Result], *, what: str, again: str = "", patience: float = PATIENCE
+    connection: Connection,
+    work: Callable[[], Result],
+    *,
+    what: str,
+    again: str = "",
+    patience: float | None = None,
 ) -> Result:
     """Run `work` in a transaction that waits for no lock longer than LOCK_TIMEOUT.
 
@@ -53,7 +58,7 @@ def patiently(
         work: The function that runs the statements.
         what: The name of the work for people, such as `consumers remove billing`.
         again: The command that continues the work later, or '' if there is none.
-        patience: Seconds after which no new attempt begins.
+        patience: Seconds after which no new attempt begins. None stands for PATIENCE.
 
     Returns:
         The result of `work`.
@@ -62,7 +67,7 @@ def patiently(
         LockedOut: A lock was not free in that time. The message names its holder.
     """
     watch = _Watch(connection)
-    deadline, pause = time.monotonic() + patience, _FIRST_PAUSE
+    deadline, pause = time.monotonic() + (PATIENCE if patience is None else patience), _FIRST_PAUSE
     try:
         while True:
             try:

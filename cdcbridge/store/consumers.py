@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 
 from cdcbridge.config import Consumer
 from cdcbridge.database import Connection, store_errors
-from cdcbridge.database.patience import LOCK_TIMEOUT, PATIENCE, patiently
+from cdcbridge.database.patience import LOCK_TIMEOUT, patiently
 from cdcbridge.errors import UsageError
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store.feeds import load as load_feeds
@@ -58,7 +58,7 @@ def mode_conflict(consumer: Consumer, mode: str) -> tuple[str, str]:
 
 
 def apply(
-    connection: Connection, consumers: Sequence[Consumer], *, fence: bool = False, patience: float = PATIENCE
+    connection: Connection, consumers: Sequence[Consumer], *, fence: bool = False, patience: float | None = None
 ) -> Applied:
     """Add and change the store's consumers so that they equal those of the file, in one transaction.
 
@@ -88,7 +88,7 @@ def apply(
         )
 
 
-def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool, patience: float) -> Applied:
+def _apply(connection: Connection, consumers: Sequence[Consumer], *, fence: bool, patience: float | None) -> Applied:
     # The server ends a bridge's session that idles in a transaction for some seconds. Filtering may take longer.
     connection.execute("set local idle_in_transaction_session_timeout = 0")
     connection.execute("select lock_consumers()")
@@ -149,7 +149,12 @@ class _FarBehind(Exception):
 
 
 def _change(
-    connection: Connection, added: Sequence[Consumer], changed: dict[int, Consumer], *, fence: bool, patience: float
+    connection: Connection,
+    added: Sequence[Consumer],
+    changed: dict[int, Consumer],
+    *,
+    fence: bool,
+    patience: float | None,
 ) -> None:
     """Fill new consumers from the log while the bridge appends, then finish while bridge and publishers wait."""
     queues = [(_make(connection, consumer), consumer.start) for consumer in added if consumer.mode != "stream"]
@@ -215,7 +220,7 @@ def _make(connection: Connection, consumer: Consumer) -> Subscription:
     return Subscription.from_config(row[0] if row else 0, consumer.name, consumer.mode, config)
 
 
-def _index_segments(connection: Connection, consumers: Sequence[Consumer], patience: float) -> None:
+def _index_segments(connection: Connection, consumers: Sequence[Consumer], patience: float | None) -> None:
     """Index the log before the first stream consumer is added.
 
     Each segment is indexed in a transaction of its own, so that publishers wait for one segment at a time.
@@ -234,7 +239,7 @@ def _index_segments(connection: Connection, consumers: Sequence[Consumer], patie
         )
 
 
-def remove(connection: Connection, name: str, patience: float = PATIENCE) -> None:
+def remove(connection: Connection, name: str, patience: float | None = None) -> None:
     """Remove the consumer with its queue, deliveries and dead letters.
 
     A running bridge appends nothing more for it, and starts again.

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from cdcbridge import __version__
 from cdcbridge.database import Connection, store_errors
-from cdcbridge.database.patience import PATIENCE, patiently
+from cdcbridge.database.patience import patiently
 from cdcbridge.database.rights import guest
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.store import sql_files
@@ -35,7 +35,7 @@ def newest_version() -> int:
     return max((version for version, _, _ in sql_files.migrations()), default=1)
 
 
-def migrate(connection: Connection, schema: str, patience: float = PATIENCE) -> Migrated:
+def migrate(connection: Connection, schema: str, patience: float | None = None) -> Migrated:
     """Migrate the schema to this version.
 
     Args:

@@ -146,6 +146,7 @@ def test_what_others_made_stays(used: World) -> None:
     assert left(used) == NOTHING and identities(used)["later"] == "d"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_receiver_in_its_transaction_makes_nobody_wait(used: World) -> None:
     with psycopg.connect(used.dsn) as receiver:
         receiver.execute("set search_path = cdcbridge")
@@ -203,6 +204,7 @@ def test_a_publication_that_another_slot_may_read_stays(used: World) -> None:
     assert identities(used)["later"] == "d"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_publication_that_cannot_be_dropped_now_keeps_its_identities(used: World) -> None:
     if used.plugin != "pgoutput":
         return

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 import click
 
 from cdcbridge.cli import cli, main
+from cdcbridge.database import patience
 from cdcbridge.instants import Instant
 from tests.harness import crash
 
+PATIENCE = "TEST_PATIENCE"  # a variable: the seconds for which a command tries to get a lock
 TRACEBACK = 99  # the exit code where Python would print a traceback
 _context = click.Context(cli)
 for _name in cli.list_commands(_context):
@@ -40,6 +42,8 @@ def run(
         file = os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
+    if given := os.environ.pop(PATIENCE, None):
+        patience.PATIENCE = float(given)  # type: ignore[misc]
     if instant is not None:
         crash.die_at(*instant)
     os._exit(run_here(arguments))

@@ -287,6 +287,7 @@ def _has_changes(world: World, count: int) -> bool:
     return bool(world.value("select count(*) from messages where commit_lsn is not null") >= count)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_remove_beside_an_idle_receiver(world: World) -> None:
     """The command line and a real bridge: all others continue, and the command names the session."""
     world.execute("create table t (id int primary key)")
@@ -370,6 +371,7 @@ def test_a_bridge_that_starts_names_the_publisher_that_it_waits_for(
     assert process.wait(30) == 0
 
 
+@pytest.mark.usefixtures("impatient")
 def test_seek_beside_an_idle_reader_names_it(world15: World) -> None:
     world15.consumer("s", (), mode="stream", topics=["t"], start="earliest")
     assert world15.run_program("migrate").returncode == 0
@@ -396,6 +398,7 @@ def test_seek_beside_an_idle_reader_names_it(world15: World) -> None:
 
 
 @pytest.mark.parametrize("version", ["world15", "world18"])
+@pytest.mark.usefixtures("impatient")
 def test_publish_with_a_dedup_id_names_the_open_publisher_of_the_same_one(
     request: pytest.FixtureRequest, version: str
 ) -> None:

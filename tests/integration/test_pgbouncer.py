@@ -169,6 +169,7 @@ def test_a_waiting_command_looks_now_and_then(pooled: tuple[StoreQueue, str], sh
     assert len(result.out.splitlines()) == 1 and 0.9 < time.monotonic() - started < 10
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_command_names_the_session_that_it_waits_for(
     pooled: tuple[StoreQueue, str], shop: Callable[..., Result]
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from cdcbridge.database import patience
 from tests.integration import test_locks
 from tests.integration.test_locks import COMMANDS, DUMP, PUBLISHER, RECEIVER
 from tests.sql import test_end_of_segment
@@ -79,3 +80,8 @@ def test_each_command_waits_for_those_that_the_manual_names() -> None:
         named = {holder for holder, words in HOLDERS.items() if any(word in said for word in words)}
         for name in ROWS[command][0]:
             assert COMMANDS[name][1] == named, f"{name}: the manual says that it waits for {said}"
+
+
+def test_a_command_tries_for_as_long_as_the_page_says() -> None:
+    assert patience.PATIENCE == 30
+    assert "for 30 s" in MANUAL.read_text()

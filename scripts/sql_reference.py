@@ -13,7 +13,7 @@ HEAD = """# SQL functions
 Made by `make docs` from the headers in sql/api; a test keeps it true. In psql, `\\df+ cdcbridge.*` shows the same text.
 
 Every language with a PostgreSQL driver can call these functions. A role needs the right to use the schema `cdcbridge`, and
-no right on any table. docs/OPERATIONS.md explains the SQLSTATEs of the class CB.
+no right on any table. [docs/OPERATIONS.md](OPERATIONS.md) explains the SQLSTATEs of the class CB.
 """
 SECTIONS = {
     "Queues": ("receive", "ack", "nack", "extend", "peek"),
@@ -47,7 +47,7 @@ def signatures(function: PublicFunction) -> str:
     for form in _SIGNATURE.findall(function.text):
         call, _, result = " ".join(form.split()).partition(") returns ")
         lines = (call + ")", "returns " + result)
-        forms.append("\n".join(textwrap.fill(line, 96, subsequent_indent="    ") for line in lines))
+        forms.append("\n".join(textwrap.fill(line, 76, subsequent_indent="    ") for line in lines))
     return "\n\n".join(forms)
 
 

@@ -233,9 +233,9 @@ create sequence consumers_xid_seq;
 -- Messages that have not been delivered. A row contains the messages of all its seqs, in ascending
 -- order. A large append writes rows of 50 messages, a small append rows of one. Each consumer has a
 -- partition of its own, so that its removal only drops a table.
---   ord, tie    the place in the consumer's order. ord is the first seq. For redriven messages ord
---               is the log's end at the time of the redrive, and tie distinguishes several
---               redrives.
+--   ord, tie    the place in the consumer's order. ord is the first seq that the row had, or for
+--               redriven messages the log's end at the time of the redrive. tie distinguishes
+--               several redrives, and the pieces of a row that a fifo claim has cut up.
 --   keys        the consumer's own keys; null: the keys in the log. One key with several seqs is a
 --               run: all messages have this key.
 --   barrier     in fifo mode: the message waits for all messages before it, and all messages after

@@ -1,4 +1,4 @@
-"""The documents are true: README's blocks are run, the command reference is the program's own."""
+"""The documents are true: the blocks of GETTING_STARTED.md and README are run, the references are the program's own."""
 
 from __future__ import annotations
 
@@ -16,52 +16,83 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"<!-- tested: (.+?) -->\n```(\w+)\n(.*?)```", re.DOTALL)
 
 
-def test_the_blocks_of_the_readme_run_in_order(world18: World) -> None:
-    world18.execute("create table orders (id int primary key, status text, amount numeric)")
-    config = world18.folder / "cdcbridge.yaml"
-    environment = {
-        **clean_environment(),
-        "DATABASE_URL": world18.dsn,
-        "CDCBRIDGE_SOURCE__SLOT": world18.slot,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    blocks = BLOCK.findall((ROOT / "README.md").read_text())
-    assert [kind for _, kind, _ in blocks] == ["yaml", "sh", "sql", "sh", "sql"]
-    bridges: list[subprocess.Popen[bytes]] = []
-    output = ""
-    try:
-        for _, kind, text in blocks:
-            if kind == "yaml":
-                config.write_text(text)
-            elif kind == "sql":
-                for statement in text.split(";\n"):
-                    world18.execute(statement)
-            else:
-                for line in text.splitlines():
-                    if line == "cdcbridge run":
-                        bridges.append(
-                            subprocess.Popen(
-                                line.split(), cwd=world18.folder, env=environment, stderr=subprocess.DEVNULL
-                            )
-                        )
-                        eventually(world18.active, "the bridge streams")
-                        continue
-                    result = subprocess.run(
-                        line,
-                        shell=True,
-                        cwd=world18.folder,
-                        env=environment,
-                        capture_output=True,
-                        text=True,
-                        check=False,
-                    )
-                    assert result.returncode == 0, (line, result.stderr)
-                    output += result.stdout
-    finally:
-        for bridge in bridges:
+STATEMENT_END = re.compile(r";[ ]*(?:--[^\n]*)?\n")
+READER = """
+dsn = {dsn!r}
+
+def handle(record):
+    print("handled:", record)
+    queue.stop()
+
+"""
+
+
+class Reader:
+    """Follows a page as its reader does: writes the file, starts the bridge, and runs the other blocks."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.environment = {
+            **clean_environment(),
+            "DATABASE_URL": world.dsn,
+            "CDCBRIDGE_SOURCE__SLOT": world.slot,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        self.bridges: list[subprocess.Popen[bytes]] = []
+
+    def follow(self, kind: str, text: str) -> str:
+        if kind == "yaml":
+            (self.world.folder / "cdcbridge.yaml").write_text(text)
+        elif kind == "sql":
+            for statement in STATEMENT_END.split(text):
+                self.world.execute(statement)
+        elif kind == "python":
+            return self._run([sys.executable, "-c", READER.format(dsn=self.world.dsn) + text])
+        else:
+            return "".join(self._line(line) for line in text.splitlines())
+        return ""
+
+    def _line(self, line: str) -> str:
+        if line != "cdcbridge run":
+            return self._run(["sh", "-c", line])
+        self.bridges.append(
+            subprocess.Popen(line.split(), cwd=self.world.folder, env=self.environment, stderr=subprocess.DEVNULL)
+        )
+        eventually(self.world.active, "the bridge streams")
+        return ""
+
+    def _run(self, command: list[str]) -> str:
+        result = subprocess.run(
+            command, cwd=self.world.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, (command, result.stderr)
+        return result.stdout
+
+    def close(self) -> None:
+        for bridge in self.bridges:
             bridge.terminate()
             bridge.wait()
+
+
+def test_the_blocks_of_the_first_pages_run_in_order(world18: World) -> None:
+    world18.execute("create table orders (id int primary key, status text, amount numeric)")
+    guide = BLOCK.findall((ROOT / "docs" / "GETTING_STARTED.md").read_text())
+    kinds = ["yaml", "sh", "sql", "sh", "sql", "sql", "python", "sql", "sh"]
+    assert [kind for _, kind, _ in guide] == kinds
+    readme = BLOCK.findall((ROOT / "README.md").read_text())
+    assert [kind for _, kind, _ in readme] == ["sql", "python"]
+    reader = Reader(world18)
+    try:
+        output = "".join(reader.follow(kind, text) for _, kind, text in guide)
+        published = "select count(*) from consumer_messages w join messages m using (seq) where m.topic = 'invoices'"
+        assert world18.value(published) == 1, "audit takes the topic"
+        world18.execute("insert into orders values (4, 'paid', 1)")
+        of_readme = "".join(reader.follow(kind, text) for _, kind, text in readme)
+    finally:
+        reader.close()
     assert '"status":"paid","amount":12.50' in output and "RETAINED" in output
+    assert "handled: {" in output and "healthy" in output.splitlines()
+    assert "handled: {" in of_readme
 
 
 def test_the_command_reference_is_the_programs_own_help() -> None:

@@ -119,7 +119,9 @@ def test_every_page_is_in_the_sites_navigation_and_in_the_index() -> None:
 
 def test_every_file_that_the_documents_name_is_there() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
-        for name in re.findall(r"\b((?:docs|config|docker|benchmarks|sql|tests)/[\w./-]*\w)", page.read_text()):
+        for name in re.findall(
+            r"(?<![\w/])((?:cdcbridge|docs|config|docker|benchmarks|sql|tests)/[\w./-]*\w)", page.read_text()
+        ):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 

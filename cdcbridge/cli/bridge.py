@@ -96,7 +96,7 @@ def migrate(app: App, as_json: bool) -> None:
     schema = app.config.store.schema_
     with connect_store(app.config.store_dsn, schema, "cdcbridge migrate") as connection:
         refuse_unconvertible(connection)
-        done = migrate_store(connection, schema)
+        done = migrate_store(connection, schema, downgrade=True)
     if as_json:
         print_json({"schema": schema, "before": done.before, "after": done.after, "code_replaced": done.code_replaced})
     elif done.before == done.after and not done.code_replaced:

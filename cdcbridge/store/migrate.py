@@ -35,13 +35,15 @@ def newest_version() -> int:
     return max((version for version, _, _ in sql_files.migrations()), default=1)
 
 
-def migrate(connection: Connection, schema: str, patience: float | None = None) -> Migrated:
+def migrate(connection: Connection, schema: str, patience: float | None = None, *, downgrade: bool = False) -> Migrated:
     """Migrate the schema to this version.
 
     Args:
         connection: A session on the store.
         schema: The name of the schema, which is created if it does not exist.
-        patience: Seconds to wait for locks that other sessions hold.
+        patience: Seconds to wait for locks that other sessions hold. None stands for the usual 30 s.
+        downgrade: Whether to replace the functions of a newer program, too. A bridge does not: in a rolling restart an
+            old bridge would put its functions in the place of the new ones.
 
     Raises:
         OperatorNeeded: The schema is newer than the program.
@@ -51,19 +53,19 @@ def migrate(connection: Connection, schema: str, patience: float | None = None) 
     with store_errors():
         return patiently(
             connection,
-            lambda: _migrate(connection, schema, program),
+            lambda: _migrate(connection, schema, program, downgrade=downgrade),
             what=f"the migration of the schema {schema}",
             again="cdcbridge migrate",
             patience=patience,
         )
 
 
-def _migrate(connection: Connection, schema: str, program: sql_files.Code) -> Migrated:
+def _migrate(connection: Connection, schema: str, program: sql_files.Code, *, downgrade: bool) -> Migrated:
     connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
     if connection.execute("select to_regnamespace(%s)", (schema,)).fetchone() == (None,):
         connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
     connection.execute(sql.SQL("set local search_path = {}, pg_temp").format(sql.Identifier(schema)))
-    before, had = _state(connection)
+    before, had, by = _state(connection)
     newest = newest_version()
     if before > newest:
         raise OperatorNeeded(
@@ -78,10 +80,11 @@ def _migrate(connection: Connection, schema: str, program: sql_files.Code) -> Mi
     for version, name, text in wanted:
         connection.execute(text.encode())
         connection.execute("insert into schema_migrations (version, name) values (%s, %s)", (version, name))
-    if had != program.checksum:
+    replaced = had != program.checksum and (downgrade or sql_files.release(by) <= sql_files.release(__version__))
+    if replaced:
         _install(connection, program)
         connection.execute("select create_segments(), make_code(), restrict_rights()")
-    return Migrated(before, newest, had != program.checksum)
+    return Migrated(before, newest, replaced)
 
 
 def _install(connection: Connection, program: sql_files.Code) -> None:
@@ -114,12 +117,12 @@ def schema_version(connection: Connection) -> int:
         return _state(connection)[0]
 
 
-def _state(connection: Connection) -> tuple[int, str | None]:
+def _state(connection: Connection) -> tuple[int, str | None, str]:
     if connection.execute("select to_regclass('schema_migrations')").fetchone() == (None,):
-        return 0, None
+        return 0, None, ""
     who = guest(connection)
     if who is not None:
         raise who.refusal("this command")
     row = connection.execute("select coalesce(max(version), 0) from schema_migrations").fetchone()
-    code = connection.execute("select checksum from schema_code").fetchone()
-    return (row[0] if row else 0), (code[0] if code else None)
+    code = connection.execute("select checksum, program from schema_code").fetchone()
+    return (row[0] if row else 0), *(code or (None, ""))

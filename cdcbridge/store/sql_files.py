@@ -68,6 +68,11 @@ def code() -> Code:
     return Code(tuple(_public(file) for file in _files("api")), internal, templates)
 
 
+def release(program: str) -> tuple[int, ...]:
+    """Return the numbers of a version, for example (0, 1, 0) of "0.1.0", so that two versions can be compared."""
+    return tuple(map(int, re.findall(r"\d+", program)))
+
+
 def _public(file: Traversable) -> PublicFunction:
     text = file.read_text()
     lines = text[: text.index("\ncreate ")].splitlines()

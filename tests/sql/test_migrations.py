@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from cdcbridge import __version__
 from cdcbridge.database import connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.store import migrate, sql_files
@@ -53,6 +54,16 @@ def test_a_new_store_has_the_tables_of_a_migrated_one(
                 assert (done.before, done.after) == (version, migrate.newest_version())
         differ = set(definitions(pg15, new)) ^ set(definitions(pg15, old))
         assert bool(differ) is forgotten, differ
+
+
+def test_a_bridge_keeps_the_functions_of_a_newer_program(queue: StoreQueue) -> None:
+    """In a rolling restart the old bridge's session may begin anew after the new one has installed its functions."""
+    queue.session.execute("update cdcbridge.schema_code set program = '99.10.0', checksum = 'newer'")
+    with connect_store(queue.dsn, "cdcbridge") as store:
+        assert migrate.migrate(store, "cdcbridge") == migrate.Migrated(1, 1, code_replaced=False)
+        assert queue.value("select program from cdcbridge.schema_code") == "99.10.0"
+        assert migrate.migrate(store, "cdcbridge", downgrade=True) == migrate.Migrated(1, 1, code_replaced=True)
+        assert queue.value("select program from cdcbridge.schema_code") == __version__
 
 
 def test_a_migration_runs_once_and_keeps_what_the_store_holds(

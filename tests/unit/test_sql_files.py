@@ -63,6 +63,11 @@ def test_any_change_of_a_file_changes_the_checksum() -> None:
     assert len({one.checksum for one in (code, *changed)}) == 4
 
 
+def test_releases_are_compared_by_their_numbers() -> None:
+    assert sql_files.release("0.9.2") < sql_files.release("0.10.0") < sql_files.release("1.0")
+    assert sql_files.release("") < sql_files.release("0.1.0")
+
+
 def test_a_new_store_begins_with_version_1_and_migrations_follow() -> None:
     assert sql_files.tables().startswith("-- The tables of a store")
     assert all(version > 1 for version, _, _ in sql_files.migrations())

@@ -10,7 +10,9 @@
 --
 --   waiting         not delivered yet, in log order
 --   leases          delivered, and neither acked nor given back
---   delayed         given back by nack, or published for later: visible again at a later time
+--   delayed         given back, or in queue mode published for later: visible again at a later
+--                   time. nack() gives a message back, and that delivery counts. A Python client
+--                   also gives back messages that it did not begin (give_back()), uncounted.
 --   dead_messages   a dead letter: delivered too often, or refused
 --
 -- Each move from one table to another is one transaction. The view consumer_messages has a row for
@@ -77,8 +79,12 @@ create table source (
     feeds              jsonb
 );
 
--- One row for each time that a bridge took the lead. Only the bridge with the newest epoch may
--- append. Rows are never updated.
+-- One row for each epoch. Only the bridge with the newest epoch may append. Each streaming session
+-- of a bridge begins an epoch, because it takes the lead anew. Each change of consumers begins one,
+-- too, so that the bridge starts its streaming session again. Rows are never updated, and the
+-- newest 20 or so are kept.
+--   holder  the host and the process of the bridge, or the command, for example
+--           `cdcbridge consumers apply`
 create table leaders (
     epoch      bigint      generated always as identity primary key,
     holder     text        not null,
@@ -255,12 +261,13 @@ create table waiting (
     primary key (consumer_id, ord, tie)
 ) partition by list (consumer_id);
 
--- The messages that one receive() took. It writes one row for several messages. When all of them
--- are acked, the row is deleted.
+-- The messages that one receive() took. A row, a "lease row", has several messages. When all of
+-- them are settled (acked, given back or dead), the row is deleted.
 --   token  the number of the claim, which is the second half of each receipt
 --   part   the number of the row's first message in the claim, from 1; negative if extend() took
 --          that message out of its row
---   slot   the part of the consumer's max_in_flight against which these messages count
+--   slot   the part of the consumer's max_in_flight against which these messages count. It has
+--          nothing to do with a replication slot.
 --   keys   the consumer's own keys; null: the keys in the log
 create sequence tokens_seq;
 create table leases (
@@ -280,7 +287,8 @@ create table leases (
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
--- Messages of a lease that are finished while other messages of the same row are not.
+-- Messages that have left a lease row while other messages of the same row have not. For example,
+-- they were acked, given back by nack, or became dead letters.
 create table settled (
     consumer_id int      not null,
     token       bigint   not null,
@@ -290,7 +298,8 @@ create table settled (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
--- Messages that were given back by nack, and in queue mode those that were published for later.
+-- Messages that were given back, by nack (counted) or by a client that did not begin them
+-- (uncounted). In queue mode also those that were published for later.
 --   ord, tie  place in the consumer's order, as in waiting
 --   in_order  the consumer is in fifo mode
 create table delayed (
@@ -385,7 +394,8 @@ create table hints (
 
 -- A delivery that moves from one table to another, for example from leases to delayed. The columns
 -- are those of leases and delayed.
---   ordinal  the number of the message in its claim
+--   ordinal  the number of the message in its claim, from 1. This is not messages.ordinal, the
+--            number of a change in its transaction.
 create type delivery as (
     token             bigint,
     part              int,

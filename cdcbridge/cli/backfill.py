@@ -53,7 +53,8 @@ def start(
 
 
     The running bridge reads them in chunks while it streams changes, and continues there after any interruption. A
-    row that changes meanwhile arrives as its change. The consumer never receives a row older than one that it has.
+    row that changes meanwhile arrives as its change. If TABLE has a key, the consumer never receives a row older than
+    one that it has. Without a key, a row that changed meanwhile can arrive once more in its former state.
 
     \b
     Examples:

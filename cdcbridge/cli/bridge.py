@@ -119,7 +119,7 @@ def run(app: App, no_wait: bool, consistent: bool) -> None:
 
     It migrates the store, applies the file's consumers, and streams changes until SIGTERM or SIGINT.
 
-    While another bridge leads, it waits as a stand-by. While a server is away, it keeps trying.
+    While another bridge leads, it waits as a standby. While a server is away, it keeps trying.
     """
     config = app.config
     health = Health()

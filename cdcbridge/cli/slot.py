@@ -34,14 +34,19 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
     one with the reason, and exits with 1. If the slot is lost, it exits with 3.
 
     \b
-    RETAINED  WAL that the slot keeps on the source's disk
-    LEFT      WAL that it may keep in addition before the server invalidates the slot
-    LAG       WAL that the bridge has not confirmed yet
-    BEHIND    age of the oldest commit that is not confirmed
-    PENDING   messages that wait, or that the group of a stream has not read
-    DELAYED   those of them that become visible later
-    HELD      messages that an open transaction holds
-    OLDEST    how long the oldest message that is due has waited
+    RETAINED    WAL that the slot keeps on the source's disk
+    LEFT        WAL that it may keep in addition before the server invalidates
+                the slot (-: no limit, max_slot_wal_keep_size is -1)
+    LAG         WAL that the bridge has not confirmed yet
+    BEHIND      age of the oldest commit that is not confirmed, at most
+    OTHER SLOT  slot of another program, whose WAL is on the same disk
+    PENDING     messages that wait, with DELAYED and HELD ones, or that the
+                group of a stream has not read
+    DELAYED     those of PENDING that become visible later
+    HELD        those of PENDING that open transactions of receivers hold, at least
+    IN FLIGHT   messages that are delivered, and neither acked nor nacked nor expired
+    DEAD        dead letters
+    OLDEST      how long the oldest message that is due has waited
     """
     looks: deque[Lag] = deque(maxlen=LOOKS - 1)
     while True:

@@ -177,7 +177,7 @@ def _refuse_running(store: Connection) -> None:
         raise NotLeader(f"{one} running: {names}", hint="Stop it first, and what restarts it, such as systemd.")
     with store_errors():
         if store.execute("select to_regclass('leaders')").fetchone() != (None,):
-            # This session holds the locks: a bridge that starts now remains a stand-by until everything is removed.
+            # This session holds the locks: a bridge that starts now remains a standby until everything is removed.
             store.execute(
                 "select pg_try_advisory_lock('leaders'::regclass::oid::int, 0),"
                 " pg_try_advisory_lock('leaders'::regclass::oid::int, 2)"

@@ -9,10 +9,14 @@ from typing import Any
 
 import cdcbridge
 from cdcbridge.client._worker import Worker
+from cdcbridge.errors import StoreUnavailable, UnreadableData, UnusableHandler, UsageError
 
 HEAD = """# Python clients
 
-Made by `make docs` from the docstrings; a test keeps it true.
+<!-- Made by `make docs` from the docstrings; a test keeps it true. -->
+
+This page is for looking up a method of the Python clients. [docs/CONSUMERS.md](CONSUMERS.md) and
+[docs/STREAMS.md](STREAMS.md) explain how to use them.
 
 ```python
 from cdcbridge import Queue
@@ -25,6 +29,9 @@ with Queue.connect("postgresql://app@db/shop", "billing") as queue:
 
 Each class has a twin for asyncio, with `Async` before its name: `AsyncQueue`, `AsyncStream`, `AsyncMessage` and
 `AsyncBatch`. The methods are the same, with `await`, `async for` and `async with`.
+
+The errors at the end of this page are in `cdcbridge.errors`. All of them are a `CdcbridgeError`, and their attribute `hint`
+names the next step, or is None.
 """
 MEMBERS: dict[type, tuple[str, ...]] = {
     cdcbridge.Queue: ("connect", "receive", "messages", "worker", "publish", "ack", "nack", "extend", "stop", "close"),
@@ -34,6 +41,10 @@ MEMBERS: dict[type, tuple[str, ...]] = {
     cdcbridge.Batch: ("commit", "extend", "release"),
     cdcbridge.LogMessage: ("data",),
     cdcbridge.StaleReceipt: (),
+    StoreUnavailable: (),
+    UsageError: (),
+    UnreadableData: (),
+    UnusableHandler: (),
 }
 _PARTS = ("Args", "Returns", "Raises", "Yields", "Attributes", "Example", "Examples")
 _ENTRY = re.compile(r"(\*{0,2}\w+): (.*)")

@@ -10,10 +10,12 @@ from cdcbridge.store.sql_files import PublicFunction, code
 
 HEAD = """# SQL functions
 
-Made by `make docs` from the headers in sql/api; a test keeps it true. In psql, `\\df+ cdcbridge.*` shows the same text.
+<!-- Made by `make docs` from the headers in sql/api; a test keeps it true. -->
+
+This page is for looking up a SQL function of cdcbridge. In psql, `\\df+ cdcbridge.*` shows the same text.
 
 Every language with a PostgreSQL driver can call these functions. A role needs the right to use the schema `cdcbridge`, and
-no right on any table. [docs/OPERATIONS.md](OPERATIONS.md) explains the SQLSTATEs of the class CB.
+no right on any table. [docs/CONSUMERS.md](CONSUMERS.md#errors), "Errors", explains the SQLSTATEs of the class CB.
 """
 SECTIONS = {
     "Queues": ("receive", "ack", "nack", "extend", "peek"),
@@ -42,11 +44,14 @@ _ENTRY = re.compile(r"  (\S.*?)(?:  +(\S.*))?")
 
 
 def signatures(function: PublicFunction) -> str:
-    """Return what follows `create function`, of each form of the function."""
+    """Return what follows `create function`, of each form of the function.
+
+    A function with `out` parameters has no part `returns`.
+    """
     forms = []
     for form in _SIGNATURE.findall(function.text):
-        call, _, result = " ".join(form.split()).partition(") returns ")
-        lines = (call + ")", "returns " + result)
+        call, returns, result = " ".join(form.split()).partition(") returns ")
+        lines = (call + ")", "returns " + result) if returns else (call,)
         forms.append("\n".join(textwrap.fill(line, 76, subsequent_indent="    ") for line in lines))
     return "\n\n".join(forms)
 

@@ -256,8 +256,8 @@ class AsyncQueue(AsyncSettling):
     ) -> Callable[[Handler[AsyncMessage]], AsyncWorker]:
         """Return a decorator that turns a handler into a worker, whose run() handles messages until it is stopped.
 
-        A message is acked when its handler returns. If the handler raises, the message is given back with the
-        consumer's back-off. The lease is extended while the handler runs. Messages of one key that were fetched
+        A message is acked when its handler returns. If the handler raises, the message is nacked and waits for
+        the consumer's back-off. The lease is extended while the handler runs. Messages of one key that were fetched
         together are handled one after the other. The decorator raises UnusableHandler for a handler that a call would
         not run, such as a generator.
 

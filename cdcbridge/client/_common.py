@@ -339,9 +339,10 @@ class Base:
         self._process = os.getpid()
 
     def stop(self) -> None:
-        """End messages(), batches() and workers after the message or batch in progress.
+        """End the loops and workers of this client after the message or batch in progress.
 
-        A call that waits for messages returns early. stop() is safe in a signal handler and from another thread.
+        A loop is one over messages() or, of a stream, over batches(). A call that waits for messages returns early.
+        stop() is safe in a signal handler and from another thread.
         """
         self.stopped = True
 

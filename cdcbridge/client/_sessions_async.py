@@ -56,10 +56,11 @@ class AsyncSessions(Base):
         self._keeper = AsyncKeeper(self._renew)
 
     async def close(self) -> None:
-        """Stop, give back the messages that were fetched and not begun, and close both sessions.
+        """Stop, give back the messages that a loop or worker fetched and did not begin, and close both sessions.
 
-        A message that is still being handled is delivered again after its timeout. In a forked child the sessions stay
-        open, because they belong to the parent.
+        A queue gives them back uncounted. A message that is still being handled is delivered again after its timeout. A
+        stream commits the offset of the messages that are done. An open batch of batches() or read() is read again
+        after its lease. In a forked child the sessions stay open, because they belong to the parent.
         """
         self.stop()
         if self.forked:  # the sessions belong to the parent

@@ -27,7 +27,7 @@ log: Final = logging.getLogger("cdcbridge.client")
 
 
 class AsyncMessage(Delivery):
-    """One delivery of a message. As a context manager it is acked on leaving, or given back if the block raised.
+    """One delivery of a message. As a context manager it is acked on leaving, or nacked if the block raised.
 
     An exception of the block is not suppressed. The message also has the attributes of LogMessage, such as `data` and
     `key`.
@@ -51,7 +51,7 @@ class AsyncMessage(Delivery):
         """Finish the message.
 
         Returns:
-            True, or False if the delivery had ended before: its lease is over, or it was acked or given back.
+            True, or False if the delivery had ended before: it had expired, or was acked, nacked or given back.
 
         Raises:
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
@@ -59,7 +59,7 @@ class AsyncMessage(Delivery):
         return await self._queue.ack([self]) == 1
 
     async def nack(self, *, delay: float | None = None, reason: str | None = None, dead: bool = False) -> bool:
-        """Give the message back for another delivery, or make it a dead letter.
+        """Give the message back for another delivery, or make it a dead letter. This delivery counts.
 
         After the last delivery that the consumer's `max_deliveries` allows, the message becomes a dead letter in any
         case.
@@ -70,7 +70,7 @@ class AsyncMessage(Delivery):
             dead: Whether to make the message a dead letter at once.
 
         Returns:
-            True, or False if the delivery had ended before: its lease is over, or it was acked or given back.
+            True, or False if the delivery had ended before: it had expired, or was acked, nacked or given back.
 
         Raises:
             UsageError: `delay` is negative or too long.
@@ -87,7 +87,7 @@ class AsyncMessage(Delivery):
             seconds: Seconds from now. With 0 the message is visible at once.
 
         Returns:
-            True, or False if the delivery had ended before: its lease is over, or it was acked or given back.
+            True, or False if the delivery had ended before: it had expired, or was acked, nacked or given back.
 
         Raises:
             UsageError: `seconds` is negative or too long.
@@ -225,7 +225,7 @@ class AsyncSettling(AsyncSessions):
         reason: str | None = None,
         dead: bool = False,
     ) -> int:
-        """Give several deliveries back, or make their messages dead letters.
+        """Give several deliveries back, or make their messages dead letters. These deliveries count.
 
         In fifo, later messages of the same keys that messages() or a worker fetched are given back as well, and do not
         count as delivered. Attempts are made as in ack().
@@ -254,7 +254,7 @@ class AsyncSettling(AsyncSessions):
         return done
 
     async def give_up(self, message: AsyncMessage, error: BaseException) -> str:
-        """Give back a message whose handling raised, unless it is finished. Never hides the error of the handling.
+        """Nack a message whose handling raised, unless it is finished. Never hides the error of the handling.
 
         Args:
             message: The message that was handled.

@@ -109,7 +109,7 @@ class Worker:
             slots.give(1)
 
     def _handle(self, message: Message) -> None:
-        """Call the handler, then ack the message, or give it back if the handler raised."""
+        """Call the handler, then ack the message, or nack it if the handler raised."""
         queue = self._queue
         try:
             refuse_unrun(self._handler, self._handler(message))

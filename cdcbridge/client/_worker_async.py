@@ -111,7 +111,7 @@ class AsyncWorker:
             slots.give(1)
 
     async def _handle(self, message: AsyncMessage) -> None:
-        """Call the handler, then ack the message, or give it back if the handler raised."""
+        """Call the handler, then ack the message, or nack it if the handler raised."""
         queue = self._queue
         try:
             refuse_unrun(self._handler, await self._handler(message))

@@ -63,7 +63,7 @@ class Source(Model):
         Literal["auto", "pgoutput", "wal2json"],
         Field(
             description="The output plugin of the slot. With `auto` an existing slot decides. A new one gets "
-            "wal2json where that is recent enough and the database is UTF8, and pgoutput otherwise.",
+            "wal2json if that is version 2.6 or newer and the database is UTF8, and pgoutput otherwise.",
             examples=["pgoutput"],
         ),
     ] = "auto"
@@ -139,8 +139,8 @@ class Store(Model):
         Duration,
         Field(gt=0),
         Field(
-            description="Segments of the log that are older than this are dropped once every consumer has finished "
-            "them.",
+            description="Segments of the log that are older than this are dropped once every queue and fifo consumer "
+            "has finished them.",
             examples=["7d"],
         ),
     ] = 7 * 86400.0

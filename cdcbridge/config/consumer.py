@@ -67,8 +67,9 @@ class Consumer(Model):
     mode: Annotated[
         Literal["queue", "fifo", "stream"],
         Field(
-            description="How messages are delivered. `queue`: to any receiver, in any order. `fifo`: in order and "
-            "one at a time for each key. `stream`: a group of readers shares the log, as in Kafka.",
+            description="How messages are delivered. `queue`: to any receiver, in any order. `fifo`: in order for "
+            "each key, and only one receiver has messages of a key at a time. `stream`: a group of readers shares the "
+            "log, as in Kafka.",
             examples=["fifo"],
         ),
     ] = "queue"

@@ -1,15 +1,20 @@
 -- nack(consumer, receipts, delay, reason, dead): give back deliveries, or make them dead letters.
 --
+-- The deliveries count: deliver_count keeps its value. (give_back() reduces it, for messages whose
+-- handling did not begin.)
+--
 -- Without delay, the message is visible again after the consumer's retry_delay: the smaller of max
 -- and initial * factor^(deliver_count - 1). A message whose last delivery of max_deliveries is
 -- nacked becomes a dead letter at once. With dead => true every message does.
 --
 -- In fifo, giving back a message also gives back the later messages of its key in the same claim.
--- Their receipts are stale from then on. They are not counted in the result.
+-- Their deliveries count as well, and their receipts are stale from then on. The result does not
+-- include them.
 --
 -- Parameters:
 --   consumer  the name of a queue or fifo consumer
---   receipts  texts of the column receipt of receive(), for example 17-4
+--   receipts  texts of the column receipt of receive(), for example 17-4; null or an empty list
+--             changes nothing
 --   delay     how long until the message is visible again, at most store.max_retention, or null for
 --             the consumer's retry_delay
 --   reason    a text for the history of the message, or null for 'no reason given'

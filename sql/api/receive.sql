@@ -13,8 +13,8 @@
 --
 -- For a paused consumer there is only a NOTICE and no rows.
 --
--- Planner settings are pinned, because missing or stale statistics must never turn a claim into a
--- scan of everything.
+-- The speed does not depend on table statistics. Planner settings are pinned, because missing or
+-- stale statistics must never turn a claim into a scan of everything.
 --
 -- Parameters:
 --   consumer            the name of a queue or fifo consumer
@@ -37,8 +37,9 @@
 --   CB008  the caller may not read this consumer
 -- Locks: the rows that it takes, with SKIP LOCKED, and places within max_in_flight
 -- (sql/internal/places.sql), until the caller's transaction ends. Receivers therefore do not wait
--- for each other. A receiver that stays in its transaction withholds from others only the places
--- that it uses.
+-- for each other. A receiver that stays in its transaction withholds from others the places that it
+-- uses. A row can hold several messages, and it also withholds the rest of the rows from which it
+-- took some (docs/CONSUMERS.md, "Limits").
 -- Example:
 --   select receipt, seq, topic, key, data from cdcbridge.receive('billing', 10);
 create or replace function receive(consumer text, max_messages int default 10,

@@ -17,7 +17,8 @@ from cdcbridge.database import Connection
 from cdcbridge.errors import OperatorNeeded
 
 MAY: Final = (
-    "receive, peek, ack, nack, extend, dead, offsets, lag, status, slot list, consumers list and consumers show"
+    "receive, peek, ack, nack, extend, dead, read, tail, offsets, lag, status, slot list, consumers list and consumers"
+    " show"
 )
 _OWNER: Final = "select quote_ident(pg_get_userbyid(nspowner)) from pg_namespace where nspname = current_schema()"
 _LOOK: Final = """

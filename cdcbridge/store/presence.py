@@ -32,7 +32,7 @@ class Process:
     seconds: float | None
 
     def __str__(self) -> str:
-        who = f"{self.holder} leads" if self.leads and self.holder else "a bridge leads" if self.leads else "a stand-by"
+        who = f"{self.holder} leads" if self.leads and self.holder else "a bridge leads" if self.leads else "a standby"
         return f"{who} (session pid {self.pid}{f', since {self.since}' if self.since else ''})"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cdcbridge.demo.embedded import EmbeddedServer
@@ -37,6 +37,8 @@ def queue(pg15: EmbeddedServer) -> Iterator[StoreQueue]:
 @pytest.mark.timeout(300)
 @given(st.lists(step, min_size=1, max_size=40))
 @settings(max_examples=50, deadline=None)
+@example([("insert", "a", None), ("update", "b", "a")])  # an update takes the key a away
+@example([("insert", "a", None), "read", ("delete", "a", None), "segment", "compact"])  # has not read that a is gone
 def test_a_reader_comes_to_the_state_wherever_it_stood(queue: StoreQueue, steps: list[Any]) -> None:
     prefix = f"{next(examples)}-"
     if queue.all("select from cdcbridge.consumers"):

@@ -1,7 +1,7 @@
-"""The effect and the ack in one transaction: `python examples/exactly_once.py DSN CONSUMER` sums up by customer.
+"""Commit the effect and the ack in one transaction: `python examples/exactly_once.py DSN CONSUMER` sums up by customer.
 
-Each message arrives once, but an order has many messages: it is inserted, updated, deleted. So this keeps what each
-order counts for, and the sum is a view. Killed at any moment, it counts nothing twice. It needs a consumer with
+An order has many messages: it is inserted, updated, deleted. The program stores the amount that each order adds, and
+the sum is a view. If it is killed at any moment, it counts nothing twice. It needs a consumer with
 `mode: fifo`, and it writes into a schema of its own, which no consumer takes.
 
 It needs a table with these columns, and stops at the first message that lacks one. Write other names below:
@@ -43,7 +43,7 @@ class OtherShape(Exception):
 
 
 def effect(connection: psycopg.Connection[Any], message: Message) -> None:
-    """Do what the message says. A backfill or a replay says it again, and then the effect is the same."""
+    """Store the effect of a message. After a backfill or a replay of the same message, the effect is the same."""
     match message.data:
         case {"op": "insert" | "read" | "message", "record": dict(row)}:
             count(connection, message, row)
@@ -72,7 +72,7 @@ def need(message: Message, row: dict[str, Any], *columns: str) -> None:
 
 
 def count(connection: psycopg.Connection[Any], message: Message, row: dict[str, Any]) -> None:
-    """Count the order for this customer and this amount, instead of what it was counted for before."""
+    """Count the order for this customer and this amount, in the place of its earlier customer and amount."""
     published = message.data["op"] == "message"  # it may have no id: then it is an order of its own
     need(message, row, CUSTOMER, AMOUNT, *(() if published else (ORDER,)))
     order, customer, amount = row.get(ORDER, f"message {message.seq}"), row.get(CUSTOMER), row.get(AMOUNT)
@@ -83,7 +83,7 @@ def count(connection: psycopg.Connection[Any], message: Message, row: dict[str, 
 
 
 def forget(connection: psycopg.Connection[Any], topic: str, order: Any) -> None:
-    """Remove what the order was counted for."""
+    """Remove the amount that the order added."""
     connection.execute("delete from shop_effects.counted where topic = %s and id = %s", (topic, str(order)))
 
 

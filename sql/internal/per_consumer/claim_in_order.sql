@@ -121,7 +121,7 @@ begin
             end if;
             look := least(8 * look, 8192);
         end loop;
-        exit when not overtaking or taken <> '{}';
+        exit when not overtaking or taken <> '{}' or attempt = attempts;
         perform pg_sleep(0.002);
         overtaking := false;
         last_ord := 0;

@@ -20,9 +20,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from cdcbridge.config.consumer import Consumer, Model
+from cdcbridge.config.consumer import Consumer
 from cdcbridge.config.file import checked_text, read
 from cdcbridge.config.problems import describe
+from cdcbridge.config.sink import Model
 from cdcbridge.errors import ConfigError
 from cdcbridge.units import Duration, Size, format_duration
 

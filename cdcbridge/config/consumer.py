@@ -5,22 +5,18 @@ config/__init__.py describes the rest of the file. This module never accesses a 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from cdcbridge.config.sink import Model, Sink, destination_of
+from cdcbridge.routing.destination import Destination
 from cdcbridge.routing.filters import Filter, refuse_on_leave
 from cdcbridge.routing.patterns import refuse_bad_patterns
 from cdcbridge.routing.router import OPERATIONS
 from cdcbridge.units import Duration, Size
 
 Operation = Literal["insert", "update", "delete", "truncate"]
-
-
-class Model(BaseModel):
-    """A mapping in the configuration file, which refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RetryDelay(Model):
@@ -69,7 +65,7 @@ class Consumer(Model):
         Field(
             description="How messages are delivered. `queue`: to any receiver, in any order. `fifo`: in order for "
             "each key, and only one receiver has messages of a key at a time. `stream`: a group of readers shares the "
-            "log, as in Kafka.",
+            "log, as in Kafka. With a sink, the default is `stream`.",
             examples=["fifo"],
         ),
     ] = "queue"
@@ -170,6 +166,21 @@ class Consumer(Model):
             examples=["true"],
         ),
     ] = False
+    sink: Annotated[
+        Sink | None,
+        Field(
+            description="The system to which cdcbridge delivers the messages. Without it, applications receive them.",
+            examples=["{type: file, path: /var/lib/shop/orders.jsonl}"],
+        ),
+    ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_sink_is_a_stream(cls, values: Any) -> Any:
+        """Make stream the default mode of a consumer with a sink."""
+        if isinstance(values, dict) and values.get("sink") is not None and "mode" not in values:
+            return {**values, "mode": "stream"}
+        return values
 
     @field_validator("tables")
     @classmethod
@@ -213,7 +224,7 @@ class Consumer(Model):
     @model_validator(mode="after")
     def _reads_the_log_as_it_is(self) -> Self:
         given = [name for name in ("filter", "columns", "key") if getattr(self, name) is not None]
-        if self.mode == "stream" and given:
+        if self.mode == "stream" and given and self.sink is None:
             raise ValueError(f"a stream reads the log as it is: {' and '.join(given)} cannot be given")
         return self
 
@@ -221,6 +232,15 @@ class Consumer(Model):
     def _knows_when_a_row_leaves(self) -> Self:
         if self.on_leave == "delete":
             refuse_on_leave(self.mode, self.filter, self.operations)
+        return self
+
+    @model_validator(mode="after")
+    def _published_messages_have_a_destination(self) -> Self:
+        if self.sink is not None and self.topics and Destination(destination_of(self.sink)).of_tables:
+            raise ValueError(
+                f"published messages have no schema and no table, which {destination_of(self.sink)!r} needs; "
+                "write {topic}, or give the topics to another consumer"
+            )
         return self
 
     @model_validator(mode="after")

@@ -137,14 +137,36 @@ class Filter:
                 raise
             if any(missing.values()):
                 return True
-            field = str(error.args[0]) if isinstance(error, KeyError) else None
-            reason = self._reason(str(error).split(". ")[0], environment, field)
-            raise FilterError(reason.text.replace("\0", "\\0"), of_types=reason.of_types) from error
+            raise self._failure(error, environment) from error
         if not isinstance(result, bool):
             raise FilterError(f"the filter gave {type(result).__name__} {result!r}, not true or false")
         return result or any(
             self._reads[name].whole or absent & self._reads[name].tested for name, absent in missing.items() if absent
         )
+
+    def value(self, environment: dict[str, Any]) -> Any:
+        """Return the value of the expression, which need not be a boolean.
+
+        Args:
+            environment: A value for each of VARIABLES.
+
+        Raises:
+            FilterError: The expression failed on these values, or reads a value that CEL cannot hold.
+        """
+        if type(environment["record"]) is PartialRow or type(environment["old"]) is PartialRow:
+            self._refuse_unreadable(environment)
+        try:
+            return self._result(environment)
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
+            raise self._failure(error, environment) from error
+
+    def _failure(self, error: BaseException, environment: dict[str, Any]) -> FilterError:
+        """Return the error that explains which part of the expression failed."""
+        field = str(error.args[0]) if isinstance(error, KeyError) else None
+        reason = self._reason(str(error).split(". ")[0], environment, field)
+        return FilterError(reason.text.replace("\0", "\\0"), of_types=reason.of_types)
 
     def _result(self, environment: dict[str, Any]) -> Any:
         return self._deciding.execute({**environment, **self._functions} if self._functions else environment)

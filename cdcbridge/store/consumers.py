@@ -41,7 +41,7 @@ def stored_config(consumer: Consumer) -> dict[str, Any]:
     dumped = consumer.model_dump(mode="python", exclude={"name", "mode"}, exclude_none=True)
     if consumer.on_leave == "none":
         del dumped["on_leave"]  # not in a store that an older version filled, which is no change
-    return orjson.loads(orjson.dumps(dumped))  # type: ignore[no-any-return]
+    return orjson.loads(orjson.dumps(dumped, default=str))  # type: ignore[no-any-return]  # secrets as asterisks
 
 
 def is_applied(consumer: Consumer, stored: dict[str, Any]) -> bool:

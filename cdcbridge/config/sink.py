@@ -1,0 +1,402 @@
+"""Describe the `sink` of a consumer: the system to which cdcbridge delivers the consumer's messages.
+
+Each type of sink has a model with its own keys. Secrets are SecretStr, so that they are never printed. This module
+never contacts a sink: `cdcbridge.sinks` does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from cdcbridge.routing.destination import Destination
+from cdcbridge.routing.transform import Transform
+from cdcbridge.units import Duration, Size
+
+
+class Model(BaseModel):
+    """A mapping in the configuration file, which refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Batch(Model):
+    """How many messages one delivery may have."""
+
+    max_messages: Annotated[
+        int, Field(ge=1, le=10_000), Field(description="A batch has at most so many messages.", examples=["500"])
+    ] = 500
+    max_bytes: Annotated[
+        Size,
+        Field(gt=0),
+        Field(description="A batch ends with the message that makes it larger than this.", examples=["1MB"]),
+    ] = 1 << 20
+    linger: Annotated[
+        Duration,
+        Field(le=10),
+        Field(description="A batch that is not full waits so long for more messages.", examples=["5ms"]),
+    ] = 0.005
+
+
+class Tls(Model):
+    """How a sink's connection is encrypted, and how both ends prove who they are."""
+
+    ca: Annotated[
+        Path | None,
+        Field(
+            description="A file with the certificates of the authorities that are trusted. Without it, the system's.",
+            examples=["/etc/ssl/broker-ca.pem"],
+        ),
+    ] = None
+    cert: Annotated[
+        Path | None,
+        Field(description="A file with the client's certificate.", examples=["/etc/cdcbridge/client.pem"]),
+    ] = None
+    key: Annotated[
+        Path | None, Field(description="A file with the client's key.", examples=["/etc/cdcbridge/client.key"])
+    ] = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key are given together")
+        return self
+
+
+class SinkBase(Model):
+    """The keys that all types of sinks have."""
+
+    type: str
+    format: Annotated[
+        Literal["cdcbridge", "debezium", "cloudevents"],
+        Field(
+            description="The form of each message. `cdcbridge`: the message as the log has it. `debezium`: Debezium's "
+            "envelope with before, after, op and source. `cloudevents`: CloudEvents 1.0.",
+            examples=["debezium"],
+        ),
+    ] = "cdcbridge"
+    content_mode: Annotated[
+        Literal["structured", "binary"],
+        Field(
+            description="For `format: cloudevents`. `structured`: one JSON document. `binary`: the attributes are "
+            "headers, and the body has the data alone.",
+            examples=["binary"],
+        ),
+    ] = "structured"
+    transform: Annotated[
+        str | None,
+        Field(
+            description="A CEL expression that gives a map, which is delivered instead of the message. It reads op, "
+            "topic, key, record, old and meta.",
+            examples=["\"{'id': record.id, 'total': record.price * record.quantity}\""],
+        ),
+    ] = None
+    mask: Annotated[
+        dict[str, Literal["hash", "null", "last4"]],
+        Field(
+            description="Columns whose values are hidden, in every table that has them. `hash`: the first 32 "
+            "characters of their SHA-256. `null`: null. `last4`: the last four characters.",
+            examples=["{email: hash, phone: last4}"],
+        ),
+    ] = {}
+    batch: Annotated[
+        Batch | None,
+        Field(
+            description="How many messages one delivery may have. A webhook gets one message in each request, or with "
+            "`batch` a JSON array of messages.",
+            examples=["{max_messages: 1000}"],
+        ),
+    ] = None
+    on_failure: Annotated[
+        Literal["block", "dead_letter"],
+        Field(
+            description="What happens to a message that the sink refuses for good. `block`: it is tried again, and "
+            "the later messages of its partition (stream) or key (fifo) wait. `dead_letter`: it becomes a dead letter.",
+            examples=["dead_letter"],
+        ),
+    ] = "block"
+    rate: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="At most so many messages are delivered in a second. Without it, as many as possible."),
+        Field(examples=["100"]),
+    ] = None
+    timeout: Annotated[
+        Duration,
+        Field(gt=0),
+        Field(
+            description="A delivery that the sink has not answered after this time is tried again.", examples=["30s"]
+        ),
+    ] = 30.0
+
+    @property
+    def batching(self) -> Batch:
+        """The limits of a batch, with their defaults."""
+        return self.batch or Batch()
+
+    @field_validator("transform")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                Transform(value)
+            except ValueError as error:
+                raise ValueError(f"not a CEL expression: {str(error).splitlines()[0]}") from None
+        return value
+
+
+def _template(value: str) -> str:
+    Destination(value)
+    return value
+
+
+class NatsSink(SinkBase):
+    """A stream of NATS JetStream."""
+
+    type: Literal["nats"]
+    servers: Annotated[
+        tuple[str, ...],
+        Field(min_length=1),
+        Field(description="The servers of the NATS cluster.", examples=["[nats://nats1:4222, nats://nats2:4222]"]),
+    ]
+    stream: Annotated[
+        str,
+        Field(min_length=1),
+        Field(description="The JetStream stream. It must exist and take the subjects.", examples=["SHOP"]),
+    ]
+    subject: Annotated[
+        str,
+        Field(min_length=1),
+        Field(description="The subject of each message, with placeholders.", examples=["shop.{schema}.{table}"]),
+    ]
+    credentials: Annotated[
+        SecretStr | None,
+        Field(
+            description="A token, `user:password`, or the path of a .creds file. Better from a variable.",
+            examples=["${NATS_CREDENTIALS}"],
+        ),
+    ] = None
+    tls: Annotated[Tls | None, Field(description="How the connection is encrypted.", examples=["{ca: ca.pem}"])] = None
+
+    _subject = field_validator("subject")(_template)
+
+
+class KafkaSink(SinkBase):
+    """Topics of Kafka, or of a broker that speaks its protocol."""
+
+    type: Literal["kafka"]
+    bootstrap_servers: Annotated[
+        tuple[str, ...],
+        Field(min_length=1),
+        Field(description="Brokers of the cluster.", examples=["[broker1:9092, broker2:9092]"]),
+    ]
+    topic: Annotated[
+        str,
+        Field(min_length=1),
+        Field(description="The topic of each message, with placeholders.", examples=["shop.{schema}.{table}"]),
+    ]
+    transactions: Annotated[
+        bool,
+        Field(
+            description="With true, each batch is a transaction, so that readers with read_committed get each message "
+            "once. With false, each message arrives at least once.",
+            examples=["false"],
+        ),
+    ] = True
+    producer: Annotated[
+        dict[str, SecretStr],
+        Field(
+            description="Further properties of librdkafka's producer, for example for SASL.",
+            examples=['{security.protocol: SASL_SSL, sasl.password: "${KAFKA_PASSWORD}"}'],
+        ),
+    ] = {}
+
+    _topic = field_validator("topic")(_template)
+
+    @field_validator("producer", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        """Accept numbers and booleans as YAML has them, because librdkafka takes all properties as texts."""
+        if not isinstance(value, dict):
+            return value
+        return {str(k): str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int | float) else v
+                for k, v in value.items()}  # fmt: skip
+
+
+class RedisSink(SinkBase):
+    """Streams of Redis or Valkey."""
+
+    type: Literal["redis"]
+    url: Annotated[
+        SecretStr,
+        Field(description="The server. Better from a variable.", examples=["rediss://user:password@redis:6380/0"]),
+    ]
+    stream: Annotated[
+        str,
+        Field(min_length=1),
+        Field(
+            description="The key of the Redis stream of each message, with placeholders.", examples=["shop:{partition}"]
+        ),
+    ]
+    maxlen: Annotated[
+        int | None,
+        Field(ge=1),
+        Field(
+            description="Redis drops the oldest entries of a stream that is about this long. Without it, none.",
+            examples=["1000000"],
+        ),
+    ] = None
+    wait_replicas: Annotated[
+        int,
+        Field(ge=0, le=100),
+        Field(description="A batch counts as delivered once so many replicas have it.", examples=["1"]),
+    ] = 0
+    tls: Annotated[Tls | None, Field(description="How the connection is encrypted.", examples=["{ca: ca.pem}"])] = None
+
+    _stream = field_validator("stream")(_template)
+
+
+class RabbitmqSink(SinkBase):
+    """An exchange or a stream of RabbitMQ."""
+
+    type: Literal["rabbitmq"]
+    url: Annotated[
+        SecretStr,
+        Field(
+            description="The server: amqp:// or amqps:// with an exchange, rabbitmq-stream:// or "
+            "rabbitmq-stream+tls:// with a stream. Better from a variable.",
+            examples=["amqps://user:password@rabbitmq:5671/vhost"],
+        ),
+    ]
+    exchange: Annotated[
+        str | None,
+        Field(description="The exchange to which messages are published. An empty text is the default exchange."),
+        Field(examples=["shop"]),
+    ] = None
+    routing_key: Annotated[
+        str,
+        Field(description="The routing key of each message, with placeholders.", examples=["{schema}.{table}.{op}"]),
+    ] = "{topic}"
+    stream: Annotated[
+        str | None,
+        Field(description="The RabbitMQ stream, instead of an exchange. It must exist.", examples=["shop"]),
+    ] = None
+    tls: Annotated[Tls | None, Field(description="How the connection is encrypted.", examples=["{ca: ca.pem}"])] = None
+
+    _routing_key = field_validator("routing_key")(_template)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.exchange is None) == (self.stream is None):
+            raise ValueError("give either exchange or stream")
+        return self
+
+
+class SqsSink(SinkBase):
+    """A queue of Amazon SQS, or of a server that speaks its protocol."""
+
+    type: Literal["sqs"]
+    queue_url: Annotated[
+        str,
+        Field(min_length=1),
+        Field(
+            description="The queue. The name of a FIFO queue ends with .fifo.",
+            examples=["https://sqs.eu-central-1.amazonaws.com/123456789012/shop.fifo"],
+        ),
+    ]
+    endpoint_url: Annotated[
+        str | None,
+        Field(description="The server, if it is not Amazon's.", examples=["http://localhost:4566"]),
+    ] = None
+    region: Annotated[
+        str | None,
+        Field(description="The region. Without it, as AWS's environment says.", examples=["eu-central-1"]),
+    ] = None
+
+
+class HttpSink(SinkBase):
+    """A webhook, which receives messages by POST requests as Standard Webhooks describes."""
+
+    type: Literal["http"]
+    url: Annotated[
+        SecretStr,
+        Field(
+            description="The address that receives a POST request for each message or batch, with placeholders.",
+            examples=["https://example.com/hooks/{table}"],
+        ),
+    ]
+    headers: Annotated[
+        dict[str, SecretStr],
+        Field(description="Further headers of each request.", examples=['{Authorization: "Bearer ${HOOK_TOKEN}"}']),
+    ] = {}
+    secret: Annotated[
+        SecretStr | None,
+        Field(
+            description="The secret that signs each request (Standard Webhooks), for example `whsec_…`.",
+            examples=["${HOOK_SECRET}"],
+        ),
+    ] = None
+    tls: Annotated[Tls | None, Field(description="How the connection is encrypted.", examples=["{ca: ca.pem}"])] = None
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: SecretStr) -> SecretStr:
+        _template(value.get_secret_value())
+        if not value.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("it must begin with http:// or https://")
+        return value
+
+
+class Rotate(Model):
+    """When a file sink begins a new file."""
+
+    size: Annotated[
+        Size | None, Field(gt=0), Field(description="A file that is larger than this is closed.", examples=["100MB"])
+    ] = None
+    interval: Annotated[
+        Duration | None, Field(gt=0), Field(description="A file that is older than this is closed.", examples=["1h"])
+    ] = None
+
+
+class FileSink(SinkBase):
+    """A file of JSON lines."""
+
+    type: Literal["file"]
+    path: Annotated[
+        str,
+        Field(min_length=1),
+        Field(
+            description="The file, with placeholders. Its folder must exist.", examples=["/var/lib/shop/{topic}.jsonl"]
+        ),
+    ]
+    rotate: Annotated[
+        Rotate, Field(description="When a new file is begun. Without it, never.", examples=["{size: 100MB}"])
+    ] = Rotate()
+
+    _path = field_validator("path")(_template)
+
+
+Sink: TypeAlias = Annotated[
+    NatsSink | KafkaSink | RedisSink | RabbitmqSink | SqsSink | HttpSink | FileSink, Field(discriminator="type")
+]
+
+
+def destination_of(sink: SinkBase) -> str:
+    """Return the template of the sink's destination, for example the topic of a Kafka sink."""
+    match sink:
+        case NatsSink():
+            return sink.subject
+        case KafkaSink():
+            return sink.topic
+        case RedisSink():
+            return sink.stream
+        case RabbitmqSink():
+            return sink.stream if sink.stream is not None else sink.routing_key
+        case SqsSink():
+            return sink.queue_url
+        case HttpSink():
+            return sink.url.get_secret_value()
+        case FileSink():
+            return sink.path
+    raise TypeError(type(sink).__name__)

@@ -79,6 +79,14 @@ create table source (
     feeds              jsonb
 );
 
+-- The source's timelines: the one on which each message of the log was committed. The identity of a
+-- message contains it, so the identity stays the same after the source is promoted.
+--   from_seq  the first seq of the timeline
+create table timelines (
+    from_seq bigint primary key,
+    timeline int    not null
+);
+
 -- One row for each epoch. Only the bridge with the newest epoch may append. Each streaming session
 -- of a bridge begins an epoch, because it takes the lead anew. Each change of consumers begins one,
 -- too, so that the bridge starts its streaming session again. Rows are never updated, and the
@@ -502,3 +510,51 @@ create table backfill_progress (
     primary key (backfill_id, id)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+
+
+-- 8. Sinks: consumers whose messages cdcbridge itself delivers to another system
+
+-- What the sinks' processes have done for each consumer, since its first delivery. The counters are
+-- those of all processes together.
+--   delivered   the number of messages that the target has acknowledged
+--   failed      the number of attempts at a message that failed
+--   buried      the number of messages that became dead letters because the target refused them
+--   batches     the number of batches that were delivered, and the seconds that they took
+--   error       the last error, and when it happened; null after the next delivery
+--   blocked     the message for which others wait: its seq, topic, key and the target's answer
+create table sinks (
+    consumer_id  int         primary key references consumers on delete cascade,
+    delivered    bigint      not null default 0,
+    failed       bigint      not null default 0,
+    buried       bigint      not null default 0,
+    batches      bigint      not null default 0,
+    seconds      float8      not null default 0,
+    delivered_at timestamptz,
+    error        text,
+    error_at     timestamptz,
+    blocked      jsonb
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- The processes that deliver for a consumer. A process renews seen_at about once a second.
+--   member  the host, the process and a random text, for example db1:4711:9f3a
+create table sink_members (
+    consumer_id int         not null references consumers on delete cascade,
+    member      text        not null,
+    seen_at     timestamptz not null,
+    primary key (consumer_id, member)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- The lanes of a consumer with mode stream. One process at a time delivers a lane, under a lease.
+-- Lane n has the partitions of the log whose number modulo the number of lanes is n.
+--   first_seq     where the lane began: it has had every message after this seq. A target that lost
+--                 everything gets the messages from here on again.
+--   member        the process that delivers the lane; null: none
+--   leased_until  when another process may take the lane over
+create table sink_lanes (
+    consumer_id  int         not null references consumers on delete cascade,
+    lane         int         not null,
+    first_seq    bigint      not null,
+    member       text,
+    leased_until timestamptz not null default '-infinity',
+    primary key (consumer_id, lane)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);

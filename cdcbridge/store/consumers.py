@@ -202,14 +202,20 @@ def _finish(
     if fence:
         connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
     for consumer_id, consumer in changed.items():
-        connection.execute(
-            "update consumers set config = case when config ? 'on_leave' then %s else '{}' end || %s,"
-            " updated_at = now() where id = %s",
-            (Jsonb(dict([_ONCE])), Jsonb(stored_config(consumer)), consumer_id),
-        )
+        _change_settings(connection, consumer_id, consumer)
     if added:
         connection.execute("select make_dispatch()")
     connection.execute("select note_consumer_change()")
+
+
+def _change_settings(connection: Connection, consumer_id: int, consumer: Consumer) -> None:
+    connection.execute(
+        "update consumers set config = case when config ? 'on_leave' then %s else '{}' end || %s,"
+        " updated_at = now() where id = %s",
+        (Jsonb(dict([_ONCE])), Jsonb(stored_config(consumer)), consumer_id),
+    )
+    if consumer.mode == "stream" and consumer.sink is not None:
+        connection.execute("select make_dead_letters(%s)", (consumer_id,))
 
 
 def _make(connection: Connection, consumer: Consumer) -> Subscription:

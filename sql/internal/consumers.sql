@@ -55,6 +55,9 @@ begin
     insert into consumers (name, mode, config) values (name, mode, config) returning id into new_id;
     if mode = 'stream' then
         perform begin_group(new_id, config);
+        if config ? 'sink' then
+            perform make_dead_letters(new_id);
+        end if;
         return new_id;
     end if;
     -- ATTACH, because CREATE TABLE ... PARTITION OF would lock the parent against all others until

@@ -51,7 +51,7 @@ class SinkSupervisor(Background):
             if not self._has_sinks():
                 continue
             began = monotonic()
-            code = self._run()
+            code = self._deliver()
             if self._stop.is_set():
                 return
             retry = wait = _LOOK_EVERY if monotonic() - began > _LIVED else min(_LONGEST_RETRY, retry * 2)
@@ -63,7 +63,7 @@ class SinkSupervisor(Background):
         except (ConfigError, OSError):
             return False  # the bridge reports it
 
-    def _run(self) -> int:
+    def _deliver(self) -> int:
         """Run the process until it ends. Return its exit code."""
         command = [sys.executable, "-m", "cdcbridge", "-c", str(self._path), "sinks", "run", "--until-stdin-ends"]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:

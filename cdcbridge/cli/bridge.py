@@ -121,8 +121,8 @@ def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool) -> None:
 
     It migrates the store, applies the file's consumers, and streams changes until SIGTERM or SIGINT.
 
-    While another bridge leads, it waits as a standby. While a server is away, it keeps trying. Consumers with a sink are
-    delivered by a process of their own, which it starts again whenever that process ends.
+    While another bridge leads, it waits as a standby. While a server is away, it keeps trying. Sinks have a process of
+    their own, which `run` starts again whenever it ends.
     """
     config = app.config
     health = Health()

@@ -25,7 +25,8 @@ from cdcbridge.store.replay import latest
 _LAST: Final = 5  # messages that are shown if no seq is given
 _ROWS: Final = """
     select m.seq, m.topic, m.key, m.partition, m.data::text, project(m.data, nullif(%s::jsonb, 'null'))::text,
-           m.commit_lsn::text, m.ordinal, m.xid, coalesce(to_json(m.commit_time)::text, 'null'), to_json(m.inserted_at)::text, m.old_key
+           m.commit_lsn::text, m.ordinal, m.xid, coalesce(to_json(m.commit_time)::text, 'null'),
+           to_json(m.inserted_at)::text, m.old_key
     from messages m where m.seq = any (%s) order by m.seq"""
 
 

@@ -96,7 +96,7 @@ class LaneDelivery:
                 if self._ends():
                     break
                 await self._finish(target, batch)
-                await self._move(batch.upto, now=not target.remembers)
+                await self._move(batch.upto, now=not target.remembers or not batch.messages)
                 reach("settled")
         await self._move(self._seq, now=True)
 

@@ -104,6 +104,7 @@ class SinkProcess:
                 del self._runners[name]
                 task.result()
             elif wanted.get(name) != runner.consumer:
+                log.info("sinks.changed", consumer=name)
                 runner.stop()
         for name, consumer in wanted.items():
             if name not in self._runners:

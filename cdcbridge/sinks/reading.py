@@ -112,6 +112,7 @@ class LaneReader:
         self._lanes = lanes
         self._after = after
         self._end_at = 0.0
+        self._ended = -1
         self._size = 0.0  # average bytes of a row; 0 before the first row
         self._wakeup = asyncio.Event()
 
@@ -130,8 +131,8 @@ class LaneReader:
                 for batch in self._cut(rows, await parts.store.origin() if rows else None):
                     yield batch
                 if len(rows) < most:
-                    if not rows and (passed := await self._passed()) is not None:
-                        yield passed
+                    if not rows and (rest := await self._rest()) is not None:
+                        yield rest
                     await wait_for(self._wakeup, LOOK_EVERY)
         finally:
             parts.wakeups.discard(self._wakeup)
@@ -150,16 +151,19 @@ class LaneReader:
             return min(_FIRST_READ, limits.max_messages)
         return max(1, min(limits.max_messages * _ROOM, int(limits.max_bytes * _ROOM / self._size)))
 
-    async def _passed(self) -> Batch | None:
-        """Return an empty batch that moves the offset past messages of other consumers, at most once a second."""
+    async def _rest(self) -> Batch | None:
+        """Return an empty batch at the end of the lane, so that the offset follows and passes what is not wanted.
+
+        This happens at most once a second, and only if the end is another one than before.
+        """
         if monotonic() < self._end_at:
             return None
         self._end_at = monotonic() + _END_EVERY
-        end = await self._parts.store.end(self._parts.consumer_id, self._lane, self._lanes, self._after)
-        if end <= self._after:
+        self._after = await self._parts.store.end(self._parts.consumer_id, self._lane, self._lanes, self._after)
+        if self._after == self._ended:
             return None
-        self._after = end
-        return Batch([], [], end)
+        self._ended = self._after
+        return Batch([], [], self._after)
 
     def _cut(self, rows: Sequence[LogRow], origin: Origin | None) -> list[Batch]:
         """Judge and shape rows, and cut them into batches."""

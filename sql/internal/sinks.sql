@@ -154,7 +154,7 @@ begin
     select r.seq into first
     from read_lane(end_of_lane.consumer_id, end_of_lane.lane, end_of_lane.lanes,
                    end_of_lane.after, 1) r;
-    return least(coalesce(first - 1, safe), safe);
+    return greatest(least(coalesce(first - 1, safe), safe), after);
 end $$;
 
 -- move_lane(consumer_id, member, lane, lanes, seq) -> whether the lane still belongs to the process.

@@ -517,8 +517,8 @@ create table backfill_progress (
 -- What the sinks' processes have done for each consumer, since its first delivery. The counters are
 -- those of all processes together.
 --   delivered   the number of messages that the target has acknowledged
---   failed      the number of attempts at a message that failed
---   buried      the number of messages that became dead letters because the target refused them
+--   failed      the number of messages that became dead letters
+--   retried     the number of failed attempts at a message that was tried again
 --   batches     the number of batches that were delivered, and the seconds that they took
 --   error       the last error, and when it happened; null after the next delivery
 --   blocked     the message for which others wait: its seq, topic, key and the target's answer
@@ -526,7 +526,7 @@ create table sinks (
     consumer_id  int         primary key references consumers on delete cascade,
     delivered    bigint      not null default 0,
     failed       bigint      not null default 0,
-    buried       bigint      not null default 0,
+    retried      bigint      not null default 0,
     batches      bigint      not null default 0,
     seconds      float8      not null default 0,
     delivered_at timestamptz,

@@ -15,7 +15,8 @@ from cdcbridge.cli.where import PLACE, PLACE_HELP
 from cdcbridge.database import Connection
 from cdcbridge.database.patience import patiently
 from cdcbridge.database.rights import guest
-from cdcbridge.observe.lag_store import HELD_FOR, ConsumerLag
+from cdcbridge.observe.consumer_lag import ConsumerLag
+from cdcbridge.observe.lag_store import HELD_FOR
 from cdcbridge.problem import refuse
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store import consumers as applying

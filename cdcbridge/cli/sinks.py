@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Any, Final
 
 import click
 
-from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line, print_table, say
+from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_line
 from cdcbridge.cli.screen import width, wrapped
+from cdcbridge.cli.sink_words import print_sinks
 from cdcbridge.config import load
 from cdcbridge.errors import UsageError
-from cdcbridge.observe.sinks import SinkState, sink_states
+from cdcbridge.observe.consumer_lag import consumer_lags
+from cdcbridge.observe.sinks import sink_states
 from cdcbridge.problem import Problem
 from cdcbridge.sinks.check import check_sinks
 from cdcbridge.sinks.process import SinkProcess, with_sinks
 from cdcbridge.sinks.trial import trial
-from cdcbridge.units import human_duration
-
-_HEADINGS: Final = ("NAME", "TYPE", "DESTINATION", "STATE", "DELIVERED", "FAILED", "DEAD", "BEHIND", "OLDEST")
 
 
 @click.group()
@@ -93,25 +90,16 @@ def list_command(app: App, as_json: bool) -> None:
 
     \b
     DELIVERED   messages that the target has acknowledged
-    FAILED      failed attempts at a message; most were delivered later
-    DEAD        messages that became dead letters
+    FAILED      messages that became dead letters
     BEHIND      messages that are not delivered yet
     OLDEST      how long the oldest of these has waited
     """
     with app.store() as store:
-        found = sink_states(store, app.config)
+        found = sink_states(store, app.config, consumer_lags(store))
     if as_json:
         print_json([one.as_json() for one in found])
         return
-    print_table(_HEADINGS, [_row(one) for one in found], empty=f"{app.path} has no consumer with a sink")
-    for one in found:
-        if one.reason:
-            say(f"{one.name}: {one.reason}")
-
-
-def _row(one: SinkState) -> Sequence[Any]:
-    oldest = "-" if one.oldest_seconds is None else human_duration(one.oldest_seconds)
-    return (one.name, one.type, one.destination, one.state, one.delivered, one.failed, one.dead, one.behind, oldest)
+    print_sinks(found, empty=f"{app.path} has no consumer with a sink")
 
 
 @sinks.command()

@@ -14,6 +14,7 @@ from cdcbridge.cli.backfill import print_backfills
 from cdcbridge.cli.consumers import print_consumers
 from cdcbridge.cli.context import App, DurationType, as_json, pass_app, print_json, print_table, say
 from cdcbridge.cli.lag_words import headline, print_other_slots, say_alarms, say_rest
+from cdcbridge.cli.sink_words import print_sinks
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
 from cdcbridge.errors import SourceUnavailable, StoreUnavailable, UsageError
@@ -107,9 +108,7 @@ def _print(found: Lag, config: Config, as_json: bool) -> None:
             click.echo()
         if not found.store_error:
             print_consumers(found.consumers, feeds=found.feeds)
-        if found.backfills:
-            click.echo()
-            print_backfills(found.backfills)
+        _print_below(found)
     if found.source_error:
         say(f"of the slot nothing is known: {found.source_error}")
     if found.store_error:
@@ -119,6 +118,16 @@ def _print(found: Lag, config: Config, as_json: bool) -> None:
         say(f"the store goes by the slot {name}, not {slot}: set source.slot back (a second slot needs a second store)")
     if as_json:
         say_alarms(found)
+
+
+def _print_below(found: Lag) -> None:
+    """Print the sinks and the backfills, if there are any."""
+    if found.sinks:
+        click.echo()
+        print_sinks(found.sinks)
+    if found.backfills:
+        click.echo()
+        print_backfills(found.backfills)
 
 
 def _print_slots(found: Lag, slot: str) -> None:

@@ -45,6 +45,18 @@ _CONSUMER_GAUGES: Final = {
     "consumer_held_messages": ("held", "Those of the waiting messages that open transactions of receivers hold"),
     "consumer_paused": ("paused", "Whether the consumer is paused"),
 }
+_SINK_COUNTERS: Final = {
+    "sink_delivered_messages": ("delivered", "Messages that the sink has acknowledged"),
+    "sink_failed_messages": ("failed", "Messages of the sink that became dead letters"),
+    "sink_retried_messages": ("retried", "Failed attempts at a message that was tried again"),
+    "sink_batches": ("batches", "Batches that the sink has acknowledged"),
+    "sink_batch_seconds": ("seconds", "Time that these batches took"),
+}
+_SINK_GAUGES: Final = {
+    "sink_behind_messages": ("behind", "Messages that the sink has not acknowledged yet"),
+    "sink_behind_seconds": ("oldest_seconds", "How long the oldest of these has waited"),
+    "sink_processes": ("processes", "Processes that deliver for the sink"),
+}
 _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
 
@@ -142,6 +154,7 @@ class _Looks(Collector):
             yield from self._slots(lag)
             yield from self._consumers(lag)
             yield from self._feeds(lag)
+            yield from self._sinks(lag)
 
     def _bridge(self) -> Iterator[Metric]:
         health = self._health
@@ -214,6 +227,30 @@ class _Looks(Collector):
             if slot.retained_bytes is not None:
                 others.add_metric([slot.name], float(slot.retained_bytes))
         yield others
+
+    def _sinks(self, lag: Lag) -> Iterator[Metric]:
+        labels = ["consumer", "type"]
+        families: list[tuple[str, CounterMetricFamily | GaugeMetricFamily]] = [
+            *(
+                (field, CounterMetricFamily(f"cdcbridge_{name}", text, labels=labels))
+                for name, (field, text) in _SINK_COUNTERS.items()
+            ),
+            *(
+                (field, GaugeMetricFamily(f"cdcbridge_{name}", text, labels=labels))
+                for name, (field, text) in _SINK_GAUGES.items()
+            ),
+        ]
+        for field, family in families:
+            for sink in lag.sinks:
+                if (value := getattr(sink, field)) is not None:
+                    family.add_metric([sink.name, sink.type], float(value))
+            yield family
+        failing = GaugeMetricFamily(
+            "cdcbridge_sink_failing", "1 if the sink has an error, or a message that it refuses", labels=labels
+        )
+        for sink in lag.sinks:
+            failing.add_metric([sink.name, sink.type], float(sink.state in ("failing", "blocked")))
+        yield failing
 
     def _feeds(self, lag: Lag) -> Iterator[Metric]:
         fed = GaugeMetricFamily(

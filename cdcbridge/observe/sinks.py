@@ -5,23 +5,26 @@ The sinks' processes store their counters and their last error. Never contacts a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from cdcbridge.config import Config
 from cdcbridge.config.sink import SinkBase, destination_of
 from cdcbridge.database import Connection, store_errors
+from cdcbridge.observe.consumer_lag import ConsumerLag
+from cdcbridge.problem import Alarm
+from cdcbridge.units import human_duration
 from cdcbridge.words import without_secrets
 
 State = Literal["delivering", "failing", "blocked", "paused", "not running", "new"]
 _ALIVE: Final = 5.0  # seconds after which a process that has not stored its presence counts as gone
 _QUERY: Final = """
-    select l.name, l.paused, l.pending + l.in_flight, l.dead, l.oldest_due_age_seconds,
-           coalesce(s.delivered, 0), coalesce(s.failed, 0), coalesce(s.batches, 0), coalesce(s.seconds, 0),
-           s.error, s.blocked,
+    select c.name, coalesce(s.delivered, 0), coalesce(s.failed, 0), coalesce(s.retried, 0), coalesce(s.batches, 0),
+           coalesce(s.seconds, 0), s.error, s.blocked,
            (select count(*) from sink_members m
             where m.consumer_id = c.id and m.seen_at > clock_timestamp() - make_interval(secs => %s))
-    from consumer_lag() l join consumers c on c.name = l.name left join sinks s on s.consumer_id = c.id
+    from consumers c left join sinks s on s.consumer_id = c.id
     where c.name = any (%s)"""
 
 
@@ -33,11 +36,11 @@ class SinkState:
         name: The name of the consumer.
         type: The type of the sink, for example `kafka`.
         destination: The template of the destination, without secrets.
-        state: What it does. `new`: the store does not know the consumer yet.
+        state: Its state. `new`: the store does not know the consumer yet.
         reason: The last error, or the message for which others wait, in words. None: it delivers.
         delivered: The number of messages that the target has acknowledged.
-        failed: The number of failed attempts at a message.
-        dead: The number of dead letters that are there now.
+        failed: The number of messages that became dead letters.
+        retried: The number of failed attempts at a message that was tried again.
         behind: The number of messages that are not delivered yet.
         oldest_seconds: How long the oldest of these has waited, or None.
         batches: The number of batches that were delivered.
@@ -52,7 +55,7 @@ class SinkState:
     reason: str | None = None
     delivered: int = 0
     failed: int = 0
-    dead: int = 0
+    retried: int = 0
     behind: int = 0
     oldest_seconds: float | None = None
     batches: int = 0
@@ -63,20 +66,29 @@ class SinkState:
         return asdict(self)
 
 
-def sink_states(store: Connection, config: Config) -> list[SinkState]:
-    """Return the state of each consumer of the file that has a sink, in the order of the file."""
+def sink_states(store: Connection, config: Config, consumers: Iterable[ConsumerLag]) -> list[SinkState]:
+    """Return the state of each consumer of the file that has a sink, in the order of the file.
+
+    Args:
+        store: A session on the store, as its owner.
+        config: The configuration.
+        consumers: The measurements of all consumers.
+    """
     wanted = [(one.name, one.sink) for one in config.consumers if one.sink is not None]
+    if not wanted:
+        return []
     with store_errors():
-        rows = store.execute(_QUERY, (_ALIVE, [name for name, _ in wanted])).fetchall() if wanted else []
+        rows = store.execute(_QUERY, (_ALIVE, [name for name, _ in wanted])).fetchall()
     found = {row[0]: row[1:] for row in rows}
-    return [_state(name, sink, found.get(name)) for name, sink in wanted]
+    lags = {one.name: one for one in consumers}
+    return [_state(name, sink, found.get(name), lags.get(name)) for name, sink in wanted]
 
 
-def _state(name: str, sink: SinkBase, row: tuple[Any, ...] | None) -> SinkState:
+def _state(name: str, sink: SinkBase, row: Sequence[Any] | None, lag: ConsumerLag | None) -> SinkState:
     destination = without_secrets(destination_of(sink))
-    if row is None:
+    if row is None or lag is None:
         return SinkState(name, sink.type, destination, "new")
-    paused, behind, dead, oldest, delivered, failed, batches, seconds, error, blocked, processes = row
+    delivered, failed, retried, batches, seconds, error, blocked, processes = row
     state: State = "delivering"
     reason = error
     if blocked is not None:
@@ -84,22 +96,24 @@ def _state(name: str, sink: SinkBase, row: tuple[Any, ...] | None) -> SinkState:
         reason = f"message {blocked['seq']} ({blocked['topic']}, key {blocked['key']}) is refused: {blocked['reason']}"
     elif error is not None:
         state = "failing"
-    if paused:
+    if lag.paused:
         state = "paused"
     elif not processes:
-        state, reason = "not running", "no process delivers: `cdcbridge run` or `cdcbridge sinks run`"
-    return SinkState(
-        name,
-        sink.type,
-        destination,
-        state,
-        reason,
-        delivered,
-        failed,
-        dead,
-        behind,
-        oldest,
-        batches,
-        seconds,
-        processes,
-    )
+        state, reason = "not running", "no process delivers: start `cdcbridge run` or `cdcbridge sinks run`"
+    behind, oldest = lag.pending + lag.in_flight, lag.oldest_due_age_seconds
+    counts = (delivered, failed, retried, behind, oldest, batches, seconds, processes)
+    return SinkState(name, sink.type, destination, state, reason, *counts)
+
+
+def sink_alarms(sinks: Iterable[SinkState]) -> list[Alarm]:
+    """Return an alarm for each sink that does not deliver although messages wait for it."""
+    found = []
+    for one in sinks:
+        waiting = f"{one.behind} messages wait"
+        if one.oldest_seconds is not None:
+            waiting += f", the oldest for {human_duration(one.oldest_seconds)}"
+        if one.behind and one.state in ("failing", "blocked", "not running"):
+            code = f"sink_{one.state.replace(' ', '_')}"
+            text = f"the sink of {one.name} ({one.type}) delivers nothing: {one.reason}; {waiting}"
+            found.append(Alarm(code, "", text, one.name))
+    return found

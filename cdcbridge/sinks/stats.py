@@ -22,8 +22,8 @@ class Stats:
 
     Attributes:
         delivered: The number of messages that the target has acknowledged.
-        failed: The number of failed attempts at a message.
-        buried: The number of messages that became dead letters.
+        failed: The number of messages that became dead letters.
+        retried: The number of failed attempts at a message that is tried again.
         batches: The number of batches.
         seconds: How long these batches took, in seconds.
         error: The present error, or None.
@@ -32,7 +32,7 @@ class Stats:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.delivered = self.failed = self.buried = self.batches = 0
+        self.delivered = self.failed = self.retried = self.batches = 0
         self.seconds = 0.0
         self.error: str | None = None
         self.blocked: dict[str, Any] | None = None
@@ -50,14 +50,14 @@ class Stats:
 
     def fails(self, reason: str, messages: int = 0, **facts: Any) -> None:
         """Record an error. An error that lasts is logged once."""
-        self.failed += messages
+        self.retried += messages
         if reason != self.error:
             log.warning("sink.failed", consumer=self._name, error=reason, **facts)
         self.error = reason
 
     def buries(self, seq: int, reason: str) -> None:
         """Count a message that became a dead letter."""
-        self.buried += 1
+        self.failed += 1
         log.warning("sink.dead_letter", consumer=self._name, seq=seq, reason=reason)
 
     def blocks(self, message: Outgoing, topic: str, reason: str) -> None:
@@ -69,12 +69,12 @@ class Stats:
 
     def take(self) -> tuple[list[int], float, str | None, dict[str, Any] | None] | None:
         """Return the counters and the present state for the store, and begin at zero. None: nothing has changed."""
-        counts = [self.delivered, self.failed, self.buried, self.batches]
+        counts = [self.delivered, self.failed, self.retried, self.batches]
         state = (self.error, self.blocked)
         if not any(counts) and state == self._told:
             return None
         taken = (counts, self.seconds, *state)
-        self.delivered = self.failed = self.buried = self.batches = 0
+        self.delivered = self.failed = self.retried = self.batches = 0
         self.seconds = 0.0
         self._told = state
         return taken

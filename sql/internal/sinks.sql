@@ -229,7 +229,7 @@ end $$;
 -- note_sink(consumer_id, counts, seconds, error, blocked): Add to the counters of a sink.
 --
 -- Parameters:
---   counts   the numbers of messages delivered, failed and buried, and of batches, since the last
+--   counts   the numbers of messages delivered, failed and retried, and of batches, since the last
 --            call of this process
 --   seconds  how long these batches took
 --   error    the present error, or null
@@ -237,13 +237,13 @@ end $$;
 create or replace function note_sink(consumer_id int, counts bigint[], seconds float8, error text,
                                      blocked jsonb) returns void
 language sql volatile as $$
-    insert into sinks as s (consumer_id, delivered, failed, buried, batches, seconds, delivered_at,
+    insert into sinks as s (consumer_id, delivered, failed, retried, batches, seconds, delivered_at,
                             error, error_at, blocked)
     values ($1, $2[1], $2[2], $2[3], $2[4], $3, case when $2[1] > 0 then moment() end, $4,
             case when $4 is not null then moment() end, $5)
     on conflict (consumer_id) do update
     set delivered = s.delivered + excluded.delivered, failed = s.failed + excluded.failed,
-        buried = s.buried + excluded.buried, batches = s.batches + excluded.batches,
+        retried = s.retried + excluded.retried, batches = s.batches + excluded.batches,
         seconds = s.seconds + excluded.seconds,
         delivered_at = coalesce(excluded.delivered_at, s.delivered_at),
         error = excluded.error, error_at = excluded.error_at, blocked = excluded.blocked

@@ -200,8 +200,9 @@ def test_systemd_hears_that_it_is_ready_and_goes_on_and_nothing_when_it_hangs(
 
 def everything() -> list[Metric]:
     """Every metric that a bridge can give, labels filled by a look that has everything."""
+    from cdcbridge.observe.consumer_lag import ConsumerLag
     from cdcbridge.observe.lag import Lag, SlotLag
-    from cdcbridge.observe.lag_store import ConsumerLag
+    from cdcbridge.observe.sinks import SinkState
     from cdcbridge.source.wal_room import OtherSlot, WalRoom
     from cdcbridge.store.holders import ConsumerHolder
 
@@ -212,7 +213,8 @@ def everything() -> list[Metric]:
     consumer = ConsumerLag("c", "queue", 1, 1, 1, 1.0, 1, 1.0, True, 1)
     room = WalRoom(1, 1, (OtherSlot("o", "physical", None, None, True, "reserved", 1),))
     feeds = describe(1, "host", "file", ["c"], ["c"], [])
-    metrics.measured(Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds))
+    sink = SinkState("c", "file", "out", "delivering", oldest_seconds=1.0)
+    metrics.measured(Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds, sinks=(sink,)))
     health.append_begins()
     batch = AppendBatch()
     batch.refused["published.malformed", "news", "not JSON"] += 1

@@ -111,7 +111,9 @@ def confirmed(world: World) -> bool:
 
 def settled(world: World) -> bool:
     """Whether the consumer has nothing left to do."""
-    pending, in_flight, dead = world.rows("select pending, in_flight, dead from consumer_lag() where name = 'events'")[0]
+    pending, in_flight, dead = world.rows("select pending, in_flight, dead from consumer_lag() where name = 'events'")[
+        0
+    ]
     return (pending, in_flight, dead) == (0, 0, 0)
 
 
@@ -232,4 +234,3 @@ def test_check_finds_nothing_missing(world: World, case: Case) -> None:
     declare(world, case)
     done = world.run_program("sinks", "check")
     assert (done.stdout, done.returncode) == ("ok\n", 0), done
-

@@ -86,7 +86,7 @@ def _print(problem: Problem) -> None:
 @as_json
 @pass_app
 def list_command(app: App, as_json: bool) -> None:
-    """Show each sink: its destination, its state, and what it has delivered.
+    """Show the destination, state and counters of each sink.
 
     \b
     DELIVERED   messages that the target has acknowledged

@@ -58,7 +58,7 @@ language sql volatile security definer set search_path from current set jit = of
         from (select l.not_visible_until, l.inserted_at, l.last_delivered_at, l.xmax as locked_by,
                      cardinality(l.seqs) - (
                          select count(*) from settled s where s.consumer_id = l.consumer_id
-                         and s.token = l.token and s.part = l.part) as size
+                         and s.claim_id = l.claim_id and s.part = l.part) as size
               from leases l where l.consumer_id = c.id) x) l
     cross join lateral (
         select count(*) as dead from dead_messages x where x.consumer_id = c.id) x

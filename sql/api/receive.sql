@@ -35,11 +35,11 @@
 --   CB005  the isolation level is above READ COMMITTED, so the claim would use a snapshot that is
 --          older than its locks
 --   CB008  the caller may not read this consumer
--- Locks: the rows that it takes, with SKIP LOCKED, and places within max_in_flight
--- (sql/internal/places.sql), until the caller's transaction ends. Receivers therefore do not wait
--- for each other. A receiver that stays in its transaction withholds from others the places that it
--- uses. A row can hold several messages, and it also withholds the rest of the rows from which it
--- took some (docs/CONSUMERS.md, "Limits").
+-- Locks: the rows that it takes, with SKIP LOCKED, and shards of max_in_flight
+-- (sql/internal/shards.sql), until the caller's transaction ends. Receivers therefore do not wait
+-- for each other. A receiver that stays in its transaction withholds from others the capacity that
+-- it uses. A row can hold several messages, and it also withholds the rest of the rows from which
+-- it took some (docs/CONSUMERS.md, "Limits").
 -- Example:
 --   select receipt, seq, topic, key, data from cdcbridge.receive('billing', 10);
 create or replace function receive(consumer text, max_messages int default 10,
@@ -56,7 +56,7 @@ declare
     moment timestamptz := moment();
     until timestamptz := later(moment, coalesce(
         visibility_timeout, make_interval(secs => (c.config ->> 'visibility_timeout')::float8)));
-    claimed bigint;
+    own_claim bigint;
     suffix text; -- the end of each receipt, for example -4
     k record;    -- the result of claim()
     lowest bigint;
@@ -76,8 +76,8 @@ begin
     if k.taken = '{}' then
         return;
     end if;
-    claimed := currval('tokens_seq'); -- the token of this claim
-    suffix := '-' || claimed;
+    own_claim := currval('claim_ids_seq'); -- the id of this claim
+    suffix := '-' || own_claim;
     if k.plain and not c.config ?| '{columns,key,on_leave}' then
         -- The log has all columns, in this order. With no other messages between: one range scan.
         lowest := k.taken[1];
@@ -100,7 +100,7 @@ begin
     end if;
     select min(t.seq), max(t.seq) into lowest, highest from unnest(k.taken) as t (seq);
     if c.config ? 'columns' then
-        perform bury_unprojectable(c, claimed);
+        perform bury_unprojectable(c, own_claim);
     end if;
     return query
         select u.seq::text || suffix, u.seq, coalesce(m.topic, r.topic),
@@ -119,9 +119,9 @@ begin
             where m.seq = u.seq and m.seq between lowest and highest limit 1) m on true
         left join lateral (
             select * from redriven r where r.consumer_id = c.id and r.seq = u.seq limit 1) r on true
-        where l.consumer_id = c.id and l.token = claimed
+        where l.consumer_id = c.id and l.claim_id = own_claim
           and not exists (select from settled s
-                          where s.consumer_id = c.id and s.token = claimed and s.part = l.part
+                          where s.consumer_id = c.id and s.claim_id = own_claim and s.part = l.part
                             and s.seq = u.seq)
         order by l.part, u.n;
 end $$;

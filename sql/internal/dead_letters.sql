@@ -25,7 +25,7 @@ begin
                                   from leases l cross join lateral unnest(l.seqs) as u (seq)
                                   where l.consumer_id = c.id and not exists (
                                       select from settled s
-                                      where s.consumer_id = c.id and s.token = l.token
+                                      where s.consumer_id = c.id and s.claim_id = l.claim_id
                                         and s.part = l.part and s.seq = u.seq))
                 and not exists (select from delayed l where l.consumer_id = c.id and l.seq = d.seq)
               order by d.seq, d.id offset 0) d

@@ -66,7 +66,7 @@ language sql volatile as $$
           union all
           select l.xmax, cardinality(l.seqs) - (
                      select count(*) from settled s where s.consumer_id = l.consumer_id
-                                                and s.token = l.token and s.part = l.part)
+                                                and s.claim_id = l.claim_id and s.part = l.part)
           from leases l
           where l.consumer_id = $1 and l.xmax <> '0' and l.not_visible_until <= moment()) h
     group by h.xid having sum(h.messages) > 0
@@ -169,7 +169,8 @@ create or replace function places_used(consumer consumers) returns bigint
 language sql volatile as $$
     select (select coalesce(sum(cardinality(l.seqs) - (
                        select count(*) from settled s where s.consumer_id = l.consumer_id
-                                                  and s.token = l.token and s.part = l.part)), 0)
+                                                  and s.claim_id = l.claim_id
+                                                      and s.part = l.part)), 0)
             from leases l where l.consumer_id = consumer.id and l.not_visible_until > moment())
          + (select coalesce(sum(coalesce(
                        p.used, (consumer.config ->> 'max_in_flight')::int

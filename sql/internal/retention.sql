@@ -219,7 +219,7 @@ begin
                              and not exists (select from redriven r
                                              where r.consumer_id = %1$s and r.seq = u.seq)
                              and not exists (select from settled s
-                                             where s.consumer_id = %1$s and s.token = l.token
+                                             where s.consumer_id = %1$s and s.claim_id = l.claim_id
                                                and s.part = l.part and s.seq = u.seq))
                 or exists (select from delayed d where d.consumer_id = %1$s and d.seq < $1
                              and not exists (select from redriven r

@@ -463,7 +463,7 @@ def test_housekeeping_passes_by_what_a_receiver_in_its_transaction_has_replaced(
     queue = StoreQueue(world18.dsn)
     queue.declare(topics=("t",))
     queue.session.execute(
-        "insert into cdcbridge.hints (consumer_id, waiting_floor, token_floor, tokens) values (1, 0, 0, '{}')"
+        "insert into cdcbridge.hints (consumer_id, waiting_floor, claim_floor, open_claims) values (1, 0, 0, '{}')"
     )
     idle = queue.open(autocommit=False)
     idle.execute("delete from cdcbridge.hints where id = (select min(id) from cdcbridge.hints)")

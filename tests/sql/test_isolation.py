@@ -185,7 +185,7 @@ def test_an_ack_in_the_readers_own_transaction(queue: StoreQueue, name: str, lev
     assert queue.states()["in_flight"] == 15, "not before it commits"
     session.commit()
     left = queue.all("select seq from cdcbridge.leases l, unnest(l.seqs) seq where not exists (select from cdcbridge.settled s"
-                     " where s.token = l.token and s.part = l.part and s.seq = seq)")  # fmt: skip
+                     " where s.claim_id = l.claim_id and s.part = l.part and s.seq = seq)")  # fmt: skip
     assert left == [] or queue.states()["in_flight"] == 1
     assert queue.states()["in_flight"] == 1
     assert queue.ack(claims[1][3]["receipt"]) == 1

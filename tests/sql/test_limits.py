@@ -145,7 +145,7 @@ def settled_in_parts(queue: StoreQueue, mode: str, size: int, statistics: str) -
         assert queue.value("select cdcbridge.nack('another', %s, '0')", given_back) == size // 2
         analyze(queue)
     queue.append_keys(*map(str, range(size)), consumers=(consumer,))
-    tokens = receipts(queue.receive(size, "1 hour", name=name))
+    given = receipts(queue.receive(size, "1 hour", name=name))
     half = size // 2
     steps: dict[str, float] = {}
 
@@ -154,17 +154,17 @@ def settled_in_parts(queue: StoreQueue, mode: str, size: int, statistics: str) -
         assert queue.value(query, name, *args) == count, step
         steps[step] = processor_time(queue) - before
 
-    timed("ack", half, "select cdcbridge.ack(%s, %s)", tokens[:half])
-    assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, tokens[-1:]) == 1
+    timed("ack", half, "select cdcbridge.ack(%s, %s)", given[:half])
+    assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, given[-1:]) == 1
     if statistics == "one":
         analyze(queue)
-    timed("nack", half - 100, "select cdcbridge.nack(%s, %s, '0')", tokens[half:-100])
+    timed("nack", half - 100, "select cdcbridge.nack(%s, %s, '0')", given[half:-100])
     receive = "select count(*) from cdcbridge.receive(%s, %s, '1 hour')"
     timed("receive what was given back", half - 99, receive, size)
     queue.expire()
     timed("receive what expired", half, receive, size)
     held = queue.all(
-        "select u.seq || '-' || l.token as receipt from cdcbridge.leases l cross join lateral unnest(l.seqs) as u (seq)"
+        "select u.seq || '-' || l.claim_id as receipt from cdcbridge.leases l cross join lateral unnest(l.seqs) as u (seq)"
         " where l.consumer_id = %s and l.not_visible_until > now()",
         consumer,
     )
@@ -200,8 +200,8 @@ def test_what_waits_for_a_time_costs_the_claims_of_others_nothing(queue: StoreQu
     """A claim in order does not walk along the messages that were given back for later, to see if a barrier is among them."""
     consumer = queue.declare(mode="fifo", max_in_flight=100_000)
     queue.append_keys(*map(str, range(20_000)), consumers=(consumer,))
-    tokens = receipts(queue.receive(20_000, "1 hour"))
-    assert queue.value("select cdcbridge.nack('c', %s, '1 hour')", tokens) == 20_000
+    given = receipts(queue.receive(20_000, "1 hour"))
+    assert queue.value("select cdcbridge.nack('c', %s, '1 hour')", given) == 20_000
     queue.append_keys(*(f"new {n}" for n in range(200)), consumers=(consumer,))
     before = processor_time(queue)
     for _ in range(200):

@@ -339,7 +339,7 @@ def test_a_message_that_commits_late_is_not_left_behind(queue: StoreQueue, busy:
     session = queue.open(autocommit=False)
     late = publish(queue, session=session)
     busy()
-    assert queue.value("select max(token_floor) from cdcbridge.hints") > 250
+    assert queue.value("select max(claim_floor) from cdcbridge.hints") > 250
     session.commit()
     assert seqs(queue.receive()) == [late]
 
@@ -359,9 +359,9 @@ def test_a_message_stuck_in_flight_does_not_keep_the_hint_back(queue: StoreQueue
     put = publish(queue)
     queue.receive(1)
     busy()
-    (hint,) = queue.all("select token_floor, tokens from cdcbridge.hints order by id desc limit 1")
-    assert hint["token_floor"] > 250
-    assert len(hint["tokens"]) <= 2
+    (hint,) = queue.all("select claim_floor, open_claims from cdcbridge.hints order by id desc limit 1")
+    assert hint["claim_floor"] > 250
+    assert len(hint["open_claims"]) <= 2
     queue.expire()
     assert seqs(queue.receive()) == [put]
 

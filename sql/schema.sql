@@ -1,8 +1,10 @@
 -- The tables of a store, in the order in which a change meets them.
 --
--- `cdcbridge migrate` runs this file once, in one transaction, with search_path set to the schema
--- of the store (default: cdcbridge). Functions and views are in files of their own. The
--- same command loads them again whenever they change.
+-- `cdcbridge migrate` runs this file once, in one transaction. It creates the tables in the store's
+-- internal schema (default: cdcbridge_internal), which no other role may use. Then it moves
+-- messages, consumers and dead_messages, which users read, to the store's schema (default:
+-- cdcbridge). Their partitions stay in the internal schema. Functions and views are in files of
+-- their own. The same command loads them again whenever they change.
 --
 -- The bridge appends each change once to the log, the table messages. In the same transaction it
 -- records, for each queue and fifo consumer that takes the change, that the message is waiting.
@@ -180,6 +182,7 @@ create table messages (
     horizon     bigint,
     primary key (seq)
 ) partition by range (seq);
+alter sequence messages_seq owned by messages.seq;
 comment on table messages is 'The log: each change once, in position order';
 
 -- At the time `at`, every seq up to this one was committed, or never will be. While the log grows,

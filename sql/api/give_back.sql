@@ -48,7 +48,7 @@ begin
                when d.deliver_count > 1 then d.last_delivered_at else '-infinity' end,
            moment, d.history, d.inserted_at, d.ord, d.tie, d.barrier, c.mode = 'fifo'
     from unnest(wanted) d;
-    perform pg_notify(current_schema(), c.id::text);
+    perform pg_notify(store_schema(), c.id::text);
     return (select count(*) from unnest(wanted) d
             where (d.claim_id, d.seq) in (
                 select g.claim_id, g.seq

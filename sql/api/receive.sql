@@ -1,4 +1,4 @@
--- receive(consumer, max_messages, visibility_timeout): deliver up to max_messages messages.
+-- receive(consumer, max_messages, visibility_timeout, durable): deliver messages.
 --
 -- Each delivered message is invisible to other receivers for visibility_timeout. Each delivery has
 -- its own receipt, which ack(), nack() and extend() take.
@@ -21,6 +21,13 @@
 --   max_messages        the most deliveries to return, at least 1, default 10
 --   visibility_timeout  how long the messages stay invisible to other receivers, at most
 --                       store.max_retention, or null for the consumer's own
+--   durable             whether the commit of this transaction waits for the disk as usual, default
+--                       true. With false it does not wait: synchronous_commit is off until the
+--                       transaction ends. A crash of the server may then lose the claim, and the
+--                       messages are delivered once more. Use it if the call is the only statement
+--                       of its transaction, because later writes of the transaction would be lost
+--                       together with the claim. It has no effect if the transaction has written
+--                       before.
 -- Returns: one row per delivery.
 --   receipt              identifies this delivery, for example 17-4
 --   deliver_count        which delivery of the message it is, from 1
@@ -43,7 +50,8 @@
 -- Example:
 --   select receipt, seq, topic, key, data from cdcbridge.receive('billing', 10);
 create or replace function receive(consumer text, max_messages int default 10,
-                                   visibility_timeout interval default null)
+                                   visibility_timeout interval default null,
+                                   durable boolean default true)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
                not_visible_until timestamptz, commit_lsn pg_lsn, ordinal int,
                commit_time timestamptz, inserted_at timestamptz)
@@ -71,6 +79,11 @@ begin
             raise notice 'consumer % is paused', quote_literal(c.name);
             return;
         end if;
+    end if;
+    if not durable and pg_current_xact_id_if_assigned() is null
+        and set_config('synchronous_commit', 'off', true) is null
+    then
+        null;
     end if;
     k := claim(c, max_messages, moment, until);
     if k.taken = '{}' then

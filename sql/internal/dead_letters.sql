@@ -13,7 +13,7 @@ declare
     c constant consumers := consumer;
     revived int;
 begin
-    perform draw('messages_seq', 0);
+    perform register_sequence_transaction();
     with back as (
         insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time,
                               inserted_at, ord, tie)
@@ -47,7 +47,7 @@ begin
         raise notice '% of % not redriven: their messages wait or are in flight already',
             cardinality(chosen) - revived, cardinality(chosen);
     end if;
-    perform pg_notify(current_schema(), c.id::text);
+    perform pg_notify(store_schema(), c.id::text);
     return revived;
 end $$;
 
@@ -78,7 +78,7 @@ begin
     if not found then
         raise exception 'the consumer was removed' using errcode = 'CB001';
     end if;
-    perform draw('messages_seq', 0);
+    perform register_sequence_transaction();
     with wanted as materialized (
         select u.seq, u.key, u.n from unnest(chosen, keys) with ordinality as u (seq, key, n)
         where u.seq not in (
@@ -103,7 +103,7 @@ begin
     from again a;
     get diagnostics replayed = row_count;
     skipped := cardinality(chosen) - replayed;
-    perform pg_notify(current_schema(), c.id::text);
+    perform pg_notify(store_schema(), c.id::text);
 end $$;
 
 -- refuse_unknown_dead(consumer, ids): Raise an error for an id that is not the id of a dead letter

@@ -189,7 +189,7 @@ def test_partitions_of_a_named_table(world: World) -> None:
 
 def test_a_role_that_may_not_install_it(world18: World) -> None:
     role = f"r_{world18.database}"
-    world18.execute("drop schema cdcbridge cascade",  # the role makes its own
+    world18.execute("drop schema cdcbridge, cdcbridge_internal cascade",  # the role makes its own
                     "create table t (id int primary key)", f"create role {role} login replication",
                     f"grant create on database {world18.database} to {role}")  # fmt: skip
     try:

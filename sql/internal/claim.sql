@@ -14,11 +14,7 @@ create or replace function check_receive(max_messages int, visibility_timeout in
 language plpgsql stable as $$
 begin
     perform require_read_committed('receive()');
-    if max_messages is null or max_messages < 1 then
-        raise exception 'max_messages is %; it must be at least 1',
-            coalesce(max_messages::text, 'null')
-            using errcode = 'CB004';
-    end if;
+    perform check_max_messages(max_messages);
     if visibility_timeout < interval '0' then
         raise exception 'visibility_timeout is %; it must not be negative', visibility_timeout
             using errcode = 'CB004';

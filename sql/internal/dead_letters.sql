@@ -21,12 +21,9 @@ begin
                d.inserted_at, greatest(1, (select last_value from messages_seq)),
                nextval('redrives_seq')
         from (select * from dead_messages d where d.consumer_id = c.id and d.id = any (chosen)
-                and d.seq not in (select u.seq
-                                  from leases l cross join lateral unnest(l.seqs) as u (seq)
-                                  where l.consumer_id = c.id and not exists (
-                                      select from settled s
-                                      where s.consumer_id = c.id and s.claim_id = l.claim_id
-                                        and s.part = l.part and s.seq = u.seq))
+                and d.seq not in (select u.seq from leases l cross join lateral
+                                      unsettled(c.id, l.claim_id, l.part, l.seqs, null) u
+                                  where l.consumer_id = c.id)
                 and not exists (select from delayed l where l.consumer_id = c.id and l.seq = d.seq)
               order by d.seq, d.id offset 0) d
         on conflict do nothing

@@ -119,18 +119,16 @@ begin
     update leases l set not_visible_until = until from named n
     where l.consumer_id = extend_deliveries.consumer_id and l.claim_id = n.claim_id
         and l.part = n.part
-      and n.wanted = cardinality(l.seqs) - (select count(*) from settled s
-                                            where s.consumer_id = l.consumer_id
-                                              and s.claim_id = l.claim_id and s.part = l.part);
+      and n.wanted = cardinality(l.seqs)
+                     - (select count(*) from marks_of(l.consumer_id, l.claim_id, l.part));
     with named as (
         select d.claim_id, d.part, count(*) as wanted from unnest(deliveries) d
         group by d.claim_id, d.part
     ), shared as materialized (
         select l.* from leases l join named n on l.claim_id = n.claim_id and l.part = n.part
         where l.consumer_id = extend_deliveries.consumer_id
-          and n.wanted < cardinality(l.seqs) - (select count(*) from settled s
-                                                where s.consumer_id = l.consumer_id
-                                                  and s.claim_id = l.claim_id and s.part = l.part)
+          and n.wanted < cardinality(l.seqs)
+                         - (select count(*) from marks_of(l.consumer_id, l.claim_id, l.part))
     ), marked as (
         insert into settled (consumer_id, claim_id, part, seq)
         select extend_deliveries.consumer_id, d.claim_id, d.part, d.seq

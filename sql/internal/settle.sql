@@ -152,16 +152,14 @@ begin
                 where l.consumer_id = settle_whole.consumer_id
                     and l.claim_id = t.claim_id offset 0) l
             where not exists (
-                select from unnest(l.seqs) as u (seq)
+                select from unsettled(l.consumer_id, l.claim_id, l.part, l.seqs, null) u
                 -- Usually there is one claim, and numbers are compared faster than pairs.
                 where case when cardinality(claims) = 1
                            then u.seq not in (select g from unnest(settle_whole.seqs) g)
                            else (l.claim_id, u.seq) not in (
                                select g.claim_id, g.seq
-                               from unnest(claim_ids, settle_whole.seqs) as g (claim_id, seq)) end
-                  and not exists (select from settled s
-                                  where s.consumer_id = l.consumer_id and s.claim_id = l.claim_id
-                                    and s.part = l.part and s.seq = u.seq))))
+                               from unnest(claim_ids, settle_whole.seqs) as g (claim_id, seq))
+                      end)))
         returning l.claim_id, l.part, l.seqs)
     select array_agg(r.claim_id), array_agg(r.part),
            (select coalesce(array_agg(u.seq), '{}')
@@ -256,9 +254,8 @@ begin
             select l.claim_id, l.part from leases l
             where l.consumer_id = remove_finished.consumer_id and l.claim_id = t.claim_id
               and l.part = t.part
-              and cardinality(l.seqs) <= (select count(*) from settled s
-                                          where s.consumer_id = l.consumer_id
-                                            and s.claim_id = l.claim_id and s.part = l.part)
+              and cardinality(l.seqs)
+                  <= (select count(*) from marks_of(l.consumer_id, l.claim_id, l.part))
             for update skip locked) l
     ), finished as (
         delete from leases l using full_row f

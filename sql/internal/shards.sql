@@ -73,9 +73,8 @@ begin
         -- Modulo, because the limit may have been lowered since the lease was made.
         select v.shard % number as shard,
                case when v.not_visible_until > moment then cardinality(v.seqs) - (
-                   select count(*) from settled s
-                   where s.consumer_id = v.consumer_id and s.claim_id = v.claim_id
-                     and s.part = v.part)::int end as size
+                   select count(*) from marks_of(v.consumer_id, v.claim_id, v.part))::int end
+               as size
         from live_leases(survey.consumer_id, hint) v
         union all
         (select null, null from delayed d

@@ -278,8 +278,8 @@ def refuse_without_usage(connection: Connection, schema: str) -> None:
         connection.close()
         raise OperatorNeeded(
             f"the role {row[1]} may not use the store's schema {row[0]}",
-            hint=f"As its owner: grant usage on schema {row[0]} to {row[1]}; for a consumer that names the role. All"
-            " other commands need the owner itself.",
+            hint=f"As its owner: grant usage on schema {row[0]} to {row[1]}; -- for the consumers that name this role."
+            " All other commands need the owner itself.",
         )
 
 

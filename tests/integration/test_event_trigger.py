@@ -62,6 +62,14 @@ def test_a_table_that_is_created_later_without_a_key(wild: World) -> None:
         assert identity(wild, "later") == "f"
 
 
+@pytest.mark.parametrize("schema", ["cdcbridge", "cdcbridge_internal"])
+def test_the_stores_own_tables_are_left_out(wild: World, schema: str) -> None:
+    wild.consumer(tables=("*.*",))
+    with wild.bridge():
+        wild.execute(f"create table {schema}.own (id int)", "create table other (id int)")
+        assert (identity(wild, f"{schema}.own"), identity(wild, "other")) == ("d", "f")
+
+
 def test_each_way_to_make_a_table(wild: World) -> None:
     with wild.bridge():
         wild.execute(

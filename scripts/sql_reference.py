@@ -21,7 +21,7 @@ SECTIONS = {
     "Queues": ("receive", "ack", "nack", "extend", "peek"),
     "Dead letters": ("redrive", "purge", "dead_letters"),
     "Publishing": ("publish",),
-    "Streams": ("read_stream", "commit_offset", "extend_lease", "seek", "peek_stream"),
+    "Streams": ("read_stream", "commit_offset", "extend_lease", "seek", "peek_stream", "partition_of"),
     "The gap guard": ("register_sequence_transaction", "max_safe_seq"),
     "Monitoring": ("consumer_lag", "group_lag", "consumer_holders", "show_consumer"),
     "For the Python clients and the command line": (

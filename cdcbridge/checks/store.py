@@ -14,6 +14,7 @@ from cdcbridge.config import Config
 from cdcbridge.database import Connection
 from cdcbridge.problem import Problem
 from cdcbridge.routing.patterns import whole
+from cdcbridge.schemas import both
 from cdcbridge.source.capture import Capture, look, losses
 from cdcbridge.store.consumers import mode_conflict
 from cdcbridge.store.migrate import newest_version, schema_version
@@ -34,16 +35,16 @@ def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
     if version == 0:
         row = store.execute(
             "select has_database_privilege(current_database(), 'CREATE'), quote_ident(current_database()),"
-            " quote_ident(current_user), to_regnamespace(quote_ident(%s)) is not null",
-            (schema,),
+            " quote_ident(current_user), 2 = (select count(*) from pg_namespace where nspname = any (%s))",
+            (list(both(schema)),),
         ).fetchone()
         if row and not row[0] and not row[3]:
             yield Problem(
                 "privilege_store",
                 "error",
                 schema,
-                f"the role {row[2]} may not create the schema {schema} in {row[1]}; the database's owner gives that"
-                " right",
+                f"the role {row[2]} may not create the schemas {' and '.join(both(schema))} in {row[1]}; the database's"
+                " owner gives that right",
                 f"grant create on database {row[1]} to {row[2]};",
             )
 

@@ -17,6 +17,7 @@ from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection
 from cdcbridge.problem import Problem
 from cdcbridge.routing.patterns import is_name, left_out, matches, take, taken, whole
+from cdcbridge.schemas import both
 from cdcbridge.source.no_table import nearest
 from cdcbridge.source.tables import Table, dotted_schemas, find_tables, tables_of
 
@@ -59,7 +60,7 @@ def _pattern(
 ) -> Iterator[Problem]:
     """Check one pattern. `tables` are all tables that match it, and `kept` are those that no `!` pattern leaves out."""
     schema, _, name = pattern.partition(".")
-    if schema == config.store.schema_:
+    if schema in both(config.store.schema_):
         yield Problem("own_schema", "error", pattern, "the bridge's own schema is never captured", "Leave it out.")
         return
     if is_name(pattern):

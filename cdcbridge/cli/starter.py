@@ -21,6 +21,7 @@ from cdcbridge.config import Consumer, load
 from cdcbridge.database import Connection, connect_source, source_errors
 from cdcbridge.errors import CdcbridgeError, ConfigError
 from cdcbridge.problem import Problem
+from cdcbridge.schemas import both
 from cdcbridge.source.slots import slots
 from cdcbridge.source.tables import Table, dotted_schemas, find_tables
 
@@ -33,7 +34,7 @@ _OF_EXTENSIONS: Final = "select objid::int8 from pg_depend where classid = 'pg_c
 _ELSEWHERE: Final = """
     select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind = 'r' and c.relpersistence = 'u' and not c.relispartition and n.nspname !~ '^pg_'
-      and n.nspname not in ('information_schema', %s) order by 1
+      and n.nspname <> all (%s) and n.nspname <> 'information_schema' order by 1
 """
 
 
@@ -92,7 +93,7 @@ def _look(connection: Connection, made: Starter) -> None:
     strict = connection.info.server_version >= _VIRTUAL_SINCE
     with source_errors():
         foreign = {oid for (oid,) in connection.execute(_OF_EXTENSIONS).fetchall()}
-        unlogged = [name for (name,) in connection.execute(_ELSEWHERE, (_SCHEMA,)).fetchall()]
+        unlogged = [name for (name,) in connection.execute(_ELSEWHERE, (list(both(_SCHEMA)),)).fetchall()]
     for table in find_tables(connection, "*.*", _SCHEMA):
         if table.oid in foreign:
             continue

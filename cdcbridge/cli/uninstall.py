@@ -22,6 +22,7 @@ from cdcbridge.database import Connection, connect_source, connect_store, source
 from cdcbridge.database.patience import patiently
 from cdcbridge.database.rights import as_owner
 from cdcbridge.errors import CdcbridgeError, NotLeader, OperatorNeeded
+from cdcbridge.schemas import both
 from cdcbridge.source import slots as source
 from cdcbridge.source.event_trigger import given
 from cdcbridge.store.presence import running
@@ -58,16 +59,16 @@ _TAKEN: Final = """
                                or n.nspname || '.' || t.relname = any (b.tables)))
 """
 _SIZE: Final = """
-    select count(*) filter (where relkind in ('r', 'p')), pg_size_pretty(coalesce(sum(pg_total_relation_size(oid))
+    select count(*) filter (where relkind in ('r', 'p')), pg_size_pretty(coalesce(sum(pg_total_relation_size(c.oid))
                filter (where relkind in ('r', 'm')), 0))
-    from pg_class where relnamespace = to_regnamespace(quote_ident(%s))
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = any (%s)
 """
 _READERS: Final = """
     select distinct n.nspname || '.' || c.relname from pg_rewrite r
     join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass
-    join pg_class t on t.oid = d.refobjid join pg_class c on c.oid = r.ev_class
-    join pg_namespace n on n.oid = c.relnamespace
-    where t.relnamespace = to_regnamespace(quote_ident(%s)) and c.relnamespace <> t.relnamespace order by 1
+    join pg_class t on t.oid = d.refobjid join pg_namespace o on o.oid = t.relnamespace
+    join pg_class c on c.oid = r.ev_class join pg_namespace n on n.oid = c.relnamespace
+    where o.nspname = any (%(schemas)s) and n.nspname <> all (%(schemas)s) order by 1
 """
 
 
@@ -368,21 +369,26 @@ def _remembered(store: Connection | None) -> list[tuple[int, str]]:
 def _schema(config: Config, store: Connection, plan: Removal) -> None:
     schema = config.store.schema_
     with store_errors():
-        if store.execute("select to_regnamespace(quote_ident(%s))", (schema,)).fetchone() == (None,):
+        names = [
+            name
+            for name in both(schema)
+            if store.execute("select to_regnamespace(quote_ident(%s))", (name,)).fetchone() != (None,)
+        ]
+        if not names:
             return
         foreign = strangers(store, schema)
         if foreign:
             plan.kept.append(f"schema {schema}: it also has {', '.join(foreign)}, not made by cdcbridge")
             return
-        tables, size = store.execute(_SIZE, (schema,)).fetchone() or (0, "")
-        readers = [name for (name,) in store.execute(_READERS, (schema,)).fetchall()]
+        tables, size = store.execute(_SIZE, (names,)).fetchone() or (0, "")
+        readers = [name for (name,) in store.execute(_READERS, {"schemas": names}).fetchall()]
         consumers: list[str] = []
         if store.execute("select to_regclass('consumers')").fetchone() != (None,):
             consumers = [name for (name,) in store.execute("select name from consumers order by name").fetchall()]
-    what = f"schema {schema}: {tables} tables, {size}"
+    what = f"schema {' with '.join(names)}: {tables} tables, {size}"
     what += f", with all messages of the consumers: {', '.join(consumers)}" if consumers else ""
     what += f"; and the views that read it: {', '.join(readers)}" if readers else ""
-    statement = sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(schema))
+    statement = sql.SQL("drop schema if exists {} cascade").format(sql.SQL(", ").join(map(sql.Identifier, names)))
 
     def drop() -> None:
         with store_errors():

@@ -256,14 +256,11 @@ class QueueStatements(Statements):
     def __init__(self, schema: str) -> None:
         super().__init__(schema)
         statement = self._statement
-        # Only the transaction of the claim commits asynchronously, because the setting is local to it.
-        # The setting is made inside an argument, which costs less than a join.
         self.receive = statement(
             "select r.receipt, r.seq, r.topic, r.key, r.data::text, r.deliver_count, r.not_visible_until,"
             " r.commit_lsn::text, r.ordinal, r.commit_time, r.inserted_at,"
             " extract(epoch from r.not_visible_until - clock_timestamp())::float8"
-            " from {schema}.receive(case when set_config('synchronous_commit', 'off', true) = 'off' then %s end, %s,"
-            " make_interval(secs => %s)) r"
+            " from {schema}.receive(%s, %s, make_interval(secs => %s), durable => false) r"
         )
         self.ack = statement("select {schema}.ack(%s, %s, false)")
         self.ack_strictly = statement("select {schema}.ack(%s, %s, true), pg_catalog.pg_current_xact_id()::text")

@@ -25,10 +25,12 @@ from cdcbridge.config.file import checked_text, read
 from cdcbridge.config.problems import describe
 from cdcbridge.config.sink import Model
 from cdcbridge.errors import ConfigError
+from cdcbridge.schemas import INTERNAL
 from cdcbridge.units import Duration, Size, format_duration
 
 __all__ = ["Config", "Consumer", "Http", "Log", "Source", "Store", "load"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
+_SCHEMA: Final = r"^[a-z_][a-z0-9_]{0,53}$"  # the internal schema has a longer name (schemas.py), of 63 at most
 
 
 class Source(Model):
@@ -122,9 +124,11 @@ class Store(Model):
     ] = None
     schema_: Annotated[
         str,
-        Field(pattern=_IDENTIFIER, alias="schema"),
+        Field(pattern=_SCHEMA, alias="schema"),
         Field(
-            description="The schema of the log and the queues. One schema serves one source.", examples=["cdcbridge"]
+            description="The schema of the log and the queues. One schema serves one source. Tables and functions"
+            " that only the bridge uses are in a second schema, whose name ends with `_internal`.",
+            examples=["cdcbridge"],
         ),
     ] = "cdcbridge"
     partitions: Annotated[
@@ -161,6 +165,13 @@ class Store(Model):
             examples=["30d"],
         ),
     ] = 30 * 86400.0
+
+    @field_validator("schema_")
+    @classmethod
+    def _is_not_internal(cls, value: str) -> str:
+        if value.endswith(INTERNAL):
+            raise ValueError(f"must not end with {INTERNAL}: such a schema belongs to the store of the name before it")
+        return value
 
     @model_validator(mode="after")
     def _max_is_longer(self) -> Self:

@@ -22,7 +22,7 @@ _FORMS: Final = {
     "name": "write a-z, 0-9, _ . and -, at most 63 of them, first a letter or a digit",
     "slot": "write a-z, 0-9 and _, at most 63 of them",
     "publication": "write a-z, 0-9 and _, at most 63 of them, first no digit",
-    "schema": "write a-z, 0-9 and _, at most 63 of them, first no digit",
+    "schema": "write a-z, 0-9 and _, at most 54 of them, first no digit",
     "listen": "write host:port, as in 127.0.0.1:9187",
 }
 _KINDS: Final = {

@@ -30,6 +30,7 @@ from cdcbridge.errors import (
     UsageError,
 )
 from cdcbridge.problem import refuse
+from cdcbridge.schemas import both
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -210,7 +211,7 @@ def connect_store(
 
 def search_path(schema: str) -> str:
     """Return the search_path that finds the store's objects by their names, and temporary objects last."""
-    return sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
+    return sql.SQL("{}, {}, pg_temp").format(*map(sql.Identifier, both(schema))).as_string(None)
 
 
 def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
@@ -277,8 +278,8 @@ def refuse_without_usage(connection: Connection, schema: str) -> None:
         connection.close()
         raise OperatorNeeded(
             f"the role {row[1]} may not use the store's schema {row[0]}",
-            hint=f"As its owner: grant usage on schema {row[0]} to {row[1]}; and there select, insert, update and"
-            " delete on all tables, and usage on all sequences. `run` and `migrate` need the owner itself.",
+            hint=f"As its owner: grant usage on schema {row[0]} to {row[1]}; -- for the consumers that name this role."
+            " All other commands need the owner itself.",
         )
 
 

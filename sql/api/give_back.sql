@@ -31,12 +31,12 @@ declare
     wanted delivery[];
 begin
     perform require_read_committed('give_back()');
-    wanted := in_flight(c.id, given.tokens, given.seqs, moment);
+    wanted := in_flight(c.id, given.claim_ids, given.seqs, moment);
     if c.mode = 'fifo' then
         wanted := wanted || array(
             select f from unnest(followers_of(c.id, wanted)) f
             where not exists (
-                select from unnest(wanted) w where w.token = f.token and w.seq = f.seq));
+                select from unnest(wanted) w where w.claim_id = f.claim_id and w.seq = f.seq));
     end if;
     wanted := settle_deliveries(c.id, wanted, moment);
     if wanted = '{}' then
@@ -48,8 +48,9 @@ begin
                when d.deliver_count > 1 then d.last_delivered_at else '-infinity' end,
            moment, d.history, d.inserted_at, d.ord, d.tie, d.barrier, c.mode = 'fifo'
     from unnest(wanted) d;
-    perform pg_notify(current_schema(), c.id::text);
+    perform pg_notify(store_schema(), c.id::text);
     return (select count(*) from unnest(wanted) d
-            where (d.token, d.seq) in (
-                select g.token, g.seq from unnest(given.tokens, given.seqs) as g (token, seq)));
+            where (d.claim_id, d.seq) in (
+                select g.claim_id, g.seq
+                from unnest(given.claim_ids, given.seqs) as g (claim_id, seq)));
 end $$;

@@ -171,7 +171,7 @@ def test_auto_takes_the_slots_plugin_or_one_that_works(world15: World, world18: 
         world.consumer()
         if existing:
             world.execute(f"select pg_create_logical_replication_slot('{world.slot}', '{existing}')")
-        world.execute("drop schema if exists cdcbridge cascade")
+        world.execute("drop schema if exists cdcbridge, cdcbridge_internal cascade")
         with world.bridge():
             # Debian's wal2json 2.5 does not know numeric-data-types-as-string.
             assert world.value("select plugin from source") == (existing or "pgoutput")

@@ -10,6 +10,7 @@ import pytest
 
 from cdcbridge.database import connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.schemas import both
 from cdcbridge.store.migrate import migrate
 from tests.acceptance.test_docs import ROOT
 from tests.harness.world import World, fresh_database
@@ -33,7 +34,7 @@ def shop(request: pytest.FixtureRequest) -> Iterator[tuple[EmbeddedServer, str]]
                 f"grant {roles['bridge']} to {roles['creator']} with admin option",
                 f"alter database {name} owner to {roles['owner']}",
                 f"alter schema public owner to {roles['owner']}",
-                f"create schema store authorization {roles['store']}",
+                *(f"create schema {name} authorization {roles['store']}" for name in both("store")),
                 "create table orders (id int primary key)",
                 f"alter table orders owner to {roles['owner']}",
                 "create function noted() returns event_trigger language plpgsql as $$ begin end $$",

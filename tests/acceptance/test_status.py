@@ -340,7 +340,7 @@ def test_nothing_is_broken_inside_a_word(world18: World) -> None:
     world18.consumer(name)
     run(world18, "consumers", "apply")
     with psycopg.connect(world18.dsn, autocommit=True) as store:
-        store.execute("set search_path = cdcbridge")
+        store.execute("set search_path = cdcbridge, cdcbridge_internal")
         store.execute("update consumers set paused = true")
     terminal = Terminal(world18, "status", columns=50)
     lines = re.sub(r"\x1b\[[\d;]*m", "", terminal.read()).splitlines()

@@ -101,7 +101,7 @@ def test_identities_are_known_when_the_trigger_is_gone(used: World) -> None:
     [
         "select pg_drop_replication_slot('{slot}')",
         "drop publication if exists cdcbridge",
-        "drop schema cdcbridge cascade",
+        "drop schema cdcbridge, cdcbridge_internal cascade",
         "drop schema cdcbridge_identity cascade",
         "drop table later, nothing",
         "drop event trigger cdcbridge_identity_drop",
@@ -132,16 +132,19 @@ def test_a_running_bridge_and_a_stand_by_are_named(used: World) -> None:
 def test_what_others_made_stays(used: World) -> None:
     used.execute(
         "create table cdcbridge.mine_too (id int)",
+        "create view cdcbridge_internal.hers as select",
         "create publication other for table later",
     )
     result = run(used, "uninstall", "--yes")
     assert result.returncode == 0, result
-    assert "stays: schema cdcbridge: it also has mine_too, not made by cdcbridge" in result.stderr
+    assert "stays: schema cdcbridge: it also has hers, mine_too, not made by cdcbridge" in result.stderr
     assert "stays: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
     assert "the publication other has the table" in result.stderr
     used.execute("insert into later values (1)", "update later set id = 2", "drop table cdcbridge.mine_too",
+                 "drop view cdcbridge_internal.hers",
                  "drop publication other")  # fmt: skip
-    assert left(used)["triggers"] == [] and left(used)["schemas"] == ["cdcbridge", "cdcbridge_identity"]
+    assert left(used)["triggers"] == []
+    assert sorted(left(used)["schemas"]) == ["cdcbridge", "cdcbridge_identity", "cdcbridge_internal"]
     assert run(used, "uninstall", "--yes").returncode == 0
     assert left(used) == NOTHING and identities(used)["later"] == "d"
 
@@ -149,11 +152,12 @@ def test_what_others_made_stays(used: World) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_a_receiver_in_its_transaction_makes_nobody_wait(used: World) -> None:
     with psycopg.connect(used.dsn) as receiver:
-        receiver.execute("set search_path = cdcbridge")
+        receiver.execute("set search_path = cdcbridge, cdcbridge_internal")
         receiver.execute("select * from receive('c')")
         result = run(used, "uninstall", "--yes")
         assert result.returncode == 1 and f"pid {receiver.info.backend_pid}" in result.stderr, result
-        assert f"removed: slot {used.slot}" in result.stdout and left(used)["schemas"] == ["cdcbridge"]
+        assert f"removed: slot {used.slot}" in result.stdout
+        assert sorted(left(used)["schemas"]) == ["cdcbridge", "cdcbridge_internal"]
     assert run(used, "uninstall", "--yes").returncode == 0
     assert left(used) == NOTHING
 
@@ -222,8 +226,8 @@ def test_a_publication_that_cannot_be_dropped_now_keeps_its_identities(used: Wor
 def test_a_role_that_may_not_is_told_what_stays(used: World) -> None:
     role = f"plain_{used.database}"
     used.execute(f"create role {role} login replication")
-    used.execute(f"grant usage on schema cdcbridge to {role}",
-                 f"grant select on all tables in schema cdcbridge to {role}")  # fmt: skip
+    used.execute(f"grant usage on schema cdcbridge, cdcbridge_internal to {role}",
+                 f"grant select on all tables in schema cdcbridge, cdcbridge_internal to {role}")  # fmt: skip
     used.user = role
     try:
         result = run(used, "uninstall", "--yes")
@@ -313,7 +317,8 @@ def roles(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[World]:
         world.execute("create table t (id int primary key)", f"alter role source_{database} replication",
                       "create publication cdcbridge for tables in schema public with (publish_via_partition_root = true)",
                       "create publication cdcbridge_inserts with (publish = 'insert, truncate')",
-                      f"create schema cdcbridge authorization store_{database}")  # fmt: skip
+                      f"create schema cdcbridge authorization store_{database}",
+                      f"create schema cdcbridge_internal authorization store_{database}")  # fmt: skip
         admin = world.sql
         world.user, world.store_dsn = f"source_{database}", pg15.dsn(database, f"store_{database}")
         world.consumer("c", ("public.*",), role=f"app_{database}")
@@ -351,7 +356,10 @@ def test_a_weak_role_reads_which_role_is_needed(roles: World) -> None:
         assert refused.returncode == 3, refused
         assert f"`cdcbridge {command[0]}` needs the store's owner, {owner}" in " ".join(refused.stderr.split())
         assert "`cdcbridge check`" not in refused.stderr, refused
-    roles.execute(f"grant select on cdcbridge.schema_migrations, cdcbridge.schema_code to app_{roles.database}")
+    roles.execute(
+        f"grant usage on schema cdcbridge_internal to app_{roles.database}",
+        f"grant select on cdcbridge_internal.schema_migrations, cdcbridge_internal.schema_code to app_{roles.database}",
+    )
     for command in (("uninstall", "--yes"), ("verify", "public.t")):
         refused = run(roles, *command)
         said = " ".join(refused.stderr.split())

@@ -150,7 +150,7 @@ class World:
             self._store_session = psycopg.connect(
                 wanted[0], autocommit=True, client_encoding="UTF8", prepare_threshold=None
             )
-            self._store_session.execute(f"set search_path = {self.schema}, public".encode())
+            self._store_session.execute(f"set search_path = {self.schema}, {self.schema}_internal, public".encode())
             self._store_is = wanted
         return self._store_session
 

@@ -91,7 +91,7 @@ def test_a_table_that_the_publication_lacks_and_the_role_may_not_change(world18:
     role = f"r_{world18.database}"
     with psycopg.connect(world18.dsn, autocommit=True) as owner:
         for statement in (
-            "drop schema cdcbridge cascade",  # the role makes its own
+            "drop schema cdcbridge, cdcbridge_internal cascade",  # the role makes its own
             f"create role {role} login replication",
             f"grant create on database {world18.database} to {role}",
             "create table t (id int primary key)",

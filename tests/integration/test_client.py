@@ -63,7 +63,7 @@ def test_messages_are_acked_by_their_blocks_and_given_back_where_these_raise(que
                 if len(seen) == 2:
                     raise ZeroDivisionError("oh")
     assert seen == [0, 1]
-    history = queue.value("select history -> 0 ->> 'reason' from cdcbridge.delayed where deliver_count = 1")
+    history = queue.value("select history -> 0 ->> 'reason' from cdcbridge_internal.delayed where deliver_count = 1")
     assert history == "ZeroDivisionError: oh"
     assert [m.seq for m in client.receive()] == [3], "what had been fetched came back at once"
 

@@ -24,7 +24,7 @@ from tests.integration.test_client_leaving import publish, unfinished
 from tests.sql.queue import StoreQueue
 from tests.unit.test_handlers import Speechless
 
-LOST = "select history -> 0 ->> 'reason' as reason from cdcbridge.delayed"
+LOST = "select history -> 0 ->> 'reason' as reason from cdcbridge_internal.delayed"
 
 
 class Way:
@@ -126,7 +126,7 @@ def test_a_handler_ends_and_the_worker_goes_on(
             f" select {seq}, h ->> 'reason' from jsonb_array_elements(new.history) h; return null; end $$".encode()
         )
         store.session.execute(
-            f"create trigger tell after insert on cdcbridge.{table} for each row execute function tell_{table}()".encode()
+            f"create trigger tell after insert on cdcbridge_internal.{table} for each row execute function tell_{table}()".encode()
         )
     publish(store, "a", "b")
     with caplog.at_level(logging.INFO, "cdcbridge.client"):
@@ -449,7 +449,7 @@ def test_the_log_says_which_delivery_failed_and_when_the_message_comes_again(
         raise ValueError("no such invoice")
 
     def due() -> bool:
-        query = "update cdcbridge.delayed set visible_at = now() - interval '1 s' returning seq"
+        query = "update cdcbridge_internal.delayed set visible_at = now() - interval '1 s' returning seq"
         return bool(store.all(query, session=other))
 
     other = store.open()

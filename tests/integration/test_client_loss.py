@@ -233,7 +233,7 @@ def test_a_message_whose_answer_met_silence_comes_again(store: StoreQueue, proxy
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.extend(client.receive(wait=PATIENCE)))
         thread.start()
-        eventually(lambda: store.value("select count(*) from cdcbridge.leases"))
+        eventually(lambda: store.value("select count(*) from cdcbridge_internal.leases"))
         proxy.silent, proxy.delay = True, 0.0  # the answer is in its second of delay
         threading.Timer(1, setattr, (proxy, "silent", False)).start()
         thread.join(PATIENCE)

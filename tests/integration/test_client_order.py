@@ -84,7 +84,7 @@ def test_an_ack_that_came_too_late_lets_nothing_out(store: StoreQueue, opened: A
         seen.append(message.seq)
         if len(seen) == 1:
             store.session.execute(
-                "update cdcbridge.leases set not_visible_until = now() - interval '1 s' where 'a' = any (keys)"
+                "update cdcbridge_internal.leases set not_visible_until = now() - interval '1 s' where 'a' = any (keys)"
             )
             taken = [row["seq"] for row in store.receive(10, "60 s", name="f") if row["key"] == "a"]
             assert taken == put[:2]
@@ -318,7 +318,7 @@ def test_a_client_is_woken_after_its_consumer_was_removed_and_made_again(store: 
         thread.start()
         listening = "select count(*) from pg_stat_activity where query like '%next_visible%' and state = 'idle'"
         eventually(lambda: store.value(listening))
-        store.session.execute("select cdcbridge.remove_consumer('c')")
+        store.session.execute("select cdcbridge_internal.remove_consumer('c')")
         store.declare(topics=("t",))
         publish(store, "a")
         thread.join(PATIENCE)

@@ -271,7 +271,7 @@ def test_a_day_has_24_hours_in_every_zone(world15: World, call: str) -> None:
     with world15.bridge():
         pass
     with psycopg.connect(world15.dsn, autocommit=True) as foreign:
-        foreign.execute("set timezone = 'Pacific/Chatham'; set search_path = cdcbridge")
+        foreign.execute("set timezone = 'Pacific/Chatham'; set search_path = cdcbridge, cdcbridge_internal")
         for moment in ("2024-04-06 12:00+00", "2024-09-28 12:00+00"):
             row = foreign.execute(
                 "select extract(epoch from later(%s, '1 day') - %s)::int", (moment, moment)
@@ -309,7 +309,7 @@ def restricted(world: World) -> Iterator[World]:
     """A table with a policy, and a role that is not its owner."""
     role = f"r_{world.database}"
     world.execute(
-        "drop schema cdcbridge cascade",  # the role makes its own
+        "drop schema cdcbridge, cdcbridge_internal cascade",  # the role makes its own
         f"create role {role} login replication",
         f"grant create on database {world.database} to {role}",
         "create table public.t (id int primary key)",
@@ -325,7 +325,9 @@ def restricted(world: World) -> Iterator[World]:
     world._sql = psycopg.connect(own, autocommit=True)
     yield world
     with psycopg.connect(own, autocommit=True) as admin:
-        admin.execute(f"drop schema if exists cdcbridge cascade; drop owned by {role}; drop role {role}".encode())
+        admin.execute(
+            f"drop schema if exists cdcbridge, cdcbridge_internal cascade; drop owned by {role}; drop role {role}".encode()
+        )
 
 
 def _execute_as_owner(world: World, *statements: str) -> None:

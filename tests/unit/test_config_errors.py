@@ -78,6 +78,18 @@ def test_a_typical_mistake(tmp_path: Path, text: str, message: str) -> None:
     assert messages(tmp_path, text) == [f"cdcbridge.yaml:{message}"]
 
 
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ("s" * 55, "cannot be used; write a-z, 0-9 and _, at most 54 of them, first no digit"),
+        ("mine_internal", "must not end with _internal"),
+    ],
+)
+def test_a_schema_leaves_room_for_its_internal_one(tmp_path: Path, schema: str, said: str) -> None:
+    (found,) = messages(tmp_path, f"{TOP}store: {{schema: {schema}}}\n")
+    assert said in found, found
+
+
 def test_each_mistake_has_its_line_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = f"log: {{lvl: x}}\n{ONE}    mode: fiffo\n    tabels: [x]\n  - name: audit\n    filter: 1\n    tables: [t]\n"
     assert messages(tmp_path, text) == [

@@ -389,8 +389,31 @@ class FileSink(SinkBase):
     _path = field_validator("path")(_template)
 
 
+class CustomSink(SinkBase):
+    """A target for which you have written an adapter (docs/SINKS.md)."""
+
+    type: Annotated[Literal["custom"], Field(description="The type of the sink. Required.", examples=["custom"])]
+    adapter: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"),
+        Field(description="The module and the class of the adapter.", examples=["mqtt_sink:MqttTarget"]),
+    ]
+    destination: Annotated[
+        str,
+        Field(min_length=1),
+        Field(description="The place of each message in the target, with placeholders.", examples=["shop/{table}"]),
+    ]
+    options: Annotated[
+        dict[str, _Property],
+        Field(description="Settings that the adapter reads.", examples=['{host: broker1, password: "${PASSWORD}"}']),
+    ] = {}
+
+    _destination = field_validator("destination")(_template)
+
+
 Sink: TypeAlias = Annotated[
-    NatsSink | KafkaSink | RedisSink | RabbitmqSink | SqsSink | HttpSink | FileSink, Field(discriminator="type")
+    NatsSink | KafkaSink | RedisSink | RabbitmqSink | SqsSink | HttpSink | FileSink | CustomSink,
+    Field(discriminator="type"),
 ]
 
 
@@ -411,4 +434,6 @@ def destination_of(sink: SinkBase) -> str:
             return sink.url.get_secret_value()
         case FileSink():
             return sink.path
+        case CustomSink():
+            return sink.destination
     raise TypeError(type(sink).__name__)

@@ -30,7 +30,7 @@ def _check(config: Config, consumer: Consumer) -> list[Problem]:
     sink = consumer.sink
     assert sink is not None  # noqa: S101 - the callers give consumers with a sink
     try:
-        adapter = target_class(sink.type)
+        adapter = target_class(sink)
     except UsageError as error:
         return [Problem("sink_package", "error", consumer.name, str(error), error.hint or "")]
     lane = None

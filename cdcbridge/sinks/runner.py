@@ -111,7 +111,7 @@ class Runner:
     def _put_together(self, store: SinkStore, names: Names) -> Parts:
         consumer, sink = self.consumer, self.consumer.sink
         assert sink is not None  # noqa: S101 - the process starts runners for sinks only
-        adapter = target_class(sink.type)
+        adapter = target_class(sink)
         if sink.content_mode == "binary" and adapter.attribute_prefix is None:
             raise UsageError(
                 f"consumer {consumer.name!r}: a sink of type {sink.type} has no headers for content_mode: binary",

@@ -54,7 +54,7 @@ def trial(store: Connection, config: Config, consumer: Consumer, seqs: Sequence[
         raise UsageError(f"the log has no message {min(lacking)}")
     sink = consumer.sink
     assert sink is not None  # noqa: S101 - as above
-    adapter = target_class(sink.type)
+    adapter = target_class(sink)
     names = Names(config.source.name or origin.database, origin.database)
     shaper = Shaper(consumer, names, adapter.attribute_prefix)
     shown: list[dict[str, Any]] = []

@@ -143,3 +143,39 @@ begin
     join shared s on s.claim_id = m.claim_id and s.part = m.part
     join unnest(deliveries) d on d.claim_id = m.claim_id and d.part = m.part and d.seq = m.seq;
 end $$;
+
+-- give_back_uncounted(consumer, receipts, visible_at) -> the number of these receipts whose messages
+-- were given back.
+--
+-- The messages are visible from visible_at on. Their delivery does not count. In fifo the later
+-- messages of the same key in the same claim are given back too, and are not in the result.
+-- Raises: CB003 if one of the texts is not a receipt.
+create or replace function give_back_uncounted(consumer consumers, receipts text[],
+                                               visible_at timestamptz)
+returns int
+language plpgsql volatile as $$
+declare
+    c alias for consumer;
+    given record := parse_receipts(receipts);
+    wanted delivery[];
+begin
+    wanted := in_flight(c.id, given.claim_ids, given.seqs, moment());
+    if c.mode = 'fifo' then
+        wanted := wanted || array(
+            select f from unnest(followers_of(c.id, wanted)) f
+            where not exists (
+                select from unnest(wanted) w where w.claim_id = f.claim_id and w.seq = f.seq));
+    end if;
+    wanted := settle_deliveries(c.id, wanted, moment());
+    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at,
+                         history, inserted_at, ord, tie, barrier, in_order)
+    select c.id, d.seq, d.key, d.deliver_count - 1, case
+               when d.deliver_count > 1 then d.last_delivered_at else '-infinity' end,
+           give_back_uncounted.visible_at, d.history, d.inserted_at, d.ord, d.tie, d.barrier,
+           c.mode = 'fifo'
+    from unnest(wanted) d;
+    return (select count(*) from unnest(wanted) d
+            where (d.claim_id, d.seq) in (
+                select g.claim_id, g.seq
+                from unnest(given.claim_ids, given.seqs) as g (claim_id, seq)));
+end $$;

@@ -274,25 +274,6 @@ create or replace function put_off(consumer text, receipts text[], delay interva
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
-declare
-    c consumers := queue_named(consumer);
-    given record := parse_receipts(receipts);
-    moment timestamptz := moment();
-    wanted delivery[];
 begin
-    wanted := in_flight(c.id, given.tokens, given.seqs, moment);
-    if c.mode = 'fifo' then
-        wanted := wanted || array(
-            select f from unnest(followers_of(c.id, wanted)) f
-            where not exists (
-                select from unnest(wanted) w where w.token = f.token and w.seq = f.seq));
-    end if;
-    wanted := settle_deliveries(c.id, wanted, moment);
-    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at,
-                         history, inserted_at, ord, tie, barrier, in_order)
-    select c.id, d.seq, d.key, d.deliver_count - 1, case
-               when d.deliver_count > 1 then d.last_delivered_at else '-infinity' end,
-           later(moment, delay), d.history, d.inserted_at, d.ord, d.tie, d.barrier, c.mode = 'fifo'
-    from unnest(wanted) d;
-    return cardinality(wanted);
+    return give_back_uncounted(queue_named(consumer), receipts, later(moment(), delay));
 end $$;

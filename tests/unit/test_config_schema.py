@@ -159,12 +159,13 @@ SINKS: dict[str, dict[str, Any]] = {
     "SqsSink": {"type": "sqs", "queue_url": "https://q"},
     "HttpSink": {"type": "http", "url": "https://h"},
     "FileSink": {"type": "file", "path": "p"},
+    "CustomSink": {"type": "custom", "adapter": "a:B", "destination": "d"},
 }
 
 
 @pytest.mark.parametrize("model", SINKS)
 def test_the_example_of_each_key_of_a_sink_is_accepted(tmp_path: Path, model: str) -> None:
-    names = ("NATS_CREDENTIALS", "KAFKA_PASSWORD", "HOOK_TOKEN", "HOOK_SECRET")
+    names = ("NATS_CREDENTIALS", "KAFKA_PASSWORD", "HOOK_TOKEN", "HOOK_SECRET", "PASSWORD")
     for key, one in file_schema()["$defs"][model]["properties"].items():
         sink = {**SINKS[model], key: yaml.safe_load(one["examples"][0])}
         if key == "stream" and model == "RabbitmqSink":

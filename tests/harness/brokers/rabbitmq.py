@@ -128,7 +128,7 @@ class RabbitMQ(Server):
 
     def fill(self) -> None:
         """Raise the alarm of a full disk: the server reads nothing more from a connection that publishes."""
-        self.control("set_disk_free_limit", "1000TB")
+        self.control("set_disk_free_limit", "1000000GB")
         eventually(lambda: "disk" in self._alarms(), "the alarm rings")
 
     def make_room(self) -> None:

@@ -75,7 +75,7 @@ def test_the_last_line_is_the_position(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"format": "debezium"}, {"transform": "{'id': record.id}"}])
-def test_a_body_without_id_and_seq_is_wrapped(tmp_path: Path, changes: dict[str, str]) -> None:
+def test_a_body_without_id_and_seq_is_wrapped(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = tmp_path / "shop.jsonl"
 
     async def main() -> None:

@@ -26,7 +26,7 @@ from cdcbridge.config.sink import FileSink
 from cdcbridge.problem import Problem
 from cdcbridge.routing.destination import Destination
 from cdcbridge.sinks.target import Failure, Lane, Outgoing, Target, TargetAway, Unusable
-from cdcbridge.sinks.targets.line_file import STAMP_LENGTH, Identity, LineFile, locked, look, sync_folder
+from cdcbridge.sinks.targets.line_file import STAMP_LENGTH, LineId, LineFile, locked, look, sync_folder
 
 _T = TypeVar("_T")
 _MOST_OPEN: Final = 128  # files of one target that are open at a time
@@ -173,7 +173,7 @@ class FileTarget(Target[FileSink]):
         if messages:
             last = messages[-1]
             try:
-                file.append(b"".join(map(self._line, messages)), Identity(last.seq, last.id))
+                file.append(b"".join(map(self._line, messages)), LineId(last.seq, last.id))
             except OSError:
                 self._drop(path)
                 raise

@@ -28,7 +28,7 @@ _STAMPED: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
 STAMP_LENGTH: Final = 24  # characters that rotation adds to a name, with the dot before them
 
 
-class Identity(NamedTuple):
+class LineId(NamedTuple):
     """The message of a line."""
 
     seq: int
@@ -63,7 +63,7 @@ class LineFile:
             os.close(self._fd)
             raise
 
-    def append(self, data: bytes, last: Identity) -> None:
+    def append(self, data: bytes, last: LineId) -> None:
         """Append whole lines and wait until they are durable. After an error, the file is as it was before.
 
         Args:
@@ -259,7 +259,7 @@ def _backwards(fd: int, size: int) -> Iterator[bytes]:
     yield b"".join(reversed(pieces))
 
 
-def _identity(line: bytes, path: Path) -> Identity:
+def _identity(line: bytes, path: Path) -> LineId:
     try:
         found = json.loads(line)
         seq, one = found["seq"], found["id"]
@@ -267,7 +267,7 @@ def _identity(line: bytes, path: Path) -> Identity:
         seq = one = None
     if not isinstance(seq, int) or not isinstance(one, str):
         _foreign(path)
-    return Identity(seq, one)
+    return LineId(seq, one)
 
 
 def _foreign(path: Path) -> NoReturn:

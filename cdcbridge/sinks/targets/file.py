@@ -26,7 +26,7 @@ from cdcbridge.config.sink import FileSink
 from cdcbridge.problem import Problem
 from cdcbridge.routing.destination import Destination
 from cdcbridge.sinks.target import Failure, Lane, Outgoing, Target, TargetAway, Unusable
-from cdcbridge.sinks.targets.line_file import STAMP_LENGTH, LineId, LineFile, locked, look, sync_folder
+from cdcbridge.sinks.targets.line_file import STAMP_LENGTH, LineFile, LineId, locked, look, sync_folder
 
 _T = TypeVar("_T")
 _MOST_OPEN: Final = 128  # files of one target that are open at a time

@@ -186,6 +186,8 @@ def test_half_a_line_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     asyncio.run(deliver(path, range(1, 4)))
     with path.open("ab") as tail:
         tail.write(torn)
+    asyncio.run(only_open(type="file", path=str(path)))
+    assert seqs(path) == [1, 2, 3]
     assert asyncio.run(deliver(path, range(4, 6))) == 3
     assert seqs(path) == [1, 2, 3, 4, 5]
 
@@ -374,6 +376,23 @@ def test_lines_that_did_not_reach_the_disk_are_taken_back(tmp_path: Path, monkey
 
     asyncio.run(main())
     assert seqs(path) == [1]
+
+
+def test_lines_that_a_killed_process_wrote_are_on_the_disk_before_they_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shop.jsonl"
+    asyncio.run(deliver(path, [1]))
+    real = os.fdatasync
+    synced = []
+
+    def sync(fd: int) -> None:
+        real(fd)
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    asyncio.run(only_open(type="file", path=str(path)))
+    assert synced == [path]
 
 
 def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

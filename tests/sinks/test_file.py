@@ -239,17 +239,18 @@ def test_two_processes_never_write_one_lane(tmp_path: Path, template: str) -> No
 
         asyncio.run(hold())
         os._exit(0)
-    os.read(ready[0], 1)
 
-    async def first() -> None:
+    async def refused() -> None:
         with pytest.raises(TargetAway, match="another process writes to"):
             await only_open(**sink)
         assert await target(**sink).check() == []  # a running sink is no problem
 
-    asyncio.run(first())
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-
+    try:
+        os.read(ready[0], 1)
+        asyncio.run(refused())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     asyncio.run(only_open(**sink))
 
 

@@ -266,9 +266,14 @@ def test_a_holder_whose_file_was_renamed_between_opening_and_locking_is_not_fool
         path.rename(f"{path}.20260101T000000.000000Z")
         real(fd, operation)
 
-    monkeypatch.setattr(fcntl, "flock", rename_first)
-    assert asyncio.run(deliver(path, [2])) == 1
+    async def main() -> None:
+        async with opened(type="file", path=str(tmp_path / "{topic}.jsonl")) as file:
+            monkeypatch.setattr(fcntl, "flock", rename_first)
+            await file.deliver(messages([2], to=str(path)))
+
+    asyncio.run(main())
     assert [one["seq"] for one in lines(path)] == [2]
+    assert seqs(path) == [1, 2]
 
 
 def test_each_partition_is_a_lane_if_it_has_its_own_file(tmp_path: Path) -> None:

@@ -138,6 +138,16 @@ def test_never_more_than_32_requests_at_once(hook: HttpTarget) -> None:
     assert len(hook.requests) == 90
 
 
+def test_the_timeout_does_not_count_the_wait_for_other_requests(hook: HttpTarget) -> None:
+    hook.otherwise = Answer(delay=0.5)
+
+    async def main() -> None:
+        async with opened(None, type="http", url=hook.url, timeout="1500ms") as http:
+            assert await asyncio.gather(*(http.deliver(some(32, hook.url)) for _ in range(4))) == [{}] * 4
+
+    asyncio.run(main())
+
+
 @both
 @pytest.mark.parametrize("status", [400, 500])
 def test_no_message_overtakes_a_failed_one_of_its_key(hook: HttpTarget, lane: Lane | None, status: int) -> None:
@@ -198,8 +208,8 @@ def test_the_one_refused_message_of_a_batch_is_found(hook: HttpTarget, lane: Lan
 def test_410_ends_the_delivery(hook: HttpTarget, lane: Lane | None) -> None:
     hook.otherwise = Answer(410, b"closed")
     with pytest.raises(TargetGone, match="answered HTTP 410: closed; it wants no more"):
-        asyncio.run(send(hook, [message(n, to=hook.url) for n in range(9)], lane))
-    assert len(hook.requests) == 1
+        asyncio.run(send(hook, some(200, hook.url), lane))
+    assert len(hook.requests) <= 32
     (problem,) = asyncio.run(target(lane, type="http", url=hook.url).check())
     assert problem.code == "sink_unusable"
 
@@ -213,10 +223,14 @@ def test_a_webhook_that_asks_to_wait_gets_nothing_more(hook: HttpTarget, lane: L
         asyncio.run(send(hook, batch, lane))
     assert away.value.retry_after == 7
     assert len(hook.requests) == 1
+    with pytest.raises(TargetAway):
+        asyncio.run(send(hook, some(200, hook.url), lane))
+    assert len(hook.requests) <= 1 + 32
+    before = len(hook.requests)
     hook.answer(Answer(), Answer())
     failures = asyncio.run(send(hook, batch, lane))
     assert failures.keys() == set(range(2, 9)) and failures[2] == Failure(f"HTTP {status}", retry_after=7)
-    assert len(hook.requests) == 4
+    assert len(hook.requests) == before + 3
 
 
 def test_a_message_that_alone_makes_an_error_is_not_a_webhook_that_is_away(hook: HttpTarget) -> None:

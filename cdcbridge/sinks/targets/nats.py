@@ -108,7 +108,7 @@ class NatsTarget(Target[NatsSink]):
             )
 
     async def _connect(self) -> NatsClient:
-        context = client_context(self.sink.tls)
+        context = None if self.sink.tls is None else client_context(self.sink.tls)
         secret = self.sink.credentials
         credentials = None if secret is None else secret.get_secret_value()
         away: TargetAway | None = None

@@ -88,7 +88,7 @@ format: $(BIN)/.installed ## let ruff format everything
 	$(BIN)/ruff format
 
 .PHONY: docs
-docs: $(BIN)/.installed ## write the references anew from the program, and build the pages as a site in site/
+docs: $(BIN)/.installed ## write the references from the program, and build the pages as a site in site/
 	$(BIN)/python -m scripts.cli_reference > docs/CLI.md
 	$(BIN)/python -m scripts.config_reference > docs/CONFIGURATION.md
 	$(BIN)/python -m scripts.sql_reference > docs/SQL.md
@@ -96,7 +96,7 @@ docs: $(BIN)/.installed ## write the references anew from the program, and build
 	$(BIN)/zensical build --strict
 
 .PHONY: client
-client: $(BIN)/.installed ## write the synchronous client anew from the asynchronous one
+client: $(BIN)/.installed ## write the synchronous client from the asynchronous one
 	$(BIN)/python -m scripts.sync_client
 
 .PHONY: bench
@@ -113,7 +113,7 @@ bench-peers: $(BIN)/.installed servers ## the queue beside pgmq, PgQ, procrastin
 	$(BIN)/python -m benchmarks.peers --python $(VENV)-peers/bin/python
 
 .PHONY: lock
-lock: ## pin the dependencies anew, with hashes
+lock: ## pin the dependencies again, with hashes
 	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet uv
 	$(VENV)-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 		--no-header --python-version 3.11 --extra demo --group dev pyproject.toml -o requirements.lock

@@ -178,7 +178,7 @@ class AsyncQueue(AsyncSettling):
             return None
         except StoreUnavailable as error:
             if not self.stopped:
-                log.warning("%s; trying again", error)
+                log.warning("%s. Trying again", error)
                 await sleep(AWAY)
             return None
         self._unbegun.update(fetched)
@@ -273,7 +273,7 @@ class AsyncQueue(AsyncSettling):
             UsageError: An argument is out of range.
         """
         if type(concurrency) is not int or concurrency < 1:
-            raise UsageError(f"concurrency is {concurrency!r}; it must be a whole number of at least 1")
+            raise UsageError(f"concurrency is {concurrency!r}, but must be a whole number of at least 1")
         refuse_bad_time("wait", wait)
         refuse_bad_time("grace", grace)
 

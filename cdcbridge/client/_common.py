@@ -80,7 +80,7 @@ def _parsed(message: LogMessage) -> dict[str, Any]:
         found = parsed(message.raw, message.parse_float)
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise UnreadableData(
-            f"message {message.seq} of {message.topic}: its data cannot be made Python values: {error}",
+            f"message {message.seq} of {message.topic}: its data cannot be converted to Python values: {error}",
             hint="`raw` has it as JSON text.",
         ) from None
     return cast("dict[str, Any]", found)
@@ -349,7 +349,7 @@ class Base:
     def refuse_unusable(self) -> None:
         """Raise ClientClosed after close(), and UsageError in another process than the one that connected."""
         if self.closed:
-            raise ClientClosed(f"the client of {self.consumer!r} is closed", hint="connect() makes a new one.")
+            raise ClientClosed(f"the client of {self.consumer!r} is closed", hint="connect() opens a new one.")
         if self.forked:
             raise UsageError(
                 f"the client of {self.consumer!r} belongs to process {self._process}, and this is {os.getpid()}",

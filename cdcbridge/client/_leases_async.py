@@ -91,6 +91,6 @@ class AsyncKeeper:
         except ClientClosed:
             pass
         except CdcbridgeError as error:
-            log.warning("%s; what is being handled may come again", error)
+            log.warning("%s. The messages being handled may be delivered again", error)
         except Exception:
-            log.exception("leases could not be prolonged; what is being handled may come again")
+            log.exception("leases could not be extended. The messages being handled may be delivered again")

@@ -125,7 +125,7 @@ class Sessions(Base):
             except StoreUnavailable as error:
                 if not session.closed:
                     raise  # the server answered, so it was rolled back
-                raise Uncertain(f"{error}; whether {what} is not known") from error
+                raise Uncertain(f"{error}. It is not known whether {what}") from error
 
         return self._again(now() + PATIENCE, attempt)
 
@@ -266,7 +266,7 @@ class Sessions(Base):
     def _writer_session(self) -> Session:
         """Return the writer. Open it if there is none, or if the server ended it."""
         if not acquired(self._opening, ANSWER):
-            raise StoreUnavailable("store: another call waits for a session in vain")
+            raise StoreUnavailable("store: no session could be opened while another call waits for one")
         try:
             if self._writer is None or self._writer.gone:
                 self.refuse_unusable()

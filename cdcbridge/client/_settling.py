@@ -103,7 +103,10 @@ class Message(Delivery):
     ) -> None:
         if error is not None:
             fate = self._queue.give_up(self, error)
-            log.info("message %s of %s was given back: %s", self.seq, self._queue.consumer, fate or "settled before")
+            if fate:
+                log.info("message %s of %s was nacked: %s", self.seq, self._queue.consumer, fate)
+            elif self.settled is not None:
+                log.info("message %s of %s was already %s", self.seq, self._queue.consumer, self.settled)
         elif self.settled is None and not self.ack():
             log.warning("message %s of %s was handled, but its delivery had expired", self.seq, self._queue.consumer)
 
@@ -134,7 +137,9 @@ class Settling(Sessions):
                 self._renew([message, *others])
             except StoreUnavailable as error:
                 message.lost = True  # its lease ended while the store was away
-                log.warning("message %s of %s is not begun, and comes again: %s", message.seq, self.consumer, error)
+                log.warning(
+                    "message %s of %s was not begun, and will be delivered again: %s", message.seq, self.consumer, error
+                )
         with self._turns:
             self._unbegun.discard(message)
             good = not message.idle
@@ -267,7 +272,7 @@ class Settling(Sessions):
             try:
                 return self._nack_failed(message, reason_of(error))
             except CdcbridgeError as worse:
-                text = "message %s of %s could not be given back, and comes again when its delivery expires: %s"
+                text = "message %s of %s could not be nacked, and will be delivered again when its delivery expires: %s"
                 log.warning(text, message.seq, self.consumer, worse)
         return ""
 
@@ -298,7 +303,10 @@ class Settling(Sessions):
         error = self._quietly(lambda: self._write(self.sql.give_back, values))
         if error is not None:
             log.warning(
-                "%s messages of %s were not begun; they come again later: %s", len(chosen), self.consumer, error
+                "%s messages of %s were not begun, and will be delivered again later: %s",
+                len(chosen),
+                self.consumer,
+                error,
             )
 
     def leave_unbegun(self, messages: Iterable[Delivery]) -> list[Delivery]:
@@ -345,7 +353,11 @@ class Settling(Sessions):
         for message in due:
             if not message.idle and not self.extend([message], seconds) and not message.idle:
                 message.lost = True
-                log.warning("the delivery of message %s of %s was lost: it comes again", message.seq, self.consumer)
+                log.warning(
+                    "the delivery of message %s of %s was lost: the message will be delivered again",
+                    message.seq,
+                    self.consumer,
+                )
 
     def _settle(self, chosen: Sequence[Delivery], query: Composed, values: tuple[Any, ...]) -> int:
         """Ack or nack, with further attempts until the leases end. A repeated statement finds nothing left to do.

@@ -89,7 +89,7 @@ class Batch:
             except StaleReceipt:
                 pass  # the partition was given back before
             except StoreUnavailable as error:
-                log.warning("%r could not be given back, and is read again when its lease ends: %s", self, error)
+                log.warning("%r could not be released, and will be read again when its lease ends: %s", self, error)
         self.settled = True  # with a connection, its transaction holds the partition until it ends
 
     def extend(self, seconds: float | None = None) -> None:
@@ -228,7 +228,7 @@ class Stream(Sessions):
                 return
             except StoreUnavailable as error:
                 if not self.stopped:
-                    log.warning("%s; trying again", error)
+                    log.warning("%s. Trying again", error)
                     sleep(AWAY)
                 continue
             if batch is not None:
@@ -293,7 +293,7 @@ class Stream(Sessions):
             return
         error = self._quietly(lambda: batch.commit(batch.done))
         if error is not None:
-            log.warning("%r was handled up to %s, which is not committed: %s", batch, batch.done, error)
+            log.warning("%r was handled up to %s, but that is not committed: %s", batch, batch.done, error)
 
     def _leave(self) -> None:
         for batch in list(self._open):
@@ -376,12 +376,12 @@ def refuse_unfit(connection: Connection) -> None:
     """Raise UsageError for a caller's connection on which a batch cannot be read."""
     if connection.info.encoding != "utf-8":
         raise UsageError(
-            f"the connection's client_encoding is {connection.info.parameter_status('client_encoding')}, which does not"
-            " have all characters of the log",
+            f"the connection's client_encoding is {connection.info.parameter_status('client_encoding')}, which lacks"
+            " some characters of the log",
             hint="psycopg.connect(dsn, client_encoding='UTF8')",
         )
     if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
         raise UsageError(
-            "the connection is in autocommit mode and outside of a transaction, so nothing would hold the batch",
+            "the connection is in autocommit mode and outside of a transaction, so the batch would not be held",
             hint="Put read(), the effect and the batch's commit() inside `with connection.transaction():`.",
         )

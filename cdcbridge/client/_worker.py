@@ -84,7 +84,9 @@ class Worker:
         A message that is still being handled is delivered again when its lease ends.
         """
         for message in self._queue.leave_unbegun(self._fetched):
-            log.warning("message %s of %s was still being handled at the end", message.seq, self._queue.consumer)
+            log.warning(
+                "message %s of %s was still being handled when the worker ended", message.seq, self._queue.consumer
+            )
 
     def _work(self, job: list[Message], slots: Slots) -> None:
         """Handle the messages of one key, in order.
@@ -103,7 +105,7 @@ class Worker:
                 elif queue.mode == "fifo":
                     return queue.leave(job[number + 1 :])
         except CdcbridgeError as error:
-            log.warning("%s; what was being handled comes again", error)
+            log.warning("%s. The messages being handled will be delivered again", error)
         finally:
             self._fetched.difference_update(job)
             slots.give(1)

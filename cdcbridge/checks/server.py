@@ -144,7 +144,8 @@ def _standbys(config: Config, facts: Facts, connection: Connection) -> Iterator[
             f"the bridge may get changes before the standby of {', '.join(missing)} has them: after a failover these"
             " changes belong to a lost history, and a gap message reports them",
             f"alter system set synchronized_standby_slots = {wanted}; select pg_reload_conf();"
-            " -- as a superuser; for standbys that may be promoted: while one of them is away, the bridge waits for it",
+            " -- as a superuser. Name the standbys that may be promoted: while one of them is away, the bridge waits"
+            " for it",
         )
 
 
@@ -160,7 +161,7 @@ def _slot(config: Config, facts: Facts, connection: Connection) -> Iterator[Prob
                 "error",
                 name,
                 f"all {row[1]} replication slots of the server are taken",
-                f"alter system set max_replication_slots = {row[1] + 5}; -- as a superuser; and restart; or drop"
+                f"alter system set max_replication_slots = {row[1] + 5}; -- as a superuser. Then restart. Or drop"
                 " a slot that is not used",
             )
         return
@@ -221,8 +222,8 @@ def _refused(plugin: str, listed: list[str]) -> Problem:
         "error",
         plugin,
         f"the server does not let {plugin} be used: {why}",
-        f"alter system set output_plugin_libraries = {literals(wanted)}; select pg_reload_conf(); -- as a superuser;"
-        " each name in quotes of its own",
+        f"alter system set output_plugin_libraries = {literals(wanted)}; select pg_reload_conf(); -- as a superuser,"
+        " with each name in quotes of its own",
     )
 
 

@@ -77,6 +77,6 @@ def _limit(alarm: int) -> str:
     """Return the SQL that limits the WAL of a slot. `alarm` is source.max_retained_wal in bytes."""
     megabytes = max(1024, _TIMES_ALARM * alarm // 1048576)
     return (
-        f"alter system set max_slot_wal_keep_size = '{megabytes}MB'; select pg_reload_conf(); -- as a superuser; choose"
+        f"alter system set max_slot_wal_keep_size = '{megabytes}MB'; select pg_reload_conf(); -- as a superuser. Choose"
         " a size that the disk can hold. A managed service has a parameter of this name"
     )

@@ -107,7 +107,7 @@ def read(path: Path, environment: Mapping[str, str]) -> ConfigFile:
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file",
-            hint="`cdcbridge init` makes one. Name another with -c FILE or CDCBRIDGE_CONFIG.",
+            hint="`cdcbridge init` creates one. Name another with -c FILE or CDCBRIDGE_CONFIG.",
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8: {error}", hint="Save the file in UTF-8.") from None

@@ -66,9 +66,9 @@ def messages(path: Path) -> Iterator[str]:
             passed.update(id(part) for part in node.values)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in _NO_TEXT:
             passed.update(id(inner) for argument in node.args for inner in ast.walk(argument))
-        text = _literal(node) if id(node) not in passed else ""
+        text = _SQL_FIX.sub("x", _literal(node) if id(node) not in passed else "")
         if words(text) >= _SHORTEST and not _SQL.match(text):
-            yield _SQL_FIX.sub("x", text)
+            yield text
 
 
 def _literal(node: ast.AST) -> str:

@@ -93,6 +93,7 @@ docs: $(BIN)/.installed ## write the references from the program, and build the 
 	$(BIN)/python -m scripts.config_reference > docs/CONFIGURATION.md
 	$(BIN)/python -m scripts.sql_reference > docs/SQL.md
 	$(BIN)/python -m scripts.python_reference > docs/PYTHON.md
+	$(BIN)/python -m scripts.error_reference > docs/ERRORS.md
 	$(BIN)/zensical build --strict
 
 .PHONY: client

@@ -15,7 +15,7 @@ HEAD = """# SQL functions
 This page is for looking up a SQL function of cdcbridge. In psql, `\\df+ cdcbridge.*` shows the same text.
 
 Every language with a PostgreSQL driver can call these functions. A role needs the right to use the schema `cdcbridge`, and
-no right on any table. [docs/CONSUMERS.md](CONSUMERS.md#errors), "Errors", explains the SQLSTATEs of the class CB.
+no right on any table. [docs/ERRORS.md](ERRORS.md) explains the SQLSTATEs of the class CB.
 """
 SECTIONS = {
     "Queues": ("receive", "ack", "nack", "extend", "peek"),

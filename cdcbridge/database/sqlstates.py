@@ -58,7 +58,7 @@ CLASSES: Final[Mapping[str, tuple[Verdict, str]]] = {
     "57": ("away", "the server stops, starts, or ended the session or the statement"),
     "58": ("operator", "files of the server are missing, or exist already"),
     "72": ("away", "a snapshot that is too old (the next transaction has a new one)"),
-    "CB": ("wrong", "an error of cdcbridge's own functions (docs/CONSUMERS.md)"),
+    "CB": ("wrong", "an error of cdcbridge's own functions (docs/ERRORS.md)"),
     "F0": ("operator", "the server's configuration file"),
     "HV": ("wrong", "a foreign data wrapper failed"),
     "P0": ("wrong", "a PL/pgSQL function or a trigger of the application raised it"),

@@ -237,7 +237,7 @@ def test_a_message_that_expired_before_its_turn_is_passed_over(store: StoreQueue
         assert row["deliver_count"] == 2
     seen = [first.seq]
     for held in list(client._unbegun if not hasattr(client, "_target") else client._target._unbegun):
-        held.ends = 0.0  # as if half of it had passed
+        held._ends = 0.0  # as if half of it had passed
     seen += [message.seq for message in messages]
     assert seen == put[:1]
 

@@ -11,7 +11,7 @@ from cdcbridge.store.sql_files import code
 
 HEAD = """# Errors
 
-<!-- Made by `make docs` from the error classes and the SQL headers; a test keeps it true. -->
+<!-- Made by `python -m scripts.error_reference` from the error classes and the SQL headers. `make docs` runs it. -->
 
 This page is for looking up an error: the exit code of a command, the class of a Python exception, or the SQLSTATE of a
 SQL function. An error names the failure and the value that caused it. Its hint names the next step, for example:

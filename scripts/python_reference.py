@@ -11,7 +11,7 @@ import cdcbridge
 
 HEAD = """# Python clients
 
-<!-- Made by `make docs` from the docstrings; a test keeps it true. -->
+<!-- Made by `python -m scripts.python_reference` from the docstrings. `make docs` runs it, and a test compares. -->
 
 This page is for looking up a method of the Python clients. [docs/CONSUMERS.md](CONSUMERS.md) and
 [docs/STREAMS.md](STREAMS.md) explain how to use them.

@@ -10,7 +10,7 @@ from cdcbridge.store.sql_files import PublicFunction, code
 
 HEAD = """# SQL functions
 
-<!-- Made by `make docs` from the headers in sql/api; a test keeps it true. -->
+<!-- Made by `python -m scripts.sql_reference` from the headers in sql/api. `make docs` runs it, and a test compares. -->
 
 This page is for looking up a SQL function of cdcbridge. In psql, `\\df+ cdcbridge.*` shows the same text.
 

@@ -210,7 +210,7 @@ def test_check_says_a_lost_slot_as_run_does(own15: EmbeddedServer, tmp_path: Any
         with world.bridge():
             pass
         eventually(lambda: lose(world), "the slot is lost")
-        refused_alike(world, "slot_lost", extra="are gone")
+        refused_alike(world, "slot_lost", extra="are lost")
         world.close()
 
 

@@ -309,7 +309,7 @@ class Terminal:
 def test_lag_in_place_with_a_clock_until_ctrl_c(world18: World) -> None:
     shop(world18)
     terminal = Terminal(world18, "lag", "--watch", "0.2", columns=140)
-    text = terminal.read(until="Ctrl-C ends", count=3)
+    text = terminal.read(until="until Ctrl-C", count=3)
     assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, every 200ms, until Ctrl-C", text), text
     assert text.count("\x1b[2J") + text.count("\x1b[H") >= 3, "each look takes the place of the last"
     terminal.process.send_signal(signal.SIGINT)
@@ -326,7 +326,7 @@ def test_lag_in_a_pipe_is_plain(world18: World) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
         seen = ""
-        while seen.count("Ctrl-C ends") < 2:
+        while seen.count("until Ctrl-C") < 2:
             seen += process.stdout.readline()
         process.send_signal(signal.SIGINT)
         rest, errors = process.stdout.read(), process.stderr.read()

@@ -152,7 +152,7 @@ def lost(server: EmbeddedServer, folder: Path, plugin: str, why: str) -> None:
         eventually(lambda: lose(world), "the slot is lost")
         result = run(world, "status")
         assert result.returncode == 3, result
-        assert f"WAL lost: {why}" in result.stdout and "are gone; max_slot_wal_keep_size is 1" in result.stdout, result
+        assert f"WAL lost: {why}" in result.stdout and "are lost. max_slot_wal_keep_size is 1" in result.stdout, result
         assert "slot recreate` continues after a gap message" in result.stdout
         assert "no limit" not in result.stdout and "? retained" not in result.stdout
         assert "keeps 0" not in run(world, "lag").stderr

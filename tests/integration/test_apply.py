@@ -254,7 +254,7 @@ def test_a_changed_mode_in_the_file_of_a_running_bridge(shop: World) -> None:
         shop.consumer("late", ("public.u",))
         shop.write_config()
         reconnect(shop)
-        eventually(lambda: "it cannot become fifo" in shop.log(), "it says so")
+        eventually(lambda: "which cannot become fifo" in shop.log(), "it says so")
         eventually(lambda: shop.log().count("bridge.streaming") == 2, "it goes on, with the other change")
         shop.execute("insert into t values (1)", "insert into u values (2)")
         eventually(lambda: (keys(shop, "good"), keys(shop, "late")) == (["1"], ["2"]))

@@ -306,7 +306,7 @@ def test_a_batch_is_not_read_where_nothing_would_hold_it(store: StoreQueue) -> N
 
 
 def test_a_time_without_a_zone_is_no_place(store: StoreQueue, opened: Any) -> None:
-    with pytest.raises(UsageError, match="has no zone"):
+    with pytest.raises(UsageError, match="has no time zone"):
         opened("s").seek(datetime(2026, 1, 1))  # noqa: DTZ001 - that is it
 
 

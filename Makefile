@@ -72,8 +72,14 @@ faults: $(BIN)/.installed servers ## everything that production does, at random,
 fuzz: $(BIN)/.installed ## both decoders against mutated input for a minute (FUZZ=600, SEED=1)
 	$(BIN)/python -m tests.campaigns.fuzz --seconds $(or $(FUZZ),60) $(if $(SEED),--seed $(SEED))
 
+# The script that draws the pictures of the pages, pinned with its hash. The site has its own copy.
+docs/javascripts/mermaid.js: scripts/site/package-lock.json
+	npm ci --silent --ignore-scripts --prefix scripts/site
+	mkdir -p $(@D)
+	cp scripts/site/node_modules/@mermaid-js/tiny/dist/mermaid.tiny.js $@
+
 .PHONY: lint
-lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, English, the site, Dockerfile
+lint: $(BIN)/.installed docs/javascripts/mermaid.js ## ruff, mypy, import directions, tidiness, English, the site, Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -88,7 +94,7 @@ format: $(BIN)/.installed ## let ruff format everything
 	$(BIN)/ruff format
 
 .PHONY: docs
-docs: $(BIN)/.installed ## write the references from the program, and build the pages as a site in site/
+docs: $(BIN)/.installed docs/javascripts/mermaid.js ## write the references from the program, and build the pages as a site in site/
 	$(BIN)/python -m scripts.cli_reference > docs/CLI.md
 	$(BIN)/python -m scripts.config_reference > docs/CONFIGURATION.md
 	$(BIN)/python -m scripts.sql_reference > docs/SQL.md
@@ -122,4 +128,4 @@ lock: ## pin the dependencies again, with hashes
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist site docs/javascripts .mypy_cache .ruff_cache .pytest_cache .hypothesis

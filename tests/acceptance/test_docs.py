@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
+
+import zensical
 
 import cdcbridge
 from scripts import config_reference, error_reference, python_reference, sql_reference
@@ -156,6 +161,26 @@ def test_every_page_is_in_the_sites_navigation_and_in_the_index() -> None:
     pages = {path.name for path in (ROOT / "docs").glob("*.md")}
     assert set(re.findall(r'"(\w+\.md)"', (ROOT / "zensical.toml").read_text())) == pages
     assert set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text())) == pages - {"index.md"}
+
+
+def test_the_site_draws_its_pictures_without_another_host(tmp_path: Path) -> None:
+    """The theme loads mermaid from another host only if the page has not defined it."""
+    assert tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["extra_javascript"] == [
+        "javascripts/mermaid.js"
+    ]
+    makefile = (ROOT / "Makefile").read_text()
+    (source,) = re.findall(r"\tcp scripts/site/(\S+) \$@\n", makefile)
+    for target in ("docs", "lint"):
+        assert re.search(rf"^{target}: .*\bdocs/javascripts/mermaid.js\b", makefile, re.MULTILINE)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(ROOT / "scripts" / "site" / name, tmp_path)
+    subprocess.run(["npm", "ci", "--silent", "--ignore-scripts"], cwd=tmp_path, check=True)
+    script = json.dumps(str(tmp_path / source))
+    code = f"require('vm').runInThisContext(require('fs').readFileSync({script}, 'utf8')); console.log(typeof mermaid)"
+    assert subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout == "object\n"
+    theme = Path(zensical.__file__).parent / "templates" / "assets" / "javascripts"
+    (bundle,) = theme.glob("bundle.*.js")
+    assert 'typeof mermaid=="undefined"' in bundle.read_text()
 
 
 def test_every_file_that_the_documents_name_is_there() -> None:

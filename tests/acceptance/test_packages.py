@@ -20,7 +20,17 @@ import cdcbridge
 from tests.harness.world import clean_environment
 
 ROOT = Path(__file__).parents[2]
-CACHES = ("__pycache__", ".pyc", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".venv")
+CACHES = (
+    "__pycache__",
+    ".pyc",
+    ".hypothesis",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".venv",
+    "node_modules",
+    "docs/javascripts",
+)
 NAME = f"cdcbridge-{cdcbridge.__version__}"
 
 

@@ -134,7 +134,7 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
         return
     if by_type and not open_ended:
         said = f"the filter fails on every row of {table.topic}, which becomes a dead letter: {failed[0]}"
-        yield _problem(consumer, "filter_fails", table.topic, said, _mend(compiled, used))
+        yield _problem(consumer, "filter_fails", table.topic, said, _fix(compiled, used))
         return
     typical = dict(next(_rows(used, compiled)))
     for column in used:
@@ -196,7 +196,7 @@ def _matching(typical: dict[str, Any], compiled: Filter) -> dict[str, Any]:
     return {**typical, **{name: value for name, value in found.items() if name in typical}}
 
 
-def _mend(compiled: Filter, columns: Sequence[Column]) -> str:
+def _fix(compiled: Filter, columns: Sequence[Column]) -> str:
     """Return the fix for a filter that fails on every row."""
     times = [c.name for c in columns if c.type.startswith("timestamp") and c.name in compiled.columns]
     for name in times if "timestamp(" in compiled.source else ():

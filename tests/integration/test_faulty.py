@@ -179,7 +179,7 @@ def test_a_refused_change_that_the_bridge_reads_later_is_told_as_it_is(shop: Wor
         assert shop.run_program("consumers", "apply").returncode == 2
         shop.consumers = [c for c in shop.consumers if c["name"] != "old"]
         assert shop.run_program("consumers", "remove", "old", "--yes").returncode == 0
-        eventually(lambda: "it cannot become fifo" in problem(shop, "billing"), "the bridge has read the file")
+        eventually(lambda: "which cannot become fifo" in problem(shop, "billing"), "the bridge has read the file")
         eventually(shop.active)
         shop.execute("insert into orders values (1, 1)")
         eventually(lambda: keys(shop, "billing") == ["1"])

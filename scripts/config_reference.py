@@ -9,10 +9,11 @@ from cdcbridge.cli.schema import file_schema
 
 HEAD = """# Configuration
 
-Made by `make docs` from the program's own model; a test keeps it true. Every key, with its default. config/cdcbridge.example.yaml
-shows the keys in one file, and `cdcbridge config schema` prints them for editors.
+`python -m scripts.config_reference` makes this page from the program's own model. `make docs` runs it, and a test compares.
+The page has every key, with its default. config/cdcbridge.example.yaml shows the keys in one file, and
+`cdcbridge config schema` prints them for editors.
 
-- `cdcbridge config check` reads the file and says what is wrong. `cdcbridge config show` prints what is in force.
+- `cdcbridge config check` reads the file and reports every mistake in it. `cdcbridge config show` prints the values that are used.
 - A value `${VAR}` is the environment variable VAR. `${VAR:-x}` is x where VAR is not set.
 - The environment can set a key as well: CDCBRIDGE_SOURCE__SLOT is `source.slot`. It wins over the file.
 - A duration is a number and one of ms, s, m, h and d, for example `30s` or `1.5h`.

@@ -174,18 +174,16 @@ def slot_problems(
             back = "set source.slot and store back to those of one bridge" if other.place else ""
             back = back or f"set store.schema back to {other.schema}"
             if begun:
-                message = (
-                    f"{other} goes by the slot {name}, too: the changes that one bridge reads are lost to the other"
-                )
-                fix = (
-                    f"Remove the store that nobody needs; else set source.slot to another name in one file, or {back}."
-                )
+                message = f"{other} uses the slot {name}, too: the changes that one bridge reads are lost for the other"
+                fix = f"Remove the store that is not needed, or set source.slot to another name in one file, or {back}."
                 yield Problem("slot_of_two_stores", "warning", name, message, fix)
             elif other.slot is None:
                 message = f"the slot {name} may belong to {other}: this role may not read it"
-                fix = f"{other.grant} -- as its owner; or set source.slot to another name for a new store"
+                fix = f"{other.grant} -- as its owner. Or set source.slot to another name for a new store"
                 yield Problem(OWNER_UNKNOWN, "error", name, message, fix)
             else:
-                message = f"the slot {name} belongs to {other}: what this store would read is lost to that one"
+                message = (
+                    f"the slot {name} belongs to {other}: changes that this store reads would be lost for that one"
+                )
                 fix = f"Set source.slot to another name for this store, or {back}."
                 yield Problem("slot_of_other_store", "error", name, message, fix)

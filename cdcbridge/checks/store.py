@@ -74,9 +74,9 @@ def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
             "roles_mixed",
             "warning",
             ", ".join(without),
-            f"of the consumers, {', '.join(with_role)} name a role, and {', '.join(without)} name none: those without"
-            " are read by the store's owner alone",
-            "Set role: in the file for each consumer that an application reads; leave it out for those of the owner.",
+            f"the consumers {', '.join(with_role)} have a role, and {', '.join(without)} have none: only the store's"
+            " owner may read a consumer without a role",
+            "Set role: in the file for each consumer that an application reads. Leave it out for those of the owner.",
         )
 
 
@@ -131,6 +131,6 @@ def _capture(config: Config, connection: Connection, before: Capture) -> Iterato
             "capture_changed",
             "warning",
             config.source.publication,
-            f"{loss}; changes that were made since may be missing",
-            "cdcbridge run -- with the publication as it should be, it tells every consumer by a gap message",
+            f"{loss}, so changes made since then may be missing",
+            "cdcbridge run -- with a correct publication, it sends every consumer a gap message",
         )

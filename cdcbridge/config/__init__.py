@@ -39,14 +39,14 @@ class Source(Model):
     dsn: Annotated[
         SecretStr,
         Field(
-            description="The database whose changes are read. Required. A password comes best from a variable.",
+            description="The database whose changes are read. Required. Put a password into a variable.",
             examples=["${DATABASE_URL}"],
         ),
     ]
     name: Annotated[
         Annotated[str, Field(min_length=1)] | None,
         Field(
-            description="What metrics and alarms call this source. Without it, its host and database.",
+            description="The name of this source in metrics and alarms. Without it, its host and database.",
             examples=["shop"],
         ),
     ] = None
@@ -91,12 +91,13 @@ class Source(Model):
     ] = 10 << 30
     max_slot_inactive: Annotated[
         Duration,
-        Field(description="An alarm begins when nobody has read the slot for longer than this.", examples=["5m"]),
+        Field(description="An alarm begins when no bridge has read the slot for longer than this.", examples=["5m"]),
     ] = 300.0
     failover: Annotated[
         Literal["auto"] | bool,
         Field(
-            description="Whether standbys keep the slot, too (PostgreSQL 17 and newer). With `auto` they do where "
+            description="If true, standby servers keep the slot, too (PostgreSQL 17 and newer). With `auto` they do"
+            " where "
             "the server can.",
             examples=["true"],
         ),
@@ -186,13 +187,13 @@ class Log(Model):
     format: Annotated[
         Literal["text", "json"],
         Field(
-            description="The form of the program's own log on stderr: `text` for people, `json` for programs.",
+            description="The form of the program's own log on stderr: `text` is for people, `json` for programs.",
             examples=["json"],
         ),
     ] = "text"
     level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Field(description="The least important messages that are logged.", examples=["debug"]),
+        Field(description="The lowest level that is logged.", examples=["debug"]),
     ] = "info"
 
 
@@ -254,7 +255,7 @@ class Config(BaseSettings):
     consumers: Annotated[
         tuple[Consumer, ...],
         Field(
-            description="A list of consumers: which messages each one takes, and how they are delivered.",
+            description="The consumers, with the messages that each one takes and the way to deliver them.",
             examples=["[{name: billing, tables: [public.orders]}]"],
         ),
     ] = ()

@@ -102,8 +102,8 @@ def _parsed(dsn: str) -> dict[str, Any]:
     except psycopg.ProgrammingError as error:
         raise UsageError(
             f"the DSN cannot be parsed: {_without_values(str(error))}",
-            hint="postgresql://user:password@host:port/database, or host=… port=… user=… dbname=…; special characters"
-            " of a password in a URL as %40 and so on.",
+            hint="postgresql://user:password@host:port/database, or host=… port=… user=… dbname=…. In a URL, special"
+            " characters of a password are written as %40 and so on.",
         ) from None
 
 
@@ -230,7 +230,7 @@ def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
         pid = connection.info.backend_pid
         row = connection.execute(session.pin(settings, pid)).fetchone()
         if row and row[0] != pid:
-            raise behind_pooler(what, f"the server process of a session is {row[0]}, and the pooler calls it {pid}")
+            raise behind_pooler(what, f"the server process of a session is {row[0]}, but the pooler calls it {pid}")
     except psycopg.errors.InsufficientPrivilege as error:
         raise _not_allowed(connection, settings, what) from error
     except BaseException:
@@ -259,7 +259,7 @@ def _not_allowed(connection: Connection, settings: Mapping[str, str], what: str)
     fixes = " ".join(f"alter role {role} set {name} = {wanted};" for name, wanted, _, role in rows)
     role = rows[0][3] if rows else connection.info.user
     return OperatorNeeded(
-        f"{what}: the role {role} may not change a setting that the session depends on: {told}",
+        f"{what}: the role {role} may not change a setting on which the session depends: {told}",
         hint=f"As a superuser: {fixes}",
     )
 

@@ -40,7 +40,7 @@ class Guest:
     def refusal(self, what: str) -> OperatorNeeded:
         """Return the error for a command that a guest may not run."""
         return OperatorNeeded(
-            f"{what} needs the store's owner, {self.owner}; the role {self.role} may only use its own consumers",
+            f"{what} needs the store's owner, {self.owner}. The role {self.role} may only use its own consumers",
             hint=f"As {self.role}, these commands work on its consumers: {MAY}. Others: connect as {self.owner}.",
         )
 

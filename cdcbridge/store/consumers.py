@@ -52,7 +52,7 @@ def is_applied(consumer: Consumer, stored: dict[str, Any]) -> bool:
 def mode_conflict(consumer: Consumer, mode: str) -> tuple[str, str]:
     """Return the message and the hint for a consumer that has another mode in the store than in the file."""
     return (
-        f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
+        f"consumer {consumer.name!r} has mode {mode}, which cannot become {consumer.mode}",
         f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
     )
 

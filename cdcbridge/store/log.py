@@ -57,8 +57,8 @@ def _segment_missing(seq: int) -> Iterator[None]:
         if error.diag.constraint_name is not None:  # a constraint that a user has added: another try does not help
             raise
         raise StoreUnavailable(
-            f"the log's segment of seq {seq} is not there: a transaction that published is making it and stays open",
-            hint="`cdcbridge lag` names the transactions that hold things up.",
+            f"the log's segment of seq {seq} does not exist yet: an open transaction that published is creating it",
+            hint="`cdcbridge lag` names the transactions that block it.",
         ) from error
 
 

@@ -292,7 +292,7 @@ def test_a_stand_by_that_means_another_slot_says_so_before_it_is_needed(world18:
             result = world18.run_program(*command)
             assert result.returncode == (3 if command == ("run",) else 0)
             assert right in result.stderr and "source.slot back" in result.stderr, result.stderr
-            assert "`cdcbridge run` makes it" not in result.stderr
+            assert "`cdcbridge run` creates it" not in result.stderr
         world18.slot = right
         world18.write_config()
 

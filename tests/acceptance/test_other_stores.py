@@ -183,13 +183,13 @@ def test_check_finds_that_the_slot_is_ahead_of_the_store(stopped: World) -> None
     end = stopped.sql.execute("select pg_current_wal_lsn()::text").fetchone()
     assert end is not None
     stopped.sql.execute("select pg_replication_slot_advance(%s, %s)", (stopped.slot, end[0]))
-    fix = refused_alike(stopped, "slot_beyond_store", extra="what lies between is gone")
+    fix = refused_alike(stopped, "slot_beyond_store", extra="the changes between them are lost")
     assert "cdcbridge slot skip --to " in fix
 
 
 def test_check_finds_that_the_source_was_set_back(stopped: World) -> None:
     stopped.execute("update cdcbridge_internal.positions set end_lsn = 'FFFF/0'")
-    refused_alike(stopped, "source_set_back", extra="the source was set back")
+    refused_alike(stopped, "source_set_back", extra="the source was restored to an earlier state")
 
 
 def test_check_finds_another_history(stopped: World) -> None:
@@ -210,7 +210,7 @@ def test_check_says_a_lost_slot_as_run_does(own15: EmbeddedServer, tmp_path: Any
         with world.bridge():
             pass
         eventually(lambda: lose(world), "the slot is lost")
-        refused_alike(world, "slot_lost", extra="are gone")
+        refused_alike(world, "slot_lost", extra="are lost")
         world.close()
 
 

@@ -120,6 +120,6 @@ def test_consumers_with_and_without_a_role_are_a_warning(world18: World) -> None
         world18.consumer("b")
         (problem,) = world18.json("check", "--json")["problems"]
         assert (problem["code"], problem["severity"], problem["object"]) == ("roles_mixed", "warning", "b")
-        assert "owner alone" in problem["message"]
+        assert "only the store's owner" in problem["message"]
     finally:
         world18.execute(f"drop role {role}")

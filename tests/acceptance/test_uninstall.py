@@ -137,8 +137,8 @@ def test_what_others_made_stays(used: World) -> None:
     )
     result = run(used, "uninstall", "--yes")
     assert result.returncode == 0, result
-    assert "stays: schema cdcbridge: it also has hers, mine_too, not made by cdcbridge" in result.stderr
-    assert "stays: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
+    assert "kept: schema cdcbridge: it also has hers, mine_too, not made by cdcbridge" in result.stderr
+    assert "kept: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
     assert "the publication other has the table" in result.stderr
     used.execute("insert into later values (1)", "update later set id = 2", "drop table cdcbridge.mine_too",
                  "drop view cdcbridge_internal.hers",
@@ -177,7 +177,7 @@ def test_source_and_store_on_two_servers(pg15: Any, pg18: Any, tmp_path: Path) -
         world.store_dsn = pg15.dsn("absent")
         gone = run(world, "uninstall", "--yes")
         assert (gone.returncode, gone.stdout) == (0, "nothing to remove\n"), gone
-        assert "stays: store: its database does not exist any more" in gone.stderr
+        assert "kept: store: its database no longer exists" in gone.stderr
         world.close()
 
 
@@ -189,7 +189,7 @@ def test_a_slot_of_another_database_stays(used: World) -> None:
             result = run(used, "uninstall", "--yes")
         finally:
             admin.execute("select pg_drop_replication_slot(%s)", (used.slot,))
-    assert f"stays: slot {used.slot}: it belongs to the database postgres" in result.stderr
+    assert f"kept: slot {used.slot}: it belongs to the database postgres" in result.stderr
 
 
 def test_a_publication_that_another_slot_may_read_stays(used: World) -> None:
@@ -198,8 +198,8 @@ def test_a_publication_that_another_slot_may_read_stays(used: World) -> None:
     used.execute(f"select pg_create_logical_replication_slot('{used.slot}_other', 'pgoutput')")
     result = run(used, "uninstall", "--yes")
     assert result.returncode == 0, result
-    assert f"stays: publication cdcbridge: the slot {used.slot}_other may read it." in result.stderr
-    assert "stays: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
+    assert f"kept: publication cdcbridge: the slot {used.slot}_other may read it." in result.stderr
+    assert "kept: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
     used.execute("insert into later values (1)", "update later set id = 2", "insert into nothing values (1)",
                  "update nothing set id = 2")  # fmt: skip
     used.execute(f"select pg_drop_replication_slot('{used.slot}_other')")
@@ -247,12 +247,12 @@ def test_what_another_store_uses_stays(used: World, elsewhere: bool) -> None:
     used.schema, used.store_dsn = "cdcbridge", None
     assert (result.returncode, result.stdout) == (0, "nothing to remove\n"), result
     place = f" (database {used.database}, with the source)" if elsewhere else ""
-    assert f"stays: slot {used.slot}: the store in the schema cdcbridge{place} uses it\n" in result.stderr
+    assert f"kept: slot {used.slot}: the store in the schema cdcbridge{place} uses it\n" in result.stderr
     assert (
-        f"stays: event trigger and replica identities: the store in the schema cdcbridge{place} uses them"
+        f"kept: event trigger and replica identities: the store in the schema cdcbridge{place} uses them"
         in result.stderr
     )
-    captures = f"stays: publication cdcbridge: the store in the schema cdcbridge{place} captures its changes through it"
+    captures = f"kept: publication cdcbridge: the store in the schema cdcbridge{place} captures its changes through it"
     assert (captures in result.stderr) is (used.plugin == "pgoutput")
     assert (left(used), identities(used)) == (before, had)
     assert run(used, "uninstall", "--yes").returncode == 0
@@ -272,12 +272,12 @@ def test_the_publication_of_a_bridge_goes_beside_another_bridge(used: World) -> 
     used.slot, used.schema, used.consumers = first, "cdcbridge", consumers
     used.settings = {**used.settings, "publication": "cdcbridge"}
     result = run(used, "uninstall", "--yes")
-    assert result.returncode == 0 and "stays" not in result.stderr.replace("yaml stays", ""), result
+    assert result.returncode == 0 and "kept" not in result.stderr, result
     assert left(used)["publications"] == ["two", "two_inserts"] and left(used)["slots"] == [f"{first}_two"]
     used.execute("create table nn2 (a int)", "insert into nn2 values (1)", "update nn2 set a = 2")
     used.settings["publication"] = "two"
     stays = run(used, "uninstall", "--yes")
-    assert "stays: publication two: the store in the schema cdc2 captures its changes through it" in stays.stderr
+    assert "kept: publication two: the store in the schema cdc2 captures its changes through it" in stays.stderr
 
 
 def test_a_publication_for_an_unknown_reader_is_a_warning(used: World) -> None:
@@ -291,7 +291,7 @@ def test_a_publication_for_an_unknown_reader_is_a_warning(used: World) -> None:
     )
     assert "on each new table of the schema public without a primary key" in said
     statement = 'drop publication if exists "cdcbridge"'
-    assert f"If nobody reads it: {statement};" in said
+    assert f"If it does not: {statement};" in said
     used.execute("create table nn2 (a int)", "insert into nn2 values (1)")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
         used.execute("update nn2 set a = 2")
@@ -301,7 +301,7 @@ def test_a_publication_for_an_unknown_reader_is_a_warning(used: World) -> None:
 def test_a_file_with_another_slot_than_its_store_is_refused(used: World) -> None:
     first, used.slot = used.slot, f"{used.slot}_b"
     refused = run(used, "uninstall", "--yes")
-    assert refused.returncode == 3 and f"goes by the slot {first}" in refused.stderr, refused
+    assert refused.returncode == 3 and f"uses the slot {first}" in refused.stderr, refused
     used.slot = first
     assert run(used, "uninstall", "--yes").returncode == 0
     assert left(used) == NOTHING
@@ -337,7 +337,7 @@ def test_the_roles_of_the_manual_are_given_the_statement(roles: World) -> None:
     assert result.returncode == 0, result
     said = " ".join(result.stderr.split())
     assert (
-        "stays: publication cdcbridge: the role postgres owns it. WARNING: while it exists, UPDATE and DELETE fail"
+        "kept: publication cdcbridge: the role postgres owns it. WARNING: while it exists, UPDATE and DELETE fail"
         in said
     )
     assert "check" not in said and f"removed: slot {roles.slot}" in result.stdout

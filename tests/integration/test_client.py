@@ -189,10 +189,10 @@ def test_behind_a_pooler_it_looks_now_and_then(queue: StoreQueue, connect: Any) 
 
 def test_a_client_polls_behind_a_pooler() -> None:
     made = SyncQueue("host=nowhere", "c", "cdcbridge", None)
-    made.learn((1, "queue"))
-    assert (made.pooled, made.poll_interval) == (False, None)
-    made.pooled = True
-    made.learn((1, "queue"))
+    made._note_consumer((1, "queue"))
+    assert (made._pooled, made.poll_interval) == (False, None)
+    made._pooled = True
+    made._note_consumer((1, "queue"))
     assert made.poll_interval == 1.0
 
 

@@ -111,7 +111,7 @@ def test_publish_never_publishes_twice(store: StoreQueue, monkeypatch: Any) -> N
 
         def rows(self: Any, session: Any, query: Any, values: Any, rescue: Any = None) -> Any:
             found = original(self, session, query, values, rescue)
-            if query is client.sql.publish and next(lost) % 2 == 0:
+            if query is client._sql.publish and next(lost) % 2 == 0:
                 session.close()
                 raise StoreUnavailable("the answer was lost")
             return found
@@ -285,7 +285,7 @@ def test_a_read_only_moment_is_waited_for(pg15: Any, pg18: Any) -> None:
                 with psycopg.connect(there, autocommit=True) as other:
                     count = "select count(*) from cdcbridge.messages"
                     eventually(lambda: other.execute(count).fetchone() == (2,))  # noqa: B023
-                client.dsn = there
+                client._dsn = there
                 for session in (client._reader, client._writer):
                     if session is not None:
                         session.close()

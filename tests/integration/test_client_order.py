@@ -237,7 +237,7 @@ def test_a_message_that_expired_before_its_turn_is_passed_over(store: StoreQueue
         assert row["deliver_count"] == 2
     seen = [first.seq]
     for held in list(client._unbegun if not hasattr(client, "_target") else client._target._unbegun):
-        held.ends = 0.0  # as if half of it had passed
+        held._ends = 0.0  # as if half of it had passed
     seen += [message.seq for message in messages]
     assert seen == put[:1]
 
@@ -306,7 +306,7 @@ def test_a_batch_is_not_read_where_nothing_would_hold_it(store: StoreQueue) -> N
 
 
 def test_a_time_without_a_zone_is_no_place(store: StoreQueue, opened: Any) -> None:
-    with pytest.raises(UsageError, match="has no zone"):
+    with pytest.raises(UsageError, match="has no time zone"):
         opened("s").seek(datetime(2026, 1, 1))  # noqa: DTZ001 - that is it
 
 

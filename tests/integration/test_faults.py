@@ -474,8 +474,8 @@ def test_a_slot_that_is_moved_after_the_facts_were_found(world: World, monkeypat
         return ready
 
     monkeypatch.setattr("cdcbridge.bridge.supervisor.prepare", and_meanwhile)
-    with pytest.raises(OperatorNeeded, match="what lies between is gone"):
+    with pytest.raises(OperatorNeeded, match="the changes between them are lost"):
         Bridge(world.config()).run()
     monkeypatch.undo()
-    with pytest.raises(OperatorNeeded, match="what lies between is gone"):
+    with pytest.raises(OperatorNeeded, match="the changes between them are lost"):
         Bridge(world.config()).run()

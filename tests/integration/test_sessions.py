@@ -493,14 +493,14 @@ def test_a_client_behind_a_pooler_leaves_nothing_in_the_servers_sessions(
         pass
     through = f"host=127.0.0.1 port={port} user=postgres dbname={world15.database}"
     with Queue.connect(through, consumer="c") as queue, Stream.connect(through, consumer="s") as stream:
-        assert queue.pooled and stream.pooled
+        assert queue._pooled and stream._pooled
         queue.publish("notes", {"n": "é"})
         (message,) = queue.receive(wait=5)
         assert abs((message.inserted_at - datetime.now(UTC)).total_seconds()) < 60
         assert message.data["record"] == {"n": "é"}
         assert message.ack()
         with pytest.raises(Exception, match="not a receipt"):
-            queue._write(queue.sql.ack, ("c", ["nonsense"]))
+            queue._write(queue._sql.ack, ("c", ["nonsense"]))
         batch = stream.read(wait=5)
         assert batch is not None and batch.commit()
         names = "statement_timeout", "default_transaction_isolation", "default_transaction_read_only", "intervalstyle"

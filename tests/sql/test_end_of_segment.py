@@ -173,7 +173,7 @@ def test_a_bridge_beside_a_publisher_that_makes_a_segment(queue: StoreQueue, cap
     put = queue.append(5)
     assert len(put) == 5
     assert time.monotonic() - start < 2
-    with pytest.raises(StoreUnavailable, match="is not there"):
+    with pytest.raises(StoreUnavailable, match="does not exist yet"):
         queue.append(5)
     maker.commit()
     assert len(queue.append(5)) == 5

@@ -114,24 +114,19 @@ def _install(connection: Connection, schema: str, program: sql_files.Code) -> No
     """
     # Forward references between functions are fine: bodies are checked when they run.
     connection.execute("set local check_function_bodies = off")
-    for text in program.internal:
-        connection.execute(text.encode())
+    connection.execute("\n".join(program.internal).encode())
     revoke = sql.SQL("revoke execute on all functions in schema {} from public")
     connection.execute(revoke.format(sql.Identifier(internal(schema))))
     create_in(connection, *both(schema))
-    for text in (*(one.text for one in program.public), *program.views):
-        connection.execute(text.encode())
-    signatures = (
-        "select p.oid::regprocedure::text from pg_proc p"
-        " where p.pronamespace = current_schema()::regnamespace and p.proname = %s"
+    connection.execute("\n".join((*(one.text for one in program.public), *program.views)).encode())
+    signatures = connection.execute(
+        "select p.proname, p.oid::regprocedure::text from pg_proc p"
+        " where p.pronamespace = current_schema()::regnamespace"
+    ).fetchall()
+    public = {one.name: one for one in program.public}
+    connection.execute(
+        sql.SQL("; ").join(_described(public[name], sql.SQL(text)) for name, text in signatures if name in public)
     )
-    for one in program.public:
-        right = sql.SQL("revoke execute on function {} from public" if one.needs_grant else
-                        "grant execute on function {} to public")  # fmt: skip
-        for (signature,) in connection.execute(signatures, (one.name,)).fetchall():
-            comment = sql.SQL("comment on function {} is {}").format(sql.SQL(signature), sql.Literal(one.header))
-            connection.execute(comment)
-            connection.execute(right.format(sql.SQL(signature)))
     create_in(connection, internal(schema), schema)
     connection.execute("delete from code_templates")
     with connection.cursor() as cursor:
@@ -141,6 +136,17 @@ def _install(connection: Connection, schema: str, program: sql_files.Code) -> No
         " do update set checksum = excluded.checksum, program = excluded.program, applied_at = now()",
         (program.checksum, __version__),
     )
+
+
+def _described(function: sql_files.PublicFunction, signature: sql.SQL) -> sql.Composed:
+    """Return the statements that give a function its comment and its rights."""
+    right = (
+        "revoke execute on function {} from public"
+        if function.needs_grant
+        else "grant execute on function {} to public"
+    )
+    comment = sql.SQL("comment on function {} is {}; ").format(signature, sql.Literal(function.header))
+    return comment + sql.SQL(right).format(signature)
 
 
 def schema_version(connection: Connection) -> int:

@@ -56,13 +56,13 @@ class Entry(NamedTuple):
     """A message that is ready to be sent.
 
     Attributes:
-        index: The place in the batch.
+        number: The place in the batch.
         key: The messages of one key are sent one after the other.
         size: The bytes that SQS counts.
         fields: The entry of the request, without its Id.
     """
 
-    index: int
+    number: int
     key: str | int
     size: int
     fields: dict[str, Any]
@@ -254,7 +254,7 @@ class Delivery:
                 reason = f"it has {entry.size} bytes, and the queue takes {self._target.largest} (MaximumMessageSize)"
                 self._ready.popleft()
                 self._waiting[key].popleft()
-                self._failures[entry.index] = Failure(reason, for_good=True)
+                self._failures[entry.number] = Failure(reason, for_good=True)
                 self._fail_rest(key, _EARLIER)
                 continue
             if entries and size + entry.size > _MOST_BYTES:
@@ -275,7 +275,7 @@ class Delivery:
             waiting = self._waiting[entry.key]
             waiting.popleft()
             if failure is not None:
-                self._failures[entry.index] = failure
+                self._failures[entry.number] = failure
                 self._fail_rest(entry.key, _EARLIER)
             else:
                 self._delivered = True
@@ -287,7 +287,7 @@ class Delivery:
     def _fail_rest(self, key: str | int, failure: Failure) -> None:
         """Give up the waiting messages of a key."""
         for entry in self._waiting.pop(key, ()):
-            self._failures[entry.index] = failure
+            self._failures[entry.number] = failure
 
 
 def entry_of(index: int, message: Outgoing, body: bytes, *, fifo: bool) -> Entry:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore import exceptions
+from botocore.loaders import create_loader
 
 from cdcbridge.config.sink import SqsSink
 from cdcbridge.sinks.target import Failure, Lane, Outgoing, Target, TargetAway, Unusable
@@ -35,6 +36,7 @@ _SHOWN: Final = 200  # characters of an answer
 _PLAIN: Final = re.compile(r"[!-~]{1,128}")  # what an id or a group of a FIFO queue may be
 _CONTROL: Final = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 _REGION: Final = re.compile(r"sqs(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
+_DESCRIPTIONS: Final = create_loader()  # of SQS and its endpoints, which take 50 ms to read
 _EARLIER: Final = Failure("an earlier message of its key was not delivered")
 _MISSING: Final = frozenset({"QueueDoesNotExist", "NonExistentQueue", "QueueDeletedRecently"})
 _DENIED: Final = re.compile(
@@ -56,13 +58,13 @@ class Entry(NamedTuple):
     """A message that is ready to be sent.
 
     Attributes:
-        index: The place in the batch.
+        place: The index in the batch.
         key: The messages of one key are sent one after the other.
         size: The bytes that SQS counts.
         fields: The entry of the request, without its Id.
     """
 
-    index: int
+    place: int
     key: str | int
     size: int
     fields: dict[str, Any]
@@ -92,7 +94,9 @@ class SqsTarget(Target[SqsSink]):
             retries={"total_max_attempts": 1},
         )
         try:
-            made = get_session().create_client(
+            session = get_session()
+            session.register_component("data_loader", _DESCRIPTIONS)
+            made = session.create_client(
                 "sqs",
                 region_name=self.sink.region or (region and region[1]),
                 endpoint_url=self.sink.endpoint_url,
@@ -254,7 +258,7 @@ class Delivery:
                 reason = f"it has {entry.size} bytes, and the queue takes {self._target.largest} (MaximumMessageSize)"
                 self._ready.popleft()
                 self._waiting[key].popleft()
-                self._failures[entry.index] = Failure(reason, for_good=True)
+                self._failures[entry.place] = Failure(reason, for_good=True)
                 self._fail_rest(key, _EARLIER)
                 continue
             if entries and size + entry.size > _MOST_BYTES:
@@ -275,7 +279,7 @@ class Delivery:
             waiting = self._waiting[entry.key]
             waiting.popleft()
             if failure is not None:
-                self._failures[entry.index] = failure
+                self._failures[entry.place] = failure
                 self._fail_rest(entry.key, _EARLIER)
             else:
                 self._delivered = True
@@ -287,7 +291,7 @@ class Delivery:
     def _fail_rest(self, key: str | int, failure: Failure) -> None:
         """Give up the waiting messages of a key."""
         for entry in self._waiting.pop(key, ()):
-            self._failures[entry.index] = failure
+            self._failures[entry.place] = failure
 
 
 def entry_of(index: int, message: Outgoing, body: bytes, *, fifo: bool) -> Entry:

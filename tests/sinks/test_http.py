@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ import standardwebhooks
 
 from cdcbridge import __version__
 from cdcbridge.sinks.target import Failure, Lane, Outgoing, TargetAway, TargetGone, Unusable
+from cdcbridge.sinks.targets import http_answer
 from tests.harness.brokers.certificates import Certificates
 from tests.harness.brokers.http import Answer, HttpTarget, Request
 from tests.harness.brokers.server import free_port
@@ -233,6 +235,13 @@ def test_a_message_that_alone_makes_an_error_is_not_a_webhook_that_is_away(hook:
     assert asyncio.run(send(hook, some(1, hook.url), None)) == {0: Failure("HTTP 500: bug")}
 
 
+def test_a_refused_message_is_known_although_the_webhook_then_asks_to_wait(hook: HttpTarget) -> None:
+    hook.otherwise = Answer(503)
+    hook.answer(Answer(400))
+    failures = asyncio.run(send(hook, [message(1, to=hook.url, key="a"), message(2, to=hook.url, key="b")]))
+    assert sorted(one.for_good for one in failures.values()) == [False, True]
+
+
 def test_redirects_are_not_followed(hook: HttpTarget) -> None:
     hook.otherwise = Answer(302, headers={"Location": f"{hook.url}other?token=hush"})
     failures = asyncio.run(send(hook, some(1, hook.url)))
@@ -240,10 +249,18 @@ def test_redirects_are_not_followed(hook: HttpTarget) -> None:
     assert len(hook.requests) == 1
 
 
-def test_a_huge_answer_is_read_in_part(hook: HttpTarget) -> None:
+def test_a_huge_answer_is_read_in_part(hook: HttpTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     hook.otherwise = Answer(400, b"x" * (8 << 20))
+    real, sizes = http_answer.failure, []
+
+    def judge(answer: http_answer.Answer, mask: Callable[[str], str]) -> Failure:
+        sizes.append(len(answer.body))
+        return real(answer, mask)
+
+    monkeypatch.setattr(http_answer, "failure", judge)
     failures = asyncio.run(send(hook, some(2, hook.url)))
     assert failures[0].reason == failures[1].reason == f"HTTP 400: {'x' * 200}"
+    assert max(sizes) < 2 << 20
 
 
 # Faults

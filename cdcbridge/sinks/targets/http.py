@@ -332,4 +332,4 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
     while size < _MOST and (part := await response.content.readany()):
         parts.append(part)
         size += len(part)
-    return b"".join(parts)[:_MOST]
+    return b"".join(parts)

@@ -30,7 +30,7 @@ servers: $(VENV)/kafka/.installed ## PostgreSQL 15 with wal2json, brokers and wh
 packages:
 	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ] || [ ! -x /usr/sbin/pgbouncer ] || \
 		[ ! -e /usr/bin/faketime ] || ! command -v npm >/dev/null || ! command -v openssl >/dev/null || \
-		! command -v ip >/dev/null || [ ! -x /usr/bin/redis-server ] || [ ! -e /usr/lib/rabbitmq/bin/rabbitmq-server ] || \
+		! command -v ip >/dev/null || [ ! -x /usr/bin/redis-server ] || [ ! -e /usr/lib/rabbitmq/bin/rabbitmq-server ] || [ ! -x /usr/sbin/mosquitto ] || \
 		! command -v java >/dev/null; then ./docker/install-servers; fi
 
 # A broker from Maven Central, or from another repository: MAVEN_REPOSITORY=https://… make servers
@@ -81,8 +81,14 @@ faults: $(BIN)/.installed servers ## everything that production does, at random,
 fuzz: $(BIN)/.installed ## both decoders against mutated input for a minute (FUZZ=600, SEED=1)
 	$(BIN)/python -m tests.campaigns.fuzz --seconds $(or $(FUZZ),60) $(if $(SEED),--seed $(SEED))
 
+# The script that draws the pictures of the pages, pinned with its hash. The site has its own copy.
+docs/javascripts/mermaid.js: scripts/site/package-lock.json
+	npm ci --silent --ignore-scripts --prefix scripts/site
+	mkdir -p $(@D)
+	cp scripts/site/node_modules/@mermaid-js/tiny/dist/mermaid.tiny.js $@
+
 .PHONY: lint
-lint: $(BIN)/.installed ## ruff, mypy, import directions, tidiness, English, the site, Dockerfile
+lint: $(BIN)/.installed docs/javascripts/mermaid.js ## ruff, mypy, import directions, tidiness, English, the site, Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -97,15 +103,16 @@ format: $(BIN)/.installed ## let ruff format everything
 	$(BIN)/ruff format
 
 .PHONY: docs
-docs: $(BIN)/.installed ## write the references anew from the program, and build the pages as a site in site/
+docs: $(BIN)/.installed docs/javascripts/mermaid.js ## write the references from the program, and build the pages as a site in site/
 	$(BIN)/python -m scripts.cli_reference > docs/CLI.md
 	$(BIN)/python -m scripts.config_reference > docs/CONFIGURATION.md
 	$(BIN)/python -m scripts.sql_reference > docs/SQL.md
 	$(BIN)/python -m scripts.python_reference > docs/PYTHON.md
+	$(BIN)/python -m scripts.error_reference > docs/ERRORS.md
 	$(BIN)/zensical build --strict
 
 .PHONY: client
-client: $(BIN)/.installed ## write the synchronous client anew from the asynchronous one
+client: $(BIN)/.installed ## write the synchronous client from the asynchronous one
 	$(BIN)/python -m scripts.sync_client
 
 .PHONY: bench
@@ -122,7 +129,7 @@ bench-peers: $(BIN)/.installed servers ## the queue beside pgmq, PgQ, procrastin
 	$(BIN)/python -m benchmarks.peers --python $(VENV)-peers/bin/python
 
 .PHONY: lock
-lock: ## pin the dependencies anew, with hashes
+lock: ## pin the dependencies again, with hashes
 	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet uv
 	$(VENV)-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 		--no-header --python-version 3.11 --extra demo --extra all --group dev pyproject.toml -o requirements.lock
@@ -130,4 +137,4 @@ lock: ## pin the dependencies anew, with hashes
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist site docs/javascripts .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,7 +20,7 @@ from cdcbridge.demo.embedded import EmbeddedServer
 RATE = 200  # changes of the other table per second
 QUIET = 10  # seconds of these changes alone, before the backfill starts
 AIMS = {"ratio": 0.5, "latency": 2.0, "memory_mb": 150}
-_DONE = "select count(*) > 0 and bool_and(state = 'done') from cdcbridge.backfills where id > %s"
+_DONE = "select count(*) > 0 and bool_and(state = 'done') from cdcbridge_internal.backfills where id > %s"
 
 
 def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
@@ -70,8 +70,8 @@ def _run(
             time.sleep(QUIET)
         memory = _Memory(process.pid)
         begun = time.perf_counter()
-        session.execute("select cdcbridge.start_backfill('c0', 'public.t')")
-        session.execute("set search_path = cdcbridge, public")
+        session.execute("select cdcbridge_internal.start_backfill('c0', 'public.t')")
+        session.execute("set search_path = cdcbridge, cdcbridge_internal, public")
         wait_until(session, _DONE, 0)
         ended = time.perf_counter()
         took = session.execute("select extract(epoch from finished_at - started_at)::float8 from backfills").fetchone()
@@ -80,7 +80,7 @@ def _run(
         found |= latency.stop(begun, ended) if live else {"alone": 0.0, "meanwhile": 0.0}
         counted = session.execute("select count(*) from messages where topic = 'public.t'").fetchone()
         assert counted == (rows,), counted
-    session.execute("drop schema cdcbridge cascade; truncate public.live")
+    session.execute("drop schema cdcbridge, cdcbridge_internal cascade; truncate public.live")
     wait_until(session, "select not active from pg_replication_slots where slot_name = 'backfill'")
     session.execute("select pg_drop_replication_slot('backfill')")
     session.execute("drop publication cdcbridge")

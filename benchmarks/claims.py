@@ -31,7 +31,7 @@ DATA = """json_build_object('op', 'insert', 'record', json_build_object('id', g,
 CLAIM = {
     "cdcbridge": """
         select {columns}
-        from cdcbridge.receive(case when set_config('synchronous_commit', 'off', true) = 'off' then 'c' end, $1)
+        from cdcbridge.receive('c', $1, durable => false)
     """,
     "plain": """
         with picked as materialized (
@@ -194,7 +194,7 @@ def fill(session: psycopg.Connection[Any], dsn: str, case: Case, messages: int) 
         store.migrate()
         apply(store.connection, [Consumer(name="c", tables=("public.t",), mode=case.mode, max_in_flight=10_000)])  # type: ignore[arg-type]
         store.close()
-        session.execute("set search_path = cdcbridge")
+        session.execute("set search_path = cdcbridge, cdcbridge_internal")
         for start in range(0, messages, 1_000_000):
             session.execute(f"select setval('messages_seq', {min(messages, start + 1_000_000)})".encode())
             session.execute("select create_segments()")

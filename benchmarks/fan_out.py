@@ -108,7 +108,7 @@ def run_bridge(
         ended = time.perf_counter()
     rows = _appended(session)
     assert session.execute("select count(*) from t").fetchone() == (rows,), "every row is in the log once"
-    session.execute("drop schema cdcbridge cascade")
+    session.execute("drop schema cdcbridge, cdcbridge_internal cascade")
     drop_slot(session, "ours")
     session.execute("checkpoint")
     return Run(ended - started, (rows - early) / (ended - streaming))

@@ -74,7 +74,7 @@ def _run(
         seconds = time.perf_counter() - started
     wait_until(session, "select not active from pg_replication_slots where slot_name = %s", "routing")
     session.execute("select pg_drop_replication_slot('routing')")
-    session.execute("drop schema cdcbridge cascade")
+    session.execute("drop schema cdcbridge, cdcbridge_internal cascade")
     session.execute("drop publication if exists cdcbridge, cdcbridge_inserts")
     session.execute("do $$ begin for i in 0 .. 499 loop execute format('truncate many.t%s', i); end loop; end $$")
     return seconds

@@ -40,7 +40,7 @@ def fill(session: psycopg.Connection[Any], dsn: str, messages: int, groups: int 
         [Consumer(name=f"g{n}", mode="stream", tables=("*.*",), start="earliest") for n in range(groups)],
     )
     store.close()
-    session.execute("set search_path = cdcbridge")
+    session.execute("set search_path = cdcbridge, cdcbridge_internal")
     for start in range(0, messages, 1_000_000):
         session.execute(f"select setval('messages_seq', {min(messages, start + 1_000_000)})".encode())
         session.execute("select create_segments()")

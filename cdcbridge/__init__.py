@@ -1,6 +1,6 @@
 """Turn the WAL of PostgreSQL into durable queues and streams, with no other server than PostgreSQL.
 
-The package offers the Python clients by their names. Never imports them before they are used.
+The package offers the Python clients and their errors by their names. Never imports them before they are used.
 """
 
 from __future__ import annotations
@@ -13,12 +13,22 @@ if TYPE_CHECKING:
         AsyncMessage,
         AsyncQueue,
         AsyncStream,
+        AsyncWorker,
         Batch,
+        CdcbridgeError,
+        ClientClosed,
         LogMessage,
         Message,
         Queue,
+        Seq,
         StaleReceipt,
+        Standing,
+        StoreUnavailable,
         Stream,
+        UnreadableData,
+        UnusableHandler,
+        UsageError,
+        Worker,
     )
 
 __version__ = "0.1.0"
@@ -27,12 +37,22 @@ __all__ = [
     "AsyncMessage",
     "AsyncQueue",
     "AsyncStream",
+    "AsyncWorker",
     "Batch",
+    "CdcbridgeError",
+    "ClientClosed",
     "LogMessage",
     "Message",
     "Queue",
+    "Seq",
     "StaleReceipt",
+    "Standing",
+    "StoreUnavailable",
     "Stream",
+    "UnreadableData",
+    "UnusableHandler",
+    "UsageError",
+    "Worker",
     "__version__",
 ]
 

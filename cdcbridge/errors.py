@@ -15,7 +15,8 @@ from cdcbridge.lsn import format_lsn
 class CdcbridgeError(Exception):
     """The base of all errors of cdcbridge. Raised itself, it is a failure that a retry may fix.
 
-    `hint` names the next step for the user.
+    Attributes:
+        hint: The next step for the user, or None.
     """
 
     exit_code: ClassVar[int] = 1

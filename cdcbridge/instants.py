@@ -26,8 +26,16 @@ Instant: TypeAlias = Literal[
     "table described",  # a backfill knows the columns of its table, and has read no row yet
     "chunk handed over",  # rows that a backfill read wait for their watermark
 ]
+SinkInstant: TypeAlias = Literal[
+    "target opened",  # a sink's target has told which message it has last
+    "claimed",  # a sink has claimed messages (queue and fifo)
+    "delivering",  # a batch is about to be handed to the target
+    "delivered",  # the target has acknowledged the batch
+    "settled",  # the offset has moved, or the messages are acked
+]
 INSTANTS: Final[tuple[Instant, ...]] = get_args(Instant)
-Listener: TypeAlias = Callable[[Instant], None]
+SINK_INSTANTS: Final[tuple[SinkInstant, ...]] = get_args(SinkInstant)
+Listener: TypeAlias = Callable[[Instant | SinkInstant], None]
 _Thing = TypeVar("_Thing")
 
 _listener: Listener | None = None
@@ -39,7 +47,7 @@ def listen(listener: Listener | None) -> None:
     _listener = listener
 
 
-def reach(instant: Instant) -> None:
+def reach(instant: Instant | SinkInstant) -> None:
     """Call the listener with this instant, if there is a listener."""
     if _listener is not None:
         _listener(instant)

@@ -20,7 +20,7 @@ def parse_lsn(text: str) -> int:
     """
     match = _LSN.fullmatch(text)
     if match is None:
-        raise ValueError(f"not an LSN: {text!r}; expected two hexadecimal numbers such as 16/B374D848")
+        raise ValueError(f"not an LSN: {text!r}. Expected two hexadecimal numbers such as 16/B374D848")
     return (int(match[1], 16) << 32) | int(match[2], 16)
 
 

@@ -26,7 +26,7 @@ def parse_duration(value: Any) -> float:
     """
     match = _NUMBER_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None or match[2] not in _SECONDS:
-        raise ValueError(f"{as_given(value)} is not a duration; write a number and one of ms, s, m, h, d, as in 30s")
+        raise ValueError(f"{as_given(value)} is not a duration. Write a number and one of ms, s, m, h, d, as in 30s")
     seconds = float(match[1]) * _SECONDS[match[2]]
     if seconds > _LONGEST:
         raise ValueError(f"{as_given(value)} is longer than {format_duration(_LONGEST)}")
@@ -45,7 +45,7 @@ def parse_size(value: Any) -> int:
         return value
     match = _NUMBER_UNIT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None or match[2] not in _BYTES:
-        raise ValueError(f"{as_given(value)} is not a size; write a number and one of B, kB, MB, GB, TB, as in 10GB")
+        raise ValueError(f"{as_given(value)} is not a size. Write a number and one of B, kB, MB, GB, TB, as in 10GB")
     return int(float(match[1]) * _BYTES[match[2]])
 
 

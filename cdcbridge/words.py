@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -83,3 +84,8 @@ def one_line(text: str) -> str:
     A terminal could take such a character for a command.
     """
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def without_secrets(address: str) -> str:
+    """Return an address without its user and password: `https://user:secret@host/x` becomes `https://host/x`."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", address)

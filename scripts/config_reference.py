@@ -9,10 +9,11 @@ from cdcbridge.cli.schema import file_schema
 
 HEAD = """# Configuration
 
-Made by `make docs` from the program's own model; a test keeps it true. Every key, with its default. config/cdcbridge.example.yaml
-shows the keys in one file, and `cdcbridge config schema` prints them for editors.
+`python -m scripts.config_reference` makes this page from the program's own model. `make docs` runs it, and a test compares.
+The page has every key, with its default. config/cdcbridge.example.yaml shows the keys in one file, and
+`cdcbridge config schema` prints them for editors.
 
-- `cdcbridge config check` reads the file and says what is wrong. `cdcbridge config show` prints what is in force.
+- `cdcbridge config check` reads the file and reports every mistake in it. `cdcbridge config show` prints the values that are used.
 - A value `${VAR}` is the environment variable VAR. `${VAR:-x}` is x where VAR is not set.
 - The environment can set a key as well: CDCBRIDGE_SOURCE__SLOT is `source.slot`. It wins over the file.
 - A duration is a number and one of ms, s, m, h and d, for example `30s` or `1.5h`.
@@ -34,15 +35,32 @@ def keys(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Iterat
     for name, one in node["properties"].items():
         yield f"{path}{name}", one
         below = [part.get("$ref") or part.get("items", {}).get("$ref") for part in parts(one)]
-        for reference in filter(None, below):
-            mark = "[]." if one.get("type") == "array" else "."
-            yield from keys(schema, schema["$defs"][reference.rpartition("/")[2]], f"{path}{name}{mark}")
+        nodes = [schema["$defs"][reference.rpartition("/")[2]] for reference in filter(None, below)]
+        inner = f"{path}{name}[]." if one.get("type") == "array" else f"{path}{name}."
+        if len(nodes) > 1:
+            yield from keys_of_types(schema, nodes, inner)
+        elif nodes:
+            yield from keys(schema, nodes[0], inner)
+
+
+def keys_of_types(
+    schema: dict[str, Any], nodes: list[dict[str, Any]], path: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the keys of a mapping that has several types: first those of all types, then those of each type."""
+    shared = set.intersection(*(set(node["properties"]) for node in nodes))
+    types = [node["properties"]["type"] for node in nodes]
+    yield f"{path}type", {"description": types[0]["description"], "enum": [one["examples"][0] for one in types]}
+    common = {name: one for name, one in nodes[0]["properties"].items() if name in shared and name != "type"}
+    yield from keys(schema, {"properties": common}, path)
+    for node, one in zip(nodes, types, strict=True):
+        own = {name: value for name, value in node["properties"].items() if name not in shared}
+        yield from keys(schema, {"properties": own}, f"{path.removesuffix('.')}({one['examples'][0]}).")
 
 
 def parts(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a property and its alternatives."""
     yield node
-    for one in node.get("anyOf", []):
+    for one in (*node.get("anyOf", []), *node.get("oneOf", [])):
         yield from parts(one)
 
 
@@ -66,7 +84,7 @@ def kind(node: dict[str, Any]) -> str:
             found += ["`true`", "`false`"]
         elif part.get("type") == "string" and not found and "pattern" not in part:
             found.append("text")
-        elif "$ref" in part:
+        elif "$ref" in part or part.get("type") == "object":
             found.append("keys")
     return ", ".join(dict.fromkeys(found)) or "text"
 

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import cdcbridge
-from cdcbridge.client._worker import Worker
-from cdcbridge.errors import StoreUnavailable, UnreadableData, UnusableHandler, UsageError
 
 HEAD = """# Python clients
 
-<!-- Made by `make docs` from the docstrings; a test keeps it true. -->
+<!-- Made by `python -m scripts.python_reference` from the docstrings. `make docs` runs it, and a test compares. -->
 
 This page is for looking up a method of the Python clients. [docs/CONSUMERS.md](CONSUMERS.md) and
 [docs/STREAMS.md](STREAMS.md) explain how to use them.
@@ -27,24 +25,27 @@ with Queue.connect("postgresql://app@db/shop", "billing") as queue:
             print(message.topic, message.data)
 ```
 
-Each class has a twin for asyncio, with `Async` before its name: `AsyncQueue`, `AsyncStream`, `AsyncMessage` and
-`AsyncBatch`. The methods are the same, with `await`, `async for` and `async with`.
+This page shows everything that the package `cdcbridge` exports. A name that begins with an underscore is not for users.
 
-The errors at the end of this page are in `cdcbridge.errors`. All of them are a `CdcbridgeError`, and their attribute `hint`
-names the next step, or is None.
+`AsyncQueue`, `AsyncMessage`, `AsyncWorker`, `AsyncStream` and `AsyncBatch` are the twins for asyncio. Their methods are
+the same, with `await`, `async for` and `async with`.
 """
 MEMBERS: dict[type, tuple[str, ...]] = {
     cdcbridge.Queue: ("connect", "receive", "messages", "worker", "publish", "ack", "nack", "extend", "stop", "close"),
     cdcbridge.Message: ("data", "ack", "nack", "extend"),
-    Worker: ("run",),
+    cdcbridge.Worker: ("run",),
+    cdcbridge.Seq: (),
     cdcbridge.Stream: ("connect", "read", "messages", "batches", "commit", "seek", "offsets", "stop", "close"),
     cdcbridge.Batch: ("commit", "extend", "release"),
     cdcbridge.LogMessage: ("data",),
+    cdcbridge.Standing: (),
+    cdcbridge.CdcbridgeError: (),
     cdcbridge.StaleReceipt: (),
-    StoreUnavailable: (),
-    UsageError: (),
-    UnreadableData: (),
-    UnusableHandler: (),
+    cdcbridge.StoreUnavailable: (),
+    cdcbridge.UsageError: (),
+    cdcbridge.ClientClosed: (),
+    cdcbridge.UnreadableData: (),
+    cdcbridge.UnusableHandler: (),
 }
 _PARTS = ("Args", "Returns", "Raises", "Yields", "Attributes", "Example", "Examples")
 _ENTRY = re.compile(r"(\*{0,2}\w+): (.*)")

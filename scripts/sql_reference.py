@@ -10,18 +10,18 @@ from cdcbridge.store.sql_files import PublicFunction, code
 
 HEAD = """# SQL functions
 
-<!-- Made by `make docs` from the headers in sql/api; a test keeps it true. -->
+<!-- Made by `python -m scripts.sql_reference` from the headers in sql/api. `make docs` runs it, and a test compares. -->
 
 This page is for looking up a SQL function of cdcbridge. In psql, `\\df+ cdcbridge.*` shows the same text.
 
 Every language with a PostgreSQL driver can call these functions. A role needs the right to use the schema `cdcbridge`, and
-no right on any table. [docs/CONSUMERS.md](CONSUMERS.md#errors), "Errors", explains the SQLSTATEs of the class CB.
+no right on any table. [docs/ERRORS.md](ERRORS.md) explains the SQLSTATEs of the class CB.
 """
 SECTIONS = {
     "Queues": ("receive", "ack", "nack", "extend", "peek"),
     "Dead letters": ("redrive", "purge", "dead_letters"),
     "Publishing": ("publish",),
-    "Streams": ("read_stream", "commit_offset", "extend_lease", "seek", "peek_stream"),
+    "Streams": ("read_stream", "commit_offset", "extend_lease", "seek", "peek_stream", "partition_of"),
     "The gap guard": ("register_sequence_transaction", "max_safe_seq"),
     "Monitoring": ("consumer_lag", "group_lag", "consumer_holders", "show_consumer"),
     "For the Python clients and the command line": (

@@ -1,8 +1,10 @@
 -- The tables of a store, in the order in which a change meets them.
 --
--- `cdcbridge migrate` runs this file once, in one transaction, with search_path set to the schema
--- of the store (default: cdcbridge). Functions and views are in files of their own. The
--- same command loads them again whenever they change.
+-- `cdcbridge migrate` runs this file once, in one transaction. It creates the tables in the store's
+-- internal schema (default: cdcbridge_internal), which no other role may use. Then it moves
+-- messages, consumers and dead_messages, which users read, to the store's schema (default:
+-- cdcbridge). Their partitions stay in the internal schema. Functions and views are in files of
+-- their own. The same command loads them again whenever they change.
 --
 -- The bridge appends each change once to the log, the table messages. In the same transaction it
 -- records, for each queue and fifo consumer that takes the change, that the message is waiting.
@@ -77,6 +79,14 @@ create table source (
     database_oid       bigint,
     capture            jsonb,
     feeds              jsonb
+);
+
+-- The source's timelines: the one on which each message of the log was committed. The identity of a
+-- message contains it, so the identity stays the same after the source is promoted.
+--   from_seq  the first seq of the timeline
+create table timelines (
+    from_seq bigint primary key,
+    timeline int    not null
 );
 
 -- One row for each epoch. Only the bridge with the newest epoch may append. Each streaming session
@@ -180,6 +190,7 @@ create table messages (
     horizon     bigint,
     primary key (seq)
 ) partition by range (seq);
+alter sequence messages_seq owned by messages.seq;
 comment on table messages is 'The log: each change once, in position order';
 
 -- At the time `at`, every seq up to this one was committed, or never will be. While the log grows,
@@ -263,18 +274,17 @@ create table waiting (
 
 -- The messages that one receive() took. A row, a "lease row", has several messages. When all of
 -- them are settled (acked, given back or dead), the row is deleted.
---   token  the number of the claim, which is the second half of each receipt
---   part   the number of the row's first message in the claim, from 1; negative if extend() took
---          that message out of its row
---   slot   the part of the consumer's max_in_flight against which these messages count. It has
---          nothing to do with a replication slot.
---   keys   the consumer's own keys; null: the keys in the log
-create sequence tokens_seq;
+--   claim_id  the number of the claim, which is the second half of each receipt
+--   part      the number of the row's first message in the claim, from 1; negative if extend()
+--             took that message out of its row
+--   shard     the shard of the consumer's max_in_flight on which these messages count
+--   keys      the consumer's own keys; null: the keys in the log
+create sequence claim_ids_seq;
 create table leases (
     consumer_id       int         not null,
-    token             bigint      not null,
+    claim_id          bigint      not null,
     part              int         not null,
-    slot              smallint    not null,
+    shard             smallint    not null,
     seqs              bigint[]    not null,
     keys              text[],
     barrier           boolean     not null default false,
@@ -283,7 +293,7 @@ create table leases (
     last_delivered_at timestamptz not null,
     not_visible_until timestamptz not null,
     inserted_at       timestamptz not null,
-    primary key (consumer_id, token, part)
+    primary key (consumer_id, claim_id, part)
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
@@ -291,10 +301,10 @@ create table leases (
 -- they were acked, given back by nack, or became dead letters.
 create table settled (
     consumer_id int      not null,
-    token       bigint   not null,
+    claim_id    bigint   not null,
     part        int      not null,
     seq         bigint   not null,
-    primary key (consumer_id, token, part, seq)
+    primary key (consumer_id, claim_id, part, seq)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
@@ -377,17 +387,18 @@ create table redriven (
 -- Where a claim begins to scan, so that it does not read finished messages. Rows are inserted and
 -- deleted, never updated, so the newest is at the right end of the index. Each row remains correct
 -- for ever, and the newest one saves the most work.
---   waiting_floor, passed  Rows of waiting with an ord below the floor have an ord in passed, now
---                          and later. Claims have skipped them because the key was held, the time
---                          had not come, or another claim had locked the row.
---   token_floor, tokens    Leases with a token below the floor have a token in tokens.
+--   waiting_floor, passed     Rows of waiting with an ord below the floor have an ord in passed,
+--                             now and later. Claims have skipped them because the key was held, the
+--                             time had not come, or another claim had locked the row.
+--   claim_floor, open_claims  Leases with a claim_id below the floor have one that is in
+--                             open_claims.
 create table hints (
     consumer_id   int      not null,
     id            bigint   generated always as identity,
     waiting_floor bigint   not null,
     passed        bigint[] not null default '{}',
-    token_floor   bigint   not null,
-    tokens        bigint[] not null,
+    claim_floor   bigint   not null,
+    open_claims   bigint[] not null,
     primary key (consumer_id, id)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         vacuum_truncate = off);
@@ -397,7 +408,7 @@ create table hints (
 --   ordinal  the number of the message in its claim, from 1. This is not messages.ordinal, the
 --            number of a change in its transaction.
 create type delivery as (
-    token             bigint,
+    claim_id          bigint,
     part              int,
     ordinal           int,
     seq               bigint,
@@ -502,3 +513,51 @@ create table backfill_progress (
     primary key (backfill_id, id)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
+
+
+-- 8. Sinks: consumers whose messages cdcbridge itself delivers to another system
+
+-- What the sinks' processes have done for each consumer, since its first delivery. The counters are
+-- those of all processes together.
+--   delivered   the number of messages that the target has acknowledged
+--   failed      the number of messages that became dead letters
+--   retried     the number of failed attempts at a message that was tried again
+--   batches     the number of batches that were delivered, and the seconds that they took
+--   error       the last error, and when it happened; null after the next delivery
+--   blocked     the message for which others wait: its seq, topic, key and the target's answer
+create table sinks (
+    consumer_id  int         primary key references consumers on delete cascade,
+    delivered    bigint      not null default 0,
+    failed       bigint      not null default 0,
+    retried      bigint      not null default 0,
+    batches      bigint      not null default 0,
+    seconds      float8      not null default 0,
+    delivered_at timestamptz,
+    error        text,
+    error_at     timestamptz,
+    blocked      jsonb
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- The processes that deliver for a consumer. A process renews seen_at about once a second.
+--   member  the host, the process and a random text, for example db1:4711:9f3a
+create table sink_members (
+    consumer_id int         not null references consumers on delete cascade,
+    member      text        not null,
+    seen_at     timestamptz not null,
+    primary key (consumer_id, member)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- The lanes of a consumer with mode stream. One process at a time delivers a lane, under a lease.
+-- Lane n has the partitions of the log whose number modulo the number of lanes is n.
+--   first_seq     where the lane began: it has had every message after this seq. A target that lost
+--                 everything gets the messages from here on again.
+--   member        the process that delivers the lane; null: none
+--   leased_until  when another process may take the lane over
+create table sink_lanes (
+    consumer_id  int         not null references consumers on delete cascade,
+    lane         int         not null,
+    first_seq    bigint      not null,
+    member       text,
+    leased_until timestamptz not null default '-infinity',
+    primary key (consumer_id, lane)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);

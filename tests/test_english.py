@@ -1,4 +1,4 @@
-"""The wording of docstrings, SQL comments, help texts and pages: plain enough for a colleague who is new to the project."""
+"""The wording of docstrings, messages, SQL comments, help texts and pages: plain enough for a colleague who is new to the project."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ GROUPS = {
         text for path in sorted((ROOT / "cdcbridge").rglob("*.py")) for text in plain_english.docstrings(path)
     ],
     "SQL comments": [plain_english.comments(path) for path in sorted((ROOT / "sql").rglob("*.sql"))],
+    "messages": [text for path in sorted((ROOT / "cdcbridge").rglob("*.py")) for text in plain_english.messages(path)],
     "help texts": list(helps(cli)),
     "pages": [
         path.read_text()
@@ -51,3 +52,27 @@ def test_hard_words_are_found() -> None:
     text = "Of rows that came beside the stream; nobody tells who sends them. What is a lease? A lease ends."
     found = {kind: len(places) for kind, places in plain_english.hard_places(text).items()}
     assert set(found.values()) == {1}, found
+
+
+def test_messages_are_found_wherever_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        '''"""Nobody reads this docstring."""
+
+def check(name):
+    """Nobody reads this one, either."""
+    connection.execute("update t set nobody = 1 where false")
+    log.error("slot.lost", reason="nobody reads the slot")
+    yield f"nobody reads {name} now", "alter table t set logged;"
+    option(help="nobody reads the help")
+    raise UsageError(f"the slot {name} is"
+                     " away", hint=f"drop table {name}; -- then ask somebody")
+'''
+    )
+    assert sorted(plain_english.messages(path)) == [
+        "nobody reads the help",
+        "nobody reads the slot",
+        "nobody reads x now",
+        "the slot x is away",
+        "x -- then ask somebody",
+    ]

@@ -147,7 +147,7 @@ class _CopyReader(Background):
                         if isinstance(error, SourceUnavailable | StoreUnavailable):
                             raise
                         if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate in _ALTERED:
-                            _later(order, "it was altered since")
+                            _later(order, "the table was altered after the snapshot began")
                             continue
                         fail(store, order, error)
             shared.read.put(self)
@@ -163,7 +163,7 @@ class _CopyReader(Background):
         refuse_row_security(reader, schema, name)
         shapes.lock(reader, shape)
         if shapes.replaced_since_snapshot(reader, shape):
-            _later(order, "it was written anew since")
+            _later(order, "the table was rewritten after the snapshot began")
             return
         seen: Snapshot = shapes.snapshot(reader)
         begin(store, order, seen, shapes.estimate(reader, shape), going_on=False)

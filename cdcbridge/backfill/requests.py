@@ -168,7 +168,7 @@ def subscription_of(router: Router, consumer_id: int, consumer: str, schema: str
             return subscription
     raise UsageError(
         f"consumer {consumer!r} does not take {schema}.{name}",
-        hint="Its `tables` in the configuration say what it takes; `cdcbridge consumers show` what the store knows.",
+        hint="Add the table to its `tables` in the configuration. `cdcbridge consumers show` prints the stored ones.",
     )
 
 

@@ -106,7 +106,9 @@ def verify(config: Config, table: str, wait: float = 30.0) -> Verified:
         refuse_row_security(source, schema, name)
         whole = _whole(config, store, schema, name)
         if not shape.key:
-            raise UsageError(f"{table} has no primary key (or replica identity index) to tell its rows apart by")
+            raise UsageError(
+                f"{table} has no primary key and no replica identity index, so its rows cannot be compared"
+            )
         try:
             found = _compare(config, source, store, shape, wait, harmless=False)
             return replace(found, whole=whole)
@@ -215,8 +217,8 @@ class _Found:
 
     def notes(self, *, keyless: bool) -> tuple[str, ...]:
         notes = [
-            f"column {name!r}: the log's records of {rows} rows do not have it, because it was added or renamed since,"
-            " or not read"
+            f"column {name!r}: the log's records of {rows} rows do not have it, because it was added or renamed"
+            " later, or the backfill did not read it"
             for name, rows in sorted(self.absent.items())
         ]
         notes += [
@@ -240,7 +242,7 @@ def _whole(config: Config, store: Connection, schema: str, name: str) -> str:
     whole = [s.name for s in readers if s.filter is None and s.operations == frozenset(OPERATIONS)]
     if not whole:
         raise UsageError(
-            f"no consumer takes all operations of {table} without a filter: the log has not all that happens to it"
+            f"no consumer takes all operations of {table} without a filter: the log may lack some of its changes"
         )
     with store_errors():
         unfinished = store.execute(
@@ -250,8 +252,8 @@ def _whole(config: Config, store: Connection, schema: str, name: str) -> str:
         ).fetchone()
     if unfinished:
         raise CdcbridgeError(
-            f"a backfill of {table} into {unfinished[0]!r} is {unfinished[1]}: the log is not complete yet",
-            hint="Verify again when it is done: cdcbridge backfill list",
+            f"a backfill of {table} into {unfinished[0]!r} is {unfinished[1]}, so the log is not complete yet",
+            hint="Verify again when `cdcbridge backfill list` shows that it is done.",
         )
     return whole[0]
 
@@ -264,8 +266,8 @@ def _wait_for_log(config: Config, store: Connection, wait: float) -> None:
     while (end := log_end(store)) < target:
         if time.monotonic() > deadline:
             raise CdcbridgeError(
-                f"the log ends at {format_lsn(end)}, and did not come to {format_lsn(target)} in {wait:g} s",
-                hint="Is the bridge running? `cdcbridge lag` tells; --wait gives it longer.",
+                f"the log ends at {format_lsn(end)}, and did not reach {format_lsn(target)} in {wait:g} s",
+                hint="Is the bridge running? `cdcbridge lag` shows it. A longer --wait gives it more time.",
             )
         time.sleep(_POLL)
 

@@ -274,7 +274,9 @@ class Backfill(Background):
             blockers = [text for writer, text in now.items() if writer in first]
             if not blockers and self._on_standby:
                 written = written or current_lsn(marker)
-                blockers = [] if current_lsn(reader) >= written else ["the standby, which is behind"]
+                blockers = (
+                    [] if current_lsn(reader) >= written else ["the standby, which has not replayed enough WAL yet"]
+                )
             if not blockers:
                 break
             note = "waits for " + "; ".join(blockers)
@@ -293,7 +295,7 @@ class Backfill(Background):
         if [(c.name, c.type) for c in before.key] != [(c.name, c.type) for c in after.key] or (
             not before.key and before.oids != after.oids
         ):
-            raise UsageError(f"the key of {self._order.table} was changed while it was read: start the backfill anew")
+            raise UsageError(f"the key of {self._order.table} was changed while it was read: start a new backfill")
         refuse_unknown_columns(after, self._order.columns)
         log.info("backfill.altered", consumer=self._order.consumer, table=self._order.table)
         return after

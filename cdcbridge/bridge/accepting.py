@@ -74,7 +74,7 @@ def _tell_faults(choice: Choice) -> None:
             reason=fault.message,
             fix=fault.fix,
             meanwhile=fault.meanwhile,
-            then="the bridge looks again by itself",
+            then="the bridge checks again at intervals",
         )
 
 
@@ -95,7 +95,8 @@ def tell_stand_by(config: Config, store: BridgeStore) -> None:
             log.warning(
                 "standby.other_file",
                 consumer=name,
-                reason=f"the leader feeds {name}, and {config.path} does not have it: it would get nothing from here",
+                reason=f"the leader feeds {name}, and {config.path} does not contain it: this bridge would not feed"
+                " it if it led",
             )
     with connect_source(config.source_dsn, "cdcbridge setup") as connection:
         _tell_faults(choose(config, connection, store.connection, history.plugin))

@@ -54,7 +54,7 @@ class Choice:
     def trouble(self) -> str:
         """A phrase with the names of the consumers that have a fault, for people, or ''."""
         names = sorted({fault.consumer for fault in self.faults})
-        return f"but not as its file has it for {', '.join(names)}" if names else ""
+        return f"but not with the settings of its file for {', '.join(names)}" if names else ""
 
     @property
     def troubles(self) -> frozenset[tuple[str, str, str]]:
@@ -252,9 +252,11 @@ class _Choosing:
     def _meanwhile(self, consumer: Consumer, table: str) -> str:
         """Describe how a missing replica identity affects the application and the consumers."""
         if self._plugin == "wal2json":
-            return "Its updates and deletes are missing until that is fixed, and gap messages tell from where to where"
+            return "Its updates and deletes are missing until that is fixed, and gap messages report the ranges"
         if table in whole(consumer.tables):
-            return "The bridge takes it out of the publication until that is fixed, and a gap message tells so later"
+            return (
+                "The bridge leaves it out of the publication until that is fixed, and a gap message reports that later"
+            )
         return "PostgreSQL refuses the application's UPDATE and DELETE of it until that is fixed"
 
 

@@ -91,7 +91,8 @@ class Housekeeper(Background):
             log.error(
                 "retention.lost",
                 messages=lost,
-                reason="groups had not read them; `cdcbridge offsets show` says which, and `offsets seek` goes on",
+                reason="groups had not read them. `cdcbridge offsets show` lists these groups, and `cdcbridge offsets"
+                " seek` lets them continue",
             )
         if held_by != self._held_by and held_by is not None:
             log.warning(

@@ -72,9 +72,9 @@ def publication_uses(config: Config, origin: Connection, others: Sequence[OtherS
         if capturing:
             reason = f"{capturing[0]} captures its changes through it"
         elif reading:
-            reason = f"pid {reading[0]} reads it. If not: {text};"
+            reason = f"pid {reading[0]} reads it. If that is over: {text};"
         elif unknown:
-            reason = f"the slot {', '.join(unknown)} may read it. {_harm(origin, name)}If nobody reads it: {text};"
+            reason = f"the slot {', '.join(unknown)} may read it. {_harm(origin, name)}If it does not: {text};"
         elif not may:
             reason = f"the role {owner} owns it. {_harm(origin, name)}As that role, or as a superuser: {text};"
         else:

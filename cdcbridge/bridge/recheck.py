@@ -81,10 +81,10 @@ class Recheck(Background):
             self._choice.config.store_dsn, self._choice.config.store.schema_, "cdcbridge recheck"
         ) as store:
             if now != self._mark and (names := self._faulty_now(connection, store)):
-                return f"consumers: {names} cannot work as before; starting again without what is unusable"
+                return f"consumers: {names} cannot work as before. The bridge starts again without them"
             self._mark = now
             if self._choice.faults and (names := self._mended_now(connection, store)):
-                return f"consumers: {names} can work again; starting again"
+                return f"consumers: {names} can work again. The bridge starts again"
         return ""
 
     def _faulty_now(self, connection: Connection, store: Connection) -> str:

@@ -193,7 +193,7 @@ class StreamingSession:
                 return
             self._pacing.note_look(received, now)
             if found := self._ready.watched.losses():
-                raise CaptureChanged(f"source: {'; '.join(found)}; starting again, behind a gap message")
+                raise CaptureChanged(f"source: {'; '.join(found)}. The bridge starts again, after a gap message")
         self._progress.vouch(durable)
 
     # helpers
@@ -204,7 +204,9 @@ class StreamingSession:
             query = "select block from spilled where xid = %s and n = %s"
             row = self._blocks.execute(query, (xid, n), binary=True).fetchone()
         if row is None:
-            raise StoreUnavailable(f"store: block {n} of transaction {xid} is gone from spilled; it is sent again")
+            raise StoreUnavailable(
+                f"store: block {n} of transaction {xid} is missing in the table spilled. The source sends it again"
+            )
         return bytes(row[0])
 
     def _load(self) -> Load:
@@ -240,7 +242,9 @@ class StreamingSession:
         timeline = self._ready.timeline_on_standby
         if timeline is not None and not self._catalog.is_standby_on(timeline):
             # The collected changes may belong to a new timeline. Batches that were submitted before do not.
-            raise SourceUnavailable("source: the standby was promoted, or follows one that was; starting again")
+            raise SourceUnavailable(
+                "source: the standby was promoted, or follows one that was. The bridge starts again"
+            )
         self._health.append_begins()
         self._appender.submit(self._collector.take(), self._ready.resume_options, self._catalog.remember())
         reach("submitted")
@@ -292,8 +296,8 @@ class StreamingSession:
                 skip = max(batch.end_lsn, batch.position.commit_lsn + 1 if batch.open else 0)
                 raise OperatorNeeded(
                     f"the store refuses an append: {error}",
-                    hint=f"`cdcbridge slot skip --to {format_lsn(skip)}` leaves its {len(batch.rows)} messages behind,"
-                    " and a gap message in their place.",
+                    hint=f"`cdcbridge slot skip --to {format_lsn(skip)}` skips its {len(batch.rows)} messages, and"
+                    " sends a gap message instead of them.",
                 ) from error
             raise
 
@@ -314,7 +318,7 @@ class StreamingSession:
         begun = self._collector.position.commit_lsn if self._collector.open else None
         target = self._catalog.wal_end() if begun is None else begun + 1
         what = "everything up to there" if begun is None else "this transaction"
-        return f"`cdcbridge slot skip --to {format_lsn(target)}` leaves {what} behind, and a gap message in its place."
+        return f"`cdcbridge slot skip --to {format_lsn(target)}` skips {what}, and sends a gap message instead."
 
     def _leave(self) -> None:
         """Let the append in progress finish, and report the final position to the server."""

@@ -49,8 +49,8 @@ def create_slot(config: Config, say: Callable[[str], None]) -> tuple[int, str]:
             raise UsageError(f"the slot {name!r} exists already", hint="`cdcbridge slot list` shows it.")
         if stored_slot(config) is not None:
             raise OperatorNeeded(
-                "the store knows a slot already, and a new one would not have what was committed since",
-                hint="`cdcbridge slot recreate` makes it anew and goes on behind a gap message.",
+                "the store already has changes of a slot, and a new one would lack the changes committed since",
+                hint="`cdcbridge slot recreate` creates it again and continues after a gap message.",
             )
         refuse(problems(config, facts, connection, None))
         event_trigger.ensure(config, connection)
@@ -74,7 +74,7 @@ def drop_slot(config: Config) -> None:
     with connect_source(config.source_dsn, "cdcbridge cli") as connection:
         facts = look_at_source(connection, name)
         if facts.slot is None:
-            raise UsageError(f"there is no slot {name!r}", hint="`cdcbridge slot list` shows those that there are.")
+            raise UsageError(f"there is no slot {name!r}", hint="`cdcbridge slot list` lists all slots.")
         with (
             suppress(StoreUnavailable),
             connect_store(config.store_dsn, config.store.schema_, "cdcbridge cli") as store,
@@ -103,7 +103,7 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
         history, end = facts.store.history, facts.store.tail.end_lsn
         if history is None:
             raise UsageError(
-                "the store has no history yet: there is nothing to go on from", hint="`cdcbridge run` starts it."
+                "the store has no history yet, so there is nothing to continue from", hint="`cdcbridge run` starts it."
             )
         _refuse_slot_of_others(config, facts.source, connection, store.connection)
         source.refuse_in_use(connection, config.source.slot)

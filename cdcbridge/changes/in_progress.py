@@ -196,7 +196,7 @@ class Spill:
             if transaction.messages:
                 # The server sends the transaction of a logical message, but not its subtransaction.
                 reason = f"transaction {xid} has logical messages, and its subtransaction {subxid} was rolled back"
-                raise SentTooEarly(f"source: {reason}; starting again, to get it when it has committed")
+                raise SentTooEarly(f"source: {reason}. The bridge starts again, and gets it after its commit")
             transaction.aborted.add(subxid)
             return
         del self._open[xid]
@@ -209,7 +209,7 @@ class Spill:
         transaction = self._open.pop(xid, None)
         if transaction is None:
             raise DecodeError(
-                "pgoutput", f"Stream Commit of transaction {xid}, of which nothing has come", lsn=commit_lsn
+                "pgoutput", f"Stream Commit of transaction {xid}, of which no part was received", lsn=commit_lsn
             )
         self._turn = _Turn(xid, transaction, _COMMIT.pack(b"C", flags, commit_lsn, end_lsn, time))
         self._turn.pieces = iter([(xid, _BEGIN.pack(b"B", commit_lsn, time, xid))])

@@ -383,5 +383,5 @@ def _string(message: bytes, position: int) -> tuple[str, int]:
 
 def _expect_end(message: bytes, position: int) -> None:
     if position != len(message):
-        reason = "cut off" if position > len(message) else "followed by rubbish"
+        reason = "cut off" if position > len(message) else "followed by unknown bytes"
         raise DecodeError("pgoutput", f"message {message[:1]!r} is {reason}", offset=min(position, len(message)))

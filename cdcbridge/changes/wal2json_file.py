@@ -70,7 +70,7 @@ def decode_file(lines: Iterable[bytes]) -> Iterator[Decoded]:
         except orjson.JSONDecodeError as error:
             reason = f"not JSON: {error.msg}"
             if b'"type":"' in document:
-                reason += "; a type name that needs quotes makes wal2json write invalid JSON: use include-types=0"
+                reason += ". If a type name needs quotes, wal2json writes invalid JSON: use include-types=0"
             raise DecodeError(_PLUGIN, reason, offset=offset + error.pos) from None
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise DecodeError(_PLUGIN, f"{type(error).__name__}: {error}", offset=offset) from error

@@ -49,7 +49,7 @@ def _key(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
 def _unknown(consumer: Consumer, setting: str, name: str, said: str, columns: Iterable[str], where: str) -> Problem:
     fix = (
         near_column(name, columns)
-        or f"Correct {setting} of the consumer; the columns are {', '.join(sorted(columns))}."
+        or f"Correct {setting} of the consumer. The columns are {', '.join(sorted(columns))}."
     )
     return Problem("unknown_column", "error", where, f"consumer {consumer.name}: {setting} names {name}: {said}", fix)
 

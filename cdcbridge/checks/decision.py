@@ -20,9 +20,9 @@ from cdcbridge.source.slots import Identity
 from cdcbridge.store.facts import History
 
 SLOT_GONE: Final = (
-    "the slot does not exist any more, and the store knows of it: changes after the store's end are lost to it"
+    "the slot no longer exists, but the store continues from it: the changes after the store's end are lost"
 )
-_RECREATE: Final = "`cdcbridge slot recreate` makes it anew and goes on behind a gap message."
+_RECREATE: Final = "`cdcbridge slot recreate` creates it again and continues after a gap message."
 
 
 class Refusal(NamedTuple):
@@ -181,7 +181,7 @@ def slot_refusal(name: str, facts: Facts) -> Refusal | None:
         return None
     error = OperatorNeeded(
         f"the slot {name!r} is lost ({slot.invalidation or 'its WAL was removed'}): changes after"
-        f" {format_lsn(facts.source.slot_lsn)} are gone",
+        f" {format_lsn(facts.source.slot_lsn)} are lost",
         hint=_RECREATE,
     )
     return Refusal("slot_lost", error)
@@ -206,7 +206,7 @@ def ends_refusal(name: str, end: int, facts: Facts) -> Refusal | None:
     if end > facts.wal_end:
         set_back = OperatorNeeded(
             f"the store ends at {format_lsn(end)}, but the source's WAL at {format_lsn(facts.wal_end)}: the source"
-            " was set back (restored), and new commits would be taken for ones that are known",
+            " was restored to an earlier state, so its new commits could be mistaken for known ones",
             hint="Use a new store.schema for the source's new history.",
         )
         return Refusal("source_set_back", set_back)
@@ -219,9 +219,9 @@ def beyond_store(name: str, end: int, slot_lsn: int) -> OperatorNeeded:
     """Return the error for a slot that was confirmed beyond the store's end."""
     return OperatorNeeded(
         f"the slot {name!r} has confirmed {format_lsn(slot_lsn)}, but the store ends at"
-        f" {format_lsn(end)}: what lies between is gone (the slot was recreated or advanced, or the store"
+        f" {format_lsn(end)}: the changes between them are lost (the slot was recreated or advanced, or the store"
         " was restored)",
-        hint=f"`cdcbridge slot skip --to {format_lsn(slot_lsn)}` goes on behind a gap message.",
+        hint=f"`cdcbridge slot skip --to {format_lsn(slot_lsn)}` continues after a gap message.",
     )
 
 
@@ -230,9 +230,9 @@ def _other_plugin(config: Config, facts: Facts) -> Refusal | None:
     if history is None or wanted == history.plugin:
         return None
     error = OperatorNeeded(
-        f"the store's changes were decoded by {history.plugin}, and source.plugin is {wanted}: positions of one are"
-        " not those of the other",
-        hint=f"Set source.plugin back to {history.plugin}. The way to {wanted} is a second slot and a second store:"
+        f"the store's changes were decoded by {history.plugin}, and source.plugin is {wanted}: their positions"
+        " do not match",
+        hint=f"Set source.plugin back to {history.plugin}. To change to {wanted}, use a second slot and a second store:"
         ' docs/OPERATIONS.md, "Changing source.plugin".',
     )
     return Refusal("other_plugin", error)
@@ -247,8 +247,8 @@ def _branch(config: Config, history: History, facts: Facts) -> Branch:
     tail, branch, slot_lsn = facts.store.tail, facts.branch, facts.source.slot_lsn
     if branch is None:
         raise OperatorNeeded(
-            f"the source is on timeline {facts.timeline}, which does not come from timeline {history.timeline}; the"
-            f" store holds changes up to {format_lsn(tail.known_lsn)} of that one",
+            f"the source is on timeline {facts.timeline}, which does not descend from timeline {history.timeline}. The"
+            f" store holds changes of that one up to {format_lsn(tail.known_lsn)}",
             hint="It is another history: use a new store.schema for it.",
         )
     gap = None

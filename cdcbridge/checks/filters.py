@@ -40,7 +40,7 @@ def filter_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Pro
     delivered = {c.name for table in tables for c in table.columns if not c.generated}
     unknown = sorted(compiled.columns - delivered)
     for name in unknown:
-        fix = near_column(name, delivered) or f"Correct the filter; the columns are {', '.join(sorted(delivered))}."
+        fix = near_column(name, delivered) or f"Correct the filter. The columns are {', '.join(sorted(delivered))}."
         said = f"the filter reads {name}, and {no_such_column(name, tables)}"
         yield _problem(consumer, "filter_column", topics_of(tables), said, fix)
     found = list(comparisons(consumer.filter))
@@ -134,7 +134,7 @@ def _tried(consumer: Consumer, compiled: Filter, table: Table) -> Iterator[Probl
         return
     if by_type and not open_ended:
         said = f"the filter fails on every row of {table.topic}, which becomes a dead letter: {failed[0]}"
-        yield _problem(consumer, "filter_fails", table.topic, said, _mend(compiled, used))
+        yield _problem(consumer, "filter_fails", table.topic, said, _fix(compiled, used))
         return
     typical = dict(next(_rows(used, compiled)))
     for column in used:
@@ -196,13 +196,13 @@ def _matching(typical: dict[str, Any], compiled: Filter) -> dict[str, Any]:
     return {**typical, **{name: value for name, value in found.items() if name in typical}}
 
 
-def _mend(compiled: Filter, columns: Sequence[Column]) -> str:
+def _fix(compiled: Filter, columns: Sequence[Column]) -> str:
     """Return the fix for a filter that fails on every row."""
     times = [c.name for c in columns if c.type.startswith("timestamp") and c.name in compiled.columns]
     for name in times if "timestamp(" in compiled.source else ():
         if f"timestamp(record.{name})" not in compiled.source:
             return f"`record.{name}` is a text: write `timestamp(record.{name})`."
-    return "Correct the filter. `cdcbridge filter test` shows what it does with the latest messages."
+    return "Correct the filter. `cdcbridge filter test` tries it on the latest messages."
 
 
 def _result(compiled: Filter, table: Table, op: str, row: dict[str, Any]) -> tuple[str, str]:
@@ -254,7 +254,9 @@ def _leaving(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
     """Find tables whose updates do not show whether the old row matched, if the consumer has `on_leave: delete`."""
     for table in tables if consumer.on_leave == "delete" else ():
         if not table.full and not (Filter(consumer.filter or "").columns <= table.identity):
-            said = f"on_leave: delete cannot tell whether a row of {table.topic} matched before: each update that does"
+            said = (
+                f"on_leave: delete cannot decide whether a row of {table.topic} matched before: each update that does"
+            )
             said += " not match is delivered as a delete, with the columns of the replica identity alone"
             fix = f"alter table {table.identifier.as_string()} replica identity full;"
             yield _problem(consumer, "on_leave_identity", table.topic, said, fix, "warning")

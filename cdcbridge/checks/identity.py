@@ -67,17 +67,20 @@ def identity_trouble(table: Table, *, strict: bool) -> str | None:
     """
     if not table.identified:
         if table.replica_identity == "n":
-            return "it is set to nothing"
+            return "its replica identity is set to nothing"
         if table.replica_identity == "i":
-            return "the index of its replica identity is gone"
+            return "the index of its replica identity does not exist"
         key = table.primary_key
         return "it has no primary key" if key is None else "its primary key is deferrable"
     if table.full and table.virtual and strict:
-        return f"it is full, and PostgreSQL 18 cannot publish the virtual generated column {', '.join(table.virtual)}"
+        return (
+            "its replica identity is full, and PostgreSQL 18 cannot publish the virtual generated column"
+            f" {', '.join(table.virtual)}"
+        )
     index = table.identity_index
     hidden = [name for name in table.generated if index and name in index.columns]
     if hidden:
-        return f"it contains the generated column {', '.join(hidden)}, whose values do not arrive"
+        return f"its replica identity contains the generated column {', '.join(hidden)}, whose values do not arrive"
     return None
 
 
@@ -118,7 +121,7 @@ def _other_way(table: Table, key: Sequence[str]) -> str:
         first = "leave the consumer's key out"
         if hidden or not primary.usable:
             return f"{first}, and make the primary key {'of other columns' if hidden else 'not deferrable'}"
-        return f"{first}: then it is the primary key, {', '.join(primary.columns)}"
+        return f"{first}, so that the key is the primary key, {', '.join(primary.columns)}"
     return "give it a primary key without generated columns" if hidden else "make its primary key not deferrable"
 
 

@@ -20,21 +20,22 @@ from cdcbridge.config import Config
 from cdcbridge.database import Connection, server_errors
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.problem import Problem
+from cdcbridge.schemas import INTERNAL, internal
 from cdcbridge.source import slots as source
 from cdcbridge.source.facts import SourceFacts
 
 OWNER_UNKNOWN: Final = "slot_owner_unknown"  # problem code: this role may not read a store that may own the slot
 _LOCK_TIMEOUT: Final = "2s"  # a migration or an uninstallation of the other store locks its tables
 _STORES: Final = """
-    select c.system_identifier::text || '/' || d.oid || '/' || n.oid, n.nspname::text, d.datname::text,
-           quote_ident(n.nspname), quote_ident(current_user),
+    select c.system_identifier::text || '/' || d.oid || '/' || n.oid, left(n.nspname::text, -length(%(suffix)s)),
+           d.datname::text, quote_ident(n.nspname), quote_ident(current_user),
            has_schema_privilege(n.oid, 'usage') and has_table_privilege(s.oid, 'select')
                and has_table_privilege(p.oid, 'select')
     from pg_control_system() c cross join pg_namespace n join pg_database d on d.datname = current_database()
     join pg_class s on s.relnamespace = n.oid and s.relname = 'source' and s.relkind = 'r'
     join pg_class p on p.relnamespace = n.oid and p.relname = 'positions' and p.relkind = 'r'
     join pg_class l on l.relnamespace = n.oid and l.relname = 'leaders' and l.relkind = 'r'
-    order by n.nspname
+    where right(n.nspname, length(%(suffix)s)) = %(suffix)s order by n.nspname
 """
 # As JSON, because a store that an older version made lacks columns such as database_oid.
 _HISTORY: Final = """
@@ -88,7 +89,9 @@ def other_stores(
     own: str | None = None
     with server_errors():
         for session in (connection,) if store is None else (store, connection):
-            for key, schema, database, quoted, role, readable in session.execute(_STORES).fetchall():
+            for key, schema, database, quoted, role, readable in session.execute(
+                _STORES, {"suffix": INTERNAL}
+            ).fetchall():
                 if schema == config.store.schema_ and session is store:
                     own = key
                 if key == own or key in found:
@@ -109,7 +112,7 @@ def other_stores(
 
 def _read(session: Connection, other: OtherStore, identity: source.Identity) -> Iterator[OtherStore]:
     """Yield the store with the facts of its history, if that history is of this source."""
-    tables = {name: sql.Identifier(other.schema, name) for name in ("positions", "source")}
+    tables = {name: sql.Identifier(internal(other.schema), name) for name in ("positions", "source")}
     with session.transaction():
         session.execute(f"set local lock_timeout = '{_LOCK_TIMEOUT}'".encode())
         row = session.execute(sql.SQL(_HISTORY).format(**tables)).fetchone()
@@ -171,18 +174,16 @@ def slot_problems(
             back = "set source.slot and store back to those of one bridge" if other.place else ""
             back = back or f"set store.schema back to {other.schema}"
             if begun:
-                message = (
-                    f"{other} goes by the slot {name}, too: the changes that one bridge reads are lost to the other"
-                )
-                fix = (
-                    f"Remove the store that nobody needs; else set source.slot to another name in one file, or {back}."
-                )
+                message = f"{other} uses the slot {name}, too: the changes that one bridge reads are lost for the other"
+                fix = f"Remove the store that is not needed, or set source.slot to another name in one file, or {back}."
                 yield Problem("slot_of_two_stores", "warning", name, message, fix)
             elif other.slot is None:
                 message = f"the slot {name} may belong to {other}: this role may not read it"
-                fix = f"{other.grant} -- as its owner; or set source.slot to another name for a new store"
+                fix = f"{other.grant} -- as its owner. Or set source.slot to another name for a new store"
                 yield Problem(OWNER_UNKNOWN, "error", name, message, fix)
             else:
-                message = f"the slot {name} belongs to {other}: what this store would read is lost to that one"
+                message = (
+                    f"the slot {name} belongs to {other}: changes that this store reads would be lost for that one"
+                )
                 fix = f"Set source.slot to another name for this store, or {back}."
                 yield Problem("slot_of_other_store", "error", name, message, fix)

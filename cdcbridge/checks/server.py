@@ -100,8 +100,8 @@ def _server(connection: Connection) -> Iterator[Problem]:
             "wal_level",
             "error",
             "source",
-            f"wal_level is {_show(connection, 'wal_level')}; logical decoding needs logical",
-            "alter system set wal_level = 'logical'; -- as a superuser; and restart the server",
+            f"wal_level is {_show(connection, 'wal_level')}, but logical decoding needs logical",
+            "alter system set wal_level = 'logical'; -- as a superuser. Then restart the server",
         )
     yield from replication_right(connection)
 
@@ -128,7 +128,7 @@ def _standbys(config: Config, facts: Facts, connection: Connection) -> Iterator[
             "error",
             "source.failover",
             f"PostgreSQL {version // 10000} cannot keep slots on standbys",
-            "Set source.failover to auto; after a failover `cdcbridge slot recreate` goes on behind a gap message.",
+            "Set source.failover to auto. After a failover, `cdcbridge slot recreate` continues after a gap message.",
         )
     if config.source.failover is False or version < 170000:
         return
@@ -141,10 +141,11 @@ def _standbys(config: Config, facts: Facts, connection: Connection) -> Iterator[
             "synchronized_standby_slots",
             "warning",
             ", ".join(missing),
-            f"the bridge may get changes before the standby of {', '.join(missing)} has them: after a failover they are"
-            " of a lost history, and a gap message says so",
+            f"the bridge may get changes before the standby of {', '.join(missing)} has them: after a failover these"
+            " changes belong to a lost history, and a gap message reports them",
             f"alter system set synchronized_standby_slots = {wanted}; select pg_reload_conf();"
-            " -- as a superuser; for standbys that may be promoted: while one of them is away, the bridge waits for it",
+            " -- as a superuser. Name the standbys that may be promoted: while one of them is away, the bridge waits"
+            " for it",
         )
 
 
@@ -160,8 +161,8 @@ def _slot(config: Config, facts: Facts, connection: Connection) -> Iterator[Prob
                 "error",
                 name,
                 f"all {row[1]} replication slots of the server are taken",
-                f"alter system set max_replication_slots = {row[1] + 5}; -- as a superuser; and restart; or drop"
-                " a slot nobody uses",
+                f"alter system set max_replication_slots = {row[1] + 5}; -- as a superuser. Then restart. Or drop"
+                " a slot that is not used",
             )
         return
     if slot.database != facts.source.identity.database:
@@ -177,8 +178,8 @@ def _slot(config: Config, facts: Facts, connection: Connection) -> Iterator[Prob
             "slot_plugin",
             "error",
             name,
-            f"the slot {name} was made for {slot.plugin}; source.plugin is {plugin}",
-            f"Set source.plugin to {slot.plugin}. The way to {plugin} is a second slot and a second store:"
+            f"the slot {name} was created for {slot.plugin}, but source.plugin is {plugin}",
+            f"Set source.plugin to {slot.plugin}. To change to {plugin}, use a second slot and a second store:"
             ' docs/OPERATIONS.md, "Changing source.plugin".',
         )
     if lost := slot_refusal(name, facts):
@@ -215,14 +216,14 @@ def _refused(plugin: str, listed: list[str]) -> Problem:
     why = "it is not listed in output_plugin_libraries"
     if any(plugin in meant([name.lower()]) for name in listed):
         one = next(name for name in listed if plugin in meant([name.lower()]))
-        why = f'output_plugin_libraries has "{one}", which the server reads as one name, and no name {plugin}'
+        why = f'output_plugin_libraries has "{one}", which the server reads as one name, and no separate name {plugin}'
     return Problem(
         "plugin_refused",
         "error",
         plugin,
         f"the server does not let {plugin} be used: {why}",
-        f"alter system set output_plugin_libraries = {literals(wanted)}; select pg_reload_conf(); -- as a superuser;"
-        " each name in quotes of its own",
+        f"alter system set output_plugin_libraries = {literals(wanted)}; select pg_reload_conf(); -- as a superuser,"
+        " with each name in quotes of its own",
     )
 
 
@@ -250,7 +251,7 @@ def publication_problems(config: Config, connection: Connection) -> Iterator[Pro
             "publication",
             "error",
             wanted.name,
-            f"the publication {wanted.name} {state}{lacks and f' ({lacks})'}, and this role may not mend that",
+            f"the publication {wanted.name} {state}{lacks and f' ({lacks})'}, and this role may not fix that",
             text,
         )
 
@@ -266,7 +267,7 @@ def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterato
         if existing is None:
             if begun and wanted.name == config.source.publication:
                 statements = publications.publication_sql(wanted, None)
-                said = f"the publication {wanted.name} is gone: changes since then are left out."
+                said = f"the publication {wanted.name} does not exist any more: changes since then are left out."
                 said += " `run` creates it" if _may(connection, statements) else " This role may not create it"
                 fix = _text(connection, statements)
                 yield Problem("publication_leaves_out", "warning", wanted.name, said, fix)
@@ -278,7 +279,7 @@ def _left_out(config: Config, connection: Connection, *, begun: bool) -> Iterato
         fix = _text(connection, statements)
         said = f"the publication {wanted.name} leaves changes out that the consumers take: {left_out}"
         may = begun and _may(connection, statements)
-        said += ". The next start of the bridge brings it into step" if may else ""
+        said += ". The bridge corrects it when it starts" if may else ""
         said += ". This role may not change it" if begun and not may else ""
         yield Problem("publication_leaves_out", "warning" if begun else "error", wanted.name, said, fix)
 

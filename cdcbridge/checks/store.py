@@ -14,6 +14,7 @@ from cdcbridge.config import Config
 from cdcbridge.database import Connection
 from cdcbridge.problem import Problem
 from cdcbridge.routing.patterns import whole
+from cdcbridge.schemas import both
 from cdcbridge.source.capture import Capture, look, losses
 from cdcbridge.store.consumers import mode_conflict
 from cdcbridge.store.migrate import newest_version, schema_version
@@ -34,16 +35,16 @@ def store_problems(config: Config, store: Connection) -> Iterator[Problem]:
     if version == 0:
         row = store.execute(
             "select has_database_privilege(current_database(), 'CREATE'), quote_ident(current_database()),"
-            " quote_ident(current_user), to_regnamespace(quote_ident(%s)) is not null",
-            (schema,),
+            " quote_ident(current_user), 2 = (select count(*) from pg_namespace where nspname = any (%s))",
+            (list(both(schema)),),
         ).fetchone()
         if row and not row[0] and not row[3]:
             yield Problem(
                 "privilege_store",
                 "error",
                 schema,
-                f"the role {row[2]} may not create the schema {schema} in {row[1]}; the database's owner gives that"
-                " right",
+                f"the role {row[2]} may not create the schemas {' and '.join(both(schema))} in {row[1]}; the database's"
+                " owner gives that right",
                 f"grant create on database {row[1]} to {row[2]};",
             )
 
@@ -73,9 +74,9 @@ def role_problems(config: Config, store: Connection) -> Iterator[Problem]:
             "roles_mixed",
             "warning",
             ", ".join(without),
-            f"of the consumers, {', '.join(with_role)} name a role, and {', '.join(without)} name none: those without"
-            " are read by the store's owner alone",
-            "Set role: in the file for each consumer that an application reads; leave it out for those of the owner.",
+            f"the consumers {', '.join(with_role)} have a role, and {', '.join(without)} have none: only the store's"
+            " owner may read a consumer without a role",
+            "Set role: in the file for each consumer that an application reads. Leave it out for those of the owner.",
         )
 
 
@@ -130,6 +131,6 @@ def _capture(config: Config, connection: Connection, before: Capture) -> Iterato
             "capture_changed",
             "warning",
             config.source.publication,
-            f"{loss}; changes that were made since may be missing",
-            "cdcbridge run -- with the publication as it should be, it tells every consumer by a gap message",
+            f"{loss}, so changes made since then may be missing",
+            "cdcbridge run -- with a correct publication, it sends every consumer a gap message",
         )

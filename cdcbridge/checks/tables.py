@@ -17,6 +17,7 @@ from cdcbridge.config import Config, Consumer
 from cdcbridge.database import Connection
 from cdcbridge.problem import Problem
 from cdcbridge.routing.patterns import is_name, left_out, matches, take, taken, whole
+from cdcbridge.schemas import both
 from cdcbridge.source.no_table import nearest
 from cdcbridge.source.tables import Table, dotted_schemas, find_tables, tables_of
 
@@ -59,8 +60,14 @@ def _pattern(
 ) -> Iterator[Problem]:
     """Check one pattern. `tables` are all tables that match it, and `kept` are those that no `!` pattern leaves out."""
     schema, _, name = pattern.partition(".")
-    if schema == config.store.schema_:
-        yield Problem("own_schema", "error", pattern, "the bridge's own schema is never captured", "Leave it out.")
+    if schema in both(config.store.schema_):
+        yield Problem(
+            "own_schema",
+            "error",
+            pattern,
+            "the bridge never captures its own schema",
+            "Leave it out of the consumer's tables.",
+        )
         return
     if is_name(pattern):
         if not tables:
@@ -69,7 +76,7 @@ def _pattern(
                 "error",
                 pattern,
                 f"consumer {consumer.name}: there is no table {pattern}{nearest(connection, pattern)}",
-                "Create it, or mend the consumer's tables. Names are as in pg_class, without quotes; a schema's name"
+                "Create it, or correct the consumer's tables. Names are as in pg_class, without quotes. A schema's name"
                 " ends at the first dot.",
             )
     elif schema != "*" and not connection.execute("select to_regnamespace(quote_ident(%s))", (schema,)).fetchone()[0]:  # type: ignore[index]
@@ -87,7 +94,7 @@ def _pattern(
             "warning",
             pattern,
             f"consumer {consumer.name}: the pattern {pattern} matches no table{of}",
-            "Nothing to do, if the tables are created later. Names are as in pg_class, without quotes.",
+            "Ignore this if the tables are created later. Names are as in pg_class, without quotes.",
         )
     for table in kept:
         yield from _table(connection, consumer, table, plugin)
@@ -111,7 +118,7 @@ def _leaving_out(
                 "warning",
                 f"!{pattern}",
                 f"consumer {consumer.name}: !{pattern} leaves nothing out: no table of the other patterns matches it",
-                "Nothing to do, if such tables are created later. Else correct it.",
+                "Ignore this if such tables are created later. Otherwise correct the pattern.",
             )
     if plugin == "pgoutput" and _WRITES & set(consumer.operations):
         yield from _published_beside(config, connection, consumer)
@@ -171,7 +178,7 @@ def _strangers(config: Config, connection: Connection, consumer: Consumer, schem
                 "error",
                 f"{schema}.{leaf}",
                 f"consumer {consumer.name} takes {schema}.*, and {schema}.{leaf} is a partition of"
-                f" {root_schema}.{root}, which no consumer takes: its rows have that name",
+                f" {root_schema}.{root}, which no consumer takes: changes of its rows have the topic of the root",
                 f"alter table {name} set schema {home}; -- or name {root_schema}.{root} in the consumer's tables",
             )
 
@@ -179,12 +186,12 @@ def _strangers(config: Config, connection: Connection, consumer: Consumer, schem
 def _table(connection: Connection, consumer: Consumer, table: Table, plugin: str) -> Iterator[Problem]:
     name = table.identifier.as_string(connection)
     if table.kind not in ("r", "p"):
-        message = f"consumer {consumer.name}: {table.topic} is {_KINDS[table.kind]}; its changes are not in the WAL"
+        message = f"consumer {consumer.name}: {table.topic} is {_KINDS[table.kind]}, and its changes are not in the WAL"
         yield Problem("not_a_table", "error", table.topic, message, "Leave it out of the consumer's tables.")
         return
     if table.partition:
         root = _root(connection, table)
-        message = f"consumer {consumer.name}: {table.topic} is a partition: name its root {root}"
+        message = f"consumer {consumer.name}: {table.topic} is a partition of {root}"
         yield Problem("not_a_table", "error", table.topic, message, f"Write {root} in the consumer's tables.")
         return
     if table.persistence != "p":
@@ -211,7 +218,7 @@ def _table(connection: Connection, consumer: Consumer, table: Table, plugin: str
             "warning",
             table.topic,
             f"generated columns are not in record: {', '.join(table.generated)}",
-            "Nothing to do, unless a consumer needs them.",
+            "Ignore this unless a consumer needs them.",
         )
 
 
@@ -228,7 +235,7 @@ def _left_out(connection: Connection, consumer: Consumer, table: Table) -> Itera
             table.topic,
             f"consumer {consumer.name}: partitions of {table.topic} are foreign tables: {_names(foreign)}. Their"
             " changes are not in this server's WAL, and their rows are in no snapshot",
-            "Nothing to do, unless a consumer needs these rows: then capture them at the foreign server.",
+            "Ignore this unless a consumer needs these rows. Then capture them at the foreign server.",
         )
     unlogged = [leaf for leaf in table.leaves if leaf.kind == "r" and leaf.persistence != "p"]
     if unlogged:
@@ -247,7 +254,7 @@ def _left_out(connection: Connection, consumer: Consumer, table: Table) -> Itera
             table.topic,
             f"consumer {consumer.name}: other tables inherit from {table.topic}: {', '.join(table.children)}. Each"
             f" table is a topic of its own, and {table.topic} is that table alone",
-            "Nothing to do, unless a consumer needs these rows: then name the tables, too.",
+            "Ignore this unless a consumer needs these rows. Then name these tables, too.",
         )
 
 

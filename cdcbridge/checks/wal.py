@@ -32,10 +32,10 @@ def replication_right(connection: Connection) -> Iterator[Problem]:
     """Yield a problem if the current role may not use replication slots."""
     row = connection.execute(_REPLICATES).fetchone()
     if row and not row[0]:
-        message, fix = "a superuser gives that right", f"alter role {row[1]} replication;"
+        message, fix = "A superuser can grant that right", f"alter role {row[1]} replication;"
         if row[2]:
-            message, fix = "rds_superuser gives that right", f"grant rds_replication to {row[1]};"
-        message = f"the role {row[1]} may not use replication slots; {message}"
+            message, fix = "A member of rds_superuser can grant that right", f"grant rds_replication to {row[1]};"
+        message = f"the role {row[1]} may not use replication slots. {message}"
         yield Problem("privilege_replication", "error", row[1], message, fix)
 
 
@@ -67,7 +67,8 @@ def wal_problems(config: Config, connection: Connection) -> Iterator[Problem]:
             "slot_idle_timeout",
             "warning",
             "idle_replication_slot_timeout",
-            f"idle_replication_slot_timeout is {idle} s: a slot that no bridge has read for so long is lost",
+            f"idle_replication_slot_timeout is {idle} s: the server removes a slot that no bridge has read for that"
+            " long",
             "alter system set idle_replication_slot_timeout = 0; select pg_reload_conf(); -- as a superuser",
         )
 
@@ -76,6 +77,6 @@ def _limit(alarm: int) -> str:
     """Return the SQL that limits the WAL of a slot. `alarm` is source.max_retained_wal in bytes."""
     megabytes = max(1024, _TIMES_ALARM * alarm // 1048576)
     return (
-        f"alter system set max_slot_wal_keep_size = '{megabytes}MB'; select pg_reload_conf(); -- as a superuser; choose"
-        " what the disk can bear. A managed service has a parameter of this name"
+        f"alter system set max_slot_wal_keep_size = '{megabytes}MB'; select pg_reload_conf(); -- as a superuser. Choose"
+        " a size that the disk can hold. A managed service has a parameter of this name"
     )

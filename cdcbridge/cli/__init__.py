@@ -37,6 +37,7 @@ _MODULES: Final = {
     "offsets": ("offsets",),
     "backfill": ("backfill", "verify"),
     "slot": ("lag", "slot"),
+    "sinks": ("sinks",),
 }
 # The order in which `cdcbridge --help` lists the commands.
 _SECTIONS: Final = {
@@ -48,6 +49,7 @@ _SECTIONS: Final = {
         "status",
         "lag",
         "consumers",
+        "sinks",
         "config",
         "migrate",
         "uninstall",

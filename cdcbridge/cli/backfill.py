@@ -42,7 +42,7 @@ def backfill() -> None:
 @click.option("--where", "condition", metavar="SQL", help="Read only rows that meet this condition.")
 @click.option("--columns", metavar="A,B,…", help="Read only these columns, and list the others in `unchanged`.")
 @click.option("--rate", type=click.IntRange(1), metavar="N", help="Read at most this many rows a second.")
-@click.option("--follow", is_flag=True, help="Wait for the end, and show the progress.")
+@click.option("--follow", is_flag=True, help="Wait until the backfill ends, and show the progress.")
 @pass_app
 def start(
     app: App, name: str, table: str, condition: str | None, columns: str | None, rate: int | None, follow: bool
@@ -189,7 +189,7 @@ def _follow(store: Connection, name: str, made: int) -> None:
                 break
             time.sleep(0.2)
     if one["state"] != "done":
-        raise CdcbridgeError(f"the backfill {one['state']}: {one['note'] or 'somebody ended it'}")
+        raise CdcbridgeError(f"the backfill {one['state']}: {one['note'] or 'another session ended it'}")
     print_line({"backfill": made, "rows": one["rows"], "messages": one["messages"]})
 
 
@@ -200,7 +200,7 @@ def _follow(store: Connection, name: str, made: int) -> None:
     type=DURATION,
     default="30s",
     show_default=True,
-    help="How long the bridge may take to bring the log up to date.",
+    help="The longest time to wait until the log has all changes.",
 )
 @as_json
 @pass_app
@@ -222,7 +222,7 @@ def verify(app: App, table: str, wait: float, as_json: bool) -> int:
     for note in found.notes:
         say(f"{table}: {note}")
     if found.ok:
-        click.echo(f"{table}: the log tells its {found.rows} rows exactly")
+        click.echo(f"{table}: all {found.rows} rows match the log")
         return 0
     for what, keys in (
         ("not in the log", found.missing),
@@ -235,8 +235,8 @@ def verify(app: App, table: str, wait: float, as_json: bool) -> int:
     say(f"{table}: {found.rows} rows")
     if found.missing or found.different:
         say(
-            f"Rows that are older than the log, or that changed in a gap, come by"
-            f" `cdcbridge backfill start {found.whole} {table}`. A consumer with a filter does not bring all of them."
+            f"To get rows that are older than the log, or that changed in a gap, run"
+            f" `cdcbridge backfill start {found.whole} {table}`. A consumer with a filter does not get all of them."
         )
     if found.extra:
         _say_extra(found)
@@ -250,13 +250,16 @@ def _say_extra(found: verifying.Verified) -> None:
     them, because it reads only rows that exist.
     """
     say(
-        "Keys that are in the log, and not in the table, were deleted in a gap, and copies still have them. A backfill"
+        "Rows that are in the log but not in the table were deleted in a gap, and copies still have them. A backfill"
         " does not repair that."
     )
-    say(f"They are, as a statement for a copy of the table:\n    {found.deletion}")
+    say(f"This statement deletes them from a copy of the table:\n    {found.deletion}")
     if len(found.extra) > verifying.NAMED:
-        say(f"These are the first {verifying.NAMED}; `cdcbridge verify {found.table} --json` lists all as `extra`.")
-    say('docs/OPERATIONS.md, "Deletes in a gap", says how to tell every consumer, and how to mend one copy by hand.')
+        say(f"These are the first {verifying.NAMED}. `cdcbridge verify {found.table} --json` lists all as `extra`.")
+    say(
+        'docs/OPERATIONS.md, "Deletes in a gap", explains how to inform every consumer, and how to fix one copy by'
+        " hand."
+    )
 
 
 COMMANDS = (backfill, verify)

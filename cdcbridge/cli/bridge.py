@@ -15,6 +15,7 @@ from click.shell_completion import get_completion_class
 
 from cdcbridge import __version__
 from cdcbridge.background import log_failure
+from cdcbridge.bridge.sink_supervisor import SinkSupervisor
 from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.changes.wal2json_file import decode_file
 from cdcbridge.checks.server import check, refuse_unconvertible
@@ -113,13 +114,15 @@ def migrate(app: App, as_json: bool) -> None:
     help="On the first start, fill consumers with start: snapshot from the slot's own snapshot, before streaming:"
     " faster; holds one snapshot, and all WAL, until that is done.",
 )
+@click.option("--no-sinks", is_flag=True, help="Leave the sinks to `cdcbridge sinks run`.")
 @pass_app
-def run(app: App, no_wait: bool, consistent: bool) -> None:
+def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool) -> None:
     """Run the bridge.
 
     It migrates the store, applies the file's consumers, and streams changes until SIGTERM or SIGINT.
 
-    While another bridge leads, it waits as a standby. While a server is away, it keeps trying.
+    While another bridge leads, it waits as a standby. While a server is away, it keeps trying. Sinks have a process of
+    their own, which `run` starts again whenever it ends.
     """
     config = app.config
     health = Health()
@@ -133,6 +136,8 @@ def run(app: App, no_wait: bool, consistent: bool) -> None:
         _serve(config, health, metrics, beside)
         beside.enter_context(Watchdog(health))
         beside.enter_context(Watcher(config, metrics))
+        if not no_sinks:
+            beside.enter_context(SinkSupervisor(app.path))
         bridge.run()
 
 

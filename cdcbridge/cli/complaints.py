@@ -97,7 +97,7 @@ def _bad_value(error: click.BadParameter) -> str:
     text = error.message
     kind = error.param.type if error.param is not None else None
     if match := _RANGE.fullmatch(text):
-        return f"{match[1]} is out of range; write {_BOUNDS[match[2]]} {match[3]}"
+        return f"{match[1]} is out of range: write {_BOUNDS[match[2]]} {match[3]}"
     if isinstance(kind, click.Choice):
         choices = [str(choice) for choice in kind.choices]
         given = text.partition("'")[2].rpartition("' is not")[0]

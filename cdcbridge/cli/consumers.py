@@ -15,7 +15,8 @@ from cdcbridge.cli.where import PLACE, PLACE_HELP
 from cdcbridge.database import Connection
 from cdcbridge.database.patience import patiently
 from cdcbridge.database.rights import guest
-from cdcbridge.observe.lag_store import HELD_FOR, ConsumerLag
+from cdcbridge.observe.consumer_lag import ConsumerLag
+from cdcbridge.observe.lag_store import HELD_FOR
 from cdcbridge.problem import refuse
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.store import consumers as applying
@@ -42,7 +43,7 @@ def consumers() -> None:
 
 
 @consumers.command()
-@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the changes, without making them.")
 @as_json
 @pass_app
 def apply(app: App, dry_run: bool, as_json: bool) -> None:
@@ -80,7 +81,7 @@ def apply(app: App, dry_run: bool, as_json: bool) -> None:
         for name in names:
             click.echo(f"{verb}: {name}")
     if not (done.added or done.changed):
-        click.echo("in step already")
+        click.echo("the store already has the consumers of the file")
 
 
 def _silent(store: Connection, app: App, done: applying.Applied, *, runs: bool) -> dict[str, str]:
@@ -91,25 +92,26 @@ def _silent(store: Connection, app: App, done: applying.Applied, *, runs: bool) 
     """
     if not runs:
         if done.added or done.changed:
-            say("no bridge runs on this store now: the consumers are fed when one starts")
+            say("no bridge runs on this store now: the consumers get messages when one starts")
         return {}
     taken_up, feeds = await_feeds(store)
     if feeds is None or not taken_up:
-        say("warning: the running bridge has not taken this up yet; `cdcbridge consumers list` shows when it has")
+        say("warning: the running bridge has not applied this yet: `cdcbridge consumers list` shows when it has")
         return {}
     names = [consumer.name for consumer in app.config.consumers]
     silent = {name: why for name in names if (why := feeds.silence(name))}
     for name in difference(store, app.config.consumers).changed:
         silent.setdefault(
             name,
-            f"{name} is not as this file has it: the bridge ({feeds.holder}) has another version in its file"
-            f" {feeds.file}, and has put that back. Change it there",
+            f"{name} does not have the settings of this file: the bridge ({feeds.holder}) has another version in its"
+            " file"
+            f" {feeds.file}, and restored that. Change it there",
         )
     for name in done.left:
         if (feed := feeds.of(name)) is not None and feed.state in ("fed", "as_before"):
             silent[name] = (
-                f"{name} is not in this file, and still gets messages: the bridge ({feeds.holder}) has it in its file"
-                f" {feeds.file}. Take it out there"
+                f"{name} is not in this filebut still gets messages: the bridge ({feeds.holder}) has it in its file"
+                f" {feeds.file}. Remove it there"
             )
     return silent
 
@@ -155,7 +157,7 @@ def print_consumers(rows: list[ConsumerLag], feeds: Feeds | None = None) -> None
             )
             for r in rows
         ],
-        empty="no consumers yet: `cdcbridge consumers apply` or `cdcbridge run` brings them from the file",
+        empty="no consumers yet: `cdcbridge consumers apply` or `cdcbridge run` adds those of the file",
     )
     for line in feeds.warnings([r.name for r in rows]) if feeds else ():
         say(line)
@@ -236,7 +238,10 @@ def remove(app: App, name: str, yes: bool) -> None:
         if returns := _returns(store, app, name, runs=runs):
             say(f"warning: {returns}")
         if found and not yes:
-            say(f"{name}: {found.pending} pending, {found.in_flight} in flight, {found.dead} dead: all will be gone.")
+            say(
+                f"{name}: {found.pending} pending, {found.in_flight} in flight, {found.dead} dead. All of them will"
+                " be deleted."
+            )
             click.confirm(f"Remove {name}?", abort=True, err=True)
         applying.remove(store, name)
         feeds = await_feeds(store)[1] if runs else None
@@ -282,7 +287,7 @@ def _returns(store: Connection, app: App, name: str, *, runs: bool) -> str:
 def replay(app: App, name: str, start: str, end: str) -> None:
     """Put a range of the log into a consumer's queue again.
 
-    The messages are queued after all waiting ones, and their delivery count starts anew.
+    The messages are queued after all waiting ones, and their delivery count starts again at zero.
 
     The consumer's current tables, topics, operations, filter and key decide which messages it receives. Messages that
     still wait or are in flight are skipped. The command prints the number of replayed and of skipped messages, and the
@@ -305,7 +310,7 @@ def replay(app: App, name: str, start: str, end: str) -> None:
             replayed, skipped = backlog.replay(store, reader, Subscription.from_config(*row[:4]), row[4], row[5])
         ends = reader.execute(_ENDS, {"low": row[4], "high": row[5]}).fetchone() or (None,) * 4
     if skipped:
-        say(f"{name}: {skipped} skipped, which wait or are in flight already")
+        say(f"{name}: {skipped} skipped, because they already wait or are in flight")
     first, first_time, last, last_time = ends
     if first is None:
         say(f"{name}: the log has no message from {start} up to {end}")

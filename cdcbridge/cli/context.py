@@ -67,9 +67,9 @@ class DurationType(click.ParamType[float]):
         try:
             seconds = float(value) if _NUMBER.fullmatch(str(value).strip()) else parse_duration(value)
         except ValueError as error:
-            self.fail(f"{error}; a number alone is seconds", param, ctx)
+            self.fail(f"{error}. A number without a unit means seconds", param, ctx)
         if seconds < self._least:
-            self.fail(f"{value} is too short; the least is {format_duration(self._least)}", param, ctx)
+            self.fail(f"{value} is too short: the minimum is {format_duration(self._least)}", param, ctx)
         return seconds
 
 
@@ -125,7 +125,7 @@ class App:
             if who is None and schema_version(connection) == 0:
                 raise OperatorNeeded(
                     f"there is no cdcbridge store in the schema {self.config.store.schema_!r}",
-                    hint="`cdcbridge migrate` makes it; `cdcbridge run` does so too.",
+                    hint="`cdcbridge migrate` or `cdcbridge run` creates it.",
                 )
             connection.add_notice_handler(_Notices())
             context = click.get_current_context()

@@ -41,9 +41,9 @@ def dead() -> None:
 
 def _filters(command: _Command) -> _Command:
     """Add the options that select dead letters: --topic, --key and --reason, for list, redrive and purge."""
-    command = click.option("--reason", metavar="TEXT", help="Choose letters whose reason begins so: oversized:")(
-        command
-    )
+    command = click.option(
+        "--reason", metavar="TEXT", help="Choose letters whose reason begins with this text, for example oversized:"
+    )(command)
     command = click.option("--key", help="Choose letters with this key.")(command)
     return click.option("--topic", help="Choose letters of this topic.")(command)
 
@@ -113,7 +113,7 @@ def redrive(
 ) -> None:
     """Put dead letters back into the queue: all, or those chosen.
 
-    They are queued after all waiting messages, and their delivery count starts anew.
+    They are queued after all waiting messages, and their delivery count starts again at zero.
 
     Without IDs, letters with the reason `filter_error:` are compared with the consumer's current filter. Letters that
     match are put back. Letters that do not match are removed and counted as not_wanted. Letters on which the filter
@@ -141,10 +141,14 @@ def redrive(
     if done.not_wanted:
         say(f"{name}: {done.not_wanted} removed: the filter gives false for them")
     if done.undecidable:
-        say(f"{name}: {done.undecidable} left: the filter fails on them as before, for example: {done.why}")
         say(
-            f"  Correct the filter (`cdcbridge filter test {name}`) and redrive again, or give the IDs of letters that"
-            " are to come whatever the filter says."
+            f"{name}: {done.undecidable} remain dead letters, because the filter still fails on them, for example:"
+            f" {done.why}"
+        )
+        say(
+            f"  Correct the filter (`cdcbridge filter test {name}`) and redrive again, or give the IDs of the letters"
+            " to"
+            " deliver without the filter."
         )
 
 

@@ -32,7 +32,9 @@ def init(app: App, file: str | None, dsn: str | None, force: bool) -> None:
     printed = file == "-"
     path = app.path if file is None else Path(file)
     if not printed and path.exists() and not force:
-        raise UsageError(f"{path} is there already", hint="`--force` replaces it; `cdcbridge init -` prints.")
+        raise UsageError(
+            f"{path} already exists", hint="`--force` replaces it. `cdcbridge init -` prints the text instead."
+        )
     given = dsn or os.environ.get(starter.VARIABLE)
     if not given:
         raise UsageError(
@@ -94,7 +96,7 @@ def uninstall(app: App, yes: bool) -> int:
     """
     with uninstalling.planned(app.config) as plan:
         for kept in plan.kept:
-            say(f"stays: {kept}")
+            say(f"kept: {kept}")
         if not plan.items:
             click.echo("nothing to remove")
             return 0
@@ -108,7 +110,7 @@ def uninstall(app: App, yes: bool) -> int:
         if error.hint:
             say(f"    hint: {error.hint}")
     if not failed:
-        say(f"{app.path} stays: delete it yourself.")
+        say(f"{app.path} was not removed. Delete it yourself.")
     return 1 if failed else 0
 
 

@@ -40,8 +40,8 @@ def say_alarms(found: Lag) -> None:
     """Print the alarms on stderr. A slot that does not exist any more is the first of them."""
     for name in found.gone:
         say_wrapped(
-            f"ALARM the slot {name} does not exist any more: changes that it had yet to send are gone; `cdcbridge slot"
-            " recreate` goes on"
+            f"ALARM the slot {name} no longer exists: the changes that it had not sent yet are lost. `cdcbridge slot"
+            " recreate` continues after a gap message"
         )
     for alarm in found.alarms:
         say_wrapped(f"ALARM {alarm.message}")
@@ -79,8 +79,8 @@ def say_rest(found: Lag, config: Config) -> None:
     """Print remarks that are not alarms: about hidden consumers, a quiet slot, the disk and open transactions."""
     if found.guest:
         say_wrapped(
-            f"the role {found.guest.role} sees its own consumers only; the store's owner, {found.guest.owner}, sees all"
-            " of them, and backfills"
+            f"the role {found.guest.role} sees only its own consumers. The store's owner, {found.guest.owner}, sees"
+            " all consumers, and backfills"
         )
     for slot in found.slots:
         if slot.quiet:
@@ -102,7 +102,7 @@ def _say_publishers(found: Lag) -> None:
         if holder.pid not in waited_for:
             say_wrapped(
                 f"pid {holder.pid} published seq {holder.seq} and is open for {about(holder.age_seconds)}"
-                f" ({holder.state}): no consumer waits for it yet; query: {holder.query}"
+                f" ({holder.state}): no consumer waits for it yet. Query: {holder.query}"
             )
 
 

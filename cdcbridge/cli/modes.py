@@ -11,16 +11,26 @@ import click
 
 # First the commands of queues, which were given a stream. Then the commands of streams, which were given a queue.
 _RIGHT: Final = {
-    "receive": "`cdcbridge read {name}` shows a stream's messages; programs take them with read_stream().",
-    "peek": "`cdcbridge read {name}` shows what a stream's group has yet to read.",
-    "ack": "A stream has offsets, not receipts: `cdcbridge offsets show {name}`; commit_offset() moves them.",
-    "nack": "A stream has offsets, not receipts: `cdcbridge offsets seek {name} SEQ` goes back to a message.",
+    "receive": "`cdcbridge read {name}` shows a stream's messages. Programs call read_stream() instead.",
+    "peek": "`cdcbridge read {name}` shows the messages that a stream's group has not read yet.",
+    "ack": (
+        "A stream has offsets, not receipts: `cdcbridge offsets show {name}` prints them, and commit_offset() moves"
+        " them."
+    ),
+    "nack": "A stream has offsets, not receipts: `cdcbridge offsets seek {name} SEQ` moves them back to a message.",
     "extend": "A stream has leases, not receipts: `cdcbridge offsets show {name}` shows them.",
     "dead": "A stream has no dead letters: `cdcbridge read {name}` shows its messages.",
     "replay": "`cdcbridge offsets seek {name} PLACE` moves a stream back.",
-    "read": "`cdcbridge peek {name}` looks at a queue, and `cdcbridge receive {name}` takes messages from it.",
-    "tail": "`cdcbridge peek {name}` looks at a queue, and `cdcbridge receive {name} --wait 20s` waits for it.",
-    "show": "A queue has no offsets: `cdcbridge lag` counts what waits, `cdcbridge peek {name}` shows it.",
+    "read": (
+        "`cdcbridge peek {name}` shows the messages of a queue, and `cdcbridge receive {name}` takes messages from it."
+    ),
+    "tail": (
+        "`cdcbridge peek {name}` shows the messages of a queue, and `cdcbridge receive {name} --wait 20s` waits for"
+        " them."
+    ),
+    "show": (
+        "A queue has no offsets: `cdcbridge lag` counts the waiting messages, and `cdcbridge peek {name}` shows them."
+    ),
     "seek": "A queue has no offsets: `cdcbridge consumers replay {name} --from PLACE` delivers messages again.",
 }
 

@@ -99,10 +99,10 @@ def _summary(rows: list[tuple[Any, ...]]) -> list[str]:
     for new, group in places.items():
         which = f"partition {group[0][0]} continues" if len(group) == 1 else f"{len(group)} partitions continue"
         first = min((row[3] for row in group if row[3] is not None), default=None)
-        what = "nothing comes there yet" if first is None else f"the next message is of {first:%Y-%m-%d %H:%M:%S%z}"
+        what = "no message there yet" if first is None else f"the next message is of {first:%Y-%m-%d %H:%M:%S%z}"
         olds = sorted({row[1] for row in group})
         before = f"{olds[0]}" if len(olds) == 1 else f"{olds[0]} to {olds[-1]}"
-        said.append(f"{which} after seq {new} ({what}); before: after seq {before}")
+        said.append(f"{which} after seq {new} ({what}), before: after seq {before}")
     return said
 
 

@@ -43,10 +43,8 @@ receipts_argument = click.argument("receipts", nargs=-1, required=True, metavar=
 @name_argument
 @click.option("-n", "--max", "count", type=click.IntRange(1), default=10, show_default=True, help="At most this many.")
 @click.option("--wait", type=DURATION, default=0, help="Wait this long for the first message, for example 20s.")
-@click.option(
-    "--visibility-timeout", "timeout", type=DURATION, help="Hide them for this long. Default: the consumer's."
-)
-@click.option("--ack", is_flag=True, help="Ack the messages after they were printed.")
+@click.option("--visibility-timeout", "timeout", type=DURATION, help="The visibility timeout. Default: the consumer's.")
+@click.option("--ack", is_flag=True, help="Ack the messages after printing them.")
 @pretty_option
 @pass_app
 def receive(app: App, name: str, count: int, wait: float, timeout: float | None, ack: bool, pretty: bool) -> None:
@@ -81,7 +79,7 @@ def receive(app: App, name: str, count: int, wait: float, timeout: float | None,
             left = deadline - time.monotonic()
             if taken or left <= 0:
                 raise
-            say(f"{error}; trying again")
+            say(f"{error}. Trying again")
             time.sleep(min(left, _RETRY))
 
 
@@ -145,8 +143,10 @@ def ack(app: App, name: str, receipts: tuple[str, ...]) -> int:
 @click.command()
 @name_argument
 @receipts_argument
-@click.option("--delay", type=DURATION, help="The time until they are visible. Default: retry_delay.")
-@click.option("--reason", help="A reason, kept in the history of the message.")
+@click.option(
+    "--delay", type=DURATION, help="The time until they are delivered again. Default: the consumer's retry_delay."
+)
+@click.option("--reason", help="A reason, which is stored in the history of the message.")
 @click.option("--dead", is_flag=True, help="Make them dead letters instead.")
 @pass_app
 def nack(app: App, name: str, receipts: tuple[str, ...], delay: float | None, reason: str | None, dead: bool) -> int:
@@ -183,7 +183,7 @@ def _settle(app: App, verb: str, query: str, name: str, receipts: Sequence[str],
     print_line({verb: done})
     if done < len(given):
         which = "the receipt is" if len(given) == 1 else f"{len(given) - done} of {len(given)} receipts are"
-        say(f"{which} stale: expired, or settled before")
+        say(f"{which} stale: expired, or already acked or nacked")
         return 1
     return 0
 
@@ -203,7 +203,7 @@ def _receipts(given: Sequence[str]) -> list[str]:
 @click.argument("data", nargs=-1)
 @click.option("--key", help="The key of the messages.")
 @click.option("--delay", type=DURATION, help="Deliver them after this time, for example 5m.")
-@click.option("--deliver-at", type=TIME, help="Deliver them from then on: 2026-05-01 10:00+02, +1h, tomorrow.")
+@click.option("--deliver-at", type=TIME, help="Deliver them from this time on: 2026-05-01 10:00+02, +1h, tomorrow.")
 @click.option("--dedup-id", help="Publish once within 5 minutes, even if the command is repeated.")
 @pass_app
 def publish(

@@ -39,7 +39,7 @@ def read_receipts(lines: Iterable[bytes]) -> Iterator[str]:
         if document.depth == 0:
             yield document.receipt()
     if document.depth:
-        raise document.error("an object that does not end")
+        raise document.error("an object without its closing brace")
 
 
 def _alone(text: bytes, number: int) -> str:
@@ -91,7 +91,7 @@ class _Object:
         try:
             return str(orjson.loads(self._found))
         except orjson.JSONDecodeError:
-            raise self.error("a receipt that is no text") from None
+            raise self.error("a receipt that is not a text") from None
 
     def error(self, what: str) -> UsageError:
         """Return an error with this text, the line number and the first line of the object."""

@@ -14,6 +14,7 @@ from cdcbridge.cli.backfill import print_backfills
 from cdcbridge.cli.consumers import print_consumers
 from cdcbridge.cli.context import App, DurationType, as_json, pass_app, print_json, print_table, say
 from cdcbridge.cli.lag_words import headline, print_other_slots, say_alarms, say_rest
+from cdcbridge.cli.sink_words import print_sinks
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
 from cdcbridge.errors import SourceUnavailable, StoreUnavailable, UsageError
@@ -55,7 +56,7 @@ def lag(app: App, as_json: bool, watch: float | None) -> int:
         except SourceUnavailable as error:
             if not watch:
                 raise
-            say(f"{error}; looking again")
+            say(f"{error}. Trying again")
             looks.clear()
             time.sleep(watch)
             continue
@@ -90,7 +91,7 @@ def _begin_screen(every: float) -> None:
     """
     click.clear()
     now = dt.datetime.now(dt.UTC)
-    click.echo(f"{now:%Y-%m-%d %H:%M:%S} UTC, every {format_duration(every)}; Ctrl-C ends\n")
+    click.echo(f"{now:%Y-%m-%d %H:%M:%S} UTC, every {format_duration(every)}, until Ctrl-C\n")
 
 
 def _print(found: Lag, config: Config, as_json: bool) -> None:
@@ -107,18 +108,26 @@ def _print(found: Lag, config: Config, as_json: bool) -> None:
             click.echo()
         if not found.store_error:
             print_consumers(found.consumers, feeds=found.feeds)
-        if found.backfills:
-            click.echo()
-            print_backfills(found.backfills)
+        _print_below(found)
     if found.source_error:
-        say(f"of the slot nothing is known: {found.source_error}")
+        say(f"the state of the slot is unknown: {found.source_error}")
     if found.store_error:
-        say(f"of consumers nothing is known: {found.store_error}")
+        say(f"the state of the consumers is unknown: {found.store_error}")
     say_rest(found, config)
     for name in found.other:
-        say(f"the store goes by the slot {name}, not {slot}: set source.slot back (a second slot needs a second store)")
+        say(f"the store uses the slot {name}, not {slot}: set source.slot back (a second slot needs a second store)")
     if as_json:
         say_alarms(found)
+
+
+def _print_below(found: Lag) -> None:
+    """Print the sinks and the backfills, if there are any."""
+    if found.sinks:
+        click.echo()
+        print_sinks(found.sinks)
+    if found.backfills:
+        click.echo()
+        print_backfills(found.backfills)
 
 
 def _print_slots(found: Lag, slot: str) -> None:
@@ -137,7 +146,7 @@ def _print_slots(found: Lag, slot: str) -> None:
             )
             for s in found.slots
         ],
-        empty=f"there is no slot {slot}" + ("" if found.gone or found.other else " yet: `cdcbridge run` makes it"),
+        empty=f"there is no slot {slot}" + ("" if found.gone or found.other else " yet: `cdcbridge run` creates it"),
     )
 
 
@@ -207,7 +216,7 @@ def drop(app: App, yes: bool) -> None:
     """Drop the slot, and lose the changes that it still keeps."""
     name = app.config.source.slot
     if not yes:
-        click.confirm(f"Drop the slot {name}? What it had yet to send is lost.", abort=True, err=True)
+        click.confirm(f"Drop the slot {name}? The changes that it has not sent yet are lost.", abort=True, err=True)
     operate.drop_slot(app.config)
     click.echo(f"dropped: slot {name}")
 
@@ -222,13 +231,13 @@ def recreate(app: App, yes: bool) -> None:
     """
     if not yes:
         click.confirm(
-            f"Recreate the slot {app.config.source.slot}? Changes between the store's end and now are lost, and a gap"
-            " message will say so.",
+            f"Recreate the slot {app.config.source.slot}? Changes between the store's end and now are lost. A gap"
+            " message will report that.",
             abort=True,
             err=True,
         )
     start, end = operate.recreate_slot(app.config, say)
-    click.echo(f"recreated: slot {app.config.source.slot}; gap from {format_lsn(start)} to {format_lsn(end)}")
+    click.echo(f"recreated: slot {app.config.source.slot}, gap from {format_lsn(start)} to {format_lsn(end)}")
 
 
 @slot_group.command()
@@ -245,7 +254,7 @@ def skip(app: App, to: str, yes: bool) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     if not yes:
-        click.confirm(f"Skip everything up to {to}? A gap message will say so.", abort=True, err=True)
+        click.confirm(f"Skip everything up to {to}? A gap message will report that.", abort=True, err=True)
     start, end = operate.skip(app.config, target)
     click.echo(f"skipped: from {format_lsn(start)} to {format_lsn(end)}")
 

@@ -21,6 +21,7 @@ from cdcbridge.config import Consumer, load
 from cdcbridge.database import Connection, connect_source, source_errors
 from cdcbridge.errors import CdcbridgeError, ConfigError
 from cdcbridge.problem import Problem
+from cdcbridge.schemas import both
 from cdcbridge.source.slots import slots
 from cdcbridge.source.tables import Table, dotted_schemas, find_tables
 
@@ -33,7 +34,7 @@ _OF_EXTENSIONS: Final = "select objid::int8 from pg_depend where classid = 'pg_c
 _ELSEWHERE: Final = """
     select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind = 'r' and c.relpersistence = 'u' and not c.relispartition and n.nspname !~ '^pg_'
-      and n.nspname not in ('information_schema', %s) order by 1
+      and n.nspname <> all (%s) and n.nspname <> 'information_schema' order by 1
 """
 
 
@@ -92,7 +93,7 @@ def _look(connection: Connection, made: Starter) -> None:
     strict = connection.info.server_version >= _VIRTUAL_SINCE
     with source_errors():
         foreign = {oid for (oid,) in connection.execute(_OF_EXTENSIONS).fetchall()}
-        unlogged = [name for (name,) in connection.execute(_ELSEWHERE, (_SCHEMA,)).fetchall()]
+        unlogged = [name for (name,) in connection.execute(_ELSEWHERE, (list(both(_SCHEMA)),)).fetchall()]
     for table in find_tables(connection, "*.*", _SCHEMA):
         if table.oid in foreign:
             continue
@@ -157,7 +158,7 @@ def _problems(text: str, dsn: str, written: str) -> list[Problem]:
             return [p for p in check(load(path, environment)) if p.code != "wildcard_identity"]
         except ConfigError as error:  # a CDCBRIDGE_… variable, which overrides the file, is wrong
             said = str(error).replace(f"{path}", "the file")
-            return [Problem("configuration", "error", "environment", said, error.hint or "Mend the variable.")]
+            return [Problem("configuration", "error", "environment", said, error.hint or "Correct the variable.")]
         except CdcbridgeError as error:
             return [Problem("unchecked", "error", "check", str(error), error.hint or "Run `cdcbridge check`.")]
 
@@ -169,7 +170,7 @@ def _file(made: Starter, written: str, database: str, slot: str) -> str:
 def _head(made: Starter, database: str) -> Iterator[str]:
     yield f"# cdcbridge: the changes of the database {_shown(database)}. Written by `cdcbridge init`."
     yield "#"
-    yield "#   cdcbridge check                        what is missing, each with its fix"
+    yield "#   cdcbridge check                        problems, each with its fix"
     yield "#   cdcbridge run                          the bridge"
     if made.taken:
         yield "#   cdcbridge receive changes --wait 20    the messages of the consumer below"
@@ -177,7 +178,7 @@ def _head(made: Starter, database: str) -> Iterator[str]:
     yield "# `cdcbridge config schema` lists every key. Values are read again when the bridge starts."
     if made.problems:
         yield "#"
-        yield "# To mend, as `cdcbridge check` says:"
+        yield "# To fix, from `cdcbridge check`:"
         for problem in made.problems:
             yield from _comment(f"{problem.severity}: {problem.object}: {problem.message}", "#   ")
             yield from _comment(f"fix: {problem.brief}", "#     ")
@@ -187,15 +188,15 @@ def _head(made: Starter, database: str) -> Iterator[str]:
 def _source(written: str, slot: str) -> Iterator[str]:
     yield "source:"
     yield f"  dsn: {_scalar(written)}"
-    yield f"  slot: {slot}                   # the replication slot; the first `run` makes it"
-    yield "  plugin: auto                      # wal2json where the server has a new one, else pgoutput"
+    yield f"  slot: {slot}                   # the replication slot. The first `run` creates it"
+    yield "  plugin: auto                      # wal2json if the server has a new version, otherwise pgoutput"
     yield "  max_retained_wal: 10GB            # an alarm when the slot holds back more WAL than this"
     yield "  max_slot_inactive: 5m             # an alarm when no bridge has read the slot for longer than this"
     yield ""
     yield "store:"
-    yield "  # dsn: ${STORE_URL}               # another server for the queues; default: the source"
-    yield f"  schema: {_SCHEMA}                 # the first `run` makes it"
-    yield "  retention: 7d                     # how long the log keeps messages that everybody has read"
+    yield "  # dsn: ${STORE_URL}               # another server for the queues (default: the source)"
+    yield f"  schema: {_SCHEMA}                 # the first `run` creates it"
+    yield "  retention: 7d                     # how long the log keeps messages that every consumer has finished"
     yield ""
 
 
@@ -211,11 +212,11 @@ def _consumers(made: Starter) -> Iterator[str]:
     yield "consumers:"
     yield "  - name: changes"
     yield "    mode: fifo                      # one message of a key at a time, in order | queue | stream"
-    yield "    start: now                      # snapshot: also the rows that are there already"
+    yield "    start: now                      # snapshot: also the existing rows"
     yield "    visibility_timeout: 30s         # a message that is not acked by then is delivered again"
     yield "    max_deliveries: 5               # then it becomes a dead letter: `cdcbridge dead list`"
     yield "    # filter: \"op != 'truncate'\"    # which messages; `cdcbridge filter test changes` tries it"
-    yield "    # columns: {exclude: [password]}  # what receivers do not get"
+    yield "    # columns: {exclude: [password]}  # columns that receivers do not get"
     yield "    tables:"
     width = max(len(_scalar(name)) for name, _ in made.taken)
     for name, key in made.taken:

@@ -35,7 +35,7 @@ def status(app: App, as_json: bool) -> int:
         click.echo(click.style("NOT healthy", fg="red", bold=True))
         bullets(found.reasons)
     if found.notes:
-        click.echo("To look at:")
+        click.echo("Notes:")
         bullets(found.notes)
     click.echo()
     facts(_facts(app.config, found))
@@ -46,7 +46,7 @@ def _facts(config: Config, found: Status) -> list[tuple[str, str]]:
     rows = [("bridge", _bridges(found))]
     room = found.lag.room if found.lag else WalRoom()
     for slot in found.lag.slots if found.lag else ():
-        state = "active" if slot.active else "nobody reads it"
+        state = "active" if slot.active else "inactive"
         rows.append(("slot", f"{slot.name} ({slot.plugin}), {state}, wal_status {slot.wal_status}"))
         rows.append(("WAL", _lost(slot, room) if slot.wal_status == "lost" else _wal(config, slot)))
     if found.lag is None or found.lag.source_error:
@@ -59,7 +59,7 @@ def _facts(config: Config, found: Status) -> list[tuple[str, str]]:
     error = found.last_error
     if error is not None:
         ago = f"{human_duration(max(0.0, error.seconds))} ago"
-        mended = f", mended since {error.mended}" if error.mended else ""
+        mended = f", fixed since {error.mended}" if error.mended else ""
         rows.append(("last error", f"{ago}{mended}, {error.holder}: {error.message}"))
         if error.hint and not error.mended:
             rows.append(("", f"hint: {error.hint}"))
@@ -86,15 +86,15 @@ def _lost(slot: SlotLag, room: WalRoom) -> str:
     Before PostgreSQL 17 the server does not report since when the slot has not been read. Then the time
     is an upper limit, and the text contains "at most".
     """
-    why = slot.invalidation_reason or "the server removed WAL that it had yet to send"
+    why = slot.invalidation_reason or "the server removed WAL that it had not sent yet"
     since = ""
     if slot.inactive_seconds is not None:
         most = " at most" if slot.failover is None else ""
-        since = f"; nobody has read it for {human_duration(slot.inactive_seconds)}{most}"
+        since = f". No bridge has read it for {human_duration(slot.inactive_seconds)}{most}"
     limit = "has no limit now" if room.limit_bytes is None else f"is {human_size(room.limit_bytes)}"
-    after = f"; changes after {slot.confirmed_flush_lsn} are gone" if slot.confirmed_flush_lsn else ""
+    after = f". Changes after {slot.confirmed_flush_lsn}are lost" if slot.confirmed_flush_lsn else ""
     return (
-        f"lost: {why}{since}{after}; max_slot_wal_keep_size {limit}. `cdcbridge slot recreate` continues after a gap"
+        f"lost: {why}{since}{after}. max_slot_wal_keep_size {limit}. `cdcbridge slot recreate` continues after a gap"
         " message"
     )
 
@@ -103,8 +103,8 @@ def _store(found: Status) -> str:
     if found.unknown:
         return "unknown: it cannot be read"
     if found.guest is not None:
-        return f"of which the role {found.guest.role} sees its own consumers only"
-    return f"version {found.version}" if found.version else "not there yet"
+        return f"of which the role {found.guest.role} sees only its own consumers"
+    return f"version {found.version}" if found.version else "not created yet"
 
 
 def _bridges(found: Status) -> str:

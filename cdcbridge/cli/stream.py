@@ -53,7 +53,7 @@ def read(app: App, name: str, count: int, place: str | None) -> None:
     type=click.IntRange(0),
     default=10,
     show_default=True,
-    help="Begin with the last ones.",
+    help="Print this many messages, the last ones.",
 )
 @click.option("--from", "place", type=PLACE, help=f"Begin with all messages from here on. {PLACE_HELP}")
 @pass_app
@@ -69,7 +69,7 @@ def tail(app: App, name: str, count: int, place: str | None) -> None:
     """
     if place is not None and click.get_current_context().get_parameter_source("count") is ParameterSource.COMMANDLINE:
         raise UsageError(
-            "give -n or --from, not both: -n prints the last messages, and --from all from a place on",
+            "give either -n or --from: -n prints the last messages, and --from prints all messages from a place on",
             hint=f"`cdcbridge read {name} --from {place} -n {count}` prints the first ones from there.",
         )
     following = _Following(name, count, place)
@@ -79,7 +79,7 @@ def tail(app: App, name: str, count: int, place: str | None) -> None:
                 with app.store(pooled=True) as store:
                     following.run(store)
             except StoreUnavailable as error:
-                say(f"{error}; trying again")
+                say(f"{error}. Trying again")
                 time.sleep(_RETRY)
     except KeyboardInterrupt:
         return

@@ -22,6 +22,7 @@ from cdcbridge.database import Connection, connect_source, connect_store, source
 from cdcbridge.database.patience import patiently
 from cdcbridge.database.rights import as_owner
 from cdcbridge.errors import CdcbridgeError, NotLeader, OperatorNeeded
+from cdcbridge.schemas import both
 from cdcbridge.source import slots as source
 from cdcbridge.source.event_trigger import given
 from cdcbridge.store.presence import running
@@ -58,16 +59,16 @@ _TAKEN: Final = """
                                or n.nspname || '.' || t.relname = any (b.tables)))
 """
 _SIZE: Final = """
-    select count(*) filter (where relkind in ('r', 'p')), pg_size_pretty(coalesce(sum(pg_total_relation_size(oid))
+    select count(*) filter (where relkind in ('r', 'p')), pg_size_pretty(coalesce(sum(pg_total_relation_size(c.oid))
                filter (where relkind in ('r', 'm')), 0))
-    from pg_class where relnamespace = to_regnamespace(quote_ident(%s))
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = any (%s)
 """
 _READERS: Final = """
     select distinct n.nspname || '.' || c.relname from pg_rewrite r
     join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid and d.refclassid = 'pg_class'::regclass
-    join pg_class t on t.oid = d.refobjid join pg_class c on c.oid = r.ev_class
-    join pg_namespace n on n.oid = c.relnamespace
-    where t.relnamespace = to_regnamespace(quote_ident(%s)) and c.relnamespace <> t.relnamespace order by 1
+    join pg_class t on t.oid = d.refobjid join pg_namespace o on o.oid = t.relnamespace
+    join pg_class c on c.oid = r.ev_class join pg_namespace n on n.oid = c.relnamespace
+    where o.nspname = any (%(schemas)s) and n.nspname <> all (%(schemas)s) order by 1
 """
 
 
@@ -114,13 +115,13 @@ def planned(config: Config) -> Iterator[Removal]:
         schema = config.store.schema_
         store = _unless_gone(sessions, lambda: connect_store(config.store_dsn, schema, "cdcbridge uninstall"))
         if store is None:
-            plan.kept.append("store: its database does not exist any more")
+            plan.kept.append("store: its database no longer exists")
         else:
             sessions.enter_context(as_owner(store, "`cdcbridge uninstall`"))
             _refuse_running(store)
         begun = _begun(config, origin, store)
         if origin is None:
-            plan.kept.append("source: its database does not exist any more")
+            plan.kept.append("source: its database no longer exists")
         else:
             others = other_stores(config, source.identify(origin), origin, store)
             using = _slot(config, origin, plan, others, begun=begun)
@@ -145,7 +146,7 @@ def remove(plan: Removal, tell: Callable[[str], None]) -> list[tuple[str, Cdcbri
     for item in plan.items:
         try:
             if item.remembers and unfinished:
-                raise CdcbridgeError("it remembers the tables above", hint=f"Run {_AGAIN} again.")
+                raise CdcbridgeError("it is still needed to restore the tables above", hint=f"Run {_AGAIN} again.")
             item.undo()
         except CdcbridgeError as error:
             if item.by_hand and isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
@@ -174,7 +175,9 @@ def _refuse_running(store: Connection) -> None:
     if found:
         names = "; ".join(map(str, found))
         one = "a bridge is" if len(found) == 1 else f"{len(found)} bridges are"
-        raise NotLeader(f"{one} running: {names}", hint="Stop it first, and what restarts it, such as systemd.")
+        raise NotLeader(
+            f"{one} running: {names}", hint="Stop it first, and also the service that restarts it, such as systemd."
+        )
     with store_errors():
         if store.execute("select to_regclass('leaders')").fetchone() != (None,):
             # This session holds the locks: a bridge that starts now remains a standby until everything is removed.
@@ -197,7 +200,7 @@ def _begun(config: Config, origin: Connection | None, store: Connection | None) 
         row = store.execute("select slot from source").fetchone()
     if row and row[0] != config.source.slot and origin is not None and source.slots(origin, row[0]):
         raise OperatorNeeded(
-            f"the store in the schema {config.store.schema_} goes by the slot {row[0]}, and source.slot is"
+            f"the store in the schema {config.store.schema_} uses the slot {row[0]}, and source.slot is"
             f" {config.source.slot}",
             hint=f"Set source.slot back to {row[0]}, or store.schema to that of the other store.",
         )
@@ -232,9 +235,9 @@ def _slot(
 
 def _use(other: OtherStore, slot: source.Slot, by_hand: str) -> str:
     if other.slot is None:
-        return f"{other} may use it, and this role may not read that store. If nobody uses it: {by_hand};"
+        return f"{other} may use it, and this role may not read that store. If it is unused: {by_hand};"
     if not other.continues_from(slot):
-        return f"{other} names it, although it ends before it. If nobody uses it: {by_hand};"
+        return f"{other} names it, although it ends before it. If it is unused: {by_hand};"
     return f"{other} uses it"
 
 
@@ -293,7 +296,7 @@ def _identities(
         # The entry is removed first, so that the trigger does not set the replica identity of a table again.
         mine = sql.SQL("delete from cdcbridge_identity.bridges where slot = {}").format(sql.Literal(slot))
         if others:
-            mine_what = f"the event trigger's entry for the slot {slot}: the trigger stays for {', '.join(others)}"
+            mine_what = f"the event trigger's entry for the slot {slot}: the trigger is kept for {', '.join(others)}"
             plan.items.append(Item(mine_what, _statement(origin, mine, mine_what)))
         else:
             plan.items.append(Item("the event trigger's entries", _statement(origin, mine, "the event trigger")))
@@ -368,21 +371,26 @@ def _remembered(store: Connection | None) -> list[tuple[int, str]]:
 def _schema(config: Config, store: Connection, plan: Removal) -> None:
     schema = config.store.schema_
     with store_errors():
-        if store.execute("select to_regnamespace(quote_ident(%s))", (schema,)).fetchone() == (None,):
+        names = [
+            name
+            for name in both(schema)
+            if store.execute("select to_regnamespace(quote_ident(%s))", (name,)).fetchone() != (None,)
+        ]
+        if not names:
             return
         foreign = strangers(store, schema)
         if foreign:
             plan.kept.append(f"schema {schema}: it also has {', '.join(foreign)}, not made by cdcbridge")
             return
-        tables, size = store.execute(_SIZE, (schema,)).fetchone() or (0, "")
-        readers = [name for (name,) in store.execute(_READERS, (schema,)).fetchall()]
+        tables, size = store.execute(_SIZE, (names,)).fetchone() or (0, "")
+        readers = [name for (name,) in store.execute(_READERS, {"schemas": names}).fetchall()]
         consumers: list[str] = []
         if store.execute("select to_regclass('consumers')").fetchone() != (None,):
             consumers = [name for (name,) in store.execute("select name from consumers order by name").fetchall()]
-    what = f"schema {schema}: {tables} tables, {size}"
+    what = f"schema {' with '.join(names)}: {tables} tables, {size}"
     what += f", with all messages of the consumers: {', '.join(consumers)}" if consumers else ""
-    what += f"; and the views that read it: {', '.join(readers)}" if readers else ""
-    statement = sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(schema))
+    what += f", and the views that read it: {', '.join(readers)}" if readers else ""
+    statement = sql.SQL("drop schema if exists {} cascade").format(sql.SQL(", ").join(map(sql.Identifier, names)))
 
     def drop() -> None:
         with store_errors():

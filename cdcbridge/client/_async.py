@@ -72,7 +72,7 @@ class AsyncQueue(AsyncSettling):
             StoreUnavailable: The store cannot be reached.
         """
         queue = cls(dsn, consumer, schema, poll_interval)
-        queue.parse_float = parse_float
+        queue._parse_float = parse_float
         await queue._reader_session()
         return queue
 
@@ -105,13 +105,13 @@ class AsyncQueue(AsyncSettling):
     ) -> list[AsyncMessage]:
         asked = now()
         values = (self.consumer, max_messages, visibility_timeout)
-        rows = await self._rows(session, self.sql.receive, values, rescue=self._rescue)
+        rows = await self._rows(session, self._sql.receive, values, rescue=self._rescue)
         return [AsyncMessage(row_delivery(row, asked), self) for row in rows]
 
     async def _rescue(self, rows: list[tuple[Any, ...]]) -> None:
         """Give back the messages of a claim whose caller was cancelled."""
         receipts = [row[0] for row in rows]
-        await self._quietly(lambda: self._write(self.sql.give_back, (self.consumer, receipts)))
+        await self._quietly(lambda: self._write(self._sql.give_back, (self.consumer, receipts)))
 
     def messages(
         self, *, wait: float = 20, max_messages: int = 10, stop_when_empty: bool = False
@@ -136,7 +136,7 @@ class AsyncQueue(AsyncSettling):
         Raises:
             UsageError: `wait` is negative, or the client is closed or belongs to another process.
         """
-        self.refuse_unusable()
+        self._refuse_unusable()
         refuse_bad_time("wait", wait)
         return Closing(self._messages(patient(wait, stop_when_empty), max_messages, stop_when_empty))
 
@@ -146,23 +146,23 @@ class AsyncQueue(AsyncSettling):
         waiting: list[AsyncMessage] = []
         try:
             while not self.stopped:
-                fetched = await self.fetch(max_messages, wait)
+                fetched = await self._fetch(max_messages, wait)
                 if stop_when_empty and fetched == []:
                     return
                 waiting = list(reversed(fetched or []))
                 while waiting and not self.stopped:
                     message = waiting.pop()
-                    if not await self.begin(message):
+                    if not await self._begin(message):
                         continue
                     try:
                         yield message
                     finally:
-                        self.done(message)
-                    await self.let_next(message)
+                        self._done(message)
+                    await self._let_next(message)
         finally:
-            await self.leave(waiting)
+            await self._give_back(waiting)
 
-    async def fetch(self, max_messages: int, wait: float) -> list[AsyncMessage] | None:
+    async def _fetch(self, max_messages: int, wait: float) -> list[AsyncMessage] | None:
         """Fetch messages for begin() and leave(), and extend their leases from now on.
 
         Args:
@@ -178,7 +178,7 @@ class AsyncQueue(AsyncSettling):
             return None
         except StoreUnavailable as error:
             if not self.stopped:
-                log.warning("%s; trying again", error)
+                log.warning("%s. Trying again", error)
                 await sleep(AWAY)
             return None
         self._unbegun.update(fetched)
@@ -227,20 +227,20 @@ class AsyncQueue(AsyncSettling):
         if connection is not None:
             text = json_text(data, ascii_only=connection.info.encoding != "utf-8")
             with store_errors():
-                cursor = await connection.execute(self.sql.publish, (topic, key, text, deliver_at, dedup_id, seconds))
-                return Seq.of(await cursor.fetchone(), once=once)
+                cursor = await connection.execute(self._sql.publish, (topic, key, text, deliver_at, dedup_id, seconds))
+                return Seq._of(await cursor.fetchone(), once=once)
         values = (topic, key, json_text(data), deliver_at, dedup_id, seconds)
         if not once:
-            return Seq.of((await self._once(self.sql.publish, values, "the message was published"), None), once=False)
+            return Seq._of((await self._once(self._sql.publish, values, "the message was published"), None), once=False)
         attempts = 0
 
         async def attempt() -> tuple[Any, ...]:
             nonlocal attempts
             attempts += 1
-            return (await self._rows(await self._writer_session(), self.sql.publish, values))[0]
+            return (await self._rows(await self._writer_session(), self._sql.publish, values))[0]
 
         try:
-            return Seq.of(await self._again(now() + PATIENCE, attempt), once=True, attempts=attempts)
+            return Seq._of(await self._again(now() + PATIENCE, attempt), once=True, attempts=attempts)
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, psycopg.errors.QueryCanceled):
                 raise
@@ -273,7 +273,7 @@ class AsyncQueue(AsyncSettling):
             UsageError: An argument is out of range.
         """
         if type(concurrency) is not int or concurrency < 1:
-            raise UsageError(f"concurrency is {concurrency!r}; it must be a whole number of at least 1")
+            raise UsageError(f"concurrency is {concurrency!r}, but must be a whole number of at least 1")
         refuse_bad_time("wait", wait)
         refuse_bad_time("grace", grace)
 

@@ -80,7 +80,7 @@ def _parsed(message: LogMessage) -> dict[str, Any]:
         found = parsed(message.raw, message.parse_float)
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise UnreadableData(
-            f"message {message.seq} of {message.topic}: its data cannot be made Python values: {error}",
+            f"message {message.seq} of {message.topic}: its data cannot be converted to Python values: {error}",
             hint="`raw` has it as JSON text.",
         ) from None
     return cast("dict[str, Any]", found)
@@ -97,15 +97,15 @@ class Delivery(LogMessage):
     """
 
     __slots__ = (
+        "_ends",
+        "_mates",
+        "_visibility",
+        "_xid",
         "deliver_count",
-        "ends",
         "lost",
-        "mates",
         "not_visible_until",
         "receipt",
         "settled",
-        "visibility",
-        "xid",
     )
 
     def __init__(
@@ -127,27 +127,27 @@ class Delivery(LogMessage):
         self.receipt = receipt
         self.deliver_count = deliver_count
         self.not_visible_until = not_visible_until
-        self.visibility = visibility
+        self._visibility = visibility
         self.settled: Literal["acked", "nacked", "given back"] | None = None
         self.lost = False
-        self.xid: str | None = None
-        self.mates: Sequence[Delivery] = ()
+        self._xid: str | None = None
+        self._mates: Sequence[Delivery] = ()
         # Counted from the request, because a process that was stopped reads the answer late.
-        self.ends = asked + visibility
+        self._ends = asked + visibility
 
     @property
-    def half_over(self) -> bool:
+    def _half_over(self) -> bool:
         """True if less than half of the visibility timeout is left."""
-        return now() > self.ends - self.visibility / 2
+        return now() > self._ends - self._visibility / 2
 
     @property
-    def idle(self) -> bool:
+    def _idle(self) -> bool:
         """True if the lease need not be extended: the message is settled, or the lease is lost."""
         return self.lost or self.settled is not None
 
-    def prolonged(self, asked: float, seconds: float) -> None:
+    def _prolonged(self, asked: float, seconds: float) -> None:
         """Note a new end of the lease: `seconds` after the request, which was sent at the time `asked`."""
-        self.ends = asked + seconds
+        self._ends = asked + seconds
 
 
 D = TypeVar("D", bound=Delivery)
@@ -197,16 +197,16 @@ def tie_mates(messages: Iterable[Delivery]) -> None:
     keys: dict[str, list[Delivery]] = {}
     for message in messages:
         if message.key is not None:
-            message.mates = keys.setdefault(message.key, [])
+            message._mates = keys.setdefault(message.key, [])
             keys[message.key].append(message)
 
 
 def behind(message: Delivery) -> list[Delivery]:
     """Return the later messages of the same key in the same batch that are neither settled nor lost."""
-    if not message.mates:
+    if not message._mates:
         return []
-    place = message.mates.index(message) + 1
-    return [mate for mate in message.mates[place:] if not mate.idle]
+    place = message._mates.index(message) + 1
+    return [mate for mate in message._mates[place:] if not mate._idle]
 
 
 class Statements:
@@ -237,7 +237,7 @@ class Seq(int):
     duplicate: bool | None
 
     @classmethod
-    def of(cls, row: tuple[Any, ...] | None, *, once: bool, attempts: int = 1) -> Seq:
+    def _of(cls, row: tuple[Any, ...] | None, *, once: bool, attempts: int = 1) -> Seq:
         """Make a Seq from the row of the publish statement, which was sent `attempts` times.
 
         `once` is true for a message with a `dedup_id`. Without one there are no duplicates.
@@ -256,14 +256,11 @@ class QueueStatements(Statements):
     def __init__(self, schema: str) -> None:
         super().__init__(schema)
         statement = self._statement
-        # Only the transaction of the claim commits asynchronously, because the setting is local to it.
-        # The setting is made inside an argument, which costs less than a join.
         self.receive = statement(
             "select r.receipt, r.seq, r.topic, r.key, r.data::text, r.deliver_count, r.not_visible_until,"
             " r.commit_lsn::text, r.ordinal, r.commit_time, r.inserted_at,"
             " extract(epoch from r.not_visible_until - clock_timestamp())::float8"
-            " from {schema}.receive(case when set_config('synchronous_commit', 'off', true) = 'off' then %s end, %s,"
-            " make_interval(secs => %s)) r"
+            " from {schema}.receive(%s, %s, make_interval(secs => %s), durable => false) r"
         )
         self.ack = statement("select {schema}.ack(%s, %s, false)")
         self.ack_strictly = statement("select {schema}.ack(%s, %s, true), pg_catalog.pg_current_xact_id()::text")
@@ -326,11 +323,11 @@ class Base:
 
     def __init__(self, dsn: str, consumer: str, poll_interval: float | None) -> None:
         refuse_bad_time("poll_interval", poll_interval, zero=False)
-        self.dsn = dsn
+        self._dsn = dsn
         self.consumer = consumer
         self.poll_interval = poll_interval
-        self.parse_float: ParseFloat | None = None
-        self.pooled = False
+        self._parse_float: ParseFloat | None = None
+        self._pooled = False
         self.stopped = False
         self.closed = False
         self.mode = ""
@@ -346,37 +343,37 @@ class Base:
         """
         self.stopped = True
 
-    def refuse_unusable(self) -> None:
+    def _refuse_unusable(self) -> None:
         """Raise ClientClosed after close(), and UsageError in another process than the one that connected."""
         if self.closed:
-            raise ClientClosed(f"the client of {self.consumer!r} is closed", hint="connect() makes a new one.")
-        if self.forked:
+            raise ClientClosed(f"the client of {self.consumer!r} is closed", hint="connect() opens a new one.")
+        if self._forked:
             raise UsageError(
                 f"the client of {self.consumer!r} belongs to process {self._process}, and this is {os.getpid()}",
                 hint="A process that was forked shares its parent's sessions. Call connect() in each process.",
             )
 
     @property
-    def forked(self) -> bool:
+    def _forked(self) -> bool:
         """True if this process is a child of the one that connected."""
         return os.getpid() != self._process
 
-    def learn(self, row: tuple[Any, ...] | None) -> None:
+    def _note_consumer(self, row: tuple[Any, ...] | None) -> None:
         """Store the consumer's id and mode from a row of `settings`, and poll if there is a connection pooler."""
         if row is not None:
             self._id, self.mode = row
             self._newest_id = max(self._newest_id, self._id)
-        if self.pooled and self.poll_interval is None:
+        if self._pooled and self.poll_interval is None:
             self.poll_interval = POOLED_INTERVAL
 
-    def concerns(self, payload: str) -> bool:
+    def _concerns(self, payload: str) -> bool:
         """Return whether a notification concerns this consumer.
 
         The payload lists the ids of the consumers with new messages, for example "3,17", or is empty if they are many.
         """
         return not payload or str(self._id) in payload.split(",")
 
-    def meets_new(self, payloads: list[str]) -> bool:
+    def _meets_new(self, payloads: list[str]) -> bool:
         """Return whether a notification names a consumer id that is newer than all known ones.
 
         The client's own consumer may have been removed and created again. Then its id has to be read again.

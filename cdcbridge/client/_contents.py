@@ -37,7 +37,7 @@ def json_text(data: Any, *, ascii_only: bool = False) -> str:
     if "null" in text:
         for place, value in _not_finite(data, "data"):
             raise UsageError(
-                f"{place} is {value}, which JSON does not have", hint="Publish None, or the number as a string."
+                f"{place} is {value}, which JSON cannot contain", hint="Publish None, or the number as a string."
             )
     return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text) if ascii_only else text
 
@@ -94,6 +94,6 @@ def refuse_bad_text(**arguments: str | None) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise UsageError(f"{name} is {value!r}: half of a surrogate pair is no character") from None
+            raise UsageError(f"{name} is {value!r}: half of a surrogate pair is not a character") from None
         if "\0" in value:
             raise UsageError(f"{name} is {value!r}: PostgreSQL's text cannot hold NUL")

@@ -26,7 +26,7 @@ def reason_of(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception as worse:  # noqa: BLE001 - the message is given back after any error
-        text = f"its text cannot be had: {type(worse).__name__}"
+        text = f"its text cannot be read: {type(worse).__name__}"
     return clean(f"{type(error).__name__}: {text}"[:REASON])
 
 
@@ -65,9 +65,9 @@ def refuse_handler(handler: object, *, asynchronous: bool) -> None:
     if kind != wanted:
         client = "an AsyncQueue" if asynchronous else "a Queue"
         other = "Queue" if asynchronous else "AsyncQueue"
-        hint = f"{other} takes it." if not kind.endswith("generator") else "A handler may not `yield`."
+        hint = f"Use {other} for it." if not kind.endswith("generator") else "A handler may not `yield`."
         raise UnusableHandler(
-            f"the worker of {client} takes {wanted}, and {_name(handler)} is {kind}: it would not be run", hint=hint
+            f"the worker of {client} needs {wanted}, but {_name(handler)} is {kind}, which would not run", hint=hint
         )
 
 
@@ -98,6 +98,6 @@ def refuse_unrun(handler: object, result: object) -> None:
     elif not inspect.isasyncgen(result):
         return
     raise UnusableHandler(
-        f"the handler {_name(handler)} returned a {type(result).__name__}, which nobody runs",
+        f"the handler {_name(handler)} returned a {type(result).__name__}, which was not run",
         hint="Wait for it inside the handler, or use AsyncQueue with an `async def` function.",
     )

@@ -25,11 +25,11 @@ class Lease(Protocol):
     """The lease of a delivery, or of a batch of a stream."""
 
     @property
-    def half_over(self) -> bool: ...
+    def _half_over(self) -> bool: ...
     @property
-    def idle(self) -> bool: ...
+    def _idle(self) -> bool: ...
     @property
-    def visibility(self) -> float: ...
+    def _visibility(self) -> float: ...
 
 
 Renew: TypeAlias = Callable[[list[Any]], None]
@@ -74,15 +74,15 @@ class Keeper:
         unused = 0.0
         while True:
             with self._guard:
-                held = [lease for lease in self._held if not lease.idle]
+                held = [lease for lease in self._held if not lease._idle]
                 unused = 0.0 if held else unused + _TICK
                 if self._beside is not mine or unused > _LINGER:
                     self._beside = None if self._beside is mine else self._beside
                     return
-            due = [lease for lease in held if lease.half_over]
+            due = [lease for lease in held if lease._half_over]
             if due:
                 self._prolong(due)
-            sleep(max(_SHORTEST, min([_TICK, *(lease.visibility / 8 for lease in held)])))
+            sleep(max(_SHORTEST, min([_TICK, *(lease._visibility / 8 for lease in held)])))
 
     def _prolong(self, due: list[Lease]) -> None:
         """Extend these leases. Log an error instead of raising it, so that the background run continues."""
@@ -91,6 +91,6 @@ class Keeper:
         except ClientClosed:
             pass
         except CdcbridgeError as error:
-            log.warning("%s; what is being handled may come again", error)
+            log.warning("%s. The messages being handled may be delivered again", error)
         except Exception:
-            log.exception("leases could not be prolonged; what is being handled may come again")
+            log.exception("leases could not be extended. The messages being handled may be delivered again")

@@ -88,7 +88,7 @@ def refuse_bad_time(name: str, value: float | None, *, zero: bool = True) -> Non
         zero: Whether 0 is allowed.
     """
     if value is not None and not (value >= 0 if zero else value > 0):
-        raise UsageError(f"{name} is {value}; it must be {'at least' if zero else 'more than'} 0 seconds")
+        raise UsageError(f"{name} is {value}, but must be {'at least' if zero else 'more than'} 0 seconds")
 
 
 def refuse_bad_delay(delay: float | str | None, deliver_at: datetime | None) -> float | None:
@@ -115,7 +115,7 @@ def refuse_no_zone(name: str, time: datetime | None) -> None:
     """Raise UsageError for a time without a time zone, because it names no instant."""
     if time is not None and time.utcoffset() is None:
         raise UsageError(
-            f"{name} is {time.isoformat(sep=' ')}, which has no zone, so it names no instant",
+            f"{name} is {time.isoformat(sep=' ')}, which has no time zone",
             hint="datetime.now(UTC), or datetime(…, tzinfo=ZoneInfo('Europe/Berlin')).",
         )
 

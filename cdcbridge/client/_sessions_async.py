@@ -40,10 +40,10 @@ class Uncertain(StoreUnavailable):
 class AsyncSessions(Base):
     """Base class of the clients, with their two sessions.
 
-    As a context manager it calls close() on leaving. Subclasses set `sql`.
+    As a context manager it calls close() on leaving. Subclasses set `_sql`.
     """
 
-    sql: Statements
+    _sql: Statements
 
     def __init__(self, dsn: str, consumer: str, poll_interval: float | None) -> None:
         super().__init__(dsn, consumer, poll_interval)
@@ -63,7 +63,7 @@ class AsyncSessions(Base):
         after its lease. In a forked child the sessions stay open, because they belong to the parent.
         """
         self.stop()
-        if self.forked:  # the sessions belong to the parent
+        if self._forked:  # the sessions belong to the parent
             self.closed = True
             return
         self._keeper.close()
@@ -104,7 +104,7 @@ class AsyncSessions(Base):
         """
         pace = Pace()
         while True:
-            self.refuse_unusable()
+            self._refuse_unusable()
             try:
                 return await call()
             except Uncertain:
@@ -125,7 +125,7 @@ class AsyncSessions(Base):
             except StoreUnavailable as error:
                 if not session.closed:
                     raise  # the server answered, so it was rolled back
-                raise Uncertain(f"{error}; whether {what} is not known") from error
+                raise Uncertain(f"{error}. It is not known whether {what}") from error
 
         return await self._again(now() + PATIENCE, attempt)
 
@@ -185,7 +185,7 @@ class AsyncSessions(Base):
 
         A look is due when a timeout, delay or lease ends, because no notification reports that.
         """
-        rows = await self._rows(session, self.sql.next_due, (self.consumer,))
+        rows = await self._rows(session, self._sql.next_due, (self.consumer,))
         until = min(deadline, now() + due_in(rows[0] if rows else None, self.poll_interval))
         while not self.stopped and (left := until - now()) > 0:
             if self.poll_interval is not None:
@@ -193,9 +193,9 @@ class AsyncSessions(Base):
                 continue
             with store_errors():
                 heard = [one.payload async for one in session.notifies(timeout=min(left, _SLICE), stop_after=1)]
-            if self.meets_new(heard):
+            if self._meets_new(heard):
                 await self._learn(session)
-            if any(self.concerns(payload) for payload in heard):
+            if any(self._concerns(payload) for payload in heard):
                 return
 
     # statements
@@ -255,8 +255,8 @@ class AsyncSessions(Base):
 
     async def _patiently(self, query: Composed, values: tuple[Any, ...], seconds: float) -> list[tuple[Any, ...]]:
         """Return the rows of a statement that may take so many seconds, in a session of its own."""
-        self.refuse_unusable()
-        session = await open_session(self.dsn, "cdcbridge client, counting", patient=True)
+        self._refuse_unusable()
+        session = await open_session(self._dsn, "cdcbridge client, counting", patient=True)
         session.limit = max(ANSWER, seconds)
         async with session:
             return await self._rows(session, query, values)
@@ -266,11 +266,11 @@ class AsyncSessions(Base):
     async def _writer_session(self) -> AsyncSession:
         """Return the writer. Open it if there is none, or if the server ended it."""
         if not await acquired(self._opening, ANSWER):
-            raise StoreUnavailable("store: another call waits for a session in vain")
+            raise StoreUnavailable("store: no session could be opened while another call waits for one")
         try:
             if self._writer is None or self._writer.gone:
-                self.refuse_unusable()
-                self._writer = await open_session(self.dsn, "cdcbridge client, settling")
+                self._refuse_unusable()
+                self._writer = await open_session(self._dsn, "cdcbridge client, settling")
             return self._writer
         finally:
             self._opening.release()
@@ -278,14 +278,14 @@ class AsyncSessions(Base):
     async def _reader_session(self) -> AsyncSession:
         """Return the reader, which listens unless the client polls. Open it if necessary."""
         if self._reader is None or self._reader.gone:
-            self.refuse_unusable()
-            session = await open_session(self.dsn, "cdcbridge client, receiving")
-            self.pooled = session.pooled
+            self._refuse_unusable()
+            session = await open_session(self._dsn, "cdcbridge client, receiving")
+            self._pooled = session.pooled
             try:
                 await self._learn(session)
                 if self.poll_interval is None:
                     with store_errors():
-                        await session.execute(self.sql.listen)
+                        await session.execute(self._sql.listen)
             except BaseException:
                 await session.close()
                 raise
@@ -294,5 +294,5 @@ class AsyncSessions(Base):
 
     async def _learn(self, session: AsyncSession) -> None:
         """Read the consumer's id and mode from the store."""
-        rows = await self._rows(session, self.sql.settings, (self.consumer,))
-        self.learn(rows[0] if rows else None)
+        rows = await self._rows(session, self._sql.settings, (self.consumer,))
+        self._note_consumer(rows[0] if rows else None)

@@ -44,7 +44,7 @@ class Message(Delivery):
 
     def __init__(self, row: tuple[Any, ...], queue: Settling) -> None:
         super().__init__(*row)
-        self.parse_float = queue.parse_float
+        self.parse_float = queue._parse_float
         self._queue = queue
 
     def ack(self) -> bool:
@@ -102,8 +102,11 @@ class Message(Delivery):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is not None:
-            fate = self._queue.give_up(self, error)
-            log.info("message %s of %s was given back: %s", self.seq, self._queue.consumer, fate or "settled before")
+            fate = self._queue._give_up(self, error)
+            if fate:
+                log.info("message %s of %s was nacked: %s", self.seq, self._queue.consumer, fate)
+            elif self.settled is not None:
+                log.info("message %s of %s was already %s", self.seq, self._queue.consumer, self.settled)
         elif self.settled is None and not self.ack():
             log.warning("message %s of %s was handled, but its delivery had expired", self.seq, self._queue.consumer)
 
@@ -111,59 +114,61 @@ class Message(Delivery):
 class Settling(Sessions):
     """Base class of Queue: the deliveries of a queue from the fetch to their end."""
 
-    sql: QueueStatements
+    _sql: QueueStatements
 
     def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None) -> None:
         super().__init__(dsn, consumer, poll_interval)
-        self.sql = QueueStatements(schema)
+        self._sql = QueueStatements(schema)
         self._unbegun: set[Delivery] = set()  # messages that messages() or a worker fetched and did not begin
         self._turns = threading.Lock()  # held for an instant, so that a message is either begun or given back
 
-    def begin(self, message: Message) -> bool:
+    def _begin(self, message: Message) -> bool:
         """Return whether the handling of a fetched message may begin.
 
         If half of its lease is over, the lease is extended first. A message that is settled or lost is not begun. If
         the store is away, a message that needs an extension counts as lost.
         """
-        if not message.idle and message.half_over:
+        if not message._idle and message._half_over:
             with self._turns:
                 others = [
-                    other for other in self._unbegun if other is not message and other.half_over and not other.idle
+                    other for other in self._unbegun if other is not message and other._half_over and not other._idle
                 ]
             try:
                 self._renew([message, *others])
             except StoreUnavailable as error:
                 message.lost = True  # its lease ended while the store was away
-                log.warning("message %s of %s is not begun, and comes again: %s", message.seq, self.consumer, error)
+                log.warning(
+                    "message %s of %s was not begun, and will be delivered again: %s", message.seq, self.consumer, error
+                )
         with self._turns:
             self._unbegun.discard(message)
-            good = not message.idle
+            good = not message._idle
         if not good:
             self._keeper.drop([message])
         return good
 
-    def done(self, message: Delivery) -> None:
+    def _done(self, message: Delivery) -> None:
         """Stop extending the lease of a message whose handling has ended."""
         self._keeper.drop([message])
 
-    def let_next(self, message: Message) -> bool:
+    def _let_next(self, message: Message) -> bool:
         """Return whether the next message of the same key may be handled.
 
         In fifo this needs a committed ack of this message. Otherwise the later messages of the key are given back. If
         the ack was rolled back, this message is nacked.
         """
         others = behind(message) if self.mode == "fifo" else []
-        if not others or (message.settled == "acked" and message.xid is None and not message.lost):
+        if not others or (message.settled == "acked" and message._xid is None and not message.lost):
             return True
-        outcome = self.outcome(message)
+        outcome = self._outcome(message)
         if outcome == "finished":
             return True
-        self.leave(others)
+        self._give_back(others)
         if outcome == "rolled back":
             self._quietly(lambda: self.nack([message], reason="its ack was rolled back"))
         return False
 
-    def outcome(self, message: Message) -> Literal["finished", "rolled back", "open"]:
+    def _outcome(self, message: Message) -> Literal["finished", "rolled back", "open"]:
         """Return how an ack ended, perhaps one in the caller's transaction.
 
         Returns:
@@ -171,15 +176,15 @@ class Settling(Sessions):
         """
         if message.settled != "acked" or message.lost:
             return "open"
-        if message.xid is None:
+        if message._xid is None:
             return "finished"
-        values = (message.xid, self.consumer, [message.receipt], message.visibility)
+        values = (message._xid, self.consumer, [message.receipt], message._visibility)
         try:
-            found = self._again(self._deadline([message]), lambda: self._write(self.sql.outcome, values))
+            found = self._again(self._deadline([message]), lambda: self._write(self._sql.outcome, values))
         except StoreUnavailable:
             return "open"
         if found == 0:
-            message.xid = None
+            message._xid = None
             return "finished"
         return "rolled back" if found == 1 else "open"
 
@@ -204,16 +209,16 @@ class Settling(Sessions):
         chosen = list(messages)
         receipts = [message.receipt for message in chosen]
         if connection is None:
-            done = self._settle(chosen, self.sql.ack, (self.consumer, receipts))
+            done = self._settle(chosen, self._sql.ack, (self.consumer, receipts))
             xid = None
         else:
             with store_errors():
-                cursor = connection.execute(self.sql.ack_strictly, (self.consumer, receipts))
+                cursor = connection.execute(self._sql.ack_strictly, (self.consumer, receipts))
                 row = cursor.fetchone()
             done, xid = row or (0, None)
         for message in chosen:
-            if message.settled is None or message.xid is not None:
-                message.settled, message.xid = "acked", xid
+            if message.settled is None or message._xid is not None:
+                message.settled, message._xid = "acked", xid
             message.lost = message.lost or done < len(chosen)  # one is: in fifo another receiver may have its key
         return int(done)
 
@@ -245,15 +250,15 @@ class Settling(Sessions):
         """
         refuse_bad_time("delay", delay)
         chosen = list(messages)
-        self.leave([mate for message in chosen for mate in behind(message)])
+        self._give_back([mate for message in chosen for mate in behind(message)])
         values = (self.consumer, [m.receipt for m in chosen], delay, None if reason is None else clean(reason), dead)
-        done = self._settle(chosen, self.sql.nack, values)
+        done = self._settle(chosen, self._sql.nack, values)
         for message in chosen:
-            if message.settled is None or message.xid is not None:
-                message.settled, message.xid = "nacked", None
+            if message.settled is None or message._xid is not None:
+                message.settled, message._xid = "nacked", None
         return done
 
-    def give_up(self, message: Message, error: BaseException) -> str:
+    def _give_up(self, message: Message, error: BaseException) -> str:
         """Nack a message whose handling raised, unless it is finished. Never hides the error of the handling.
 
         Args:
@@ -263,31 +268,31 @@ class Settling(Sessions):
         Returns:
             The fate of the message, for example "delivery 2 of 5, again in 2 s". Empty if it was finished before.
         """
-        if message.settled is None or self.outcome(message) == "rolled back":
+        if message.settled is None or self._outcome(message) == "rolled back":
             try:
                 return self._nack_failed(message, reason_of(error))
             except CdcbridgeError as worse:
-                text = "message %s of %s could not be given back, and comes again when its delivery expires: %s"
+                text = "message %s of %s could not be nacked, and will be delivered again when its delivery expires: %s"
                 log.warning(text, message.seq, self.consumer, worse)
         return ""
 
     def _nack_failed(self, message: Message, reason: str) -> str:
         """Nack one message, and return its fate, which the same statement returns."""
-        self.leave(behind(message))
+        self._give_back(behind(message))
         values = (self.consumer, message.receipt, reason)
         deadline = self._deadline([message])
 
         def attempt() -> list[tuple[Any, ...]]:
-            return self._rows(self._writer_session(), self.sql.nack_failed, values)
+            return self._rows(self._writer_session(), self._sql.nack_failed, values)
 
         rows = self._again(deadline, attempt)
-        message.settled, message.xid = "nacked", None
+        message.settled, message._xid = "nacked", None
         return fate_of(self.consumer, rows[0] if rows else None)
 
-    def leave(self, messages: Iterable[Delivery]) -> None:
+    def _give_back(self, messages: Iterable[Delivery]) -> None:
         """Give back the messages that were not begun, at once and uncounted. Raise nothing."""
         with self._turns:
-            chosen = [message for message in messages if message in self._unbegun and not message.idle]
+            chosen = [message for message in messages if message in self._unbegun and not message._idle]
             for message in chosen:
                 message.settled = "given back"
             self._unbegun.difference_update(chosen)
@@ -295,22 +300,25 @@ class Settling(Sessions):
         if not chosen or self.closed:
             return
         values = (self.consumer, [message.receipt for message in chosen])
-        error = self._quietly(lambda: self._write(self.sql.give_back, values))
+        error = self._quietly(lambda: self._write(self._sql.give_back, values))
         if error is not None:
             log.warning(
-                "%s messages of %s were not begun; they come again later: %s", len(chosen), self.consumer, error
+                "%s messages of %s were not begun, and will be delivered again later: %s",
+                len(chosen),
+                self.consumer,
+                error,
             )
 
-    def leave_unbegun(self, messages: Iterable[Delivery]) -> list[Delivery]:
+    def _give_back_rest(self, messages: Iterable[Delivery]) -> list[Delivery]:
         """Give back the messages that were not begun. Return those that were begun and are not settled."""
         late = list(messages)
-        self.leave(late)
-        begun = [message for message in late if not message.idle]
+        self._give_back(late)
+        begun = [message for message in late if not message._idle]
         self._keeper.drop(begun)
         return begun
 
     def _leave(self) -> None:
-        self.leave(list(self._unbegun))
+        self._give_back(list(self._unbegun))
 
     def extend(self, messages: Iterable[Delivery], seconds: float) -> int:
         """Keep several deliveries invisible to other receivers for longer.
@@ -331,21 +339,25 @@ class Settling(Sessions):
         chosen = list(messages)
         asked = now()
         values = (self.consumer, [message.receipt for message in chosen], seconds)
-        done = int(self._again(self._deadline(chosen), lambda: self._write(self.sql.extend, values)))
+        done = int(self._again(self._deadline(chosen), lambda: self._write(self._sql.extend, values)))
         if done == len(chosen):
             for message in chosen:
-                message.prolonged(asked, seconds)
+                message._prolonged(asked, seconds)
         return done
 
     def _renew(self, due: Sequence[Delivery]) -> None:
         """Extend leases in one statement. If some are lost, extend each alone to find and mark the lost ones."""
-        seconds = max(message.visibility for message in due)
+        seconds = max(message._visibility for message in due)
         if self.extend(due, seconds) == len(due):
             return
         for message in due:
-            if not message.idle and not self.extend([message], seconds) and not message.idle:
+            if not message._idle and not self.extend([message], seconds) and not message._idle:
                 message.lost = True
-                log.warning("the delivery of message %s of %s was lost: it comes again", message.seq, self.consumer)
+                log.warning(
+                    "the delivery of message %s of %s was lost: the message will be delivered again",
+                    message.seq,
+                    self.consumer,
+                )
 
     def _settle(self, chosen: Sequence[Delivery], query: Composed, values: tuple[Any, ...]) -> int:
         """Ack or nack, with further attempts until the leases end. A repeated statement finds nothing left to do.
@@ -365,9 +377,9 @@ class Settling(Sessions):
         done = self._again(deadline, attempt)
         if attempts > 1 and self.mode == "queue":
             # An earlier attempt may have succeeded, and its answer was lost: no other client has these receipts.
-            done = max(done, sum(message.settled is None and message.ends > now() for message in chosen))
+            done = max(done, sum(message.settled is None and message._ends > now() for message in chosen))
         return done
 
     def _deadline(self, messages: Iterable[Delivery]) -> float:
         """Return the time of the last attempt: the end of the last lease, at most LONGEST seconds from now."""
-        return min(now() + LONGEST, max((message.ends for message in messages), default=0.0))
+        return min(now() + LONGEST, max((message._ends for message in messages), default=0.0))

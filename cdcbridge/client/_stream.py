@@ -49,12 +49,12 @@ class Batch:
     ) -> None:
         self.receipt: str | None = rows[0][0]
         self.partition: int = rows[0][1]
-        self.messages: list[LogMessage] = [row_message(row[2:], stream.parse_float) for row in rows]
-        self.settled = False
-        self.lost = False
-        self.visibility = lease
-        self.ends = asked + lease
-        self.done = self.messages[0].seq - 1  # the seq of the last message that messages() yielded and that is done
+        self.messages: list[LogMessage] = [row_message(row[2:], stream._parse_float) for row in rows]
+        self._settled = False
+        self._lost = False
+        self._visibility = lease
+        self._ends = asked + lease
+        self._done = self.messages[0].seq - 1  # the seq of the last message that messages() yielded and that is done
         self._stream = stream
         self._connection = connection
 
@@ -77,8 +77,8 @@ class Batch:
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
         """
         seq = self.messages[-1].seq if seq is None else seq
-        moved = self._stream.commit_batch(self, seq, self._connection)
-        self.settled = True
+        moved = self._stream._commit_batch(self, seq, self._connection)
+        self._settled = True
         return moved
 
     def release(self) -> None:
@@ -89,8 +89,8 @@ class Batch:
             except StaleReceipt:
                 pass  # the partition was given back before
             except StoreUnavailable as error:
-                log.warning("%r could not be given back, and is read again when its lease ends: %s", self, error)
-        self.settled = True  # with a connection, its transaction holds the partition until it ends
+                log.warning("%r could not be released, and will be read again when its lease ends: %s", self, error)
+        self._settled = True  # with a connection, its transaction holds the partition until it ends
 
     def extend(self, seconds: float | None = None) -> None:
         """Keep the lease for so many seconds from now. None means the duration that the lease had so far.
@@ -99,30 +99,30 @@ class Batch:
             StaleReceipt: The lease has ended.
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
         """
-        seconds = self.visibility if seconds is None else seconds
+        seconds = self._visibility if seconds is None else seconds
         asked = now()
-        self._stream.extend(self, seconds)
-        self.visibility, self.ends = seconds, asked + seconds
+        self._stream._extend_batch(self, seconds)
+        self._visibility, self._ends = seconds, asked + seconds
 
     @property
-    def half_over(self) -> bool:
+    def _half_over(self) -> bool:
         """True if less than half of the lease is left. A batch in the caller's transaction has no lease."""
-        return self._connection is None and now() > self.ends - self.visibility / 2
+        return self._connection is None and now() > self._ends - self._visibility / 2
 
     @property
-    def idle(self) -> bool:
+    def _idle(self) -> bool:
         """True if no lease needs extending: the batch is settled, lost, or in the caller's transaction."""
-        return self.settled or self.lost or self._connection is not None
+        return self._settled or self._lost or self._connection is not None
 
     def __enter__(self) -> Self:
-        self._stream.keep(self)
+        self._stream._keep(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.let_go(self)
-        if self.settled:
+        self._stream._let_go(self)
+        if self._settled:
             return
         if error is None:
             self.commit()
@@ -131,14 +131,23 @@ class Batch:
 
 
 class Stream(Sessions):
-    """One member of a stream consumer's group. Open it with connect() and use it as a context manager."""
+    """One member of a stream consumer's group. Open it with connect() and use it as a context manager.
 
-    sql: StreamStatements
+    Attributes:
+        consumer: Name of the consumer.
+        mode: Mode of the consumer, "stream".
+        lease: Seconds for which a batch holds its partition, unless it is extended.
+        poll_interval: Seconds between two looks for messages, or None if the client listens for notifications.
+        stopped: True after stop() or close().
+        closed: True after close().
+    """
+
+    _sql: StreamStatements
 
     def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None, lease: float) -> None:
         super().__init__(dsn, consumer, poll_interval)
         refuse_bad_time("lease", lease, zero=False)
-        self.sql = StreamStatements(schema)
+        self._sql = StreamStatements(schema)
         self.lease = lease
         self._open: set[Batch] = set()  # the batches that messages() has not finished
 
@@ -169,7 +178,7 @@ class Stream(Sessions):
             StoreUnavailable: The store cannot be reached.
         """
         stream = cls(dsn, consumer, schema, poll_interval, lease)
-        stream.parse_float = parse_float
+        stream._parse_float = parse_float
         stream._reader_session()
         return stream
 
@@ -190,19 +199,18 @@ class Stream(Sessions):
         if connection is not None:
             refuse_unfit(connection)
             with store_errors():
-                rows = (connection.execute(self.sql.read, (self.consumer, max_messages, None), binary=True)).fetchall()
+                rows = (connection.execute(self._sql.read, (self.consumer, max_messages, None), binary=True)).fetchall()
             return Batch(self, rows, 0, connection, now()) if rows else None
         return self._until(wait, lambda session: self._read(session, max_messages))
 
     def _read(self, session: Session, max_messages: int) -> Batch | None:
         asked = now()
-        rows = self._rows(session, self.sql.read, (self.consumer, max_messages, self.lease), rescue=self._rescue)
+        rows = self._rows(session, self._sql.read, (self.consumer, max_messages, self.lease), rescue=self._rescue)
         return Batch(self, rows, self.lease, None, asked) if rows else None
 
     def _rescue(self, rows: list[tuple[Any, ...]]) -> None:
         receipt, partition, seq = rows[0][:3]
-        values = (self.consumer, partition, seq - 1, receipt)
-        self._quietly(lambda: self._write(self.sql.commit, values))
+        self._quietly(lambda: self._write(self._sql.commit, (self.consumer, partition, seq - 1, receipt)))
 
     def batches(
         self, *, wait: float = 20, max_messages: int = 100, stop_when_empty: bool = False
@@ -216,7 +224,7 @@ class Stream(Sessions):
             max_messages: Largest number of messages in a batch.
             stop_when_empty: Whether to end when `wait` seconds bring no batch.
         """
-        self.refuse_unusable()
+        self._refuse_unusable()
         refuse_bad_time("wait", wait)
         return self._batches(patient(wait, stop_when_empty), max_messages, stop_when_empty)
 
@@ -228,7 +236,7 @@ class Stream(Sessions):
                 return
             except StoreUnavailable as error:
                 if not self.stopped:
-                    log.warning("%s; trying again", error)
+                    log.warning("%s. Trying again", error)
                     sleep(AWAY)
                 continue
             if batch is not None:
@@ -251,49 +259,49 @@ class Stream(Sessions):
     def _messages(self, batches: Generator[Batch, None, None]) -> Generator[LogMessage, None, None]:
         for batch in batches:
             self._open.add(batch)
-            self.keep(batch)
+            self._keep(batch)
             try:
                 for message in batch.messages:
                     if self.stopped or not self._is_held(batch):
                         break
                     yield message
-                    batch.done = message.seq
+                    batch._done = message.seq
             finally:
                 self._finish(batch)
 
     def _is_held(self, batch: Batch) -> bool:
         """Return whether the lease is good. If half of it is over, extend it first."""
-        if batch.half_over and not batch.lost:
+        if batch._half_over and not batch._lost:
             self._renew([batch])
-        return not batch.lost
+        return not batch._lost
 
     def _renew(self, due: list[Batch]) -> None:
         for batch in due:
             try:
                 batch.extend()
             except (StaleReceipt, StoreUnavailable) as error:
-                if not batch.idle:
-                    batch.lost = True
+                if not batch._idle:
+                    batch._lost = True
                     log.warning("the lease of %r was lost: %s", batch, error)
 
-    def keep(self, batch: Batch) -> None:
+    def _keep(self, batch: Batch) -> None:
         """Extend the lease of a batch until let_go()."""
-        if not batch.idle:
+        if not batch._idle:
             self._keeper.hold([batch])
 
-    def let_go(self, batch: Batch) -> None:
+    def _let_go(self, batch: Batch) -> None:
         """Stop extending the lease of a batch."""
         self._keeper.drop([batch])
 
     def _finish(self, batch: Batch) -> None:
         """Commit the offset of the messages that are done, and give the rest back. Raise nothing."""
         self._open.discard(batch)
-        self.let_go(batch)
-        if batch.idle or self.closed:
+        self._let_go(batch)
+        if batch._idle or self.closed:
             return
-        error = self._quietly(lambda: batch.commit(batch.done))
+        error = self._quietly(lambda: batch.commit(batch._done))
         if error is not None:
-            log.warning("%r was handled up to %s, which is not committed: %s", batch, batch.done, error)
+            log.warning("%r was handled up to %s, but that is not committed: %s", batch, batch._done, error)
 
     def _leave(self) -> None:
         for batch in list(self._open):
@@ -318,14 +326,14 @@ class Stream(Sessions):
         if connection is None:
             return self._commit(values, now() + (PATIENCE if receipt is None else self.lease))
         with store_errors():
-            row = (connection.execute(self.sql.commit, values)).fetchone()
+            row = (connection.execute(self._sql.commit, values)).fetchone()
         return bool(row and row[0])
 
-    def commit_batch(self, batch: Batch, seq: int, connection: Connection | None) -> bool:
+    def _commit_batch(self, batch: Batch, seq: int, connection: Connection | None) -> bool:
         """Commit the offset of a batch, as Batch.commit() describes."""
         if connection is not None:
             return self.commit(batch.partition, seq, connection=connection)
-        return self._commit((self.consumer, batch.partition, seq, batch.receipt), batch.ends)
+        return self._commit((self.consumer, batch.partition, seq, batch.receipt), batch._ends)
 
     def _commit(self, values: tuple[Any, ...], deadline: float) -> bool:
         """Commit with further attempts. After a lost answer, the offset shows whether the first attempt succeeded."""
@@ -334,22 +342,22 @@ class Stream(Sessions):
         def attempt() -> bool:
             nonlocal attempts
             attempts += 1
-            return bool(self._write(self.sql.commit, values))
+            return bool(self._write(self._sql.commit, values))
 
         try:
             return self._again(min(deadline, now() + LONGEST), attempt)
         except StaleReceipt:
             if attempts == 1 or now() > deadline:
                 raise
-            rows = self._patiently(self.sql.offset, values[:2], COUNTING)  # only this member can have moved it
+            rows = self._patiently(self._sql.offset, values[:2], COUNTING)  # only this member can have moved it
             if not rows or rows[0][0] != values[2]:
                 raise
             return True
 
-    def extend(self, batch: Batch, seconds: float) -> None:
+    def _extend_batch(self, batch: Batch, seconds: float) -> None:
         """Extend the lease of a batch, as Batch.extend() describes."""
         values = (self.consumer, batch.partition, batch.receipt, seconds)
-        self._again(min(batch.ends, now() + LONGEST), lambda: self._write(self.sql.extend, values))
+        self._again(min(batch._ends, now() + LONGEST), lambda: self._write(self._sql.extend, values))
 
     def seek(self, target: str | int | datetime, partition: int | None = None) -> int:
         """Move the group to another place, end the leases of all members, and return the number of moved partitions.
@@ -364,11 +372,11 @@ class Stream(Sessions):
         if isinstance(target, datetime):
             refuse_no_zone("target", target)
         place = target.isoformat() if isinstance(target, datetime) else str(target)
-        return int(self._once(self.sql.seek, (self.consumer, place, partition), "the group was moved"))
+        return int(self._once(self._sql.seek, (self.consumer, place, partition), "the group was moved"))
 
     def offsets(self) -> list[Standing]:
         """Return the progress of the group in each partition. Call this rarely, because it counts messages."""
-        rows = self._again(now() + PATIENCE, lambda: self._patiently(self.sql.lag, (self.consumer,), COUNTING))
+        rows = self._again(now() + PATIENCE, lambda: self._patiently(self._sql.lag, (self.consumer,), COUNTING))
         return [Standing(*row) for row in rows]
 
 
@@ -376,12 +384,12 @@ def refuse_unfit(connection: Connection) -> None:
     """Raise UsageError for a caller's connection on which a batch cannot be read."""
     if connection.info.encoding != "utf-8":
         raise UsageError(
-            f"the connection's client_encoding is {connection.info.parameter_status('client_encoding')}, which does not"
-            " have all characters of the log",
+            f"the connection's client_encoding is {connection.info.parameter_status('client_encoding')}, which lacks"
+            " some characters of the log",
             hint="psycopg.connect(dsn, client_encoding='UTF8')",
         )
     if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
         raise UsageError(
-            "the connection is in autocommit mode and outside of a transaction, so nothing would hold the batch",
+            "the connection is in autocommit mode and outside of a transaction, so the batch would not be held",
             hint="Put read(), the effect and the batch's commit() inside `with connection.transaction():`.",
         )

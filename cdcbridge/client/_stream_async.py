@@ -49,12 +49,12 @@ class AsyncBatch:
     ) -> None:
         self.receipt: str | None = rows[0][0]
         self.partition: int = rows[0][1]
-        self.messages: list[LogMessage] = [row_message(row[2:], stream.parse_float) for row in rows]
-        self.settled = False
-        self.lost = False
-        self.visibility = lease
-        self.ends = asked + lease
-        self.done = self.messages[0].seq - 1  # the seq of the last message that messages() yielded and that is done
+        self.messages: list[LogMessage] = [row_message(row[2:], stream._parse_float) for row in rows]
+        self._settled = False
+        self._lost = False
+        self._visibility = lease
+        self._ends = asked + lease
+        self._done = self.messages[0].seq - 1  # the seq of the last message that messages() yielded and that is done
         self._stream = stream
         self._connection = connection
 
@@ -77,8 +77,8 @@ class AsyncBatch:
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
         """
         seq = self.messages[-1].seq if seq is None else seq
-        moved = await self._stream.commit_batch(self, seq, self._connection)
-        self.settled = True
+        moved = await self._stream._commit_batch(self, seq, self._connection)
+        self._settled = True
         return moved
 
     async def release(self) -> None:
@@ -89,8 +89,8 @@ class AsyncBatch:
             except StaleReceipt:
                 pass  # the partition was given back before
             except StoreUnavailable as error:
-                log.warning("%r could not be given back, and is read again when its lease ends: %s", self, error)
-        self.settled = True  # with a connection, its transaction holds the partition until it ends
+                log.warning("%r could not be released, and will be read again when its lease ends: %s", self, error)
+        self._settled = True  # with a connection, its transaction holds the partition until it ends
 
     async def extend(self, seconds: float | None = None) -> None:
         """Keep the lease for so many seconds from now. None means the duration that the lease had so far.
@@ -99,30 +99,30 @@ class AsyncBatch:
             StaleReceipt: The lease has ended.
             StoreUnavailable: The store is still away when the lease ends, or after five minutes.
         """
-        seconds = self.visibility if seconds is None else seconds
+        seconds = self._visibility if seconds is None else seconds
         asked = now()
-        await self._stream.extend(self, seconds)
-        self.visibility, self.ends = seconds, asked + seconds
+        await self._stream._extend_batch(self, seconds)
+        self._visibility, self._ends = seconds, asked + seconds
 
     @property
-    def half_over(self) -> bool:
+    def _half_over(self) -> bool:
         """True if less than half of the lease is left. A batch in the caller's transaction has no lease."""
-        return self._connection is None and now() > self.ends - self.visibility / 2
+        return self._connection is None and now() > self._ends - self._visibility / 2
 
     @property
-    def idle(self) -> bool:
+    def _idle(self) -> bool:
         """True if no lease needs extending: the batch is settled, lost, or in the caller's transaction."""
-        return self.settled or self.lost or self._connection is not None
+        return self._settled or self._lost or self._connection is not None
 
     async def __aenter__(self) -> Self:
-        self._stream.keep(self)
+        self._stream._keep(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.let_go(self)
-        if self.settled:
+        self._stream._let_go(self)
+        if self._settled:
             return
         if error is None:
             await self.commit()
@@ -131,14 +131,23 @@ class AsyncBatch:
 
 
 class AsyncStream(AsyncSessions):
-    """One member of a stream consumer's group. Open it with connect() and use it as a context manager."""
+    """One member of a stream consumer's group. Open it with connect() and use it as a context manager.
 
-    sql: StreamStatements
+    Attributes:
+        consumer: Name of the consumer.
+        mode: Mode of the consumer, "stream".
+        lease: Seconds for which a batch holds its partition, unless it is extended.
+        poll_interval: Seconds between two looks for messages, or None if the client listens for notifications.
+        stopped: True after stop() or close().
+        closed: True after close().
+    """
+
+    _sql: StreamStatements
 
     def __init__(self, dsn: str, consumer: str, schema: str, poll_interval: float | None, lease: float) -> None:
         super().__init__(dsn, consumer, poll_interval)
         refuse_bad_time("lease", lease, zero=False)
-        self.sql = StreamStatements(schema)
+        self._sql = StreamStatements(schema)
         self.lease = lease
         self._open: set[AsyncBatch] = set()  # the batches that messages() has not finished
 
@@ -169,7 +178,7 @@ class AsyncStream(AsyncSessions):
             StoreUnavailable: The store cannot be reached.
         """
         stream = cls(dsn, consumer, schema, poll_interval, lease)
-        stream.parse_float = parse_float
+        stream._parse_float = parse_float
         await stream._reader_session()
         return stream
 
@@ -193,20 +202,19 @@ class AsyncStream(AsyncSessions):
             refuse_unfit(connection)
             with store_errors():
                 rows = await (
-                    await connection.execute(self.sql.read, (self.consumer, max_messages, None), binary=True)
+                    await connection.execute(self._sql.read, (self.consumer, max_messages, None), binary=True)
                 ).fetchall()
             return AsyncBatch(self, rows, 0, connection, now()) if rows else None
         return await self._until(wait, lambda session: self._read(session, max_messages))
 
     async def _read(self, session: AsyncSession, max_messages: int) -> AsyncBatch | None:
         asked = now()
-        rows = await self._rows(session, self.sql.read, (self.consumer, max_messages, self.lease), rescue=self._rescue)
+        rows = await self._rows(session, self._sql.read, (self.consumer, max_messages, self.lease), rescue=self._rescue)
         return AsyncBatch(self, rows, self.lease, None, asked) if rows else None
 
     async def _rescue(self, rows: list[tuple[Any, ...]]) -> None:
         receipt, partition, seq = rows[0][:3]
-        values = (self.consumer, partition, seq - 1, receipt)
-        await self._quietly(lambda: self._write(self.sql.commit, values))
+        await self._quietly(lambda: self._write(self._sql.commit, (self.consumer, partition, seq - 1, receipt)))
 
     def batches(
         self, *, wait: float = 20, max_messages: int = 100, stop_when_empty: bool = False
@@ -220,7 +228,7 @@ class AsyncStream(AsyncSessions):
             max_messages: Largest number of messages in a batch.
             stop_when_empty: Whether to end when `wait` seconds bring no batch.
         """
-        self.refuse_unusable()
+        self._refuse_unusable()
         refuse_bad_time("wait", wait)
         return self._batches(patient(wait, stop_when_empty), max_messages, stop_when_empty)
 
@@ -232,7 +240,7 @@ class AsyncStream(AsyncSessions):
                 return
             except StoreUnavailable as error:
                 if not self.stopped:
-                    log.warning("%s; trying again", error)
+                    log.warning("%s. Trying again", error)
                     await sleep(AWAY)
                 continue
             if batch is not None:
@@ -255,49 +263,49 @@ class AsyncStream(AsyncSessions):
     async def _messages(self, batches: AsyncGenerator[AsyncBatch, None]) -> AsyncGenerator[LogMessage, None]:
         async for batch in batches:
             self._open.add(batch)
-            self.keep(batch)
+            self._keep(batch)
             try:
                 for message in batch.messages:
                     if self.stopped or not await self._is_held(batch):
                         break
                     yield message
-                    batch.done = message.seq
+                    batch._done = message.seq
             finally:
                 await self._finish(batch)
 
     async def _is_held(self, batch: AsyncBatch) -> bool:
         """Return whether the lease is good. If half of it is over, extend it first."""
-        if batch.half_over and not batch.lost:
+        if batch._half_over and not batch._lost:
             await self._renew([batch])
-        return not batch.lost
+        return not batch._lost
 
     async def _renew(self, due: list[AsyncBatch]) -> None:
         for batch in due:
             try:
                 await batch.extend()
             except (StaleReceipt, StoreUnavailable) as error:
-                if not batch.idle:
-                    batch.lost = True
+                if not batch._idle:
+                    batch._lost = True
                     log.warning("the lease of %r was lost: %s", batch, error)
 
-    def keep(self, batch: AsyncBatch) -> None:
+    def _keep(self, batch: AsyncBatch) -> None:
         """Extend the lease of a batch until let_go()."""
-        if not batch.idle:
+        if not batch._idle:
             self._keeper.hold([batch])
 
-    def let_go(self, batch: AsyncBatch) -> None:
+    def _let_go(self, batch: AsyncBatch) -> None:
         """Stop extending the lease of a batch."""
         self._keeper.drop([batch])
 
     async def _finish(self, batch: AsyncBatch) -> None:
         """Commit the offset of the messages that are done, and give the rest back. Raise nothing."""
         self._open.discard(batch)
-        self.let_go(batch)
-        if batch.idle or self.closed:
+        self._let_go(batch)
+        if batch._idle or self.closed:
             return
-        error = await self._quietly(lambda: batch.commit(batch.done))
+        error = await self._quietly(lambda: batch.commit(batch._done))
         if error is not None:
-            log.warning("%r was handled up to %s, which is not committed: %s", batch, batch.done, error)
+            log.warning("%r was handled up to %s, but that is not committed: %s", batch, batch._done, error)
 
     async def _leave(self) -> None:
         for batch in list(self._open):
@@ -322,14 +330,14 @@ class AsyncStream(AsyncSessions):
         if connection is None:
             return await self._commit(values, now() + (PATIENCE if receipt is None else self.lease))
         with store_errors():
-            row = await (await connection.execute(self.sql.commit, values)).fetchone()
+            row = await (await connection.execute(self._sql.commit, values)).fetchone()
         return bool(row and row[0])
 
-    async def commit_batch(self, batch: AsyncBatch, seq: int, connection: Connection | None) -> bool:
+    async def _commit_batch(self, batch: AsyncBatch, seq: int, connection: Connection | None) -> bool:
         """Commit the offset of a batch, as AsyncBatch.commit() describes."""
         if connection is not None:
             return await self.commit(batch.partition, seq, connection=connection)
-        return await self._commit((self.consumer, batch.partition, seq, batch.receipt), batch.ends)
+        return await self._commit((self.consumer, batch.partition, seq, batch.receipt), batch._ends)
 
     async def _commit(self, values: tuple[Any, ...], deadline: float) -> bool:
         """Commit with further attempts. After a lost answer, the offset shows whether the first attempt succeeded."""
@@ -338,22 +346,22 @@ class AsyncStream(AsyncSessions):
         async def attempt() -> bool:
             nonlocal attempts
             attempts += 1
-            return bool(await self._write(self.sql.commit, values))
+            return bool(await self._write(self._sql.commit, values))
 
         try:
             return await self._again(min(deadline, now() + LONGEST), attempt)
         except StaleReceipt:
             if attempts == 1 or now() > deadline:
                 raise
-            rows = await self._patiently(self.sql.offset, values[:2], COUNTING)  # only this member can have moved it
+            rows = await self._patiently(self._sql.offset, values[:2], COUNTING)  # only this member can have moved it
             if not rows or rows[0][0] != values[2]:
                 raise
             return True
 
-    async def extend(self, batch: AsyncBatch, seconds: float) -> None:
+    async def _extend_batch(self, batch: AsyncBatch, seconds: float) -> None:
         """Extend the lease of a batch, as AsyncBatch.extend() describes."""
         values = (self.consumer, batch.partition, batch.receipt, seconds)
-        await self._again(min(batch.ends, now() + LONGEST), lambda: self._write(self.sql.extend, values))
+        await self._again(min(batch._ends, now() + LONGEST), lambda: self._write(self._sql.extend, values))
 
     async def seek(self, target: str | int | datetime, partition: int | None = None) -> int:
         """Move the group to another place, end the leases of all members, and return the number of moved partitions.
@@ -368,11 +376,11 @@ class AsyncStream(AsyncSessions):
         if isinstance(target, datetime):
             refuse_no_zone("target", target)
         place = target.isoformat() if isinstance(target, datetime) else str(target)
-        return int(await self._once(self.sql.seek, (self.consumer, place, partition), "the group was moved"))
+        return int(await self._once(self._sql.seek, (self.consumer, place, partition), "the group was moved"))
 
     async def offsets(self) -> list[Standing]:
         """Return the progress of the group in each partition. Call this rarely, because it counts messages."""
-        rows = await self._again(now() + PATIENCE, lambda: self._patiently(self.sql.lag, (self.consumer,), COUNTING))
+        rows = await self._again(now() + PATIENCE, lambda: self._patiently(self._sql.lag, (self.consumer,), COUNTING))
         return [Standing(*row) for row in rows]
 
 
@@ -380,12 +388,12 @@ def refuse_unfit(connection: Connection) -> None:
     """Raise UsageError for a caller's connection on which a batch cannot be read."""
     if connection.info.encoding != "utf-8":
         raise UsageError(
-            f"the connection's client_encoding is {connection.info.parameter_status('client_encoding')}, which does not"
-            " have all characters of the log",
+            f"the connection's client_encoding is {connection.info.parameter_status('client_encoding')}, which lacks"
+            " some characters of the log",
             hint="psycopg.connect(dsn, client_encoding='UTF8')",
         )
     if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
         raise UsageError(
-            "the connection is in autocommit mode and outside of a transaction, so nothing would hold the batch",
+            "the connection is in autocommit mode and outside of a transaction, so the batch would not be held",
             hint="Put read(), the effect and the batch's commit() inside `with connection.transaction():`.",
         )

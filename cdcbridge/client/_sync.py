@@ -72,7 +72,7 @@ class Queue(Settling):
             StoreUnavailable: The store cannot be reached.
         """
         queue = cls(dsn, consumer, schema, poll_interval)
-        queue.parse_float = parse_float
+        queue._parse_float = parse_float
         queue._reader_session()
         return queue
 
@@ -103,13 +103,13 @@ class Queue(Settling):
     def _receive(self, session: Session, max_messages: int, visibility_timeout: float | None) -> list[Message]:
         asked = now()
         values = (self.consumer, max_messages, visibility_timeout)
-        rows = self._rows(session, self.sql.receive, values, rescue=self._rescue)
+        rows = self._rows(session, self._sql.receive, values, rescue=self._rescue)
         return [Message(row_delivery(row, asked), self) for row in rows]
 
     def _rescue(self, rows: list[tuple[Any, ...]]) -> None:
         """Give back the messages of a claim whose caller was cancelled."""
         receipts = [row[0] for row in rows]
-        self._quietly(lambda: self._write(self.sql.give_back, (self.consumer, receipts)))
+        self._quietly(lambda: self._write(self._sql.give_back, (self.consumer, receipts)))
 
     def messages(
         self, *, wait: float = 20, max_messages: int = 10, stop_when_empty: bool = False
@@ -134,7 +134,7 @@ class Queue(Settling):
         Raises:
             UsageError: `wait` is negative, or the client is closed or belongs to another process.
         """
-        self.refuse_unusable()
+        self._refuse_unusable()
         refuse_bad_time("wait", wait)
         return Closing(self._messages(patient(wait, stop_when_empty), max_messages, stop_when_empty))
 
@@ -142,23 +142,23 @@ class Queue(Settling):
         waiting: list[Message] = []
         try:
             while not self.stopped:
-                fetched = self.fetch(max_messages, wait)
+                fetched = self._fetch(max_messages, wait)
                 if stop_when_empty and fetched == []:
                     return
                 waiting = list(reversed(fetched or []))
                 while waiting and not self.stopped:
                     message = waiting.pop()
-                    if not self.begin(message):
+                    if not self._begin(message):
                         continue
                     try:
                         yield message
                     finally:
-                        self.done(message)
-                    self.let_next(message)
+                        self._done(message)
+                    self._let_next(message)
         finally:
-            self.leave(waiting)
+            self._give_back(waiting)
 
-    def fetch(self, max_messages: int, wait: float) -> list[Message] | None:
+    def _fetch(self, max_messages: int, wait: float) -> list[Message] | None:
         """Fetch messages for begin() and leave(), and extend their leases from now on.
 
         Args:
@@ -174,7 +174,7 @@ class Queue(Settling):
             return None
         except StoreUnavailable as error:
             if not self.stopped:
-                log.warning("%s; trying again", error)
+                log.warning("%s. Trying again", error)
                 sleep(AWAY)
             return None
         self._unbegun.update(fetched)
@@ -223,20 +223,20 @@ class Queue(Settling):
         if connection is not None:
             text = json_text(data, ascii_only=connection.info.encoding != "utf-8")
             with store_errors():
-                cursor = connection.execute(self.sql.publish, (topic, key, text, deliver_at, dedup_id, seconds))
-                return Seq.of(cursor.fetchone(), once=once)
+                cursor = connection.execute(self._sql.publish, (topic, key, text, deliver_at, dedup_id, seconds))
+                return Seq._of(cursor.fetchone(), once=once)
         values = (topic, key, json_text(data), deliver_at, dedup_id, seconds)
         if not once:
-            return Seq.of((self._once(self.sql.publish, values, "the message was published"), None), once=False)
+            return Seq._of((self._once(self._sql.publish, values, "the message was published"), None), once=False)
         attempts = 0
 
         def attempt() -> tuple[Any, ...]:
             nonlocal attempts
             attempts += 1
-            return (self._rows(self._writer_session(), self.sql.publish, values))[0]
+            return (self._rows(self._writer_session(), self._sql.publish, values))[0]
 
         try:
-            return Seq.of(self._again(now() + PATIENCE, attempt), once=True, attempts=attempts)
+            return Seq._of(self._again(now() + PATIENCE, attempt), once=True, attempts=attempts)
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, psycopg.errors.QueryCanceled):
                 raise
@@ -269,7 +269,7 @@ class Queue(Settling):
             UsageError: An argument is out of range.
         """
         if type(concurrency) is not int or concurrency < 1:
-            raise UsageError(f"concurrency is {concurrency!r}; it must be a whole number of at least 1")
+            raise UsageError(f"concurrency is {concurrency!r}, but must be a whole number of at least 1")
         refuse_bad_time("wait", wait)
         refuse_bad_time("grace", grace)
 

@@ -50,7 +50,7 @@ class Worker:
             UsageError: The client is closed, or belongs to another process.
         """
         queue = self._queue
-        queue.refuse_unusable()
+        queue._refuse_unusable()
         self._ending, self._exit = False, None
         try:
             with on_signals(queue.stop):
@@ -71,7 +71,7 @@ class Worker:
             free = slots.take(_TICK)
             if not free:
                 continue
-            fetched = queue.fetch(free, self._wait) or []
+            fetched = queue._fetch(free, self._wait) or []
             self._fetched.update(fetched)
             jobs = by_key(fetched)
             slots.give(free - len(jobs))
@@ -83,8 +83,10 @@ class Worker:
 
         A message that is still being handled is delivered again when its lease ends.
         """
-        for message in self._queue.leave_unbegun(self._fetched):
-            log.warning("message %s of %s was still being handled at the end", message.seq, self._queue.consumer)
+        for message in self._queue._give_back_rest(self._fetched):
+            log.warning(
+                "message %s of %s was still being handled when the worker ended", message.seq, self._queue.consumer
+            )
 
     def _work(self, job: list[Message], slots: Slots) -> None:
         """Handle the messages of one key, in order.
@@ -95,15 +97,15 @@ class Worker:
         try:
             for number, message in enumerate(job):
                 if queue.stopped or self._ending:
-                    return queue.leave(job[number:])
-                if queue.begin(message):
+                    return queue._give_back(job[number:])
+                if queue._begin(message):
                     self._handle(message)
-                    if not queue.let_next(message):
+                    if not queue._let_next(message):
                         return None
                 elif queue.mode == "fifo":
-                    return queue.leave(job[number + 1 :])
+                    return queue._give_back(job[number + 1 :])
         except CdcbridgeError as error:
-            log.warning("%s; what was being handled comes again", error)
+            log.warning("%s. The messages being handled will be delivered again", error)
         finally:
             self._fetched.difference_update(job)
             slots.give(1)
@@ -121,11 +123,11 @@ class Worker:
             if message.settled is None and not message.ack():
                 log.warning("message %s of %s was handled, but its delivery had expired", message.seq, queue.consumer)
         finally:
-            queue.done(message)
+            queue._done(message)
 
     def _failed(self, message: Message, error: BaseException) -> None:
         """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt stop the worker, too."""
-        fate = self._queue.give_up(message, error)
+        fate = self._queue._give_up(message, error)
         what = f"message {message.seq} of {self._queue.consumer} failed"
         log.error("%s", f"{what}: {fate}" if fate else what, exc_info=error)
         if isinstance(error, SystemExit | KeyboardInterrupt):

@@ -52,7 +52,7 @@ class AsyncWorker:
             UsageError: The client is closed, or belongs to another process.
         """
         queue = self._queue
-        queue.refuse_unusable()
+        queue._refuse_unusable()
         self._ending, self._exit = False, None
         try:
             with on_signals(queue.stop):
@@ -73,7 +73,7 @@ class AsyncWorker:
             free = await slots.take(_TICK)
             if not free:
                 continue
-            fetched = await queue.fetch(free, self._wait) or []
+            fetched = await queue._fetch(free, self._wait) or []
             self._fetched.update(fetched)
             jobs = by_key(fetched)
             slots.give(free - len(jobs))
@@ -85,8 +85,10 @@ class AsyncWorker:
 
         A message that is still being handled is delivered again when its lease ends.
         """
-        for message in await self._queue.leave_unbegun(self._fetched):
-            log.warning("message %s of %s was still being handled at the end", message.seq, self._queue.consumer)
+        for message in await self._queue._give_back_rest(self._fetched):
+            log.warning(
+                "message %s of %s was still being handled when the worker ended", message.seq, self._queue.consumer
+            )
 
     async def _work(self, job: list[AsyncMessage], slots: Slots) -> None:
         """Handle the messages of one key, in order.
@@ -97,15 +99,15 @@ class AsyncWorker:
         try:
             for number, message in enumerate(job):
                 if queue.stopped or self._ending:
-                    return await queue.leave(job[number:])
-                if await queue.begin(message):
+                    return await queue._give_back(job[number:])
+                if await queue._begin(message):
                     await self._handle(message)
-                    if not await queue.let_next(message):
+                    if not await queue._let_next(message):
                         return None
                 elif queue.mode == "fifo":
-                    return await queue.leave(job[number + 1 :])
+                    return await queue._give_back(job[number + 1 :])
         except CdcbridgeError as error:
-            log.warning("%s; what was being handled comes again", error)
+            log.warning("%s. The messages being handled will be delivered again", error)
         finally:
             self._fetched.difference_update(job)
             slots.give(1)
@@ -123,11 +125,11 @@ class AsyncWorker:
             if message.settled is None and not await message.ack():
                 log.warning("message %s of %s was handled, but its delivery had expired", message.seq, queue.consumer)
         finally:
-            queue.done(message)
+            queue._done(message)
 
     async def _failed(self, message: AsyncMessage, error: BaseException) -> None:
         """Give back the message of a handler that raised. SystemExit and KeyboardInterrupt stop the worker, too."""
-        fate = await self._queue.give_up(message, error)
+        fate = await self._queue._give_up(message, error)
         what = f"message {message.seq} of {self._queue.consumer} failed"
         log.error("%s", f"{what}: {fate}" if fate else what, exc_info=error)
         if isinstance(error, SystemExit | KeyboardInterrupt):

@@ -25,10 +25,12 @@ from cdcbridge.config.file import checked_text, read
 from cdcbridge.config.problems import describe
 from cdcbridge.config.sink import Model
 from cdcbridge.errors import ConfigError
+from cdcbridge.schemas import INTERNAL
 from cdcbridge.units import Duration, Size, format_duration
 
 __all__ = ["Config", "Consumer", "Http", "Log", "Source", "Store", "load"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
+_SCHEMA: Final = r"^[a-z_][a-z0-9_]{0,53}$"  # the internal schema has a longer name (schemas.py), of 63 at most
 
 
 class Source(Model):
@@ -37,14 +39,14 @@ class Source(Model):
     dsn: Annotated[
         SecretStr,
         Field(
-            description="The database whose changes are read. Required. A password comes best from a variable.",
+            description="The database whose changes are read. Required. Put a password into a variable.",
             examples=["${DATABASE_URL}"],
         ),
     ]
     name: Annotated[
         Annotated[str, Field(min_length=1)] | None,
         Field(
-            description="What metrics and alarms call this source. Without it, its host and database.",
+            description="The name of this source in metrics and alarms. Without it, its host and database.",
             examples=["shop"],
         ),
     ] = None
@@ -89,12 +91,13 @@ class Source(Model):
     ] = 10 << 30
     max_slot_inactive: Annotated[
         Duration,
-        Field(description="An alarm begins when nobody has read the slot for longer than this.", examples=["5m"]),
+        Field(description="An alarm begins when no bridge has read the slot for longer than this.", examples=["5m"]),
     ] = 300.0
     failover: Annotated[
         Literal["auto"] | bool,
         Field(
-            description="Whether standbys keep the slot, too (PostgreSQL 17 and newer). With `auto` they do where "
+            description="If true, standby servers keep the slot, too (PostgreSQL 17 and newer). With `auto` they do"
+            " where "
             "the server can.",
             examples=["true"],
         ),
@@ -122,9 +125,11 @@ class Store(Model):
     ] = None
     schema_: Annotated[
         str,
-        Field(pattern=_IDENTIFIER, alias="schema"),
+        Field(pattern=_SCHEMA, alias="schema"),
         Field(
-            description="The schema of the log and the queues. One schema serves one source.", examples=["cdcbridge"]
+            description="The schema of the log and the queues. One schema serves one source. Tables and functions"
+            " that only the bridge uses are in a second schema, whose name ends with `_internal`.",
+            examples=["cdcbridge"],
         ),
     ] = "cdcbridge"
     partitions: Annotated[
@@ -162,6 +167,13 @@ class Store(Model):
         ),
     ] = 30 * 86400.0
 
+    @field_validator("schema_")
+    @classmethod
+    def _is_not_internal(cls, value: str) -> str:
+        if value.endswith(INTERNAL):
+            raise ValueError(f"must not end with {INTERNAL}: such a schema belongs to the store of the name before it")
+        return value
+
     @model_validator(mode="after")
     def _max_is_longer(self) -> Self:
         if self.max_retention < self.retention:
@@ -175,13 +187,13 @@ class Log(Model):
     format: Annotated[
         Literal["text", "json"],
         Field(
-            description="The form of the program's own log on stderr: `text` for people, `json` for programs.",
+            description="The form of the program's own log on stderr: `text` is for people, `json` for programs.",
             examples=["json"],
         ),
     ] = "text"
     level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Field(description="The least important messages that are logged.", examples=["debug"]),
+        Field(description="The lowest level that is logged.", examples=["debug"]),
     ] = "info"
 
 
@@ -243,7 +255,7 @@ class Config(BaseSettings):
     consumers: Annotated[
         tuple[Consumer, ...],
         Field(
-            description="A list of consumers: which messages each one takes, and how they are delivered.",
+            description="The consumers, with the messages that each one takes and the way to deliver them.",
             examples=["[{name: billing, tables: [public.orders]}]"],
         ),
     ] = ()

@@ -26,7 +26,7 @@ class RetryDelay(Model):
     factor: Annotated[
         float,
         Field(ge=1, le=100),
-        Field(description="Each further delay is so many times as long as the one before.", examples=["2"]),
+        Field(description="The factor by which each delay is longer than the one before.", examples=["2"]),
     ] = 2.0
     max: Annotated[Duration, Field(description="No delay is longer than this.", examples=["10m"])] = 600.0
 
@@ -72,7 +72,7 @@ class Consumer(Model):
     tables: Annotated[
         tuple[str, ...],
         Field(
-            description="The tables whose changes it takes. A `*` stands for any part of a name, and `!` leaves "
+            description="The tables whose changes the consumer takes. A `*` matches any part of a name, and `!` leaves "
             "tables out.",
             examples=['[public.orders, "sales.*", "!sales.tmp_*"]'],
         ),
@@ -80,11 +80,13 @@ class Consumer(Model):
     topics: Annotated[
         tuple[str, ...],
         Field(
-            description="The topics of published messages that it takes. A topic has no dot.", examples=["[invoices]"]
+            description="The topics of published messages that the consumer takes. A topic has no dot.",
+            examples=["[invoices]"],
         ),
     ] = ()
     operations: Annotated[
-        tuple[Operation, ...], Field(description="The changes of tables that it takes.", examples=["[insert, update]"])
+        tuple[Operation, ...],
+        Field(description="The kinds of changes that the consumer takes.", examples=["[insert, update]"]),
     ] = OPERATIONS
     filter: Annotated[
         str | None,
@@ -133,7 +135,10 @@ class Consumer(Model):
     max_deliveries: Annotated[
         int,
         Field(ge=1, le=10_000),
-        Field(description="After so many deliveries without an ack a message becomes a dead letter.", examples=["5"]),
+        Field(
+            description="After this number of deliveries without an ack, a message becomes a dead letter.",
+            examples=["5"],
+        ),
     ] = 5
     retry_delay: Annotated[
         RetryDelay,
@@ -146,7 +151,10 @@ class Consumer(Model):
     max_in_flight: Annotated[
         int,
         Field(ge=1, le=1_000_000),
-        Field(description="At most so many messages are received and not yet acked at one time.", examples=["1000"]),
+        Field(
+            description="The largest number of messages that are received and not yet acked at one time.",
+            examples=["1000"],
+        ),
     ] = 1000
     max_message_bytes: Annotated[
         Size, Field(description="A larger message becomes a dead letter at once.", examples=["1MB"])
@@ -193,7 +201,7 @@ class Consumer(Model):
     def _published_topics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for topic in value:
             if not topic or "." in topic:
-                raise ValueError(f"{topic!r} is not a topic; a published topic has a name without a dot")
+                raise ValueError(f"{topic!r} is not a topic: a published topic has a name without a dot")
         return value
 
     @field_validator("operations", "key")
@@ -218,7 +226,9 @@ class Consumer(Model):
         if not (self.tables or self.topics):
             raise ValueError("a consumer needs tables or topics")
         if self.start == "snapshot" and not self.tables:
-            raise ValueError("start: snapshot reads tables, and there are none; published topics have start: earliest")
+            raise ValueError(
+                "start: snapshot reads tables, and the consumer has none. For published topics use start: earliest"
+            )
         return self
 
     @model_validator(mode="after")
@@ -246,7 +256,9 @@ class Consumer(Model):
     @model_validator(mode="after")
     def _compacts_a_state(self) -> Self:
         if self.compact and self.mode != "stream":
-            raise ValueError(f"compact is for mode stream, which reads the log; {self.mode} gets each message once")
+            raise ValueError(
+                f"compact works only in mode stream, which reads the log. A {self.mode} gets each message once"
+            )
         if self.compact and set(self.operations) != set(OPERATIONS):
             raise ValueError(f"compact keeps a table's state, which needs all operations: {', '.join(OPERATIONS)}")
         return self

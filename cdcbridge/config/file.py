@@ -107,7 +107,7 @@ def read(path: Path, environment: Mapping[str, str]) -> ConfigFile:
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file",
-            hint="`cdcbridge init` makes one. Name another with -c FILE or CDCBRIDGE_CONFIG.",
+            hint="`cdcbridge init` creates one. Name another with -c FILE or CDCBRIDGE_CONFIG.",
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8: {error}", hint="Save the file in UTF-8.") from None
@@ -134,8 +134,8 @@ def _parse(file: ConfigFile, text: str) -> Any:
 
 
 _YAML_WORDS: Final = {
-    "mapping values are not allowed here": "a colon where none is allowed; quote the value, or look at the indentation",
-    "found character '\\t' that cannot start any token": "a tab; indent with spaces",
+    "mapping values are not allowed here": "a colon where none is allowed (quote the value, or check the indentation)",
+    "found character '\\t' that cannot start any token": "a tab (indent with spaces)",
     "could not find expected ':'": "a key without its colon",
     "found unexpected end of stream": "a quote or a bracket that is not closed",
     "expected <block end>, but found '-'": "a list that is not indented as its neighbours are",
@@ -161,7 +161,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for number, key in enumerate(keys):
             if keys.index(key) < number:
                 mark = nodes[number].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", mark)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -190,7 +190,7 @@ def _substitute(file: ConfigFile, value: Any, environment: Mapping[str, str], lo
 def _key(file: ConfigFile, key: Any, location: Location) -> str:
     if not isinstance(key, str):
         where = file.where(location) if location else str(file.path)
-        raise ConfigError(f"{where}: the key {key!r} is no text")
+        raise ConfigError(f"{where}: the key {key!r} is not a text")
     return key if _NO_TEXT.search(key) is None else checked_text(key, file.where(location))
 
 

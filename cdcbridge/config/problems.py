@@ -22,11 +22,11 @@ _FORMS: Final = {
     "name": "write a-z, 0-9, _ . and -, at most 63 of them, first a letter or a digit",
     "slot": "write a-z, 0-9 and _, at most 63 of them",
     "publication": "write a-z, 0-9 and _, at most 63 of them, first no digit",
-    "schema": "write a-z, 0-9 and _, at most 63 of them, first no digit",
+    "schema": "write a-z, 0-9 and _, at most 54 of them, first no digit",
     "listen": "write host:port, as in 127.0.0.1:9187",
 }
 _KINDS: Final = {
-    "string": "a text; put it in quotes",
+    "string": "a text (put it in quotes)",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -116,7 +116,7 @@ def _text(model: type[BaseModel], location: Location, problems: list[Any]) -> st
     kinds = {p["type"] for p in problems}
     if "extra_forbidden" in kinds:
         known = _known(model, location)
-        return "unknown key" + (did_you_mean(str(location[-1]), known) or f"; known: {', '.join(known)}")
+        return "unknown key" + (did_you_mean(str(location[-1]), known) or f". Known: {', '.join(known)}")
     if "missing" in kinds:
         return "missing"
     if kinds == {"value_error"}:
@@ -136,8 +136,8 @@ def _no_mapping(model: type[BaseModel], location: Location, problem: Any) -> str
     field = next((f for name, f in fields.items() if location and location[-1] in (name, f.alias)), None)
     example = field.examples[0] if field is not None and field.examples else f"{{{known[0] if known else 'key'}: …}}"
     given = "nothing" if problem.get("input") is None else _shown(location, problem["input"])
-    keys = f"; its keys: {', '.join(known)}" if known else ""
-    return f"{given} is given; expected keys with values, as in {example}{keys}"
+    keys = f". Its keys: {', '.join(known)}" if known else ""
+    return f"{given} is given, but expected keys with values, as in {example}{keys}"
 
 
 def _single(location: Location, problem: Any) -> str:
@@ -146,18 +146,18 @@ def _single(location: Location, problem: Any) -> str:
         return _not_one_of(location, problem, _allowed(problem))
     if kind == "string_pattern_mismatch" or (kind == "string_type" and location[-1] in _FORMS and given is not None):
         form = _FORMS.get(str(location[-1]), f"it must match {context.get('pattern')}")
-        return f"{_shown(location, given)} cannot be used; {form}"
+        return f"{_shown(location, given)} cannot be used: {form}"
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         limit = context.get(key)
-        return f"{_shown(location, given)} is out of range; write {words.format(as_given(limit))}"
+        return f"{_shown(location, given)} is out of range: write {words.format(as_given(limit))}"
     if kind == "string_too_short":
         return "must not be empty"
     if kind == "string_too_long":
-        return f"{_shown(location, given)} is too long; at most {context.get('max_length')} characters"
+        return f"{_shown(location, given)} is too long: at most {context.get('max_length')} characters"
     expected = _KINDS.get(re.split(r"_", kind)[0])
     if expected is not None:
-        return f"{'nothing' if given is None else _shown(location, given)} is given; expected {expected}"
+        return f"{'nothing' if given is None else _shown(location, given)} is given, but expected {expected}"
     return f"{str(problem['msg'])[:1].lower()}{str(problem['msg'])[1:]}{_given_after(location, problem)}"
 
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from cdcbridge.routing.destination import Destination
 from cdcbridge.routing.transform import Transform
@@ -146,6 +155,18 @@ class SinkBase(Model):
         return value
 
 
+def _as_property(value: Any) -> Any:
+    """Accept numbers and booleans as YAML has them, because librdkafka takes all properties as texts."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+_Property: TypeAlias = Annotated[
+    SecretStr, BeforeValidator(_as_property), WithJsonSchema({"type": ["string", "number", "boolean"]})
+]
+
+
 def _template(value: str) -> str:
     Destination(value)
     return value
@@ -154,7 +175,7 @@ def _template(value: str) -> str:
 class NatsSink(SinkBase):
     """A stream of NATS JetStream."""
 
-    type: Literal["nats"]
+    type: Annotated[Literal["nats"], Field(description="The type of the sink. Required.", examples=["nats"])]
     servers: Annotated[
         tuple[str, ...],
         Field(min_length=1),
@@ -185,7 +206,7 @@ class NatsSink(SinkBase):
 class KafkaSink(SinkBase):
     """Topics of Kafka, or of a broker that speaks its protocol."""
 
-    type: Literal["kafka"]
+    type: Annotated[Literal["kafka"], Field(description="The type of the sink. Required.", examples=["kafka"])]
     bootstrap_servers: Annotated[
         tuple[str, ...],
         Field(min_length=1),
@@ -205,7 +226,7 @@ class KafkaSink(SinkBase):
         ),
     ] = True
     producer: Annotated[
-        dict[str, SecretStr],
+        dict[str, _Property],
         Field(
             description="Further properties of librdkafka's producer, for example for SASL.",
             examples=['{security.protocol: SASL_SSL, sasl.password: "${KAFKA_PASSWORD}"}'],
@@ -214,20 +235,11 @@ class KafkaSink(SinkBase):
 
     _topic = field_validator("topic")(_template)
 
-    @field_validator("producer", mode="before")
-    @classmethod
-    def _texts(cls, value: Any) -> Any:
-        """Accept numbers and booleans as YAML has them, because librdkafka takes all properties as texts."""
-        if not isinstance(value, dict):
-            return value
-        return {str(k): str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int | float) else v
-                for k, v in value.items()}  # fmt: skip
-
 
 class RedisSink(SinkBase):
     """Streams of Redis or Valkey."""
 
-    type: Literal["redis"]
+    type: Annotated[Literal["redis"], Field(description="The type of the sink. Required.", examples=["redis"])]
     url: Annotated[
         SecretStr,
         Field(description="The server. Better from a variable.", examples=["rediss://user:password@redis:6380/0"]),
@@ -260,7 +272,7 @@ class RedisSink(SinkBase):
 class RabbitmqSink(SinkBase):
     """An exchange or a stream of RabbitMQ."""
 
-    type: Literal["rabbitmq"]
+    type: Annotated[Literal["rabbitmq"], Field(description="The type of the sink. Required.", examples=["rabbitmq"])]
     url: Annotated[
         SecretStr,
         Field(
@@ -276,7 +288,7 @@ class RabbitmqSink(SinkBase):
     ] = None
     routing_key: Annotated[
         str,
-        Field(description="The routing key of each message, with placeholders.", examples=["{schema}.{table}.{op}"]),
+        Field(description="The routing key of each message, with placeholders.", examples=['"{schema}.{table}.{op}"']),
     ] = "{topic}"
     stream: Annotated[
         str | None,
@@ -296,7 +308,7 @@ class RabbitmqSink(SinkBase):
 class SqsSink(SinkBase):
     """A queue of Amazon SQS, or of a server that speaks its protocol."""
 
-    type: Literal["sqs"]
+    type: Annotated[Literal["sqs"], Field(description="The type of the sink. Required.", examples=["sqs"])]
     queue_url: Annotated[
         str,
         Field(min_length=1),
@@ -318,7 +330,7 @@ class SqsSink(SinkBase):
 class HttpSink(SinkBase):
     """A webhook, which receives messages by POST requests as Standard Webhooks describes."""
 
-    type: Literal["http"]
+    type: Annotated[Literal["http"], Field(description="The type of the sink. Required.", examples=["http"])]
     url: Annotated[
         SecretStr,
         Field(
@@ -362,7 +374,7 @@ class Rotate(Model):
 class FileSink(SinkBase):
     """A file of JSON lines."""
 
-    type: Literal["file"]
+    type: Annotated[Literal["file"], Field(description="The type of the sink. Required.", examples=["file"])]
     path: Annotated[
         str,
         Field(min_length=1),
@@ -377,8 +389,31 @@ class FileSink(SinkBase):
     _path = field_validator("path")(_template)
 
 
+class CustomSink(SinkBase):
+    """A target for which you have written an adapter (docs/SINKS.md)."""
+
+    type: Annotated[Literal["custom"], Field(description="The type of the sink. Required.", examples=["custom"])]
+    adapter: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"),
+        Field(description="The module and the class of the adapter.", examples=["mqtt_sink:MqttTarget"]),
+    ]
+    destination: Annotated[
+        str,
+        Field(min_length=1),
+        Field(description="The place of each message in the target, with placeholders.", examples=["shop/{table}"]),
+    ]
+    options: Annotated[
+        dict[str, _Property],
+        Field(description="Settings that the adapter reads.", examples=['{host: broker1, password: "${PASSWORD}"}']),
+    ] = {}
+
+    _destination = field_validator("destination")(_template)
+
+
 Sink: TypeAlias = Annotated[
-    NatsSink | KafkaSink | RedisSink | RabbitmqSink | SqsSink | HttpSink | FileSink, Field(discriminator="type")
+    NatsSink | KafkaSink | RedisSink | RabbitmqSink | SqsSink | HttpSink | FileSink | CustomSink,
+    Field(discriminator="type"),
 ]
 
 
@@ -399,4 +434,6 @@ def destination_of(sink: SinkBase) -> str:
             return sink.url.get_secret_value()
         case FileSink():
             return sink.path
+        case CustomSink():
+            return sink.destination
     raise TypeError(type(sink).__name__)

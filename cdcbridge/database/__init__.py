@@ -30,6 +30,7 @@ from cdcbridge.errors import (
     UsageError,
 )
 from cdcbridge.problem import refuse
+from cdcbridge.schemas import both
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -101,8 +102,8 @@ def _parsed(dsn: str) -> dict[str, Any]:
     except psycopg.ProgrammingError as error:
         raise UsageError(
             f"the DSN cannot be parsed: {_without_values(str(error))}",
-            hint="postgresql://user:password@host:port/database, or host=… port=… user=… dbname=…; special characters"
-            " of a password in a URL as %40 and so on.",
+            hint="postgresql://user:password@host:port/database, or host=… port=… user=… dbname=…. In a URL, special"
+            " characters of a password are written as %40 and so on.",
         ) from None
 
 
@@ -210,7 +211,7 @@ def connect_store(
 
 def search_path(schema: str) -> str:
     """Return the search_path that finds the store's objects by their names, and temporary objects last."""
-    return sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
+    return sql.SQL("{}, {}, pg_temp").format(*map(sql.Identifier, both(schema))).as_string(None)
 
 
 def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
@@ -229,7 +230,7 @@ def _connect(text: str, settings: Mapping[str, str], what: str) -> Connection:
         pid = connection.info.backend_pid
         row = connection.execute(session.pin(settings, pid)).fetchone()
         if row and row[0] != pid:
-            raise behind_pooler(what, f"the server process of a session is {row[0]}, and the pooler calls it {pid}")
+            raise behind_pooler(what, f"the server process of a session is {row[0]}, but the pooler calls it {pid}")
     except psycopg.errors.InsufficientPrivilege as error:
         raise _not_allowed(connection, settings, what) from error
     except BaseException:
@@ -258,7 +259,7 @@ def _not_allowed(connection: Connection, settings: Mapping[str, str], what: str)
     fixes = " ".join(f"alter role {role} set {name} = {wanted};" for name, wanted, _, role in rows)
     role = rows[0][3] if rows else connection.info.user
     return OperatorNeeded(
-        f"{what}: the role {role} may not change a setting that the session depends on: {told}",
+        f"{what}: the role {role} may not change a setting on which the session depends: {told}",
         hint=f"As a superuser: {fixes}",
     )
 
@@ -277,8 +278,8 @@ def refuse_without_usage(connection: Connection, schema: str) -> None:
         connection.close()
         raise OperatorNeeded(
             f"the role {row[1]} may not use the store's schema {row[0]}",
-            hint=f"As its owner: grant usage on schema {row[0]} to {row[1]}; and there select, insert, update and"
-            " delete on all tables, and usage on all sequences. `run` and `migrate` need the owner itself.",
+            hint=f"As its owner: grant usage on schema {row[0]} to {row[1]}; -- for the consumers that name this role."
+            " All other commands need the owner itself.",
         )
 
 

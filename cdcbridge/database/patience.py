@@ -116,7 +116,7 @@ class _Watch:
             info = self._info
             dsn = make_conninfo(
                 info.dsn, host=info.host, hostaddr=info.hostaddr or None, port=info.port,
-                password=info.password or None, application_name="cdcbridge, who holds the lock",
+                password=info.password or None, application_name="cdcbridge lock holder",
             )  # fmt: skip
             with contextlib.suppress(CdcbridgeError):
                 self._session = connect_for_calls(dsn, "pg_catalog", "cdcbridge")

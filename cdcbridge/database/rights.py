@@ -15,6 +15,7 @@ import psycopg
 
 from cdcbridge.database import Connection
 from cdcbridge.errors import OperatorNeeded
+from cdcbridge.schemas import INTERNAL
 
 MAY: Final = (
     "receive, peek, ack, nack, extend, dead, read, tail, offsets, lag, status, slot list, consumers list and consumers"
@@ -23,8 +24,8 @@ MAY: Final = (
 _OWNER: Final = "select quote_ident(pg_get_userbyid(nspowner)) from pg_namespace where nspname = current_schema()"
 _LOOK: Final = """
     select quote_ident(current_user), quote_ident(pg_get_userbyid(n.nspowner)), quote_ident(n.nspname)
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.oid = to_regclass('schema_migrations') and not has_table_privilege(c.oid, 'select')
+    from pg_namespace n join pg_namespace i on i.nspname = n.nspname || %s
+    where n.nspname = current_schema() and not has_schema_privilege(i.oid, 'usage')
 """
 
 
@@ -39,7 +40,7 @@ class Guest:
     def refusal(self, what: str) -> OperatorNeeded:
         """Return the error for a command that a guest may not run."""
         return OperatorNeeded(
-            f"{what} needs the store's owner, {self.owner}; the role {self.role} may only use its own consumers",
+            f"{what} needs the store's owner, {self.owner}. The role {self.role} may only use its own consumers",
             hint=f"As {self.role}, these commands work on its consumers: {MAY}. Others: connect as {self.owner}.",
         )
 
@@ -49,7 +50,7 @@ def guest(connection: Connection) -> Guest | None:
 
     The store is the one in the session's search_path.
     """
-    row = connection.execute(_LOOK).fetchone()
+    row = connection.execute(_LOOK, (INTERNAL,)).fetchone()
     return Guest(*row) if row else None
 
 

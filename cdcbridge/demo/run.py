@@ -59,7 +59,7 @@ def demo() -> None:
             bridge = _program(config, "run", background=True)
             try:
                 _wait_for_stream(connection, bridge)
-                _step("the bridge runs; the application writes")
+                _step("the bridge runs, and the application writes")
                 for statement in _CHANGES:
                     connection.execute(statement.encode())
                     click.echo(_indent(statement))
@@ -70,7 +70,7 @@ def demo() -> None:
             finally:
                 bridge.terminate()
                 bridge.wait(timeout=20)
-    click.echo(f"done in {time.monotonic() - started:.1f} s; nothing is left behind")
+    click.echo(f"done in {time.monotonic() - started:.1f} s. Everything was removed")
 
 
 def _receive(config: Path, name: str, expected: int) -> None:
@@ -82,7 +82,7 @@ def _receive(config: Path, name: str, expected: int) -> None:
         output = _program(config, "receive", name, "-n", "100", "--wait", "5").stdout
         lines += output.splitlines()
     if len(lines) != expected:
-        raise CdcbridgeError(f"{name} received {len(lines)} messages; {expected} were expected")
+        raise CdcbridgeError(f"{name} received {len(lines)} messages, but expected {expected}")
     for line in lines:
         message = json.loads(line)
         record = line.partition('"record":')[2].partition(',"old":')[0]  # unparsed, so that no digit is lost

@@ -154,10 +154,13 @@ def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[A
     """
     if slot.wal_status == "lost":
         why = f" ({slot.reason})" if slot.reason else ""
-        text = f"the slot {slot.name} is lost{why}: what it had yet to send is gone; `cdcbridge slot recreate` goes on"
+        text = (
+            f"the slot {slot.name} is lost{why}: the changes that it had not sent yet are lost. `cdcbridge slot"
+            " recreate` continues after a gap message"
+        )
         return [Alarm("slot_lost", slot.name, text)]
     act = (
-        "end the transaction that holds it (`cdcbridge lag` names it), or see why the bridge is slow"
+        "end the transaction that holds it back (`cdcbridge lag` names it), or find out why the bridge is slow"
         if slot.active
         else "start the bridge (`cdcbridge run`)"
     )
@@ -178,7 +181,7 @@ def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[A
         found.append(Alarm("slot_retains_too_much", slot.name, text))
     if not slot.active and slot.inactive_seconds is not None and slot.inactive_seconds > max_inactive:
         text = (
-            f"nobody has read the slot {slot.name} for {human_duration(slot.inactive_seconds)}, longer than"
+            f"no bridge has read the slot {slot.name} for {human_duration(slot.inactive_seconds)}, longer than"
             f" max_slot_inactive ({human_duration(max_inactive)}): {act}"
         )
         found.append(Alarm("slot_inactive", slot.name, text))

@@ -85,7 +85,7 @@ class Health:
         """
         silent = self.clock() - self._seen
         if self.state in ("streaming", "standby") and silent > STALLED_AFTER:
-            return False, f"{self.state}, but its loop has not turned for {silent:.0f} s"
+            return False, f"{self.state}, but its main loop has not run for {silent:.0f} s"
         return self.state != "stopped", self.state
 
     def ready(self) -> tuple[bool, str]:

@@ -28,7 +28,9 @@ from cdcbridge.observe.alarms import (
     seconds_to,
     wants_second_look,
 )
-from cdcbridge.observe.lag_store import ConsumerLag, OpenPublisher, StoreSide, store_side
+from cdcbridge.observe.consumer_lag import ConsumerLag
+from cdcbridge.observe.lag_store import OpenPublisher, StoreSide, store_side
+from cdcbridge.observe.sinks import SinkState, sink_alarms
 from cdcbridge.observe.wal_growth import look_again
 from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
 from cdcbridge.problem import Alarm
@@ -101,6 +103,7 @@ class Lag:
     guest: Guest | None = None  # a consumer's role, which sees only its own consumers in the store
     feeds: Feeds | None = None  # which consumers the bridge feeds; None before the first streaming session
     source_error: str | None = None  # why the source could not be measured
+    sinks: tuple[SinkState, ...] = ()
 
     @property
     def lost(self) -> list[str]:
@@ -122,6 +125,7 @@ class Lag:
             "disk_free_bytes": self.room.free_bytes,
             "other_slots": [asdict(s) for s in self.room.others],
             "consumer_feeds": [{"name": c.name, **feed_of(self.feeds, c.name)} for c in self.consumers],
+            "sinks": [one.as_json() for one in self.sinks],
             "holders": [asdict(h) for h in self.holders],
             "backfills": list(self.backfills),
             "xmin_holders": [asdict(h) for h in self.horizon],
@@ -207,6 +211,7 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
         room,
         side.guest,
         side.feeds,
+        sinks=side.sinks,
     )
 
 
@@ -230,12 +235,14 @@ def measure_store(config: Config, error: SourceUnavailable) -> Lag:
         guest=side.guest,
         feeds=side.feeds,
         source_error=str(error),
+        sinks=side.sinks,
     )
 
 
 def _consumer_alarms(config: Config, side: StoreSide) -> tuple[Alarm, ...]:
     timeouts = {consumer.name: consumer.visibility_timeout for consumer in config.consumers}
-    return (*held_alarms(side.held, timeouts), *(side.feeds.alarms() if side.feeds else ()))
+    fed = side.feeds.alarms() if side.feeds else ()
+    return (*held_alarms(side.held, timeouts), *fed, *sink_alarms(side.sinks))
 
 
 def stored_slot(config: Config) -> str | None:

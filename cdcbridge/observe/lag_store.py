@@ -14,6 +14,8 @@ from cdcbridge.config import Config
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.database.pooled import connect_for_calls
 from cdcbridge.database.rights import Guest, guest
+from cdcbridge.observe.consumer_lag import ConsumerLag, consumer_lags
+from cdcbridge.observe.sinks import SinkState, sink_states
 from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
 from cdcbridge.store.feed_watch import stored_feeds
 from cdcbridge.store.feeds import Feeds
@@ -21,33 +23,6 @@ from cdcbridge.store.holders import ConsumerHolder, consumer_holders
 from cdcbridge.store.migrate import schema_version
 
 HELD_FOR: Final = 0.5  # seconds before a transaction of a receiver, group member or publisher is shown
-
-
-@dataclass(slots=True, frozen=True)
-class ConsumerLag:
-    """The measurements of one consumer, with times in seconds.
-
-    Attributes:
-        pending: Messages that wait.
-        in_flight: Messages that are delivered and not finished.
-        dead: Dead letters.
-        oldest_age_seconds: Age of the oldest unfinished message.
-        delayed: How many of `pending` wait for their time.
-        oldest_due_age_seconds: How long the oldest message has waited that may be delivered now, or is delivered and
-            not finished.
-        held: How many of `pending`, at least, open transactions of receivers keep from all other receivers.
-    """
-
-    name: str
-    mode: str
-    pending: int
-    in_flight: int
-    dead: int
-    oldest_age_seconds: float | None
-    delayed: int = 0
-    oldest_due_age_seconds: float | None = None
-    paused: bool = False
-    held: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -82,6 +57,7 @@ class StoreSide:
     held: tuple[ConsumerHolder, ...] = ()
     guest: Guest | None = None
     feeds: Feeds | None = None
+    sinks: tuple[SinkState, ...] = ()
 
 
 def store_side(config: Config) -> StoreSide:
@@ -103,11 +79,12 @@ def store_side(config: Config) -> StoreSide:
                 backfills = cursor.execute(
                     "select * from backfill_status() where state in ('waiting', 'running', 'paused', 'failed')"
                 ).fetchall()
+            consumers = consumer_lags(store)
             return StoreSide(
                 _server(store),
                 age[0],
                 age[1],
-                [ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
+                consumers,
                 tuple(
                     OpenPublisher(*row)
                     for row in store.execute("select * from safe_seq_holders() where age_seconds >= 1")
@@ -117,6 +94,7 @@ def store_side(config: Config) -> StoreSide:
                 tuple(horizon_holders(store, "store")),
                 held=tuple(consumer_holders(store, seconds=HELD_FOR)),
                 feeds=stored_feeds(store),
+                sinks=tuple(sink_states(store, config, consumers)),
             )
 
 
@@ -124,7 +102,7 @@ def _guests_side(store: Connection, who: Guest) -> StoreSide:
     with store_errors(), store.transaction():
         return StoreSide(
             _server(store),
-            consumers=[ConsumerLag(*row) for row in store.execute("select * from consumer_lag()")],
+            consumers=consumer_lags(store),
             held=tuple(consumer_holders(store, seconds=HELD_FOR)),
             guest=who,
         )

@@ -23,27 +23,42 @@ from cdcbridge.routing.batch import AppendBatch
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SLOT_GAUGES: Final = {
-    "slot_active": ("active", "Whether somebody reads the slot"),
-    "slot_retained_bytes": ("retained_bytes", "WAL that the slot keeps on the server"),
-    "slot_lag_bytes": ("lag_bytes", "WAL behind what is confirmed"),
+    "slot_active": ("active", "1 while a session reads the slot"),
+    "slot_retained_bytes": ("retained_bytes", "WAL that the slot retains on the server"),
+    "slot_lag_bytes": ("lag_bytes", "WAL written after the confirmed LSN"),
     "slot_lag_seconds": ("lag_seconds", "Age of the oldest commit not yet confirmed; 0 when idle"),
     "slot_safe_wal_bytes": ("safe_wal_bytes", "WAL that may be written before max_slot_wal_keep_size is reached"),
-    "slot_inactive_seconds": ("inactive_seconds", "Since when nobody reads the slot"),
-    "slot_growth_bytes_per_second": ("growth_bytes_per_second", "How fast what the slot keeps grows"),
-    "slot_limit_in_seconds": ("seconds_to_limit", "When max_slot_wal_keep_size is reached if it goes on so"),
+    "slot_inactive_seconds": ("inactive_seconds", "Seconds since the slot was last read"),
+    "slot_growth_bytes_per_second": ("growth_bytes_per_second", "Growth of the WAL that the slot retains"),
+    "slot_limit_in_seconds": ("seconds_to_limit", "Time until max_slot_wal_keep_size is reached at this growth"),
 }
 _CONSUMER_GAUGES: Final = {
-    "consumer_pending_messages": ("pending", "Messages waiting, delayed ones included; of a stream: behind"),
-    "consumer_in_flight_messages": ("in_flight", "Messages received and not settled"),
+    "consumer_pending_messages": (
+        "pending",
+        "Messages waiting, delayed ones included. In a stream: messages not read yet",
+    ),
+    "consumer_in_flight_messages": ("in_flight", "Messages received, and neither acked nor nacked yet"),
     "consumer_dead_messages": ("dead", "Dead letters"),
     "consumer_oldest_message_age_seconds": ("oldest_age_seconds", "Age of the oldest unfinished message"),
-    "consumer_delayed_messages": ("delayed", "Those of the waiting messages that wait for their time"),
+    "consumer_delayed_messages": ("delayed", "Waiting messages that are delayed"),
     "consumer_oldest_due_message_age_seconds": (
         "oldest_due_age_seconds",
-        "How long the oldest message has waited that may be delivered now, or is delivered and not settled",
+        "Age of the oldest message that may be delivered now or is in flight",
     ),
-    "consumer_held_messages": ("held", "Those of the waiting messages that open transactions of receivers hold"),
-    "consumer_paused": ("paused", "Whether the consumer is paused"),
+    "consumer_held_messages": ("held", "Waiting messages that open transactions of receivers hold"),
+    "consumer_paused": ("paused", "1 while the consumer is paused"),
+}
+_SINK_COUNTERS: Final = {
+    "sink_delivered_messages": ("delivered", "Messages that the sink has acknowledged"),
+    "sink_failed_messages": ("failed", "Messages of the sink that became dead letters"),
+    "sink_retried_messages": ("retried", "Failed attempts at a message that was tried again"),
+    "sink_batches": ("batches", "Batches that the sink has acknowledged"),
+    "sink_batch_seconds": ("seconds", "Time that these batches took"),
+}
+_SINK_GAUGES: Final = {
+    "sink_behind_messages": ("behind", "Messages that the sink has not acknowledged yet"),
+    "sink_behind_seconds": ("oldest_seconds", "How long the oldest of these has waited"),
+    "sink_processes": ("processes", "Processes that deliver for the sink"),
 }
 _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
@@ -61,12 +76,10 @@ class Metrics:
     def __init__(self, health: Health, version: str, source: str, slot: str) -> None:
         unlabelled = CollectorRegistry()
         self._messages = Counter("cdcbridge_messages", "Messages appended to the log", registry=unlabelled)
-        self._bytes = Counter(
-            "cdcbridge_appended_bytes", "Size of what was appended, as held in memory", registry=unlabelled
-        )
+        self._bytes = Counter("cdcbridge_appended_bytes", "Size of the appended batches in memory", registry=unlabelled)
         self._dead = Counter(
             "cdcbridge_dead_letters_appended",
-            "Dead letters made while appending: oversized, undecodable, failing in a filter",
+            "Dead letters created while appending: oversized, undecodable, failing in a filter",
             registry=unlabelled,
         )
         self._refused = Counter(
@@ -76,7 +89,7 @@ class Metrics:
             registry=unlabelled,
         )
         self._seconds = Histogram(
-            "cdcbridge_append_seconds", "Time that an append took", registry=unlabelled, buckets=_SECONDS
+            "cdcbridge_append_seconds", "Duration of an append", registry=unlabelled, buckets=_SECONDS
         )
         self._looks = _Looks(health, version)
         unlabelled.register(self._looks)
@@ -131,7 +144,7 @@ class _Looks(Collector):
         yield InfoMetricFamily("cdcbridge_build", "The program's version", {"version": self._version})
         yield from self._bridge()
         if self.unreachable is not None:
-            up = GaugeMetricFamily("cdcbridge_up", "Whether the database answered the last look", labels=["database"])
+            up = GaugeMetricFamily("cdcbridge_up", "1 if the database answered the last query", labels=["database"])
             for side in ("source", "store"):
                 # The source is asked first. If it does not answer, the state of the store is unknown.
                 if not (self.unreachable == "source" and side == "store"):
@@ -142,25 +155,32 @@ class _Looks(Collector):
             yield from self._slots(lag)
             yield from self._consumers(lag)
             yield from self._feeds(lag)
+            yield from self._sinks(lag)
 
     def _bridge(self) -> Iterator[Metric]:
         health = self._health
         streaming = health.state == "streaming"
-        yield GaugeMetricFamily("cdcbridge_leader", "Whether this bridge leads and streams", float(streaming))
-        yield GaugeMetricFamily("cdcbridge_alive", "What /live says", float(health.alive()[0]))
-        yield GaugeMetricFamily("cdcbridge_ready", "What /ready says", float(health.ready()[0]))
-        yield GaugeMetricFamily("cdcbridge_epoch", "The leader's epoch that this bridge last had", float(health.epoch))
+        yield GaugeMetricFamily("cdcbridge_leader", "1 while this bridge leads and streams", float(streaming))
+        yield GaugeMetricFamily("cdcbridge_alive", "1 if /live answers 200", float(health.alive()[0]))
+        yield GaugeMetricFamily("cdcbridge_ready", "1 if /ready answers 200", float(health.ready()[0]))
+        yield GaugeMetricFamily("cdcbridge_epoch", "The last epoch in which this bridge led", float(health.epoch))
         yield GaugeMetricFamily(
-            "cdcbridge_buffered_rows", "Rows read and not appended yet; bounded", float(health.rows_waiting)
+            "cdcbridge_buffered_rows", "Rows read and not appended yet, with a limit", float(health.rows_waiting)
         )
-        yield GaugeMetricFamily("cdcbridge_buffered_bytes", "Their size; bounded", float(health.bytes_waiting))
+        yield GaugeMetricFamily(
+            "cdcbridge_buffered_bytes",
+            "Size of the rows read and not appended yet, with a limit",
+            float(health.bytes_waiting),
+        )
         yield CounterMetricFamily(
-            "cdcbridge_session_failures", "Sessions that ended by an error and were tried again", health.retried
+            "cdcbridge_session_failures",
+            "Sessions that ended with an error, after which the bridge tried again",
+            health.retried,
         )
 
         if self.last_append is not None:
             yield GaugeMetricFamily(
-                "cdcbridge_last_append_timestamp_seconds", "When something was last appended", self.last_append
+                "cdcbridge_last_append_timestamp_seconds", "Time of the last append", self.last_append
             )
 
     def _slots(self, lag: Lag) -> Iterator[Metric]:
@@ -172,7 +192,7 @@ class _Looks(Collector):
                     family.add_metric([slot.name], float(value))
             yield family
         status = GaugeMetricFamily(
-            "cdcbridge_slot_wal_status", "1 for what pg_replication_slots.wal_status says", labels=["slot", "status"]
+            "cdcbridge_slot_wal_status", "1 for the wal_status in pg_replication_slots", labels=["slot", "status"]
         )
         for slot in lag.slots:
             for one in _WAL_STATUSES:
@@ -193,7 +213,7 @@ class _Looks(Collector):
         # hold seqs.
         held = GaugeMetricFamily(
             "cdcbridge_consumer_holder_seconds",
-            "For how long the oldest transaction is open that keeps messages from the consumer",
+            "Age of the oldest open transaction that keeps messages from the consumer",
             labels=["consumer", "mode"],
         )
         oldest: dict[tuple[str, str], float] = {}
@@ -207,7 +227,7 @@ class _Looks(Collector):
             yield GaugeMetricFamily("cdcbridge_disk_free_bytes", "Free space for the source's WAL", lag.room.free_bytes)
         others = GaugeMetricFamily(
             "cdcbridge_other_slot_retained_bytes",
-            "WAL that a slot keeps which is not the bridge's",
+            "WAL that another slot retains",
             labels=["other_slot"],
         )
         for slot in lag.room.others:
@@ -215,12 +235,38 @@ class _Looks(Collector):
                 others.add_metric([slot.name], float(slot.retained_bytes))
         yield others
 
+    def _sinks(self, lag: Lag) -> Iterator[Metric]:
+        labels = ["consumer", "type"]
+        families: list[tuple[str, CounterMetricFamily | GaugeMetricFamily]] = [
+            *(
+                (field, CounterMetricFamily(f"cdcbridge_{name}", text, labels=labels))
+                for name, (field, text) in _SINK_COUNTERS.items()
+            ),
+            *(
+                (field, GaugeMetricFamily(f"cdcbridge_{name}", text, labels=labels))
+                for name, (field, text) in _SINK_GAUGES.items()
+            ),
+        ]
+        for field, family in families:
+            for sink in lag.sinks:
+                if (value := getattr(sink, field)) is not None:
+                    family.add_metric([sink.name, sink.type], float(value))
+            yield family
+        failing = GaugeMetricFamily(
+            "cdcbridge_sink_failing", "1 if the sink has an error, or a message that it refuses", labels=labels
+        )
+        for sink in lag.sinks:
+            failing.add_metric([sink.name, sink.type], float(sink.state in ("failing", "blocked")))
+        yield failing
+
     def _feeds(self, lag: Lag) -> Iterator[Metric]:
         fed = GaugeMetricFamily(
-            "cdcbridge_consumer_fed", "Whether the bridge that leads sends the consumer messages", labels=["consumer"]
+            "cdcbridge_consumer_fed", "1 while the leading bridge feeds the consumer", labels=["consumer"]
         )
         faulty = GaugeMetricFamily(
-            "cdcbridge_consumer_faulty", "Whether it cannot work as the leader's file has it", labels=["consumer"]
+            "cdcbridge_consumer_faulty",
+            "1 while the consumer cannot work with the settings in the leader's file",
+            labels=["consumer"],
         )
         if lag.feeds is not None:
             stored = [consumer.name for consumer in lag.consumers]

@@ -43,7 +43,8 @@ class HttpServer(Background):
         except (OSError, OverflowError) as error:
             raise UsageError(
                 f"http.listen: cannot listen on {address[0]}:{address[1]}: {error}",
-                hint="Another program (a second bridge?) may have it: give another port, or `http: null` for none.",
+                hint="Another program, perhaps a second bridge, may use it. Give another port, or `http: null` for no"
+                " endpoint.",
             ) from None
 
     @property

@@ -39,7 +39,7 @@ def recent_gaps(store: Connection) -> list[str]:
         found = [row for row in store.execute(_RECENT).fetchall() if row[3]]
     lines = [_told(*row) for row in found[:_MOST]]
     if len(found) > _MOST:
-        lines.append(f"{len(found) - _MOST} earlier gaps within 24 h: the store's table `gaps` has them")
+        lines.append(f"{len(found) - _MOST} earlier gaps within 24 h: the store's table `gaps` lists them")
     return lines
 
 
@@ -51,6 +51,6 @@ def _told(at: str, seconds: float, record: dict[str, Any], names: list[str]) -> 
     table = record.get("table", "TABLE")
     return (
         f"a gap {human_duration(max(0.0, seconds))} ago, at {at}: changes from {record['from']} {upto}"
-        f" {'may be' if reason else 'are'} missing for {who}{reason}. Compare: `cdcbridge verify {table}`; fill:"
+        f" {'may be' if reason else 'are'} missing for {who}{reason}. Compare: `cdcbridge verify {table}`. Fill:"
         f" `cdcbridge backfill start {names[0] if len(names) == 1 else 'CONSUMER'} {table}`. Shown for 24 h"
     )

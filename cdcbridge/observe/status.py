@@ -194,16 +194,19 @@ def _of_bridges(status: Status, away: str) -> Iterator[str]:
     if error is not None and (error.seconds > RETRYING or _ended(error.holder)):
         error = None
     if status.version == 0:
-        yield "the store has not been made yet: `cdcbridge run` makes it"
+        yield "the store does not exist yet: `cdcbridge run` creates it"
     elif not status.bridges and error is not None:
         ago = human_duration(max(0.0, error.seconds))
-        yield f"no bridge streams: {error.holder} had an error {ago} ago. It tries again by itself, unless it has ended"
+        yield (
+            f"no bridge streams: {error.holder} had an error {ago} ago. It tries again by itself, unless its process"
+            " has ended"
+        )
     elif not status.bridges and away:
         yield "no bridge is connected to the store: none runs, or it cannot reach the source either"
     elif not status.bridges:
         yield "no bridge is running: `cdcbridge run` starts one"
     elif not any(bridge.leads for bridge in status.bridges):
-        yield "no bridge leads, although one stands by: it takes over within five seconds"
+        yield "no bridge leads, but a standby runs: it takes over within five seconds"
 
 
 def _ended(holder: str) -> bool:
@@ -223,11 +226,11 @@ def _ended(holder: str) -> bool:
 def _of_slot(config: Config, status: Status, lag: Lag) -> Iterator[str]:
     name = config.source.slot
     for gone in lag.gone:
-        yield f"the slot {gone} does not exist any more: `cdcbridge slot recreate` continues after a gap message"
+        yield f"the slot {gone} no longer exists: `cdcbridge slot recreate` continues after a gap message"
     for other in lag.other:
         yield f"the store belongs to the slot {other}, and source.slot is {name}"
     if not (lag.slots or lag.gone or lag.other):
-        yield f"there is no slot {name} yet: `cdcbridge run` makes it"
+        yield f"there is no slot {name} yet: `cdcbridge run` creates it"
     for alarm in lag.alarms:
         yield alarm.message
     leads = any(bridge.leads for bridge in status.bridges)

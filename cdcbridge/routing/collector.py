@@ -181,7 +181,9 @@ class Collector:
             self._guard.require_identity(event, self.position)
         elif type(event) is LogicalMessage and not event.transactional:
             if event.prefix.startswith(TOPIC_PREFIX):  # it has no position, so it is dropped
-                self._refuse("published.outside", event, "it was not transactional, and is in no transaction")
+                self._refuse(
+                    "published.outside", event, "it was not transactional, and does not belong to a transaction"
+                )
         else:
             self._ordinal += 1
             if type(event) is LogicalMessage and self._ordinal > self._skip_through:

@@ -79,8 +79,8 @@ class Missing:
 def opening(topic: str, commit_lsn: int) -> dict[str, Any]:
     """Return the record of the message that begins a gap."""
     reason = (
-        f"updates and deletes of {topic} are missing from here on, because it has no replica identity; another gap"
-        " message tells where that ends"
+        f"updates and deletes of {topic} are missing from here on, because it has no replica identity. Another gap"
+        " message reports the end"
     )
     return {"from": format_lsn(commit_lsn), "to": None, "table": topic, "reason": reason}
 

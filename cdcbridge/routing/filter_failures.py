@@ -87,7 +87,7 @@ def failure(
     elif message.startswith("No such overload"):
         said = "No such overload: values of these types cannot be compared or read so"
     elif message.startswith("Unexpected type: got 'string', want 'int|uint'"):
-        said = "a list was read by a name, as if it were an object"
+        said = "a list was read by a name, like an object"
     elif message.startswith("Undefined variable or function"):
         said = f"{message}, of a value of this type"
     elif found := _ONE_ARITHMETIC.match(message):
@@ -149,7 +149,7 @@ def operation_reason(node: Node, source: str, evaluate: Evaluate) -> Reason | No
         return None
     if _NUMBERS.issuperset(kinds):
         return Reason(
-            f"{text}: division by zero" if zero else f"{text}: the result does not fit into 64 bits: write double(…)",
+            f"{text}: division by zero" if zero else f"{text}: the result does not fit into 64 bits. Write double(…)",
             False,
         )
     if node.kind == "unary":
@@ -162,11 +162,11 @@ def _instead(node: Node, source: str, kinds: Sequence[str]) -> str:
     for part, kind, other in zip(node.parts, kinds, reversed(kinds), strict=True):
         operand = part.text(source)
         if kind == "null":
-            return f"; write {operand} != null && …"
+            return f". Write {operand} != null && …"
         if kind in _NUMBERS and other == "a text" and node.word == "+":
-            return f"; write string({operand})"
+            return f". Write string({operand})"
         if kind == "a text" and other in _NUMBERS and node.word != "+":
-            return f"; write double({operand})"
+            return f". Write double({operand})"
     return ""
 
 

@@ -60,7 +60,7 @@ def variable_words(name: str, known: Sequence[str]) -> str:
     """
     if name.lower() in _CONSTANTS:
         return f"unknown variable {name!r}: write {_CONSTANTS[name.lower()]}"
-    return f"unknown variable {name!r}; a filter knows {', '.join(known)}. A column is record.{name}"
+    return f"unknown variable {name!r}. A filter knows {', '.join(known)}. A column is record.{name}"
 
 
 def function_words(name: str) -> str:

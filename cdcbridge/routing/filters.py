@@ -278,7 +278,8 @@ def refuse_on_leave(mode: str, source: str | None, operations: Sequence[str]) ->
         raise ValueError("on_leave: delete needs the operation update: a row leaves the filter by an update")
     if "old" in Filter(source).variables:
         raise ValueError(
-            "on_leave: delete needs a filter over the row, and this one reads `old`: it tells changes apart, not rows"
+            "on_leave: delete needs a filter over the row, and this one reads `old`: its result depends on the"
+            " change, not on the row alone"
         )
 
 

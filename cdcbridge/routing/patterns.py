@@ -19,13 +19,15 @@ def refuse_bad_patterns(patterns: Sequence[str]) -> None:
     for pattern in patterns:
         schema, dot, table = pattern.removeprefix("!").partition(".")
         if not (schema and dot and table):
-            raise ValueError(f"{pattern!r} is not a table; write schema.table, schema.*, schema.part* or !schema.table")
+            raise ValueError(f"{pattern!r} is not a table. Write schema.table, schema.*, schema.part* or !schema.table")
         if "*" in schema and not pattern.startswith("!") and pattern != "*.*":
             raise ValueError(
-                f"{pattern!r} is not a table: a schema's name takes no *; write *.*, or one for each schema"
+                f"{pattern!r} is not a table: a schema's name takes no *. Write *.*, or one pattern for each schema"
             )
     if patterns and not taken(patterns):
-        raise ValueError(f"{patterns[0]!r} leaves out of nothing; name the tables to take before, for example public.*")
+        raise ValueError(
+            f"{patterns[0]!r} has nothing to leave out. Name the tables to take before it, for example public.*"
+        )
 
 
 def taken(patterns: Iterable[str]) -> list[str]:

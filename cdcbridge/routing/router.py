@@ -14,6 +14,7 @@ from typing import Final
 from cdcbridge.changes.events import Relation
 from cdcbridge.routing.patterns import is_name, take, taken, whole
 from cdcbridge.routing.subscription import Subscription
+from cdcbridge.schemas import both
 
 OPERATIONS: Final = ("insert", "update", "delete", "truncate")
 IDENTITY_SCHEMA: Final = "cdcbridge_identity"  # of the event trigger (source.event_trigger); it is never captured
@@ -42,11 +43,11 @@ class Route:
 class Router:
     """The plans of all tables, by relation and operation.
 
-    Tables of the schema `own_schema` are never taken.
+    Tables of the schema `own_schema` and of its internal schema are never taken.
     """
 
     def __init__(self, subscriptions: Iterable[Subscription], own_schema: str = "cdcbridge") -> None:
-        self._own_schema = own_schema
+        self._own = (*both(own_schema), IDENTITY_SCHEMA)
         self._named: dict[str, list[Subscription]] = {}
         self._wild: list[Subscription] = []
         self._found: dict[str, list[Subscription]] = {}
@@ -70,7 +71,7 @@ class Router:
 
         A table of a schema with a dot in its name has none: the topic of "a.b"."c" would be that of "a"."b.c".
         """
-        if schema in (self._own_schema, IDENTITY_SCHEMA) or "." in schema:
+        if schema in self._own or "." in schema:
             return []
         topic = f"{schema}.{table}"
         found = self._found.get(topic)

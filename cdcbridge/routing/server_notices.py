@@ -96,11 +96,12 @@ class Notices:
             first=operation,
             from_lsn=format_lsn(commit_lsn),
             consumers=[taker.name for taker in takers],
-            reason="it has no replica identity, so wal2json drops its updates and deletes; all other changes go on",
+            reason="it has no replica identity, so wal2json drops its updates and deletes. All other changes are"
+            " delivered",
             fix=f"alter table {_quoted(relation)} replica identity full; -- or give it a primary key",
         )
         if topic not in self._left_out:
-            self.reason = f"updates or deletes of {topic} are missing; starting again without them"
+            self.reason = f"updates or deletes of {topic} are missing. The bridge starts again without them"
 
 
 def _quoted(relation: Relation) -> str:

@@ -56,9 +56,9 @@ class TableGuard:
             if taken and relation.topic in subscription.tables and not self._has_identity(relation):
                 raise IdentityLost(
                     f"source: {relation.topic} has lost its replica identity at position {position}, and a consumer"
-                    f" takes its {' and '.join(sorted(taken))}s; starting again without them",
+                    f" takes its {' and '.join(sorted(taken))}s. The bridge starts again without them",
                     hint=f"`ALTER TABLE {_quoted(relation)} REPLICA IDENTITY FULL;` (or add a primary key). Then the"
-                    " bridge takes it up again.",
+                    " bridge takes these changes again.",
                 )
 
     def require_columns(self, relation: Relation, position: Position) -> None:
@@ -78,10 +78,10 @@ class TableGuard:
             if names := sorted(gone & subscription.columns):
                 raise OperatorNeeded(
                     f"{relation.topic} has no column {', '.join(names)} from position {position} on (it was renamed or"
-                    f" dropped), and consumer {subscription.name} names it in its key or columns; nothing after it is"
+                    f" dropped), and consumer {subscription.name} names it in its key or columns. Nothing after it is"
                     " confirmed",
                     hint=f"Write the column's present name into consumer {subscription.name} in the configuration, and"
-                    " start the bridge again: it goes on here.",
+                    " start the bridge again. It continues here.",
                 )
         self._columns[relation.topic] = relation.columns
 

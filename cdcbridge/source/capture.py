@@ -35,7 +35,7 @@ _LOOK: Final = """
 LEFT_OUT: Final = "left out"  # instead of the OID of a table or schema that exists but could not be captured
 
 _LEFT_OUT: Final = "could not be captured for a while"
-_REPLACED: Final = "is another one than before: it was created again, or renamed"
+_REPLACED: Final = "is a different one than before: it was created again, or renamed"
 
 
 @dataclass(slots=True, frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cdcbridge.database import Connection, source_errors
+from cdcbridge.schemas import both
 
 # Each DDL writes a new version of a catalogue row, whose xmin is its transaction. A dropped row changes the sum, too.
 _MARK: Final = """
@@ -18,7 +19,7 @@ _MARK: Final = """
         select c.oid, hashtextextended(concat_ws('/', c.oid, c.xmin, n.nspname, c.relname, c.relreplident), 0) as mark
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         where c.relkind in ('r', 'p', 'f', 'v', 'm') and c.relpersistence <> 't' and n.nspname !~ '^pg_'
-          and n.nspname not in ('information_schema', %(own)s)
+          and n.nspname <> all (%(own)s) and n.nspname <> 'information_schema'
           and (%(everything)s or n.nspname = any (%(schemas)s) or c.relispartition
                or n.nspname || '.' || c.relname = any (%(names)s))
     )
@@ -38,7 +39,7 @@ def mark(connection: Connection, patterns: Sequence[str], own_schema: str) -> st
     The patterns have the form that a publication uses, for example `public.orders`, `sales.*` and `*.*`.
     """
     given = {
-        "own": own_schema,
+        "own": list(both(own_schema)),
         "everything": "*.*" in patterns,
         "schemas": [pattern[:-2] for pattern in patterns if pattern.endswith(".*") and pattern != "*.*"],
         "names": [pattern for pattern in patterns if not pattern.endswith(".*")],

@@ -209,7 +209,7 @@ def problems(config: Config, connection: Connection, plugin: str) -> Iterator[Pr
                 "event_trigger",
                 "error",
                 "source.event_trigger",
-                f"the event trigger is not installed, or not for all that the consumers take, and {reason}",
+                f"the event trigger is not installed, or not for all tables that the consumers take, and {reason}",
                 f"-- As a superuser, on the primary.\n{install_sql(wanted)}",
             )
         return

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import psycopg
 
 from cdcbridge.database import Connection, connect_source
+from cdcbridge.schemas import both
 from cdcbridge.source.setting_lists import names
 
 _PROBE_TIMEOUT: Final = "3s"
@@ -100,6 +101,6 @@ def plugin_options(plugin: str, publications: list[str], own_schema: str) -> dic
         "include-types": "0",
         "include-type-oids": "1",
         "include-pk": "1",
-        "filter-tables": f"{own_schema}.*",
+        "filter-tables": ",".join(f"{schema}.*" for schema in both(own_schema)),
         NUMBERS_AS_TEXT: "1",
     }

@@ -174,11 +174,13 @@ class ReplicationStream:
         state = _state(result)
         message = _message(result)
         if state == "55006":
-            raise SlotInUse(f"source: {message}", hint="Another session streams from this slot; waiting for it.")
+            raise SlotInUse(
+                f"source: {message}", hint="Another session streams from this slot. The bridge waits for it to end."
+            )
         if state in ("42704", "55000", "58P01"):
             raise OperatorNeeded(
                 f"the replication slot {slot!r} cannot be used: {message}",
-                hint="`cdcbridge slot list` shows its state; `cdcbridge slot recreate` goes on behind a gap message.",
+                hint="`cdcbridge slot list` shows its state. `cdcbridge slot recreate` continues after a gap message.",
             )
         if state == "42501":
             hint = (result.error_field(pq.DiagnosticField.MESSAGE_HINT) or b"").decode(errors="replace")
@@ -265,7 +267,7 @@ class ReplicationStream:
             # Only pgoutput looks objects up by name while it decodes, and only its publications.
             raise Unpublished(f"source: {message}")
         if state and verdict(state) != "away":
-            raise OperatorNeeded(f"source: the server cannot decode what comes next: {message}")
+            raise OperatorNeeded(f"source: the server cannot decode the next WAL: {message}")
         raise SourceUnavailable(f"source: the stream ended: {message or 'connection closed'}")
 
     def _error(self) -> str:

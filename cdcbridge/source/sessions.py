@@ -51,7 +51,7 @@ def unreachable(error: CdcbridgeError, where: str, connection_of: str) -> Proble
 def _entry(what: str) -> str:
     return (
         f"Add a line for the {what} to pg_hba.conf: host DATABASE USER ADDRESS scram-sha-256 (the message names the"
-        " three); then: select pg_reload_conf();"
+        " three). Then: select pg_reload_conf();"
     )
 
 
@@ -106,8 +106,8 @@ def senders_taken(connection: Connection) -> Problem | None:
         "error",
         "source",
         f"all {limit} WAL senders of the server are in use (max_wal_senders), and the bridge needs one",
-        f"alter system set max_wal_senders = {limit + 5}; -- as a superuser; and restart the server; or end a client of"
-        " pg_stat_replication that nobody needs",
+        f"alter system set max_wal_senders = {limit + 5}; -- as a superuser. Then restart the server. Or end a client"
+        " of pg_stat_replication that is not needed",
     )
 
 

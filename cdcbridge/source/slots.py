@@ -64,7 +64,7 @@ def refuse_in_use(connection: Connection, name: str) -> None:
     who = "a bridge is running" if client.startswith("cdcbridge") else "another client reads it"
     raise NotLeader(
         f"the slot {name} is in use by pid {pid} ({client}{address}): {who}",
-        hint="Stop it first. `cdcbridge slot list` shows who reads which slot.",
+        hint="Stop it first. `cdcbridge slot list` shows the readers of each slot.",
     )
 
 

@@ -11,6 +11,7 @@ from psycopg import sql
 from cdcbridge.database import Connection, source_errors
 from cdcbridge.routing.patterns import is_name, like, take, taken
 from cdcbridge.routing.router import IDENTITY_SCHEMA
+from cdcbridge.schemas import both
 
 
 @dataclass(slots=True, frozen=True)
@@ -194,7 +195,7 @@ def find_tables(connection: Connection, pattern: str, own_schema: str) -> list[T
         condition = "c.relpersistence <> 't' and n.nspname = %s and c.relname = %s"
         found = _look(connection, condition, (schema, name))
     else:
-        found = _look(connection, _COVERED, (like(pattern), [own_schema, IDENTITY_SCHEMA]))
+        found = _look(connection, _COVERED, (like(pattern), [*both(own_schema), IDENTITY_SCHEMA]))
     return _with_children(connection, _with_leaves(connection, found))
 
 

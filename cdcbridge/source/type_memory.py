@@ -76,7 +76,11 @@ class TypeMemory:
             self._look(oid)
         found = self._known.get(oid)
         if found is None:
-            log.warning("type.unknown", oid=oid, reason="it was dropped before the bridge saw it; values come as text")
+            log.warning(
+                "type.unknown",
+                oid=oid,
+                reason="it was dropped before the bridge saw it. Its values are delivered as text",
+            )
         return found
 
     def _look(self, oid: int | None) -> None:

@@ -95,8 +95,8 @@ def other_alarms(others: Iterable[OtherSlot], max_retained: int) -> list[Alarm]:
             "other_slot_retains_too_much",
             slot.name,
             f"the slot {slot.name}, which is not this bridge's, retains {human_size(slot.retained_bytes)} of WAL on the"
-            f" same disk: {'speed its reader up' if slot.active else 'start its reader'}, or give it up:"
-            f" `select pg_drop_replication_slot('{slot.name}')`",
+            f" same disk: {'make its reader faster' if slot.active else 'start its reader'}, or drop it: `select"
+            f" pg_drop_replication_slot('{slot.name}')`",
         )
         for slot in others
         if slot.retained_bytes is not None and slot.retained_bytes > max_retained

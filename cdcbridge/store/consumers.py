@@ -52,7 +52,7 @@ def is_applied(consumer: Consumer, stored: dict[str, Any]) -> bool:
 def mode_conflict(consumer: Consumer, mode: str) -> tuple[str, str]:
     """Return the message and the hint for a consumer that has another mode in the store than in the file."""
     return (
-        f"consumer {consumer.name!r} has mode {mode}; it cannot become {consumer.mode}",
+        f"consumer {consumer.name!r} has mode {mode}, which cannot become {consumer.mode}",
         f"Give it another name, or remove it first: cdcbridge consumers remove {consumer.name}",
     )
 
@@ -202,14 +202,20 @@ def _finish(
     if fence:
         connection.execute("select take_lead('cdcbridge consumers apply', '1 min')")
     for consumer_id, consumer in changed.items():
-        connection.execute(
-            "update consumers set config = case when config ? 'on_leave' then %s else '{}' end || %s,"
-            " updated_at = now() where id = %s",
-            (Jsonb(dict([_ONCE])), Jsonb(stored_config(consumer)), consumer_id),
-        )
+        _change_settings(connection, consumer_id, consumer)
     if added:
         connection.execute("select make_dispatch()")
     connection.execute("select note_consumer_change()")
+
+
+def _change_settings(connection: Connection, consumer_id: int, consumer: Consumer) -> None:
+    connection.execute(
+        "update consumers set config = case when config ? 'on_leave' then %s else '{}' end || %s,"
+        " updated_at = now() where id = %s",
+        (Jsonb(dict([_ONCE])), Jsonb(stored_config(consumer)), consumer_id),
+    )
+    if consumer.mode == "stream" and consumer.sink is not None:
+        connection.execute("select make_dead_letters(%s)", (consumer_id,))
 
 
 def _make(connection: Connection, consumer: Consumer) -> Subscription:

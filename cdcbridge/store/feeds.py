@@ -50,8 +50,8 @@ class Fault:
     @property
     def meanwhile(self) -> str:
         if self.asked:
-            return "it goes on as it was"
-        return "it goes on, except for this" if self.fed else "it gets nothing"
+            return "it continues with its earlier settings"
+        return "it continues, except for this" if self.fed else "it gets nothing"
 
 
 @dataclass(slots=True, frozen=True)
@@ -98,12 +98,12 @@ class Feeds:
         if feed is None:
             return (
                 f"{name} gets nothing yet: it was applied after the bridge ({self.holder}) began. A running bridge"
-                " takes it up within seconds, another one when it starts"
+                " feeds it within seconds, another one when it starts"
             )
         if feed.state == "not_in_file":
             return (
                 f"{name} gets nothing: the bridge ({self.holder}) does not have it in its file {self.file}. Add it"
-                f" there, then `cdcbridge consumers apply` there; or `cdcbridge consumers remove {name}`"
+                f" there and run `cdcbridge consumers apply` there, or run `cdcbridge consumers remove {name}`"
             )
         return self.faulty(name) if feed.state == "refused" else ""
 
@@ -120,7 +120,9 @@ class Feeds:
         feed = self.of(name)
         if feed is None or not feed.reason:
             return ""
-        what = {"refused": "gets nothing:", "as_before": "goes on as it was;"}.get(feed.state, "is faulty:")
+        what = {"refused": "gets nothing:", "as_before": "continues with its earlier settings:"}.get(
+            feed.state, "is faulty:"
+        )
         reason = _unnamed(feed.reason, name)
         return f"the consumer {name} {what} {reason}{'' if reason.endswith('?') else '.'} Fix: {feed.fix}"
 

@@ -104,7 +104,7 @@ def _held(holder: ConsumerHolder) -> str:
         return f"{holder.consumer}: {what}{with_} {verb} held by {_who(holder)}"
     least = "at least " if holder.mode == "fifo" and holder.messages is not None else ""
     verb = "is" if holder.messages == 1 else "are"
-    end = "; max_in_flight is reached, so nobody receives others either" if holder.limit_reached else ""
+    end = ". max_in_flight is reached, so no other messages are received" if holder.limit_reached else ""
     return f"{holder.consumer}: {least}{_count(holder.messages)} {verb} held by {_who(holder)}{end}"
 
 
@@ -113,7 +113,7 @@ def _published(group: list[ConsumerHolder]) -> str:
         f"{holder.consumer} ({_count(holder.messages)})" if holder.messages else holder.consumer for holder in group
     )
     verb = "waits" if len(group) == 1 else "wait"
-    return f"{waiting} {verb} for {_who(group[0])}; it has published in it"
+    return f"{waiting} {verb} for {_who(group[0])}. That transaction published a message"
 
 
 def _who(holder: ConsumerHolder) -> str:

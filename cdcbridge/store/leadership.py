@@ -63,7 +63,7 @@ class Lead(Background):
             if got != (True,):
                 evict = "select evict_leader(make_interval(secs => %s))"
                 if self._connection.execute(evict, (SILENCE,)).fetchone() == (True,):
-                    log.warning("lead.evicted", reason=f"no sign of life for {SILENCE} s; its session was ended")
+                    log.warning("lead.evicted", reason=f"no sign of life for {SILENCE} s, so its session was ended")
                 return False
         self.start()
         return True

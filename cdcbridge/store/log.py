@@ -57,8 +57,8 @@ def _segment_missing(seq: int) -> Iterator[None]:
         if error.diag.constraint_name is not None:  # a constraint that a user has added: another try does not help
             raise
         raise StoreUnavailable(
-            f"the log's segment of seq {seq} is not there: a transaction that published is making it and stays open",
-            hint="`cdcbridge lag` names the transactions that hold things up.",
+            f"the log's segment of seq {seq} does not exist yet: an open transaction that published is creating it",
+            hint="`cdcbridge lag` names the transactions that block it.",
         ) from error
 
 
@@ -165,6 +165,7 @@ class BridgeStore:
                     history.database_oid,
                 ),
             )
+            self._connection.execute("insert into timelines values (0, %s)", (history.timeline,))
             self._finish(self._connection, AppendBatch(end_lsn=lsn), None, None)
 
     def set_timeline(self, timeline: int) -> None:
@@ -172,8 +173,13 @@ class BridgeStore:
 
         All changes in the log are part of the new timeline's history, too.
         """
-        with store_errors():
+        with store_errors(), self._connection.transaction():
             self._connection.execute("update source set timeline = %s, recorded_at = now()", (timeline,))
+            self._connection.execute(
+                "insert into timelines select coalesce(pg_sequence_last_value('messages_seq'), 0) + 1, %s"
+                " on conflict (from_seq) do update set timeline = excluded.timeline",
+                (timeline,),
+            )
 
     def set_database(self, name: str, oid: int) -> None:
         """Store the present name and OID of the source's database."""

@@ -11,6 +11,7 @@ from typing import Final
 
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.database.rights import guest
+from cdcbridge.schemas import INTERNAL
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,7 +43,7 @@ _RUNNING: Final = """
            extract(epoch from clock_timestamp()
                               - case when p.leads then n.started_at else a.backend_start end)::float8
     from (select l.pid, bool_or(l.objid = 0) as leads from pg_locks l
-          where l.locktype = 'advisory' and l.granted and l.classid = 'leaders'::regclass and l.objsubid = 2
+          where l.locktype = 'advisory' and l.granted and l.classid = %(leaders)s::oid and l.objsubid = 2
             and l.objid in (0, 2) and l.pid <> pg_backend_pid()
             and l.database = (select oid from pg_database where datname = current_database())
           group by l.pid) p
@@ -61,9 +62,12 @@ def running(store: Connection) -> list[Process]:
     """
     with store_errors():
         row = store.execute(
-            "select has_table_privilege(c.oid, 'select') from pg_class c where c.oid = to_regclass('leaders')"
+            # Not to_regclass(), which finds nothing in a schema that a consumer's role may not use.
+            "select c.oid::int8 from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where c.relname = 'leaders' and n.nspname in (current_schema(), current_schema() || %s)",
+            (INTERNAL,),
         ).fetchone()
         if row is None:
             return []
-        query = _RUNNING.replace("LEADER", _LEADER if row[0] or not guest(store) else _HIDDEN)
-        return [Process(*found) for found in store.execute(query.encode()).fetchall()]
+        query = _RUNNING.replace("LEADER", _HIDDEN if guest(store) else _LEADER)
+        return [Process(*found) for found in store.execute(query.encode(), {"leaders": row[0]}).fetchall()]

@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Final
 
 from cdcbridge.database import Connection
+from cdcbridge.schemas import both
 
 _MADE: Final = re.compile(
     r"create (?:or replace )?(?:unlogged )?(?:table|view|sequence|function|type)(?: if not exists)? (\w+)"
@@ -19,17 +20,22 @@ _NUMBERED: Final = re.compile(r"(\w+?)_\d+(_\w+)?")
 # Without sequences of columns, which are dropped together with their owners.
 _RELATIONS: Final = """
     select c.relname, false from pg_class c
-    where c.relnamespace = to_regnamespace(quote_ident(%s)) and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+    join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = any (%(schemas)s) and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
       and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid
                       and d.deptype in ('a', 'i') and d.refclassid = 'pg_class'::regclass)
     union
-    select p.proname, true from pg_proc p where p.pronamespace = to_regnamespace(quote_ident(%s))
+    select p.proname, true from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+    where n.nspname = any (%(schemas)s)
 """
 
 
 def strangers(store: Connection, schema: str) -> list[str]:
-    """Return the names of the schema's tables, views, sequences and functions that cdcbridge does not make."""
-    found = store.execute(_RELATIONS, (schema, schema)).fetchall()
+    """Return the names of the tables, views, sequences and functions that cdcbridge does not make.
+
+    Both schemas of the store are searched.
+    """
+    found = store.execute(_RELATIONS, {"schemas": list(both(schema))}).fetchall()
     made = _made()
     return sorted(
         f"the function {name}" if function else name for name, function in found if not _ours(name, made, function)

@@ -11,6 +11,8 @@ from importlib.resources.abc import Traversable
 from cdcbridge.errors import OperatorNeeded
 
 _MIGRATION = re.compile(r"(\d{4})_(\w+)\.sql")
+# The tables of schema.sql that users see. `migrate` moves them from the internal schema to the store's schema.
+PUBLIC_TABLES = ("messages", "consumers", "dead_messages")
 _FUNCTION = re.compile(r"^create or replace function (\w+)", re.MULTILINE)
 
 
@@ -22,19 +24,30 @@ class PublicFunction:
     header: str
     text: str
 
+    @property
+    def needs_grant(self) -> bool:
+        """Whether a role needs a grant of its own. All others may be called by every role that may use the schema."""
+        return self.name == "publish"
+
 
 @dataclass(slots=True, frozen=True)
 class Code:
     """The functions and views that `cdcbridge migrate` installs anew whenever one of their files changed."""
 
     public: tuple[PublicFunction, ...]
+    views: tuple[str, ...]
     internal: tuple[str, ...]
     templates: tuple[tuple[str, str], ...]  # for example ("per_consumer/claim_waiting", "create or replace ...")
 
     @property
     def checksum(self) -> str:
         """Return a checksum over all files."""
-        texts = [*(one.text for one in self.public), *self.internal, *(t for pair in self.templates for t in pair)]
+        texts = [
+            *(one.text for one in self.public),
+            *self.views,
+            *self.internal,
+            *(t for pair in self.templates for t in pair),
+        ]
         return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
@@ -64,8 +77,8 @@ def code() -> Code:
         for folder in ("per_consumer", "dispatch")
         for file in _files("internal", folder)
     )
-    internal = tuple(file.read_text() for folder in ("internal", "views") for file in _files(folder))
-    return Code(tuple(_public(file) for file in _files("api")), internal, templates)
+    views, internal = (tuple(file.read_text() for file in _files(folder)) for folder in ("views", "internal"))
+    return Code(tuple(_public(file) for file in _files("api")), views, internal, templates)
 
 
 def release(program: str) -> tuple[int, ...]:

@@ -99,5 +99,5 @@ def _reason(before: Feeds, name: str, first: int) -> str:
     feed = before.of(name)
     lacking = feed is None or feed.state == "not_in_file"
     why = f"its file {before.file} lacked it" if lacking or feed is None else feed.reason
-    since = "" if first != _UNKNOWN else ". An older version did not note since where"
+    since = "" if first != _UNKNOWN else ". An older version did not note the place"
     return f"the bridge ({before.holder}) did not feed the consumer: {why}{since}"

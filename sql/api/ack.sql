@@ -48,13 +48,13 @@ begin
     end if;
     if cardinality(acked) < cardinality(receipts) then
         given := parse_receipts(receipts);
-        rest := settle(c.id, given.tokens, given.seqs, moment());
+        rest := settle(c.id, given.claim_ids, given.seqs, moment());
         perform forget_redriven(c.id, rest);
         acked := acked || rest;
     end if;
     if strict and cardinality(acked) < cardinality(receipts) then
         given := parse_receipts(receipts);
-        perform refuse_stale(consumer, given.tokens, given.seqs, acked);
+        perform refuse_stale(consumer, given.claim_ids, given.seqs, acked);
     end if;
     return cardinality(acked);
 end $$;

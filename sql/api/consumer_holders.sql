@@ -62,7 +62,7 @@ begin
                case when p.gid is null then a.state else 'prepared' end,
                case when may_read(null) then left(a.query, 200) end, f.messages, f.partitions,
                f.kind = 'receiver'
-                   and places_used(f.c) >= ((f.c).config ->> 'max_in_flight')::bigint
+                   and capacity_used(f.c) >= ((f.c).config ->> 'max_in_flight')::bigint
         from found f
         left join pg_stat_activity a on a.pid = f.pid
         left join pg_prepared_xacts p on p.transaction::text = f.prepared

@@ -57,8 +57,7 @@ language sql volatile security definer set search_path from current set jit = of
                                             and is_open(x.locked_by)), 0) as held
         from (select l.not_visible_until, l.inserted_at, l.last_delivered_at, l.xmax as locked_by,
                      cardinality(l.seqs) - (
-                         select count(*) from settled s where s.consumer_id = l.consumer_id
-                         and s.token = l.token and s.part = l.part) as size
+                         select count(*) from marks_of(l.consumer_id, l.claim_id, l.part)) as size
               from leases l where l.consumer_id = c.id) x) l
     cross join lateral (
         select count(*) as dead from dead_messages x where x.consumer_id = c.id) x

@@ -37,12 +37,12 @@ begin
     end if;
     perform refuse_too_long('visibility_timeout', visibility_timeout);
     -- Lock the leases first, always in the same order, and only then read them.
-    perform from (select distinct t as token from unnest(given.tokens) t order by t) t
+    perform from (select distinct t as claim_id from unnest(given.claim_ids) t order by t) t
     cross join lateral (
         select from leases l
-        where l.consumer_id = c.id and l.token = t.token and l.not_visible_until > moment
+        where l.consumer_id = c.id and l.claim_id = t.claim_id and l.not_visible_until > moment
         order by l.part for no key update) l;
-    wanted := in_flight(c.id, given.tokens, given.seqs, moment);
+    wanted := in_flight(c.id, given.claim_ids, given.seqs, moment);
     if c.mode = 'fifo' then
         perform extend_deliveries(c.id, key_mates(c.id, wanted), later(moment, visibility_timeout));
     else

@@ -26,30 +26,12 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
-    given record := parse_receipts(receipts);
-    moment timestamptz := moment();
-    wanted delivery[];
+    given_back int;
 begin
     perform require_read_committed('give_back()');
-    wanted := in_flight(c.id, given.tokens, given.seqs, moment);
-    if c.mode = 'fifo' then
-        wanted := wanted || array(
-            select f from unnest(followers_of(c.id, wanted)) f
-            where not exists (
-                select from unnest(wanted) w where w.token = f.token and w.seq = f.seq));
+    given_back := give_back_uncounted(c, receipts, moment());
+    if given_back > 0 then
+        perform pg_notify(store_schema(), c.id::text);
     end if;
-    wanted := settle_deliveries(c.id, wanted, moment);
-    if wanted = '{}' then
-        return 0;
-    end if;
-    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at,
-                         history, inserted_at, ord, tie, barrier, in_order)
-    select c.id, d.seq, d.key, d.deliver_count - 1, case
-               when d.deliver_count > 1 then d.last_delivered_at else '-infinity' end,
-           moment, d.history, d.inserted_at, d.ord, d.tie, d.barrier, c.mode = 'fifo'
-    from unnest(wanted) d;
-    perform pg_notify(current_schema(), c.id::text);
-    return (select count(*) from unnest(wanted) d
-            where (d.token, d.seq) in (
-                select g.token, g.seq from unnest(given.tokens, given.seqs) as g (token, seq)));
+    return given_back;
 end $$;

@@ -16,24 +16,25 @@ create or replace function max_safe_seq(seq regclass default null) returns bigin
 language plpgsql volatile set search_path from current as $$
 declare
     guarded constant regclass := coalesce(seq, 'messages_seq');
+    draw_lock constant bigint := guarded::oid::bigint << 32 | 1;
     last bigint;
     behind bigint;
 begin
-    perform pg_advisory_lock(draw_lock(guarded));
+    perform pg_advisory_lock(draw_lock);
     last := coalesce(pg_sequence_last_value(guarded), 0);
     select max((last - l.objid::bigint) & 4294967295) into behind
     from pg_locks l
     where l.locktype = 'advisory' and l.classid = guarded::oid and l.objsubid = 2
       and l.mode = 'ShareLock' and l.granted
       and l.database = (select oid from pg_database where datname = current_database());
-    perform pg_advisory_unlock(draw_lock(guarded));
+    perform pg_advisory_unlock(draw_lock);
     return last - coalesce(behind, 0);
 exception
     when others or query_canceled then
-        perform pg_advisory_unlock(draw_lock(guarded))
+        perform pg_advisory_unlock(draw_lock)
         from pg_locks l
         where l.pid = pg_backend_pid() and l.locktype = 'advisory' and l.objsubid = 1 and l.granted
           and l.mode = 'ExclusiveLock'
-          and (l.classid::bigint << 32 | l.objid::bigint) = draw_lock(guarded);
+          and (l.classid::bigint << 32 | l.objid::bigint) = draw_lock;
         raise;
 end $$;

@@ -55,9 +55,9 @@ begin
         if c.mode = 'fifo' then
             perform require_read_committed('nack() in fifo');
         end if;
-        perform refuse_changed(c.id, given.tokens);
+        perform refuse_changed(c.id, given.claim_ids);
     end if;
-    nacked := settle_deliveries(c.id, in_flight(c.id, given.tokens, given.seqs, moment), moment);
+    nacked := settle_deliveries(c.id, in_flight(c.id, given.claim_ids, given.seqs, moment), moment);
     nacked := array(select with_note(d, moment, note) from unnest(nacked) d);
     perform bury(c.id,
                  array(select d from unnest(nacked) d

@@ -23,5 +23,5 @@ begin
     id := c.id;
     mode := c.mode;
     visibility_timeout := make_interval(secs => (c.config ->> 'visibility_timeout')::float8);
-    channel := current_schema();
+    channel := store_schema();
 end $$;

@@ -1,4 +1,4 @@
--- receive(consumer, max_messages, visibility_timeout): deliver up to max_messages messages.
+-- receive(consumer, max_messages, visibility_timeout, durable): deliver messages.
 --
 -- Each delivered message is invisible to other receivers for visibility_timeout. Each delivery has
 -- its own receipt, which ack(), nack() and extend() take.
@@ -21,6 +21,13 @@
 --   max_messages        the most deliveries to return, at least 1, default 10
 --   visibility_timeout  how long the messages stay invisible to other receivers, at most
 --                       store.max_retention, or null for the consumer's own
+--   durable             whether the commit of this transaction waits for the disk as usual, default
+--                       true. With false it does not wait: synchronous_commit is off until the
+--                       transaction ends. A crash of the server may then lose the claim, and the
+--                       messages are delivered once more. Use it if the call is the only statement
+--                       of its transaction, because later writes of the transaction would be lost
+--                       together with the claim. It has no effect if the transaction has written
+--                       before.
 -- Returns: one row per delivery.
 --   receipt              identifies this delivery, for example 17-4
 --   deliver_count        which delivery of the message it is, from 1
@@ -35,15 +42,16 @@
 --   CB005  the isolation level is above READ COMMITTED, so the claim would use a snapshot that is
 --          older than its locks
 --   CB008  the caller may not read this consumer
--- Locks: the rows that it takes, with SKIP LOCKED, and places within max_in_flight
--- (sql/internal/places.sql), until the caller's transaction ends. Receivers therefore do not wait
--- for each other. A receiver that stays in its transaction withholds from others the places that it
--- uses. A row can hold several messages, and it also withholds the rest of the rows from which it
--- took some (docs/CONSUMERS.md, "Limits").
+-- Locks: the rows that it takes, with SKIP LOCKED, and shards of max_in_flight
+-- (sql/internal/shards.sql), until the caller's transaction ends. Receivers therefore do not wait
+-- for each other. A receiver that stays in its transaction withholds from others the capacity that
+-- it uses. A row can hold several messages, and it also withholds the rest of the rows from which
+-- it took some (docs/CONSUMERS.md, "Limits").
 -- Example:
 --   select receipt, seq, topic, key, data from cdcbridge.receive('billing', 10);
 create or replace function receive(consumer text, max_messages int default 10,
-                                   visibility_timeout interval default null)
+                                   visibility_timeout interval default null,
+                                   durable boolean default true)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
                not_visible_until timestamptz, commit_lsn pg_lsn, ordinal int,
                commit_time timestamptz, inserted_at timestamptz)
@@ -56,7 +64,7 @@ declare
     moment timestamptz := moment();
     until timestamptz := later(moment, coalesce(
         visibility_timeout, make_interval(secs => (c.config ->> 'visibility_timeout')::float8)));
-    claimed bigint;
+    own_claim bigint;
     suffix text; -- the end of each receipt, for example -4
     k record;    -- the result of claim()
     lowest bigint;
@@ -72,12 +80,17 @@ begin
             return;
         end if;
     end if;
+    if not durable and pg_current_xact_id_if_assigned() is null
+        and set_config('synchronous_commit', 'off', true) is null
+    then
+        null;
+    end if;
     k := claim(c, max_messages, moment, until);
     if k.taken = '{}' then
         return;
     end if;
-    claimed := currval('tokens_seq'); -- the token of this claim
-    suffix := '-' || claimed;
+    own_claim := currval('claim_ids_seq'); -- the id of this claim
+    suffix := '-' || own_claim;
     if k.plain and not c.config ?| '{columns,key,on_leave}' then
         -- The log has all columns, in this order. With no other messages between: one range scan.
         lowest := k.taken[1];
@@ -100,7 +113,7 @@ begin
     end if;
     select min(t.seq), max(t.seq) into lowest, highest from unnest(k.taken) as t (seq);
     if c.config ? 'columns' then
-        perform bury_unprojectable(c, claimed);
+        perform bury_unprojectable(c, own_claim);
     end if;
     return query
         select u.seq::text || suffix, u.seq, coalesce(m.topic, r.topic),
@@ -119,9 +132,9 @@ begin
             where m.seq = u.seq and m.seq between lowest and highest limit 1) m on true
         left join lateral (
             select * from redriven r where r.consumer_id = c.id and r.seq = u.seq limit 1) r on true
-        where l.consumer_id = c.id and l.token = claimed
+        where l.consumer_id = c.id and l.claim_id = own_claim
           and not exists (select from settled s
-                          where s.consumer_id = c.id and s.token = claimed and s.part = l.part
+                          where s.consumer_id = c.id and s.claim_id = own_claim and s.part = l.part
                             and s.seq = u.seq)
         order by l.part, u.n;
 end $$;

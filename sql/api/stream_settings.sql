@@ -15,5 +15,5 @@ create or replace function stream_settings(consumer text, out id int, out channe
 language plpgsql stable security definer set search_path from current as $$
 begin
     id := (stream_named(consumer)).id;
-    channel := current_schema();
+    channel := store_schema();
 end $$;

@@ -16,7 +16,7 @@
 --   select cdcbridge.time_of('2026-05-01 10:00+02');
 create or replace function time_of(target text, what text default 'place in the log')
 returns timestamptz
-language plpgsql volatile
+language plpgsql volatile security definer
 set search_path from current set datestyle = 'ISO, MDY' set timezone = 'UTC'
 set intervalstyle = 'postgres' as $$
 declare

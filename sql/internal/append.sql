@@ -53,7 +53,7 @@ begin
                          + commit_time * interval '1 microsecond', clock_timestamp()));
     delete from positions where id = previous;
     if consumers is not null then
-        perform pg_notify(current_schema(),
+        perform pg_notify(store_schema(),
                           case when length(consumers) < 7900 then consumers else '' end);
     end if;
 end $$;

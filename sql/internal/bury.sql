@@ -30,18 +30,18 @@ begin
     return buried;
 end $$;
 
--- bury_unprojectable(consumer, token): Turn those deliveries of a claim into dead letters whose
+-- bury_unprojectable(consumer, own_claim): Turn those deliveries of a claim into dead letters whose
 -- data cannot be reduced to the consumer's columns.
 --
 -- A json value with \u0000 is an example. The consumer must not receive columns that are withheld
 -- from it.
-create or replace function bury_unprojectable(consumer consumers, token bigint) returns void
+create or replace function bury_unprojectable(consumer consumers, own_claim bigint) returns void
 language plpgsql volatile as $$
 declare
     bad delivery[];
 begin
     select array_agg(d) into bad
-    from unnest(deliveries_of(consumer.id, array[token])) d
+    from unnest(deliveries_of(consumer.id, array[own_claim])) d
     left join messages m on m.seq = d.seq
     left join redriven r on r.consumer_id = consumer.id and r.seq = d.seq
     where project(coalesce(r.data, m.data), consumer.config -> 'columns') is null;

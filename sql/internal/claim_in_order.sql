@@ -4,7 +4,7 @@
 -- given back, and no message that waits before it. There is no stored list of held keys that could
 -- become wrong. Instead, a claim first locks rows (SKIP LOCKED). Then it looks, in a statement of
 -- its own, at all rows that it did not lock. Another session may be about to change those rows, but
--- its changes are not committed, so the claim sees the messages in their old place. Each move of a
+-- its changes are not committed, so the claim sees the messages where they were. Each move of a
 -- message between waiting, leases and delayed is one transaction. Therefore the claim sees each
 -- message in one of these tables, or the message is finished.
 --
@@ -14,33 +14,33 @@
 -- look-up by seq contains neither and uses the primary key.
 
 -- claim_in_order(...) -> the result of claim() for a fifo consumer.
-create or replace function claim_in_order(consumer consumers, hint hints, places smallint[],
-                                          expired boolean, token bigint, moment timestamptz,
+create or replace function claim_in_order(consumer consumers, hint hints, capacity smallint[],
+                                          expired boolean, own_claim bigint, moment timestamptz,
                                           until timestamptz, out taken bigint[], out plain boolean)
 language plpgsql volatile as $$
 declare
-    room constant int := cardinality(places);
+    room constant int := cardinality(capacity);
     safe bigint;
 begin
     taken := '{}';
     if expired then
-        taken := claim_expired_in_order(consumer, hint, places, token, moment, until);
-        token := token_drawn(token, taken);
+        taken := claim_expired_in_order(consumer, hint, capacity, own_claim, moment, until);
+        own_claim := claim_id_drawn(own_claim, taken);
     end if;
     if cardinality(taken) < room
         and exists (select from delayed d where d.consumer_id = consumer.id)
     then
-        taken := taken || claim_delayed_in_order(consumer, hint, places[cardinality(taken) + 1:],
-                                                 cardinality(taken), token, moment, until);
-        token := token_drawn(token, taken);
+        taken := taken || claim_delayed_in_order(consumer, hint, capacity[cardinality(taken) + 1:],
+                                                 cardinality(taken), own_claim, moment, until);
+        own_claim := claim_id_drawn(own_claim, taken);
     end if;
     plain := taken = '{}';
     if cardinality(taken) < room then
         -- Published messages may commit out of order: take none after one that can still appear.
         safe := case when jsonb_array_length(consumer.config -> 'topics') > 0
                      then max_safe_seq('messages_seq') end;
-        taken := claim_waiting_in_order(consumer.id, hint, places, taken, token, moment, until,
-                                        safe);
+        taken := claim_waiting_in_order(consumer.id, hint, capacity, taken, own_claim, moment,
+                                        until, safe);
     end if;
     -- Checked after the claim, because messages that were redriven in the meantime may be part of
     -- it.
@@ -53,53 +53,55 @@ end $$;
 --
 -- A message whose last allowed delivery has expired becomes a dead letter.
 -- Locks: their rows of leases, by SKIP LOCKED.
-create or replace function claim_expired_in_order(consumer consumers, hint hints, places smallint[],
-                                                  token bigint, moment timestamptz,
-                                                  until timestamptz)
+create or replace function claim_expired_in_order(consumer consumers, hint hints,
+                                                  capacity smallint[], own_claim bigint,
+                                                  moment timestamptz, until timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
     wanted delivery[];
-    tokens bigint[];
+    claim_ids bigint[];
     parts int[];
     alive delivery[];
     taken bigint[] := '{}';
 begin
-    loop -- again if some became dead letters, because other deliveries can have their places
-        wanted := free_expired(consumer.id, hint, token, moment, null, null, cardinality(places));
+    loop -- again if some became dead letters, because other deliveries can have their capacity
+        wanted := free_expired(consumer.id, hint, own_claim, moment, null, null,
+                               cardinality(capacity));
         exit when wanted = '{}';
-        select array_agg(l.token), array_agg(l.part) into tokens, parts
-        from (select distinct w.token, w.part from unnest(wanted) w order by w.token, w.part) w
+        select array_agg(l.claim_id), array_agg(l.part) into claim_ids, parts
+        from (select distinct w.claim_id, w.part from unnest(wanted) w
+              order by w.claim_id, w.part) w
         cross join lateral (
-            select l.token, l.part from leases l
-            where l.consumer_id = consumer.id and l.token = w.token and l.part = w.part
+            select l.claim_id, l.part from leases l
+            where l.consumer_id = consumer.id and l.claim_id = w.claim_id and l.part = w.part
               and l.not_visible_until <= moment
             for update skip locked) l;
-        exit when tokens is null;
+        exit when claim_ids is null;
         -- A statement of its own, so that its snapshot is newer than the locks.
-        wanted := free_expired(consumer.id, hint, token, moment, tokens, parts,
-                               cardinality(places));
+        wanted := free_expired(consumer.id, hint, own_claim, moment, claim_ids, parts,
+                               cardinality(capacity));
         exit when wanted = '{}';
         perform remove_locked(consumer.id, wanted);
         alive := bury_last(consumer, wanted);
-        token := coalesce(token, draw_token());
-        taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token,
+        own_claim := coalesce(own_claim, draw_claim_id());
+        taken := taken || insert_leases(consumer.id, alive, capacity, cardinality(taken), own_claim,
                                         moment, until);
-        places := places[cardinality(alive) + 1:];
-        exit when cardinality(alive) = cardinality(wanted) or places = '{}';
+        capacity := capacity[cardinality(alive) + 1:];
+        exit when cardinality(alive) = cardinality(wanted) or capacity = '{}';
     end loop;
     return taken;
 end $$;
 
--- free_expired(consumer_id, hint, claimed, moment, tokens, parts, wanted) -> up to `wanted`
+-- free_expired(consumer_id, hint, own_claim, moment, claim_ids, parts, wanted) -> up to `wanted`
 -- deliveries whose visibility timeout has passed, in order, if their keys are free.
 --
 -- A key is free if no other delivery of it is in flight, and no other lease and no row of `delayed`
--- holds an earlier message of it. The claim with the token `claimed` is left out.
+-- holds an earlier message of it. The claim `own_claim` is left out.
 -- Parameters:
---   tokens, parts  the rows of leases to choose from, or null for all rows
-create or replace function free_expired(consumer_id int, hint hints, claimed bigint,
-                                        moment timestamptz, tokens bigint[], parts int[],
+--   claim_ids, parts  the rows of leases to choose from, or null for all rows
+create or replace function free_expired(consumer_id int, hint hints, own_claim bigint,
+                                        moment timestamptz, claim_ids bigint[], parts int[],
                                         wanted int)
 returns delivery[]
 language plpgsql volatile as $$
@@ -107,12 +109,12 @@ begin
     return (
         with every as materialized (
             select d, d.key, d.ord, d.tie, d.not_visible_until > moment as in_flight,
-                   d.not_visible_until <= moment and (tokens is null or (d.token, d.part) in (
-                       select t.token, t.part
-                       from unnest(tokens, parts) as t (token, part))) as mine
+                   d.not_visible_until <= moment and (claim_ids is null or (d.claim_id, d.part) in (
+                       select t.claim_id, t.part
+                       from unnest(claim_ids, parts) as t (claim_id, part))) as mine
             from unnest(deliveries_of(free_expired.consumer_id, array(
-                select l.token from live_leases(free_expired.consumer_id, hint) l
-                where l.token is distinct from claimed))) d
+                select l.claim_id from live_leases(free_expired.consumer_id, hint) l
+                where l.claim_id is distinct from own_claim))) d
         ), free as (
             select c.d, c.ord, c.tie from every c
             where c.mine
@@ -137,13 +139,15 @@ end $$;
 -- according to free_delayed().
 --
 -- Locks: their rows of delayed, by SKIP LOCKED.
-create or replace function claim_delayed_in_order(consumer consumers, hint hints, places smallint[],
-                                                  offset_ int, token bigint, moment timestamptz,
+create or replace function claim_delayed_in_order(consumer consumers, hint hints,
+                                                  capacity smallint[], offset_ int,
+                                                  own_claim bigint, moment timestamptz,
                                                   until timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    wanted bigint[] := free_delayed(consumer.id, hint, token, moment, null, cardinality(places));
+    wanted bigint[] := free_delayed(consumer.id, hint, own_claim, moment, null,
+                                    cardinality(capacity));
     due delivery[];
 begin
     -- LATERAL makes each seq a separate index look-up.
@@ -154,7 +158,7 @@ begin
                         for update skip locked) d);
     if wanted <> '{}' then
         -- A statement of its own, so that its snapshot is newer than the locks.
-        wanted := free_delayed(consumer.id, hint, token, moment, wanted, cardinality(places));
+        wanted := free_delayed(consumer.id, hint, own_claim, moment, wanted, cardinality(capacity));
     end if;
     if wanted = '{}' then
         return '{}';
@@ -166,18 +170,18 @@ begin
                          g.last_delivered_at, g.visible_at, g.inserted_at, g.ord, g.tie)::delivery
                      order by g.ord, g.tie)
     into due from gone g;
-    return insert_leases(consumer.id, due, places, offset_, coalesce(token, draw_token()), moment,
-                         until);
+    return insert_leases(consumer.id, due, capacity, offset_, coalesce(own_claim, draw_claim_id()),
+                         moment, until);
 end $$;
 
--- free_delayed(consumer_id, hint, claimed, moment, seqs, wanted) -> up to `wanted` messages in
+-- free_delayed(consumer_id, hint, own_claim, moment, seqs, wanted) -> up to `wanted` messages in
 -- `delayed` that are due, if their keys are free.
 --
 -- A key is free if no delivery of it is in flight, and no lease and no row of `delayed` holds an
--- earlier message of it. The claim with the token `claimed` is left out.
+-- earlier message of it. The claim `own_claim` is left out.
 -- Parameters:
 --   seqs  the messages to choose from, or null for all
-create or replace function free_delayed(consumer_id int, hint hints, claimed bigint,
+create or replace function free_delayed(consumer_id int, hint hints, own_claim bigint,
                                         moment timestamptz, seqs bigint[], wanted int)
 returns bigint[]
 language plpgsql volatile as $$
@@ -186,8 +190,8 @@ begin
         with held as materialized (
             select o.key, o.ord, o.tie, o.not_visible_until > moment as in_flight
             from unnest(deliveries_of(free_delayed.consumer_id, array(
-                select l.token from live_leases(free_delayed.consumer_id, hint) l
-                where l.token is distinct from claimed))) o
+                select l.claim_id from live_leases(free_delayed.consumer_id, hint) l
+                where l.claim_id is distinct from own_claim))) o
         )
         select coalesce(array_agg(f.seq), '{}') from (
             select d.seq from delayed d

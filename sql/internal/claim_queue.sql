@@ -8,8 +8,8 @@
 -- claim_expired(...): Claim deliveries whose visibility timeout has passed.
 --
 -- A message whose last allowed delivery has expired becomes a dead letter.
-create or replace function claim_expired(consumer consumers, hint hints, places smallint[],
-                                         token bigint, moment timestamptz, until timestamptz)
+create or replace function claim_expired(consumer consumers, hint hints, capacity smallint[],
+                                         own_claim bigint, moment timestamptz, until timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
@@ -17,74 +17,75 @@ declare
     alive delivery[];
     taken bigint[] := '{}';
 begin
-    loop -- again if some became dead letters, because other deliveries can have their places
-        expired := (lock_expired(consumer.id, hint, cardinality(places), 0, token,
-                                 moment))[:cardinality(places)];
+    loop -- again if some became dead letters, because other deliveries can have their capacity
+        expired := (lock_expired(consumer.id, hint, cardinality(capacity), 0, own_claim,
+                                 moment))[:cardinality(capacity)];
         perform remove_locked(consumer.id, expired);
         alive := bury_last(consumer, expired);
-        token := coalesce(token, draw_token());
-        taken := taken || insert_leases(consumer.id, alive, places, cardinality(taken), token,
+        own_claim := coalesce(own_claim, draw_claim_id());
+        taken := taken || insert_leases(consumer.id, alive, capacity, cardinality(taken), own_claim,
                                         moment, until);
-        places := places[cardinality(alive) + 1:];
-        exit when cardinality(alive) = cardinality(expired) or places = '{}';
+        capacity := capacity[cardinality(alive) + 1:];
+        exit when cardinality(alive) = cardinality(expired) or capacity = '{}';
     end loop;
     return taken;
 end $$;
 
--- lock_expired(consumer_id, hint, wanted, at_least, claimed, moment) -> deliveries whose visibility
--- timeout has passed, the oldest first.
+-- lock_expired(consumer_id, hint, wanted, at_least, own_claim, moment) -> deliveries whose
+-- visibility timeout has passed, the oldest first.
 --
 -- Returns up to `wanted` deliveries or a few more. All were delivered at least `at_least` times,
--- and none was delivered by the claim with the token `claimed`.
+-- and none was delivered by the claim `own_claim`.
 -- Locks: their rows of leases, by SKIP LOCKED.
 create or replace function lock_expired(consumer_id int, hint hints, wanted int, at_least int,
-                                        claimed bigint, moment timestamptz)
+                                        own_claim bigint, moment timestamptz)
 returns delivery[]
 language plpgsql volatile as $$
 declare
-    tokens bigint[];
+    claim_ids bigint[];
     parts int[];
 begin
     -- A row holds at least one message, so `wanted` rows suffice.
-    select array_agg(l.token), array_agg(l.part) into tokens, parts
-    from (select v.token, v.part from live_leases(lock_expired.consumer_id, hint) v
+    select array_agg(l.claim_id), array_agg(l.part) into claim_ids, parts
+    from (select v.claim_id, v.part from live_leases(lock_expired.consumer_id, hint) v
           where v.not_visible_until <= moment and v.deliver_count >= at_least
-            and v.token is distinct from claimed
-          order by v.token, abs(v.part) limit wanted) v
+            and v.claim_id is distinct from own_claim
+          order by v.claim_id, abs(v.part) limit wanted) v
     cross join lateral (
-        select l.token, l.part from leases l
-        where l.consumer_id = lock_expired.consumer_id and l.token = v.token and l.part = v.part
+        select l.claim_id, l.part from leases l
+        where l.consumer_id = lock_expired.consumer_id and l.claim_id = v.claim_id
+            and l.part = v.part
           and l.not_visible_until <= moment
         for update skip locked) l;
-    return array(select d from unnest(deliveries_of(consumer_id, tokens)) d
-                 where (d.token, d.part) in (select t.token, t.part
-                                             from unnest(tokens, parts) as t (token, part))
-                 order by d.token, d.ordinal);
+    return array(select d from unnest(deliveries_of(consumer_id, claim_ids)) d
+                 where (d.claim_id, d.part) in (select t.claim_id, t.part
+                                             from unnest(claim_ids, parts) as t (claim_id, part))
+                 order by d.claim_id, d.ordinal);
 end $$;
 
--- deliveries_of(consumer_id, tokens) -> the deliveries of these claims that are not settled, in the
--- order of the claims.
+-- deliveries_of(consumer_id, claim_ids) -> the deliveries of these claims that are not settled, in
+-- the order of the claims.
 --
 -- The function is stable, so it uses the snapshot of the statement that calls it. If that statement
 -- also reads other tables, no message moves between the two.
-create or replace function deliveries_of(consumer_id int, tokens bigint[]) returns delivery[]
+create or replace function deliveries_of(consumer_id int, claim_ids bigint[]) returns delivery[]
 language plpgsql stable as $$
 begin
     return array(
-        select row(l.token, l.part, abs(l.part) + u.n::int - 1, u.seq,
+        select row(l.claim_id, l.part, abs(l.part) + u.n::int - 1, u.seq,
                    case when l.keys is null then m.key else u.key end,
                    l.barrier, l.deliver_count, l.history, l.last_delivered_at, l.not_visible_until,
                    l.inserted_at, coalesce(r.ord, u.seq), coalesce(r.tie, 0))::delivery
-        from leases_of(deliveries_of.consumer_id, tokens) l
+        from leases_of(deliveries_of.consumer_id, claim_ids) l
         cross join lateral unnest(l.seqs, l.keys) with ordinality as u (seq, key, n)
         left join lateral (select m.key from messages m
                            where l.keys is null and m.seq = u.seq limit 1) m on true
         left join lateral (select r.ord, r.tie from redriven r
                            where r.consumer_id = l.consumer_id and r.seq = u.seq limit 1) r on true
         where not exists (select from settled s
-                          where s.consumer_id = l.consumer_id and s.token = l.token
+                          where s.consumer_id = l.consumer_id and s.claim_id = l.claim_id
                             and s.part = l.part and s.seq = u.seq)
-        order by l.token, abs(l.part) + u.n);
+        order by l.claim_id, abs(l.part) + u.n);
 end $$;
 
 -- with_note(delivery, at, reason) -> the delivery with one more line in its history.
@@ -126,31 +127,31 @@ begin
                  where d.deliver_count < last_delivery);
 end $$;
 
--- insert_leases(consumer_id, deliveries, places, offset_, token, moment, until): Deliver each
+-- insert_leases(consumer_id, deliveries, capacity, offset_, own_claim, moment, until): Deliver each
 -- message once more.
 --
 -- offset_ is the number of messages that the claim has taken before. Returns the seqs.
-create or replace function insert_leases(consumer_id int, deliveries delivery[], places smallint[],
-                                         offset_ int, token bigint, moment timestamptz,
-                                         until timestamptz)
+create or replace function insert_leases(consumer_id int, deliveries delivery[],
+                                         capacity smallint[], offset_ int, own_claim bigint,
+                                         moment timestamptz, until timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 begin
-    -- One row for consecutive deliveries with the same slot, barrier, deliver_count and history.
-    insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count, history,
-                        last_delivered_at, not_visible_until, inserted_at)
+    -- One row for consecutive deliveries with the same shard, barrier, deliver_count and history.
+    insert into leases (consumer_id, claim_id, part, shard, seqs, keys, barrier, deliver_count,
+                        history, last_delivered_at, not_visible_until, inserted_at)
     with numbered as (
         select d.*, row_number() over () as n from unnest(deliveries) d
     ), placed as (
-        select d.*, places[d.n] as slot, d.n - row_number() over (
-                   partition by places[d.n], d.barrier, d.deliver_count, d.history
+        select d.*, capacity[d.n] as shard, d.n - row_number() over (
+                   partition by capacity[d.n], d.barrier, d.deliver_count, d.history
                    order by d.n) as island
         from numbered d)
-    select insert_leases.consumer_id, insert_leases.token, offset_ + min(d.n), d.slot,
+    select insert_leases.consumer_id, insert_leases.own_claim, offset_ + min(d.n), d.shard,
            array_agg(d.seq order by d.n), array_agg(d.key order by d.n), d.barrier,
            d.deliver_count + 1, d.history, moment, until, min(d.inserted_at)
     from placed d
-    group by d.slot, d.barrier, d.deliver_count, d.history, d.island;
+    group by d.shard, d.barrier, d.deliver_count, d.history, d.island;
     return array(select d.seq from unnest(deliveries) d);
 end $$;
 
@@ -158,8 +159,8 @@ end $$;
 --
 -- They were given back, or published for later.
 -- Locks: their rows of delayed, by SKIP LOCKED.
-create or replace function claim_delayed(consumer_id int, places smallint[], offset_ int,
-                                         token bigint, moment timestamptz, until timestamptz)
+create or replace function claim_delayed(consumer_id int, capacity smallint[], offset_ int,
+                                         own_claim bigint, moment timestamptz, until timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
@@ -169,7 +170,7 @@ begin
         select d.seq from delayed d
         where d.consumer_id = claim_delayed.consumer_id and d.visible_at > '-infinity'
           and d.visible_at <= moment
-        order by d.visible_at, d.seq limit cardinality(places) for update skip locked
+        order by d.visible_at, d.seq limit cardinality(capacity) for update skip locked
     ), gone as (
         -- With an array PostgreSQL uses the primary key, even if statistics are wrong. With a join
         -- it could compare all pairs.
@@ -184,14 +185,14 @@ begin
     if due is null then
         return '{}';
     end if;
-    return insert_leases(consumer_id, due, places, offset_, coalesce(token, draw_token()), moment,
-                         until);
+    return insert_leases(consumer_id, due, capacity, offset_, coalesce(own_claim, draw_claim_id()),
+                         moment, until);
 end $$;
 
 -- insert_claimed(...) -> `taken`, followed by the seqs of these messages.
 --
--- Inserts leases for messages that are delivered for the first time, one row for each slot.
-create or replace function insert_claimed(consumer_id int, claimed bigint, places smallint[],
+-- Inserts leases for messages that are delivered for the first time, one row for each shard.
+create or replace function insert_claimed(consumer_id int, own_claim bigint, capacity smallint[],
                                           taken bigint[], seqs bigint[], keys text[],
                                           moment timestamptz, until timestamptz, since timestamptz)
 returns bigint[]
@@ -203,15 +204,15 @@ declare
 begin
     while low <= last loop
         high := last;
-        if places[last] <> places[low] then
+        if capacity[last] <> capacity[low] then
             high := low;
-            while places[high + 1] = places[low] loop
+            while capacity[high + 1] = capacity[low] loop
                 high := high + 1;
             end loop;
         end if;
-        insert into leases (consumer_id, token, part, slot, seqs, keys, deliver_count,
+        insert into leases (consumer_id, claim_id, part, shard, seqs, keys, deliver_count,
                             last_delivered_at, not_visible_until, inserted_at)
-        values (consumer_id, claimed, low, places[low],
+        values (consumer_id, own_claim, low, capacity[low],
                 seqs[low - cardinality(taken):high - cardinality(taken)],
                 keys[low - cardinality(taken):high - cardinality(taken)], 1, moment, until, since);
         low := high + 1;

@@ -55,6 +55,9 @@ begin
     insert into consumers (name, mode, config) values (name, mode, config) returning id into new_id;
     if mode = 'stream' then
         perform begin_group(new_id, config);
+        if config ? 'sink' then
+            perform make_dead_letters(new_id);
+        end if;
         return new_id;
     end if;
     -- ATTACH, because CREATE TABLE ... PARTITION OF would lock the parent against all others until
@@ -75,7 +78,8 @@ begin
                    'dead_messages_' || new_id);
     execute format('alter table dead_messages attach partition %I for values in (%s)',
                    'dead_messages_' || new_id, new_id);
-    insert into hints (consumer_id, waiting_floor, token_floor, tokens) values (new_id, 0, 0, '{}');
+    insert into hints (consumer_id, waiting_floor, claim_floor, open_claims)
+    values (new_id, 0, 0, '{}');
     perform make_consumer_code(new_id);
     return new_id;
 end $$;
@@ -113,18 +117,18 @@ create or replace function make_dispatch() returns void
 language plpgsql set search_path from current as $$
 declare
     template record;
-    parts text[]; -- the function up to its IF, the IF, and the rest
+    pieces text[]; -- the function up to its IF, the IF, and the rest
     ids int[];
 begin
     perform lock_consumers();
     for template in select t.name, t.code from code_templates t where t.name like 'dispatch/%' loop
-        parts := regexp_match(template.code,
+        pieces := regexp_match(template.code,
                               '^(.*?)(    if consumer_id = __id__ .*?end if;)(.*)$');
         ids := array(select c.id from consumers c
                      where c.mode = case when template.name like '%in_order' then 'fifo'
                                          else 'queue' end
                      order by c.id);
-        execute parts[1] || search_by_halves(ids, parts[2]) || parts[3];
+        execute pieces[1] || search_by_halves(ids, pieces[2]) || pieces[3];
     end loop;
 end $$;
 

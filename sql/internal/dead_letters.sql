@@ -13,7 +13,7 @@ declare
     c constant consumers := consumer;
     revived int;
 begin
-    perform draw('messages_seq', 0);
+    perform register_sequence_transaction();
     with back as (
         insert into redriven (consumer_id, seq, topic, key, data, commit_lsn, ordinal, commit_time,
                               inserted_at, ord, tie)
@@ -21,12 +21,9 @@ begin
                d.inserted_at, greatest(1, (select last_value from messages_seq)),
                nextval('redrives_seq')
         from (select * from dead_messages d where d.consumer_id = c.id and d.id = any (chosen)
-                and d.seq not in (select u.seq
-                                  from leases l cross join lateral unnest(l.seqs) as u (seq)
-                                  where l.consumer_id = c.id and not exists (
-                                      select from settled s
-                                      where s.consumer_id = c.id and s.token = l.token
-                                        and s.part = l.part and s.seq = u.seq))
+                and d.seq not in (select u.seq from leases l cross join lateral
+                                      unsettled(c.id, l.claim_id, l.part, l.seqs, null) u
+                                  where l.consumer_id = c.id)
                 and not exists (select from delayed l where l.consumer_id = c.id and l.seq = d.seq)
               order by d.seq, d.id offset 0) d
         on conflict do nothing
@@ -47,7 +44,7 @@ begin
         raise notice '% of % not redriven: their messages wait or are in flight already',
             cardinality(chosen) - revived, cardinality(chosen);
     end if;
-    perform pg_notify(current_schema(), c.id::text);
+    perform pg_notify(store_schema(), c.id::text);
     return revived;
 end $$;
 
@@ -78,7 +75,7 @@ begin
     if not found then
         raise exception 'the consumer was removed' using errcode = 'CB001';
     end if;
-    perform draw('messages_seq', 0);
+    perform register_sequence_transaction();
     with wanted as materialized (
         select u.seq, u.key, u.n from unnest(chosen, keys) with ordinality as u (seq, key, n)
         where u.seq not in (
@@ -103,7 +100,7 @@ begin
     from again a;
     get diagnostics replayed = row_count;
     skipped := cardinality(chosen) - replayed;
-    perform pg_notify(current_schema(), c.id::text);
+    perform pg_notify(store_schema(), c.id::text);
 end $$;
 
 -- refuse_unknown_dead(consumer, ids): Raise an error for an id that is not the id of a dead letter

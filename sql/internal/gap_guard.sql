@@ -6,11 +6,12 @@
 -- A transaction that draws holds a shared advisory lock until it ends. The lock is on the last
 -- value that the sequence had before the transaction's first draw. Therefore no value up to the
 -- smallest locked one can still appear. The sequence must have CACHE 1.
+-- api/register_sequence_transaction.sql takes the lock.
 --
 -- The two halves of the lock's key are the oid of the sequence and the low 32 bits of the value.
 -- That suffices as long as no open transaction is 4 billion values older than the newest one.
 
--- draw(seq, count) -> the first of `count` consecutive values; null if count is 0.
+-- draw(seq, count) -> the first of `count` consecutive values.
 --
 -- The transaction is registered with the gap guard before the values are drawn.
 -- Raises: CB004 if the caller has no right to use the sequence.
@@ -23,25 +24,18 @@ declare
     setting constant text := 'cdcbridge.registered_' || seq::oid;
     first bigint;
 begin
-    if has_sequence_privilege(seq, 'usage') is not true then
-        raise exception 'no right to use the sequence %', seq using errcode = 'CB004';
-    end if;
     -- Written as conditions: PL/pgSQL evaluates them as expressions. Each PERFORM is a statement.
+    if current_setting(setting, true) is distinct from pg_current_xact_id()::text
+        and register_sequence_transaction(seq) is null
+    then
+        null;
+    end if;
     if count > 1 then
         perform pg_advisory_lock(draw_lock(seq));
     elsif pg_advisory_lock_shared(draw_lock(seq)) is null then
         null;
     end if;
-    if current_setting(setting, true) is distinct from pg_current_xact_id()::text
-        and (pg_advisory_xact_lock_shared(
-                 seq::oid::int, low_half(coalesce(pg_sequence_last_value(seq), 0))) is null
-             or set_config(setting, pg_current_xact_id()::text, true) is null)
-    then
-        null;
-    end if;
-    if count > 0 then
-        first := nextval(seq);
-    end if;
+    first := nextval(seq);
     if count > 1 then
         perform setval(seq, first + count - 1), pg_advisory_unlock(draw_lock(seq));
     elsif pg_advisory_unlock_shared(draw_lock(seq)) then

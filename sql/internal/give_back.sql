@@ -1,15 +1,15 @@
 -- The common part of nack(), give_back() and extend(): deliveries that become visible at another
 -- time.
 
--- in_flight(consumer_id, tokens, seqs, moment) -> those of these deliveries that are in flight,
+-- in_flight(consumer_id, claim_ids, seqs, moment) -> those of these deliveries that are in flight,
 -- each once.
-create or replace function in_flight(consumer_id int, tokens bigint[], seqs bigint[],
+create or replace function in_flight(consumer_id int, claim_ids bigint[], seqs bigint[],
                                      moment timestamptz)
 returns delivery[]
 language sql volatile as $$
-    select array(select d from unnest(deliveries_of(consumer_id, tokens)) d
-                 join (select distinct * from unnest(tokens, seqs)) as g (token, seq)
-                      on g.token = d.token and g.seq = d.seq
+    select array(select d from unnest(deliveries_of(consumer_id, claim_ids)) d
+                 join (select distinct * from unnest(claim_ids, seqs)) as g (claim_id, seq)
+                      on g.claim_id = d.claim_id and g.seq = d.seq
                  where d.not_visible_until > moment)
 $$;
 
@@ -20,7 +20,7 @@ create or replace function settle_deliveries(consumer_id int, deliveries deliver
 returns delivery[]
 language plpgsql volatile as $$
 declare
-    gone bigint[] := settle(consumer_id, array(select d.token from unnest(deliveries) d),
+    gone bigint[] := settle(consumer_id, array(select d.claim_id from unnest(deliveries) d),
                             array(select d.seq from unnest(deliveries) d), moment);
 begin
     return array(select d from unnest(deliveries) d
@@ -56,7 +56,7 @@ begin
           select f.*, (select later(moment, coalesce(delay, retry_delay(consumer.config,
                                                                         n.deliver_count)))
                        from unnest(nacked) n
-                       where n.token = f.token and n.key = f.key order by n.ordinal limit 1)
+                       where n.claim_id = f.claim_id and n.key = f.key order by n.ordinal limit 1)
           from unnest(followers) f) b;
 end $$;
 
@@ -66,10 +66,11 @@ create or replace function followers_of(consumer_id int, nacked delivery[]) retu
 language sql volatile as $$
     select array(
         select d
-        from (select n.token, n.key, min(n.ordinal) as ordinal from unnest(nacked) n
-              where n.key is not null group by n.token, n.key) earliest
-        join unnest(deliveries_of(consumer_id, array(select n.token from unnest(nacked) n))) d
-             on d.token = earliest.token and d.key = earliest.key and d.ordinal > earliest.ordinal)
+        from (select n.claim_id, n.key, min(n.ordinal) as ordinal from unnest(nacked) n
+              where n.key is not null group by n.claim_id, n.key) earliest
+        join unnest(deliveries_of(consumer_id, array(select n.claim_id from unnest(nacked) n))) d
+             on d.claim_id = earliest.claim_id and d.key = earliest.key
+                 and d.ordinal > earliest.ordinal)
 $$;
 
 -- retry_delay(config, deliver_count) -> the delay before the next delivery, which is
@@ -95,9 +96,10 @@ create or replace function key_mates(consumer_id int, deliveries delivery[]) ret
 language sql volatile as $$
     select array(
         select d
-        from unnest(deliveries_of(consumer_id, array(select g.token from unnest(deliveries) g))) d
-        where (d.token, d.seq) in (select g.token, g.seq from unnest(deliveries) g)
-           or (d.token, d.key) in (select g.token, g.key from unnest(deliveries) g
+        from unnest(deliveries_of(consumer_id,
+                                  array(select g.claim_id from unnest(deliveries) g))) d
+        where (d.claim_id, d.seq) in (select g.claim_id, g.seq from unnest(deliveries) g)
+           or (d.claim_id, d.key) in (select g.claim_id, g.key from unnest(deliveries) g
                                    where g.key is not null))
 $$;
 
@@ -112,33 +114,68 @@ returns void
 language plpgsql volatile as $$
 begin
     with named as (
-        select d.token, d.part, count(*) as wanted from unnest(deliveries) d
-        group by d.token, d.part)
+        select d.claim_id, d.part, count(*) as wanted from unnest(deliveries) d
+        group by d.claim_id, d.part)
     update leases l set not_visible_until = until from named n
-    where l.consumer_id = extend_deliveries.consumer_id and l.token = n.token and l.part = n.part
-      and n.wanted = cardinality(l.seqs) - (select count(*) from settled s
-                                            where s.consumer_id = l.consumer_id
-                                              and s.token = l.token and s.part = l.part);
+    where l.consumer_id = extend_deliveries.consumer_id and l.claim_id = n.claim_id
+        and l.part = n.part
+      and n.wanted = cardinality(l.seqs)
+                     - (select count(*) from marks_of(l.consumer_id, l.claim_id, l.part));
     with named as (
-        select d.token, d.part, count(*) as wanted from unnest(deliveries) d
-        group by d.token, d.part
+        select d.claim_id, d.part, count(*) as wanted from unnest(deliveries) d
+        group by d.claim_id, d.part
     ), shared as materialized (
-        select l.* from leases l join named n on l.token = n.token and l.part = n.part
+        select l.* from leases l join named n on l.claim_id = n.claim_id and l.part = n.part
         where l.consumer_id = extend_deliveries.consumer_id
-          and n.wanted < cardinality(l.seqs) - (select count(*) from settled s
-                                                where s.consumer_id = l.consumer_id
-                                                  and s.token = l.token and s.part = l.part)
+          and n.wanted < cardinality(l.seqs)
+                         - (select count(*) from marks_of(l.consumer_id, l.claim_id, l.part))
     ), marked as (
-        insert into settled (consumer_id, token, part, seq)
-        select extend_deliveries.consumer_id, d.token, d.part, d.seq
-        from unnest(deliveries) d join shared s on s.token = d.token and s.part = d.part
-        order by d.token, d.part, d.seq
-        on conflict do nothing returning token, part, seq)
-    insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count, history,
-                        last_delivered_at, not_visible_until, inserted_at)
-    select s.consumer_id, s.token, -d.ordinal, s.slot, array[d.seq], array[d.key], s.barrier,
+        insert into settled (consumer_id, claim_id, part, seq)
+        select extend_deliveries.consumer_id, d.claim_id, d.part, d.seq
+        from unnest(deliveries) d join shared s on s.claim_id = d.claim_id and s.part = d.part
+        order by d.claim_id, d.part, d.seq
+        on conflict do nothing returning claim_id, part, seq)
+    insert into leases (consumer_id, claim_id, part, shard, seqs, keys, barrier, deliver_count,
+                        history, last_delivered_at, not_visible_until, inserted_at)
+    select s.consumer_id, s.claim_id, -d.ordinal, s.shard, array[d.seq], array[d.key], s.barrier,
            s.deliver_count, s.history, s.last_delivered_at, until, s.inserted_at
     from marked m
-    join shared s on s.token = m.token and s.part = m.part
-    join unnest(deliveries) d on d.token = m.token and d.part = m.part and d.seq = m.seq;
+    join shared s on s.claim_id = m.claim_id and s.part = m.part
+    join unnest(deliveries) d on d.claim_id = m.claim_id and d.part = m.part and d.seq = m.seq;
+end $$;
+
+-- give_back_uncounted(consumer, receipts, visible_at) -> the number of these receipts whose messages
+-- were given back.
+--
+-- The messages are visible from visible_at on. Their delivery does not count. In fifo the later
+-- messages of the same key in the same claim are given back too, and are not in the result.
+-- Raises: CB003 if one of the texts is not a receipt.
+create or replace function give_back_uncounted(consumer consumers, receipts text[],
+                                               visible_at timestamptz)
+returns int
+language plpgsql volatile as $$
+declare
+    c alias for consumer;
+    given record := parse_receipts(receipts);
+    wanted delivery[];
+begin
+    wanted := in_flight(c.id, given.claim_ids, given.seqs, moment());
+    if c.mode = 'fifo' then
+        wanted := wanted || array(
+            select f from unnest(followers_of(c.id, wanted)) f
+            where not exists (
+                select from unnest(wanted) w where w.claim_id = f.claim_id and w.seq = f.seq));
+    end if;
+    wanted := settle_deliveries(c.id, wanted, moment());
+    insert into delayed (consumer_id, seq, key, deliver_count, last_delivered_at, visible_at,
+                         history, inserted_at, ord, tie, barrier, in_order)
+    select c.id, d.seq, d.key, d.deliver_count - 1, case
+               when d.deliver_count > 1 then d.last_delivered_at else '-infinity' end,
+           give_back_uncounted.visible_at, d.history, d.inserted_at, d.ord, d.tie, d.barrier,
+           c.mode = 'fifo'
+    from unnest(wanted) d;
+    return (select count(*) from unnest(wanted) d
+            where (d.claim_id, d.seq) in (
+                select g.claim_id, g.seq
+                from unnest(given.claim_ids, given.seqs) as g (claim_id, seq)));
 end $$;

@@ -65,8 +65,7 @@ language sql volatile as $$
           where d.consumer_id = $1 and d.xmax <> '0' and d.visible_at <= moment()
           union all
           select l.xmax, cardinality(l.seqs) - (
-                     select count(*) from settled s where s.consumer_id = l.consumer_id
-                                                and s.token = l.token and s.part = l.part)
+                     select count(*) from marks_of(l.consumer_id, l.claim_id, l.part))
           from leases l
           where l.consumer_id = $1 and l.xmax <> '0' and l.not_visible_until <= moment()) h
     group by h.xid having sum(h.messages) > 0
@@ -162,14 +161,13 @@ begin
               group by 1, 2) h;
 end $$;
 
--- places_used(consumer) -> how many of the consumer's max_in_flight are in use.
+-- capacity_used(consumer) -> how much of the consumer's max_in_flight is in use.
 --
 -- They are used by deliveries in flight and by claims that are not committed.
-create or replace function places_used(consumer consumers) returns bigint
+create or replace function capacity_used(consumer consumers) returns bigint
 language sql volatile as $$
     select (select coalesce(sum(cardinality(l.seqs) - (
-                       select count(*) from settled s where s.consumer_id = l.consumer_id
-                                                  and s.token = l.token and s.part = l.part)), 0)
+                       select count(*) from marks_of(l.consumer_id, l.claim_id, l.part))), 0)
             from leases l where l.consumer_id = consumer.id and l.not_visible_until > moment())
          + (select coalesce(sum(coalesce(
                        p.used, (consumer.config ->> 'max_in_flight')::int

@@ -37,8 +37,8 @@ language sql stable as $$
     select current_setting('transaction_isolation') not in ('read committed', 'read uncommitted')
 $$;
 
--- refuse_changed(consumer_id, tokens): Raise an error if another session has changed or deleted a
--- lease of these claims since the snapshot.
+-- refuse_changed(consumer_id, claim_ids): Raise an error if another session has changed or deleted
+-- a lease of these claims since the snapshot.
 --
 -- A lease that looks expired may have been extended, and one that looks valid may have been claimed
 -- by another receiver.
@@ -46,32 +46,32 @@ $$;
 --   40001  a lease was changed or deleted
 -- Locks: the leases, FOR SHARE, released at once, because extend() in another session would wait
 -- for them.
-create or replace function refuse_changed(consumer_id int, tokens bigint[]) returns void
+create or replace function refuse_changed(consumer_id int, claim_ids bigint[]) returns void
 language plpgsql volatile as $$
 begin
-    perform from (select distinct t as token from unnest(tokens) t order by t) t
+    perform from (select distinct t as claim_id from unnest(claim_ids) t order by t) t
     cross join lateral (
         select from leases l
-        where l.consumer_id = refuse_changed.consumer_id and l.token = t.token
+        where l.consumer_id = refuse_changed.consumer_id and l.claim_id = t.claim_id
         order by l.part for share) l;
     raise exception 'unchanged' using errcode = 'CB000'; -- releases the locks
 exception
     when sqlstate 'CB000' then
 end $$;
 
--- settle_by_marks(consumer_id, tokens, seqs, moment) -> the seqs of the deliveries that were in
+-- settle_by_marks(consumer_id, claim_ids, seqs, moment) -> the seqs of the deliveries that were in
 -- flight and are now settled.
 --
 -- Raises:
 --   40001  another session has changed or settled one of them since the snapshot
 -- Locks: the rows of leases, FOR KEY SHARE, as settle_some() does.
-create or replace function settle_by_marks(consumer_id int, tokens bigint[], seqs bigint[],
+create or replace function settle_by_marks(consumer_id int, claim_ids bigint[], seqs bigint[],
                                            moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 begin
-    perform refuse_changed(consumer_id, tokens);
-    return settle_some(consumer_id, tokens, seqs, '{}', moment, moved => true);
+    perform refuse_changed(consumer_id, claim_ids);
+    return settle_some(consumer_id, claim_ids, seqs, '{}', moment, moved => true);
 end $$;
 
 -- forget_settled() -> the number of rows of leases that were deleted because all their messages are
@@ -88,15 +88,16 @@ declare
     forgotten int := 0;
 begin
     for done in
-        select l.consumer_id, array_agg(l.token) as tokens, array_agg(l.part) as parts
-        from (select s.consumer_id, s.token, s.part, count(*) as marks from settled s
+        select l.consumer_id, array_agg(l.claim_id) as claim_ids, array_agg(l.part) as parts
+        from (select s.consumer_id, s.claim_id, s.part, count(*) as marks from settled s
               group by 1, 2, 3) s
-        join leases l on l.consumer_id = s.consumer_id and l.token = s.token and l.part = s.part
+        join leases l on l.consumer_id = s.consumer_id and l.claim_id = s.claim_id
+            and l.part = s.part
         where cardinality(l.seqs) <= s.marks
         group by l.consumer_id order by l.consumer_id
     loop
-        perform remove_finished(done.consumer_id, done.tokens, done.parts);
-        forgotten := forgotten + cardinality(done.tokens);
+        perform remove_finished(done.consumer_id, done.claim_ids, done.parts);
+        forgotten := forgotten + cardinality(done.claim_ids);
     end loop;
     return forgotten;
 end $$;

@@ -1,4 +1,5 @@
--- Looking up the consumer that a call names, and checking that the caller may read it.
+-- Looking up the consumer that a call names, and checking that the caller may read it. Checks that
+-- several functions share.
 
 -- consumer_named(name) -> the row of the consumer with this name.
 --
@@ -99,4 +100,18 @@ begin
     end if;
     perform refuse_stranger(found);
     return found;
+end $$;
+
+-- check_max_messages(max_messages): Check the argument of receive() and of read_stream().
+--
+-- Raises:
+--   CB004  max_messages is null or below 1
+create or replace function check_max_messages(max_messages int) returns void
+language plpgsql immutable as $$
+begin
+    if max_messages is null or max_messages < 1 then
+        raise exception 'max_messages is %; it must be at least 1',
+            coalesce(max_messages::text, 'null')
+            using errcode = 'CB004';
+    end if;
 end $$;

@@ -51,18 +51,18 @@ begin
                    and l.ord <= $2 as mergeable
             from (select * from live_waiting_<id>($1) limit 10000) l
         ), held as (
-            -- Rows of at least 512 messages remain as they are and separate the parts of a key.
+            -- Rows of at least 512 messages remain as they are and separate the sections of a key.
             select l.*, l.keys[1] as key, count(*) filter (where l.size >= 512)
-                                          over (partition by l.keys[1] order by l.n) as part
+                                          over (partition by l.keys[1] order by l.n) as section
             from looked l
             where l.n < coalesce((select min(w.n) from looked w where not w.mergeable), 10001)
               and case when true then l.keys[1] in (select h from unnest($3) h) end
         ), candidates as materialized (
-            select c.* from (select h.*, count(*) over (partition by h.key, h.part) as rows
+            select c.* from (select h.*, count(*) over (partition by h.key, h.section) as rows
                              from held h where h.size < 512) c
             where c.rows >= 16
         ), locked as materialized (
-            select c.n, c.key, c.part, w.ord, w.tie, w.seqs
+            select c.n, c.key, c.section, w.ord, w.tie, w.seqs
             from candidates c cross join lateral (
                 select * from waiting_<id> w
                 where w.consumer_id = <id> and w.ord = c.ord and w.tie = c.tie
@@ -72,19 +72,20 @@ begin
             where l.n is null group by c.key
         ), in_reach as materialized (
             select l.*, sum(cardinality(l.seqs))
-                        over (partition by l.key, l.part order by l.n) / 1024 as run
+                        over (partition by l.key, l.section order by l.n) / 1024 as run
             from locked l left join walls w on w.key = l.key where w.n is null or l.n < w.n
         ), runs as materialized (
-            select i.key, i.part, i.run, min(i.n) as n,
-                   array_agg(u.seq order by i.n, u.place) as seqs
-            from in_reach i cross join lateral unnest(i.seqs) with ordinality as u (seq, place)
-            group by i.key, i.part, i.run having count(distinct i.n) > 1
+            select i.key, i.section, i.run, min(i.n) as n,
+                   array_agg(u.seq order by i.n, u.n) as seqs
+            from in_reach i cross join lateral unnest(i.seqs) with ordinality as u (seq, n)
+            group by i.key, i.section, i.run having count(distinct i.n) > 1
         ), grown as (
             update waiting_<id> w set seqs = r.seqs from runs r join in_reach i on i.n = r.n
             where w.consumer_id = <id> and w.ord = i.ord and w.tie = i.tie
         ), gone as (
             delete from waiting_<id> w
-            using in_reach i join runs r on r.key = i.key and r.part = i.part and r.run = i.run
+            using in_reach i join runs r on r.key = i.key and r.section = i.section
+                and r.run = i.run
                                          and r.n < i.n
             where w.consumer_id = <id> and w.ord = i.ord and w.tie = i.tie
             returning 1)

@@ -1,8 +1,5 @@
 -- Published messages: the checks of publish(), and how a message is added to the log.
 
-revoke execute on function publish(text, text, anycompatible, timestamptz, text, interval)
-    from public;
-
 -- refuse_no_json(type): Refuse data of a type that publish() does not accept.
 --
 -- Accepted are json, jsonb, text and varchar, and domains over them.
@@ -163,7 +160,7 @@ begin
         perform tell_unlisted(append_published.topic);
     end if;
     if woken is not null then
-        perform pg_notify(current_schema(), case when length(woken) < 7900 then woken else '' end);
+        perform pg_notify(store_schema(), case when length(woken) < 7900 then woken else '' end);
     end if;
 end $$;
 
@@ -214,30 +211,6 @@ begin
 exception
     when data_exception then
         return document;
-end $$;
-
--- partition_of(key, partitions) -> the partition of a key; 0 if the key is null.
---
--- It is the CRC-32 (ISO 3309, as in zlib) of the key's UTF-8 bytes, modulo the number of
--- partitions. The CRC is computed four bits at a time, with a table of 16 entries.
-create or replace function partition_of(key text, partitions int) returns int
-language plpgsql immutable as $$
-declare
-    steps constant bigint[] :=
-        '[0:15]={0,498536548,997073096,651767980,1994146192,1802195444,1303535960,1342533948,
-        3988292384,4027552580,3604390888,3412177804,2607071920,2262029012,2685067896,3183342108}';
-    bytes constant bytea := convert_to(key, 'UTF8');
-    crc bigint := 4294967295;
-begin
-    if key is null then
-        return 0;
-    end if;
-    for i in 0 .. length(bytes) - 1 loop
-        crc := crc # get_byte(bytes, i);
-        crc := (crc >> 4) # steps[(crc & 15)::int];
-        crc := (crc >> 4) # steps[(crc & 15)::int];
-    end loop;
-    return ((crc # 4294967295) % partitions)::int;
 end $$;
 
 -- forget_published() -> the number of dedup ids removed, because they are older than 5 minutes.

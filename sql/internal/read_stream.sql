@@ -31,11 +31,7 @@ create or replace function check_read(max_messages int, lease interval) returns 
 language plpgsql stable as $$
 begin
     perform require_read_committed('read_stream()');
-    if max_messages is null or max_messages < 1 then
-        raise exception 'max_messages is %; it must be at least 1',
-            coalesce(max_messages::text, 'null')
-            using errcode = 'CB004';
-    end if;
+    perform check_max_messages(max_messages);
     if lease <= interval '0' then
         raise exception 'lease is %; it must be positive', lease using errcode = 'CB004';
     elsif lease is not null then

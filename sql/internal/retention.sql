@@ -214,13 +214,11 @@ begin
                              and not exists (select from redriven r
                                              where r.consumer_id = %1$s and r.seq = u.seq))
                 or exists (select from live_leases(%1$s, newest_hint(%1$s)) l
-                           cross join lateral unnest(l.seqs) as u (seq)
+                           cross join lateral
+                               unsettled(%1$s, l.claim_id, l.part, l.seqs, null) u
                            where u.seq < $1
                              and not exists (select from redriven r
-                                             where r.consumer_id = %1$s and r.seq = u.seq)
-                             and not exists (select from settled s
-                                             where s.consumer_id = %1$s and s.token = l.token
-                                               and s.part = l.part and s.seq = u.seq))
+                                             where r.consumer_id = %1$s and r.seq = u.seq))
                 or exists (select from delayed d where d.consumer_id = %1$s and d.seq < $1
                              and not exists (select from redriven r
                                              where r.consumer_id = %1$s and r.seq = d.seq))

@@ -1,40 +1,22 @@
 -- Rights: which roles may call which functions.
 --
--- A role needs only USAGE on the schema to receive from, ack for and otherwise use the consumers
--- that name it as their role. The functions that it calls run with the rights of their owner. A
--- consumer that names no role can be used only by the owner of the store.
+-- A role needs only USAGE on the store's schema to receive from, ack for and otherwise use the
+-- consumers that name it as their role. The functions that it calls run with the rights of their
+-- owner. A consumer that names no role can be used only by the owner of the store.
 
--- public_functions() -> the functions that every role with USAGE on the schema may call.
+-- The functions of sql/api and the views are in the store's schema. PUBLIC may execute these
+-- functions, except publish(), which needs a grant. Everything else is in the internal schema, on
+-- which no role has a right, apart from the owner. A function in sql/api that runs with the rights
+-- of its caller therefore uses nothing internal.
+
+-- store_schema() -> the name of the store's schema. It is also the channel of notifications.
 --
--- These functions pin their search_path, or are inlined. All other functions are called only by
--- these functions, the bridge and the owner. publish() is not among them: it needs a grant of its
--- own.
-create or replace function public_functions() returns text[]
-language sql immutable set search_path from current as $$
-    select '{receive,peek,ack,nack,extend,give_back,nack_failed,redrive,purge,
-             consumer_lag,consumer_holders,show_consumer,dead_letters,dead_ids,
-             dead_to_compare,redrive_compared,queue_settings,next_visible,read_stream,
-             commit_offset,extend_lease,seek,seek_partitions,peek_stream,time_of,group_lag,
-             stream_settings,next_readable,register_sequence_transaction,max_safe_seq,draw,
-             draw_lock,low_half}'::text[]
+-- current_schema() is the internal schema in an internal function with a SET clause.
+create or replace function store_schema() returns name
+language sql stable as $$
+    select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = 'consumers'::regclass
 $$;
-
--- restrict_rights(): Let PUBLIC execute the public functions, and no others.
---
--- Grants to single roles are kept.
-create or replace function restrict_rights() returns void
-language plpgsql set search_path from current as $$
-declare
-    name text;
-begin
-    execute format('revoke execute on all functions in schema %I from public', current_schema());
-    for name in select p.oid::regprocedure from pg_proc p
-                where p.pronamespace = current_schema()::regnamespace
-                  and p.proname = any (public_functions())
-    loop
-        execute format('grant execute on function %s to public', name);
-    end loop;
-end $$;
 
 -- may_read(role) -> whether the caller may use a consumer with this role; null: one without a role.
 --
@@ -53,7 +35,7 @@ language sql stable as $$
                       else current_setting('role')::name end as name) c
 $$;
 
--- use_role(role): Grant USAGE on the schema to a consumer's role.
+-- use_role(role): Grant USAGE on the store's schema to a consumer's role.
 --
 -- With it, the role can call the public functions.
 -- Raises: CB004 if there is no such role.
@@ -64,5 +46,5 @@ begin
         raise exception 'no role named %', quote_literal(role) using errcode = 'CB004',
             hint = format('Make it: create role %I login', role);
     end if;
-    execute format('grant usage on schema %I to %I', current_schema(), role);
+    execute format('grant usage on schema %I to %I', store_schema(), role);
 end $$;

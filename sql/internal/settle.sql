@@ -2,16 +2,17 @@
 --
 -- A receipt is valid for one delivery, until the visibility timeout of that delivery passes.
 
--- parse_receipts(receipts) -> the seq and the token of each receipt.
+-- parse_receipts(receipts) -> the seq and the claim of each receipt.
 --
 -- Raises:
 --   CB003  a text is not a receipt
-create or replace function parse_receipts(receipts text[], out seqs bigint[], out tokens bigint[])
+create or replace function parse_receipts(receipts text[], out seqs bigint[],
+                                          out claim_ids bigint[])
 language plpgsql immutable as $$
 begin
     select coalesce(array_agg(split_part(r, '-', 1)::bigint), '{}'),
            coalesce(array_agg(split_part(r, '-', 2)::bigint), '{}')
-    into seqs, tokens from unnest(receipts) r;
+    into seqs, claim_ids from unnest(receipts) r;
     if array_position(seqs, null) is not null
         or exists (select from unnest(receipts) r where split_part(r, '-', 3) <> '')
     then
@@ -38,7 +39,7 @@ returns bigint[]
 language plpgsql volatile as $$
 declare
     suffix constant text := '-' || split_part(receipts[1], '-', 2);
-    claimed constant bigint := case when translate(receipts[1], '0123456789-', '') = ''
+    given_claim constant bigint := case when translate(receipts[1], '0123456789-', '') = ''
                                          and length(suffix) between 2 and 19
                                     then substr(suffix, 2) end;
     number constant int := cardinality(receipts);
@@ -51,21 +52,21 @@ begin
     -- Delete a row that holds exactly these messages,
     delete from leases l
     where l.consumer_id = settle_claim.consumer_id
-      and l.token = claimed and l.not_visible_until > moment
+      and l.claim_id = given_claim and l.not_visible_until > moment
       and cardinality(l.seqs) = number and array_to_string(l.seqs, suffix || ',') || suffix = given
     returning array[l.part], l.seqs into parts, gone;
     if gone is null and number > 1 then
         -- or all rows of the claim.
         for row_part, row_seqs in
             delete from leases l
-            where l.consumer_id = settle_claim.consumer_id and l.token = claimed
+            where l.consumer_id = settle_claim.consumer_id and l.claim_id = given_claim
               and l.not_visible_until > moment
               and (number, given) = (
                   select sum(cardinality(o.seqs)),
                          string_agg(array_to_string(o.seqs, suffix || ',') || suffix, ','
                                     order by abs(o.part))
                   from leases o
-                  where o.consumer_id = settle_claim.consumer_id and o.token = claimed)
+                  where o.consumer_id = settle_claim.consumer_id and o.claim_id = given_claim)
             returning l.part, l.seqs
         loop
             parts := parts || row_part;
@@ -76,12 +77,12 @@ begin
     -- waited.
     if gone is not null
         and (exists (select from settled s
-                     where s.consumer_id = settle_claim.consumer_id and s.token = claimed)
+                     where s.consumer_id = settle_claim.consumer_id and s.claim_id = given_claim)
              or exists (select from redriven r where r.consumer_id = settle_claim.consumer_id))
     then
         with cleared as (
             delete from settled s
-            where s.consumer_id = settle_claim.consumer_id and s.token = claimed
+            where s.consumer_id = settle_claim.consumer_id and s.claim_id = given_claim
               and s.part = any (parts)
             returning s.seq)
         select without(gone, array(select c.seq from cleared c)) into gone;
@@ -99,15 +100,15 @@ language sql immutable as $$
     select array(select unnest(seqs) except all select unnest(marked))
 $$;
 
--- settle(consumer_id, tokens, seqs, moment) -> the seqs of the deliveries that were in flight and
--- are now settled.
+-- settle(consumer_id, claim_ids, seqs, moment) -> the seqs of the deliveries that were in flight
+-- and are now settled.
 --
 -- A row of leases is deleted when all its messages are settled. Before that, each settled message
 -- has a mark in the table settled. Therefore sessions that settle different messages of one claim
 -- do not wait for each other, and sessions that settle the same message do.
 -- Raises:
 --   40001  above READ COMMITTED only: see isolation.sql
-create or replace function settle(consumer_id int, tokens bigint[], seqs bigint[],
+create or replace function settle(consumer_id int, claim_ids bigint[], seqs bigint[],
                                   moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
@@ -115,30 +116,30 @@ declare
     gone bigint[];
 begin
     if above_read_committed() then
-        return settle_by_marks(consumer_id, tokens, seqs, moment);
+        return settle_by_marks(consumer_id, claim_ids, seqs, moment);
     end if;
-    gone := settle_whole(consumer_id, tokens, seqs, moment);
+    gone := settle_whole(consumer_id, claim_ids, seqs, moment);
     if cardinality(gone) < cardinality(seqs) then
-        gone := gone || settle_some(consumer_id, tokens, seqs, gone, moment, moved => false);
+        gone := gone || settle_some(consumer_id, claim_ids, seqs, gone, moment, moved => false);
     end if;
     if cardinality(gone) < cardinality(seqs) then
-        gone := gone || settle_moved(consumer_id, tokens, seqs, gone, moment);
+        gone := gone || settle_moved(consumer_id, claim_ids, seqs, gone, moment);
     end if;
     return gone;
 end $$;
 
--- settle_whole(consumer_id, tokens, seqs, moment) -> the seqs that were settled by deleting rows of
--- leases that hold no other unsettled message.
+-- settle_whole(consumer_id, claim_ids, seqs, moment) -> the seqs that were settled by deleting rows
+-- of leases that hold no other unsettled message.
 --
 -- Locks: the rows that it deletes.
-create or replace function settle_whole(consumer_id int, tokens bigint[], seqs bigint[],
+create or replace function settle_whole(consumer_id int, claim_ids bigint[], seqs bigint[],
                                         moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    claims constant bigint[] := array(select distinct t from unnest(tokens) t);
+    claims constant bigint[] := array(select distinct t from unnest(claim_ids) t);
     gone bigint[];
-    whole_tokens bigint[];
+    whole_claims bigint[];
     whole_parts int[];
     marked bigint[];
 begin
@@ -146,31 +147,31 @@ begin
         delete from leases l
         where l.not_visible_until > moment and l.ctid = any (array(
             select l.ctid
-            from unnest(claims) as t (token) cross join lateral (
+            from unnest(claims) as t (claim_id) cross join lateral (
                 select l.ctid, l.* from leases l
-                where l.consumer_id = settle_whole.consumer_id and l.token = t.token offset 0) l
+                where l.consumer_id = settle_whole.consumer_id
+                    and l.claim_id = t.claim_id offset 0) l
             where not exists (
-                select from unnest(l.seqs) as u (seq)
+                select from unsettled(l.consumer_id, l.claim_id, l.part, l.seqs, null) u
                 -- Usually there is one claim, and numbers are compared faster than pairs.
                 where case when cardinality(claims) = 1
                            then u.seq not in (select g from unnest(settle_whole.seqs) g)
-                           else (l.token, u.seq) not in (
-                               select g.token, g.seq
-                               from unnest(tokens, settle_whole.seqs) as g (token, seq)) end
-                  and not exists (select from settled s
-                                  where s.consumer_id = l.consumer_id and s.token = l.token
-                                    and s.part = l.part and s.seq = u.seq))))
-        returning l.token, l.part, l.seqs)
-    select array_agg(r.token), array_agg(r.part),
+                           else (l.claim_id, u.seq) not in (
+                               select g.claim_id, g.seq
+                               from unnest(claim_ids, settle_whole.seqs) as g (claim_id, seq))
+                      end)))
+        returning l.claim_id, l.part, l.seqs)
+    select array_agg(r.claim_id), array_agg(r.part),
            (select coalesce(array_agg(u.seq), '{}')
             from removed r cross join lateral unnest(r.seqs) as u (seq))
-    into whole_tokens, whole_parts, gone from removed r;
-    if whole_tokens is not null then
+    into whole_claims, whole_parts, gone from removed r;
+    if whole_claims is not null then
         -- A statement of its own: it sees the marks that another session made while the deletion
         -- waited.
         with cleared as (
-            delete from settled s using unnest(whole_tokens, whole_parts) as w (token, part)
-            where s.consumer_id = settle_whole.consumer_id and s.token = w.token and s.part = w.part
+            delete from settled s using unnest(whole_claims, whole_parts) as w (claim_id, part)
+            where s.consumer_id = settle_whole.consumer_id and s.claim_id = w.claim_id
+                and s.part = w.part
             returning s.seq)
         select array(select c.seq from cleared c) into marked;
         if marked <> '{}' then
@@ -180,8 +181,8 @@ begin
     return gone;
 end $$;
 
--- settle_some(consumer_id, tokens, seqs, gone, moment, moved) -> the seqs that this call has marked
--- as settled.
+-- settle_some(consumer_id, claim_ids, seqs, gone, moment, moved) -> the seqs that this call has
+-- marked as settled.
 --
 -- Parameters:
 --   gone   the seqs that were settled before and are skipped
@@ -190,104 +191,106 @@ end $$;
 --          so the message is counted once.
 -- Locks: the rows of leases, FOR KEY SHARE. A receiver that claims expired deliveries skips rows
 -- with this lock, and extend() does not wait for it.
-create or replace function settle_some(consumer_id int, tokens bigint[], seqs bigint[],
+create or replace function settle_some(consumer_id int, claim_ids bigint[], seqs bigint[],
                                        gone bigint[], moment timestamptz, moved boolean)
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    held_tokens bigint[];
+    held_claims bigint[];
     held_parts int[];
     marked bigint[];
 begin
     -- Sets are compared by hash. A claim may hold 100,000 messages, and `= any` or && would compare
     -- each pair of them.
     with given as materialized (
-        select g.token, g.seq from unnest(tokens, seqs) as g (token, seq)
+        select g.claim_id, g.seq from unnest(claim_ids, seqs) as g (claim_id, seq)
         where g.seq not in (select s from unnest(gone) s)
     ), held as materialized (
-        select l.token, l.part, l.seqs
-        from (select distinct g.token from given g order by g.token) t
+        select l.claim_id, l.part, l.seqs
+        from (select distinct g.claim_id from given g order by g.claim_id) t
         cross join lateral (
-            select l.token, l.part, l.seqs from leases l
-            where l.consumer_id = settle_some.consumer_id and l.token = t.token
+            select l.claim_id, l.part, l.seqs from leases l
+            where l.consumer_id = settle_some.consumer_id and l.claim_id = t.claim_id
               and l.not_visible_until > moment
               and exists (select from unnest(l.seqs) as u (seq)
-                          where case when true then (l.token, u.seq) in (
-                              select g.token, g.seq from given g) end)
+                          where case when true then (l.claim_id, u.seq) in (
+                              select g.claim_id, g.seq from given g) end)
             order by l.part for key share) l
     ), named as materialized (
-        select h.token, h.part, u.seq from held h cross join lateral unnest(h.seqs) as u (seq)
+        select h.claim_id, h.part, u.seq from held h cross join lateral unnest(h.seqs) as u (seq)
         where h.part > 0 or moved
     ), made as (
-        insert into settled (consumer_id, token, part, seq)
-        select settle_some.consumer_id, n.token, n.part, n.seq
+        insert into settled (consumer_id, claim_id, part, seq)
+        select settle_some.consumer_id, n.claim_id, n.part, n.seq
         from named n
-        where case when true then (n.token, n.seq) in (select g.token, g.seq from given g) end
-        order by n.token, n.part, n.seq
+        where case when true then (n.claim_id, n.seq) in (select g.claim_id, g.seq from given g) end
+        order by n.claim_id, n.part, n.seq
         on conflict do nothing
-        returning token, part, seq)
-    select array_agg(m.token), array_agg(m.part), coalesce(array_agg(m.seq), '{}')
-    into held_tokens, held_parts, marked from made m;
-    if held_tokens is not null then
-        perform remove_finished(consumer_id, held_tokens, held_parts);
+        returning claim_id, part, seq)
+    select array_agg(m.claim_id), array_agg(m.part), coalesce(array_agg(m.seq), '{}')
+    into held_claims, held_parts, marked from made m;
+    if held_claims is not null then
+        perform remove_finished(consumer_id, held_claims, held_parts);
     end if;
     return marked;
 end $$;
 
--- remove_finished(consumer_id, tokens, parts): Delete those of these rows of leases whose messages
--- are all settled, together with their marks.
+-- remove_finished(consumer_id, claim_ids, parts): Delete those of these rows of leases whose
+-- messages are all settled, together with their marks.
 --
 -- Usually the session that settles the last message does this. If two sessions settle the last two
 -- messages at the same time, neither sees the mark of the other. Then the row remains until its
 -- visibility timeout has passed, or until forget_settled() deletes it.
 -- Locks: the rows that it deletes, by SKIP LOCKED.
-create or replace function remove_finished(consumer_id int, tokens bigint[], parts int[])
+create or replace function remove_finished(consumer_id int, claim_ids bigint[], parts int[])
 returns void
 language plpgsql volatile as $$
 begin
     with full_row as materialized (
-        select l.token, l.part
-        from (select distinct t.token, t.part from unnest(tokens, parts) as t (token, part)) t
+        select l.claim_id, l.part
+        from (select distinct t.claim_id, t.part from unnest(claim_ids, parts) as t (claim_id,
+                                                                                     part)) t
         cross join lateral (
-            select l.token, l.part from leases l
-            where l.consumer_id = remove_finished.consumer_id and l.token = t.token
+            select l.claim_id, l.part from leases l
+            where l.consumer_id = remove_finished.consumer_id and l.claim_id = t.claim_id
               and l.part = t.part
-              and cardinality(l.seqs) <= (select count(*) from settled s
-                                          where s.consumer_id = l.consumer_id
-                                            and s.token = l.token and s.part = l.part)
+              and cardinality(l.seqs)
+                  <= (select count(*) from marks_of(l.consumer_id, l.claim_id, l.part))
             for update skip locked) l
     ), finished as (
         delete from leases l using full_row f
-        where l.consumer_id = remove_finished.consumer_id and l.token = f.token and l.part = f.part
-        returning l.token, l.part)
+        where l.consumer_id = remove_finished.consumer_id and l.claim_id = f.claim_id
+            and l.part = f.part
+        returning l.claim_id, l.part)
     delete from settled s using finished f
-    where s.consumer_id = remove_finished.consumer_id and s.token = f.token and s.part = f.part;
+    where s.consumer_id = remove_finished.consumer_id and s.claim_id = f.claim_id
+        and s.part = f.part;
 end $$;
 
--- settle_moved(consumer_id, tokens, seqs, gone, moment) -> the seqs of messages that are settled in
--- rows of their own.
+-- settle_moved(consumer_id, claim_ids, seqs, gone, moment) -> the seqs of messages that are settled
+-- in rows of their own.
 --
 -- extend() moved these messages into such rows while this call waited for their old row.
-create or replace function settle_moved(consumer_id int, tokens bigint[], seqs bigint[],
+create or replace function settle_moved(consumer_id int, claim_ids bigint[], seqs bigint[],
                                         gone bigint[], moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    moved_tokens bigint[];
+    moved_claims bigint[];
     moved_seqs bigint[];
 begin
-    select array_agg(g.token), array_agg(g.seq) into moved_tokens, moved_seqs
-    from unnest(tokens, seqs) as g (token, seq)
+    select array_agg(g.claim_id), array_agg(g.seq) into moved_claims, moved_seqs
+    from unnest(claim_ids, seqs) as g (claim_id, seq)
     cross join lateral (
         select l.not_visible_until from leases l
-        where l.consumer_id = settle_moved.consumer_id and l.token = g.token and l.part < 0
+        where l.consumer_id = settle_moved.consumer_id and l.claim_id = g.claim_id and l.part < 0
           and l.seqs[1] = g.seq
         offset 0) l
     where g.seq not in (select s from unnest(gone) s) and l.not_visible_until > moment;
-    if moved_tokens is null then
+    if moved_claims is null then
         return '{}';
     end if;
-    return settle(consumer_id, moved_tokens, moved_seqs, moment);
+    return settle(consumer_id, moved_claims, moved_seqs, moment);
 end $$;
 
 -- remove_locked(consumer_id, deliveries): Take these deliveries out of their leases.
@@ -297,25 +300,25 @@ create or replace function remove_locked(consumer_id int, deliveries delivery[])
 language plpgsql volatile as $$
 begin
     if deliveries <> '{}' then
-        insert into settled (consumer_id, token, part, seq)
-        select remove_locked.consumer_id, d.token, d.part, d.seq from unnest(deliveries) d;
-        perform remove_finished(consumer_id, array(select d.token from unnest(deliveries) d),
+        insert into settled (consumer_id, claim_id, part, seq)
+        select remove_locked.consumer_id, d.claim_id, d.part, d.seq from unnest(deliveries) d;
+        perform remove_finished(consumer_id, array(select d.claim_id from unnest(deliveries) d),
                                 array(select d.part from unnest(deliveries) d));
     end if;
 end $$;
 
--- refuse_stale(consumer, tokens, seqs, acked): Raise an error that names the receipts whose
+-- refuse_stale(consumer, claim_ids, seqs, acked): Raise an error that names the receipts whose
 -- messages are not among the acked ones.
 --
 -- Raises:
 --   CB006  there is such a receipt
-create or replace function refuse_stale(consumer text, tokens bigint[], seqs bigint[],
+create or replace function refuse_stale(consumer text, claim_ids bigint[], seqs bigint[],
                                         acked bigint[])
 returns void
 language plpgsql stable as $$
 declare
-    stale text := (select string_agg(r.seq || '-' || r.token, ', ' order by r.seq)
-                   from unnest(tokens, seqs) as r (token, seq)
+    stale text := (select string_agg(r.seq || '-' || r.claim_id, ', ' order by r.seq)
+                   from unnest(claim_ids, seqs) as r (claim_id, seq)
                    where r.seq not in (select a from unnest(acked) a));
 begin
     if stale is null then

@@ -18,7 +18,8 @@ comment on schema cdcbridge_identity is 'cdcbridge event trigger 2';
 --   everything  all tables
 --   schemas     schemas of which it takes all tables
 --   tables      partitioned tables by name, for example public.orders: their partitions are covered
---   own_schema  the schema of the bridge's store, whose tables are left out
+--   own_schema  the schema of the bridge's store. Its tables and those of its internal schema are
+--               left out.
 --   by_run      `cdcbridge run` inserted the row, and removes it again
 create table if not exists cdcbridge_identity.bridges (
     slot text primary key,
@@ -45,7 +46,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         join cdcbridge_identity.bridges b
           on b.everything or n.nspname = any (b.schemas)
              or n.nspname || '.' || c.relname = any (b.tables)
-        where n.nspname <> b.own_schema and n.nspname <> 'information_schema'
+        where n.nspname not in (b.own_schema, b.own_schema || '_internal', 'information_schema')
           and n.nspname !~ '^pg_'
     )
 $$;

@@ -20,7 +20,7 @@ union all
     cross join lateral unnest(l.seqs, l.keys) as u (seq, key)
     left join messages m on l.keys is null and m.seq = u.seq
     where not exists (select from settled s
-                      where s.consumer_id = l.consumer_id and s.token = l.token
+                      where s.consumer_id = l.consumer_id and s.claim_id = l.claim_id
                         and s.part = l.part and s.seq = u.seq)
 union all
     select d.consumer_id, d.seq, d.key, d.visible_at, d.deliver_count,

@@ -171,7 +171,7 @@ def test_auto_takes_the_slots_plugin_or_one_that_works(world15: World, world18: 
         world.consumer()
         if existing:
             world.execute(f"select pg_create_logical_replication_slot('{world.slot}', '{existing}')")
-        world.execute("drop schema if exists cdcbridge cascade")
+        world.execute("drop schema if exists cdcbridge, cdcbridge_internal cascade")
         with world.bridge():
             # Debian's wal2json 2.5 does not know numeric-data-types-as-string.
             assert world.value("select plugin from source") == (existing or "pgoutput")
@@ -292,7 +292,7 @@ def test_a_stand_by_that_means_another_slot_says_so_before_it_is_needed(world18:
             result = world18.run_program(*command)
             assert result.returncode == (3 if command == ("run",) else 0)
             assert right in result.stderr and "source.slot back" in result.stderr, result.stderr
-            assert "`cdcbridge run` makes it" not in result.stderr
+            assert "`cdcbridge run` creates it" not in result.stderr
         world18.slot = right
         world18.write_config()
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
+import types
 from pathlib import Path
 
-from scripts import config_reference, python_reference, sql_reference
+import zensical
+
+import cdcbridge
+from scripts import config_reference, error_reference, python_reference, sql_reference
 from scripts.cli_reference import reference
+from tests.harness.log_events import events
 from tests.harness.world import World, clean_environment, eventually
 
 ROOT = Path(__file__).parents[2]
@@ -111,10 +120,67 @@ def test_the_python_reference_is_made_from_the_docstrings() -> None:
     assert (ROOT / "docs" / "PYTHON.md").read_text() == python_reference.reference(), "run `make docs`"
 
 
+def test_the_python_reference_shows_exactly_the_public_surface() -> None:
+    twins = {name for name in cdcbridge.__all__ if name.startswith("Async")}
+    exported = {getattr(cdcbridge, name) for name in cdcbridge.__all__ if not name.startswith("_")}
+    assert exported - {getattr(cdcbridge, name) for name in twins} == set(python_reference.MEMBERS)
+    for one, listed in python_reference.MEMBERS.items():
+        ours = [base for base in one.__mro__ if base.__module__.startswith("cdcbridge.")]
+        found = {
+            name
+            for base in ours
+            for name, value in vars(base).items()
+            if isinstance(value, (types.FunctionType, property, classmethod))
+        }
+        assert {name for name in found if not name.startswith("_")} == set(listed), one
+        documented = {name for base in ours for name in re.findall(r"^ {4,8}(\w+): ", base.__doc__ or "", re.MULTILINE)}
+        made = [inspect.getsource(vars(base)["__init__"]) for base in ours if "__init__" in vars(base)]
+        attributes = set(re.findall(r"\bself\.([a-z]\w*)(?:: [^=]+)? = ", "".join(made)))
+        assert attributes <= documented, one
+    for name in twins:
+        one, twin = getattr(cdcbridge, name), getattr(cdcbridge, name.removeprefix("Async"))
+        assert {n for n in dir(one) if n[0] != "_"} == {n for n in dir(twin) if n[0] != "_"}
+
+
+def test_the_error_reference_is_made_from_the_classes_and_the_headers() -> None:
+    assert (ROOT / "docs" / "ERRORS.md").read_text() == error_reference.reference(), "run `make docs`"
+    code = "".join(path.read_text() for path in (ROOT / "sql").rglob("*.sql"))
+    raised = set(re.findall(r"errcode = '(CB\d+)'", code)) - {"CB000"}  # which seek_partitions() catches itself
+    assert raised == set(error_reference.MEANINGS)
+    assert set(re.findall(r"CB\d{3}", code)) - {"CB000"} == raised, "a header names one that nothing raises"
+
+
+def test_the_page_of_log_events_has_those_of_the_program() -> None:
+    page = (ROOT / "docs" / "LOG_EVENTS.md").read_text()
+    rows = re.findall(r"^\| `([a-z_.]+)` \| ([a-z, ]+) \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)
+    assert len(rows) == len(dict(rows)) == page.count("\n| `")
+    assert {name: set(levels.split(", ")) for name, levels in rows} == events(ROOT / "cdcbridge")
+
+
 def test_every_page_is_in_the_sites_navigation_and_in_the_index() -> None:
     pages = {path.name for path in (ROOT / "docs").glob("*.md")}
     assert set(re.findall(r'"(\w+\.md)"', (ROOT / "zensical.toml").read_text())) == pages
     assert set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text())) == pages - {"index.md"}
+
+
+def test_the_site_draws_its_pictures_without_another_host(tmp_path: Path) -> None:
+    """The theme loads mermaid from another host only if the page has not defined it."""
+    assert tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["extra_javascript"] == [
+        "javascripts/mermaid.js"
+    ]
+    makefile = (ROOT / "Makefile").read_text()
+    (source,) = re.findall(r"\tcp scripts/site/(\S+) \$@\n", makefile)
+    for target in ("docs", "lint"):
+        assert re.search(rf"^{target}: .*\bdocs/javascripts/mermaid.js\b", makefile, re.MULTILINE)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(ROOT / "scripts" / "site" / name, tmp_path)
+    subprocess.run(["npm", "ci", "--silent", "--ignore-scripts"], cwd=tmp_path, check=True)
+    script = json.dumps(str(tmp_path / source))
+    code = f"require('vm').runInThisContext(require('fs').readFileSync({script}, 'utf8')); console.log(typeof mermaid)"
+    assert subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout == "object\n"
+    theme = Path(zensical.__file__).parent / "templates" / "assets" / "javascripts"
+    (bundle,) = theme.glob("bundle.*.js")
+    assert 'typeof mermaid=="undefined"' in bundle.read_text()
 
 
 def test_every_file_that_the_documents_name_is_there() -> None:

@@ -115,7 +115,7 @@ def test_a_file_that_is_there_stays(shop: World) -> None:
     path = shop.folder / "cdcbridge.yaml"
     path.write_text("mine\n")
     refused = program(shop, "init", "--dsn", shop.dsn)
-    assert refused.returncode == 2 and "cdcbridge.yaml is there already" in refused.stderr
+    assert refused.returncode == 2 and "cdcbridge.yaml already exists" in refused.stderr
     assert "--force" in refused.stderr and path.read_text() == "mine\n"
     elsewhere = program(shop, "init", "other.yaml", "--dsn", shop.dsn)
     assert elsewhere.returncode == 0 and "next: cdcbridge -c other.yaml run" in elsewhere.stderr, elsewhere

@@ -67,7 +67,7 @@ def test_the_roles_of_the_manual_suffice_and_can_no_more(own15: EmbeddedServer, 
                 owner.execute(text.encode())
         app.execute("select cdcbridge.publish('t', null, '{}')")
         refused(app, "select * from cdcbridge.messages", "select * from cdcbridge.consumers", "create schema mine",
-                "select cdcbridge.take_lead('me')", "select cdcbridge.evict_leader('0 s')")  # fmt: skip
+                "select cdcbridge_internal.take_lead('me')", "select cdcbridge_internal.evict_leader('0 s')")  # fmt: skip
     with psycopg.connect(own15.dsn("postgres", "cdcbridge_source"), autocommit=True) as source:
         refused(source, "select * from secrets", "insert into orders values (9, '')", "drop table orders",
                 "create schema mine", "alter system set work_mem = '1MB'", "create role other")  # fmt: skip

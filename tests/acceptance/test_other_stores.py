@@ -114,7 +114,7 @@ def test_a_store_that_this_role_may_not_read_may_be_the_owner(stopped: World) ->
         stopped.user = "postgres"
         assert "this role may not read it" in found["slot_owner_unknown"]["message"]
         granted = found["slot_owner_unknown"]["fix"]
-        assert granted.startswith("grant usage on schema cdcbridge to "), granted
+        assert granted.startswith("grant usage on schema cdcbridge_internal to "), granted
         stopped.execute(granted.partition(" -- ")[0])
         stopped.user = role
         assert "belongs to the store in the schema cdcbridge" in problems(stopped)["slot_of_other_store"]["message"]
@@ -149,20 +149,20 @@ def test_a_store_that_has_ended_does_not_hinder(stopped: World) -> None:
 
 
 def test_the_store_of_another_source_does_not_hinder(stopped: World) -> None:
-    stopped.execute("update cdcbridge.source set system_identifier = '1'")
+    stopped.execute("update cdcbridge_internal.source set system_identifier = '1'")
     stopped.schema = "cdc3"
     assert problems(stopped) == {}
-    stopped.execute("update cdcbridge.source set system_identifier = (select system_identifier from pg_control_system()),"
+    stopped.execute("update cdcbridge_internal.source set system_identifier = (select system_identifier from pg_control_system()),"
                     " database_oid = 1")  # fmt: skip
     assert problems(stopped) == {}
-    stopped.execute("update cdcbridge.source set database_oid = null")
+    stopped.execute("update cdcbridge_internal.source set database_oid = null")
     assert "slot_of_other_store" in problems(stopped), "a store from before the OID was kept"
 
 
 def test_two_stores_of_one_slot_are_a_warning_to_both(stopped: World) -> None:
-    stopped.execute("create schema cdc3")
+    stopped.execute("create schema cdc3_internal")
     for name in ("source", "positions", "leaders"):
-        stopped.execute(f"create table cdc3.{name} as table cdcbridge.{name}")
+        stopped.execute(f"create table cdc3_internal.{name} as table cdcbridge_internal.{name}")
     result = run(stopped, "check")
     assert result.returncode == 0, result
     assert f"warning: {stopped.slot}: the store in the schema cdc3" in " ".join(result.stdout.split())
@@ -183,19 +183,19 @@ def test_check_finds_that_the_slot_is_ahead_of_the_store(stopped: World) -> None
     end = stopped.sql.execute("select pg_current_wal_lsn()::text").fetchone()
     assert end is not None
     stopped.sql.execute("select pg_replication_slot_advance(%s, %s)", (stopped.slot, end[0]))
-    fix = refused_alike(stopped, "slot_beyond_store", extra="what lies between is gone")
+    fix = refused_alike(stopped, "slot_beyond_store", extra="the changes between them are lost")
     assert "cdcbridge slot skip --to " in fix
 
 
 def test_check_finds_that_the_source_was_set_back(stopped: World) -> None:
-    stopped.execute("update cdcbridge.positions set end_lsn = 'FFFF/0'")
-    refused_alike(stopped, "source_set_back", extra="the source was set back")
+    stopped.execute("update cdcbridge_internal.positions set end_lsn = 'FFFF/0'")
+    refused_alike(stopped, "source_set_back", extra="the source was restored to an earlier state")
 
 
 def test_check_finds_another_history(stopped: World) -> None:
-    stopped.execute("update cdcbridge.source set system_identifier = '1'")
+    stopped.execute("update cdcbridge_internal.source set system_identifier = '1'")
     refused_alike(stopped, "other_source", extra="its system identifier is '1'")
-    stopped.execute("update cdcbridge.source set system_identifier = (select system_identifier from pg_control_system()),"
+    stopped.execute("update cdcbridge_internal.source set system_identifier = (select system_identifier from pg_control_system()),"
                     " slot = 'elsewhere'")  # fmt: skip
     refused_alike(stopped, "other_source", extra="its slot is 'elsewhere'")
 
@@ -210,7 +210,7 @@ def test_check_says_a_lost_slot_as_run_does(own15: EmbeddedServer, tmp_path: Any
         with world.bridge():
             pass
         eventually(lambda: lose(world), "the slot is lost")
-        refused_alike(world, "slot_lost", extra="are gone")
+        refused_alike(world, "slot_lost", extra="are lost")
         world.close()
 
 

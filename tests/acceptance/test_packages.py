@@ -20,7 +20,17 @@ import cdcbridge
 from tests.harness.world import clean_environment
 
 ROOT = Path(__file__).parents[2]
-CACHES = ("__pycache__", ".pyc", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".venv")
+CACHES = (
+    "__pycache__",
+    ".pyc",
+    ".hypothesis",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".venv",
+    "node_modules",
+    "docs/javascripts",
+)
 NAME = f"cdcbridge-{cdcbridge.__version__}"
 
 
@@ -104,7 +114,13 @@ def test_installed_in_a_fresh_environment_it_runs_the_demo(packages: Packages, t
     program = str(fresh / "bin" / "cdcbridge")
     assert called("--version", cwd=elsewhere, python=program).split()[-1] == cdcbridge.__version__
     shown = called("demo", cwd=elsewhere, python=program)
-    for part in ('"customer":"Ada"', 'ack → {"acked":3}', 'ack → {"acked":4}', "cdcbridge lag", "nothing is left"):
+    for part in (
+        '"customer":"Ada"',
+        'ack → {"acked":3}',
+        'ack → {"acked":4}',
+        "cdcbridge lag",
+        "Everything was removed",
+    ):
         assert part in shown, shown
     assert list(elsewhere.iterdir()) == []
 

@@ -10,6 +10,7 @@ import pytest
 
 from cdcbridge.database import connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.schemas import both
 from cdcbridge.store.migrate import migrate
 from tests.acceptance.test_docs import ROOT
 from tests.harness.world import World, fresh_database
@@ -33,7 +34,7 @@ def shop(request: pytest.FixtureRequest) -> Iterator[tuple[EmbeddedServer, str]]
                 f"grant {roles['bridge']} to {roles['creator']} with admin option",
                 f"alter database {name} owner to {roles['owner']}",
                 f"alter schema public owner to {roles['owner']}",
-                f"create schema store authorization {roles['store']}",
+                *(f"create schema {name} authorization {roles['store']}" for name in both("store")),
                 "create table orders (id int primary key)",
                 f"alter table orders owner to {roles['owner']}",
                 "create function noted() returns event_trigger language plpgsql as $$ begin end $$",
@@ -119,6 +120,6 @@ def test_consumers_with_and_without_a_role_are_a_warning(world18: World) -> None
         world18.consumer("b")
         (problem,) = world18.json("check", "--json")["problems"]
         assert (problem["code"], problem["severity"], problem["object"]) == ("roles_mixed", "warning", "b")
-        assert "owner alone" in problem["message"]
+        assert "only the store's owner" in problem["message"]
     finally:
         world18.execute(f"drop role {role}")

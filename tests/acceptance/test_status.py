@@ -53,7 +53,7 @@ def test_healthy_and_not_and_why(world: World) -> None:
     world.consumer("billing")
     code, found = status(world)
     assert code == 1 and not found["healthy"], found
-    assert "the store has not been made yet: `cdcbridge run` makes it" in found["reasons"]
+    assert "the store does not exist yet: `cdcbridge run` creates it" in found["reasons"]
     process = world.start_process()
     eventually(lambda: status(world)[0] == 0, "healthy")
     text = run(world, "status")
@@ -123,7 +123,7 @@ def test_the_last_error_of_a_bridge_stays(world18: World) -> None:
         (leader,) = status(world18)[1]["bridges"]
         assert status(world18)[1]["last_error"]["mended"] == leader["since"]
         text = run(world18, "status").stdout
-        assert f" ago, mended since {leader['since']}, " in text and "hint" not in text, text
+        assert f" ago, fixed since {leader['since']}, " in text and "hint" not in text, text
     assert status(world18)[1]["last_error"]["mended"] is None, "no bridge runs"
 
 
@@ -199,7 +199,7 @@ def test_a_gap_is_named_until_a_day_has_passed(world: World) -> None:
     assert f"changes from {first} to {last} are missing for audit, billing." in note, note
     assert "`cdcbridge verify TABLE`" in note and "`cdcbridge backfill start CONSUMER TABLE`" in note
     shown = run(world, "status")
-    assert shown.stdout.startswith("healthy\nTo look at:\n  - a gap ") and shown.returncode == 0
+    assert shown.stdout.startswith("healthy\nNotes:\n  - a gap ") and shown.returncode == 0
     assert run(world, "consumers", "pause", "audit").returncode == 0
     assert len(status(world)[1]["notes"]) == 2, "it stays beside other notes"
     world.rows("update gaps set at = at - interval '1 day' returning 1")
@@ -222,7 +222,7 @@ def test_gaps_of_some_consumers_and_of_removed_ones(world18: World) -> None:
         world18.rows(insert, f'{{"from": "1/{number}", "to": "2/0"}}', ["audit"])
     notes = status(world18)[1]["notes"]
     assert [note.split(" to ")[0].split("from ")[-1] for note in notes[:3]] == ["1/3", "1/2", "1/1"]
-    assert notes[3:] == ["2 earlier gaps within 24 h: the store's table `gaps` has them"]
+    assert notes[3:] == ["2 earlier gaps within 24 h: the store's table `gaps` lists them"]
 
 
 def test_dead_letters_of_all_consumers(world18: World) -> None:
@@ -309,8 +309,8 @@ class Terminal:
 def test_lag_in_place_with_a_clock_until_ctrl_c(world18: World) -> None:
     shop(world18)
     terminal = Terminal(world18, "lag", "--watch", "0.2", columns=140)
-    text = terminal.read(until="Ctrl-C ends", count=3)
-    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, every 200ms; Ctrl-C ends", text), text
+    text = terminal.read(until="until Ctrl-C", count=3)
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, every 200ms, until Ctrl-C", text), text
     assert text.count("\x1b[2J") + text.count("\x1b[H") >= 3, "each look takes the place of the last"
     terminal.process.send_signal(signal.SIGINT)
     rest = terminal.read()
@@ -326,7 +326,7 @@ def test_lag_in_a_pipe_is_plain(world18: World) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
         seen = ""
-        while seen.count("Ctrl-C ends") < 2:
+        while seen.count("until Ctrl-C") < 2:
             seen += process.stdout.readline()
         process.send_signal(signal.SIGINT)
         rest, errors = process.stdout.read(), process.stderr.read()
@@ -340,7 +340,7 @@ def test_nothing_is_broken_inside_a_word(world18: World) -> None:
     world18.consumer(name)
     run(world18, "consumers", "apply")
     with psycopg.connect(world18.dsn, autocommit=True) as store:
-        store.execute("set search_path = cdcbridge")
+        store.execute("set search_path = cdcbridge, cdcbridge_internal")
         store.execute("update consumers set paused = true")
     terminal = Terminal(world18, "status", columns=50)
     lines = re.sub(r"\x1b\[[\d;]*m", "", terminal.read()).splitlines()

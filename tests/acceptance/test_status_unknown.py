@@ -56,7 +56,7 @@ def test_a_store_that_refuses_is_unknown(streaming: World) -> None:
     assert "store: no connection to " in result.stdout and 'role "nobody" does not exist' in result.stdout
     assert "bridge unknown: the store cannot be read" in result.stdout
     assert "store schema cdcbridge, unknown: it cannot be read" in result.stdout
-    assert "not there yet" not in result.stdout and "no bridge is running" not in result.stdout
+    assert "not created yet" not in result.stdout and "no bridge is running" not in result.stdout
     assert "active, wal_status reserved" in result.stdout
     (process,) = streaming._processes
     process.kill()
@@ -72,7 +72,7 @@ def test_a_source_that_refuses_leaves_the_half_of_the_store(streaming: World) ->
     assert result.returncode == 1, result
     assert "billing" in result.stdout and "hidden" in result.stdout and "there is no slot" not in result.stdout
     assert re.search(
-        r'of the slot nothing is known: source: no connection to .*role "nobody" does not exist', result.stderr
+        r'the state of the slot is unknown: source: no connection to .*role "nobody" does not exist', result.stderr
     )
     found = json.loads(run(streaming, "lag", "--json").stdout)
     assert [(c["name"], c["pending"]) for c in found["consumers"]] == [("billing", 1), ("hidden", 1)]
@@ -96,7 +96,7 @@ def test_a_bridge_that_tries_again_is_not_called_absent(streaming: World) -> Non
     process = streaming.start_process()
     eventually(lambda: f" pid {process.pid} had an error " in run(streaming, "status").stdout, "its error is noted")
     said = run(streaming, "status").stdout
-    assert "It tries again by itself, unless it has ended" in said and "starts one" not in said
+    assert "It tries again by itself, unless its process has ended" in said and "starts one" not in said
     process.kill()
     process.wait()
     streaming.settings["dsn"] = good
@@ -108,7 +108,7 @@ def test_neither_answers(streaming: World) -> None:
     result = run(streaming, "lag")
     assert result.returncode == 1 and "error: source: " in result.stderr and "store: no connection" in result.stderr
     shown = run(streaming, "status").stdout
-    assert "bridge unknown" in shown and "not there yet" not in shown and "no bridge is" not in shown
+    assert "bridge unknown" in shown and "not created yet" not in shown and "no bridge is" not in shown
 
 
 def test_a_consumers_role_sees_what_it_may(streaming: World) -> None:
@@ -116,9 +116,9 @@ def test_a_consumers_role_sees_what_it_may(streaming: World) -> None:
     streaming.user, streaming.store_dsn = role, streaming.server.dsn(streaming.database, role)
     result = run(streaming, "status")
     assert result.returncode == 0 and result.stdout.startswith("healthy"), result
-    assert f"store schema cdcbridge, of which the role {role} sees its own consumers only" in result.stdout
+    assert f"store schema cdcbridge, of which the role {role} sees only its own consumers" in result.stdout
     assert "consumers 1: 1 pending" in result.stdout and re.search(r"bridge session pid \d+ leads", result.stdout)
-    assert "not there yet" not in result.stdout and "none" not in result.stdout
+    assert "not created yet" not in result.stdout and "none" not in result.stdout
     process, *_ = streaming._processes
     process.kill()
     process.wait()
@@ -128,7 +128,7 @@ def test_a_consumers_role_sees_what_it_may(streaming: World) -> None:
 @pytest.mark.settings(max_slot_wal_keep_size="1MB", wal_keep_size="0", min_wal_size="32MB", max_wal_size="32MB")
 @pytest.mark.parametrize("plugin", ["wal2json", "pgoutput"])
 def test_a_lost_slot_on_15(own15: EmbeddedServer, tmp_path: Path, plugin: str) -> None:
-    lost(own15, tmp_path, plugin, "the server removed WAL that it had yet to send; nobody has read it for")
+    lost(own15, tmp_path, plugin, "the server removed WAL that it had not sent yet. No bridge has read it for")
 
 
 def test_a_lost_slot_on_18(pg18: EmbeddedServer, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_lost_slot_on_18(pg18: EmbeddedServer, tmp_path: Path) -> None:
         admin.execute("alter system set max_slot_wal_keep_size = '1MB'")
         admin.execute("select pg_reload_conf()")
         try:
-            lost(pg18, tmp_path, "pgoutput", "wal_removed; nobody has read it for")
+            lost(pg18, tmp_path, "pgoutput", "wal_removed. No bridge has read it for")
         finally:
             admin.execute("alter system reset max_slot_wal_keep_size")
             admin.execute("select pg_reload_conf()")
@@ -152,7 +152,7 @@ def lost(server: EmbeddedServer, folder: Path, plugin: str, why: str) -> None:
         eventually(lambda: lose(world), "the slot is lost")
         result = run(world, "status")
         assert result.returncode == 3, result
-        assert f"WAL lost: {why}" in result.stdout and "are gone; max_slot_wal_keep_size is 1" in result.stdout, result
+        assert f"WAL lost: {why}" in result.stdout and "are lost. max_slot_wal_keep_size is 1" in result.stdout, result
         assert "slot recreate` continues after a gap message" in result.stdout
         assert "no limit" not in result.stdout and "? retained" not in result.stdout
         assert "keeps 0" not in run(world, "lag").stderr

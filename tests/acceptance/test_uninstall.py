@@ -101,7 +101,7 @@ def test_identities_are_known_when_the_trigger_is_gone(used: World) -> None:
     [
         "select pg_drop_replication_slot('{slot}')",
         "drop publication if exists cdcbridge",
-        "drop schema cdcbridge cascade",
+        "drop schema cdcbridge, cdcbridge_internal cascade",
         "drop schema cdcbridge_identity cascade",
         "drop table later, nothing",
         "drop event trigger cdcbridge_identity_drop",
@@ -132,16 +132,19 @@ def test_a_running_bridge_and_a_stand_by_are_named(used: World) -> None:
 def test_what_others_made_stays(used: World) -> None:
     used.execute(
         "create table cdcbridge.mine_too (id int)",
+        "create view cdcbridge_internal.hers as select",
         "create publication other for table later",
     )
     result = run(used, "uninstall", "--yes")
     assert result.returncode == 0, result
-    assert "stays: schema cdcbridge: it also has mine_too, not made by cdcbridge" in result.stderr
-    assert "stays: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
+    assert "kept: schema cdcbridge: it also has hers, mine_too, not made by cdcbridge" in result.stderr
+    assert "kept: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
     assert "the publication other has the table" in result.stderr
     used.execute("insert into later values (1)", "update later set id = 2", "drop table cdcbridge.mine_too",
+                 "drop view cdcbridge_internal.hers",
                  "drop publication other")  # fmt: skip
-    assert left(used)["triggers"] == [] and left(used)["schemas"] == ["cdcbridge", "cdcbridge_identity"]
+    assert left(used)["triggers"] == []
+    assert sorted(left(used)["schemas"]) == ["cdcbridge", "cdcbridge_identity", "cdcbridge_internal"]
     assert run(used, "uninstall", "--yes").returncode == 0
     assert left(used) == NOTHING and identities(used)["later"] == "d"
 
@@ -149,11 +152,12 @@ def test_what_others_made_stays(used: World) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_a_receiver_in_its_transaction_makes_nobody_wait(used: World) -> None:
     with psycopg.connect(used.dsn) as receiver:
-        receiver.execute("set search_path = cdcbridge")
+        receiver.execute("set search_path = cdcbridge, cdcbridge_internal")
         receiver.execute("select * from receive('c')")
         result = run(used, "uninstall", "--yes")
         assert result.returncode == 1 and f"pid {receiver.info.backend_pid}" in result.stderr, result
-        assert f"removed: slot {used.slot}" in result.stdout and left(used)["schemas"] == ["cdcbridge"]
+        assert f"removed: slot {used.slot}" in result.stdout
+        assert sorted(left(used)["schemas"]) == ["cdcbridge", "cdcbridge_internal"]
     assert run(used, "uninstall", "--yes").returncode == 0
     assert left(used) == NOTHING
 
@@ -173,7 +177,7 @@ def test_source_and_store_on_two_servers(pg15: Any, pg18: Any, tmp_path: Path) -
         world.store_dsn = pg15.dsn("absent")
         gone = run(world, "uninstall", "--yes")
         assert (gone.returncode, gone.stdout) == (0, "nothing to remove\n"), gone
-        assert "stays: store: its database does not exist any more" in gone.stderr
+        assert "kept: store: its database no longer exists" in gone.stderr
         world.close()
 
 
@@ -185,7 +189,7 @@ def test_a_slot_of_another_database_stays(used: World) -> None:
             result = run(used, "uninstall", "--yes")
         finally:
             admin.execute("select pg_drop_replication_slot(%s)", (used.slot,))
-    assert f"stays: slot {used.slot}: it belongs to the database postgres" in result.stderr
+    assert f"kept: slot {used.slot}: it belongs to the database postgres" in result.stderr
 
 
 def test_a_publication_that_another_slot_may_read_stays(used: World) -> None:
@@ -194,8 +198,8 @@ def test_a_publication_that_another_slot_may_read_stays(used: World) -> None:
     used.execute(f"select pg_create_logical_replication_slot('{used.slot}_other', 'pgoutput')")
     result = run(used, "uninstall", "--yes")
     assert result.returncode == 0, result
-    assert f"stays: publication cdcbridge: the slot {used.slot}_other may read it." in result.stderr
-    assert "stays: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
+    assert f"kept: publication cdcbridge: the slot {used.slot}_other may read it." in result.stderr
+    assert "kept: replica identity of public.later: without it, UPDATE and DELETE would fail" in result.stderr
     used.execute("insert into later values (1)", "update later set id = 2", "insert into nothing values (1)",
                  "update nothing set id = 2")  # fmt: skip
     used.execute(f"select pg_drop_replication_slot('{used.slot}_other')")
@@ -222,8 +226,8 @@ def test_a_publication_that_cannot_be_dropped_now_keeps_its_identities(used: Wor
 def test_a_role_that_may_not_is_told_what_stays(used: World) -> None:
     role = f"plain_{used.database}"
     used.execute(f"create role {role} login replication")
-    used.execute(f"grant usage on schema cdcbridge to {role}",
-                 f"grant select on all tables in schema cdcbridge to {role}")  # fmt: skip
+    used.execute(f"grant usage on schema cdcbridge, cdcbridge_internal to {role}",
+                 f"grant select on all tables in schema cdcbridge, cdcbridge_internal to {role}")  # fmt: skip
     used.user = role
     try:
         result = run(used, "uninstall", "--yes")
@@ -243,12 +247,12 @@ def test_what_another_store_uses_stays(used: World, elsewhere: bool) -> None:
     used.schema, used.store_dsn = "cdcbridge", None
     assert (result.returncode, result.stdout) == (0, "nothing to remove\n"), result
     place = f" (database {used.database}, with the source)" if elsewhere else ""
-    assert f"stays: slot {used.slot}: the store in the schema cdcbridge{place} uses it\n" in result.stderr
+    assert f"kept: slot {used.slot}: the store in the schema cdcbridge{place} uses it\n" in result.stderr
     assert (
-        f"stays: event trigger and replica identities: the store in the schema cdcbridge{place} uses them"
+        f"kept: event trigger and replica identities: the store in the schema cdcbridge{place} uses them"
         in result.stderr
     )
-    captures = f"stays: publication cdcbridge: the store in the schema cdcbridge{place} captures its changes through it"
+    captures = f"kept: publication cdcbridge: the store in the schema cdcbridge{place} captures its changes through it"
     assert (captures in result.stderr) is (used.plugin == "pgoutput")
     assert (left(used), identities(used)) == (before, had)
     assert run(used, "uninstall", "--yes").returncode == 0
@@ -268,12 +272,12 @@ def test_the_publication_of_a_bridge_goes_beside_another_bridge(used: World) -> 
     used.slot, used.schema, used.consumers = first, "cdcbridge", consumers
     used.settings = {**used.settings, "publication": "cdcbridge"}
     result = run(used, "uninstall", "--yes")
-    assert result.returncode == 0 and "stays" not in result.stderr.replace("yaml stays", ""), result
+    assert result.returncode == 0 and "kept" not in result.stderr, result
     assert left(used)["publications"] == ["two", "two_inserts"] and left(used)["slots"] == [f"{first}_two"]
     used.execute("create table nn2 (a int)", "insert into nn2 values (1)", "update nn2 set a = 2")
     used.settings["publication"] = "two"
     stays = run(used, "uninstall", "--yes")
-    assert "stays: publication two: the store in the schema cdc2 captures its changes through it" in stays.stderr
+    assert "kept: publication two: the store in the schema cdc2 captures its changes through it" in stays.stderr
 
 
 def test_a_publication_for_an_unknown_reader_is_a_warning(used: World) -> None:
@@ -287,7 +291,7 @@ def test_a_publication_for_an_unknown_reader_is_a_warning(used: World) -> None:
     )
     assert "on each new table of the schema public without a primary key" in said
     statement = 'drop publication if exists "cdcbridge"'
-    assert f"If nobody reads it: {statement};" in said
+    assert f"If it does not: {statement};" in said
     used.execute("create table nn2 (a int)", "insert into nn2 values (1)")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
         used.execute("update nn2 set a = 2")
@@ -297,7 +301,7 @@ def test_a_publication_for_an_unknown_reader_is_a_warning(used: World) -> None:
 def test_a_file_with_another_slot_than_its_store_is_refused(used: World) -> None:
     first, used.slot = used.slot, f"{used.slot}_b"
     refused = run(used, "uninstall", "--yes")
-    assert refused.returncode == 3 and f"goes by the slot {first}" in refused.stderr, refused
+    assert refused.returncode == 3 and f"uses the slot {first}" in refused.stderr, refused
     used.slot = first
     assert run(used, "uninstall", "--yes").returncode == 0
     assert left(used) == NOTHING
@@ -313,7 +317,8 @@ def roles(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[World]:
         world.execute("create table t (id int primary key)", f"alter role source_{database} replication",
                       "create publication cdcbridge for tables in schema public with (publish_via_partition_root = true)",
                       "create publication cdcbridge_inserts with (publish = 'insert, truncate')",
-                      f"create schema cdcbridge authorization store_{database}")  # fmt: skip
+                      f"create schema cdcbridge authorization store_{database}",
+                      f"create schema cdcbridge_internal authorization store_{database}")  # fmt: skip
         admin = world.sql
         world.user, world.store_dsn = f"source_{database}", pg15.dsn(database, f"store_{database}")
         world.consumer("c", ("public.*",), role=f"app_{database}")
@@ -332,7 +337,7 @@ def test_the_roles_of_the_manual_are_given_the_statement(roles: World) -> None:
     assert result.returncode == 0, result
     said = " ".join(result.stderr.split())
     assert (
-        "stays: publication cdcbridge: the role postgres owns it. WARNING: while it exists, UPDATE and DELETE fail"
+        "kept: publication cdcbridge: the role postgres owns it. WARNING: while it exists, UPDATE and DELETE fail"
         in said
     )
     assert "check" not in said and f"removed: slot {roles.slot}" in result.stdout
@@ -351,7 +356,10 @@ def test_a_weak_role_reads_which_role_is_needed(roles: World) -> None:
         assert refused.returncode == 3, refused
         assert f"`cdcbridge {command[0]}` needs the store's owner, {owner}" in " ".join(refused.stderr.split())
         assert "`cdcbridge check`" not in refused.stderr, refused
-    roles.execute(f"grant select on cdcbridge.schema_migrations, cdcbridge.schema_code to app_{roles.database}")
+    roles.execute(
+        f"grant usage on schema cdcbridge_internal to app_{roles.database}",
+        f"grant select on cdcbridge_internal.schema_migrations, cdcbridge_internal.schema_code to app_{roles.database}",
+    )
     for command in (("uninstall", "--yes"), ("verify", "public.t")):
         refused = run(roles, *command)
         said = " ".join(refused.stderr.split())

@@ -88,7 +88,7 @@ class Arena:
 
     def leader(self) -> int:
         """Which of the two leads, as the store has it."""
-        holder = self.in_store("select holder from cdcbridge.leaders order by epoch desc limit 1")[0][0]
+        holder = self.in_store("select holder from cdcbridge_internal.leaders order by epoch desc limit 1")[0][0]
         pids = [f"pid {bridge.pid}" for bridge in self.bridges]
         return next((n for n, pid in enumerate(pids) if holder.endswith(pid)), 0)
 

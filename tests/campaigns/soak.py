@@ -37,7 +37,7 @@ SETUP = """
 """
 SIZES = """
     select c.relname, pg_total_relation_size(c.oid) from pg_class c
-    where c.relnamespace = 'cdcbridge'::regnamespace and c.relkind = 'r'
+    where c.relnamespace in ('cdcbridge'::regnamespace, 'cdcbridge_internal'::regnamespace) and c.relkind = 'r'
       and c.relname ~ '^(leases|settled|delayed|hints|waiting_[0-9]+)$'
 """
 

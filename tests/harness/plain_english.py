@@ -21,6 +21,11 @@ _HARD = {
     "a semicolon": r";",
     "a sentence without a subject": r"(?:^|(?<=\. ))(Of|Where|Until|What|Those|Whether|So) [^.?]*\.",
 }
+_SHORTEST = 3  # words of a message
+_NO_TEXT = {"SQL", "execute", "encode", "compile", "value", "fetchall"}  # calls whose texts are for programs
+_STATEMENT = r"(select|with|insert|update|delete|create|alter|drop|set|copy|lock|begin|grant|revoke|commit|rollback)"
+_SQL = re.compile(rf"\s*(-- |{_STATEMENT} )")
+_SQL_FIX = re.compile(rf"\b{_STATEMENT} [^;]*;|(?<=x);$")
 _QUESTION = re.compile(r"[^.?!:]*\?")
 
 
@@ -46,6 +51,30 @@ def docstrings(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node) or ""
+
+
+def messages(path: Path) -> Iterator[str]:
+    """Yield the texts that a Python file shows to people: errors, hints, log values, help and descriptions.
+
+    A text is a string literal of at least three words that is neither a docstring, nor SQL, nor a pattern. A value
+    inside it becomes `x`.
+    """
+    tree = ast.parse(path.read_text())
+    passed = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            passed.update(id(part) for part in node.values)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in _NO_TEXT:
+            passed.update(id(inner) for argument in node.args for inner in ast.walk(argument))
+        text = _SQL_FIX.sub("x", _literal(node) if id(node) not in passed else "")
+        if words(text) >= _SHORTEST and not _SQL.match(text):
+            yield text
+
+
+def _literal(node: ast.AST) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_literal(part) if isinstance(part, ast.Constant) else "x" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def comments(path: Path) -> str:

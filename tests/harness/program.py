@@ -16,7 +16,7 @@ import click
 
 from cdcbridge.cli import cli, main
 from cdcbridge.database import patience
-from cdcbridge.instants import Instant
+from cdcbridge.instants import Instant, SinkInstant
 from tests.harness import crash
 
 PATIENCE = "TEST_PATIENCE"  # a variable: the seconds for which a command tries to get a lock
@@ -31,7 +31,7 @@ def run(
     environment: dict[str, str],
     folder: str,
     streams: tuple[str, str, str],
-    instant: tuple[Instant, int] | None,
+    instant: tuple[Instant | SinkInstant, int] | None,
 ) -> None:
     """Run the program and end the process. streams: the files that become stdin, stdout and stderr."""
     os.environ.clear()

@@ -22,7 +22,7 @@ import yaml
 from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.config import Config, load
 from cdcbridge.demo.embedded import EmbeddedServer
-from cdcbridge.instants import Instant
+from cdcbridge.instants import Instant, SinkInstant
 from cdcbridge.store.log import BridgeStore
 from tests.harness.programs import Program, complete
 
@@ -150,7 +150,7 @@ class World:
             self._store_session = psycopg.connect(
                 wanted[0], autocommit=True, client_encoding="UTF8", prepare_threshold=None
             )
-            self._store_session.execute(f"set search_path = {self.schema}, public".encode())
+            self._store_session.execute(f"set search_path = {self.schema}, {self.schema}_internal, public".encode())
             self._store_is = wanted
         return self._store_session
 
@@ -267,8 +267,22 @@ class World:
         """`cdcbridge run` as a process; `crash`: the instant to die at, and the how manieth time (see
         tests.harness.crash); `prefix`: a command that runs it, and becomes it.
         """
-        arguments = ["-c", str(self.write_config()), "run", *options]
-        log = self.folder / "bridge.log"
+        return self._start(["run", *options], "bridge.log", crash, prefix, environment)
+
+    def start_sinks(self, *names: str, crash: tuple[Instant | SinkInstant, int] | None = None) -> Running:
+        """`cdcbridge sinks run` as a process; `crash` as for start_process()."""
+        return self._start(["sinks", "run", *names], "sinks.log", crash, None, None)
+
+    def _start(
+        self,
+        command: list[str],
+        log_name: str,
+        crash: tuple[Instant | SinkInstant, int] | None,
+        prefix: list[str] | None,
+        environment: dict[str, str] | None,
+    ) -> Running:
+        arguments = ["-c", str(self.write_config()), *command]
+        log = self.folder / log_name
         log.touch()
         surroundings = {**clean_environment(), **(environment or {})}
         process = (
@@ -285,7 +299,7 @@ class World:
         arguments: list[str],
         environment: dict[str, str],
         log: Path,
-        crash: tuple[Instant, int] | None,
+        crash: tuple[Instant | SinkInstant, int] | None,
     ) -> subprocess.Popen[str]:
         program = ["cdcbridge"] if crash is None else ["tests.harness.crash", crash[0], str(crash[1]), "--"]
         with log.open("a") as file:
@@ -294,8 +308,8 @@ class World:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file, text=True, env=environment,
             )  # fmt: skip
 
-    def log(self) -> str:
-        return (self.folder / "bridge.log").read_text()
+    def log(self, name: str = "bridge.log") -> str:
+        return (self.folder / name).read_text()
 
     def close(self) -> None:
         for process in self._processes:

@@ -91,7 +91,7 @@ def test_a_table_that_the_publication_lacks_and_the_role_may_not_change(world18:
     role = f"r_{world18.database}"
     with psycopg.connect(world18.dsn, autocommit=True) as owner:
         for statement in (
-            "drop schema cdcbridge cascade",  # the role makes its own
+            "drop schema cdcbridge, cdcbridge_internal cascade",  # the role makes its own
             f"create role {role} login replication",
             f"grant create on database {world18.database} to {role}",
             "create table t (id int primary key)",
@@ -150,7 +150,7 @@ def test_a_change_of_mode_is_refused_by_check_apply_and_run(shop: World) -> None
         refused = shop.run_program(*arguments)
         assert refused.returncode == 2, (arguments, refused)
         said = refused.stdout + refused.stderr
-        assert "consumer 'good' has mode queue; it cannot become fifo" in said
+        assert "consumer 'good' has mode queue, which cannot become fifo" in said
         assert "cdcbridge consumers remove good" in said
 
 
@@ -254,7 +254,7 @@ def test_a_changed_mode_in_the_file_of_a_running_bridge(shop: World) -> None:
         shop.consumer("late", ("public.u",))
         shop.write_config()
         reconnect(shop)
-        eventually(lambda: "it cannot become fifo" in shop.log(), "it says so")
+        eventually(lambda: "which cannot become fifo" in shop.log(), "it says so")
         eventually(lambda: shop.log().count("bridge.streaming") == 2, "it goes on, with the other change")
         shop.execute("insert into t values (1)", "insert into u values (2)")
         eventually(lambda: (keys(shop, "good"), keys(shop, "late")) == (["1"], ["2"]))
@@ -346,7 +346,7 @@ def test_a_version_of_another_file_is_put_back_and_apply_says_so(shop: World, tm
     shop.settings["heartbeat_interval"] = "1h"  # it notices although it has nothing to append
     with process(shop):
         applied = other.run_program("consumers", "apply")
-        assert applied.returncode == 0 and "good is not as this file has it" in applied.stderr
+        assert applied.returncode == 0 and "good does not have the settings of this file" in applied.stderr
         assert shop.value("select config ->> 'filter' from consumers") is None
         removed = other.run_program("consumers", "remove", "good", "--yes")
         assert removed.returncode == 0 and "has added it again" in removed.stderr

@@ -133,7 +133,7 @@ def test_a_named_table_that_is_replaced_is_captured_again(world: World, how: str
         )
         if world.plugin == "pgoutput":
             gaps = _told(world, before, after)
-            assert "public.t is another one" in gaps[0][2]
+            assert "public.t is a different one" in gaps[0][2]
         else:
             assert world.rows(GAPS) == []
             assert world.rows("select data -> 'record' ->> 'v' from messages where key = '2'") == [("first",)]

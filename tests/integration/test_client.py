@@ -63,7 +63,7 @@ def test_messages_are_acked_by_their_blocks_and_given_back_where_these_raise(que
                 if len(seen) == 2:
                     raise ZeroDivisionError("oh")
     assert seen == [0, 1]
-    history = queue.value("select history -> 0 ->> 'reason' from cdcbridge.delayed where deliver_count = 1")
+    history = queue.value("select history -> 0 ->> 'reason' from cdcbridge_internal.delayed where deliver_count = 1")
     assert history == "ZeroDivisionError: oh"
     assert [m.seq for m in client.receive()] == [3], "what had been fetched came back at once"
 
@@ -189,10 +189,10 @@ def test_behind_a_pooler_it_looks_now_and_then(queue: StoreQueue, connect: Any) 
 
 def test_a_client_polls_behind_a_pooler() -> None:
     made = SyncQueue("host=nowhere", "c", "cdcbridge", None)
-    made.learn((1, "queue"))
-    assert (made.pooled, made.poll_interval) == (False, None)
-    made.pooled = True
-    made.learn((1, "queue"))
+    made._note_consumer((1, "queue"))
+    assert (made._pooled, made.poll_interval) == (False, None)
+    made._pooled = True
+    made._note_consumer((1, "queue"))
     assert made.poll_interval == 1.0
 
 

@@ -24,7 +24,7 @@ from tests.integration.test_client_leaving import publish, unfinished
 from tests.sql.queue import StoreQueue
 from tests.unit.test_handlers import Speechless
 
-LOST = "select history -> 0 ->> 'reason' as reason from cdcbridge.delayed"
+LOST = "select history -> 0 ->> 'reason' as reason from cdcbridge_internal.delayed"
 
 
 class Way:
@@ -45,7 +45,7 @@ WAYS = {
     "raises": Way(raises=lambda: ValueError("oh"), reason="ValueError: oh"),
     "raises with NUL": Way(raises=lambda: ValueError("a\0b"), reason="ValueError: a\\x00b"),
     "raises with half a pair": Way(raises=lambda: ValueError("\ud800"), reason="ValueError: \\ud800"),
-    "raises without words": Way(raises=Speechless, reason="Speechless: its text cannot be had: ValueError"),
+    "raises without words": Way(raises=Speechless, reason="Speechless: its text cannot be read: ValueError"),
     "CancelledError": Way(raises=asyncio.CancelledError, reason="CancelledError: "),
     "GeneratorExit": Way(raises=GeneratorExit, reason="GeneratorExit: "),
     "acks and returns": Way("ack"),
@@ -126,7 +126,7 @@ def test_a_handler_ends_and_the_worker_goes_on(
             f" select {seq}, h ->> 'reason' from jsonb_array_elements(new.history) h; return null; end $$".encode()
         )
         store.session.execute(
-            f"create trigger tell after insert on cdcbridge.{table} for each row execute function tell_{table}()".encode()
+            f"create trigger tell after insert on cdcbridge_internal.{table} for each row execute function tell_{table}()".encode()
         )
     publish(store, "a", "b")
     with caplog.at_level(logging.INFO, "cdcbridge.client"):
@@ -190,7 +190,7 @@ def test_a_handler_that_outlives_the_grace_comes_again_and_the_rest_is_given_bac
             time.sleep(3)
 
         handle.run()
-    assert "was still being handled at the end" in caplog.text
+    assert "was still being handled when the worker ended" in caplog.text
     assert unfinished(store) == {1: (2, True), 2: (0, False), 3: (0, False)}
 
 
@@ -242,7 +242,7 @@ def test_a_handler_that_returns_a_coroutine_has_not_handled_anything(store: Stor
             return forgotten()
 
         client.worker()(handle).run()
-    assert "returned a coroutine, which nobody runs" in store.value(LOST)
+    assert "returned a coroutine, which was not run" in store.value(LOST)
 
 
 @pytest.mark.parametrize("opened", ["sync", "async"], indirect=True)
@@ -253,7 +253,7 @@ def test_handlers_that_would_not_run_are_refused_when_they_are_registered(opened
         yield
 
     wrong: Any = generator
-    with pytest.raises(TypeError, match="would not be run"):
+    with pytest.raises(TypeError, match="would not run"):
         client.worker()(wrong)
 
 
@@ -449,7 +449,7 @@ def test_the_log_says_which_delivery_failed_and_when_the_message_comes_again(
         raise ValueError("no such invoice")
 
     def due() -> bool:
-        query = "update cdcbridge.delayed set visible_at = now() - interval '1 s' returning seq"
+        query = "update cdcbridge_internal.delayed set visible_at = now() - interval '1 s' returning seq"
         return bool(store.all(query, session=other))
 
     other = store.open()
@@ -489,5 +489,5 @@ def test_the_log_says_when_the_message_of_a_failed_block_comes_again(
     client = opened()
     with caplog.at_level(logging.INFO), pytest.raises(ValueError, match="no such invoice"), client.receive()[0]:
         raise ValueError("no such invoice")
-    said = [record.getMessage() for record in caplog.records if "given back" in record.getMessage()]
-    assert said == ["message 1 of c was given back: delivery 1 of 5, again in 2 s"]
+    said = [record.getMessage() for record in caplog.records if "was nacked" in record.getMessage()]
+    assert said == ["message 1 of c was nacked: delivery 1 of 5, again in 2 s"]

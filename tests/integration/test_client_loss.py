@@ -111,7 +111,7 @@ def test_publish_never_publishes_twice(store: StoreQueue, monkeypatch: Any) -> N
 
         def rows(self: Any, session: Any, query: Any, values: Any, rescue: Any = None) -> Any:
             found = original(self, session, query, values, rescue)
-            if query is client.sql.publish and next(lost) % 2 == 0:
+            if query is client._sql.publish and next(lost) % 2 == 0:
                 session.close()
                 raise StoreUnavailable("the answer was lost")
             return found
@@ -233,7 +233,7 @@ def test_a_message_whose_answer_met_silence_comes_again(store: StoreQueue, proxy
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.extend(client.receive(wait=PATIENCE)))
         thread.start()
-        eventually(lambda: store.value("select count(*) from cdcbridge.leases"))
+        eventually(lambda: store.value("select count(*) from cdcbridge_internal.leases"))
         proxy.silent, proxy.delay = True, 0.0  # the answer is in its second of delay
         threading.Timer(1, setattr, (proxy, "silent", False)).start()
         thread.join(PATIENCE)
@@ -285,7 +285,7 @@ def test_a_read_only_moment_is_waited_for(pg15: Any, pg18: Any) -> None:
                 with psycopg.connect(there, autocommit=True) as other:
                     count = "select count(*) from cdcbridge.messages"
                     eventually(lambda: other.execute(count).fetchone() == (2,))  # noqa: B023
-                client.dsn = there
+                client._dsn = there
                 for session in (client._reader, client._writer):
                     if session is not None:
                         session.close()

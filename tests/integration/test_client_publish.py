@@ -30,13 +30,15 @@ def test_a_message_waits_for_a_delay_or_for_a_time(store: Store, opened: Callabl
     client.publish("t", 1, delay=300)
     client.publish("t", 1, delay="5m")
     client.publish("t", 1, deliver_at=datetime.now(UTC) + timedelta(minutes=5))
-    waits = store.all("select extract(epoch from visible_at - now()) as s from cdcbridge.delayed where consumer_id = 1")
+    waits = store.all(
+        "select extract(epoch from visible_at - now()) as s from cdcbridge_internal.delayed where consumer_id = 1"
+    )
     assert [280 < row["s"] <= 300 for row in waits] == [True] * 3
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"delay": "soon"}, "delay: 'soon' is not a duration"),
-        ({"delay": -1}, "delay is -1; it must be at least 0 seconds"),
+        ({"delay": -1}, "delay is -1, but must be at least 0 seconds"),
         ({"delay": 1, "deliver_at": datetime.now(UTC)}, "both are given"),
-        ({"deliver_at": datetime(2030, 1, 1)}, "has no zone"),  # noqa: DTZ001 - that is what is refused
+        ({"deliver_at": datetime(2030, 1, 1)}, "has no time zone"),  # noqa: DTZ001 - that is what is refused
     )
     for named, message in refused:
         with pytest.raises(UsageError, match=message):

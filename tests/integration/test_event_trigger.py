@@ -62,6 +62,14 @@ def test_a_table_that_is_created_later_without_a_key(wild: World) -> None:
         assert identity(wild, "later") == "f"
 
 
+@pytest.mark.parametrize("schema", ["cdcbridge", "cdcbridge_internal"])
+def test_the_stores_own_tables_are_left_out(wild: World, schema: str) -> None:
+    wild.consumer(tables=("*.*",))
+    with wild.bridge():
+        wild.execute(f"create table {schema}.own (id int)", "create table other (id int)")
+        assert (identity(wild, f"{schema}.own"), identity(wild, "other")) == ("d", "f")
+
+
 def test_each_way_to_make_a_table(wild: World) -> None:
     with wild.bridge():
         wild.execute(
@@ -189,7 +197,7 @@ def test_partitions_of_a_named_table(world: World) -> None:
 
 def test_a_role_that_may_not_install_it(world18: World) -> None:
     role = f"r_{world18.database}"
-    world18.execute("drop schema cdcbridge cascade",  # the role makes its own
+    world18.execute("drop schema cdcbridge, cdcbridge_internal cascade",  # the role makes its own
                     "create table t (id int primary key)", f"create role {role} login replication",
                     f"grant create on database {world18.database} to {role}")  # fmt: skip
     try:

@@ -83,7 +83,7 @@ def test_a_server_restart_is_waited_for(own15: EmbeddedServer, tmp_path: object,
 def test_the_store_may_be_another_server(pg18: EmbeddedServer, world15: World) -> None:
     with fresh_database(pg18) as elsewhere:
         world15.store_dsn = pg18.dsn(elsewhere)
-        world15.execute("drop schema cdcbridge cascade", "create table t (id int primary key)")
+        world15.execute("drop schema cdcbridge, cdcbridge_internal cascade", "create table t (id int primary key)")
         world15.consumer()
         with world15.bridge():
             world15.execute("insert into t values (1)")
@@ -146,10 +146,10 @@ def test_a_store_of_another_source_is_refused(world15: World) -> None:
         ("slot", "slot", "another"),
     ):
         was = world15.value(f"select {column} from source")
-        world15.execute(f"update cdcbridge.source set {column} = '{value}', database_oid = null")
+        world15.execute(f"update cdcbridge_internal.source set {column} = '{value}', database_oid = null")
         error = world15.bridge_error()
         assert isinstance(error, OperatorNeeded) and what in str(error) and repr(value) in str(error)
-        world15.execute(f"update cdcbridge.source set {column} = '{was}'")
+        world15.execute(f"update cdcbridge_internal.source set {column} = '{was}'")
     world15.plugin = "pgoutput"
     error = world15.bridge_error()
     assert isinstance(error, OperatorNeeded) and "wal2json" in str(error)
@@ -160,7 +160,7 @@ def test_an_older_timeline_is_refused(world15: World) -> None:
     world15.consumer()
     with world15.bridge():
         pass
-    world15.execute("update cdcbridge.source set timeline = 7")
+    world15.execute("update cdcbridge_internal.source set timeline = 7")
     error = world15.bridge_error()
     assert isinstance(error, OperatorNeeded) and "timeline" in str(error)
 
@@ -276,14 +276,14 @@ def test_a_schema_newer_than_the_program_is_refused(world15: World) -> None:
     world15.consumer()
     with world15.bridge():
         pass
-    world15.execute("insert into cdcbridge.schema_migrations (version, name) values (9999, 'future')")
+    world15.execute("insert into cdcbridge_internal.schema_migrations (version, name) values (9999, 'future')")
     error = world15.bridge_error()
     assert isinstance(error, OperatorNeeded) and "9999" in str(error)
 
 
 def test_a_publication_made_by_hand_that_is_enough_stays_as_it_is(world18: World) -> None:
     role = f"r_{world18.database}"
-    world18.execute("drop schema cdcbridge cascade")  # the role makes its own
+    world18.execute("drop schema cdcbridge, cdcbridge_internal cascade")  # the role makes its own
     world18.execute("create table t (id int primary key)", "create publication cdcbridge for all tables")
     world18.execute("alter publication cdcbridge set (publish_via_partition_root = true)")
     world18.execute(f"create role {role} login replication", f"grant create on database {world18.database} to {role}")
@@ -474,8 +474,8 @@ def test_a_slot_that_is_moved_after_the_facts_were_found(world: World, monkeypat
         return ready
 
     monkeypatch.setattr("cdcbridge.bridge.supervisor.prepare", and_meanwhile)
-    with pytest.raises(OperatorNeeded, match="what lies between is gone"):
+    with pytest.raises(OperatorNeeded, match="the changes between them are lost"):
         Bridge(world.config()).run()
     monkeypatch.undo()
-    with pytest.raises(OperatorNeeded, match="what lies between is gone"):
+    with pytest.raises(OperatorNeeded, match="the changes between them are lost"):
         Bridge(world.config()).run()

@@ -179,17 +179,17 @@ def test_a_refused_change_that_the_bridge_reads_later_is_told_as_it_is(shop: Wor
         assert shop.run_program("consumers", "apply").returncode == 2
         shop.consumers = [c for c in shop.consumers if c["name"] != "old"]
         assert shop.run_program("consumers", "remove", "old", "--yes").returncode == 0
-        eventually(lambda: "it cannot become fifo" in problem(shop, "billing"), "the bridge has read the file")
+        eventually(lambda: "which cannot become fifo" in problem(shop, "billing"), "the bridge has read the file")
         eventually(shop.active)
         shop.execute("insert into orders values (1, 1)")
         eventually(lambda: keys(shop, "billing") == ["1"])
         listed = shop.run_program("consumers", "list")
-        said = "the consumer billing goes on as it was; the file asks for mode: fifo, which cannot be done"
+        said = "the consumer billing continues with its earlier settings: the file asks for mode: fifo, which cannot be done"
         for shown in (listed, shop.run_program("lag"), shop.run_program("status")):
             text = " ".join((shown.stdout + shown.stderr).split())
             assert said in text and "does not work" not in text and "(faulty)" not in text, text
         assert "billing (as before)" in listed.stdout
-        assert "it goes on as it was" in shop.log()
+        assert "it continues with its earlier settings" in shop.log()
 
 
 # changes that wal2json drops

@@ -38,7 +38,7 @@ def test_numbers_of_both_kinds_on_every_path(world: World) -> None:
         assert world.json("consumers", "replay", "c", "--from", "earliest")["replayed"] == 6
         assert ids(world) == both
         eventually(lambda: world.value("select count(*) from dead_messages") == 4, "rows whose m is null")
-        said = "filter_error: record.m * 2: CEL has no * for null and an integer; write record.m != null && … (record.m is null)"
+        said = "filter_error: record.m * 2: CEL has no * for null and an integer. Write record.m != null && … (record.m is null)"
         assert world.rows("select distinct reason from dead_messages") == [(said,)]
     world.consumer("z", filter=FILTER)
     with world.bridge():

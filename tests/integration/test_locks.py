@@ -158,7 +158,7 @@ def executed(query: str) -> Callable[[StoreQueue, BridgeStore], Any]:
 
 
 def replayed(queue: StoreQueue, store: BridgeStore) -> Any:
-    with psycopg.connect(queue.dsn, options="-c search_path=cdcbridge") as reader:
+    with psycopg.connect(queue.dsn, options="-c search_path=cdcbridge,cdcbridge_internal") as reader:
         row = store.connection.execute("select id, name, mode, config from consumers where name = 'c'").fetchone()
         assert row
         return backlog.replay(store.connection, reader, Subscription.from_config(*row), 0, 1 << 40)
@@ -212,7 +212,7 @@ COMMANDS: dict[str, tuple[Callable[[StoreQueue, BridgeStore], Any], set[str], Ca
     "apply one with start: earliest": (applied(EARLIEST), {PUBLISHER}, None),
     "apply one that takes tables from the beginning": (applied(EARLIEST.model_copy(update={"topics": ()})), set(), None),
     "apply a stream": (applied(STREAM), set(), None),
-    "apply the first stream": (applied(STREAM), {PUBLISHER}, lambda queue: queue.session.execute("drop index cdcbridge.messages_000000_partition")),
+    "apply the first stream": (applied(STREAM), {PUBLISHER}, lambda queue: queue.session.execute("drop index cdcbridge_internal.messages_000000_partition")),
     "apply a change": (applied(BASE[0].model_copy(update={"max_in_flight": 7})), set(), None),
     "remove a queue": (removed("doomed"), {RECEIVER, PUBLISHER, DUMP}, None),
     "remove a stream": (removed("s"), {RECEIVER}, None),
@@ -221,7 +221,7 @@ COMMANDS: dict[str, tuple[Callable[[StoreQueue, BridgeStore], Any], set[str], Ca
     "replay": (replayed, set(), None),
     "backfill start": (executed("select start_backfill('c', 'public.t')"), set(), None),
     "backfill cancel": (executed("select change_backfills('c', null, '{waiting}', 'cancelled')"), set(),
-                        lambda queue: queue.value("select cdcbridge.start_backfill('c', 'public.t')")),
+                        lambda queue: queue.value("select cdcbridge_internal.start_backfill('c', 'public.t')")),
     "retention": (dropped, {RECEIVER, PUBLISHER, DUMP}, finish_segment),
     "compaction": (dropped, {RECEIVER, PUBLISHER, DUMP}, compact_and_finish_segment),
     "change of partitions": (partitioned, set(), None),
@@ -279,7 +279,7 @@ def _again(run: Callable[[StoreQueue, BridgeStore], Any], queue: StoreQueue, ope
 
 
 def _schema(queue: StoreQueue) -> list[Any]:
-    relations = "select relname, relkind from pg_class where relnamespace = 'cdcbridge'::regnamespace order by 1"
+    relations = "select relname, relkind from pg_class where relnamespace in ('cdcbridge'::regnamespace, 'cdcbridge_internal'::regnamespace) order by 1"
     return [*queue.all(relations), *queue.all("select id, name, config from cdcbridge.consumers order by id")]
 
 
@@ -463,15 +463,15 @@ def test_housekeeping_passes_by_what_a_receiver_in_its_transaction_has_replaced(
     queue = StoreQueue(world18.dsn)
     queue.declare(topics=("t",))
     queue.session.execute(
-        "insert into cdcbridge.hints (consumer_id, waiting_floor, token_floor, tokens) values (1, 0, 0, '{}')"
+        "insert into cdcbridge_internal.hints (consumer_id, waiting_floor, claim_floor, open_claims) values (1, 0, 0, '{}')"
     )
     idle = queue.open(autocommit=False)
-    idle.execute("delete from cdcbridge.hints where id = (select min(id) from cdcbridge.hints)")
-    queue.session.execute("set lock_timeout = '1s'; set search_path = cdcbridge")
-    queue.session.execute("select cdcbridge.forget_hints(), cdcbridge.forget_settled()")
+    idle.execute("delete from cdcbridge_internal.hints where id = (select min(id) from cdcbridge_internal.hints)")
+    queue.session.execute("set lock_timeout = '1s'; set search_path = cdcbridge, cdcbridge_internal")
+    queue.session.execute("select cdcbridge_internal.forget_hints(), cdcbridge_internal.forget_settled()")
     idle.rollback()
-    queue.session.execute("select cdcbridge.forget_hints()")
-    assert queue.value("select count(*) from cdcbridge.hints") == 1
+    queue.session.execute("select cdcbridge_internal.forget_hints()")
+    assert queue.value("select count(*) from cdcbridge_internal.hints") == 1
     queue.close()
 
 
@@ -481,7 +481,7 @@ def test_a_change_of_consumers_names_another_that_is_under_way(server: EmbeddedS
         operator = BridgeStore(queue.dsn, "cdcbridge")
         consumers.apply(operator.connection, BASE)
         other = queue.open(autocommit=False)
-        other.execute("set local search_path = cdcbridge")
+        other.execute("set local search_path = cdcbridge, cdcbridge_internal")
         other.execute("select lock_consumers()")
         changes = (applied(Consumer(name="n", tables=("public.t",))), removed("doomed"), migrated)
         with Traffic(queue) as traffic:

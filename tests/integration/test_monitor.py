@@ -133,7 +133,11 @@ def test_the_slot_is_told_while_the_store_is_away(own15: EmbeddedServer, world18
         pass
     world18.store_dsn = own15.dsn("nowhere")
     result = world18.run_program("lag")
-    assert result.returncode == 1 and world18.slot in result.stdout and "of consumers nothing is known" in result.stderr
+    assert (
+        result.returncode == 1
+        and world18.slot in result.stdout
+        and "the state of the consumers is unknown" in result.stderr
+    )
     found = world18.run_program("lag", "--json")
     told = json.loads(found.stdout)
     assert found.returncode == 1 and told["slots"][0]["name"] == world18.slot and "nowhere" in told["store_error"]
@@ -200,8 +204,9 @@ def test_systemd_hears_that_it_is_ready_and_goes_on_and_nothing_when_it_hangs(
 
 def everything() -> list[Metric]:
     """Every metric that a bridge can give, labels filled by a look that has everything."""
+    from cdcbridge.observe.consumer_lag import ConsumerLag
     from cdcbridge.observe.lag import Lag, SlotLag
-    from cdcbridge.observe.lag_store import ConsumerLag
+    from cdcbridge.observe.sinks import SinkState
     from cdcbridge.source.wal_room import OtherSlot, WalRoom
     from cdcbridge.store.holders import ConsumerHolder
 
@@ -212,7 +217,8 @@ def everything() -> list[Metric]:
     consumer = ConsumerLag("c", "queue", 1, 1, 1, 1.0, 1, 1.0, True, 1)
     room = WalRoom(1, 1, (OtherSlot("o", "physical", None, None, True, "reserved", 1),))
     feeds = describe(1, "host", "file", ["c"], ["c"], [])
-    metrics.measured(Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds))
+    sink = SinkState("c", "file", "out", "delivering", oldest_seconds=1.0)
+    metrics.measured(Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds, sinks=(sink,)))
     health.append_begins()
     batch = AppendBatch()
     batch.refused["published.malformed", "news", "not JSON"] += 1
@@ -354,5 +360,7 @@ def test_lag_names_who_holds_the_horizon_and_what_is_an_alarm(world: World) -> N
         shown = world.run_program("lag")
         assert shown.returncode == 0 and f"pid {old.info.backend_pid} (report)" in shown.stderr
     assert [a["code"] for a in lag["alarms"]] == ["slot_retains_too_much", "slot_inactive"]
-    assert "ALARM nobody has read the slot" in shown.stderr and "more than max_retained_wal (16.0 MB)" in shown.stderr
+    assert (
+        "ALARM no bridge has read the slot" in shown.stderr and "more than max_retained_wal (16.0 MB)" in shown.stderr
+    )
     assert lag["slot_health"][0]["inactive_seconds"] >= 1

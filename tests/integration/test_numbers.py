@@ -38,7 +38,7 @@ def test_every_digit_arrives_with_parse_float(consumer: str, store: Store, opene
     record = got[0].data["record"]
     assert record == EXACT
     assert str(record["price"]) == "10.50"
-    with pytest.raises(UnreadableData, match="cannot be made Python values"):
+    with pytest.raises(UnreadableData, match="cannot be converted to Python values"):
         _ = got[1].data
 
 

@@ -116,7 +116,7 @@ def test_a_document_concerns_its_own_message(world: World) -> None:
             assert replayed["replayed"] > 0
             assert len(world.rows("select seq from peek(%s, 500)", name)) == len(dead) + replayed["replayed"]
             drain(world, name)
-    world.execute("select setval('cdcbridge.messages_seq', 1000000)", "select cdcbridge.create_segments()")
+    world.execute("select setval('cdcbridge.messages_seq', 1000000)", "select cdcbridge_internal.create_segments()")
     (retention,) = world.rows("select dropped, lost, expired > 0 from drop_segments('0', '0')")
     assert retention == (1, 0, True), "what the first consumer has not finished is dead; the rest was compacted"
     kept = {key for (key,) in world.rows("select key from messages where topic = 'invoices'")}

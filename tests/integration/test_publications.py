@@ -104,12 +104,12 @@ def test_one_finding_tells_of_a_publication_that_the_role_may_not_change(publish
     published.user = name
     concerned = [p for p in check(published.config()) if p.code.startswith("publication")]
     assert [p.severity for p in concerned] == ["error"], concerned
-    assert "brings it into step" not in concerned[0].message
+    assert "corrects it when it starts" not in concerned[0].message
     assert "public.u" in concerned[0].message or not begun
     # The same where another error hides what the role may not do.
     published.consumer("other", ("public.absent",))
     concerned = [p for p in check(published.config()) if p.code.startswith("publication")]
-    assert concerned and all("brings it into step" not in p.message for p in concerned), concerned
+    assert concerned and all("corrects it when it starts" not in p.message for p in concerned), concerned
     published.user = "postgres"
 
 

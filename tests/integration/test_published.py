@@ -96,7 +96,9 @@ def test_a_message_in_the_wal_waits_for_its_time(world15: World, mode: str) -> N
         assert "late" not in [row["data"]["record"] for row in got]
         table, column = ("waiting", "not_before") if mode == "fifo" else ("delayed", "visible_at")
         assert world15.value(f"select max({column}) from {table}") == late
-        world15.execute(f"update cdcbridge.{table} set {column} = now() - interval '1 s' where {column} is not null")
+        world15.execute(
+            f"update cdcbridge_internal.{table} set {column} = now() - interval '1 s' where {column} is not null"
+        )
         rest = received(world15, 1 if mode == "queue" else 67)
         assert rest[0]["data"]["record"] == "late"
         assert [row["seq"] for row in rest] == sorted(row["seq"] for row in rest)

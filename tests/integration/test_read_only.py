@@ -286,7 +286,7 @@ def test_a_command_that_waits_tries_again_until_the_store_takes_writes(apart: Wo
     with subprocess.Popen(
         program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment()
     ) as reader:
-        assert reader.stderr is not None and "trying again" in reader.stderr.readline()
+        assert reader.stderr is not None and "Trying again" in reader.stderr.readline()
         promote(own)
         publish(dsn, 1)
         out, _ = reader.communicate(timeout=PATIENCE)

@@ -52,7 +52,7 @@ def test_what_does_not_match_is_removed_and_counted(world: World) -> None:
     answer, said = program(world, "dead", "redrive", "c")
     assert answer == {"redriven": 1, "not_wanted": 1, "undecidable": 1}
     assert "1 removed: the filter gives false" in said
-    assert "1 left: the filter fails on them as before" in said and "cdcbridge filter test c" in said
+    assert "1 remain dead letters, because the filter still fails on them" in said and "cdcbridge filter test c" in said
     assert told(messages(world)) == [("insert", "2", {"id": 2, "status": "paid", "amount": 2.50})]
     assert world.rows("select seq, reason from dead_messages") == [(3, "filter_error: no such field: status")]
     # By its id it comes whatever the filter says.

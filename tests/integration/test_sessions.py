@@ -271,7 +271,7 @@ def test_a_day_has_24_hours_in_every_zone(world15: World, call: str) -> None:
     with world15.bridge():
         pass
     with psycopg.connect(world15.dsn, autocommit=True) as foreign:
-        foreign.execute("set timezone = 'Pacific/Chatham'; set search_path = cdcbridge")
+        foreign.execute("set timezone = 'Pacific/Chatham'; set search_path = cdcbridge, cdcbridge_internal")
         for moment in ("2024-04-06 12:00+00", "2024-09-28 12:00+00"):
             row = foreign.execute(
                 "select extract(epoch from later(%s, '1 day') - %s)::int", (moment, moment)
@@ -309,7 +309,7 @@ def restricted(world: World) -> Iterator[World]:
     """A table with a policy, and a role that is not its owner."""
     role = f"r_{world.database}"
     world.execute(
-        "drop schema cdcbridge cascade",  # the role makes its own
+        "drop schema cdcbridge, cdcbridge_internal cascade",  # the role makes its own
         f"create role {role} login replication",
         f"grant create on database {world.database} to {role}",
         "create table public.t (id int primary key)",
@@ -325,7 +325,9 @@ def restricted(world: World) -> Iterator[World]:
     world._sql = psycopg.connect(own, autocommit=True)
     yield world
     with psycopg.connect(own, autocommit=True) as admin:
-        admin.execute(f"drop schema if exists cdcbridge cascade; drop owned by {role}; drop role {role}".encode())
+        admin.execute(
+            f"drop schema if exists cdcbridge, cdcbridge_internal cascade; drop owned by {role}; drop role {role}".encode()
+        )
 
 
 def _execute_as_owner(world: World, *statements: str) -> None:
@@ -491,14 +493,14 @@ def test_a_client_behind_a_pooler_leaves_nothing_in_the_servers_sessions(
         pass
     through = f"host=127.0.0.1 port={port} user=postgres dbname={world15.database}"
     with Queue.connect(through, consumer="c") as queue, Stream.connect(through, consumer="s") as stream:
-        assert queue.pooled and stream.pooled
+        assert queue._pooled and stream._pooled
         queue.publish("notes", {"n": "é"})
         (message,) = queue.receive(wait=5)
         assert abs((message.inserted_at - datetime.now(UTC)).total_seconds()) < 60
         assert message.data["record"] == {"n": "é"}
         assert message.ack()
         with pytest.raises(Exception, match="not a receipt"):
-            queue._write(queue.sql.ack, ("c", ["nonsense"]))
+            queue._write(queue._sql.ack, ("c", ["nonsense"]))
         batch = stream.read(wait=5)
         assert batch is not None and batch.commit()
         names = "statement_timeout", "default_transaction_isolation", "default_transaction_read_only", "intervalstyle"

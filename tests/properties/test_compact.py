@@ -42,7 +42,7 @@ def queue(pg15: EmbeddedServer) -> Iterator[StoreQueue]:
 def test_a_reader_comes_to_the_state_wherever_it_stood(queue: StoreQueue, steps: list[Any]) -> None:
     prefix = f"{next(examples)}-"
     if queue.all("select from cdcbridge.consumers"):
-        queue.value("select cdcbridge.remove_consumer('s')")
+        queue.value("select cdcbridge_internal.remove_consumer('s')")
     queue.declare("s", mode="stream", compact=True)
     everything: list[Row] = []
     heard: list[Row] = []

@@ -25,7 +25,7 @@ from tests.sql.queue import StoreQueue
 
 MAX_DELIVERIES = 3
 CLOCK = """
-    create or replace function cdcbridge.moment() returns timestamptz language sql volatile as
+    create or replace function cdcbridge_internal.moment() returns timestamptz language sql volatile as
     $$ select current_setting('test.clock')::timestamptz $$
 """
 
@@ -63,7 +63,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         session = self.queue.session
         if self.queue.value("select count(*) from cdcbridge.consumers"):
-            session.execute("select cdcbridge.remove_consumer('c')")
+            session.execute("select cdcbridge_internal.remove_consumer('c')")
         self.consumer = self.queue.declare(mode=self.mode, topics=("t",), max_deliveries=MAX_DELIVERIES,
                                            max_in_flight=self.max_in_flight, visibility_timeout="10s",
                                            retry_delay={"initial": "5s", "factor": 2, "max": "60s"})  # fmt: skip
@@ -182,14 +182,14 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def bury(self) -> None:
         dying = [m for m in self.expired() if m.count >= MAX_DELIVERIES]
-        assert self.queue.value("select cdcbridge.bury_expired()") == len(dying)
+        assert self.queue.value("select cdcbridge_internal.bury_expired()") == len(dying)
         for message in dying:
             message.state = "dead"
 
     @rule()
     def merge(self) -> None:
         """The bridge's housekeeping. It changes nothing that anybody can see."""
-        assert self.queue.value("select cdcbridge.merge_runs()") >= 0
+        assert self.queue.value("select cdcbridge_internal.merge_runs()") >= 0
 
     # the model
 

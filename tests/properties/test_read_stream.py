@@ -45,7 +45,7 @@ class Machine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         for name in [row["name"] for row in self.queue.all("select name from cdcbridge.consumers")]:
-            self.queue.value("select cdcbridge.remove_consumer(%s)", name)
+            self.queue.value("select cdcbridge_internal.remove_consumer(%s)", name)
         self.queue.declare("s", mode="stream", topics=("news",))
         self.queue.declare("t", mode="stream")
 
@@ -99,7 +99,7 @@ class Machine(RuleBasedStateMachine):
     def read_under_a_lease(self, count: int, die: bool) -> None:
         rows = self.queue.all("select * from cdcbridge.read_stream('s', %s, '1 hour')", count)
         if rows and die:
-            self.queue.session.execute("update cdcbridge.offsets set leased_until = now() - interval '1 s'"
+            self.queue.session.execute("update cdcbridge_internal.offsets set leased_until = now() - interval '1 s'"
                                        " where leased_until is not null")  # fmt: skip
         elif rows:
             last = rows[-1]

@@ -210,8 +210,8 @@ def test_no_credentials_and_no_region(moto_server: Moto, monkeypatch: pytest.Mon
 def test_the_region_of_a_url_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
-    async def main(url: str, **sink: Any) -> str:
-        made: Any = target(type="sqs", queue_url=url, **sink)
+    async def main(url: str, **sink: str) -> str:
+        made: Any = target(LANE, type="sqs", queue_url=url, **sink)
         made._call = lambda *_, **__: asyncio.sleep(0, {})
         await made.open()
         name: str = made._client.meta.region_name

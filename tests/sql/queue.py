@@ -62,7 +62,7 @@ class StoreQueue:
             "select setval('cdcbridge.messages_seq', (last_value / 1000000 + 1) * 1000000) from cdcbridge.messages_seq"
         )
         self.session.execute(query)
-        self.session.execute("select cdcbridge.create_segments()")
+        self.session.execute("select cdcbridge_internal.create_segments()")
 
     def append_changes(self, *changes: tuple[str, str | None, str | None]) -> list[int]:
         """(op, key, the key before) of changes of public.t that groups read; their seqs."""
@@ -129,8 +129,8 @@ class StoreQueue:
 
     def expire(self) -> None:
         """Time passes: every delivery's visibility timeout is over."""
-        self.session.execute("update cdcbridge.leases set not_visible_until = now() - interval '1 s'")
+        self.session.execute("update cdcbridge_internal.leases set not_visible_until = now() - interval '1 s'")
 
     def due(self) -> None:
         """Time passes: every delay is over."""
-        self.session.execute("update cdcbridge.delayed set visible_at = now() - interval '1 s'")
+        self.session.execute("update cdcbridge_internal.delayed set visible_at = now() - interval '1 s'")

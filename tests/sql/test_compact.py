@@ -12,7 +12,7 @@ FOREVER = "1 day"
 
 
 def compact(queue: StoreQueue, max_retention: str = FOREVER) -> Row:
-    query = "select dropped, held_by, lost from cdcbridge.drop_segments('0', %s::interval)"
+    query = "select dropped, held_by, lost from cdcbridge_internal.drop_segments('0', %s::interval)"
     return queue.all(query, max_retention)[0]
 
 
@@ -150,7 +150,7 @@ def test_what_was_kept_goes_when_nobody_compacts_any_more(queue: StoreQueue) -> 
     compact(queue)
     queue.declare("s", mode="stream", start="earliest")
     assert compact(queue) == {"dropped": 1, "held_by": None, "lost": 1}
-    assert queue.value("select to_regclass('cdcbridge.messages_compacted')") is None
+    assert queue.value("select to_regclass('cdcbridge_internal.messages_compacted')") is None
 
 
 def test_a_reader_in_its_transaction_delays_compaction(queue: StoreQueue) -> None:

@@ -105,13 +105,15 @@ def test_many_publishers_pass_the_end_at_once(queue: StoreQueue) -> None:
 def test_sessions_that_make_the_same_thing_at_once(queue: StoreQueue, what: str) -> None:
     """CREATE TABLE and CREATE INDEX of one name collide in several ways, by where the other session commits in between."""
     rounds, sessions = 40, 4
-    make = "select cdcbridge.create_segments(%s)"
+    make = "select cdcbridge_internal.create_segments(%s)"
     if what == "indexes":
-        make = "select cdcbridge.create_partition_indexes(true)::int, %s"
+        make = "select cdcbridge_internal.create_partition_indexes(true)::int, %s"
 
     def forget() -> None:
         if what == "indexes":
-            queue.session.execute("drop index cdcbridge.messages_000000_partition, cdcbridge.messages_000001_partition")
+            queue.session.execute(
+                "drop index cdcbridge_internal.messages_000000_partition, cdcbridge_internal.messages_000001_partition"
+            )
 
     together = threading.Barrier(sessions, forget, timeout=20)
 
@@ -171,7 +173,7 @@ def test_a_bridge_beside_a_publisher_that_makes_a_segment(queue: StoreQueue, cap
     put = queue.append(5)
     assert len(put) == 5
     assert time.monotonic() - start < 2
-    with pytest.raises(StoreUnavailable, match="is not there"):
+    with pytest.raises(StoreUnavailable, match="does not exist yet"):
         queue.append(5)
     maker.commit()
     assert len(queue.append(5)) == 5

@@ -49,7 +49,9 @@ def test_a_key_is_free_when_all_of_it_is_acked_though_its_claim_holds_others(que
     assert queue.ack(first[0]["receipt"]) == 1
     assert queue.receive() == [], "one of a is still in flight"
     assert queue.ack(first[2]["receipt"]) == 1
-    assert queue.value("select count(*) from cdcbridge.leases where cardinality(seqs) > 1") == 1, "a row for both keys"
+    assert queue.value("select count(*) from cdcbridge_internal.leases where cardinality(seqs) > 1") == 1, (
+        "a row for both keys"
+    )
     assert seqs(queue.receive()) == later[:1]
     assert queue.ack(first[1]["receipt"]) == 1
     assert seqs(queue.receive()) == later[1:]
@@ -314,7 +316,7 @@ def test_what_claims_have_passed_by_is_not_forgotten(queue: StoreQueue) -> None:
     assert seqs(queue.receive(1)) == put[:1]
     while batch := queue.receive(100):
         queue.ack(*receipts(batch))
-    (hint,) = queue.all("select waiting_floor, passed from cdcbridge.hints order by id desc limit 1")
+    (hint,) = queue.all("select waiting_floor, passed from cdcbridge_internal.hints order by id desc limit 1")
     assert hint["waiting_floor"] > 4000
     assert len(hint["passed"]) == 1
     queue.expire()
@@ -327,17 +329,17 @@ def test_merged_runs_keep_the_order_of_their_key(queue: StoreQueue) -> None:
     assert seqs(queue.receive(1)) == [first]
     for n in range(60):
         queue.append_keys(*(["hot", "cold"] if n % 3 else ["hot"]))
-    before = queue.value("select count(*) from cdcbridge.waiting_1")
+    before = queue.value("select count(*) from cdcbridge_internal.waiting_1")
     queue.ack(*receipts(queue.receive(3)))
     holder = queue.open(autocommit=False)
-    holder.execute("select from cdcbridge.waiting_1 where ord = 20 for update")
-    merged = queue.value("select cdcbridge.merge_runs()")
+    holder.execute("select from cdcbridge_internal.waiting_1 where ord = 20 for update")
+    merged = queue.value("select cdcbridge_internal.merge_runs()")
     assert 0 < merged < before
-    assert queue.value("select count(*) from cdcbridge.waiting_1 where 20 <= ord") > 20, (
+    assert queue.value("select count(*) from cdcbridge_internal.waiting_1 where 20 <= ord") > 20, (
         "nothing from behind a locked row"
     )
     holder.rollback()
-    queue.value("select cdcbridge.merge_runs()")
+    queue.value("select cdcbridge_internal.merge_runs()")
     queue.expire()
     rows = []
     while batch := queue.receive(7):
@@ -357,9 +359,9 @@ def test_nothing_that_can_still_be_overtaken_is_merged(queue: StoreQueue) -> Non
     late.execute(publish)
     for _ in range(20):
         queue.session.execute(publish)
-    assert queue.value("select cdcbridge.merge_runs()") == 0
+    assert queue.value("select cdcbridge_internal.merge_runs()") == 0
     late.commit()
-    assert queue.value("select cdcbridge.merge_runs()") == 20
+    assert queue.value("select cdcbridge_internal.merge_runs()") == 20
     queue.expire()
     rows = queue.receive(100)
     assert seqs(rows) == list(range(1, 23))
@@ -377,21 +379,21 @@ def test_a_claim_that_would_overtake_another_leaves_to_others_what_it_cannot_tak
 
 # In a session that counts its looks at what waits, the second one comes after the rows are locked.
 PAUSE = """
-    create or replace function cdcbridge.live_waiting_1(hint cdcbridge.hints) returns setof cdcbridge.waiting_1
+    create or replace function cdcbridge_internal.live_waiting_1(hint cdcbridge_internal.hints) returns setof cdcbridge_internal.waiting_1
     language plpgsql volatile as $$
     declare
         looks constant int := 1 + nullif(current_setting('test.looks', true), '')::int;
     begin
         perform set_config('test.looks', looks::text, false) where looks is not null;
         perform pg_advisory_lock_shared(77) where looks = 2;
-        return query select w.* from cdcbridge.waiting_1 w where w.ord >= hint.waiting_floor order by w.ord, w.tie;
+        return query select w.* from cdcbridge_internal.waiting_1 w where w.ord >= hint.waiting_floor order by w.ord, w.tie;
     end $$
 """
 
 # What waits stands in one row, as after a large append: a claim has to look inside.
 ONE_ROW = """
-    with gone as (delete from cdcbridge.waiting_1 returning *)
-    insert into cdcbridge.waiting_1 (consumer_id, ord, seqs, keys, inserted_at)
+    with gone as (delete from cdcbridge_internal.waiting_1 returning *)
+    insert into cdcbridge_internal.waiting_1 (consumer_id, ord, seqs, keys, inserted_at)
     select 1, min(ord), array_agg(seqs[1] order by ord), array_agg(keys[1] order by ord), min(inserted_at)
     from gone
 """
@@ -411,7 +413,7 @@ def test_a_message_that_moves_while_a_claim_looks_still_holds_its_key(queue: Sto
     claim.start()
     waits = "select wait_event = 'advisory' from pg_stat_activity where pid = %s"
     eventually(lambda: queue.value(waits, claiming.info.backend_pid), "the claim has seen the message given back")
-    moving.execute("update cdcbridge.delayed set visible_at = now()")
+    moving.execute("update cdcbridge_internal.delayed set visible_at = now()")
     assert keys(queue.receive(1, session=moving)) == ["a"], "it is given back no longer, but in flight"
     moving.execute("select pg_advisory_unlock(77)")
     claim.join()
@@ -429,7 +431,7 @@ def test_a_message_in_front_of_one_that_is_published_for_later_is_not_held_by_it
 def test_a_receiver_that_is_a_moment_late_cuts_no_row_up(queue: StoreQueue) -> None:
     """Each would then hold one message, and claims would look at thousands of rows."""
     put = queue.append_keys(*"abcdefghij" * 30)  # so many that they share rows
-    rows = "select ord, tie, seqs, keys from cdcbridge.waiting_1 order by ord, tie"
+    rows = "select ord, tie, seqs, keys from cdcbridge_internal.waiting_1 order by ord, tie"
     first = queue.open(autocommit=False)
     assert seqs(queue.receive(10, session=first)) == put[:10]
     before = queue.all(rows)

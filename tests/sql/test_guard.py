@@ -49,7 +49,7 @@ def test_what_commits_while_the_safe_seq_is_asked_for_is_not_passed(queue: Store
     queue.declare("s", mode="stream", topics=("news",))
     publisher, drawing, reader = queue.open(autocommit=False), queue.open(), queue.open()
     put = queue.value("select cdcbridge.publish('news', 'a', '1')", session=publisher)
-    drawing.execute("select pg_advisory_lock(cdcbridge.draw_lock('cdcbridge.messages_seq'))")
+    drawing.execute("select pg_advisory_lock(cdcbridge_internal.draw_lock('cdcbridge.messages_seq'))")
     got: list[int] = []
     thread = threading.Thread(target=lambda: got.extend(drain(queue, reader)))
     thread.start()
@@ -81,7 +81,7 @@ def test_a_store_that_is_restored_elsewhere_goes_on(pg15: EmbeddedServer, pg18: 
         rows = queue.all("select * from cdcbridge.read_stream('s', 5)")
         queue.all("select cdcbridge.commit_offset('s', %s, %s)", rows[-1]["partition"], rows[-1]["seq"])
         queue.close()
-        dump = [str(pg15.binaries / "pg_dump"), "-d", pg15.dsn(old), "-n", "cdcbridge", "--no-owner"]
+        dump = [str(pg15.binaries / "pg_dump"), "-d", pg15.dsn(old), "-n", "cdcbridge*", "--no-owner"]
         text = subprocess.run(dump, capture_output=True, check=True, env=hostile.own_environment()).stdout
         # By psql 15: pg_dump of newer minor releases writes commands around the dump that others do not know.
         restore = [str(pg15.binaries / "psql"), "-q", "-d", pg18.dsn(new), "-v", "ON_ERROR_STOP=1"]

@@ -188,7 +188,7 @@ def test_what_is_due_counts_from_its_time(queue: StoreQueue) -> None:
     queue.declare()
     queue.append(1)
     (receipt,) = receipts(queue.receive())
-    queue.session.execute("update cdcbridge.leases set inserted_at = now() - interval '1 day'")
+    queue.session.execute("update cdcbridge_internal.leases set inserted_at = now() - interval '1 day'")
     queue.nack(receipt, delay="1 hour")
     assert queue.all("select oldest_due_age_seconds s, oldest_age_seconds > 86000 o from cdcbridge.consumer_lag()") == [
         {"s": None, "o": True}

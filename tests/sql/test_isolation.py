@@ -29,7 +29,7 @@ def old(queue: StoreQueue, level: str) -> Session:
     """A session in a transaction that has its snapshot."""
     session = queue.open(autocommit=False)
     session.isolation_level = LEVELS[level]
-    session.execute("select count(*) from cdcbridge.leases")
+    session.execute("select count(*) from cdcbridge_internal.leases")
     return session
 
 
@@ -72,7 +72,7 @@ def test_what_needs_a_younger_snapshot_refuses(queue: StoreQueue, level: str) ->
     session = queue.open(autocommit=False)
     session.isolation_level = LEVELS[level]
     for name, query in REFUSED.items():
-        session.execute("set local search_path = cdcbridge")
+        session.execute("set local search_path = cdcbridge, cdcbridge_internal")
         assert sqlstate(session, query) == "CB005", name
         session.rollback()
 
@@ -136,7 +136,9 @@ def test_what_another_session_did_since_the_snapshot_is_not_overwritten(
     for name, (others, mine) in itertools.product(SETTLE, ((3, 3), (1, 1), (3, 1), (1, 3))):
         print(name, others, mine)
         _not_overwritten(queue, name, event, others, mine, level)
-        queue.session.execute("truncate cdcbridge.waiting, cdcbridge.leases, cdcbridge.settled, cdcbridge.delayed")
+        queue.session.execute(
+            "truncate cdcbridge_internal.waiting, cdcbridge_internal.leases, cdcbridge_internal.settled, cdcbridge_internal.delayed"
+        )
 
 
 def _not_overwritten(
@@ -146,7 +148,7 @@ def _not_overwritten(
     queue.append(6)
     given = queue.receive(3)
     session = old(queue, level)
-    session.execute("set local search_path = cdcbridge")
+    session.execute("set local search_path = cdcbridge, cdcbridge_internal")
     event(queue, given[:others])
     before = queue.all("select * from cdcbridge.consumer_messages order by seq")
     dead = queue.all("select id from cdcbridge.dead_messages")
@@ -154,7 +156,7 @@ def _not_overwritten(
     session.rollback()
     assert queue.all("select * from cdcbridge.consumer_messages order by seq") == before
     assert queue.all("select id from cdcbridge.dead_messages") == dead
-    session.execute("set local search_path = cdcbridge")
+    session.execute("set local search_path = cdcbridge, cdcbridge_internal")
     state = sqlstate(session, SETTLE[name], receipts(given[:mine]))
     if event is extended:
         assert state is None
@@ -176,7 +178,7 @@ def test_an_ack_in_the_readers_own_transaction(queue: StoreQueue, name: str, lev
     queue.extend("2 hours", claims[2][1]["receipt"])
     queue.session.execute("create table effects (seq bigint)")
     session = old(queue, level)
-    session.execute("set local search_path = cdcbridge")
+    session.execute("set local search_path = cdcbridge, cdcbridge_internal")
     queue.ack(claims[3][0]["receipt"])
     for part in (claims[0], claims[1][:2], claims[1][2:3], claims[2] + claims[3][1:3], [claims[3][3], claims[3][3]]):
         found = session.execute(SETTLE[name].encode(), (receipts(part),)).fetchone()
@@ -184,13 +186,17 @@ def test_an_ack_in_the_readers_own_transaction(queue: StoreQueue, name: str, lev
         session.execute("insert into public.effects select unnest(%s::bigint[])", (seqs(part),))
     assert queue.states()["in_flight"] == 15, "not before it commits"
     session.commit()
-    left = queue.all("select seq from cdcbridge.leases l, unnest(l.seqs) seq where not exists (select from cdcbridge.settled s"
-                     " where s.token = l.token and s.part = l.part and s.seq = seq)")  # fmt: skip
+    left = queue.all("select seq from cdcbridge_internal.leases l, unnest(l.seqs) seq where not exists (select from cdcbridge_internal.settled s"
+                     " where s.claim_id = l.claim_id and s.part = l.part and s.seq = seq)")  # fmt: skip
     assert left == [] or queue.states()["in_flight"] == 1
     assert queue.states()["in_flight"] == 1
     assert queue.ack(claims[1][3]["receipt"]) == 1
-    queue.session.execute("select cdcbridge.forget_settled()")
-    assert queue.all("select * from cdcbridge.leases") == queue.all("select * from cdcbridge.settled") == []
+    queue.session.execute("select cdcbridge_internal.forget_settled()")
+    assert (
+        queue.all("select * from cdcbridge_internal.leases")
+        == queue.all("select * from cdcbridge_internal.settled")
+        == []
+    )
     assert queue.states()["pending"] == (4 if name != "nack" else 4 + 14)
 
 
@@ -201,10 +207,10 @@ def test_a_receipt_that_has_expired_is_stale(queue: StoreQueue, level: str) -> N
     given = queue.receive(2)
     queue.expire()
     session = old(queue, level)
-    session.execute("set local search_path = cdcbridge")
+    session.execute("set local search_path = cdcbridge, cdcbridge_internal")
     assert sqlstate(session, SETTLE["strict ack"], receipts(given)) == "CB006"
     session.rollback()
-    session.execute("set local search_path = cdcbridge")
+    session.execute("set local search_path = cdcbridge, cdcbridge_internal")
     assert session.execute(SETTLE["ack"].encode(), (receipts(given),)).fetchone() == {"ack": 0}
     assert session.execute(SETTLE["nack"].encode(), (receipts(given),)).fetchone() == {"nack": 0}
     assert len(queue.receive(2)) == 2, "it holds no lock that keeps them from others"
@@ -225,7 +231,7 @@ def test_many_sessions_settle_the_same_messages_and_each_counts_once(
     failed: list[BaseException] = []
 
     def settle(session: Session, given: list[Row], chance: random.Random) -> int:
-        session.execute("select count(*) from cdcbridge.leases")  # the snapshot
+        session.execute("select count(*) from cdcbridge_internal.leases")  # the snapshot
         if chance.random() < 0.5:
             query = "select cdcbridge.nack('c', %s, '0')"
             return int(next(iter(session.execute(query.encode(), (receipts(given),)).fetchone().values())))  # type: ignore[union-attr]
@@ -271,9 +277,9 @@ def test_many_sessions_settle_the_same_messages_and_each_counts_once(
         thread.join()
     assert not failed, failed
     assert [row["seq"] for row in queue.all("select seq from public.effects order by seq")] == put
-    queue.session.execute("select cdcbridge.forget_settled()")
+    queue.session.execute("select cdcbridge_internal.forget_settled()")
     assert queue.all("select * from cdcbridge.consumer_messages") == []
-    assert queue.all("select * from cdcbridge.settled") == []
+    assert queue.all("select * from cdcbridge_internal.settled") == []
 
 
 def added(queue: StoreQueue) -> None:
@@ -285,7 +291,7 @@ def changed(queue: StoreQueue) -> None:
 
 
 def removed(queue: StoreQueue) -> None:
-    queue.session.execute("select cdcbridge.remove_consumer('d')")
+    queue.session.execute("select cdcbridge_internal.remove_consumer('d')")
 
 
 @levels
@@ -324,7 +330,7 @@ def test_a_change_of_consumers_that_was_rolled_back_or_comes_from_another_server
     session = old(queue, level)
     session.execute("select cdcbridge.publish('t', 'k', '1')")
     session.commit()
-    queue.session.execute("select setval('cdcbridge.consumers_xid_seq', 1::bigint << 40)")
+    queue.session.execute("select setval('cdcbridge_internal.consumers_xid_seq', 1::bigint << 40)")
     assert sqlstate(session, "select cdcbridge.publish('t', 'k', '1')") == "CB005"
     session.rollback()
     queue.declare("c", topics=("t",))  # as each start of a bridge does
@@ -385,9 +391,13 @@ def test_two_sessions_that_end_a_claim_at_once_leave_nothing(queue: StoreQueue) 
         assert queue.ack(*part, session=session) == 2
     one.commit()
     two.commit()
-    assert queue.value("select count(*) from cdcbridge.leases") == 1, "neither has seen the other's marks"
-    assert queue.value("select cdcbridge.forget_settled()") == 1
-    assert queue.all("select * from cdcbridge.leases") == queue.all("select * from cdcbridge.settled") == []
+    assert queue.value("select count(*) from cdcbridge_internal.leases") == 1, "neither has seen the other's marks"
+    assert queue.value("select cdcbridge_internal.forget_settled()") == 1
+    assert (
+        queue.all("select * from cdcbridge_internal.leases")
+        == queue.all("select * from cdcbridge_internal.settled")
+        == []
+    )
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])

@@ -36,7 +36,7 @@ def test_nothing_is_put_off_for_longer_than_max_retention(queue: StoreQueue, spa
     assert limit in refused(queue, "select cdcbridge.nack('c', %s, %s::interval)", receipt, span)
     assert limit in refused(queue, "select * from cdcbridge.read_stream('s', 10, %s::interval)", span)
     assert limit in refused(queue, "select cdcbridge.publish('news', 'k', '1', now() + %s::interval)", span)
-    queue.session.execute("select cdcbridge.set_max_retention('1 day')")
+    queue.session.execute("select cdcbridge_internal.set_max_retention('1 day')")
     assert "at most 1 day" in refused(queue, "select cdcbridge.extend('c', %s, '25 hours')", receipt)
     assert queue.extend("24 hours", *receipt) == 1
     assert queue.nack(*receipt, delay="23:59:00") == 1
@@ -56,7 +56,7 @@ def test_a_message_is_never_delivered_at_infinity(queue: StoreQueue, at: str) ->
 def test_a_wait_of_before_the_limit_does_not_stop_pollers(queue: StoreQueue) -> None:
     queue.declare(topics=("news",))
     queue.all("select cdcbridge.publish('news', 'k', '1', now() + interval '1 day')")
-    queue.session.execute("update cdcbridge.delayed set visible_at = 'infinity'")
+    queue.session.execute("update cdcbridge_internal.delayed set visible_at = 'infinity'")
     assert queue.value("select cdcbridge.next_visible('c')") == pytest.approx(86400, abs=60)
 
 
@@ -134,7 +134,7 @@ def settled_in_parts(queue: StoreQueue, mode: str, size: int, statistics: str) -
     """
     name = f"{mode}{size}"
     for table in ("delayed", "leases", "settled", "redriven"):
-        queue.session.execute(f"alter table cdcbridge.{table} set (autovacuum_enabled = false)")
+        queue.session.execute(f"alter table cdcbridge_internal.{table} set (autovacuum_enabled = false)")
     consumer = queue.declare(name, mode=mode, max_in_flight=100_000)
     if statistics == "empty":
         analyze(queue)
@@ -145,7 +145,7 @@ def settled_in_parts(queue: StoreQueue, mode: str, size: int, statistics: str) -
         assert queue.value("select cdcbridge.nack('another', %s, '0')", given_back) == size // 2
         analyze(queue)
     queue.append_keys(*map(str, range(size)), consumers=(consumer,))
-    tokens = receipts(queue.receive(size, "1 hour", name=name))
+    given = receipts(queue.receive(size, "1 hour", name=name))
     half = size // 2
     steps: dict[str, float] = {}
 
@@ -154,17 +154,17 @@ def settled_in_parts(queue: StoreQueue, mode: str, size: int, statistics: str) -
         assert queue.value(query, name, *args) == count, step
         steps[step] = processor_time(queue) - before
 
-    timed("ack", half, "select cdcbridge.ack(%s, %s)", tokens[:half])
-    assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, tokens[-1:]) == 1
+    timed("ack", half, "select cdcbridge.ack(%s, %s)", given[:half])
+    assert queue.value("select cdcbridge.nack(%s, %s, '0')", name, given[-1:]) == 1
     if statistics == "one":
         analyze(queue)
-    timed("nack", half - 100, "select cdcbridge.nack(%s, %s, '0')", tokens[half:-100])
+    timed("nack", half - 100, "select cdcbridge.nack(%s, %s, '0')", given[half:-100])
     receive = "select count(*) from cdcbridge.receive(%s, %s, '1 hour')"
     timed("receive what was given back", half - 99, receive, size)
     queue.expire()
     timed("receive what expired", half, receive, size)
     held = queue.all(
-        "select u.seq || '-' || l.token as receipt from cdcbridge.leases l cross join lateral unnest(l.seqs) as u (seq)"
+        "select u.seq || '-' || l.claim_id as receipt from cdcbridge_internal.leases l cross join lateral unnest(l.seqs) as u (seq)"
         " where l.consumer_id = %s and l.not_visible_until > now()",
         consumer,
     )
@@ -175,8 +175,9 @@ def settled_in_parts(queue: StoreQueue, mode: str, size: int, statistics: str) -
 
 
 def analyze(queue: StoreQueue) -> None:
-    for table in ("delayed", "leases", "settled", "dead_messages", "redriven"):
-        queue.session.execute(f"analyze cdcbridge.{table}")
+    for table in ("delayed", "leases", "settled", "redriven"):
+        queue.session.execute(f"analyze cdcbridge_internal.{table}")
+    queue.session.execute("analyze cdcbridge.dead_messages")
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
@@ -200,8 +201,8 @@ def test_what_waits_for_a_time_costs_the_claims_of_others_nothing(queue: StoreQu
     """A claim in order does not walk along the messages that were given back for later, to see if a barrier is among them."""
     consumer = queue.declare(mode="fifo", max_in_flight=100_000)
     queue.append_keys(*map(str, range(20_000)), consumers=(consumer,))
-    tokens = receipts(queue.receive(20_000, "1 hour"))
-    assert queue.value("select cdcbridge.nack('c', %s, '1 hour')", tokens) == 20_000
+    given = receipts(queue.receive(20_000, "1 hour"))
+    assert queue.value("select cdcbridge.nack('c', %s, '1 hour')", given) == 20_000
     queue.append_keys(*(f"new {n}" for n in range(200)), consumers=(consumer,))
     before = processor_time(queue)
     for _ in range(200):
@@ -245,8 +246,8 @@ def test_a_history_keeps_the_first_and_the_last_and_counts_the_others(queue: Sto
 
 def test_a_long_history_of_an_earlier_version_is_shortened(queue: StoreQueue) -> None:
     lines = "(select jsonb_agg(jsonb_build_object('deliver_count', n)) from generate_series(1, 60) n)"
-    row = f"(null, null, null, 1, null, false, 61, {lines}, now(), now(), now(), 1, 0)::cdcbridge.delivery"
-    queue.session.execute("set search_path = cdcbridge")
+    row = f"(null, null, null, 1, null, false, 61, {lines}, now(), now(), now(), 1, 0)::cdcbridge_internal.delivery"
+    queue.session.execute("set search_path = cdcbridge, cdcbridge_internal")
     history = queue.value(f"select (with_note(with_note({row}, now(), 'a'), now(), 'b')).history")
     assert history[5] == {"left_out": 37}
     assert len(history) == 26

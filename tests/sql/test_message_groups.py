@@ -58,9 +58,13 @@ def test_a_longer_timeout_holds_the_group_longer(queue: StoreQueue) -> None:
     put = queue.append_keys("g1", "g1", "g2")
     (first,) = queue.receive(1, "1 h")
     queue.extend("2 h", first["receipt"])
-    queue.session.execute("update cdcbridge.leases set not_visible_until = not_visible_until - interval '90 min'")
+    queue.session.execute(
+        "update cdcbridge_internal.leases set not_visible_until = not_visible_until - interval '90 min'"
+    )
     assert seqs(queue.receive()) == put[2:]
-    queue.session.execute("update cdcbridge.leases set not_visible_until = not_visible_until - interval '90 min'")
+    queue.session.execute(
+        "update cdcbridge_internal.leases set not_visible_until = not_visible_until - interval '90 min'"
+    )
     assert seqs(queue.receive()) == [put[0], put[2], put[1]]
 
 

@@ -11,6 +11,7 @@ import pytest
 from cdcbridge import __version__
 from cdcbridge.database import connect_store
 from cdcbridge.demo.embedded import EmbeddedServer
+from cdcbridge.errors import OperatorNeeded
 from cdcbridge.store import migrate, sql_files
 from tests.conftest import DEBIAN_15
 from tests.harness.world import fresh_database
@@ -33,8 +34,11 @@ def definitions(server: EmbeddedServer, database: str) -> list[str]:
 def of_the_first_release(dsn: str) -> None:
     """A store of version 1, without functions, as its program left it."""
     with psycopg.connect(dsn, autocommit=True) as session:
-        session.execute("create schema cdcbridge; set search_path = cdcbridge")
+        session.execute("create schema cdcbridge; create schema cdcbridge_internal")
+        session.execute("set search_path = cdcbridge_internal, cdcbridge")
         session.execute((FIRST_RELEASE if FIRST_RELEASE.exists() else TABLES).read_bytes())
+        for table in sql_files.PUBLIC_TABLES:
+            session.execute(f"alter table {table} set schema cdcbridge".encode())
         session.execute("insert into schema_migrations (version, name) values (1, 'schema')")
 
 
@@ -58,12 +62,12 @@ def test_a_new_store_has_the_tables_of_a_migrated_one(
 
 def test_a_bridge_keeps_the_functions_of_a_newer_program(queue: StoreQueue) -> None:
     """In a rolling restart the old bridge's session may begin anew after the new one has installed its functions."""
-    queue.session.execute("update cdcbridge.schema_code set program = '99.10.0', checksum = 'newer'")
+    queue.session.execute("update cdcbridge_internal.schema_code set program = '99.10.0', checksum = 'newer'")
     with connect_store(queue.dsn, "cdcbridge") as store:
         assert migrate.migrate(store, "cdcbridge") == migrate.Migrated(1, 1, code_replaced=False)
-        assert queue.value("select program from cdcbridge.schema_code") == "99.10.0"
+        assert queue.value("select program from cdcbridge_internal.schema_code") == "99.10.0"
         assert migrate.migrate(store, "cdcbridge", downgrade=True) == migrate.Migrated(1, 1, code_replaced=True)
-        assert queue.value("select program from cdcbridge.schema_code") == __version__
+        assert queue.value("select program from cdcbridge_internal.schema_code") == __version__
 
 
 def test_a_migration_runs_once_and_keeps_what_the_store_holds(
@@ -80,4 +84,17 @@ def test_a_migration_runs_once_and_keeps_what_the_store_holds(
     assert seqs(queue.all("select seq from cdcbridge.consumer_messages order by seq")) == put
     assert queue.ack(*first) == 1, "a receipt of before"
     assert sorted(seqs(queue.receive())) == put[1:]
-    assert queue.value("select string_agg(distinct note, ',') from cdcbridge.leases") == "migrated"
+    assert queue.value("select string_agg(distinct note, ',') from cdcbridge_internal.leases") == "migrated"
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_store_of_an_earlier_layout_is_refused_with_the_way_on(queue: StoreQueue, dropped: bool) -> None:
+    if dropped:
+        queue.session.execute("drop schema cdcbridge cascade")
+    else:
+        queue.session.execute("alter table cdcbridge_internal.schema_migrations set schema cdcbridge")
+    with connect_store(queue.dsn, "cdcbridge") as store:
+        for look in (migrate.schema_version, lambda session: migrate.migrate(session, "cdcbridge")):
+            with pytest.raises(OperatorNeeded, match="an earlier development version") as raised:
+                look(store)
+            assert "cdcbridge uninstall" in str(raised.value.hint)

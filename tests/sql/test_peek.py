@@ -28,6 +28,6 @@ def test_peek_shows_what_expired_then_what_was_given_back_then_what_is_new(queue
     taken = queue.receive(100)
     back = queue.receive(100)
     queue.nack(*[row["receipt"] for row in back], delay="0")
-    queue.session.execute("update cdcbridge.leases set not_visible_until = now() - interval '1 s'")
+    queue.session.execute("update cdcbridge_internal.leases set not_visible_until = now() - interval '1 s'")
     shown = [row["seq"] for row in queue.all("select seq from cdcbridge.peek('c', 300)")]
     assert shown == seqs(taken) + seqs(back) + put[200:] and len(shown) == 300

@@ -60,7 +60,7 @@ def claim_and_settle(queue: StoreQueue, session: psycopg.Connection[Row]) -> Non
     queue.ack(*receipts(batch[:20]), session=session)
     queue.all("select cdcbridge.nack('c', %s, '0')", receipts(batch[20:25]), session=session)
     queue.ack(*receipts(queue.receive(BATCH, session=session)), session=session)
-    queue.all("select cdcbridge.bury_expired()", session=session)
+    queue.all("select cdcbridge_internal.bury_expired()", session=session)
     queue.all("select cdcbridge.next_visible('c')", session=session)
 
 
@@ -107,7 +107,7 @@ def hold(queue: StoreQueue) -> None:
 def test_nothing_is_touched_that_is_not_needed(queue: StoreQueue, mode: str, statistics: str) -> None:
     queue.declare(mode=mode, max_in_flight=100_000)
     for table in ("leases", "waiting_1", "messages_000000"):
-        queue.session.execute(f"alter table cdcbridge.{table} set (autovacuum_enabled = off)")
+        queue.session.execute(f"alter table cdcbridge_internal.{table} set (autovacuum_enabled = off)")
     if statistics == "of empty tables":
         queue.session.execute("analyze")
     for _ in range(10):
@@ -156,9 +156,9 @@ def test_a_key_with_100000_messages_does_not_slow_the_others(queue: StoreQueue) 
         queue.append_keys(*["hot"] * 10_000)
     queue.append_keys(*[str(n) for n in range(5000)])
     assert len(queue.receive(1)) == 1, "what is passed by is cut up"
-    while queue.value("select cdcbridge.merge_runs()"):
+    while queue.value("select cdcbridge_internal.merge_runs()"):
         pass
-    assert queue.value("select count(*) from cdcbridge.waiting_1 where keys = '{hot}'") <= 110
+    assert queue.value("select count(*) from cdcbridge_internal.waiting_1 where keys = '{hot}'") <= 110
     for plan in traced(queue):
         for node in nodes(plan["Plan"]):
             assert touched(node) <= MOST, f"{touched(node)} rows: {node['Node Type']} in {plan['Query Text']}"
@@ -172,7 +172,7 @@ def in_every_partition(queue: StoreQueue, messages: int) -> None:
 def test_a_group_reads_its_partition_alone(queue: StoreQueue, statistics: str) -> None:
     queue.declare("s", mode="stream", topics=("news",))
     for table in ("offsets", "messages_000000"):
-        queue.session.execute(f"alter table cdcbridge.{table} set (autovacuum_enabled = off)")
+        queue.session.execute(f"alter table cdcbridge_internal.{table} set (autovacuum_enabled = off)")
     if statistics == "of empty tables":
         queue.session.execute("analyze")
     in_every_partition(queue, 20_000)

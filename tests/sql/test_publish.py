@@ -78,8 +78,8 @@ def test_a_delayed_message_comes_when_it_is_time(queue: StoreQueue, mode: str) -
     other = publish(queue, "b")
     blocked = publish(queue, "a")
     assert seqs(queue.receive()) == ([other] if mode == "fifo" else [other, blocked])
-    queue.session.execute("update cdcbridge.delayed set visible_at = now() - interval '1 s'")
-    queue.session.execute("update cdcbridge.waiting set not_before = now() - interval '1 s'")
+    queue.session.execute("update cdcbridge_internal.delayed set visible_at = now() - interval '1 s'")
+    queue.session.execute("update cdcbridge_internal.waiting set not_before = now() - interval '1 s'")
     assert seqs(queue.receive()) == ([late, blocked] if mode == "fifo" else [late])
 
 
@@ -93,7 +93,7 @@ def test_a_repeated_dedup_id_adds_nothing_for_five_minutes(queue: StoreQueue, mo
     assert publish(queue, dedup_id="x") == first
     assert publish(queue, dedup_id="y") != first
     assert publish(queue, dedup_id="x", topic="another") != first
-    queue.session.execute("update cdcbridge.published set published_at = now() - interval '5 min'")
+    queue.session.execute("update cdcbridge_internal.published set published_at = now() - interval '5 min'")
     assert publish(queue, dedup_id="x") != first
     assert queue.value("select count(*) from cdcbridge.messages where topic = 't'") == 3
 
@@ -114,9 +114,9 @@ def test_two_sessions_with_one_dedup_id_publish_once(queue: StoreQueue, mode: st
 
 def test_forgotten_dedup_ids_are_gone(queue: StoreQueue) -> None:
     publish(queue, dedup_id="x")
-    assert queue.value("select cdcbridge.forget_published()") == 0
-    queue.session.execute("update cdcbridge.published set published_at = now() - interval '5 min'")
-    assert queue.value("select cdcbridge.forget_published()") == 1
+    assert queue.value("select cdcbridge_internal.forget_published()") == 0
+    queue.session.execute("update cdcbridge_internal.published set published_at = now() - interval '5 min'")
+    assert queue.value("select cdcbridge_internal.forget_published()") == 1
 
 
 def test_oversized_published_messages_are_dead_letters(queue: StoreQueue) -> None:
@@ -189,8 +189,8 @@ def test_a_delay_counts_from_now_and_is_one_of_two(queue: StoreQueue, mode: str)
     late = publish(queue, "a", delay="5 min")
     assert queue.receive() == []
     table, column = ("waiting", "not_before") if mode == "fifo" else ("delayed", "visible_at")
-    assert queue.value(f"select {column} - now() between '4 min 50 s' and '5 min' from cdcbridge.{table}")
-    queue.session.execute(f"update cdcbridge.{table} set {column} = now() - interval '1 s'".encode())
+    assert queue.value(f"select {column} - now() between '4 min 50 s' and '5 min' from cdcbridge_internal.{table}")
+    queue.session.execute(f"update cdcbridge_internal.{table} set {column} = now() - interval '1 s'".encode())
     assert seqs(queue.receive()) == [late]
     assert seqs(queue.receive()) == [] and publish(queue, "b", delay="0") in seqs(queue.receive())
     refused: tuple[tuple[dict[str, Any], str], ...] = (
@@ -339,7 +339,7 @@ def test_a_message_that_commits_late_is_not_left_behind(queue: StoreQueue, busy:
     session = queue.open(autocommit=False)
     late = publish(queue, session=session)
     busy()
-    assert queue.value("select max(token_floor) from cdcbridge.hints") > 250
+    assert queue.value("select max(claim_floor) from cdcbridge_internal.hints") > 250
     session.commit()
     assert seqs(queue.receive()) == [late]
 
@@ -359,9 +359,9 @@ def test_a_message_stuck_in_flight_does_not_keep_the_hint_back(queue: StoreQueue
     put = publish(queue)
     queue.receive(1)
     busy()
-    (hint,) = queue.all("select token_floor, tokens from cdcbridge.hints order by id desc limit 1")
-    assert hint["token_floor"] > 250
-    assert len(hint["tokens"]) <= 2
+    (hint,) = queue.all("select claim_floor, open_claims from cdcbridge_internal.hints order by id desc limit 1")
+    assert hint["claim_floor"] > 250
+    assert len(hint["open_claims"]) <= 2
     queue.expire()
     assert seqs(queue.receive()) == [put]
 

@@ -46,6 +46,26 @@ def test_receive_has_the_columns_that_it_promises(queue: StoreQueue) -> None:
     assert (row["topic"], row["key"], row["deliver_count"], row["ordinal"]) == ("public.t", "0", 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("before", "durable", "commits"),
+    [(None, "true", "on"), (None, "false", "off"), ("create table public.mine ()", "false", "on")],
+)
+def test_a_claim_commits_asynchronously_where_that_is_asked_and_nothing_else_is_lost(
+    queue: StoreQueue, before: str | None, durable: str, commits: str
+) -> None:
+    queue.declare()
+    queue.append(2)
+    session = queue.open()
+    session.execute("set synchronous_commit = on")
+    setting = "select current_setting('synchronous_commit')"
+    with session.transaction():
+        if before:
+            session.execute(before.encode())
+        assert len(queue.all(f"select * from cdcbridge.receive('c', 1, durable => {durable})", session=session)) == 1
+        assert queue.value(setting, session=session) == commits
+    assert queue.value(setting, session=session) == "on", "for this transaction alone"
+
+
 def test_consumer_messages_tells_the_truth_at_each_step(queue: StoreQueue) -> None:
     consumer = queue.declare()
     queue.append(200)
@@ -153,8 +173,8 @@ def test_a_claim_of_which_a_part_was_extended_ends_as_a_whole(queue: StoreQueue,
     given = [batch[n]["receipt"] for n in order]
     done = queue.ack(*given) if end == "ack" else queue.nack(*given, delay="0", dead=end == "dead")
     assert done == 4
-    assert queue.value("select count(*) from cdcbridge.leases") == 0
-    assert queue.value("select count(*) from cdcbridge.settled") == 0
+    assert queue.value("select count(*) from cdcbridge_internal.leases") == 0
+    assert queue.value("select count(*) from cdcbridge_internal.settled") == 0
     assert queue.states() == {"pending": 4 * (end == "nack"), "in_flight": 0, "dead": 4 * (end == "dead")}
     assert sorted(seqs(queue.receive())) == (put if end == "nack" else [])
 
@@ -164,7 +184,7 @@ def test_extend_counts_from_now_and_zero_gives_back(queue: StoreQueue) -> None:
     queue.append(1)
     (row,) = queue.receive(1, "1 s")
     assert queue.extend("1 hour", row["receipt"]) == 1
-    assert queue.value("select not_visible_until > now() + interval '59 min' from cdcbridge.leases") is True
+    assert queue.value("select not_visible_until > now() + interval '59 min' from cdcbridge_internal.leases") is True
     assert queue.extend("0", row["receipt"]) == 1
     assert queue.receive()[0]["deliver_count"] == 2
 
@@ -200,7 +220,7 @@ def test_nack_delays_by_the_consumers_back_off(queue: StoreQueue) -> None:
         (row,) = queue.receive()
         assert queue.nack(row["receipt"], reason="later") == 1
         assert queue.receive() == []
-        seconds = "select extract(epoch from visible_at - clock_timestamp())::float8 from cdcbridge.delayed"
+        seconds = "select extract(epoch from visible_at - clock_timestamp())::float8 from cdcbridge_internal.delayed"
         delays.append(round(queue.value(seconds)))
         queue.due()
     assert delays == [2, 6, 10, 10]
@@ -208,9 +228,9 @@ def test_nack_delays_by_the_consumers_back_off(queue: StoreQueue) -> None:
 
 def test_a_back_off_never_overflows(queue: StoreQueue) -> None:
     config = '{"retry_delay": {"initial": 1e6, "factor": 100, "max": 600}}'
-    assert queue.value("select extract(epoch from cdcbridge.retry_delay(%s, 10000))::int", config) == 600
+    assert queue.value("select extract(epoch from cdcbridge_internal.retry_delay(%s, 10000))::int", config) == 600
     config = '{"retry_delay": {"initial": 0, "factor": 1, "max": 0}}'
-    assert queue.value("select extract(epoch from cdcbridge.retry_delay(%s, 10000))::int", config) == 0
+    assert queue.value("select extract(epoch from cdcbridge_internal.retry_delay(%s, 10000))::int", config) == 0
 
 
 def test_nack_with_a_delay_of_zero_comes_first_again(queue: StoreQueue) -> None:
@@ -240,7 +260,7 @@ def test_an_expired_last_delivery_dies_at_the_next_receive_or_by_the_bridge(queu
     queue.expire()
     assert seqs(queue.receive(1)) == [2]
     queue.expire()
-    assert queue.value("select cdcbridge.bury_expired()") == 1
+    assert queue.value("select cdcbridge_internal.bury_expired()") == 1
     assert [r["reason"][:15] for r in queue.all("select reason from cdcbridge.dead_messages")] == [
         "max_deliveries:"
     ] * 2
@@ -267,7 +287,7 @@ def test_redriven_messages_come_after_what_waits_with_a_fresh_count_and_their_or
     assert [row["key"] for row in got] == ["2", "0", "0", "1", "0"]
     assert queue.value("select count(*) from cdcbridge.messages") == 5, "not logged again"
     assert queue.ack(*receipts(got)) == 5
-    assert queue.value("select count(*) from cdcbridge.redriven") == 0
+    assert queue.value("select count(*) from cdcbridge_internal.redriven") == 0
 
 
 def test_a_redriven_message_works_after_its_segment_is_gone(queue: StoreQueue) -> None:
@@ -313,9 +333,9 @@ def test_consumers_are_independent_and_one_is_dropped_at_once(queue: StoreQueue)
     queue.append(5, one, two)
     queue.ack(*receipts(queue.receive(3)))
     assert len(queue.receive(10, name="other")) == 5
-    queue.session.execute("select cdcbridge.remove_consumer('other')")
+    queue.session.execute("select cdcbridge_internal.remove_consumer('other')")
     assert queue.value("select count(*) from cdcbridge.consumer_messages") == 2
-    assert queue.value("select to_regclass('cdcbridge.waiting_2') is null") is True
+    assert queue.value("select to_regclass('cdcbridge_internal.waiting_2') is null") is True
 
 
 @pytest.mark.parametrize("mode", ["queue", "fifo"])
@@ -325,13 +345,13 @@ def test_each_of_many_consumers_gets_its_own(queue: StoreQueue, mode: str) -> No
     ids = {name: queue.declare(name, mode=mode) for name in names[:7]}
     for gone in ("c0", "c3", "c6"):
         queue.receive(name="c1")
-        queue.session.execute("select cdcbridge.remove_consumer(%s)", (gone,))
+        queue.session.execute("select cdcbridge_internal.remove_consumer(%s)", (gone,))
     ids |= {name: queue.declare(name, mode=mode) for name in names[7:]}
     left = [name for name in names if name not in ("c0", "c3", "c6")]
     put = {name: queue.append_keys("a", "b", consumers=(ids[name],)) for name in left}
     assert {name: seqs(queue.receive(name=name)) for name in left} == put
     for name in left:
-        queue.session.execute("select cdcbridge.remove_consumer(%s)", (name,))
+        queue.session.execute("select cdcbridge_internal.remove_consumer(%s)", (name,))
     with pytest.raises(psycopg.Error, match="no consumer named 'c1'"):
         queue.receive(name="c1")
 

@@ -67,9 +67,9 @@ class Race:
         session.execute("select cdcbridge.publish('t', %s, '{}')", (f"k{chance.randrange(5)}",))
 
     def keep_house(self, session: Session, _: random.Random) -> None:
-        session.execute("select cdcbridge.bury_expired()")
-        session.execute("select cdcbridge.merge_runs()")
-        session.execute("select cdcbridge.forget_hints()")
+        session.execute("select cdcbridge_internal.bury_expired()")
+        session.execute("select cdcbridge_internal.merge_runs()")
+        session.execute("select cdcbridge_internal.forget_hints()")
 
     def _receive(self, session: Session, chance: random.Random, timeout: str = "30 s") -> list[dict[str, Any]]:
         query = "select receipt, seq from cdcbridge.receive('c', %s, %s::interval)"
@@ -83,7 +83,7 @@ class Race:
             chance = random.Random(self.seed + number)
             try:
                 with psycopg.connect(self.queue.dsn, autocommit=True, row_factory=psycopg.rows.dict_row) as session:
-                    session.execute("set search_path = cdcbridge, public")
+                    session.execute("set search_path = cdcbridge, cdcbridge_internal, public")
                     while time.monotonic() < end:
                         operation(session, chance)
             except BaseException as error:

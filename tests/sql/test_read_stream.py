@@ -126,7 +126,7 @@ def test_under_a_lease_nobody_else_reads_the_partition_until_it_ends(queue: Stor
 
 def expire(queue: StoreQueue) -> None:
     queue.session.execute(
-        "update cdcbridge.offsets set leased_until = now() - interval '1 s' where leased_until is not null"
+        "update cdcbridge_internal.offsets set leased_until = now() - interval '1 s' where leased_until is not null"
     )
 
 
@@ -159,7 +159,7 @@ def test_no_reader_passes_a_seq_that_can_still_commit(queue: StoreQueue) -> None
     (first,) = publish(queue, "a", session=hung)
     later = publish(queue, "a", "b", "c")
     assert drain(queue) == []
-    holders = queue.all("select pid, seq, age_seconds from cdcbridge.safe_seq_holders()")
+    holders = queue.all("select pid, seq, age_seconds from cdcbridge_internal.safe_seq_holders()")
     assert [(h["pid"], h["seq"]) for h in holders] == [(hung.info.backend_pid, first)]
     assert holders[0]["age_seconds"] > 0
     hung.commit()
@@ -267,7 +267,7 @@ def test_a_paused_group_reads_nothing_and_is_told(queue: StoreQueue) -> None:
 
 
 def test_partitions_of_two_stores_have_locks_of_their_own(queue: StoreQueue) -> None:
-    queue.session.execute("set search_path = cdcbridge")
+    queue.session.execute("set search_path = cdcbridge, cdcbridge_internal")
     query = """select count(distinct l), min(l >> 32)
                from (select partition_lock(c, p) as l from generate_series(1, 3) c, generate_series(0, 15) p) x"""
     assert queue.all(query) == [{"count": 48, "min": queue.value("select 'offsets'::regclass::oid::bigint")}]
@@ -310,8 +310,8 @@ def test_a_group_of_tables_seeks_where_it_has_read_while_a_publisher_hangs(queue
 
 def test_a_removed_group_leaves_nothing(queue: StoreQueue) -> None:
     publish(queue, "a")
-    queue.value("select cdcbridge.remove_consumer('s')")
-    assert queue.value("select count(*) from cdcbridge.offsets") == 0
+    queue.value("select cdcbridge_internal.remove_consumer('s')")
+    assert queue.value("select count(*) from cdcbridge_internal.offsets") == 0
     publish(queue, "a")
 
 
@@ -393,7 +393,7 @@ def test_a_groups_role_alone_may_read_it(queue: StoreQueue) -> None:
             queue.all(f"select * from cdcbridge.{call}")
         assert refused.value.sqlstate == "CB008", call
     queue.session.execute("reset role")
-    queue.value("select cdcbridge.remove_consumer('mine')")
+    queue.value("select cdcbridge_internal.remove_consumer('mine')")
     for role in ("stranger", "stream_reader"):
         queue.session.execute(f"drop owned by {role}")
         queue.session.execute(f"drop role {role}")

@@ -38,7 +38,7 @@ def replay(queue: StoreQueue, low: int, high: int, name: str = "c") -> tuple[int
     (row,) = queue.all("select id, name, mode, config from cdcbridge.consumers where name = %s", name)
     with psycopg.connect(queue.dsn, autocommit=True) as store, psycopg.connect(queue.dsn, autocommit=True) as reader:
         for session in (store, reader):
-            session.execute("set search_path = cdcbridge")
+            session.execute("set search_path = cdcbridge, cdcbridge_internal")
         with reader.transaction():
             return backlog.replay(store, reader, Subscription.from_config(*row.values()), low, high)
 
@@ -54,9 +54,9 @@ def test_what_was_finished_comes_again_behind_all_that_waits(queue: StoreQueue, 
     assert seqs(rows) == [*later, *put[:3]]
     assert [row["deliver_count"] for row in rows] == [1] * 4
     assert [row["key"] for row in rows] == ["d", "a", "b", "a"]
-    assert queue.value("select count(*) from cdcbridge.redriven where replayed") == 3
+    assert queue.value("select count(*) from cdcbridge_internal.redriven where replayed") == 3
     assert queue.ack(*receipts(rows)) == 4
-    assert queue.value("select count(*) from cdcbridge.redriven") == 0
+    assert queue.value("select count(*) from cdcbridge_internal.redriven") == 0
     assert queue.value("select count(*) from cdcbridge.messages") == 5, "nothing is logged again"
 
 
@@ -99,8 +99,8 @@ def test_replayed_messages_outlive_their_segment(queue: StoreQueue) -> None:
     queue.ack(*receipts(queue.receive()))
     replay(queue, put[0], put[-1])
     queue.value("select setval('cdcbridge.messages_seq', 1000000)")
-    queue.value("select cdcbridge.create_segments()")
-    assert queue.value("select dropped from cdcbridge.drop_segments('0')") == 1
+    queue.value("select cdcbridge_internal.create_segments()")
+    assert queue.value("select dropped from cdcbridge_internal.drop_segments('0')") == 1
     rows = queue.receive()
     assert seqs(rows) == put and rows[0]["data"]["record"]["id"] == 0
 
@@ -108,7 +108,7 @@ def test_replayed_messages_outlive_their_segment(queue: StoreQueue) -> None:
 def test_a_consumer_that_is_removed_meanwhile_is_told(queue: StoreQueue) -> None:
     queue.declare()
     with pytest.raises(psycopg.Error, match="was removed"):
-        queue.all("select cdcbridge.replay_messages(99, '{1}', null, null, null)")
+        queue.all("select cdcbridge_internal.replay_messages(99, '{1}', null, null, null)")
 
 
 def test_expiring_leaves_a_message_in_one_place_while_receivers_are_at_work(queue: StoreQueue) -> None:
@@ -116,7 +116,7 @@ def test_expiring_leaves_a_message_in_one_place_while_receivers_are_at_work(queu
     queue.declare(max_in_flight=100_000)
     put = queue.append(5000)
     queue.session.execute("select setval('cdcbridge.messages_seq', 1000000)")
-    queue.value("select cdcbridge.create_segments()")
+    queue.value("select cdcbridge_internal.create_segments()")
     claimed: list[int] = []
     done = threading.Event()
 
@@ -128,7 +128,7 @@ def test_expiring_leaves_a_message_in_one_place_while_receivers_are_at_work(queu
     thread = threading.Thread(target=work)
     thread.start()
     expired = 0
-    while more := queue.value("select expired from cdcbridge.drop_segments('0', '0')"):
+    while more := queue.value("select expired from cdcbridge_internal.drop_segments('0', '0')"):
         expired += more
     done.set()
     thread.join()
@@ -144,7 +144,7 @@ def test_a_seq_in_place_of_the_id_of_a_dead_letter_is_recognised(queue: StoreQue
     queue.declare("c")
     put = queue.append_keys("a", "b", "c")
     for seq in put[1:]:
-        queue.all("select cdcbridge.bury_appended('{1}', %s, '{oversized}', '{k}') is null", [seq])
+        queue.all("select cdcbridge_internal.bury_appended('{1}', %s, '{oversized}', '{k}') is null", [seq])
     ids = {row["seq"]: row["id"] for row in queue.all("select seq, id from cdcbridge.dead_messages")}
     unknown = [put[2] + 100, put[1] + 100]
     queue.session.execute("update cdcbridge.dead_messages set seq = seq + 100")

@@ -16,13 +16,15 @@ def fill_segments(queue: StoreQueue) -> list[int]:
     put = queue.append_keys("a", "b", "c", consumers=(1,))
     for start in (1_000_000, 2_000_000):
         queue.session.execute("select setval('cdcbridge.messages_seq', %s)", (start,))
-        queue.session.execute("select cdcbridge.create_segments()")
+        queue.session.execute("select cdcbridge_internal.create_segments()")
         put += queue.append_keys("a", "b", "c", consumers=(1,))
     return put
 
 
 def drop(queue: StoreQueue, retention: str = "0") -> tuple[int, str | None]:
-    return tuple(queue.all("select dropped, held_by from cdcbridge.drop_segments(%s::interval)", retention)[0].values())
+    return tuple(
+        queue.all("select dropped, held_by from cdcbridge_internal.drop_segments(%s::interval)", retention)[0].values()
+    )
 
 
 def segments(queue: StoreQueue) -> int:
@@ -57,7 +59,7 @@ def test_nothing_that_can_still_commit_is_dropped(queue: StoreQueue) -> None:
     session = queue.open(autocommit=False)
     queue.value("select cdcbridge.publish('t', null, '1')", session=session)
     queue.session.execute("select setval('cdcbridge.messages_seq', 1000000)")
-    queue.session.execute("select cdcbridge.create_segments()")
+    queue.session.execute("select cdcbridge_internal.create_segments()")
     assert drop(queue) == (0, None)
     session.commit()
     assert drop(queue) == (1, None)
@@ -83,7 +85,7 @@ def test_a_receiver_in_its_transaction_delays_the_drop_and_nobody_else(queue: St
     thread.start()
     dropper = queue.open()
     for _ in range(10):
-        queue.all("select * from cdcbridge.drop_segments('0')", session=dropper)
+        queue.all("select * from cdcbridge_internal.drop_segments('0')", session=dropper)
     assert segments(queue) == 4
     finished.set()
     thread.join()
@@ -101,7 +103,7 @@ def test_claims_go_on_while_segments_are_dropped(queue: StoreQueue) -> None:
 
     def work() -> None:
         while not done.is_set():
-            queue.all("select * from cdcbridge.drop_segments('0')", session=dropper)
+            queue.all("select * from cdcbridge_internal.drop_segments('0')", session=dropper)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -124,10 +126,10 @@ def test_past_max_retention_unfinished_messages_become_dead_letters_with_their_d
     queue.nack(late["receipt"], delay="1 hour", reason="not now")
     for start in (1_000_000, 2_000_000):
         queue.session.execute("select setval('cdcbridge.messages_seq', %s)", (start,))
-        queue.session.execute("select cdcbridge.create_segments()")
+        queue.session.execute("select cdcbridge_internal.create_segments()")
     young = queue.append_keys("k0", "k1")
     queue.extend("0", expired["receipt"])
-    query = "select dropped, held_by, lost, expired from cdcbridge.drop_segments('0', %s::interval)"
+    query = "select dropped, held_by, lost, expired from cdcbridge_internal.drop_segments('0', %s::interval)"
     assert queue.all(query, "1 hour") == [{"dropped": 0, "held_by": "c", "lost": 0, "expired": 0}], "too young"
     assert queue.all(query, "0") == [{"dropped": 0, "held_by": "c", "lost": 0, "expired": appended - 1}], (
         "one is in flight"
@@ -147,24 +149,26 @@ def test_a_message_with_data_of_its_own_expires_with_it(queue: StoreQueue) -> No
     put = queue.append_keys("a", "b", "c")
     left = '{"op":"delete","record":{"id":0},"old":null,"unchanged":[]}'
     for seq in put:
-        queue.session.execute("select cdcbridge.keep_own('{1}', %s, '{k}', %s)", ([seq], [left]))
+        queue.session.execute("select cdcbridge_internal.keep_own('{1}', %s, '{k}', %s)", ([seq], [left]))
     late, _, _ = queue.receive(3)
     assert late["data"]["op"] == "delete"
     queue.nack(late["receipt"], delay="1 hour")
     queue.expire()
     queue.session.execute("select setval('cdcbridge.messages_seq', 1000000)")
-    queue.session.execute("select cdcbridge.create_segments()")
-    assert queue.value("select expired from cdcbridge.drop_segments('0', '0')") == 3
+    queue.session.execute("select cdcbridge_internal.create_segments()")
+    assert queue.value("select expired from cdcbridge_internal.drop_segments('0', '0')") == 3
     assert queue.all("select data ->> 'op' as op from cdcbridge.dead_messages") == [{"op": "delete"}] * 3
-    assert queue.value("select count(*) from cdcbridge.redriven") == 0
+    assert queue.value("select count(*) from cdcbridge_internal.redriven") == 0
 
 
 def test_a_row_of_fan_out_that_reaches_over_the_segments_end_is_cut(queue: StoreQueue) -> None:
     queue.declare()
     queue.session.execute("select setval('cdcbridge.messages_seq', 999800)")
     put = queue.append(400)
-    assert queue.value("select expired from cdcbridge.drop_segments('0', '0')") == 199
-    queue.session.execute("select setval('cdcbridge.messages_seq', 2000000); select cdcbridge.create_segments()")
+    assert queue.value("select expired from cdcbridge_internal.drop_segments('0', '0')") == 199
+    queue.session.execute(
+        "select setval('cdcbridge.messages_seq', 2000000); select cdcbridge_internal.create_segments()"
+    )
     left = []
     while batch := queue.receive(100):
         left += seqs(batch)
@@ -178,7 +182,7 @@ def test_the_log_is_kept_within_its_bytes(queue: StoreQueue) -> None:
     queue.ack(*receipts(queue.receive(9)))
     size = queue.value("select sum(pg_total_relation_size(inhrelid))::bigint from pg_inherits"
                        " where inhparent = 'cdcbridge.messages'::regclass")  # fmt: skip
-    query = "select dropped from cdcbridge.drop_segments('1 day', '30 days', %s)"
+    query = "select dropped from cdcbridge_internal.drop_segments('1 day', '30 days', %s)"
     assert queue.value(query, size) == 0
     assert queue.value(query, size - 1) == 1
     assert queue.value(query, 1) == 1
@@ -190,7 +194,7 @@ def test_what_is_too_old_dies_although_an_open_transaction_prevents_the_drop(que
     fill_segments(queue)
     session = queue.open(autocommit=False)
     session.execute("select count(*) from cdcbridge.messages")
-    query = "select dropped, held_by, expired from cdcbridge.drop_segments('0', '0')"
+    query = "select dropped, held_by, expired from cdcbridge_internal.drop_segments('0', '0')"
     assert queue.all(query) == [{"dropped": 0, "held_by": None, "expired": 6}]
     assert queue.value("select count(*) from cdcbridge.dead_messages") == 6
     session.commit()

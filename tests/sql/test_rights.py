@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from cdcbridge.errors import UsageError
+from cdcbridge.store import sql_files
 from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts
 
@@ -41,9 +42,11 @@ def test_a_role_reads_its_own_queue_with_no_right_on_any_table(queue: StoreQueue
     assert queue.value("select cdcbridge.nack('c', %s, dead => true)", receipts(batch[1:]), session=reader) == 2
     assert queue.value("select cdcbridge.redrive('c')", session=reader) == 2
     assert queue.value("select pending from cdcbridge.consumer_lag()", session=reader) == 2
-    for table in ("messages", "leases", "dead_messages", "consumers", "waiting_1"):
+    internal = ("leases", "waiting_1", "messages_000000", "dead_messages_1")
+    public = ("messages", "dead_messages", "consumers", "consumer_messages")
+    for table in (*(f"cdcbridge.{name}" for name in public), *(f"cdcbridge_internal.{name}" for name in internal)):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            queue.all(f"select * from cdcbridge.{table}", session=reader)
+            queue.all(f"select * from {table}", session=reader)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -86,16 +89,51 @@ def test_what_is_not_for_everybody_cannot_be_called(queue: StoreQueue, roles: No
     queue.session.execute("grant usage on schema cdcbridge to stranger")
     stranger = session_of(queue, "stranger")
     for call in (
-        "begin_append(1, 1)",
-        "take_lead('x')",
-        "remove_consumer('c')",
-        "publish('t', null, '1')",
-        "make_code()",
+        "cdcbridge_internal.begin_append(1, 1)",
+        "cdcbridge_internal.take_lead('x')",
+        "cdcbridge_internal.remove_consumer('c')",
+        "cdcbridge.publish('t', null, '1')",
+        "cdcbridge_internal.make_code()",
     ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            queue.all(f"select cdcbridge.{call}", session=stranger)
+            queue.all(f"select {call}", session=stranger)
     queue.session.execute("grant execute on function cdcbridge.publish to stranger")
     assert queue.value("select cdcbridge.publish('t', null, '1')", session=stranger) == 1
+
+
+PUBLIC = {"consumers", "messages", "consumer_messages", "message_key_seqs", "dead_messages", "consumer_group_offsets"}
+IN_SCHEMA = """
+    select relname as name, relkind in ('r', 'p', 'v', 'm', 'f') as relation from pg_class
+    where relnamespace = 'cdcbridge'::regnamespace
+    union all select proname, null from pg_proc where pronamespace = 'cdcbridge'::regnamespace
+"""
+
+
+def test_the_stores_schema_has_what_applications_use_and_nothing_else(queue: StoreQueue, roles: None) -> None:
+    """So that `\\dt`, `\\dv` and `\\df cdcbridge.*` in psql list the public surface."""
+    for mode in ("queue", "fifo", "stream"):
+        queue.declare(mode, mode=mode, topics=("news",))
+    queue.value("select cdcbridge.publish('news', 'k', '1')")
+    queue.next_segment()
+    queue.all("select cdcbridge.nack('queue', array(select receipt from cdcbridge.receive('queue')), dead => true)")
+    found = queue.all(IN_SCHEMA)
+    assert {row["name"] for row in found if row["relation"]} == PUBLIC
+    assert {row["name"] for row in found if row["relation"] is None} == {one.name for one in sql_files.code().public}
+
+
+def test_no_other_role_has_a_right_on_the_internal_schema(queue: StoreQueue, roles: None) -> None:
+    queue.declare(role="reader")
+    for privilege in ("usage", "create"):
+        query = "select has_schema_privilege('reader', 'cdcbridge_internal', %s)"
+        assert queue.value(query, privilege) is False, privilege
+    others = """
+        select c.oid::regclass from pg_class c cross join aclexplode(c.relacl) a
+        where c.relnamespace = 'cdcbridge_internal'::regnamespace and a.grantee <> c.relowner
+    """
+    assert queue.all(others) == []
+    reader = session_of(queue, "reader")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="schema cdcbridge_internal"):
+        queue.all("select cdcbridge_internal.low_half(1)", session=reader)
 
 
 def test_functions_are_not_led_astray_by_a_search_path(queue: StoreQueue, roles: None) -> None:

@@ -59,7 +59,7 @@ def test_fewer_partitions_keep_the_order_too(queue: StoreQueue) -> None:
 def test_a_group_that_is_made_while_partitions_are_added_has_all_of_them(queue: StoreQueue) -> None:
     publish(queue, "a")
     bridge = queue.open(autocommit=False)
-    bridge.execute("set search_path = cdcbridge")
+    bridge.execute("set search_path = cdcbridge, cdcbridge_internal")
     assert queue.value("select begin_partitions(32)", session=bridge)
     with ThreadPoolExecutor() as pool:
         made = pool.submit(queue.declare, "late", mode="stream")
@@ -86,7 +86,7 @@ def test_retention_tells_a_group_that_was_too_slow(queue: StoreQueue) -> None:
     publish(queue, "a", "a", "b")
     first = read(queue, 1, "1 hour")
     queue.next_segment()
-    dropped = "select dropped, held_by, lost from cdcbridge.drop_segments('0')"
+    dropped = "select dropped, held_by, lost from cdcbridge_internal.drop_segments('0')"
     assert queue.all(dropped) == [{"dropped": 0, "held_by": "s", "lost": 0}], "a member reads there"
     finish(queue, first)
     assert queue.all(dropped) == [{"dropped": 1, "held_by": None, "lost": 2}]
@@ -108,7 +108,7 @@ def test_a_reader_that_has_waited_for_the_drop_is_told_too(queue: StoreQueue) ->
     queue.next_segment()
     later = publish(queue, "a")
     dropper, reader = queue.open(autocommit=False), queue.open()
-    assert queue.value("select lost from cdcbridge.drop_segments('0')", session=dropper) == 2
+    assert queue.value("select lost from cdcbridge_internal.drop_segments('0')", session=dropper) == 2
     refused: list[str | None] = []
 
     def look() -> None:
@@ -135,10 +135,10 @@ def test_retention_loses_nothing_of_a_group_that_had_nothing_to_read_there(queue
     queue.value("select cdcbridge.publish('other', 'b', '1')")
     drain(queue)
     queue.next_segment()
-    assert queue.value("select lost from cdcbridge.drop_segments('0')") == 0
+    assert queue.value("select lost from cdcbridge_internal.drop_segments('0')") == 0
     put = publish(queue, "a", "b")
     assert sorted(drain(queue)) == put
-    assert queue.value("select lost from cdcbridge.drop_segments('0')") == 0
+    assert queue.value("select lost from cdcbridge_internal.drop_segments('0')") == 0
 
 
 def test_the_index_that_groups_read_by_is_on_every_segment(queue: StoreQueue) -> None:

@@ -23,7 +23,7 @@ def now(queue: StoreQueue) -> str:
 
 
 def first_from(queue: StoreQueue, target: str) -> int:
-    return int(queue.value("select cdcbridge.seq_before(%s) + 1", target))
+    return int(queue.value("select cdcbridge_internal.seq_before(%s) + 1", target))
 
 
 def test_what_was_published_before_and_committed_after_is_there(group: StoreQueue) -> None:
@@ -41,21 +41,21 @@ def test_what_was_published_before_and_committed_after_is_there(group: StoreQueu
 
 def test_a_safe_point_tells_what_was_committed_by_then(group: StoreQueue) -> None:
     before = publish(group)
-    group.value("select cdcbridge.note_safe_point()")
+    group.value("select cdcbridge_internal.note_safe_point()")
     quiet = now(group)
     after = publish(group)
     assert first_from(group, quiet) == after == before + 1
     slow = group.open(autocommit=False)
     late = publish(group, slow)
-    group.value("select cdcbridge.note_safe_point()")
+    group.value("select cdcbridge_internal.note_safe_point()")
     then = now(group)
     slow.commit()
-    group.value("select cdcbridge.note_safe_point()")
+    group.value("select cdcbridge_internal.note_safe_point()")
     assert first_from(group, then) in (after, late)
     assert first_from(group, now(group)) == late + 1
-    assert group.value("select count(*) from cdcbridge.safe_points") == 3
-    group.value("select cdcbridge.note_safe_point()")
-    assert group.value("select count(*) from cdcbridge.safe_points") == 3, "nothing came"
+    assert group.value("select count(*) from cdcbridge_internal.safe_points") == 3
+    group.value("select cdcbridge_internal.note_safe_point()")
+    assert group.value("select count(*) from cdcbridge_internal.safe_points") == 3, "nothing came"
 
 
 @pytest.mark.parametrize("hours", [-30, -3, 3, 30])
@@ -69,7 +69,7 @@ def test_the_sources_clock_may_be_another_than_the_stores(group: StoreQueue, hou
     assert first_from(group, moment) == put[1]
     assert first_from(group, group.value("select (%s::timestamptz - interval '1 min')::text", moment)) == put[0]
     assert first_from(group, group.value("select (%s::timestamptz + interval '1 min')::text", moment)) == put[2] + 1
-    until = "select cdcbridge.seq_until(%s)"
+    until = "select cdcbridge_internal.seq_until(%s)"
     assert group.value(until, moment) == put[0]
     assert group.value(until, group.value("select (%s::timestamptz + interval '1 min')::text", moment)) == put[2]
 
@@ -81,9 +81,9 @@ def test_a_range_of_times_ends_with_what_may_have_been_committed_before(group: S
     end = now(group)
     last = publish(group)
     slow.commit()
-    assert group.value("select cdcbridge.seq_until(%s)", end) == other
-    assert group.value("select cdcbridge.seq_until('latest')") == last
-    assert group.value("select cdcbridge.seq_until(%s)", str(last)) == other
+    assert group.value("select cdcbridge_internal.seq_until(%s)", end) == other
+    assert group.value("select cdcbridge_internal.seq_until('latest')") == last
+    assert group.value("select cdcbridge_internal.seq_until(%s)", str(last)) == other
     assert first_from(group, end) == late
 
 

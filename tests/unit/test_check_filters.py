@@ -57,7 +57,7 @@ def test_what_can_work_is_let_through(source: str) -> None:
 @pytest.mark.parametrize(("source", "code", "said"), [
     ("record.statsu == 'paid'", "filter_column", "Write status instead of statsu."),
     ("record['Status'] == 'paid'", "filter_column", "Write status instead of Status."),
-    ("has(record.nothing_like_it)", "filter_column", "the columns are amount, at"),
+    ("has(record.nothing_like_it)", "filter_column", "The columns are amount, at"),
     ("record.double > 5", "filter_column", "is a generated column"),
     ("record.id == '5'", "filter_type", "Write 5 instead of '5'."),
     ("'5' < record.id", "filter_type", "every row becomes a dead letter"),

@@ -60,7 +60,7 @@ CONSUMER = "source: {dsn: host=db}\nconsumers:\n  - "
         ("consumers: []\n", "source: missing"),
         ("- 1\n", "expected a mapping"),
         ("a: [\n", "not YAML"),
-        ("source: {dsn: a=b}\nsource: {dsn: c=d}\n", "the key 'source' stands twice"),
+        ("source: {dsn: a=b}\nsource: {dsn: c=d}\n", "the key 'source' is given twice"),
         ("source: {dsn: x=y, heartbeat_interval: 10}\n", "source.heartbeat_interval: 10 is not a duration"),
         ("source: {dsn: x=y, max_retained_wal: 10gb}\n", "source.max_retained_wal: '10gb' is not a size"),
         ("source: {dsn: x=y, plugin: test_decoding}\n", "source.plugin: 'test_decoding' is not one of auto, pgoutput or wal2json"),
@@ -72,7 +72,7 @@ CONSUMER = "source: {dsn: host=db}\nconsumers:\n  - "
         (CONSUMER + "{name: a, tables: [s.t], filter: 'recrod.x == 1'}", "unknown variable 'recrod'"),
         (CONSUMER + "{name: a, tables: [s.t], operations: [upsert]}", "consumers.a.operations.0: 'upsert' is not one of"),
         (CONSUMER + "{name: a, tables: [s.t], columns: {include: [a], exclude: [b]}}", "either include or exclude"),
-        (CONSUMER + "{name: a, tables: [s.t], max_in_flight: 0}", "consumers.a.max_in_flight: 0 is out of range; write at least 1"),
+        (CONSUMER + "{name: a, tables: [s.t], max_in_flight: 0}", "consumers.a.max_in_flight: 0 is out of range: write at least 1"),
         (CONSUMER + "{name: a, tables: [s.t], visibility_timeout: soon}", "'soon' is not a duration"),
         (CONSUMER + "{name: 'A b', tables: [s.t]}", "consumers.0.name: "),
         ("source: {dsn: x=y, failover: maybe}\n", "source.failover"),
@@ -112,7 +112,7 @@ def test_a_stream_reads_the_log_as_it_is(tmp_path: Path, setting: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("mode: fifo", "compact is for mode stream"),
+        ("mode: fifo", "compact works only in mode stream"),
         ("mode: stream, operations: [insert]", "compact keeps a table's state, which needs all operations"),
     ],
 )
@@ -133,8 +133,8 @@ def test_messages_are_kept_for_consumers_as_long_as_for_anybody(tmp_path: Path) 
         (r'store: {dsn: "\udc80"}', "store.dsn: the text has half a character"),
         (r'store: {dsn: "host=\0"}', "store.dsn: the text has a NUL character"),
         ("store: {dsn: '${LATIN}'}", "store.dsn: the text has half a character"),
-        ("1: 2", "the key 1 is no text"),
-        ("~: 2", "the key None is no text"),
+        ("1: 2", "the key 1 is not a text"),
+        ("~: 2", "the key None is not a text"),
         ("x: 2026-02-30", "not YAML: day is out of range"),
         ("x: " + "9" * 5000, "not YAML: "),
         ("x: " + "[" * 3000, "nested too deeply"),
@@ -179,7 +179,7 @@ def test_an_odd_environment_is_an_error_and_no_traceback(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("visibility_timeout: 0s", "consumers.a.visibility_timeout: '0s' is out of range; write more than 0"),
+        ("visibility_timeout: 0s", "consumers.a.visibility_timeout: '0s' is out of range: write more than 0"),
         ("visibility_timeout: 3000000d", "'3000000d' is longer than 36500d"),
         ("visibility_timeout: 31d", "consumer 'a': visibility_timeout is 31d, longer than store.max_retention, 30d"),
         ("retry_delay: {max: 31d}", "retry_delay.max is 31d, longer than"),

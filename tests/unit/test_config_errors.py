@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from cdcbridge.errors import ConfigError
 
 TOP = "source:\n  dsn: host=db\n"
 ONE = f"{TOP}consumers:\n  - name: billing\n    tables: [public.orders]\n"
-DURATION = "write a number and one of ms, s, m, h, d, as in 30s"
+DURATION = "Write a number and one of ms, s, m, h, d, as in 30s"
 KNOWN = "name, mode, tables, topics, operations, filter, columns, key, start"
 
 
@@ -40,34 +41,34 @@ def messages(folder: Path, text: str) -> list[str]:
         (f"{TOP}consumer: []\n", "3: consumer: unknown key; did you mean consumers?"),
         (f"{ONE}    visibilty_timeout: 30s\n", "6: consumers.billing.visibilty_timeout: unknown key; did you mean visibility_timeout?"),
         (f"{ONE}    retry_delay: {{initial: 1s, factr: 2}}\n", "6: consumers.billing.retry_delay.factr: unknown key; did you mean factor?"),
-        (f"{TOP}http: {{port: 1}}\n", "3: http.port: unknown key; known: listen"),
+        (f"{TOP}http: {{port: 1}}\n", "3: http.port: unknown key. Known: listen"),
         ("consumers: []\n", " source: missing"),
         ("source: {slot: a}\n", "1: source.dsn: missing"),
         (f"{TOP}consumers:\n  - tables: [public.t]\n", "4: consumers.0.name: missing"),
         # kinds
-        (f"{TOP}consumers:\n", "3: consumers: nothing is given; expected a list, as in [a, b]"),
-        (f"{ONE}    topics: invoices\n", "6: consumers.billing.topics: 'invoices' is given; expected a list, as in [a, b]"),
-        (f"{ONE}    columns: [a]\n", "6: consumers.billing.columns: ['a'] is given; expected keys with values, as in {exclude: [card_number]}; its keys: include, exclude"),
-        (f"{ONE}    filter: 5\n", "6: consumers.billing.filter: 5 is given; expected a text; put it in quotes"),
-        (f"{ONE}    compact: perhaps\n", "6: consumers.billing.compact: 'perhaps' is given; expected true or false"),
-        (f"{ONE}    max_in_flight: many\n", "6: consumers.billing.max_in_flight: 'many' is given; expected a whole number"),
-        (f"{ONE}    max_deliveries: 2.5\n", "6: consumers.billing.max_deliveries: 2.5 is given; expected a whole number"),
-        (f"{ONE}    retry_delay: 1s\n", "6: consumers.billing.retry_delay: '1s' is given; expected keys with values, as in {initial: 1s, factor: 2, max: 10m}; its keys: initial, factor, max"),
-        (f"{TOP}http: 9187\n", "3: http: 9187 is given; expected keys with values, as in {listen: 127.0.0.1:9187}; its keys: listen"),
-        ("source: host=db password=hush\n", '1: source: the value is given; expected keys with values, as in {dsn: "${DATABASE_URL}"}; its keys: dsn, name, read_dsn, slot, plugin, publication, heartbeat_interval, max_retained_wal, max_slot_inactive, failover, event_trigger'),
+        (f"{TOP}consumers:\n", "3: consumers: nothing is given, but expected a list, as in [a, b]"),
+        (f"{ONE}    topics: invoices\n", "6: consumers.billing.topics: 'invoices' is given, but expected a list, as in [a, b]"),
+        (f"{ONE}    columns: [a]\n", "6: consumers.billing.columns: ['a'] is given, but expected keys with values, as in {exclude: [card_number]}. Its keys: include, exclude"),
+        (f"{ONE}    filter: 5\n", "6: consumers.billing.filter: 5 is given, but expected a text (put it in quotes)"),
+        (f"{ONE}    compact: perhaps\n", "6: consumers.billing.compact: 'perhaps' is given, but expected true or false"),
+        (f"{ONE}    max_in_flight: many\n", "6: consumers.billing.max_in_flight: 'many' is given, but expected a whole number"),
+        (f"{ONE}    max_deliveries: 2.5\n", "6: consumers.billing.max_deliveries: 2.5 is given, but expected a whole number"),
+        (f"{ONE}    retry_delay: 1s\n", "6: consumers.billing.retry_delay: '1s' is given, but expected keys with values, as in {initial: 1s, factor: 2, max: 10m}. Its keys: initial, factor, max"),
+        (f"{TOP}http: 9187\n", "3: http: 9187 is given, but expected keys with values, as in {listen: 127.0.0.1:9187}. Its keys: listen"),
+        ("source: host=db password=hush\n", '1: source: the value is given, but expected keys with values, as in {dsn: "${DATABASE_URL}"}. Its keys: dsn, name, read_dsn, slot, plugin, publication, heartbeat_interval, max_retained_wal, max_slot_inactive, failover, event_trigger'),
         # values
-        (f"{ONE}    visibility_timeout: 30\n", f"6: consumers.billing.visibility_timeout: 30 is not a duration; {DURATION}"),
-        (f"{ONE}    visibility_timeout:\n", f"6: consumers.billing.visibility_timeout: nothing is not a duration; {DURATION}"),
-        (f"{ONE}    max_in_flight: 0\n", "6: consumers.billing.max_in_flight: 0 is out of range; write at least 1"),
-        (f"{TOP}store: {{partitions: 5000}}\n", "3: store.partitions: 5000 is out of range; write at most 4096"),
-        (f"{TOP}  slot: My Slot\n", "3: source.slot: 'My Slot' cannot be used; write a-z, 0-9 and _, at most 63 of them"),
-        (f"{TOP}http: {{listen: 9187}}\n", "3: http.listen: 9187 cannot be used; write host:port, as in 127.0.0.1:9187"),
+        (f"{ONE}    visibility_timeout: 30\n", f"6: consumers.billing.visibility_timeout: 30 is not a duration. {DURATION}"),
+        (f"{ONE}    visibility_timeout:\n", f"6: consumers.billing.visibility_timeout: nothing is not a duration. {DURATION}"),
+        (f"{ONE}    max_in_flight: 0\n", "6: consumers.billing.max_in_flight: 0 is out of range: write at least 1"),
+        (f"{TOP}store: {{partitions: 5000}}\n", "3: store.partitions: 5000 is out of range: write at most 4096"),
+        (f"{TOP}  slot: My Slot\n", "3: source.slot: 'My Slot' cannot be used: write a-z, 0-9 and _, at most 63 of them"),
+        (f"{TOP}http: {{listen: 9187}}\n", "3: http.listen: 9187 cannot be used: write host:port, as in 127.0.0.1:9187"),
         (f"{ONE}    role: ''\n", "6: consumers.billing.role: must not be empty"),
         (f"{TOP}store: {{dsn: '${{NOPE}}'}}\n", "3: store.dsn: the environment variable NOPE is not set"),
         # YAML
-        (f"{TOP}  dsn: host=b\n", "3: not YAML: the key 'dsn' stands twice"),
-        (f"{TOP}consumers:\n\t- name: a\n", "4: not YAML: a tab; indent with spaces"),
-        (f"{TOP}a: b: c\n", "3: not YAML: a colon where none is allowed; quote the value, or look at the indentation"),
+        (f"{TOP}  dsn: host=b\n", "3: not YAML: the key 'dsn' is given twice"),
+        (f"{TOP}consumers:\n\t- name: a\n", "4: not YAML: a tab (indent with spaces)"),
+        (f"{TOP}a: b: c\n", "3: not YAML: a colon where none is allowed (quote the value, or check the indentation)"),
         (f'{TOP}store: {{dsn: "x\n', "4: not YAML: a quote or a bracket that is not closed"),
         (f"{TOP}consumers: [\n", "4: not YAML: a bracket or a brace that is not closed"),
         ("", " expected a mapping with source, store and consumers, found nothing"),
@@ -78,21 +79,33 @@ def test_a_typical_mistake(tmp_path: Path, text: str, message: str) -> None:
     assert messages(tmp_path, text) == [f"cdcbridge.yaml:{message}"]
 
 
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ("s" * 55, "cannot be used; write a-z, 0-9 and _, at most 54 of them, first no digit"),
+        ("mine_internal", "must not end with _internal"),
+    ],
+)
+def test_a_schema_leaves_room_for_its_internal_one(tmp_path: Path, schema: str, said: str) -> None:
+    (found,) = messages(tmp_path, f"{TOP}store: {{schema: {schema}}}\n")
+    assert said in found, found
+
+
 def test_each_mistake_has_its_line_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = f"log: {{lvl: x}}\n{ONE}    mode: fiffo\n    tabels: [x]\n  - name: audit\n    filter: 1\n    tables: [t]\n"
     assert messages(tmp_path, text) == [
         "cdcbridge.yaml:1: log.lvl: unknown key; did you mean level?",
         "cdcbridge.yaml:7: consumers.billing.mode: 'fiffo' is not one of queue, fifo or stream; did you mean fifo?",
         "cdcbridge.yaml:8: consumers.billing.tabels: unknown key; did you mean tables?",
-        "cdcbridge.yaml:10: consumers.audit.filter: 1 is given; expected a text; put it in quotes",
-        "cdcbridge.yaml:11: consumers.audit.tables: 't' is not a table; write schema.table, schema.*, schema.part* or !schema.table",
+        "cdcbridge.yaml:10: consumers.audit.filter: 1 is given, but expected a text (put it in quotes)",
+        "cdcbridge.yaml:11: consumers.audit.tables: 't' is not a table. Write schema.table, schema.*, schema.part* or !schema.table",
     ]
 
 
 def test_a_value_behind_an_anchor_and_a_merged_key(tmp_path: Path) -> None:
     text = f"{TOP}x: &base {{tables: [public.t], mode: bad}}\nconsumers:\n  - <<: *base\n    name: a\n"
     found = messages(tmp_path, text)
-    assert [message.partition(";")[0] for message in found] == [
+    assert [re.split("[.;] ", message)[0] for message in found] == [
         "cdcbridge.yaml:3: consumers.a.mode: 'bad' is not one of queue, fifo or stream",
         "cdcbridge.yaml:3: x: unknown key",
     ]
@@ -103,7 +116,7 @@ def test_a_variable_of_the_environment_is_named(tmp_path: Path, monkeypatch: pyt
     (message,) = messages(tmp_path, TOP)
     assert message == (
         "cdcbridge.yaml: the environment variable CDCBRIDGE_SOURCE__SLOT:"
-        " 'My Slot' cannot be used; write a-z, 0-9 and _, at most 63 of them"
+        " 'My Slot' cannot be used: write a-z, 0-9 and _, at most 63 of them"
     )
 
 

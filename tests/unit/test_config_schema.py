@@ -55,6 +55,11 @@ GOOD = [
     consumer("retry_delay: {factor: 3}, operations: [insert, '${X:-delete}'], key: [a, b], role: '${X:-me}'"),
     consumer("columns: {exclude: [a]}, filter: 'true', topics: [t], compact: 'no'"),
     consumer("max_message_bytes: 1048576, max_deliveries: 5.0, compact: false, role: null, filter: null, key: null"),
+    consumer("sink: {type: file, path: '${X:-out}'}"),
+    consumer(
+        "sink: {type: http, url: 'https://h/{topic}', batch: {max_messages: '${N}', linger: 5ms}, timeout: '${D}'}"
+    ),
+    consumer("sink: {type: kafka, bootstrap_servers: [a], topic: t, producer: {retries: 3, x: true}}, filter: 'true'"),
     HEAD + "consumers: [{name: '${X:-c}', mode: stream, topics: ['${X:-t}'], compact: '${B}'}]",
 ]
 BAD = [
@@ -86,6 +91,12 @@ BAD = [
     consumer("columns: {only: [a]}"),
     consumer("visibility_timeout: null"),
     consumer("filter: 5"),
+    consumer("sink: {type: pigeon, path: out}"),
+    consumer("sink: {path: out}"),
+    consumer("sink: {type: file}"),
+    consumer("sink: {type: file, path: out, topic: t}"),
+    consumer("sink: {type: file, path: out, on_failure: shrug}"),
+    consumer("sink: {type: redis, url: 'redis://r', stream: s, wait_replicas: -1}"),
 ]
 
 
@@ -103,6 +114,13 @@ def test_the_shipped_example_is_accepted_and_each_of_its_keys_is_known(tmp_path:
     assert both(tmp_path, EXAMPLE.read_text()) == (True, True)
 
 
+def inside(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a type contains."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for one in getattr(annotation, "__args__", ()) for model in inside(one)]
+
+
 def test_the_schema_knows_every_key() -> None:
     schema = file_schema()
     models: list[type[BaseModel]] = [Config]
@@ -110,8 +128,7 @@ def test_the_schema_knows_every_key() -> None:
         node: dict[str, Any] = schema if model is Config else schema["$defs"][model.__name__]
         assert set(node["properties"]) == {field.alias or name for name, field in model.model_fields.items()}
         for field in model.model_fields.values():
-            parts = [field.annotation, *getattr(field.annotation, "__args__", ())]
-            models += [one for one in parts if isinstance(one, type) and issubclass(one, BaseModel)]
+            models += [one for one in inside(field.annotation) if one not in models]
     assert {model.__name__ for model in models} == {"Config", *schema["$defs"]}
 
 
@@ -132,6 +149,32 @@ def test_every_key_has_a_description_and_an_example() -> None:
             said = one.get("description") or schema["$defs"][one["$ref"].rpartition("/")[2]]["description"]
             assert said.endswith("."), f"{name}.{key}"
             assert one.get("examples") or "$ref" in one, f"{name}.{key}"
+
+
+SINKS: dict[str, dict[str, Any]] = {
+    "NatsSink": {"type": "nats", "servers": ["nats://n"], "stream": "S", "subject": "s"},
+    "KafkaSink": {"type": "kafka", "bootstrap_servers": ["k"], "topic": "t"},
+    "RedisSink": {"type": "redis", "url": "redis://r", "stream": "s"},
+    "RabbitmqSink": {"type": "rabbitmq", "url": "amqp://r", "exchange": "e"},
+    "SqsSink": {"type": "sqs", "queue_url": "https://q"},
+    "HttpSink": {"type": "http", "url": "https://h"},
+    "FileSink": {"type": "file", "path": "p"},
+    "CustomSink": {"type": "custom", "adapter": "a:B", "destination": "d"},
+}
+
+
+@pytest.mark.parametrize("model", SINKS)
+def test_the_example_of_each_key_of_a_sink_is_accepted(tmp_path: Path, model: str) -> None:
+    names = ("NATS_CREDENTIALS", "KAFKA_PASSWORD", "HOOK_TOKEN", "HOOK_SECRET", "PASSWORD")
+    for key, one in file_schema()["$defs"][model]["properties"].items():
+        sink = {**SINKS[model], key: yaml.safe_load(one["examples"][0])}
+        if key == "stream" and model == "RabbitmqSink":
+            del sink["exchange"]
+        file = {"source": {"dsn": "host=x"}, "consumers": [{"name": "c", "tables": ["public.t"], "sink": sink}]}
+        path = tmp_path / "c.yaml"
+        path.write_text(yaml.safe_dump(file))
+        load(path, {**VALUES, **dict.fromkeys(names, "x")})
+        VALIDATE(file)
 
 
 def test_the_example_of_each_key_is_accepted(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ GOOD: dict[str, Any] = {"name": "c", "tables": ("public.t",)}
     ("given", "said"),
     [
         ({"tables": ()}, "a consumer needs tables or topics"),
-        ({"tables": (), "topics": ("news",), "start": "snapshot"}, "start: snapshot reads tables, and there are none"),
+        (
+            {"tables": (), "topics": ("news",), "start": "snapshot"},
+            "start: snapshot reads tables, and the consumer has none",
+        ),
         ({"topics": ("a.b",)}, "'a.b' is not a topic"),
         ({"topics": ("",)}, "'' is not a topic"),
         ({"operations": ()}, "must not be empty"),
@@ -26,7 +29,7 @@ GOOD: dict[str, Any] = {"name": "c", "tables": ("public.t",)}
         ({"columns": {"include": ("a",), "exclude": ("b",)}}, "give either include or exclude"),
         ({"mode": "stream", "filter": "true", "key": ("a",)}, "filter and key cannot be given"),
         ({"mode": "stream", "columns": {"include": ("a",)}}, "columns cannot be given"),
-        ({"compact": True}, "compact is for mode stream"),
+        ({"compact": True}, "compact works only in mode stream"),
         ({"mode": "stream", "compact": True, "operations": ("insert",)}, "which needs all operations"),
         ({"on_leave": "delete"}, "needs a filter"),
         ({"on_leave": "delete", "filter": "record.a == 1", "operations": ("insert",)}, "needs the operation update"),

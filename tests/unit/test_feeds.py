@@ -24,7 +24,7 @@ def feeds(*faults: Fault) -> Feeds:
     ("fault", "mark", "silence", "alarm"),
     [
         (REFUSED, "gets nothing", True, "the consumer bad gets nothing: public.t has no key. Fix: Add one."),
-        (KEPT, "as before", False, "the consumer bad goes on as it was; the file asks for mode: fifo, which cannot be done: it was a queue. Fix: Remove it."),
+        (KEPT, "as before", False, "the consumer bad continues with its earlier settings: the file asks for mode: fifo, which cannot be done: it was a queue. Fix: Remove it."),
         (FAULTY, "faulty", False, "the consumer bad is faulty: public.u is not there. Fix: Make it."),
     ],
 )  # fmt: skip
@@ -69,8 +69,8 @@ def test_the_store_gives_back_what_it_got(faults: tuple[Fault, ...]) -> None:
     ("fault", "state", "meanwhile"),
     [
         (REFUSED, "refused", "it gets nothing"),
-        (KEPT, "as_before", "it goes on as it was"),
-        (FAULTY, "fed", "it goes on, except for this"),
+        (KEPT, "as_before", "it continues with its earlier settings"),
+        (FAULTY, "fed", "it continues, except for this"),
     ],
 )
 def test_what_happens_meanwhile(fault: Fault, state: str, meanwhile: str) -> None:

@@ -53,14 +53,14 @@ def test_the_innermost_part_that_fails(source: str, values: dict[str, Any], expe
 @pytest.mark.parametrize(
     ("source", "a", "b", "said", "of_types"),
     [
-        ("a + b", 1, "x", "a + b: CEL has no + for an integer and a text; write string(a)", True),
-        ("a - b", "x", 1.5, "a - b: CEL has no - for a text and a number with decimals; write double(a)", True),
-        ("a * b", None, 1, "a * b: CEL has no * for null and an integer; write a != null && …", True),
+        ("a + b", 1, "x", "a + b: CEL has no + for an integer and a text. Write string(a)", True),
+        ("a - b", "x", 1.5, "a - b: CEL has no - for a text and a number with decimals. Write double(a)", True),
+        ("a * b", None, 1, "a * b: CEL has no * for null and an integer. Write a != null && …", True),
         ("a  <  b", True, [1], "a < b: a boolean cannot be compared with a list", True),
         ("a > b", {}, 1, "a > b: an object cannot be compared with an integer", True),
         ("a / b", 1, 0, "a / b: division by zero", False),
         ("a % b", 1, 0, "a % b: division by zero", False),
-        ("a * b", 1 << 62, 4, "a * b: the result does not fit into 64 bits: write double(…)", False),
+        ("a * b", 1 << 62, 4, "a * b: the result does not fit into 64 bits. Write double(…)", False),
         ("a && b", True, "x", "a && b: && needs true or false, and not a text", True),
         ("-a", "x", None, "-a: CEL has no - for a text", True),
         ("!a", 1, None, "!a: ! needs true or false, and not an integer", True),
@@ -84,7 +84,7 @@ ROW = {"record": {"a": None, "d": 1}, "old": {"b": "t" * 70}}
     ("message", "field", "said", "of_types"),
     [
         ("No such overload", None, "No such overload: values of these types cannot be compared or read so", True),
-        ("Unexpected type: got 'string', want 'int|uint' …", None, "a list was read by a name, as if it were an object", True),
+        ("Unexpected type: got 'string', want 'int|uint' …", None, "a list was read by a name, like an object", True),
         ("Undefined variable or function: 'f'", None, "Undefined variable or function: 'f', of a value of this type", True),
         ("Function 'times__' error: x", None, "CEL has no * for these values", True),
         ("invalid digit\n found.", None, "invalid digit found", False),

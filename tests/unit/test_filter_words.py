@@ -75,7 +75,7 @@ def test_words_are_found_for_every_text_and_every_error(source: str, error: str)
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("status", "unknown variable 'status'; a filter knows key, op. A column is record.status"), ("nil", "unknown variable 'nil': write null"),
+    ("status", "unknown variable 'status'. A filter knows key, op. A column is record.status"), ("nil", "unknown variable 'nil': write null"),
 ])  # fmt: skip
 def test_a_variable_that_no_filter_has(name: str, said: str) -> None:
     assert variable_words(name, ["key", "op"]) == said
@@ -95,10 +95,10 @@ def test_what_is_cel_is_taken(source: str) -> None:
 
 
 @pytest.mark.parametrize(("source", "row", "said"), [
-    ("record.a > 1", {"a": "x"}, 'record.a > 1: a text cannot be compared with an integer; write double(record.a) (record.a is the text "x")'),
+    ("record.a > 1", {"a": "x"}, 'record.a > 1: a text cannot be compared with an integer. Write double(record.a) (record.a is the text "x")'),
     ("record.a > record.b", {"a": 1, "b": None}, "(record.a is the number 1, record.b is null)"),
     ("record['a'] > 1", {"a": True}, "(record.a is the boolean true)"),
-    ("record.meta.vip", {"meta": []}, "a list was read by a name, as if it were an object (record.meta is the list [])"),
+    ("record.meta.vip", {"meta": []}, "a list was read by a name, like an object (record.meta is the list [])"),
     ("record.meta.vip", {"meta": {}}, "no such field: vip (record.meta is the object {})"),
     ("record.meta.vip", {"meta": None}, "(record.meta is null)"),
     ("record.state == 1", {"status": 1}, "no such field: state"),

@@ -29,7 +29,7 @@ def test_a_loop_that_hangs_is_neither_alive_nor_ready() -> None:
     assert health.alive()[0] and health.rows_waiting == 10
     clock.now += 0.1
     alive, what = health.alive()
-    assert not alive and "has not turned for 15 s" in what
+    assert not alive and "has not run for 15 s" in what
     assert health.ready() == (False, what)
     health.beat(0, 0)
     assert health.alive()[0] and health.ready()[0]

@@ -25,7 +25,7 @@ def fix(*indexes: Index, key: tuple[str, ...] = ()) -> str:
     [
         ((), (), "or give it a primary key"),
         ((), ("customer_id",), "or give it a primary key with customer_id"),
-        ((KEY,), ("customer_id",), "or leave the consumer's key out: then it is the primary key, id"),
+        ((KEY,), ("customer_id",), "or leave the consumer's key out, so that the key is the primary key, id"),
         ((DEFERRABLE,), (), "or make its primary key not deferrable"),
         ((DEFERRABLE,), ("customer_id",), "or leave the consumer's key out, and make the primary key not deferrable"),
         ((GENERATED,), (), "or give it a primary key without generated columns"),

@@ -80,7 +80,7 @@ def test_a_transaction_that_was_rolled_back_leaves_nothing() -> None:
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([commit(7)], "Stream Commit of transaction 7, of which nothing has come"),
+        ([commit(7)], "Stream Commit of transaction 7, of which no part was received"),
         ([start(7), b"I\0\0\0"], "truncated b'I' message in a transaction in progress"),
         ([b"S\0"], "malformed or truncated b'S' message"),
         ([b"c\0"], "malformed or truncated b'c' message"),

@@ -47,7 +47,7 @@ def test_a_pattern_as_like_has_it() -> None:
 
 @pytest.mark.parametrize(("tables", "said"), [
     (["orders"], "is not a table"), (["!orders"], "is not a table"), ([".a"], "is not a table"),
-    (["!public.seen"], "leaves out of nothing"), (["te*.orders"], "a schema's name takes no"), (["!", "public.a"], "is not a table"),
+    (["!public.seen"], "has nothing to leave out"), (["te*.orders"], "a schema's name takes no"), (["!", "public.a"], "is not a table"),
 ])  # fmt: skip
 def test_what_is_refused(tables: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -147,7 +147,7 @@ def test_a_table_that_nobody_takes_keeps_its_ordinals() -> None:
         (change("U", b"X"), "UPDATE without a new row"),
         (change("D", b"N", FULL_ROW), "DELETE without an old row"),
         (change("I", b"N", row("1")), "1 values for 3 columns"),
-        (change("I", b"N", FULL_ROW, b"x"), "followed by rubbish"),
+        (change("I", b"N", FULL_ROW, b"x"), "followed by unknown bytes"),
         (change("I", b"N", FULL_ROW[:-1]), "cut off"),
         (b"T" + struct.pack("!IBI", 1, 0, 6), "TRUNCATE of relation 6"),
     ],

@@ -58,8 +58,8 @@ def test_forms(text: str, receipts: list[str]) -> None:
         ('1\n\n{"seq": 1}', 'line 3: not a line of `receive`: an object without a receipt: {"seq": 1}'),
         ('{"receipt": null}', "an object without a receipt"),
         ('{"receipt": ["x"]}', "an object without a receipt"),
-        ('{"receipt": "\\ud800"}', "a receipt that is no text"),
-        ('{"receipt": "x",\n', "line 1: not a line of `receive`: an object that does not end"),
+        ('{"receipt": "\\ud800"}', "a receipt that is not a text"),
+        ('{"receipt": "x",\n', "line 1: not a line of `receive`: an object without its closing brace"),
     ],
 )  # fmt: skip
 def test_what_has_no_receipt_is_refused_with_its_line(text: str, error: str) -> None:

@@ -55,7 +55,7 @@ def test_a_plan_sorts_consumers_by_what_they_need() -> None:
 
 def test_what_is_never_taken() -> None:
     router = Router([subscription(1, "*.*")], own_schema="mine")
-    for schema in ("mine", "cdcbridge_identity", "a.b"):
+    for schema in ("mine", "mine_internal", "cdcbridge_identity", "a.b"):
         assert router.subscriptions(schema, "t") == []
     assert router.subscriptions("cdcbridge", "t")
 

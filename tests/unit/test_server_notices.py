@@ -47,7 +47,7 @@ def test_a_dropped_change_opens_one_gap_and_the_session_starts_again(actions: tu
         assert stream.take(*map(dropped, actions)) == [b"next", b"and next"]
     batch = stream.collector.take()
     assert batch.gap and len(batch.rows) == 1 and batch.capture == {"missing": {"public.t": [256, None]}}
-    assert stream.notices.reason == "updates or deletes of public.t are missing; starting again without them"
+    assert stream.notices.reason == "updates or deletes of public.t are missing. The bridge starts again without them"
     (line,) = lines
     assert (line["event"], line["first"], line["consumers"]) == ("changes.missing", actions[0], ["c"])
     assert line["fix"].startswith('alter table "public"."t" replica identity full;')

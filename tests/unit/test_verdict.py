@@ -92,7 +92,7 @@ ORDER, LEFT = row("paid", customer=7), (row("open", customer=8), row("paid", cus
 SIZE = len(encode_data("insert", ORDER, None, ()))
 DELETE = encode_data("delete", LEFT[1], None, ())
 FAILS = (
-    "filter_error: record.status > 1: a text cannot be compared with an integer; write double(record.status)"
+    "filter_error: record.status > 1: a text cannot be compared with an integer. Write double(record.status)"
     ' (record.status is the text "paid")'
 )
 

@@ -99,7 +99,7 @@ def test_a_value_goes_by_the_name_of_its_type(type_name: str, value: str, text: 
         ('{"change":[{"kind":"insert","table":"t","columnnames":["a"]}]}', "1 columnnames and 0 columnvalues", 0),
         ('{"action":"I","table":"t","columns":[{"name":"a","value":[1]}]}', "a value that is an array", 0),
         ('{"action":"B","lsn":"64"}', "not an LSN", 0),
-        ('{"action":"I","columns":[{"type":"a "b""}]}', "a type name that needs quotes", None),
+        ('{"action":"I","columns":[{"type":"a "b""}]}', "If a type name needs quotes", None),
     ],
 )
 def test_what_is_none_of_it_is_refused_with_its_offset(text: str, said: str, offset: int | None) -> None:

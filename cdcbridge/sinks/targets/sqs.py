@@ -58,13 +58,13 @@ class Entry(NamedTuple):
     """A message that is ready to be sent.
 
     Attributes:
-        place: The index in the batch.
+        number: The place in the batch.
         key: The messages of one key are sent one after the other.
         size: The bytes that SQS counts.
         fields: The entry of the request, without its Id.
     """
 
-    place: int
+    number: int
     key: str | int
     size: int
     fields: dict[str, Any]
@@ -258,7 +258,7 @@ class Delivery:
                 reason = f"it has {entry.size} bytes, and the queue takes {self._target.largest} (MaximumMessageSize)"
                 self._ready.popleft()
                 self._waiting[key].popleft()
-                self._failures[entry.place] = Failure(reason, for_good=True)
+                self._failures[entry.number] = Failure(reason, for_good=True)
                 self._fail_rest(key, _EARLIER)
                 continue
             if entries and size + entry.size > _MOST_BYTES:
@@ -279,7 +279,7 @@ class Delivery:
             waiting = self._waiting[entry.key]
             waiting.popleft()
             if failure is not None:
-                self._failures[entry.place] = failure
+                self._failures[entry.number] = failure
                 self._fail_rest(entry.key, _EARLIER)
             else:
                 self._delivered = True
@@ -291,7 +291,7 @@ class Delivery:
     def _fail_rest(self, key: str | int, failure: Failure) -> None:
         """Give up the waiting messages of a key."""
         for entry in self._waiting.pop(key, ()):
-            self._failures[entry.place] = failure
+            self._failures[entry.number] = failure
 
 
 def entry_of(index: int, message: Outgoing, body: bytes, *, fifo: bool) -> Entry:

@@ -1,5 +1,5 @@
--- claim_in_order___id__(hint, places, taken, claimed, moment, until, safe) -> `taken`, followed by
--- the seqs of messages of a fifo consumer that are delivered for the first time.
+-- claim_in_order___id__(hint, capacity, taken, own_claim, moment, until, safe) -> `taken`, followed
+-- by the seqs of messages of a fifo consumer that are delivered for the first time.
 --
 -- If no other message can be taken, the function tries to take the first barrier. No message after
 -- `safe` is taken, unless `safe` is null.
@@ -18,8 +18,8 @@
 -- Without this rule, a claim that meets another claim in progress would lock all waiting messages,
 -- and the next claims would find none.
 -- Locks: the rows that it reads, by SKIP LOCKED.
-create or replace function claim_in_order___id__(hint hints, places smallint[], taken bigint[],
-                                                 claimed bigint, moment timestamptz,
+create or replace function claim_in_order___id__(hint hints, capacity smallint[], taken bigint[],
+                                                 own_claim bigint, moment timestamptz,
                                                  until timestamptz, safe bigint)
 returns bigint[]
 language plpgsql volatile as $$
@@ -50,7 +50,7 @@ declare
                                = hashtextextended(l.keys[1], __id__))));
     room int;
     -- The number of messages to look at. It grows if many of them are held.
-    look int := cardinality(places) - cardinality(taken);
+    look int := cardinality(capacity) - cardinality(taken);
     ords bigint[];
     ties bigint[];
     sizes int[];    -- for each row the number of messages to look at,
@@ -71,14 +71,14 @@ begin
         into leased, given_back;
         if leased then
             held := array(select h.key from held_keys(__id__, hint) h
-                          where h.token is distinct from claimed);
+                          where h.claim_id is distinct from own_claim);
         end if;
         -- Claims do not pass a barrier by, so it is never below the floor. The condition omits the
         -- consumer's id, because with it the planner might search along the primary key.
         select w.ord, w.tie into barrier from waiting___id__ w
         where w.barrier and w.ord >= hint.waiting_floor order by w.ord, w.tie limit 1;
         loop
-            room := cardinality(places) - cardinality(taken);
+            room := cardinality(capacity) - cardinality(taken);
             exit when room = 0;
             ords := '{}'; ties := '{}'; sizes := '{}'; rests := '{}'; runs := '{}';
             seqs_ := '{}'; keys_ := '{}';
@@ -99,16 +99,17 @@ begin
                 exit when cardinality(seqs_) >= look;
             end loop;
             exit when seqs_ = '{}';
-            claimed := coalesce(claimed, draw_token());
-            select * into said from free_messages___id__(hint, ords, ties, sizes, keys_, claimed);
+            own_claim := coalesce(own_claim, draw_claim_id());
+            select * into said from free_messages___id__(hint, ords, ties, sizes, keys_, own_claim);
             free := said.free;
             if cardinality(free) = cardinality(seqs_) and cardinality(free) <= room then
-                taken := insert_claimed(__id__, claimed, places, taken, seqs_, keys_, moment, until,
+                taken := insert_claimed(__id__, own_claim, capacity, taken, seqs_, keys_, moment,
+                                        until,
                                         since);
                 perform remove_front___id__(ords, ties, rests);
             else
                 if free <> '{}' then
-                    taken := insert_claimed(__id__, claimed, places, taken,
+                    taken := insert_claimed(__id__, own_claim, capacity, taken,
                                             array(select seqs_[f] from unnest(free[:room]) f),
                                             array(select keys_[f] from unnest(free[:room]) f),
                                             moment, until, since);
@@ -117,7 +118,7 @@ begin
                 perform cut_up___id__(ords, ties, runs, sizes, free, said.held, room);
                 overtaking := cardinality(free) + cardinality(said.held) < cardinality(seqs_);
                 exit when overtaking and case when taken = '{}' then attempt < attempts
-                                              else look > cardinality(places) end;
+                                              else look > cardinality(capacity) end;
             end if;
             look := least(8 * look, 8192);
         end loop;
@@ -126,16 +127,16 @@ begin
         overtaking := false;
         last_ord := 0;
         last_tie := 0;
-        look := cardinality(places);
+        look := cardinality(capacity);
     end loop;
     if taken = '{}' and barrier.ord is not null then
-        return claim_barrier___id__(hint, barrier.ord, barrier.tie, places[1], claimed, moment,
+        return claim_barrier___id__(hint, barrier.ord, barrier.tie, capacity[1], own_claim, moment,
                                     until);
     end if;
     return taken;
 end $$;
 
--- free_messages___id__(hint, ords, ties, sizes, keys_, claimed): Decide which messages in these
+-- free_messages___id__(hint, ords, ties, sizes, keys_, own_claim): Decide which messages in these
 -- locked rows may be delivered.
 --
 -- The caller holds the locks of the rows, so the snapshot of this function is newer than the locks.
@@ -150,7 +151,7 @@ end $$;
 -- All other messages follow an earlier message of their key in a row that another claim has locked.
 -- They may be delivered as soon as that claim commits.
 create or replace function free_messages___id__(hint hints, ords bigint[], ties bigint[],
-                                                sizes int[], keys_ text[], claimed bigint,
+                                                sizes int[], keys_ text[], own_claim bigint,
                                                 out free int[], out held int[], out shut boolean)
 language plpgsql stable as $$
 declare
@@ -183,7 +184,7 @@ begin
     if leased then
         select shut or exists (select from live_leases(__id__, hint) l where l.barrier),
                held_keys || array(select h.key from held_keys(__id__, hint) h
-                                  where h.token is distinct from claimed
+                                  where h.claim_id is distinct from own_claim
                                     and h.key in (select k from unnest(keys_) k))
         into shut, held_keys;
     end if;
@@ -210,7 +211,7 @@ begin
         free := array(
             select u.n
             from (select m.*, min(m.ahead) over (partition by m.key) as first
-                  from (select m.key, m.n, 1 + width_bucket(m.n - 1, ends) as place,
+                  from (select m.key, m.n, 1 + width_bucket(m.n - 1, ends) as row,
                                null::bigint[] as ahead
                         from unnest(keys_) with ordinality as m (key, n)
                         union all
@@ -218,7 +219,7 @@ begin
                         from generate_series(1, cardinality(ahead_keys)) a) m) u
             where u.n is not null and (u.key is null or (
                 case when true then u.key not in (select h from unnest(held_keys) h) end
-                and (u.first is null or u.first > array[ords[u.place], ties[u.place]])))
+                and (u.first is null or u.first > array[ords[u.row], ties[u.row]])))
             order by u.n);
         held := array(select m.n from unnest(keys_) with ordinality as m (key, n)
                       where case when true then m.key in (
@@ -307,12 +308,12 @@ begin
     end loop;
 end $$;
 
--- claim_barrier___id__(hint, at, at_tie, place, claimed, moment, until) -> the seq of the barrier
+-- claim_barrier___id__(hint, at, at_tie, shard, own_claim, moment, until) -> the seq of the barrier
 -- at (at, at_tie), if all messages before it are finished. Otherwise the result is empty.
 --
 -- Locks: the row of the barrier, by SKIP LOCKED.
 create or replace function claim_barrier___id__(hint hints, at bigint, at_tie bigint,
-                                                place smallint, claimed bigint,
+                                                shard smallint, own_claim bigint,
                                                 moment timestamptz, until timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
@@ -328,14 +329,14 @@ begin
     -- A statement of its own, so that its snapshot is newer than the lock.
     if exists (select from live_waiting___id__(hint) w where (w.ord, w.tie) < (at, at_tie))
         or exists (select from delayed d where d.consumer_id = __id__)
-        or deliveries_of(__id__, array(select l.token from live_leases(__id__, hint) l)) <> '{}'
+        or deliveries_of(__id__, array(select l.claim_id from live_leases(__id__, hint) l)) <> '{}'
     then
         return '{}';
     end if;
     delete from waiting___id__ w where w.consumer_id = __id__ and w.ord = at and w.tie = at_tie;
-    claimed := coalesce(claimed, draw_token());
-    insert into leases (consumer_id, token, part, slot, seqs, keys, barrier, deliver_count,
+    own_claim := coalesce(own_claim, draw_claim_id());
+    insert into leases (consumer_id, claim_id, part, shard, seqs, keys, barrier, deliver_count,
                         last_delivered_at, not_visible_until, inserted_at)
-    values (__id__, claimed, 1, place, b.seqs, b.keys, true, 1, moment, until, b.inserted_at);
+    values (__id__, own_claim, 1, shard, b.seqs, b.keys, true, 1, moment, until, b.inserted_at);
     return b.seqs;
 end $$;

@@ -1,19 +1,19 @@
--- claim_waiting___id__(hint, places, taken, claimed, moment, until): Claim messages of a queue
+-- claim_waiting___id__(hint, capacity, taken, own_claim, moment, until): Claim messages of a queue
 -- consumer that are delivered for the first time, or for the first time after a redrive.
 --
 -- The function takes whole rows of `waiting`, and the first messages of the last row.
 -- Returns: in all_taken, `taken` followed by the seqs of these messages, and plain as in
 -- claim()
 -- Locks: the rows, by SKIP LOCKED.
-create or replace function claim_waiting___id__(hint hints, places smallint[], taken bigint[],
-                                                claimed bigint, moment timestamptz,
+create or replace function claim_waiting___id__(hint hints, capacity smallint[], taken bigint[],
+                                                own_claim bigint, moment timestamptz,
                                                 until timestamptz, out all_taken bigint[],
                                                 out plain boolean)
 language plpgsql volatile as $$
 declare
     cur refcursor; -- a cursor locks no more rows than the claim needs
     r record;
-    room int := cardinality(places) - cardinality(taken);
+    room int := cardinality(capacity) - cardinality(taken);
     done tid[];    -- rows taken as a whole (being locked, they keep their ctids)
     -- Messages that are claimed and not in leases yet: all with keys of their own, or none.
     seqs_ bigint[];
@@ -37,7 +37,7 @@ begin
     loop
         fetch cur into r;
         exit when not found;
-        claimed := coalesce(claimed, draw_token());
+        own_claim := coalesce(own_claim, draw_claim_id());
         if cardinality(r.seqs) > room then
             update waiting___id__ w set seqs = r.seqs[room + 1:], keys = r.keys[room + 1:]
             where w.ctid = r.ctid;
@@ -48,7 +48,7 @@ begin
         end if;
         room := room - cardinality(r.seqs);
         if (keys_ is null) <> (r.keys is null) and seqs_ is not null then
-            taken := insert_claimed(__id__, claimed, places, taken, seqs_, keys_, moment, until,
+            taken := insert_claimed(__id__, own_claim, capacity, taken, seqs_, keys_, moment, until,
                                     since);
             seqs_ := null; keys_ := null; since := null;
         end if;
@@ -71,5 +71,6 @@ begin
     if done is not null then
         delete from waiting___id__ w where w.ctid = any (done);
     end if;
-    all_taken := insert_claimed(__id__, claimed, places, taken, seqs_, keys_, moment, until, since);
+    all_taken := insert_claimed(__id__, own_claim, capacity, taken, seqs_, keys_, moment, until,
+                                since);
 end $$;

@@ -9,14 +9,14 @@ returns table (seq bigint, key text, log_key boolean, deliver_count int,
                not_visible_until timestamptz, rank bigint)
 language sql stable as $$
     select v.seq, v.key, v.log_key, v.deliver_count, v.until,
-           row_number() over (order by v.place, v.ord, v.tie, v.n) as rank
+           row_number() over (order by v.stage, v.ord, v.tie, v.n) as rank
     from ((select u.seq, u.key, false as log_key, u.deliver_count, u.not_visible_until as until,
-                  0 as place, u.token as ord, u.ordinal::bigint as tie, 0::bigint as n
+                  0 as stage, u.claim_id as ord, u.ordinal::bigint as tie, 0::bigint as n
            from unnest(deliveries_of(__id__, array(
-               select l.token from live_leases(__id__, newest_hint(__id__)) l
+               select l.claim_id from live_leases(__id__, newest_hint(__id__)) l
                where l.not_visible_until <= moment()))) u
            where u.not_visible_until <= moment()
-           order by u.token, u.ordinal limit most)
+           order by u.claim_id, u.ordinal limit most)
           union all
           (select d.seq, d.key, false, d.deliver_count, d.visible_at, 1,
                   (extract(epoch from d.visible_at) * 1000000)::bigint, d.seq, 0

@@ -65,8 +65,8 @@ def test_a_large_claim_leaves_to_others_what_it_does_not_use(queue: StoreQueue) 
     assert queue.states()["in_flight"] == 505
 
 
-def test_a_claim_with_slots_of_its_own_takes_what_others_leave_in_theirs(queue: StoreQueue) -> None:
-    queue.declare(max_in_flight=640)  # 10 to a slot
+def test_a_claim_with_shards_of_its_own_takes_what_others_leave_in_theirs(queue: StoreQueue) -> None:
+    queue.declare(max_in_flight=640)  # 10 to a shard
     queue.append(1000)
     one, two = open_sessions(queue, 2)
     assert len(queue.receive(1, session=one)) == 1
@@ -161,9 +161,9 @@ def test_never_more_than_max_in_flight_with_long_and_short_transactions(queue: S
 
 
 def test_a_receive_that_fails_gives_its_turn_back(queue: StoreQueue) -> None:
-    queue.declare(max_in_flight=640)  # 10 to a slot
+    queue.declare(max_in_flight=640)  # 10 to a shard
     queue.append(30)
-    queue.session.execute("alter table cdcbridge.leases add constraint broken check (cardinality(seqs) < 4)")
+    queue.session.execute("alter table cdcbridge_internal.leases add constraint broken check (cardinality(seqs) < 4)")
     one, two = open_sessions(queue, 2)
     assert [len(queue.receive(1, session=one)) for _ in range(2)] == [1, 1], "the second shares"
     with pytest.raises(psycopg.errors.CheckViolation):
@@ -179,14 +179,14 @@ def test_claims_that_ask_at_the_same_moment_do_not_share(queue: StoreQueue) -> N
     queue.append(30)
     asks, takes_turns = queue.open(), queue.open()
     for session, number in (asks, 0), (takes_turns, 1):
-        session.execute("set search_path = cdcbridge")
+        session.execute("set search_path = cdcbridge, cdcbridge_internal")
         queue.all("select pg_advisory_lock(sharing_lock(1) + %s)", number, session=session)
     assert len(queue.receive(5)) == 5, "without waiting for a turn"
 
 
-def test_a_claim_that_needs_its_own_slots_alone_makes_nobody_share(queue: StoreQueue) -> None:
-    """One claim shared. If each claim beside it did so as well, no claim would ever have its slots to itself again."""
-    queue.declare(max_in_flight=640)  # 10 to a slot
+def test_a_claim_that_needs_its_own_shards_alone_makes_nobody_share(queue: StoreQueue) -> None:
+    """One claim shared. If each claim beside it did so as well, no claim would ever have its shards to itself again."""
+    queue.declare(max_in_flight=640)  # 10 to a shard
     for _ in range(10):
         queue.append(5)
     shares, modest, locker = open_sessions(queue, 3)
@@ -194,18 +194,18 @@ def test_a_claim_that_needs_its_own_slots_alone_makes_nobody_share(queue: StoreQ
     queue.session.execute(
         """create function gate() returns trigger language plpgsql as $$
            begin perform pg_advisory_lock_shared(4711); perform pg_advisory_unlock_shared(4711); return new; end $$;
-           create trigger gate before insert on cdcbridge.leases for each row execute function gate()"""
+           create trigger gate before insert on cdcbridge_internal.leases for each row execute function gate()"""
     )
     for session in shares, modest:
-        session.execute("select setseed(0.1)")  # both begin at slot 47; the larger claim also takes slots 0 and 1
+        session.execute("select setseed(0.1)")  # both begin at shard 47; the larger claim also takes shards 0 and 1
     assert len(queue.receive(1, session=shares)) == 1
-    assert len(queue.receive(20, session=shares)) == 20, "more than the slot of its first claim has"
+    assert len(queue.receive(20, session=shares)) == 20, "more than the shard of its first claim has"
     locker.execute("select pg_advisory_lock(4711)")
     thread = threading.Thread(target=lambda: queue.receive(5, session=modest))
     thread.start()
     locks = "select l.pid from pg_locks l join pg_database d on d.oid = l.database and d.datname = current_database() where "
     eventually(lambda: queue.all(locks + "l.objid = 4711 and not l.granted"))
-    who_shares = locks + "l.classid = 'cdcbridge.leases'::regclass and l.objsubid = 1 and l.mode = %s"
+    who_shares = locks + "l.classid = 'cdcbridge_internal.leases'::regclass and l.objsubid = 1 and l.mode = %s"
     (row,) = queue.all(who_shares, "ShareLock")
     assert row["pid"] == shares.info.backend_pid
     (row,) = queue.all(who_shares, "ExclusiveLock")

@@ -1,0 +1,256 @@
+"""Deliver the messages of a queue or fifo consumer: claim, deliver, ack.
+
+Several claims are delivered side by side. A message that the target refuses is given back with the consumer's
+retry_delay, and becomes a dead letter as `on_failure` says. While the target is away, the claim is kept and delivered
+again. Never acks a message that the target has not acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+import structlog
+
+from cdcbridge.changes.keys import partition_of
+from cdcbridge.errors import CdcbridgeError, StoreUnavailable
+from cdcbridge.instants import reach
+from cdcbridge.sinks.message import SinkMessage, in_one_line, op_of
+from cdcbridge.sinks.pace import Backoff
+from cdcbridge.sinks.parts import Parts, wait_for
+from cdcbridge.sinks.reading import LOOK_EVERY
+from cdcbridge.sinks.shaper import SINK, Refused
+from cdcbridge.sinks.target import Failure, Outgoing, Target, TargetAway, TargetGone, Unusable
+
+SIDE_BY_SIDE: Final = 4  # claims that one process delivers at the same time
+_RECEIVE: Final = """
+    select receipt, seq, topic, key, data::text, deliver_count, commit_lsn::text, ordinal,
+           coalesce(to_json(commit_time)::text, 'null'), to_json(inserted_at)::text
+    from receive(%s, %s)"""
+log = structlog.get_logger()
+
+
+class Claimed(NamedTuple):
+    """A claimed message in the form in which it is delivered, with its receipt."""
+
+    receipt: str
+    outgoing: Outgoing
+
+
+class SharedTarget:
+    """One open target for all tasks of a sink, which is opened again after an error.
+
+    Args:
+        parts: The parts of the sink.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._target: Target[Any] | None = None
+        self._opening = asyncio.Lock()
+
+    async def get(self) -> Target[Any]:
+        """Return the target, and open it if necessary."""
+        async with self._opening:
+            if self._target is None:
+                target = self._parts.target_class(self._parts.sink, None)
+                try:
+                    async with asyncio.timeout(self._parts.sink.timeout):
+                        await target.open()
+                except BaseException:
+                    await target.close()
+                    raise
+                self._target = target
+                reach("target opened")
+            return self._target
+
+    async def broken(self, target: Target[Any]) -> None:
+        """Close a target that failed, unless another task has done so."""
+        async with self._opening:
+            if self._target is target:
+                self._target = None
+                await target.close()
+
+    async def close(self) -> None:
+        if self._target is not None:
+            await self._target.close()
+
+
+class ClaimDelivery:
+    """One of the tasks that claim and deliver.
+
+    Args:
+        parts: The parts of the sink.
+        shared: The target, which all tasks of the sink share.
+        partitions: The number of the log's partitions.
+    """
+
+    def __init__(self, parts: Parts, shared: SharedTarget, partitions: int) -> None:
+        self._parts = parts
+        self._shared = shared
+        self._partitions = partitions
+        self._backoff = Backoff()
+        self._wakeup = asyncio.Event()
+
+    async def run(self) -> None:
+        """Claim and deliver until the process is to end.
+
+        Raises:
+            StoreUnavailable: The store cannot be reached.
+        """
+        self._parts.wakeups.add(self._wakeup)
+        try:
+            while not self._parts.stopping.is_set():
+                self._wakeup.clear()
+                if claim := await self._claim():
+                    await self._deliver(claim)
+                    continue
+                due = await self._parts.store.value("select next_visible(%s)", (self._parts.name,))
+                await wait_for(self._wakeup, LOOK_EVERY if due is None else min(LOOK_EVERY, max(0.001, due)))
+        finally:
+            self._parts.wakeups.discard(self._wakeup)
+
+    # claiming
+
+    async def _claim(self) -> list[Claimed]:
+        """Claim messages. Messages that cannot be shaped become dead letters at once."""
+        parts, limits = self._parts, self._parts.sink.batching
+        most = min(limits.max_messages, parts.rate.most or limits.max_messages)
+        rows = await parts.store.rows(_RECEIVE, (parts.name, most))
+        if rows and len(rows) < most and limits.linger:
+            await parts.sleep(limits.linger)
+            rows += await parts.store.rows(_RECEIVE, (parts.name, most - len(rows)))
+        claim: list[Claimed] = []
+        origin = await parts.store.origin() if rows else None
+        for row in rows:
+            message = self._message(row, origin)
+            shaped = parts.shaper.shape(message)
+            if isinstance(shaped, Refused):
+                await self._nack([row[0]], shaped.reason, None, dead=True)
+                parts.stats.buries(message.seq, shaped.reason)
+            else:
+                claim += [Claimed(row[0], one) for one in shaped]
+        if claim:
+            reach("claimed")
+        return claim
+
+    def _message(self, row: Sequence[Any], origin: Any) -> SinkMessage:
+        _, seq, topic, key, text, deliver_count, commit_lsn, ordinal, commit_time, inserted_at = row
+        data = in_one_line(text)
+        op = op_of(data)
+        return SinkMessage(
+            seq,
+            origin.identity(seq, op, commit_lsn, ordinal),
+            topic,
+            key,
+            partition_of(None if key is None else key.encode(), self._partitions),
+            op,
+            data,
+            commit_lsn,
+            ordinal,
+            None,
+            commit_time,
+            inserted_at,
+            deliver_count,
+        )
+
+    # delivering
+
+    async def _deliver(self, claim: list[Claimed]) -> None:
+        """Deliver a claim. While the target is away, keep the claim and try again."""
+        parts = self._parts
+        keeper = asyncio.create_task(self._keep([one.receipt for one in claim]))
+        try:
+            if wait := parts.rate.wait(len(claim), monotonic()):
+                await parts.sleep(wait)
+            while not parts.stopping.is_set():
+                failures = await self._attempt([one.outgoing for one in claim])
+                if failures is not None:
+                    await self._settle(claim, failures)
+                    reach("settled")
+                    return
+        finally:
+            keeper.cancel()
+            with suppress(asyncio.CancelledError, CdcbridgeError):
+                await keeper
+        with suppress(CdcbridgeError):
+            await parts.store.rows("select give_back(%s, %s)", (parts.name, [one.receipt for one in claim]))
+
+    async def _attempt(self, batch: list[Outgoing]) -> dict[int, Failure] | None:
+        """Deliver once. Return the failures, or None if the target is away."""
+        parts = self._parts
+        target: Target[Any] | None = None
+        began = monotonic()
+        try:
+            target = await self._shared.get()
+            reach("delivering")
+            async with asyncio.timeout(parts.sink.timeout):
+                failures = dict(await target.deliver(batch))
+        except (TargetAway, Unusable, TargetGone, TimeoutError) as error:
+            reason = str(error) or f"no answer within {parts.sink.timeout:g} s"
+            parts.stats.fails(reason, hint=getattr(error, "hint", None))
+            if target is not None:
+                await self._shared.broken(target)
+            if isinstance(error, TargetGone):
+                log.warning("sink.paused", consumer=parts.name, reason=reason)
+                await parts.store.pause(parts.consumer_id)
+                return {index: Failure(reason) for index in range(len(batch))}
+            await parts.sleep(self._backoff.next(getattr(error, "retry_after", None)))
+            return None
+        reach("delivered")
+        self._backoff.reset()
+        parts.stats.delivers(len(batch) - len(failures), monotonic() - began)
+        return failures
+
+    async def _settle(self, claim: list[Claimed], failures: dict[int, Failure]) -> None:
+        """Ack the delivered messages. Give back the others, or make dead letters of them."""
+        parts = self._parts
+        failed = {claim[index].receipt: failure for index, failure in sorted(failures.items())}
+        done = [one.receipt for one in claim if one.receipt not in failed]
+        if done:
+            await parts.store.rows("select ack(%s, %s)", (parts.name, done))
+        keys: set[str] = set()
+        for one in claim:
+            failure = failed.get(one.receipt)
+            key = one.outgoing.key
+            if failure is None or (parts.consumer.mode == "fifo" and key in keys):
+                continue  # the later messages of a key are given back with the first that failed
+            if key is not None:
+                keys.add(key)
+            await self._fail(one, failure)
+        if not failures:
+            parts.stats.blocked = None
+
+    async def _fail(self, one: Claimed, failure: Failure) -> None:
+        parts, message = self._parts, one.outgoing
+        parts.stats.fails(failure.reason, 1)
+        delay = None if failure.retry_after is None else timedelta(seconds=failure.retry_after)
+        if parts.sink.on_failure == "dead_letter":
+            await self._nack([one.receipt], SINK + failure.reason, delay, dead=failure.for_good)
+            if failure.for_good:
+                parts.stats.buries(message.seq, failure.reason)
+            return
+        if failure.for_good:
+            parts.stats.blocks(message, message.headers.get("cdcbridge-topic", ""), failure.reason)
+        retry = parts.consumer.retry_delay
+        wait = timedelta(seconds=min(retry.max, retry.initial)) if delay is None else delay
+        await parts.store.rows("select put_off(%s, %s, %s)", (parts.name, [one.receipt], wait))
+
+    async def _nack(self, receipts: list[str], reason: str, delay: timedelta | None, *, dead: bool) -> None:
+        await self._parts.store.rows(
+            "select nack(%s, %s, %s, %s, %s)", (self._parts.name, receipts, delay, reason, dead)
+        )
+
+    async def _keep(self, receipts: list[str]) -> None:
+        """Extend the visibility timeout of the claim for as long as it is being delivered."""
+        seconds = self._parts.consumer.visibility_timeout
+        while True:
+            await asyncio.sleep(seconds / 3)
+            with suppress(StoreUnavailable):
+                await self._parts.store.rows(
+                    "select extend(%s, %s, %s)", (self._parts.name, receipts, timedelta(seconds=seconds))
+                )

@@ -1,0 +1,90 @@
+"""A message of the log as a sink reads it, and its identity.
+
+The module is pure and never reads the log: `lane_store` and `claims` do.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+_OP: Final = re.compile(r'\s*\{\s*"op"\s*:\s*"(\w+)"')
+_BREAKS: Final = re.compile(r"[\r\n]")
+
+
+class SinkMessage(NamedTuple):
+    """A message that a sink delivers.
+
+    Attributes:
+        seq: The number of the message in the log.
+        id: Its identity.
+        topic: The name of the table or of the published topic.
+        key: The consumer's key of the message, or None.
+        partition: The partition of the log.
+        op: The operation, for example `insert`.
+        data: The JSON text of `data`, in one line.
+        commit_lsn: The commit LSN, or None for a published message.
+        ordinal: The place of the change in its transaction, or None.
+        xid: The transaction, or None if it is not known.
+        commit_time: The JSON text of the time of the commit, or `null`.
+        inserted_at: The JSON text of the time at which the message was added to the log.
+        deliver_count: The number of deliveries, this one included.
+    """
+
+    seq: int
+    id: str
+    topic: str
+    key: str | None
+    partition: int
+    op: str
+    data: str
+    commit_lsn: str | None
+    ordinal: int | None
+    xid: int | None
+    commit_time: str
+    inserted_at: str
+    deliver_count: int = 1
+
+
+class Origin(NamedTuple):
+    """The identity of the source, from which the identities of messages are made.
+
+    Attributes:
+        system: The system identifier of the source's server.
+        database: The name of the source's database.
+        from_seqs: The first seq of each timeline, ascending.
+        timelines: The number of each timeline.
+    """
+
+    system: str
+    database: str
+    from_seqs: Sequence[int]
+    timelines: Sequence[int]
+
+    def identity(self, seq: int, op: str, commit_lsn: str | None, ordinal: int | None) -> str:
+        """Return the identity of a message, which is the same at each delivery.
+
+        A change has `SYSTEM/TIMELINE/COMMIT_LSN/ORDINAL`. A published message and a row that a backfill read have
+        `SYSTEM/seq/SEQ`.
+        """
+        if commit_lsn is None or op == "read":
+            return f"{self.system}/seq/{seq}"
+        return f"{self.system}/{self._timeline(seq)}/{commit_lsn}/{ordinal}"
+
+    def _timeline(self, seq: int) -> int:
+        if len(self.timelines) == 1:
+            return self.timelines[0]
+        return self.timelines[bisect_right(self.from_seqs, seq) - 1]
+
+
+def op_of(data: str) -> str:
+    """Return the operation that a message's `data` contains."""
+    found = _OP.match(data)
+    return found[1] if found is not None else "message"
+
+
+def in_one_line(data: str) -> str:
+    """Return JSON text without line breaks. JSON has raw line breaks only between tokens."""
+    return _BREAKS.sub(" ", data) if "\n" in data or "\r" in data else data

@@ -1,0 +1,138 @@
+"""Turn a message of the log into the form in which it is delivered: filter, columns, mask, transform and format.
+
+A message that cannot be shaped becomes a dead letter, with a reason. The module is pure and never contacts a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import orjson
+
+from cdcbridge import __version__
+from cdcbridge.config import Consumer
+from cdcbridge.config.sink import SinkBase, destination_of
+from cdcbridge.routing.dead_reasons import undecodable
+from cdcbridge.routing.destination import Destination, NoDestination
+from cdcbridge.routing.filters import FilterError
+from cdcbridge.routing.judged import Logged
+from cdcbridge.routing.transform import Transform
+from cdcbridge.sinks.debezium import Debezium
+from cdcbridge.sinks.formats import JSON, CloudEvents, Content, Format, cdcbridge, headers_of
+from cdcbridge.sinks.mask import masked
+from cdcbridge.sinks.message import SinkMessage
+from cdcbridge.sinks.target import Outgoing
+
+SINK: str = "sink: "  # the beginning of the reason of a message that a sink refused
+
+
+class Refused(NamedTuple):
+    """A message that cannot be delivered, and becomes a dead letter.
+
+    Attributes:
+        message: The message.
+        reason: The reason in words.
+    """
+
+    message: SinkMessage
+    reason: str
+
+
+@dataclass(slots=True, frozen=True)
+class Names:
+    """The names that formats and destinations contain.
+
+    Attributes:
+        source: The name of the source, from `source.name` or its database.
+        database: The source's database.
+    """
+
+    source: str
+    database: str
+
+
+class Shaper:
+    """The settings of a sink that concern the form of its messages.
+
+    Args:
+        consumer: The consumer, which has a sink.
+        names: The names that messages contain.
+        attribute_prefix: The target's prefix of CloudEvents attributes among the headers.
+    """
+
+    def __init__(self, consumer: Consumer, names: Names, attribute_prefix: str | None) -> None:
+        sink = consumer.sink
+        assert sink is not None  # noqa: S101 - for the type
+        self._destination = Destination(destination_of(sink))
+        self._mask: Mapping[str, str] = sink.mask
+        self._transform = Transform(sink.transform) if sink.transform is not None else None
+        self._format = _format(sink, names, attribute_prefix)
+        self._source = names.source
+        # Debezium's tombstone, for topics that Kafka compacts.
+        self._tombstones = sink.format == "debezium" and sink.type == "kafka"
+
+    def shape(self, message: SinkMessage) -> Sequence[Outgoing] | Refused:
+        """Return the message in the form in which it is delivered, or why it cannot be."""
+        try:
+            if self._mask and "." in message.topic:
+                message = message._replace(data=masked(message.data, self._mask))
+            destination = self._destination.fill(self._values(message))
+            body, headers = self._content(message)
+        except NoDestination as error:
+            return Refused(message, f"{SINK}{error}")
+        except FilterError as error:
+            return Refused(message, f"{SINK}the transform failed: {error}")
+        except (ValueError, IndexError) as error:
+            return Refused(message, undecodable(str(error)))
+        one = Outgoing(
+            message.seq, message.id, message.key, message.partition, destination, body, headers, message.deliver_count
+        )
+        if self._tombstones and message.op == "delete" and message.key is not None:
+            return (one, one._replace(id=f"{one.id}/tombstone", body=None))
+        return (one,)
+
+    def _values(self, message: SinkMessage) -> dict[str, str | None]:
+        schema, dot, table = message.topic.partition(".")
+        return {
+            "source": self._source,
+            "schema": schema if dot else None,
+            "table": table if dot else None,
+            "topic": message.topic,
+            "op": message.op,
+            "key": message.key,
+            "partition": str(message.partition),
+        }
+
+    def _content(self, message: SinkMessage) -> Content:
+        if self._transform is None:
+            return self._format(message)
+        logged = Logged(message.data, message.topic, message.key, message.commit_lsn, message.ordinal, message.xid)
+        environment, _unchanged = logged.environment()
+        return self._transform.body(environment), headers_of(message) | {"content-type": JSON}
+
+
+def _format(sink: SinkBase, names: Names, attribute_prefix: str | None) -> Format:
+    if sink.format == "debezium":
+        return Debezium(names.source, names.database, __version__)
+    if sink.format == "cloudevents":
+        return CloudEvents(names.source, attribute_prefix if sink.content_mode == "binary" else None)
+    return cdcbridge
+
+
+def as_json(outgoing: Outgoing) -> dict[str, Any]:
+    """Return a message as `cdcbridge sinks test` prints it."""
+    try:
+        body: Any = None if outgoing.body is None else orjson.Fragment(outgoing.body)
+        orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        body = (outgoing.body or b"").decode(errors="replace")
+    return {
+        "seq": outgoing.seq,
+        "id": outgoing.id,
+        "key": outgoing.key,
+        "destination": outgoing.destination,
+        "headers": dict(outgoing.headers),
+        "body": body,
+    }

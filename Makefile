@@ -24,10 +24,19 @@ demo: $(BIN)/.installed ## see it work: an embedded PostgreSQL, nothing else nee
 	@$(BIN)/cdcbridge demo
 
 .PHONY: servers
-servers: ## PostgreSQL 15 with wal2json and what else the tests need, where it is missing (Debian)
+servers: $(VENV)/kafka/.installed ## PostgreSQL 15 with wal2json, brokers and what else the tests need, where it is missing
+
+.PHONY: packages
+packages:
 	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ] || [ ! -x /usr/sbin/pgbouncer ] || \
 		[ ! -e /usr/bin/faketime ] || ! command -v npm >/dev/null || ! command -v openssl >/dev/null || \
-		! command -v ip >/dev/null; then ./docker/install-servers; fi
+		! command -v ip >/dev/null || [ ! -x /usr/bin/redis-server ] || [ ! -e /usr/lib/rabbitmq/bin/rabbitmq-server ] || \
+		! command -v java >/dev/null; then ./docker/install-servers; fi
+
+# A broker from Maven Central, or from another repository: MAVEN_REPOSITORY=https://… make servers
+$(VENV)/kafka/.installed: docker/kafka.txt | $(BIN)/.installed packages
+	@$(BIN)/python -m scripts.kafka_jars $< $(@D)
+	@[ ! -e $@ ] || $(BIN)/python -m tests.harness.brokers.kafka
 
 .PHONY: test
 test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
@@ -116,7 +125,7 @@ bench-peers: $(BIN)/.installed servers ## the queue beside pgmq, PgQ, procrastin
 lock: ## pin the dependencies anew, with hashes
 	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet uv
 	$(VENV)-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
-		--no-header --python-version 3.11 --extra demo --group dev pyproject.toml -o requirements.lock
+		--no-header --python-version 3.11 --extra demo --extra all --group dev pyproject.toml -o requirements.lock
 	rm -rf $(VENV)-lock
 
 .PHONY: clean

@@ -23,6 +23,8 @@ from tests.harness import hostile
 from tests.harness.program import PATIENCE
 from tests.harness.world import NewDatabase, World, fresh_database
 
+pytest_plugins = ["tests.harness.brokers.fixtures"]
+
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
 # The newer server of the tests. `make test-versions` puts PostgreSQL 16 and 17 in its place.
 NEWER = Path(os.environ["CDCBRIDGE_TEST_PG18"]) if "CDCBRIDGE_TEST_PG18" in os.environ else wheel_binaries()

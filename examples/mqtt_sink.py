@@ -19,6 +19,7 @@ Source: MQTT Version 5.0, "QoS 1: At least once delivery" and "PUBACK Reason Cod
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import aiomqtt
@@ -80,10 +81,8 @@ class MqttTarget(Target[CustomSink]):
         """Disconnect."""
         client, self._client = self._client, None
         if client is not None:
-            try:
+            with contextlib.suppress(aiomqtt.MqttError):  # the connection is gone anyway
                 await client.__aexit__(None, None, None)
-            except aiomqtt.MqttError:
-                pass  # the connection is gone anyway
 
     def _refusal(self, message: Outgoing) -> Failure | None:
         """Return why no broker would take the message."""
@@ -92,7 +91,7 @@ class MqttTarget(Target[CustomSink]):
         return None
 
     async def _publish(self, client: aiomqtt.Client, message: Outgoing) -> Failure | None:
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.UserProperty = list(message.headers.items())
         try:
             await client.publish(message.destination, message.body, qos=QOS, properties=properties)

@@ -22,7 +22,9 @@ def commands(command: click.Command, context: click.Context) -> Iterator[tuple[s
 
 def reference() -> str:
     """Return the whole page."""
-    parts = ["# Command line\n\n`python -m scripts.cli_reference` makes this page from the program's own help. `make docs` runs it, and a test compares.\n"]
+    parts = [
+        "# Command line\n\n`python -m scripts.cli_reference` makes this page from the program's own help. `make docs` runs it, and a test compares.\n"
+    ]
     context = click.Context(cli, info_name="cdcbridge", **{**cli.context_settings, "max_content_width": 100})
     for path, text in commands(cli, context):
         parts.append(f"## {path}\n\n```text\n{text.rstrip()}\n```\n")

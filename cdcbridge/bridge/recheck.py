@@ -54,23 +54,22 @@ class Recheck(Background):
         self._mark = ""  # of the tables' definitions at the last look, see source/definitions.py
 
     def _work(self) -> None:
-        while not self._stop.is_set():
+        # The start of the session has just checked everything, so the first look is one interval later.
+        while not self._stop.wait(self._interval):
             try:
-                if self._look_on():
-                    return
+                self._look_on()
+                return
             except (CdcbridgeError, psycopg.Error) as error:
                 log.warning("recheck.failed", error=" ".join(str(error).split()))
-                self._stop.wait(self._interval)
 
-    def _look_on(self) -> bool:
-        """Look until a new streaming session is needed, or the thread must stop. Then return True."""
+    def _look_on(self) -> None:
+        """Look until a new streaming session is needed, or the thread must stop."""
         config = self._choice.config
         with connect_source(config.source_dsn, "cdcbridge recheck") as connection:
-            while not self._stop.wait(self._interval):
-                if reason := self._reason(connection):
-                    self._again(reason)
-                    return True
-        return True
+            while not (reason := self._reason(connection)):
+                if self._stop.wait(self._interval):
+                    return
+            self._again(reason)
 
     def _reason(self, connection: Connection) -> str:
         """Return the reason to start the streaming session again, or ''."""

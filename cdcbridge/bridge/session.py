@@ -193,7 +193,7 @@ class StreamingSession:
                 return
             self._pacing.note_look(received, now)
             if found := self._ready.watched.losses():
-                raise CaptureChanged(f"source: {'; '.join(found)}. The bridge starts again, after a gap message")
+                raise CaptureChanged(f"source: {'; '.join(found)}. The bridge starts again and sends a gap message")
         self._progress.vouch(durable)
 
     # helpers

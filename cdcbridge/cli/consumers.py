@@ -104,13 +104,12 @@ def _silent(store: Connection, app: App, done: applying.Applied, *, runs: bool) 
         silent.setdefault(
             name,
             f"{name} does not have the settings of this file: the bridge ({feeds.holder}) has another version in its"
-            " file"
-            f" {feeds.file}, and restored that. Change it there",
+            f" file {feeds.file}, and restored that. Change it there",
         )
     for name in done.left:
         if (feed := feeds.of(name)) is not None and feed.state in ("fed", "as_before"):
             silent[name] = (
-                f"{name} is not in this filebut still gets messages: the bridge ({feeds.holder}) has it in its file"
+                f"{name} is not in this file, but still gets messages: the bridge ({feeds.holder}) has it in its file"
                 f" {feeds.file}. Remove it there"
             )
     return silent

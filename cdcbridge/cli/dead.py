@@ -147,8 +147,7 @@ def redrive(
         )
         say(
             f"  Correct the filter (`cdcbridge filter test {name}`) and redrive again, or give the IDs of the letters"
-            " to"
-            " deliver without the filter."
+            " to deliver without the filter."
         )
 
 

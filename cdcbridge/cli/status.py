@@ -92,7 +92,7 @@ def _lost(slot: SlotLag, room: WalRoom) -> str:
         most = " at most" if slot.failover is None else ""
         since = f". No bridge has read it for {human_duration(slot.inactive_seconds)}{most}"
     limit = "has no limit now" if room.limit_bytes is None else f"is {human_size(room.limit_bytes)}"
-    after = f". Changes after {slot.confirmed_flush_lsn}are lost" if slot.confirmed_flush_lsn else ""
+    after = f". Changes after {slot.confirmed_flush_lsn} are lost" if slot.confirmed_flush_lsn else ""
     return (
         f"lost: {why}{since}{after}. max_slot_wal_keep_size {limit}. `cdcbridge slot recreate` continues after a gap"
         " message"

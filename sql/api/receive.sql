@@ -126,7 +126,7 @@ begin
                coalesce(m.inserted_at, r.inserted_at)
         from leases l
         cross join lateral unnest(l.seqs, l.keys) with ordinality as u (seq, key, n)
-        -- Lateral makes it a look-up per message, even with wrong statistics.
+        -- Look-up fences.
         left join lateral (
             select * from messages m
             where m.seq = u.seq and m.seq between lowest and highest limit 1) m on true

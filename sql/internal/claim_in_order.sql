@@ -8,8 +8,7 @@
 -- message between waiting, leases and delayed is one transaction. Therefore the claim sees each
 -- message in one of these tables, or the message is finished.
 --
--- Each look-up in `delayed` has one index that can serve it, so that statistics of an almost empty
--- table cannot mislead the planner. A look-up by key contains `consumer_id + 0` (index
+-- Each look-up in `delayed` has an index fence. A look-up by key contains `consumer_id + 0` (index
 -- delayed_key), and one by time contains `visible_at > '-infinity'` (index delayed_visible_at). A
 -- look-up by seq contains neither and uses the primary key.
 
@@ -119,7 +118,7 @@ begin
             select c.d, c.ord, c.tie from every c
             where c.mine
               and (c.key is null
-                   -- PostgreSQL evaluates this IN by hash.
+                   -- A hash fence.
                    or case when c.key in (select o.key from every o
                                           where not o.mine and o.key is not null)
                       then not exists (select from every o where o.key = c.key and not o.mine
@@ -150,7 +149,7 @@ declare
                                     cardinality(capacity));
     due delivery[];
 begin
-    -- LATERAL makes each seq a separate index look-up.
+    -- A look-up fence.
     wanted := array(select d.seq from unnest(wanted) as w (seq) cross join lateral (
                         select d.seq from delayed d
                         where d.consumer_id = consumer.id and d.seq = w.seq
@@ -199,7 +198,7 @@ begin
               and d.visible_at <= moment
               and (seqs is null or d.seq in (select s from unnest(seqs) s))
               and (d.key is null
-                   -- PostgreSQL evaluates this IN by hash.
+                   -- A hash fence.
                    or case when d.key in (select h.key from held h
                                           where h.in_flight and h.key is not null) then false
                       when d.key in (select h.key from held h where h.key is not null)

@@ -172,8 +172,7 @@ begin
           and d.visible_at <= moment
         order by d.visible_at, d.seq limit cardinality(capacity) for update skip locked
     ), gone as (
-        -- With an array PostgreSQL uses the primary key, even if statistics are wrong. With a join
-        -- it could compare all pairs.
+        -- An array fence.
         delete from delayed d
         where d.consumer_id = claim_delayed.consumer_id
           and d.seq = any (array(select l.seq from locked l))

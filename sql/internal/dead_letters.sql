@@ -34,8 +34,7 @@ begin
                c.mode = 'fifo' and op_of(b.data) = 'truncate'
         from back b
         returning seqs[1] as seq)
-    -- Inside CASE this remains a look-up in a hash table. If statistics are outdated, a join could
-    -- compare all pairs.
+    -- With a hash fence.
     delete from dead_messages d
     where d.consumer_id = c.id and d.id = any (chosen)
       and case when true then d.seq in (select t.seq from tail t) end;

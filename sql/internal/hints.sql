@@ -14,8 +14,8 @@ end $$;
 
 -- live_leases(consumer_id, hint) -> the consumer's leases, in flight or expired.
 --
--- The function has no SET clause, so PostgreSQL inlines it. LATERAL with OFFSET 0 makes each
--- claim a separate index look-up, even if statistics are wrong.
+-- The function has no SET clause, so PostgreSQL inlines it. A look-up fence makes each
+-- claim a separate index look-up.
 create or replace function live_leases(consumer_id int, hint hints) returns setof leases
 language sql stable as $$
     select l.* from unnest(($2).open_claims) as t (claim_id) cross join lateral (

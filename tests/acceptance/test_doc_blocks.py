@@ -177,6 +177,7 @@ def test_the_blocks_of_python_run(world18: World) -> None:
             watcher.start()
             exec(block.text.replace("postgresql://app@db/shop", world18.dsn), names)
             watcher.join(PATIENCE)
+            (names.get("queue") or names["stream"]).close()
         assert not watcher.is_alive()
 
 

@@ -114,7 +114,13 @@ def test_installed_in_a_fresh_environment_it_runs_the_demo(packages: Packages, t
     program = str(fresh / "bin" / "cdcbridge")
     assert called("--version", cwd=elsewhere, python=program).split()[-1] == cdcbridge.__version__
     shown = called("demo", cwd=elsewhere, python=program)
-    for part in ('"customer":"Ada"', 'ack → {"acked":3}', 'ack → {"acked":4}', "cdcbridge lag", "Everything was removed"):
+    for part in (
+        '"customer":"Ada"',
+        'ack → {"acked":3}',
+        'ack → {"acked":4}',
+        "cdcbridge lag",
+        "Everything was removed",
+    ):
         assert part in shown, shown
     assert list(elsewhere.iterdir()) == []
 

@@ -85,15 +85,20 @@ def _drop_slots(server: EmbeddedServer, name: str) -> bool:
 
 
 def eventually(condition: Callable[[], Any], what: str = "", patience: float = PATIENCE) -> Any:
-    """The condition's first true value. Fails after `patience` seconds."""
+    """The condition's first true value. Fails after `patience` seconds.
+
+    Each look takes time from the processes that it waits for, so the pauses grow from 10 ms to 100 ms.
+    """
     deadline = time.monotonic() + patience
+    pause = 0.01
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"did not come about in {patience} s: {what or condition}")
-        threading.Event().wait(0.02)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.1)
 
 
 class World:
@@ -193,7 +198,8 @@ class World:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
-            eventually(lambda: raised or self.active(), "the bridge streams")
+            # The bridge knows first. Without that look, a start would be slowed down by the server's answers.
+            eventually(lambda: raised or (bridge._streamed and self.active()), "the bridge streams")
             if raised:
                 raise raised[0]
             yield bridge

@@ -10,7 +10,7 @@ import collections
 import json
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import pytest
@@ -18,29 +18,30 @@ import pytest
 from cdcbridge.instants import SinkInstant
 from tests.harness.world import World, eventually
 from tests.sinks.case import Case, Received
-from tests.sinks.cases import CASES
+from tests.sinks.cases import KINDS
 
 MODES = ("stream", "fifo", "queue")
 ROWS = 300
+PARTITIONS = 4
 
 
-@pytest.fixture(params=sorted(CASES))
+@pytest.fixture(params=sorted(KINDS))
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """One type of sink, with a destination of the test's own."""
-    fixture, make = CASES[request.param]
-    server = request.getfixturevalue(fixture) if fixture is not None else None
-    made = make(server, f"t{secrets.token_hex(4)}")
+    kind = KINDS[request.param]
+    server = request.getfixturevalue(kind.fixture) if kind.fixture is not None else None
+    made = kind.case(server, f"t{secrets.token_hex(4)}", partitions=PARTITIONS)
     yield made
     made.close()
 
 
-@pytest.fixture(params=sorted(name for name, (server, _) in CASES.items() if server is not None))
+@pytest.fixture(params=sorted(name for name, kind in KINDS.items() if kind.server is not None and kind.keeps))
 def served(request: pytest.FixtureRequest) -> Iterator[Case]:
     """As `case`, on a server of the test's own, which it may kill."""
-    _, make = CASES[request.param]
-    with own_server(request.param) as server:
-        made = make(server, f"t{secrets.token_hex(4)}")
-        yield made
+    kind = KINDS[request.param]
+    assert kind.server
+    with kind.server() as server:
+        yield kind.case(server, f"t{secrets.token_hex(4)}", partitions=PARTITIONS)
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def world(world18: World) -> World:
 
 def declare(world: World, case: Case, mode: str = "stream", **settings: Any) -> None:
     sink = {**case.sink(), **settings}
+    world.store_settings["partitions"] = PARTITIONS
     world.consumer("events", mode=mode, sink=sink)
 
 
@@ -83,7 +85,7 @@ def messages_of(rows: int, first: int = 1) -> int:
     return rows + sum(1 for n in ids if n % 3 == 0) + sum(1 for n in ids if n % 7 == 0)
 
 
-def by_key(messages: list[tuple[str, str | None]]) -> dict[str | None, list[str]]:
+def by_key(messages: Sequence[tuple[str, str | None]]) -> dict[str | None, list[str]]:
     """The ids of each key in the order of their first appearance."""
     found: dict[str | None, list[str]] = collections.defaultdict(list)
     for one, key in messages:
@@ -222,7 +224,7 @@ def test_it_ends_after_the_batches_in_progress(world: World, case: Case) -> None
     with world.bridge():
         process = world.start_sinks()
         fill(world)
-        eventually(lambda: case.received(), "it delivers")
+        eventually(case.received, "it delivers")
         process.terminate()
         assert process.wait(30) == 0
         assert world.value("select count(*) from sink_lanes where member is not null") == 0

@@ -440,7 +440,8 @@ def test_a_cancelled_delivery_has_ended_when_the_target_is_closed(
         with pytest.raises(asyncio.CancelledError):
             await delivery
         closing = asyncio.create_task(file.close())
-        await asyncio.sleep(0)
+        ended, _ = await asyncio.wait([closing], timeout=0.05)
+        assert not ended
         answer.set()
         await closing
         await file.close()

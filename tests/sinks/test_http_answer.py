@@ -7,7 +7,6 @@ from email.utils import format_datetime
 
 import pytest
 import standardwebhooks
-import svix
 
 from cdcbridge.sinks.targets import http_answer
 from cdcbridge.sinks.targets.http_answer import Answer
@@ -15,14 +14,13 @@ from cdcbridge.sinks.targets.http_answer import Answer
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-def test_two_libraries_accept_the_signature() -> None:
+def test_the_library_of_standard_webhooks_accepts_the_signature() -> None:
     key = http_answer.signing_key(SECRET)
     timestamp = str(int(datetime.now(UTC).timestamp()))
     for body in (b'{"name": "\xc3\xa4"}', b"[]"):
         made = http_answer.signature(key, "7412/1/0/A/0", timestamp, body)
         headers = {"webhook-id": "7412/1/0/A/0", "webhook-timestamp": timestamp, "webhook-signature": made}
         standardwebhooks.Webhook(SECRET).verify(body, headers)
-        svix.Webhook(SECRET).verify(body, headers)
         with pytest.raises(standardwebhooks.WebhookVerificationError):
             standardwebhooks.Webhook(SECRET).verify(body, {**headers, "webhook-id": "7412/1/0/B/0"})
     assert http_answer.signing_key(SECRET.removeprefix("whsec_")) == key

@@ -38,7 +38,7 @@ def row(data: str = INSERT, seq: int = 5, **changes: Any) -> LogRow:
 
 def consumer(mode: str = "stream", **settings: Any) -> Consumer:
     sink = {"type": "file", "path": "out", **settings.pop("sink", {})}
-    return Consumer(name="events", mode=mode, tables=["public.*"], sink=sink, **settings)
+    return Consumer.model_validate({"name": "events", "mode": mode, "tables": ["public.*"], "sink": sink, **settings})
 
 
 def shaped(one: LogRow, prefix: str | None = None, **settings: Any) -> Any:
@@ -251,8 +251,7 @@ def test_debeziums_operations(op: str, letter: str) -> None:
 def test_debezium_has_a_tombstone_after_a_delete_in_kafka_alone() -> None:
     delete = '{"op":"delete","record":{"id":7},"old":null,"unchanged":[]}'
     kafka = {"type": "kafka", "bootstrap_servers": ["b:1"], "topic": "{topic}", "format": "debezium"}
-    del kafka["type"]
-    chosen = Consumer(name="e", tables=["public.*"], sink={"type": "kafka", **kafka})
+    chosen = Consumer.model_validate({"name": "e", "tables": ["public.*"], "sink": kafka})
     wanted = Subscription.from_config(1, "e", "stream", stored_config(chosen))
     said = judge(row(delete), wanted, ORIGIN, projected=False)
     assert isinstance(said, SinkMessage)

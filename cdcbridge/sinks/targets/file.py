@@ -1,4 +1,4 @@
-"""Deliver messages to files: one JSON line for each message (docs/sinks/FILE.md).
+"""Deliver messages to files: one JSON line for each message (docs/sinks/file.md).
 
 In mode `stream` each message is there exactly once. The last complete line of the file names the message, and the
 engine continues after it. If the path has placeholders, a lane writes several files, so a small progress file beside
@@ -26,6 +26,7 @@ from cdcbridge.config.sink import FileSink
 from cdcbridge.problem import Problem
 from cdcbridge.routing.destination import Destination
 from cdcbridge.sinks.target import Failure, Lane, Outgoing, Target, TargetAway, Unusable
+from cdcbridge.sinks.targets.hold_back import hold_back
 from cdcbridge.sinks.targets.line_file import STAMP_LENGTH, LineFile, LineId, locked, look, sync_folder
 
 _T = TypeVar("_T")
@@ -149,19 +150,15 @@ class FileTarget(Target[FileSink]):
         if self._one is not None:
             return {}
         failures: dict[int, Failure] = {}
-        blocked: set[str | None] = set()
-        usable: set[str] = set(self._files)
+        usable = set(self._files)
         for index, message in enumerate(batch):
-            if failures and (self.lane is not None or message.key in blocked):
-                failures[index] = Failure("an earlier message was not delivered")
-            elif message.destination not in usable:
+            if message.destination not in usable:
                 reason = _bad_path(message.destination, self.sink.path)
                 if reason is None:
                     usable.add(message.destination)
-                    continue
-                failures[index] = Failure(reason, for_good=True)
-                if message.key is not None:
-                    blocked.add(message.key)
+                else:
+                    failures[index] = Failure(reason, for_good=True)
+        hold_back(batch, failures, in_order=self.lane is not None)
         return failures
 
     def _append(self, path: str, messages: Sequence[Outgoing]) -> None:

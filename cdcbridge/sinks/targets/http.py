@@ -1,4 +1,4 @@
-"""Deliver messages to a webhook by POST requests, as Standard Webhooks describes (docs/sinks/HTTP.md).
+"""Deliver messages to a webhook by POST requests, as Standard Webhooks describes (docs/sinks/http.md).
 
 A webhook cannot say which message it has last, so each message arrives at least once. The header `webhook-id` is the
 same at each attempt. Up to 32 requests are in progress at a time, in a lane as well as for claims. The messages of one
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +26,13 @@ from cdcbridge.config.sink import HttpSink
 from cdcbridge.problem import Problem
 from cdcbridge.sinks.target import Failure, Lane, Outgoing, Target, TargetAway, TargetGone, Unusable
 from cdcbridge.sinks.targets import http_answer
+from cdcbridge.sinks.targets.hold_back import WAITS
 from cdcbridge.sinks.targets.http_answer import Answer
+from cdcbridge.sinks.targets.tls import client_context, untrusted
 
 _AT_ONCE: Final = 32  # requests
 _MOST: Final = 1 << 20  # bytes of an answer that are read
 _AWAY: Final = frozenset({429, 502, 503, 504})  # answers that are about the webhook, and not about a message
-_EARLIER: Final = Failure("an earlier message of its key was not delivered")
 Group: TypeAlias = list[tuple[int, Outgoing]]
 _TYPES: Final = {  # by format: the content type of one message, and of a batch
     "cdcbridge": ("application/json", "application/json"),
@@ -84,7 +84,7 @@ class HttpTarget(Target[HttpSink]):
             kind = "application/json"
         self._headers = {"content-type": kind, **given}
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_AT_ONCE, ssl=self._tls()),
+            connector=aiohttp.TCPConnector(limit=_AT_ONCE, ssl=client_context(self.sink.tls)),
             timeout=aiohttp.ClientTimeout(total=self.sink.timeout),
             headers={"user-agent": f"cdcbridge/{__version__}", "accept-encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -177,10 +177,7 @@ class HttpTarget(Target[HttpSink]):
                 text = await _beginning(response)
                 return Answer(response.status, found.get("retry-after"), found.get("location"), text)
         except aiohttp.ClientConnectorCertificateError as error:
-            raise Unusable(
-                f"the certificate of {self._origin} is not trusted: {error.certificate_error}",
-                hint="name the authority's certificate in `tls: {ca: FILE}` of the sink",
-            ) from None
+            raise untrusted(self._origin, error.certificate_error) from None
         except TimeoutError:
             raise TargetAway(f"{self._origin} did not answer within {self.sink.timeout:g} s (`timeout`)") from None
         except aiohttp.InvalidURL:
@@ -199,18 +196,6 @@ class HttpTarget(Target[HttpSink]):
             return URL(address)
         except ValueError:
             raise Unusable(f"`url` of the sink is not an address of {self._origin}", hint="change `url`") from None
-
-    def _tls(self) -> ssl.SSLContext | bool:
-        tls = self.sink.tls
-        if tls is None:
-            return True
-        try:
-            context = ssl.create_default_context(cafile=tls.ca)
-            if tls.cert is not None:
-                context.load_cert_chain(tls.cert, tls.key)
-        except (OSError, ssl.SSLError) as error:
-            raise Unusable(f"a file of `tls` of the sink cannot be used: {error}", hint="change `tls`") from None
-        return context
 
 
 class Delivery:
@@ -271,7 +256,7 @@ class Delivery:
         ready = []
         for index, message in group:
             if message.key in self._failed_keys:
-                self._failures[index] = _EARLIER
+                self._failures[index] = WAITS
             else:
                 ready.append((index, message))
         if self._stop is not None:
@@ -332,4 +317,4 @@ async def _beginning(response: aiohttp.ClientResponse) -> bytes:
     while size < _MOST and (part := await response.content.readany()):
         parts.append(part)
         size += len(part)
-    return b"".join(parts)[:_MOST]
+    return b"".join(parts)

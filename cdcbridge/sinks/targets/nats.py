@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from cdcbridge.config.sink import NatsSink
 from cdcbridge.problem import Problem
 from cdcbridge.sinks.target import Displaced, Failure, Lane, Outgoing, Target, TargetAway, Unusable
-from cdcbridge.sinks.targets.nats_client import NO_RESPONDERS, Answer, NatsClient, NatsMessage, NatsError
+from cdcbridge.sinks.targets.nats_client import NO_RESPONDERS, Answer, NatsClient, NatsError, NatsMessage
 from cdcbridge.sinks.targets.nats_subjects import overlap, pattern_of, valid
 from cdcbridge.sinks.targets.tls import client_context
 

@@ -1,4 +1,4 @@
-"""Deliver messages to a queue of Amazon SQS (docs/sinks/SQS.md).
+"""Deliver messages to a queue of Amazon SQS (docs/sinks/sqs.md).
 
 SQS cannot say which message it has last. A FIFO queue drops a message that it has seen within 5 minutes, by its
 `MessageDeduplicationId`, so that a message is there once unless it was sent again later than that. Its `MessageGroupId`
@@ -23,9 +23,11 @@ from urllib.parse import urlsplit
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore import exceptions
+from botocore.loaders import create_loader
 
 from cdcbridge.config.sink import SqsSink
 from cdcbridge.sinks.target import Failure, Lane, Outgoing, Target, TargetAway, Unusable
+from cdcbridge.sinks.targets.hold_back import WAITS
 
 _AT_ONCE: Final = 16  # requests
 _ENTRIES: Final = 10  # of a request
@@ -35,7 +37,7 @@ _SHOWN: Final = 200  # characters of an answer
 _PLAIN: Final = re.compile(r"[!-~]{1,128}")  # what an id or a group of a FIFO queue may be
 _CONTROL: Final = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 _REGION: Final = re.compile(r"sqs(?:-fips)?\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?")
-_EARLIER: Final = Failure("an earlier message of its key was not delivered")
+_DESCRIPTIONS: Final = create_loader()  # of SQS and its endpoints, which take 50 ms to read
 _MISSING: Final = frozenset({"QueueDoesNotExist", "NonExistentQueue", "QueueDeletedRecently"})
 _DENIED: Final = re.compile(
     r"InvalidClientTokenId|UnrecognizedClient|ExpiredToken|RequestExpired|SignatureDoesNotMatch|AccessDenied"
@@ -56,13 +58,13 @@ class Entry(NamedTuple):
     """A message that is ready to be sent.
 
     Attributes:
-        index: The place in the batch.
+        number: The index in the batch.
         key: The messages of one key are sent one after the other.
         size: The bytes that SQS counts.
         fields: The entry of the request, without its Id.
     """
 
-    index: int
+    number: int
     key: str | int
     size: int
     fields: dict[str, Any]
@@ -92,7 +94,9 @@ class SqsTarget(Target[SqsSink]):
             retries={"total_max_attempts": 1},
         )
         try:
-            made = get_session().create_client(
+            session = get_session()
+            session.register_component("data_loader", _DESCRIPTIONS)
+            made = session.create_client(
                 "sqs",
                 region_name=self.sink.region or (region and region[1]),
                 endpoint_url=self.sink.endpoint_url,
@@ -254,8 +258,8 @@ class Delivery:
                 reason = f"it has {entry.size} bytes, and the queue takes {self._target.largest} (MaximumMessageSize)"
                 self._ready.popleft()
                 self._waiting[key].popleft()
-                self._failures[entry.index] = Failure(reason, for_good=True)
-                self._fail_rest(key, _EARLIER)
+                self._failures[entry.number] = Failure(reason, for_good=True)
+                self._fail_rest(key, WAITS)
                 continue
             if entries and size + entry.size > _MOST_BYTES:
                 break
@@ -275,8 +279,8 @@ class Delivery:
             waiting = self._waiting[entry.key]
             waiting.popleft()
             if failure is not None:
-                self._failures[entry.index] = failure
-                self._fail_rest(entry.key, _EARLIER)
+                self._failures[entry.number] = failure
+                self._fail_rest(entry.key, WAITS)
             else:
                 self._delivered = True
                 if waiting:
@@ -287,7 +291,7 @@ class Delivery:
     def _fail_rest(self, key: str | int, failure: Failure) -> None:
         """Give up the waiting messages of a key."""
         for entry in self._waiting.pop(key, ()):
-            self._failures[entry.index] = failure
+            self._failures[entry.number] = failure
 
 
 def entry_of(index: int, message: Outgoing, body: bytes, *, fifo: bool) -> Entry:

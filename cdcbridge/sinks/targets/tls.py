@@ -28,7 +28,7 @@ def client_context(tls: Tls | None) -> ssl.SSLContext:
     return context
 
 
-def untrusted(server: str, error: ssl.SSLCertVerificationError) -> Unusable:
+def untrusted(server: str, error: Exception) -> Unusable:
     """Return the error for a certificate that does not belong to a trusted authority or to the host.
 
     Args:

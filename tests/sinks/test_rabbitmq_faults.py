@@ -15,7 +15,7 @@ from tests.harness.brokers.certificates import Certificates
 from tests.harness.brokers.rabbitmq import RabbitMQ
 from tests.harness.brokers.server import free_port
 from tests.harness.world import eventually
-from tests.sinks.cases.rabbitmq import RabbitmqExchangeCase, RabbitmqStreamCase
+from tests.sinks.cases.rabbitmq import RabbitmqExchangeCase, RabbitmqStreamCase, steady_rabbitmq
 from tests.sinks.messages import message, messages
 from tests.sinks.rabbit import ONE, QUEUE, deliver, error_of, name, seqs, sink_of, target
 
@@ -27,13 +27,8 @@ Case = RabbitmqStreamCase | RabbitmqExchangeCase
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     certificates = Certificates(Path(tmp_path_factory.mktemp("certificates")))
-    server = RabbitMQ(tls=certificates, settings={"max_message_size": "1000000"})
-    server.settings["stream.listeners.ssl.1"] = f"{server.host}:{free_port()}"
-    with server:
-        # RabbitMQ 3.10 forgets its streams if it is killed soon after it has made the first one, but not after a stop.
-        first = RabbitmqStreamCase(server, name())
-        server.restart()
-        first.close()
+    settings = {"max_message_size": "1000000", "stream.listeners.ssl.1": f"127.0.0.1:{free_port()}"}
+    with steady_rabbitmq(tls=certificates, settings=settings) as server:
         yield server
 
 

@@ -1,8 +1,8 @@
 """A connection of RabbitMQ's stream protocol that publishes and waits for the confirms.
 
 Source: https://github.com/rabbitmq/rabbitmq-server/blob/main/deps/rabbitmq_stream/docs/PROTOCOL.adoc. The library
-rstream drops a frame silently if its connection is gone, and lets a caller wait who will get no answer, so it is not
-used. Never connects again by itself, and never sends a message twice.
+rstream drops a frame silently if its connection has ended, and its callers then wait in vain, so it is not used. Never
+connects again by itself, and never sends a message twice.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Leader(NamedTuple):
 
 
 class _Frames(asyncio.Protocol):
-    """Takes frames apart and gives each to whoever waits for it."""
+    """Takes frames apart, and gives each to the call that waits for it."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -158,7 +158,7 @@ class _Frames(asyncio.Protocol):
             one.future.set_exception(error)
 
     def end(self, reason: str) -> None:
-        """Disconnect, and let everybody who waits fail with a reason."""
+        """Disconnect, and let all waiting calls fail with a reason."""
         self.reason = reason
         if self.transport is not None:
             self.transport.abort()

@@ -1,4 +1,4 @@
-"""The address of a RabbitMQ server, as the configuration has it, and what its errors mean.
+"""The address of a RabbitMQ server, as the configuration has it, and the meaning of its errors.
 
 Never connects.
 """

@@ -125,7 +125,7 @@ class RedisTarget(Target[RedisSink]):
         return int(seq) or None
 
     def _accept(self, stream: str, entry: Any) -> None:
-        """Raise Unusable if the last entry of a stream is not from this source, so that its id says nothing."""
+        """Raise Unusable if the last entry of a stream is not from this source, so that its id has no meaning here."""
         if entry is None or self.lane is None:
             return
         fields = dict(zip(entry[1][::2], entry[1][1::2], strict=True))

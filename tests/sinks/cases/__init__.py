@@ -14,6 +14,7 @@ from tests.sinks.case import Case
 from tests.sinks.cases.file import FileCase
 from tests.sinks.cases.http import HttpCase
 from tests.sinks.cases.nats import NatsCase
+from tests.sinks.cases.rabbitmq import RabbitmqExchangeCase, RabbitmqStreamCase, steady_rabbitmq
 from tests.sinks.cases.redis import RedisCase
 from tests.sinks.cases.sqs import SqsCase
 
@@ -38,6 +39,8 @@ KINDS: dict[str, Kind] = {
     "file": Kind(FileCase, None, None),
     "http": Kind(HttpCase, "http_target", HttpTarget),
     "nats": Kind(NatsCase, "nats_server", Nats),
+    "rabbitmq_exchange": Kind(RabbitmqExchangeCase, "rabbitmq_server", steady_rabbitmq),
+    "rabbitmq_stream": Kind(RabbitmqStreamCase, "rabbitmq_server", steady_rabbitmq),
     "redis": Kind(RedisCase, "redis_server", Redis),
     "sqs": Kind(SqsCase, "ministack_server", Ministack, keeps=False),
 }

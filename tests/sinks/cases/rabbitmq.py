@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +22,21 @@ from rstream import (
 from tests.harness.brokers.rabbitmq import RabbitMQ
 from tests.harness.proxy import Proxy
 from tests.sinks.case import Case, Received
+
+
+@contextmanager
+def steady_rabbitmq(**options: Any) -> Iterator[RabbitMQ]:
+    """Start a server that a test may kill at any time.
+
+    RabbitMQ 3.10 forgets its streams if it is killed soon after it has made the first one, but not after a stop.
+
+    Args:
+        options: Those of the server.
+    """
+    with RabbitMQ(**options) as server:
+        RabbitmqStreamCase(server, "first")
+        server.restart()
+        yield server
 
 
 class RabbitmqStreamCase(Case):

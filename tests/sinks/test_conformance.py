@@ -141,7 +141,7 @@ def test_nothing_is_lost_when_the_process_dies(world: World, case: Case, mode: s
     declare(world, case, mode, batch={"max_messages": 40} if case.type != "http" else None)
     world.consumers[-1]["visibility_timeout"] = "2s"
     with world.bridge():
-        times = 1 if instant == "target opened" else 3
+        times = 1 if instant == "target opened" or case.type == "http" else 3
         dying = world.start_sinks(crash=(instant, times))
         fill(world)
         assert eventually(lambda: dying.poll() is not None and dying.wait(), "it dies", 60) == -signal.SIGKILL

@@ -15,6 +15,7 @@ from tests.harness.brokers import kafka
 from tests.harness.brokers.certificates import Certificates
 from tests.harness.brokers.http import HttpTarget
 from tests.harness.brokers.kafka import Kafka, KafkaCluster, MockKafka
+from tests.harness.brokers.mosquitto import Mosquitto
 from tests.harness.brokers.nats import Nats, NatsCluster
 from tests.harness.brokers.rabbitmq import RabbitMQ
 from tests.harness.brokers.redis import Redis
@@ -57,6 +58,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """An authority, with certificates for a server and a client."""
     return Certificates(Path(tmp_path_factory.mktemp("certificates")))
+
+
+@pytest.fixture(scope="session")
+def mosquitto_server() -> Mosquitto:
+    """A broker of MQTT."""
+    found: Mosquitto = shared("mosquitto")
+    return found
 
 
 @pytest.fixture(scope="session")

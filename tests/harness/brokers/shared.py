@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from tests.harness.brokers.kafka import Kafka, KafkaCluster
+from tests.harness.brokers.mosquitto import Mosquitto
 from tests.harness.brokers.nats import Nats, NatsCluster
 from tests.harness.brokers.rabbitmq import RabbitMQ
 from tests.harness.brokers.redis import Redis
@@ -30,6 +31,7 @@ from tests.harness.world import eventually
 
 AnyServer: TypeAlias = Server | Cluster[Any]
 KINDS: Final[Mapping[str, Callable[[], AnyServer]]] = {
+    "mosquitto": Mosquitto,
     "nats": Nats,
     "nats_cluster": NatsCluster,
     "redis": Redis,

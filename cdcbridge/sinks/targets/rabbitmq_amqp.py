@@ -88,7 +88,7 @@ class Wave:
             self.done.set_result(None)
 
 
-class _Frames(asyncio.Protocol):
+class _AmqpFrames(asyncio.Protocol):
     """Takes frames apart. Answers to requests arrive in the order of the requests."""
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class _Frames(asyncio.Protocol):
 class AmqpConnection:
     """A connection with one channel that confirms. AmqpConnection.open() makes one."""
 
-    def __init__(self, frames: _Frames) -> None:
+    def __init__(self, frames: _AmqpFrames) -> None:
         self._frames = frames
         self._frame_max = 0
         self._tag = 1  # of the next message
@@ -184,7 +184,7 @@ class AmqpConnection:
             AmqpError: The server refuses the user, the virtual host or the exchange.
         """
         loop = asyncio.get_running_loop()
-        _, frames = await loop.create_connection(_Frames, address.host, address.port, ssl=context_of(address))
+        _, frames = await loop.create_connection(_AmqpFrames, address.host, address.port, ssl=context_of(address))
         connection = cls(frames)
         try:
             await connection._log_in(address)

@@ -61,7 +61,7 @@ class StreamError(Exception):
         self.code = code
 
 
-class _Reader:
+class _Fields:
     """Reads the fields of a frame."""
 
     def __init__(self, data: bytes) -> None:
@@ -79,7 +79,7 @@ class _Reader:
         return self._data[self._at - size : self._at].decode()
 
 
-class _Waiting:
+class _Unconfirmed:
     """Messages that were sent together and are not all confirmed yet."""
 
     __slots__ = ("future", "left")
@@ -96,7 +96,7 @@ class Leader(NamedTuple):
     port: int
 
 
-class _Frames(asyncio.Protocol):
+class _StreamFrames(asyncio.Protocol):
     """Takes frames apart, and gives each to the call that waits for it."""
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class _Frames(asyncio.Protocol):
         self.reason = "the connection was closed"
         self.answers: dict[int, asyncio.Future[bytes]] = {}  # by correlation
         self.tuned: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
-        self.waiting: dict[int, _Waiting] = {}  # by publishing id
+        self.waiting: dict[int, _Unconfirmed] = {}  # by publishing id
         self._buffer = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -140,7 +140,7 @@ class _Frames(asyncio.Protocol):
         elif kind == _METADATA_UPDATE:
             self.end("the stream was removed, or has another leader now")
         elif kind == _CLOSE:
-            reader = _Reader(data[8:])
+            reader = _Fields(data[8:])
             reader.number("H")
             self.end(f"RabbitMQ closed the connection: {reader.text()}")
 
@@ -190,7 +190,7 @@ class StreamConnection:
         frame_max: The largest frame that the server takes, in bytes.
     """
 
-    def __init__(self, address: Address, frames: _Frames) -> None:
+    def __init__(self, address: Address, frames: _StreamFrames) -> None:
         self.address = address
         self.frame_max = 0
         self.largest = 0
@@ -208,7 +208,7 @@ class StreamConnection:
         """
         loop = asyncio.get_running_loop()
         context = context_of(address)
-        _, frames = await loop.create_connection(_Frames, address.host, address.port, ssl=context)
+        _, frames = await loop.create_connection(_StreamFrames, address.host, address.port, ssl=context)
         connection = cls(address, frames)
         try:
             await connection._log_in()
@@ -289,7 +289,7 @@ class StreamConnection:
 
     async def _publish(self, messages: Sequence[tuple[int, bytes]]) -> None:
         pack, length = struct.Struct(">QI").pack, len
-        waiting = _Waiting(length(messages))
+        waiting = _Unconfirmed(length(messages))
         self._frames.waiting.update((identity, waiting) for identity, _ in messages)
         parts = [struct.pack(">BI", _PUBLISHER, length(messages))]
         for identity, content in messages:
@@ -301,7 +301,7 @@ class StreamConnection:
             for identity, _ in messages:
                 self._frames.waiting.pop(identity, None)
 
-    async def _ask(self, kind: int, data: bytes, *, coded: bool = True) -> _Reader:
+    async def _ask(self, kind: int, data: bytes, *, coded: bool = True) -> _Fields:
         """Send a request, and return its answer after the response code.
 
         Raises:
@@ -311,7 +311,7 @@ class StreamConnection:
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._frames.answers[self._correlation] = future
         self._send(kind, struct.pack(">I", self._correlation) + data)
-        answer = _Reader(await future)
+        answer = _Fields(await future)
         if coded and (code := answer.number("H")) != _OK:
             raise StreamError(code)
         return answer

@@ -122,7 +122,7 @@ class Target(ABC, Generic[S_co]):
     """
 
     extra: ClassVar[str | None] = None
-    remembers: ClassVar[bool] = False
+    remembers: bool = False
     attribute_prefix: ClassVar[str | None] = None
 
     def __init__(self, sink: S_co, lane: Lane | None) -> None:

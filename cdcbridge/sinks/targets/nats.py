@@ -72,7 +72,7 @@ class NatsTarget(Target[NatsSink]):
     """One connection to a server of the cluster."""
 
     extra: ClassVar[str | None] = "nats"
-    remembers: ClassVar[bool] = True
+    remembers = True
     attribute_prefix: ClassVar[str | None] = "ce-"
 
     def __init__(self, sink: NatsSink, lane: Lane | None) -> None:

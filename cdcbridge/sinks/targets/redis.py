@@ -27,7 +27,7 @@ from cdcbridge.problem import Problem
 from cdcbridge.routing.destination import Destination
 from cdcbridge.sinks.target import Displaced, Failure, Lane, Outgoing, Target, TargetAway, Unusable
 from cdcbridge.sinks.targets.hold_back import hold_back
-from cdcbridge.sinks.targets.redis_connection import Connection, Cut, Place, Refused, meaning, packed, place_of
+from cdcbridge.sinks.targets.redis_connection import Connection, Cut, ErrorAnswer, Place, meaning, packed, place_of
 from cdcbridge.sinks.targets.redis_entries import Entries
 
 _REDIRECTS: Final = 5  # between the nodes of a Redis Cluster
@@ -113,7 +113,7 @@ class RedisTarget(Target[RedisSink]):
         Raises:
             Unusable: Another program writes to the stream.
         """
-        if reply is None or (isinstance(reply, Refused) and "no such key" in str(reply)):
+        if reply is None or (isinstance(reply, ErrorAnswer) and "no such key" in str(reply)):
             return None
         if self._stream is None:
             return int(reply) if reply else None
@@ -125,7 +125,7 @@ class RedisTarget(Target[RedisSink]):
         return int(seq) or None
 
     def _accept(self, stream: str, entry: Any) -> None:
-        """Raise Unusable if the last entry of a stream is not from this source, so that its id says nothing."""
+        """Raise Unusable if the last entry of a stream is not from this source, so that its id has no meaning here."""
         if entry is None or self.lane is None:
             return
         fields = dict(zip(entry[1][::2], entry[1][1::2], strict=True))
@@ -173,7 +173,7 @@ class RedisTarget(Target[RedisSink]):
         names = sorted(unknown)
         types = dict(zip(names, await self._ask(connection, [packed("TYPE", name) for name in names]), strict=True))
         for kind in types.values():
-            if isinstance(kind, Refused):
+            if isinstance(kind, ErrorAnswer):
                 raise self._meaning(kind, connection)
         others = {name: kind.decode() for name, kind in types.items() if kind not in {b"none", b"stream"}}
         if len(self._streams) > _MOST_KNOWN:
@@ -199,7 +199,7 @@ class RedisTarget(Target[RedisSink]):
             data = [_MULTI, *self._entries.packed(messages), _EXEC, *after]
             replies = await self._ask(connection, data)
         except Cut as cut:
-            if cut.replies and isinstance(cut.replies[-1], Refused) and "Protocol error" in str(cut.replies[-1]):
+            if cut.replies and isinstance(cut.replies[-1], ErrorAnswer) and "Protocol error" in str(cut.replies[-1]):
                 raise _TooLarge(len(cut.replies) - 2, str(cut.replies[-1])) from None
             raise
         self._judge(replies[:number], connection)
@@ -217,13 +217,13 @@ class RedisTarget(Target[RedisSink]):
         executed = replies[-1]
         if executed is None:
             raise Displaced(f"another process delivers to Redis at {connection.place} for this lane")
-        if isinstance(executed, Refused):
-            raise self._meaning(next(reply for reply in replies if isinstance(reply, Refused)), connection)
+        if isinstance(executed, ErrorAnswer):
+            raise self._meaning(next(reply for reply in replies if isinstance(reply, ErrorAnswer)), connection)
 
     async def _judge_entries(
         self, connection: Connection, messages: Sequence[Outgoing], answers: Sequence[Any]
     ) -> dict[int, Failure]:
-        refused = {index: answer for index, answer in enumerate(answers) if isinstance(answer, Refused)}
+        refused = {index: answer for index, answer in enumerate(answers) if isinstance(answer, ErrorAnswer)}
         repeated = {index for index, answer in refused.items() if "equal or smaller" in str(answer)}
         for stream in {messages[index].destination for index in repeated}:
             last = await self._one(connection, packed("XREVRANGE", stream, "+", "-", "COUNT", 1))
@@ -236,7 +236,7 @@ class RedisTarget(Target[RedisSink]):
         }
 
     def _replicated(self, replicas: Any, connection: Connection) -> None:
-        if isinstance(replicas, Refused):
+        if isinstance(replicas, ErrorAnswer):
             raise self._meaning(replicas, connection)
         if replicas < self.sink.wait_replicas:
             raise TargetAway(
@@ -302,7 +302,7 @@ class RedisTarget(Target[RedisSink]):
             questions = [*touch, self._question, *self._wait]
         replies = await self._ask(connection, questions) if questions else []
         for reply in replies:
-            if isinstance(reply, Refused) and "no such key" not in str(reply):
+            if isinstance(reply, ErrorAnswer) and "no such key" not in str(reply):
                 if reply.code == "MOVED" and self._stream is not None:
                     raise _Moved(_moved(reply, connection.place))
                 raise self._meaning(reply, connection)
@@ -317,11 +317,11 @@ class RedisTarget(Target[RedisSink]):
 
     async def _one(self, connection: Connection, command: bytes) -> Any:
         (reply,) = await self._ask(connection, [command])
-        if isinstance(reply, Refused) and "no such key" not in str(reply):
+        if isinstance(reply, ErrorAnswer) and "no such key" not in str(reply):
             raise self._meaning(reply, connection)
         return reply
 
-    def _meaning(self, answer: Refused, connection: Connection) -> CdcbridgeError:
+    def _meaning(self, answer: ErrorAnswer, connection: Connection) -> CdcbridgeError:
         if answer.code == "MOVED" and self._stream is not None:
             return TargetAway(f"Redis at {connection.place} answered: {answer}")  # open() follows it
         return meaning(answer, connection.place)
@@ -335,11 +335,11 @@ class RedisTarget(Target[RedisSink]):
             async with probe._connection() as connection:
                 policy = await probe._ask(connection, [packed("INFO", "memory")])
                 for reply in await probe._ask(connection, [_MULTI, add, packed("DISCARD")]):
-                    if isinstance(reply, Refused) and reply.code != "EXECABORT":
+                    if isinstance(reply, ErrorAnswer) and reply.code != "EXECABORT":
                         raise probe._meaning(reply, connection)
                 kind = await probe._one(connection, packed("TYPE", name))
                 if kind not in {b"none", b"stream"}:
-                    raise meaning(Refused(f"WRONGTYPE {name} is a {kind.decode()}"), connection.place)
+                    raise meaning(ErrorAnswer(f"WRONGTYPE {name} is a {kind.decode()}"), connection.place)
         except (TargetAway, Unusable) as error:
             code = "sink_unreachable" if isinstance(error, TargetAway) else "sink_unusable"
             return [Problem(code, "error", "redis", str(error), error.hint or "")]
@@ -349,7 +349,7 @@ class RedisTarget(Target[RedisSink]):
 
 
 def _evicts(memory: Any) -> list[Problem]:
-    if isinstance(memory, Refused) or not (found := re.search(rb"maxmemory_policy:(allkeys-\w+)", memory)):
+    if isinstance(memory, ErrorAnswer) or not (found := re.search(rb"maxmemory_policy:(allkeys-\w+)", memory)):
         return []
     policy = found[1].decode()
     return [
@@ -369,7 +369,7 @@ def _hash_tag(name: str) -> str:
     return found[1] if found else name
 
 
-def _moved(answer: Refused, place: Place) -> Place:
+def _moved(answer: ErrorAnswer, place: Place) -> Place:
     """Return the address in an answer such as `MOVED 3999 10.0.0.7:6381`. Without a host, the host stays."""
     host, _, port = str(answer).split()[2].rpartition(":")
     return place._replace(host=host.strip("[]") or place.host, port=int(port))

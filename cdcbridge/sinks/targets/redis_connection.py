@@ -23,7 +23,7 @@ from cdcbridge.sinks.targets.tls import client_context, untrusted
 URL_HINT: Final = "Correct `url` of the consumer's `sink`, for example redis://user:password@host:6379/0."
 
 
-class Refused(hiredis.ReplyError):
+class ErrorAnswer(hiredis.ReplyError):
     """An error that Redis answered to one command, for example `OOM command not allowed`."""
 
     @property
@@ -40,7 +40,7 @@ class Cut(ConnectionError):
     """
 
     def __init__(self, replies: list[Any]) -> None:
-        last = f" after {replies[-1]}" if replies and isinstance(replies[-1], Refused) else ""
+        last = f" after {replies[-1]}" if replies and isinstance(replies[-1], ErrorAnswer) else ""
         super().__init__(f"the connection was closed{last}")
         self.replies = replies
 
@@ -109,7 +109,7 @@ class _Answers(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._parser = hiredis.Reader(replyError=Refused)
+        self._parser = hiredis.Reader(replyError=ErrorAnswer)
         self._replies: list[Any] = []
         self._wanted = 0
         self._waiter: asyncio.Future[list[Any]] | None = None
@@ -185,11 +185,11 @@ class Connection:
             user = (self.place.user,) if self.place.user else ()
             commands.insert(0, packed("AUTH", *user, self.place.password))
         for reply in await self.ask(commands):
-            if isinstance(reply, Refused):
+            if isinstance(reply, ErrorAnswer):
                 raise meaning(reply, self.place)
 
     async def ask(self, commands: Collection[bytes]) -> list[Any]:
-        """Send commands in one piece, and return their answers. An error is an answer of the class Refused.
+        """Send commands in one piece, and return their answers. An error is an answer of the class ErrorAnswer.
 
         Args:
             commands: Packed commands.
@@ -228,7 +228,7 @@ _AWAY: Final = {
 _LOGIN: Final = ("NOAUTH", "WRONGPASS", "ERR invalid password", "ERR Client sent AUTH", "ERR AUTH ")
 
 
-def meaning(answer: Refused, place: Place) -> CdcbridgeError:
+def meaning(answer: ErrorAnswer, place: Place) -> CdcbridgeError:
     """Return the error that an answer of Redis means for a whole batch.
 
     Args:

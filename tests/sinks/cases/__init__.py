@@ -16,6 +16,7 @@ from tests.sinks.cases.file import FileCase
 from tests.sinks.cases.http import HttpCase
 from tests.sinks.cases.mqtt import MqttCase
 from tests.sinks.cases.nats import NatsCase
+from tests.sinks.cases.rabbitmq import RabbitmqExchangeCase, RabbitmqStreamCase, steady_rabbitmq
 from tests.sinks.cases.redis import RedisCase
 from tests.sinks.cases.sqs import SqsCase
 
@@ -41,6 +42,8 @@ KINDS: dict[str, Kind] = {
     "http": Kind(HttpCase, "http_target", HttpTarget),
     "mqtt": Kind(MqttCase, "mosquitto_server", Mosquitto, keeps=False),
     "nats": Kind(NatsCase, "nats_server", Nats),
+    "rabbitmq_exchange": Kind(RabbitmqExchangeCase, "rabbitmq_server", steady_rabbitmq),
+    "rabbitmq_stream": Kind(RabbitmqStreamCase, "rabbitmq_server", steady_rabbitmq),
     "redis": Kind(RedisCase, "redis_server", Redis),
     "sqs": Kind(SqsCase, "ministack_server", Ministack, keeps=False),
 }

@@ -61,7 +61,7 @@ class KafkaTarget(Target[KafkaSink]):
     """One producer."""
 
     extra: ClassVar[str | None] = "kafka"
-    remembers: ClassVar[bool] = True
+    remembers = True
     attribute_prefix: ClassVar[str | None] = "ce_"
 
     def __init__(self, sink: KafkaSink, lane: Lane | None) -> None:

@@ -61,12 +61,12 @@ class KafkaTarget(Target[KafkaSink]):
     """One producer."""
 
     extra: ClassVar[str | None] = "kafka"
-    remembers = True
     attribute_prefix: ClassVar[str | None] = "ce_"
 
     def __init__(self, sink: KafkaSink, lane: Lane | None) -> None:
         super().__init__(sink, lane)
         self._transactional = lane is not None and sink.transactions
+        self.remembers = self._transactional  # the progress is written in transactions alone
         self._largest = largest(sink)
         self._threads: ThreadPoolExecutor | None = None
         self._connected: Producer | None = None

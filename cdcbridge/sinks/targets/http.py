@@ -95,7 +95,7 @@ class HttpTarget(Target[HttpSink]):
 
     async def deliver(self, batch: Sequence[Outgoing]) -> Mapping[int, Failure]:
         """Send the batch, and return what the webhook did not accept."""
-        return await Delivery(self, batch).run()
+        return await WebhookDelivery(self, batch).run()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -200,7 +200,7 @@ class HttpTarget(Target[HttpSink]):
             raise Unusable(f"`url` of the sink is not an address of {self._origin}", hint="change `url`") from None
 
 
-class Delivery:
+class WebhookDelivery:
     """One batch on its way to the webhook.
 
     Args:

@@ -161,7 +161,7 @@ def test_no_message_overtakes_a_failed_one_of_its_key(hook: HttpTarget, lane: La
 def test_a_key_with_two_addresses_stays_in_order_in_batches(hook: HttpTarget) -> None:
     urls = [f"{hook.url}{one}" for one in "cud"]
     batch = [message(n, to=urls[n % 3], key="k") for n in range(5)] + [message(9, to=urls[0], key="other")]
-    sink = {"url": f"{hook.url}{{op}}", "batch": {}}
+    sink: dict[str, Any] = {"url": f"{hook.url}{{op}}", "batch": {}}
     assert asyncio.run(send(hook, batch, **sink)) == {}
     assert seqs(hook.requests) == [0, 1, 2, 3, 4, 9]
     hook.answer(Answer(), Answer(500))

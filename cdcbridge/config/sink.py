@@ -364,10 +364,15 @@ class Rotate(Model):
     """When a file sink begins a new file."""
 
     size: Annotated[
-        Size | None, Field(gt=0), Field(description="A file that is larger than this is closed.", examples=["100MB"])
+        Size | None, Field(gt=0), Field(description="A file that is larger than this is renamed.", examples=["100MB"])
     ] = None
     interval: Annotated[
-        Duration | None, Field(gt=0), Field(description="A file that is older than this is closed.", examples=["1h"])
+        Duration | None,
+        Field(gt=0),
+        Field(
+            description="A file has the messages of one such interval of the clock, in UTC. With 1h, of one hour.",
+            examples=["1h"],
+        ),
     ] = None
 
 

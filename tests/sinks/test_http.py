@@ -255,7 +255,7 @@ def test_a_huge_answer_is_read_in_part(hook: HttpTarget, monkeypatch: pytest.Mon
     hook.otherwise = Answer(400, b"x" * (8 << 20))
     real, sizes = http_answer.failure, []
 
-    def judge(answer: http_answer.Answer, mask: Callable[[str], str]) -> Failure:
+    def judge(answer: http_answer.WebhookAnswer, mask: Callable[[str], str]) -> Failure:
         sizes.append(len(answer.body))
         return real(answer, mask)
 

@@ -9,7 +9,7 @@ import pytest
 import standardwebhooks
 
 from cdcbridge.sinks.targets import http_answer
-from cdcbridge.sinks.targets.http_answer import Answer
+from cdcbridge.sinks.targets.http_answer import WebhookAnswer
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -91,17 +91,17 @@ def test_secrets_in_an_answer_are_masked() -> None:
      (408, False), (425, False), (429, False), (500, False), (501, False), (503, False), (599, False)],
 )  # fmt: skip
 def test_which_answers_are_for_good(status: int, for_good: bool) -> None:
-    failure = http_answer.failure(Answer(status, None, None, b"<p>\n no  way"), str)
+    failure = http_answer.failure(WebhookAnswer(status, None, None, b"<p>\n no  way"), str)
     assert failure.for_good is for_good
     assert failure.reason == (f"HTTP {status}: <p> no way" if status >= 400 else
                               f"HTTP {status}: a redirect to nowhere, which is not followed")  # fmt: skip
 
 
 def test_the_answer_is_shown_in_part() -> None:
-    assert http_answer.failure(Answer(400, None, None, b"x" * 1000), str).reason == f"HTTP 400: {'x' * 200}"
-    assert http_answer.failure(Answer(400, None, None, b"\xff"), str).reason == "HTTP 400: �"
-    assert http_answer.failure(Answer(400, None, None, b""), str).reason == "HTTP 400"
-    moved = http_answer.failure(Answer(301, None, "https://y.com/h?token=1", b""), str)
+    assert http_answer.failure(WebhookAnswer(400, None, None, b"x" * 1000), str).reason == f"HTTP 400: {'x' * 200}"
+    assert http_answer.failure(WebhookAnswer(400, None, None, b"\xff"), str).reason == "HTTP 400: �"
+    assert http_answer.failure(WebhookAnswer(400, None, None, b""), str).reason == "HTTP 400"
+    moved = http_answer.failure(WebhookAnswer(301, None, "https://y.com/h?token=1", b""), str)
     assert moved.reason == "HTTP 301: a redirect to https://y.com/h, which is not followed"
 
 

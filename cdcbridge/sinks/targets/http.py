@@ -27,7 +27,7 @@ from cdcbridge.problem import Problem
 from cdcbridge.sinks.target import Failure, Lane, Outgoing, Target, TargetAway, TargetGone, Unusable
 from cdcbridge.sinks.targets import http_answer
 from cdcbridge.sinks.targets.hold_back import WAITS
-from cdcbridge.sinks.targets.http_answer import Answer
+from cdcbridge.sinks.targets.http_answer import WebhookAnswer
 from cdcbridge.sinks.targets.tls import client_context, untrusted
 
 _AT_ONCE: Final = 32  # requests
@@ -95,7 +95,7 @@ class HttpTarget(Target[HttpSink]):
 
     async def deliver(self, batch: Sequence[Outgoing]) -> Mapping[int, Failure]:
         """Send the batch, and return what the webhook did not accept."""
-        return await Delivery(self, batch).run()
+        return await WebhookDelivery(self, batch).run()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -118,7 +118,7 @@ class HttpTarget(Target[HttpSink]):
             await self.close()
         return []
 
-    def about_the_sink(self, answer: Answer) -> TargetGone | Unusable | None:
+    def about_the_sink(self, answer: WebhookAnswer) -> TargetGone | Unusable | None:
         """Return the error of an answer that is about the sink, and after which nothing more is sent."""
         reason = self.answered(self.failure(answer))
         if answer.status == 410:
@@ -127,7 +127,7 @@ class HttpTarget(Target[HttpSink]):
             return Unusable(reason, hint="change `headers` or `secret` of the sink")
         return None
 
-    def failure(self, answer: Answer) -> Failure:
+    def failure(self, answer: WebhookAnswer) -> Failure:
         """Return what an answer other than 2xx means for a message, without secrets."""
         return http_answer.failure(answer, self._mask)
 
@@ -135,7 +135,7 @@ class HttpTarget(Target[HttpSink]):
         """Return the sentence that names the webhook and its answer."""
         return f"{self._origin} answered {failure.reason}"
 
-    async def post(self, messages: Sequence[Outgoing]) -> Answer:
+    async def post(self, messages: Sequence[Outgoing]) -> WebhookAnswer:
         """Send messages of one destination in one request.
 
         Raises:
@@ -145,7 +145,7 @@ class HttpTarget(Target[HttpSink]):
         first, last = messages[0], messages[-1]
         address = self._address(first.destination)
         if address is None:
-            return Answer(400, None, None, b"not sent: a placeholder of `url` has the value . or ..")
+            return WebhookAnswer(400, None, None, b"not sent: a placeholder of `url` has the value . or ..")
         headers = self._headers
         if self.sink.batch is None:
             one, body = first.id, first.body or b""
@@ -161,7 +161,7 @@ class HttpTarget(Target[HttpSink]):
         async with self._slots:
             return await self.request("POST", self._url(address), body, headers)
 
-    async def request(self, method: str, url: URL, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def request(self, method: str, url: URL, body: bytes, headers: Mapping[str, str]) -> WebhookAnswer:
         """Send a request and return the answer.
 
         Raises:
@@ -176,7 +176,7 @@ class HttpTarget(Target[HttpSink]):
             ) as response:
                 found = response.headers
                 text = await _beginning(response)
-                return Answer(response.status, found.get("retry-after"), found.get("location"), text)
+                return WebhookAnswer(response.status, found.get("retry-after"), found.get("location"), text)
         except aiohttp.ClientConnectorCertificateError as error:
             raise untrusted(self._origin, error.certificate_error) from None
         except TimeoutError:
@@ -200,7 +200,7 @@ class HttpTarget(Target[HttpSink]):
             raise Unusable(f"`url` of the sink is not an address of {self._origin}", hint="change `url`") from None
 
 
-class Delivery:
+class WebhookDelivery:
     """One batch on its way to the webhook.
 
     Args:
@@ -271,7 +271,7 @@ class Delivery:
                 self._stop_for(error)
                 self._fail(ready, Failure(str(error)))
 
-    async def _judge(self, group: Group, answer: Answer) -> None:
+    async def _judge(self, group: Group, answer: WebhookAnswer) -> None:
         if http_answer.is_delivered(answer):
             self._accept(group, answer)
             return
@@ -288,7 +288,7 @@ class Delivery:
             self._is_away = False
         self._fail(group, failure)
 
-    def _accept(self, group: Group, answer: Answer) -> None:
+    def _accept(self, group: Group, answer: WebhookAnswer) -> None:
         self._is_away = False
         if self._target.sink.batch is None:
             return

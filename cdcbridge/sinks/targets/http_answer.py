@@ -27,7 +27,7 @@ _SECRET: Final = "whsec_"  # noqa: S105 - the prefix of every secret
 _UNSAFE: Final = re.compile(r"[^!#$&-~]")
 
 
-class Answer(NamedTuple):
+class WebhookAnswer(NamedTuple):
     """The answer to a request: its status, its headers of interest, and the beginning of its body."""
 
     status: int
@@ -124,12 +124,12 @@ def masker(secrets: Iterable[str]) -> Callable[[str], str]:
     return lambda text: pattern.sub("***", text)
 
 
-def is_delivered(answer: Answer) -> bool:
+def is_delivered(answer: WebhookAnswer) -> bool:
     """Return True if the webhook has accepted the request."""
     return 200 <= answer.status < 300
 
 
-def failure(answer: Answer, mask: Callable[[str], str]) -> Failure:
+def failure(answer: WebhookAnswer, mask: Callable[[str], str]) -> Failure:
     """Return what an answer other than 2xx means for a message."""
     text = mask(" ".join(answer.body.decode(errors="replace").split())[:_SHOWN])
     reason = f"HTTP {answer.status}{f': {text}' if text else ''}"

@@ -113,7 +113,7 @@ class SqsTarget(Target[SqsSink]):
 
     async def deliver(self, batch: Sequence[Outgoing]) -> Mapping[int, Failure]:
         """Send the batch, and return the messages that SQS did not accept."""
-        return await Delivery(self, batch).run()
+        return await QueueDelivery(self, batch).run()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -201,7 +201,7 @@ class SqsTarget(Target[SqsSink]):
         return TargetAway(message)
 
 
-class Delivery:
+class QueueDelivery:
     """One batch on its way to the queue.
 
     Args:

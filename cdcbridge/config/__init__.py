@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from cdcbridge.config.consumer import Consumer
 from cdcbridge.config.file import checked_text, read
 from cdcbridge.config.problems import describe
-from cdcbridge.config.sink import Model
+from cdcbridge.config.sink_base import Model
 from cdcbridge.errors import ConfigError
 from cdcbridge.schemas import INTERNAL
 from cdcbridge.units import Duration, Size, format_duration

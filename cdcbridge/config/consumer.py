@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cdcbridge.config.sink import Model, Sink, destination_of
+from cdcbridge.config.sink import Sink, destination_of
+from cdcbridge.config.sink_base import Model
 from cdcbridge.routing.destination import Destination
 from cdcbridge.routing.filters import Filter, refuse_on_leave
 from cdcbridge.routing.patterns import refuse_bad_patterns

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from cdcbridge.config import Config
-from cdcbridge.config.sink import SinkBase, destination_of
+from cdcbridge.config.sink import destination_of
+from cdcbridge.config.sink_base import SinkBase
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.observe.consumer_lag import ConsumerLag
 from cdcbridge.problem import Alarm

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cdcbridge.config import Consumer
-from cdcbridge.config.sink import SinkBase
+from cdcbridge.config.sink_base import SinkBase
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.sinks.pace import Rate
 from cdcbridge.sinks.shaper import Shaper

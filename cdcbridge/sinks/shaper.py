@@ -13,7 +13,8 @@ import orjson
 
 from cdcbridge import __version__
 from cdcbridge.config import Consumer
-from cdcbridge.config.sink import SinkBase, destination_of
+from cdcbridge.config.sink import destination_of
+from cdcbridge.config.sink_base import SinkBase
 from cdcbridge.routing.dead_reasons import undecodable
 from cdcbridge.routing.destination import Destination, NoDestination
 from cdcbridge.routing.filters import FilterError

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from cdcbridge.config.sink import SinkBase
+from cdcbridge.config.sink_base import SinkBase
 from cdcbridge.errors import CdcbridgeError, UsageError
 from cdcbridge.problem import Problem
 

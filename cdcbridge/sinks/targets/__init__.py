@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
-from cdcbridge.config.sink import CustomSink, SinkBase
+from cdcbridge.config.sink import CustomSink
+from cdcbridge.config.sink_base import SinkBase
 from cdcbridge.errors import UsageError
 from cdcbridge.sinks.target import Target
 

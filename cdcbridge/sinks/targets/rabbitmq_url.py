@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from cdcbridge.config.sink import RabbitmqSink, Tls
+from cdcbridge.config.sink import RabbitmqSink
+from cdcbridge.config.sink_base import Tls
 from cdcbridge.sinks.target import TargetAway, Unusable
 from cdcbridge.sinks.targets.tls import client_context, untrusted
 

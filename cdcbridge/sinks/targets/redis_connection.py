@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from cdcbridge.config.sink import Tls
+from cdcbridge.config.sink_base import Tls
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.sinks.target import TargetAway, Unusable
 from cdcbridge.sinks.targets.tls import client_context, untrusted

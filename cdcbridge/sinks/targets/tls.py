@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ssl
 
-from cdcbridge.config.sink import Tls
+from cdcbridge.config.sink_base import Tls
 from cdcbridge.sinks.target import Unusable
 
 

@@ -77,7 +77,8 @@ class KafkaCase(Case):
         return found
 
     def close(self) -> None:
-        self.server.client().delete_topics([self.name])[self.name].result(30)
+        client = self.server.client()  # it must live until the answer
+        client.delete_topics([self.name])[self.name].result(30)
 
 
 def _bytes(content: str | bytes | None) -> bytes | None:

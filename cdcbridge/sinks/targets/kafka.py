@@ -92,7 +92,11 @@ class KafkaTarget(Target[KafkaSink]):
         await self.close()
         self._closing = False
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="kafka-sink")
-        await self._in_thread(self._start)
+        try:
+            await self._in_thread(self._start)
+        except BaseException:
+            await self.close()
+            raise
         if not self._transactional:
             self._polling = asyncio.create_task(self._poll())
 

@@ -98,13 +98,19 @@ class NatsTarget(Target[NatsSink]):
     async def open(self) -> None:
         await self.close()
         self._connected = await self._connect()
-        self._stream = await self._bounded(self._info())
-        pattern = pattern_of(self.sink.subject)
-        if not any(overlap(pattern, subject) for subject in self._stream.subjects):
-            taken = ", ".join(self._stream.subjects) or "none"
+        try:
+            self._stream = await self._bounded(self._info())
+            self._check_subjects()
+        except BaseException:
+            await self.close()
+            raise
+
+    def _check_subjects(self) -> None:
+        name, taken, pattern = self.sink.stream, self._stream.subjects, pattern_of(self.sink.subject)
+        if not any(overlap(pattern, subject) for subject in taken):
             raise Unusable(
-                f"stream {self.sink.stream} takes the subjects {taken}, and not {pattern}",
-                hint=f"nats stream edit {self.sink.stream} --subjects '{','.join([*self._stream.subjects, pattern])}'",
+                f"stream {name} takes the subjects {', '.join(taken) or 'none'}, and not {pattern}",
+                hint=f"nats stream edit {name} --subjects '{','.join([*taken, pattern])}'",
             )
 
     async def _connect(self) -> NatsClient:

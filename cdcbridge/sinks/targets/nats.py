@@ -220,7 +220,7 @@ class NatsTarget(Target[NatsSink]):
         return {} if failure is None else {end: failure} | dict.fromkeys(range(end + 1, len(batch)), _WAITS)
 
     async def _look_again(self) -> None:
-        """Find out who wrote to the stream since our last message."""
+        """Read the messages that were written to the stream since our last one."""
         before, last = self._place, self._last or 0
         self._stream = await self._bounded(self._info())
         if await self._newest(range(self._stream.last, last, -1)) is None and (
@@ -364,7 +364,7 @@ class NatsTarget(Target[NatsSink]):
             client.close()
 
     async def check(self) -> Sequence[Problem]:
-        """Return what is missing. Without atomic batches, the sink works more slowly."""
+        """Return the problems. Without atomic batches, the sink works more slowly."""
         if found := await super().check():
             return found
         name, stream = self.sink.stream, self._stream

@@ -141,10 +141,10 @@ def test_a_holder_whose_transaction_failed_does_not_take_the_lane_back(server: K
     """It begins with a new producer, which would fence the new holder, and finds messages of the new one."""
 
     async def test() -> None:
-        async with opened(target(case, lane(case))) as old, opened(target(case, lane(case))) as new:
-            await new.position()
-            old._place = 0
-            assert await new.deliver(some(case, range(1, 11))) == {}
+        async with opened(target(case, lane(case))) as old:
+            assert await old.position() is None
+            async with opened(target(case, lane(case))) as new:
+                assert await new.deliver(some(case, range(1, 11))) == {}
             with pytest.raises(Displaced, match="another process has delivered"):
                 await old._in_thread(old._begin_lane_again)
 

@@ -52,6 +52,7 @@ from cdcbridge.sinks.targets.kafka_progress import TOPIC, ProgressTopic, record,
 T = TypeVar("T")
 _PLACEHOLDER: Final = re.compile(r"\{[^{}]*\}")
 _LANES: Final = 4
+_UNREAD: Final = -1
 _LARGEST: Final = 10_000  # messages in a transaction
 _SLICE: Final = 0.2  # seconds that a thread blocks before it looks whether the instance was closed
 _WAITS: Final = Failure("an earlier message was not delivered")
@@ -76,7 +77,7 @@ class KafkaTarget(Target[KafkaSink]):
         self._batch_size = DEFAULT_LIMIT
         self._reason: KafkaError | None = None
         self._size = _LARGEST
-        self._place: int | None = None  # the progress of the lane
+        self._place: int | None = _UNREAD  # the progress of the lane
 
     @classmethod
     def lanes(cls, sink: Any, partitions: int) -> int:
@@ -94,7 +95,7 @@ class KafkaTarget(Target[KafkaSink]):
         self._closing = False
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="kafka-sink")
         try:
-            self._place = None
+            self._place = _UNREAD
             await self._in_thread(self._start)
         except BaseException:
             await self.close()
@@ -132,7 +133,7 @@ class KafkaTarget(Target[KafkaSink]):
     def _begin_lane_again(self) -> None:
         """Begin after a failed transaction. Another process may have delivered in the meantime."""
         self._begin_lane()
-        if self._place is not None and self._last() != self._place:
+        if self._place != _UNREAD and self._last() != self._place:
             raise Displaced("another process has delivered messages of the lane")
 
     def _new_producer(self, name: str | None) -> Producer:

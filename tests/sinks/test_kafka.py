@@ -18,7 +18,7 @@ from confluent_kafka import Producer, admin
 from cdcbridge.config.sink import KafkaSink
 from cdcbridge.sinks.target import Displaced, Lane, Outgoing, TargetAway, Unusable
 from cdcbridge.sinks.targets.kafka import KafkaTarget
-from cdcbridge.sinks.targets.kafka_progress import TOPIC
+from cdcbridge.sinks.targets.kafka_progress import TOPIC, record
 from tests.harness.brokers.certificates import Certificates
 from tests.harness.brokers.kafka import Kafka, KafkaCluster, MockKafka
 from tests.harness.proxy import Proxy
@@ -137,6 +137,21 @@ def test_an_earlier_holder_of_the_lane_is_fenced_before_it_writes(server: Kafka)
         assert seqs(case) == list(range(1, 16))
 
 
+def test_a_holder_whose_transaction_failed_does_not_take_the_lane_back(server: Kafka) -> None:
+    """It begins with a new producer, which would fence the new holder, and finds messages of the new one."""
+
+    async def test() -> None:
+        async with opened(target(case, lane(case))) as old:
+            assert await old.position() is None
+            async with opened(target(case, lane(case))) as new:
+                assert await new.deliver(some(case, range(1, 11))) == {}
+            with pytest.raises(Displaced, match="another process has delivered"):
+                await old._in_thread(old._begin_lane_again)
+
+    with topic(server) as case:
+        run(test())
+
+
 def test_the_transaction_of_a_killed_holder_is_aborted(server: Kafka) -> None:
     """Its messages are in the topic, and a reader with read_committed never sees them."""
 
@@ -147,6 +162,7 @@ def test_the_transaction_of_a_killed_holder_is_aborted(server: Kafka) -> None:
             producer.begin_transaction()
             for message in some(case, range(11, 21)):
                 producer.produce(message.destination, b"half", message.key)
+            producer.produce(TOPIC, record(lane(case), 20), lane(case).name.encode())
             assert await asyncio.to_thread(producer.flush, 10) == 0
             async with opened(target(case, lane(case))) as new:
                 assert await new.position() == 10

@@ -340,6 +340,21 @@ def test_other_programs_write_to_the_stream(server: Nats, atomic: bool) -> None:
 
 
 @both
+def test_two_consumers_share_a_stream(server: Nats, atomic: bool) -> None:
+    async def test() -> None:
+        async with opened(target(case)) as one, opened(target(case, Lane("others", "7231", 0, 1))) as other:
+            for first in (1, 11, 21):
+                for sink, offset in ((one, 0), (other, 1000)):
+                    assert await sink.deliver(some(case, range(first + offset, first + offset + 10))) == {}
+            assert await one.position() == 30
+            assert await other.position() == 1030
+
+    with stream(server, allow_atomic=atomic) as case:
+        run(test())
+        assert sorted(seqs(case)) == [*range(1, 31), *range(1001, 1031)]
+
+
+@both
 def test_an_earlier_holder_of_the_lane_is_displaced(server: Nats, atomic: bool) -> None:
     async def test() -> None:
         async with opened(target(case)) as old, opened(target(case)) as new:

@@ -30,7 +30,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from cdcbridge.config.sink import KafkaSink
 from cdcbridge.problem import Problem
-from cdcbridge.sinks.target import Failure, Lane, Outgoing, Target, TargetAway, Unusable
+from cdcbridge.sinks.target import Displaced, Failure, Lane, Outgoing, Target, TargetAway, Unusable
 from cdcbridge.sinks.targets.kafka_client import (
     DEFAULT_LIMIT,
     HINT,
@@ -52,6 +52,7 @@ from cdcbridge.sinks.targets.kafka_progress import TOPIC, ProgressTopic, record,
 T = TypeVar("T")
 _PLACEHOLDER: Final = re.compile(r"\{[^{}]*\}")
 _LANES: Final = 4
+_UNREAD: Final = -1
 _LARGEST: Final = 10_000  # messages in a transaction
 _SLICE: Final = 0.2  # seconds that a thread blocks before it looks whether the instance was closed
 _WAITS: Final = Failure("an earlier message was not delivered")
@@ -76,6 +77,7 @@ class KafkaTarget(Target[KafkaSink]):
         self._batch_size = DEFAULT_LIMIT
         self._reason: KafkaError | None = None
         self._size = _LARGEST
+        self._place: int | None = _UNREAD  # the progress of the lane
 
     @classmethod
     def lanes(cls, sink: Any, partitions: int) -> int:
@@ -92,7 +94,12 @@ class KafkaTarget(Target[KafkaSink]):
         await self.close()
         self._closing = False
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="kafka-sink")
-        await self._in_thread(self._start)
+        try:
+            self._place = _UNREAD
+            await self._in_thread(self._start)
+        except BaseException:
+            await self.close()
+            raise
         if not self._transactional:
             self._polling = asyncio.create_task(self._poll())
 
@@ -122,6 +129,12 @@ class KafkaTarget(Target[KafkaSink]):
         self._connected = self._new_producer(None if lane is None else lane.name)
         if lane is not None:
             self._repeated(self._producer.init_transactions, "the transactional id")
+
+    def _begin_lane_again(self) -> None:
+        """Begin after a failed transaction. Another process may have delivered in the meantime."""
+        self._begin_lane()
+        if self._place != _UNREAD and self._last() != self._place:
+            raise Displaced("another process has delivered messages of the lane")
 
     def _new_producer(self, name: str | None) -> Producer:
         properties = producing(self.sink, name, self._batch_size)
@@ -186,7 +199,11 @@ class KafkaTarget(Target[KafkaSink]):
     async def position(self) -> int | None:
         if self.lane is None or not self._transactional:
             return None
-        return await self._in_thread(ProgressTopic(self.sink, lambda: self._closing).last, self.lane)
+        self._place = await self._in_thread(self._last)
+        return self._place
+
+    def _last(self) -> int | None:
+        return None if self.lane is None else ProgressTopic(self.sink, lambda: self._closing).last(self.lane)
 
     async def deliver(self, batch: Sequence[Outgoing]) -> Mapping[int, Failure]:
         if self._transactional:
@@ -210,9 +227,10 @@ class KafkaTarget(Target[KafkaSink]):
             error = self._transact(part)
             if error is None:
                 sent += len(part)
+                self._place = part[-1].seq
                 continue
             judgement = judged(error, part[0], self.sink)  # raises if another process has taken over the lane
-            self._begin_lane()
+            self._begin_lane_again()
             if len(part) > 1:  # Kafka refuses messages together. One message alone shows whether it is the reason.
                 self._size = len(part) // 2
             else:
@@ -354,7 +372,7 @@ class KafkaTarget(Target[KafkaSink]):
         threads.shutdown(wait=True)
 
     async def check(self) -> Sequence[Problem]:
-        """Return what is missing, for example rights, or a progress topic whose records are dropped."""
+        """Return the problems, for example missing rights, or a progress topic whose records are dropped."""
         if found := await super().check():
             return found
         if self.lane is None or not self._transactional:

@@ -63,6 +63,7 @@ def producing(sink: KafkaSink, transactional_id: str | None, batch_size: int) ->
     found = {
         "message.timeout.ms": wait,
         "batch.size": batch_size,
+        "linger.ms": 1,
         **given,
         **connection(sink),
         "acks": "all",
@@ -135,7 +136,7 @@ def refused(error: KafkaError, *, at: str) -> TargetAway | Displaced | Unusable:
 
 
 def judged(error: KafkaError, message: Outgoing, sink: KafkaSink) -> Failure:
-    """Return what became of a message that the broker refused.
+    """Return the failure of a message that the broker refused.
 
     Raises:
         TargetAway: The broker takes no messages at present.

@@ -98,13 +98,19 @@ class NatsTarget(Target[NatsSink]):
     async def open(self) -> None:
         await self.close()
         self._connected = await self._connect()
-        self._stream = await self._bounded(self._info())
-        pattern = pattern_of(self.sink.subject)
-        if not any(overlap(pattern, subject) for subject in self._stream.subjects):
-            taken = ", ".join(self._stream.subjects) or "none"
+        try:
+            self._stream = await self._bounded(self._info())
+            self._check_subjects()
+        except BaseException:
+            await self.close()
+            raise
+
+    def _check_subjects(self) -> None:
+        name, taken, pattern = self.sink.stream, self._stream.subjects, pattern_of(self.sink.subject)
+        if not any(overlap(pattern, subject) for subject in taken):
             raise Unusable(
-                f"stream {self.sink.stream} takes the subjects {taken}, and not {pattern}",
-                hint=f"nats stream edit {self.sink.stream} --subjects '{','.join([*self._stream.subjects, pattern])}'",
+                f"stream {name} takes the subjects {', '.join(taken) or 'none'}, and not {pattern}",
+                hint=f"nats stream edit {name} --subjects '{','.join([*taken, pattern])}'",
             )
 
     async def _connect(self) -> NatsClient:
@@ -214,7 +220,7 @@ class NatsTarget(Target[NatsSink]):
         return {} if failure is None else {end: failure} | dict.fromkeys(range(end + 1, len(batch)), _WAITS)
 
     async def _look_again(self) -> None:
-        """Find out who wrote to the stream since our last message."""
+        """Read the messages that were written to the stream since our last one."""
         before, last = self._place, self._last or 0
         self._stream = await self._bounded(self._info())
         if await self._newest(range(self._stream.last, last, -1)) is None and (
@@ -358,7 +364,7 @@ class NatsTarget(Target[NatsSink]):
             client.close()
 
     async def check(self) -> Sequence[Problem]:
-        """Return what is missing. Without atomic batches, the sink works more slowly."""
+        """Return the problems. Without atomic batches, the sink works more slowly."""
         if found := await super().check():
             return found
         name, stream = self.sink.stream, self._stream

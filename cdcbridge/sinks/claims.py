@@ -87,12 +87,14 @@ class ClaimDelivery:
         parts: The parts of the sink.
         shared: The target, which all tasks of the sink share.
         partitions: The number of the log's partitions.
+        attempts: How often each message that is put off has failed in this process, by its seq.
     """
 
-    def __init__(self, parts: Parts, shared: SharedTarget, partitions: int) -> None:
+    def __init__(self, parts: Parts, shared: SharedTarget, partitions: int, attempts: dict[int, int]) -> None:
         self._parts = parts
         self._shared = shared
         self._partitions = partitions
+        self._attempts = attempts
         self._backoff = Backoff()
         self._wakeup = asyncio.Event()
 
@@ -130,8 +132,7 @@ class ClaimDelivery:
             message = self._message(row, origin)
             shaped = parts.shaper.shape(message)
             if isinstance(shaped, Refused):
-                await self._nack([row[0]], shaped.reason, None, dead=True)
-                parts.stats.buries(message.seq, shaped.reason)
+                await self._bury(row[0], message.seq, shaped.reason)
             else:
                 claim += [Claimed(row[0], one) for one in shaped]
         if claim:
@@ -178,7 +179,7 @@ class ClaimDelivery:
             with suppress(asyncio.CancelledError, CdcbridgeError):
                 await keeper
         with suppress(CdcbridgeError):
-            await parts.store.rows("select give_back(%s, %s)", (parts.name, [one.receipt for one in claim]))
+            await self._call("give_back", [one.receipt for one in claim])
 
     async def _attempt(self, batch: list[Outgoing]) -> dict[int, Failure] | None:
         """Deliver once. Return the failures, or None if the target is away."""
@@ -207,43 +208,55 @@ class ClaimDelivery:
         return failures
 
     async def _settle(self, claim: list[Claimed], failures: dict[int, Failure]) -> None:
-        """Ack the delivered messages. Give back the others, or make dead letters of them."""
+        """Ack the delivered messages. Put off the others, or make dead letters of them."""
         parts = self._parts
-        failed = {claim[index].receipt: failure for index, failure in sorted(failures.items())}
-        done = [one.receipt for one in claim if one.receipt not in failed]
+        done = [one for index, one in enumerate(claim) if index not in failures]
         if done:
-            await parts.store.rows("select ack(%s, %s)", (parts.name, done))
-        keys: set[str] = set()
-        for one in claim:
-            failure = failed.get(one.receipt)
-            key = one.outgoing.key
-            if failure is None or (parts.consumer.mode == "fifo" and key in keys):
-                continue  # the later messages of a key are given back with the first that failed
+            await self._call("ack", [one.receipt for one in done])
+            for one in done if self._attempts else ():
+                self._attempts.pop(one.outgoing.seq, None)
+                parts.stats.passes(one.outgoing.seq)
+        put_off: set[str] = set()
+        after_dead: set[str] = set()
+        for index in sorted(failures):
+            one, failure, key = claim[index], failures[index], claim[index].outgoing.key
+            if parts.consumer.mode == "fifo" and key is not None and key in put_off:
+                continue  # it was put off with the first message of its key
+            if parts.consumer.mode == "fifo" and key is not None and key in after_dead:
+                await self._call("give_back", [one.receipt])
+                put_off.add(key)
+                continue
+            dead = await self._fail(one, failure)
             if key is not None:
-                keys.add(key)
-            await self._fail(one, failure)
-        if not failures:
-            parts.stats.blocked = None
+                (after_dead if dead else put_off).add(key)
 
-    async def _fail(self, one: Claimed, failure: Failure) -> None:
+    async def _fail(self, one: Claimed, failure: Failure) -> bool:
+        """Settle a message that was not delivered. Return whether it is a dead letter now."""
         parts, message = self._parts, one.outgoing
-        parts.stats.fails(failure.reason, 1)
         delay = None if failure.retry_after is None else timedelta(seconds=failure.retry_after)
+        if parts.sink.on_failure == "dead_letter" and failure.for_good:
+            await self._bury(one.receipt, message.seq, SINK + failure.reason)
+            return True
+        parts.stats.retries(failure.reason, 1)
         if parts.sink.on_failure == "dead_letter":
-            await self._nack([one.receipt], SINK + failure.reason, delay, dead=failure.for_good)
-            if failure.for_good:
-                parts.stats.buries(message.seq, failure.reason)
-            return
+            await self._call("nack", [one.receipt], delay, SINK + failure.reason)
+            return False
         if failure.for_good:
-            parts.stats.blocks(message, message.headers.get("cdcbridge-topic", ""), failure.reason)
+            parts.stats.blocks(message, failure.reason)
+        attempts = self._attempts[message.seq] = self._attempts.get(message.seq, 0) + 1
         retry = parts.consumer.retry_delay
-        wait = timedelta(seconds=min(retry.max, retry.initial)) if delay is None else delay
-        await parts.store.rows("select put_off(%s, %s, %s)", (parts.name, [one.receipt], wait))
+        wait = min(retry.max, retry.initial * retry.factor ** min(attempts - 1, 100))
+        await self._call("put_off", [one.receipt], timedelta(seconds=wait) if delay is None else delay)
+        return False
 
-    async def _nack(self, receipts: list[str], reason: str, delay: timedelta | None, *, dead: bool) -> None:
-        await self._parts.store.rows(
-            "select nack(%s, %s, %s, %s, %s)", (self._parts.name, receipts, delay, reason, dead)
-        )
+    async def _bury(self, receipt: str, seq: int, reason: str) -> None:
+        await self._call("bury_claimed", [receipt], reason)
+        self._parts.stats.buries(seq, reason)
+
+    async def _call(self, function: str, receipts: list[str], *further: Any) -> None:
+        """Call a function of the store that settles deliveries."""
+        places = ", ".join(["%s"] * (2 + len(further)))
+        await self._parts.store.rows(f"select {function}({places})", (self._parts.name, receipts, *further))
 
     async def _keep(self, receipts: list[str]) -> None:
         """Extend the visibility timeout of the claim for as long as it is being delivered."""
@@ -251,6 +264,4 @@ class ClaimDelivery:
         while True:
             await asyncio.sleep(seconds / 3)
             with suppress(StoreUnavailable):
-                await self._parts.store.rows(
-                    "select extend(%s, %s, %s)", (self._parts.name, receipts, timedelta(seconds=seconds))
-                )
+                await self._call("extend", receipts, timedelta(seconds=seconds))

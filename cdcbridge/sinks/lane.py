@@ -63,13 +63,13 @@ class LaneDelivery:
             try:
                 await self._deliver_from(target)
             except TargetAway as error:
-                self._parts.stats.fails(str(error), hint=error.hint)
+                self._fails(str(error), hint=error.hint)
                 wait = self._backoff.next(error.retry_after)
             except (Unusable, StoreUnavailable) as error:
-                self._parts.stats.fails(str(error), hint=error.hint)
+                self._fails(str(error), hint=error.hint)
                 wait = self._backoff.next()
             except TimeoutError:
-                self._parts.stats.fails(f"no answer within {self._parts.sink.timeout:g} s")
+                self._fails(f"no answer within {self._parts.sink.timeout:g} s")
                 wait = self._backoff.next()
             except TargetGone as error:
                 await self._pause(error)
@@ -131,7 +131,7 @@ class LaneDelivery:
             reach("delivering")
             failures = await self._attempt(target, pending)
             reach("delivered")
-            self._parts.stats.delivers(len(pending) - len(failures), monotonic() - began)
+            self._parts.stats.delivers(len(pending) - len(failures), monotonic() - began, self._lane.number)
             left = await self._settle(pending, failures)
             if len(left) == len(pending) or any(not failure.for_good for failure in failures.values()):
                 await self._wait(failures)
@@ -140,7 +140,6 @@ class LaneDelivery:
             pending = left
         if pending:
             raise _Ends
-        self._parts.stats.blocked = None
 
     async def _attempt(self, target: Target[Any], pending: list[Outgoing]) -> dict[int, Failure]:
         """Deliver once, within the time limit and while the lease is valid."""
@@ -161,10 +160,15 @@ class LaneDelivery:
                 refused.append((message.seq, message.key, SINK + failure.reason))
             else:
                 left.append(message)
-                self._parts.stats.blocks(message, message.headers.get("cdcbridge-topic", ""), failure.reason)
+                self._parts.stats.blocks(message, failure.reason)
         if left:
             reason = next(failures[index].reason for index in sorted(failures) if pending[index] in left)
-            self._parts.stats.fails(reason, len(left))
+            self._parts.stats.retries(reason, len(left))
+            self._fails(reason)
+        if self._parts.stats.blocks_any:
+            for index, message in enumerate(pending):
+                if index not in failures:
+                    self._parts.stats.passes(message.seq)
         await self._bury(refused)
         return left
 
@@ -187,10 +191,13 @@ class LaneDelivery:
                 raise Displaced("the lease of the lane has ended")
 
     async def _pause(self, error: TargetGone) -> None:
-        self._parts.stats.fails(str(error))
+        self._fails(str(error))
         log.warning("sink.paused", consumer=self._parts.name, reason=str(error))
         with suppress(CdcbridgeError):
             await self._parts.store.pause(self._parts.consumer_id)
+
+    def _fails(self, reason: str, **facts: Any) -> None:
+        self._parts.stats.fails(reason, lane=self._lane.number, **facts)
 
     def _ends(self) -> bool:
         return self.leaving or self._parts.stopping.is_set()

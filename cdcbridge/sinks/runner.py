@@ -15,7 +15,7 @@ from cdcbridge.config import Config, Consumer
 from cdcbridge.errors import CdcbridgeError, StoreUnavailable, UsageError
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.sinks.claims import SIDE_BY_SIDE, ClaimDelivery, SharedTarget
-from cdcbridge.sinks.lanes import TICK, Lanes
+from cdcbridge.sinks.lanes import LEASE, TICK, Lanes
 from cdcbridge.sinks.pace import Backoff, Rate
 from cdcbridge.sinks.parts import Parts, wait_for
 from cdcbridge.sinks.shaper import Names, Shaper
@@ -136,6 +136,8 @@ class Runner:
         while not self._stopping.is_set():
             if lanes is not None:
                 await lanes.tick()
+            else:
+                await ticks.lease(self.consumer_id, 0, LEASE)  # no lanes, but the presence of this process
             found = await ticks.consumer(self.consumer.name)
             if found is None or found[1] or found[0] != self.consumer_id:
                 return
@@ -145,7 +147,8 @@ class Runner:
     async def _claim(self, parts: Parts, ticks: SinkStore, partitions: int) -> None:
         """Deliver claims side by side, until one task ends or raises an error."""
         shared = SharedTarget(parts)
-        deliveries = [ClaimDelivery(parts, shared, partitions) for _ in range(SIDE_BY_SIDE)]
+        attempts: dict[int, int] = {}
+        deliveries = [ClaimDelivery(parts, shared, partitions, attempts) for _ in range(SIDE_BY_SIDE)]
         tasks = [asyncio.create_task(one.run()) for one in deliveries]
         tasks.append(asyncio.create_task(self._tick(ticks, None)))
         try:

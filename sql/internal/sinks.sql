@@ -277,3 +277,22 @@ set plan_cache_mode = force_generic_plan as $$
 begin
     return give_back_uncounted(queue_named(consumer), receipts, later(moment(), delay));
 end $$;
+
+-- bury_claimed(consumer, receipts, reason) -> the number of deliveries that became dead letters,
+-- because their form cannot be made or the target refused them.
+--
+-- Raises:
+--   CB003  one of the texts is not a receipt
+create or replace function bury_claimed(consumer text, receipts text[], reason text) returns int
+language plpgsql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+    c consumers := queue_named(consumer);
+    given record := parse_receipts(receipts);
+    refused delivery[];
+begin
+    refused := settle_deliveries(c.id, in_flight(c.id, given.claim_ids, given.seqs, moment()),
+                                 moment());
+    return bury(c.id, array(select with_note(d, moment(), reason) from unnest(refused) d), reason);
+end $$;

@@ -88,6 +88,20 @@ def test_a_body_without_id_and_seq_is_wrapped(tmp_path: Path, changes: dict[str,
     assert lines(path) == [{"id": "7412/1/0/7/0", "seq": 7, "data": {"op": "c"}}]
 
 
+def test_a_body_with_line_breaks_is_one_line(tmp_path: Path) -> None:
+    """A column of type json keeps the line breaks that it was written with."""
+    path = tmp_path / "shop.jsonl"
+    batch = messages(range(1, 4), to=str(path))
+    batch[1] = batch[1]._replace(body=(batch[1].body or b"").replace(b", ", b",\n"))
+
+    async def main() -> None:
+        async with opened(type="file", path=str(path)) as file:
+            assert await file.deliver(batch) == {}
+
+    asyncio.run(main())
+    assert lines(path) == [json.loads(one.body or b"") for one in batch]
+
+
 def test_long_lines_are_found(tmp_path: Path) -> None:
     """They are longer than a block that is read from the end."""
     path = tmp_path / "shop.jsonl"

@@ -38,7 +38,7 @@ def some(count: int, url: str, **changes: Any) -> list[Outgoing]:
 
 
 async def send(server: HttpTarget, given: list[Outgoing], lane: Lane | None = LANE, **sink: Any) -> dict[int, Failure]:
-    async with opened(lane, type="http", url=server.url, **sink) as http:
+    async with opened(lane, **{"type": "http", "url": server.url, **sink}) as http:
         return dict(await http.deliver(given))
 
 
@@ -161,10 +161,11 @@ def test_no_message_overtakes_a_failed_one_of_its_key(hook: HttpTarget, lane: La
 def test_a_key_with_two_addresses_stays_in_order_in_batches(hook: HttpTarget) -> None:
     urls = [f"{hook.url}{one}" for one in "cud"]
     batch = [message(n, to=urls[n % 3], key="k") for n in range(5)] + [message(9, to=urls[0], key="other")]
-    assert asyncio.run(send(hook, batch, batch={})) == {}
+    sink: dict[str, Any] = {"url": f"{hook.url}{{op}}", "batch": {}}
+    assert asyncio.run(send(hook, batch, **sink)) == {}
     assert seqs(hook.requests) == [0, 1, 2, 3, 4, 9]
     hook.answer(Answer(), Answer(500))
-    assert asyncio.run(send(hook, batch, batch={})).keys() == {1, 2, 3, 4}
+    assert asyncio.run(send(hook, batch, **sink)).keys() == {1, 2, 3, 4}
 
 
 # Answers

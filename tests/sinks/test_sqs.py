@@ -324,6 +324,7 @@ def test_a_cancelled_delivery_leaves_nothing_behind() -> None:
             delivery.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await delivery
+            assert len(asyncio.all_tasks()) == 1
             await sqs.close()
             await sqs.close()
             assert len(asyncio.all_tasks()) == 1

@@ -24,7 +24,7 @@ def test_the_header_of_a_file_becomes_the_comment_of_its_function() -> None:
     found = {one.name: one for one in sql_files.code().public}
     assert set(found) == {path.stem for path in API}
     header = found["receive"].header
-    assert header.startswith("receive(consumer, max_messages, visibility_timeout): ")
+    assert header.startswith("receive(consumer, max_messages, visibility_timeout, durable): ")
     assert "--" not in header and "create or replace" not in header and "CB001" in header
 
 

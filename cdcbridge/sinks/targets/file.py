@@ -131,6 +131,10 @@ class FileTarget(Target[FileSink]):
         return int(text) if len(text) == _DIGITS and text.isdigit() else None
 
     def _deliver(self, batch: Sequence[Outgoing]) -> Mapping[int, Failure]:
+        # A tombstone has no line, because nothing compacts a file.
+        if self._one is not None:
+            self._append(self._one, [one for one in batch if one.body is not None])
+            return {}
         failures = self._refused(batch)
         files: dict[str, list[Outgoing]] = {}
         done = None
@@ -139,7 +143,6 @@ class FileTarget(Target[FileSink]):
                 files.setdefault(message.destination, []).append(message)
                 done = message.seq
         for path, messages in files.items():
-            # A tombstone has no line, because nothing compacts a file.
             self._append(path, [one for one in messages if one.body is not None])
         if self._progress >= 0 and done is not None:
             _write_progress(self._progress, done)
@@ -147,8 +150,6 @@ class FileTarget(Target[FileSink]):
 
     def _refused(self, batch: Sequence[Outgoing]) -> dict[int, Failure]:
         """Return the messages that have no usable path, and those that must not overtake them."""
-        if self._one is not None:
-            return {}
         failures: dict[int, Failure] = {}
         usable = set(self._files)
         for index, message in enumerate(batch):
@@ -170,18 +171,26 @@ class FileTarget(Target[FileSink]):
         if messages:
             last = messages[-1]
             try:
-                file.append(b"".join(map(self._line, messages)), LineId(last.seq, last.id))
+                file.append(self._lines(messages), LineId(last.seq, last.id))
             except OSError:
                 self._drop(path)
                 raise
 
-    def _line(self, message: Outgoing) -> bytes:
-        body = message.body or b"null"
-        if b"\n" in body:
-            body = body.replace(b"\n", b" ")  # JSON has newlines only between its values
+    def _lines(self, messages: Sequence[Outgoing]) -> bytes:
         if self._self_describing:
-            return body + b"\n"
-        return b'{"id":%s,"seq":%d,"data":%s}\n' % (json.dumps(message.id).encode(), message.seq, body)
+            data = b"\n".join([one.body or b"null" for one in messages]) + b"\n"
+            if data.count(b"\n") == len(messages):
+                return data
+        # JSON has newlines only between its values.
+        bodies = [(one.body or b"null").replace(b"\n", b" ") for one in messages]
+        if self._self_describing:
+            return b"".join([body + b"\n" for body in bodies])
+        return b"".join(
+            [
+                b'{"id":%s,"seq":%d,"data":%s}\n' % (json.dumps(one.id).encode(), one.seq, body)
+                for one, body in zip(messages, bodies, strict=True)
+            ]
+        )
 
     def _file(self, path: str) -> LineFile:
         """Return a file that is open, locked and not yet to be rotated."""

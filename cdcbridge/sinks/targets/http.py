@@ -52,6 +52,7 @@ class HttpTarget(Target[HttpSink]):
         url = sink.url.get_secret_value()
         self._origin = http_answer.origin(url)
         self._address = http_answer.addresses(url)
+        self.has_one_address = "{" not in url
         given = [value.get_secret_value() for value in sink.headers.values()]
         signing = [] if sink.secret is None else [sink.secret.get_secret_value()]
         self._mask = http_answer.masker([*given, *signing, *http_answer.secrets_in(url)])
@@ -152,7 +153,7 @@ class HttpTarget(Target[HttpSink]):
             headers = {"content-type": headers["content-type"], **described, **headers}
         else:
             one = f"{first.id}:{last.id}:{len(messages)}"
-            body = b"[%s]" % b",".join(map(self._element, messages))
+            body = b"[%s]" % b",".join(self._elements(messages))
         timestamp = str(int(time.time()))
         headers = {**headers, "webhook-id": one, "webhook-timestamp": timestamp}
         if self._key is not None:
@@ -183,13 +184,14 @@ class HttpTarget(Target[HttpSink]):
         except aiohttp.InvalidURL:
             raise Unusable(f"`url` of the sink is not an address of {self._origin}", hint="change `url`") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TargetAway(f"{self._origin}: {self._mask(str(error)) or type(error).__name__}") from None
+            reason = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+            raise TargetAway(f"{self._origin}: {self._mask(str(reason)) or type(reason).__name__}") from None
 
-    def _element(self, message: Outgoing) -> bytes:
-        body = message.body or b"null"
+    def _elements(self, messages: Sequence[Outgoing]) -> list[bytes]:
         if self._has_ids:
-            return body
-        return b'{"id":%s,"seq":%d,"data":%s}' % (json.dumps(message.id).encode(), message.seq, body)
+            return [one.body or b"null" for one in messages]
+        wrapped = b'{"id":%s,"seq":%d,"data":%s}'
+        return [wrapped % (json.dumps(one.id).encode(), one.seq, one.body or b"null") for one in messages]
 
     def _url(self, address: str) -> URL:
         try:
@@ -236,6 +238,9 @@ class Delivery:
                 keys.setdefault(index if message.key is None else message.key, []).append([(index, message)])
             yield deque(keys.values())
             return
+        if self._target.has_one_address:
+            yield deque([[self._batch]] if self._batch else [])
+            return
         groups: dict[str, Group] = {}
         destinations: dict[str, str] = {}  # by key: a key with two destinations needs two rounds
         for index, message in self._batch:
@@ -253,12 +258,10 @@ class Delivery:
                 await self._send(group)
 
     async def _send(self, group: Group) -> None:
-        ready = []
-        for index, message in group:
-            if message.key in self._failed_keys:
-                self._failures[index] = WAITS
-            else:
-                ready.append((index, message))
+        ready = group
+        if self._failed_keys:
+            ready = [one for one in group if one[1].key not in self._failed_keys]
+            self._failures.update({one[0]: WAITS for one in group if one[1].key in self._failed_keys})
         if self._stop is not None:
             self._fail(ready, Failure(f"not sent: {self._stop}", retry_after=self._retry_after()))
         elif ready:

@@ -368,6 +368,7 @@ class NatsTarget(Target[NatsSink]):
             message = (
                 "removes messages that were read, so that a repeated one is recognized in the duplicate window only"
             )
-            return [Problem("sink_position", "warning", name, f"stream {name} {message}", f"nats stream edit {name}")]
+            fix = "Deliver to a stream whose retention is limits."
+            return [Problem("sink_position", "warning", name, f"stream {name} {message}", fix)]
         message = f"stream {name} does not allow atomic batches, so that each message needs an answer of its own"
         return [Problem("sink_atomic", "warning", name, message, f"nats stream edit {name} --allow-batch --force")]

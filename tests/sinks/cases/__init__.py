@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from tests.harness.brokers.http import HttpTarget
+from tests.harness.brokers.kafka import Kafka
 from tests.harness.brokers.mosquitto import Mosquitto
 from tests.harness.brokers.nats import Nats
 from tests.harness.brokers.redis import Redis
@@ -14,6 +15,7 @@ from tests.harness.brokers.sqs import Ministack
 from tests.sinks.case import Case
 from tests.sinks.cases.file import FileCase
 from tests.sinks.cases.http import HttpCase
+from tests.sinks.cases.kafka import KafkaCase
 from tests.sinks.cases.mqtt import MqttCase
 from tests.sinks.cases.nats import NatsCase
 from tests.sinks.cases.rabbitmq import RabbitmqExchangeCase, RabbitmqStreamCase, steady_rabbitmq
@@ -39,6 +41,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "file": Kind(FileCase, None, None),
+    "kafka": Kind(KafkaCase, "kafka_broker", Kafka),
     "http": Kind(HttpCase, "http_target", HttpTarget),
     "mqtt": Kind(MqttCase, "mosquitto_server", Mosquitto, keeps=False),
     "nats": Kind(NatsCase, "nats_server", Nats),

@@ -48,7 +48,7 @@ class MqttCase(Case):
         self._client.loop_stop()
 
     def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
-        headers = dict(message.properties.UserProperty) if message.properties else {}
+        headers = dict(getattr(message.properties, "UserProperty", ()))
         body = bytes(message.payload)
         key = None if b'"key":null' in body else body.partition(b'"key":"')[2].partition(b'"')[0].decode()
         self._found.append(Received(headers["cdcbridge-id"], key, body, message.topic))

@@ -65,9 +65,14 @@ class Parts:
 
 
 async def wait_for(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event, at most so many seconds. Return whether it is set."""
+    """Wait for an event, at most so many seconds. Return whether it is set.
+
+    In Python 3.11, asyncio.wait_for() swallows a cancellation that arrives together with the event, and its task would
+    then wait for ever.
+    """
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -633,6 +633,8 @@ def test_a_lane_finds_the_node_of_its_stream(cluster: tuple[Redis, Redis]) -> No
         return ports
 
     assert set(asyncio.run(run())) == {node.port for node in cluster}
+    for number in range(4):
+        assert asyncio.run(RedisTarget(one, lane(number, 4)).check()) == []
     for place in (ONE, QUEUE):
         batch = [message(seq, f"shop:{seq}") for seq in range(1, 9)]
         error = error_of(sink(first, "shop:{topic}"), batch, place)

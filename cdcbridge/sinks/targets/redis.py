@@ -329,6 +329,7 @@ class RedisTarget(Target[RedisSink]):
     async def check(self) -> Sequence[Problem]:
         """Try an XADD in a transaction that is discarded. A lane that runs is not disturbed."""
         probe = RedisTarget(self.sink, None)
+        probe._stream = self._stream  # a lane's, which another node of a cluster may have
         name = self._stream or self.sink.stream
         add = packed("XADD", name, "*", "id", "check")
         try:

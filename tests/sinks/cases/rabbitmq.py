@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -18,9 +18,11 @@ from rstream import (
     Producer,
     amqp_decoder,
 )
+from rstream.exceptions import LeaderNotAvailable, StreamNotAvailable
 
 from tests.harness.brokers.rabbitmq import RabbitMQ
 from tests.harness.proxy import Proxy
+from tests.harness.world import eventually
 from tests.sinks.case import Case, Received
 
 
@@ -69,7 +71,16 @@ class RabbitmqStreamCase(Case):
         return {"type": "rabbitmq", "url": url, "stream": self.name, **self._keys}
 
     def received(self) -> list[Received]:
-        return asyncio.run(self._received())
+        found: list[Received] = []
+
+        def reads() -> bool:
+            with suppress(StreamNotAvailable, LeaderNotAvailable):  # at first, after a restart
+                found.extend(asyncio.run(self._received()))
+                return True
+            return False
+
+        eventually(reads, "the stream has a leader")
+        return found
 
     def close(self) -> None:
         asyncio.run(self._delete())

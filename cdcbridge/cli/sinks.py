@@ -61,7 +61,7 @@ def _stop_with_stdin(process: SinkProcess) -> None:
 @as_json
 @pass_app
 def check_command(app: App, names: tuple[str, ...], as_json: bool) -> int:
-    """Reach each destination, and list what is missing, with its fix.
+    """Reach each destination, and list the problems, each with its fix.
 
     Exits with 2 if something is missing.
     """
@@ -137,7 +137,7 @@ def _pause(app: App, name: str, *, paused: bool) -> None:
 @click.argument("seqs", nargs=-1, type=int)
 @pass_app
 def test_command(app: App, name: str, seqs: tuple[int, ...]) -> None:
-    """Print what would be sent, and send nothing.
+    """Print the messages that would be sent, and send nothing.
 
     Without SEQ, it shows the last five messages of the log that the consumer takes. Each line has the destination, the
     headers and the body of a message, or the reason why it would become a dead letter.

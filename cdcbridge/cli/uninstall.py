@@ -371,11 +371,8 @@ def _remembered(store: Connection | None) -> list[tuple[int, str]]:
 def _schema(config: Config, store: Connection, plan: Removal) -> None:
     schema = config.store.schema_
     with store_errors():
-        names = [
-            name
-            for name in both(schema)
-            if store.execute("select to_regnamespace(quote_ident(%s))", (name,)).fetchone() != (None,)
-        ]
+        there = "select to_regnamespace(quote_ident(%s))"
+        names = [name for name in both(schema) if store.execute(there, (name,)).fetchone() != (None,)]
         if not names:
             return
         foreign = strangers(store, schema)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cdcbridge.config.sink import Sink, destination_of
-from cdcbridge.config.sink_base import Model
+from cdcbridge.config.sink_base import Model, SinkBase
 from cdcbridge.routing.destination import Destination
 from cdcbridge.routing.filters import Filter, refuse_on_leave
 from cdcbridge.routing.patterns import refuse_bad_patterns
@@ -182,6 +182,13 @@ class Consumer(Model):
             examples=["{type: file, path: /var/lib/shop/orders.jsonl}"],
         ),
     ] = None
+
+    @property
+    def needed_sink(self) -> SinkBase:
+        """The sink. Raises ValueError if the consumer has none."""
+        if self.sink is None:
+            raise ValueError(f"consumer {self.name!r} has no sink")
+        return self.sink
 
     @model_validator(mode="before")
     @classmethod

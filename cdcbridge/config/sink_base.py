@@ -20,7 +20,7 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Batch(Model):
+class SinkBatch(Model):
     """How many messages one delivery may have."""
 
     max_messages: Annotated[
@@ -100,7 +100,7 @@ class SinkBase(Model):
         ),
     ] = {}
     batch: Annotated[
-        Batch | None,
+        SinkBatch | None,
         Field(
             description="How many messages one delivery may have. A webhook gets one message in each request, or with "
             "`batch` a JSON array of messages.",
@@ -129,9 +129,9 @@ class SinkBase(Model):
     ] = 30.0
 
     @property
-    def batching(self) -> Batch:
+    def batching(self) -> SinkBatch:
         """The limits of a batch, with their defaults."""
-        return self.batch or Batch()
+        return self.batch or SinkBatch()
 
     @field_validator("transform")
     @classmethod

@@ -27,8 +27,7 @@ def check_sinks(config: Config, consumers: Iterable[Consumer]) -> list[Problem]:
 
 
 def _check(config: Config, consumer: Consumer) -> list[Problem]:
-    sink = consumer.sink
-    assert sink is not None  # noqa: S101 - the callers give consumers with a sink
+    sink = consumer.needed_sink
     try:
         adapter = target_class(sink)
     except UsageError as error:

@@ -23,7 +23,7 @@ from cdcbridge.sinks.message import SinkMessage, in_one_line, op_of
 from cdcbridge.sinks.pace import Backoff
 from cdcbridge.sinks.parts import Parts, wait_for
 from cdcbridge.sinks.reading import LOOK_EVERY
-from cdcbridge.sinks.shaper import SINK, Refused
+from cdcbridge.sinks.shaper import SINK, Unshaped
 from cdcbridge.sinks.target import Failure, Outgoing, Target, TargetAway, TargetGone, Unusable
 
 SIDE_BY_SIDE: Final = 4  # claims that one process delivers at the same time
@@ -131,7 +131,7 @@ class ClaimDelivery:
         for row in rows:
             message = self._message(row, origin)
             shaped = parts.shaper.shape(message)
-            if isinstance(shaped, Refused):
+            if isinstance(shaped, Unshaped):
                 await self._bury(row[0], message.seq, shaped.reason)
             else:
                 claim += [Claimed(row[0], one) for one in shaped]

@@ -18,7 +18,7 @@ from cdcbridge.errors import CdcbridgeError, StoreUnavailable
 from cdcbridge.instants import reach
 from cdcbridge.sinks.pace import Backoff
 from cdcbridge.sinks.parts import Parts
-from cdcbridge.sinks.reading import Batch, LaneReader
+from cdcbridge.sinks.reading import LaneBatch, LaneReader
 from cdcbridge.sinks.shaper import SINK
 from cdcbridge.sinks.store import Held
 from cdcbridge.sinks.target import Displaced, Failure, Lane, Outgoing, Target, TargetAway, TargetGone, Unusable
@@ -120,7 +120,7 @@ class LaneDelivery:
             )
         return last
 
-    async def _finish(self, target: Target[Any], batch: Batch) -> None:
+    async def _finish(self, target: Target[Any], batch: LaneBatch) -> None:
         """Deliver a batch, and try again until each message is delivered or a dead letter."""
         await self._bury([(one.message.seq, one.message.key, one.reason) for one in batch.refused])
         pending = batch.messages
@@ -203,9 +203,9 @@ class LaneDelivery:
         return self.leaving or self._parts.stopping.is_set()
 
 
-async def _ahead(batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[Batch, None]:
+async def _ahead(batches: AsyncGenerator[LaneBatch, None]) -> AsyncGenerator[LaneBatch, None]:
     """Yield the same batches, and make the next ones while the caller handles one."""
-    queue: asyncio.Queue[Batch | BaseException | None] = asyncio.Queue(_AHEAD)
+    queue: asyncio.Queue[LaneBatch | BaseException | None] = asyncio.Queue(_AHEAD)
 
     async def fill() -> None:
         try:

@@ -20,7 +20,7 @@ from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.verdict import Bury, Pass, verdict
 from cdcbridge.sinks.message import Origin, SinkMessage, in_one_line, op_of
 from cdcbridge.sinks.parts import Parts, wait_for
-from cdcbridge.sinks.shaper import Refused
+from cdcbridge.sinks.shaper import Unshaped
 from cdcbridge.sinks.store import LogRow
 from cdcbridge.sinks.target import Outgoing
 
@@ -30,7 +30,7 @@ _FIRST_READ: Final = 100  # rows of the first read, before the size of rows is k
 _ROOM: Final = 4  # a read takes about so many times the bytes of a batch
 
 
-class Batch(NamedTuple):
+class LaneBatch(NamedTuple):
     """A batch of a lane.
 
     Attributes:
@@ -40,11 +40,11 @@ class Batch(NamedTuple):
     """
 
     messages: list[Outgoing]
-    refused: list[Refused]
+    refused: list[Unshaped]
     upto: int
 
 
-def judge(row: LogRow, wanted: Subscription, origin: Origin, *, projected: bool) -> SinkMessage | Refused | None:
+def judge(row: LogRow, wanted: Subscription, origin: Origin, *, projected: bool) -> SinkMessage | Unshaped | None:
     """Decide on a message of the log for a stream consumer with a sink. None: its filter refuses the message.
 
     Args:
@@ -86,7 +86,7 @@ def judge(row: LogRow, wanted: Subscription, origin: Origin, *, projected: bool)
         row.commit_time,
         row.inserted_at,
     )
-    return message if reason is None else Refused(message, reason)
+    return message if reason is None else Unshaped(message, reason)
 
 
 def _own_key(data: str, columns: Sequence[str]) -> str | None:
@@ -116,7 +116,7 @@ class LaneReader:
         self._size = 0.0  # average bytes of a row; 0 before the first row
         self._wakeup = asyncio.Event()
 
-    async def batches(self) -> AsyncGenerator[Batch, None]:
+    async def batches(self) -> AsyncGenerator[LaneBatch, None]:
         """Yield batches until the process is to end. While there are no messages, wait for a notification."""
         parts, limits = self._parts, self._parts.sink.batching
         parts.wakeups.add(self._wakeup)
@@ -151,7 +151,7 @@ class LaneReader:
             return min(_FIRST_READ, limits.max_messages)
         return max(1, min(limits.max_messages * _ROOM, int(limits.max_bytes * _ROOM / self._size)))
 
-    async def _rest(self) -> Batch | None:
+    async def _rest(self) -> LaneBatch | None:
         """Return an empty batch at the end of the lane, so that the offset follows and passes what is not wanted.
 
         This happens at most once a second, and only if the end is another one than before.
@@ -163,21 +163,21 @@ class LaneReader:
         if self._after == self._ended:
             return None
         self._ended = self._after
-        return Batch([], [], self._after)
+        return LaneBatch([], [], self._after)
 
-    def _cut(self, rows: Sequence[LogRow], origin: Origin | None) -> list[Batch]:
+    def _cut(self, rows: Sequence[LogRow], origin: Origin | None) -> list[LaneBatch]:
         """Judge and shape rows, and cut them into batches."""
         if origin is None:
             return []
         parts, limits = self._parts, self._parts.sink.batching
         most = min(limits.max_messages, parts.rate.most or limits.max_messages)
-        found: list[Batch] = []
-        batch = Batch([], [], 0)
+        found: list[LaneBatch] = []
+        batch = LaneBatch([], [], 0)
         size = 0
         for row in rows:
             said = judge(row, parts.wanted, origin, projected=parts.consumer.columns is not None)
             shaped = parts.shaper.shape(said) if isinstance(said, SinkMessage) else said
-            if isinstance(shaped, Refused):
+            if isinstance(shaped, Unshaped):
                 batch.refused.append(shaped)
             elif shaped is not None:
                 batch.messages.extend(shaped)
@@ -185,5 +185,5 @@ class LaneReader:
             batch = batch._replace(upto=row.seq)
             if len(batch.messages) >= most or size >= limits.max_bytes:
                 found.append(batch)
-                batch, size = Batch([], [], 0), 0
+                batch, size = LaneBatch([], [], 0), 0
         return [*found, batch] if batch.upto else found

@@ -109,8 +109,7 @@ class Runner:
         return True
 
     def _put_together(self, store: SinkStore, names: Names) -> Parts:
-        consumer, sink = self.consumer, self.consumer.sink
-        assert sink is not None  # noqa: S101 - the process starts runners for sinks only
+        consumer, sink = self.consumer, self.consumer.needed_sink
         adapter = target_class(sink)
         if sink.content_mode == "binary" and adapter.attribute_prefix is None:
             raise UsageError(

@@ -29,7 +29,7 @@ from cdcbridge.sinks.target import Outgoing
 SINK: str = "sink: "  # the beginning of the reason of a message that a sink refused
 
 
-class Refused(NamedTuple):
+class Unshaped(NamedTuple):
     """A message that cannot be delivered, and becomes a dead letter.
 
     Attributes:
@@ -64,8 +64,7 @@ class Shaper:
     """
 
     def __init__(self, consumer: Consumer, names: Names, attribute_prefix: str | None) -> None:
-        sink = consumer.sink
-        assert sink is not None  # noqa: S101 - for the type
+        sink = consumer.needed_sink
         self._destination = Destination(destination_of(sink))
         self._mask: Mapping[str, str] = sink.mask
         self._transform = Transform(sink.transform) if sink.transform is not None else None
@@ -74,7 +73,7 @@ class Shaper:
         # Debezium's tombstone, for topics that Kafka compacts.
         self._tombstones = sink.format == "debezium" and sink.type == "kafka"
 
-    def shape(self, message: SinkMessage) -> Sequence[Outgoing] | Refused:
+    def shape(self, message: SinkMessage) -> Sequence[Outgoing] | Unshaped:
         """Return the message in the form in which it is delivered, or why it cannot be."""
         try:
             if self._mask and "." in message.topic:
@@ -82,11 +81,11 @@ class Shaper:
             destination = self._destination.fill(self._values(message))
             body, headers = self._content(message)
         except NoDestination as error:
-            return Refused(message, f"{SINK}{error}")
+            return Unshaped(message, f"{SINK}{error}")
         except FilterError as error:
-            return Refused(message, f"{SINK}the transform failed: {error}")
+            return Unshaped(message, f"{SINK}the transform failed: {error}")
         except (ValueError, IndexError) as error:
-            return Refused(message, undecodable(str(error)))
+            return Unshaped(message, undecodable(str(error)))
         one = Outgoing(
             message.seq, message.id, message.key, message.partition, destination, body, headers, message.deliver_count
         )

@@ -16,7 +16,7 @@ from cdcbridge.errors import UsageError
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.sinks.message import Origin, SinkMessage
 from cdcbridge.sinks.reading import judge
-from cdcbridge.sinks.shaper import Names, Refused, Shaper, as_json
+from cdcbridge.sinks.shaper import Names, Shaper, Unshaped, as_json
 from cdcbridge.sinks.store import LogRow
 from cdcbridge.sinks.targets import target_class
 from cdcbridge.store.consumers import stored_config
@@ -52,8 +52,7 @@ def trial(store: Connection, config: Config, consumer: Consumer, seqs: Sequence[
     rows = store.execute(_ROWS, (Jsonb(stored.get("columns")), chosen)).fetchall()
     if lacking := set(seqs) - {row[0] for row in rows}:
         raise UsageError(f"the log has no message {min(lacking)}")
-    sink = consumer.sink
-    assert sink is not None  # noqa: S101 - as above
+    sink = consumer.needed_sink
     adapter = target_class(sink)
     names = Names(config.source.name or origin.database, origin.database)
     shaper = Shaper(consumer, names, adapter.attribute_prefix)
@@ -70,6 +69,6 @@ def _shown(
     if said is None:
         return [{"seq": row.seq, "passed_over": "the filter refuses it"}]
     shaped = shaper.shape(said) if isinstance(said, SinkMessage) else said
-    if isinstance(shaped, Refused):
+    if isinstance(shaped, Unshaped):
         return [{"seq": row.seq, "dead_letter": shaped.reason}]
     return [as_json(one) for one in shaped]

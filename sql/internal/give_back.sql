@@ -144,8 +144,7 @@ begin
     join unnest(deliveries) d on d.claim_id = m.claim_id and d.part = m.part and d.seq = m.seq;
 end $$;
 
--- give_back_uncounted(consumer, receipts, visible_at) -> the number of these receipts whose messages
--- were given back.
+-- give_back_uncounted(consumer, receipts, visible_at) -> the number of messages given back.
 --
 -- The messages are visible from visible_at on. Their delivery does not count. In fifo the later
 -- messages of the same key in the same claim are given back too, and are not in the result.

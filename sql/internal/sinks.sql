@@ -157,7 +157,7 @@ begin
     return greatest(least(coalesce(first - 1, safe), safe), after);
 end $$;
 
--- move_lane(consumer_id, member, lane, lanes, seq) -> whether the lane still belongs to the process.
+-- move_lane(consumer_id, member, lane, lanes, seq) -> whether the process still has the lane.
 --
 -- If it does, the offsets of the lane's partitions move to seq, and never back.
 -- Locks: the row of the lane, and the partitions, to the end of the transaction.
@@ -187,8 +187,7 @@ begin
     return true;
 end $$;
 
--- bury_refused(consumer_id, seqs, keys, reasons) -> the number of messages of a stream consumer that
--- became dead letters.
+-- bury_refused(consumer_id, seqs, keys, reasons) -> the number of new dead letters of a stream.
 --
 -- A message that already is a dead letter of the consumer is skipped, because a lane may read a
 -- message twice.
@@ -262,11 +261,10 @@ language sql stable as $$
     from source s
 $$;
 
--- put_off(consumer, receipts, delay) -> the number of deliveries that were given back, to be visible
--- after the delay.
+-- put_off(consumer, receipts, delay) -> the number of deliveries that are visible after the delay.
 --
--- Unlike nack(), the delivery does not count. A sink with `on_failure: block` puts a message off for
--- ever, so that the later messages of its key wait.
+-- Unlike nack(), the delivery does not count. A sink with `on_failure: block` puts a message off
+-- for ever, so that the later messages of its key wait.
 -- In fifo the later messages of the same key in the same claim are given back too.
 -- Raises:
 --   CB003  one of the texts is not a receipt

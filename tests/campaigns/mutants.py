@@ -221,7 +221,7 @@ MUTANTS = (
            "tests/integration/test_pgbouncer.py::test_commands_that_call_functions_work_through_it"),
     Mutant("I62", "cdcbridge/cli/__init__.py", "        sys.stdout = _Closed()\n", "",
            "tests/acceptance/test_cli_text.py::test_a_closed_or_full_stdout_acks_nothing"),
-    Mutant("I50", "sql/api/give_back.sql", "d.deliver_count - 1, case", "d.deliver_count, case",
+    Mutant("I50", "sql/internal/give_back.sql", "d.deliver_count - 1, case", "d.deliver_count, case",
            f"{LEAVING}every_way_of_leaving_a_loop[pg15-by_return]"),
     Mutant("I50", "cdcbridge/client/_sync.py", "            self._give_back(waiting)\n", "            pass\n",
            f"{LEAVING}next_of_messages_takes_one[pg15]"),

@@ -82,7 +82,7 @@ def test_a_typical_mistake(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        ("s" * 55, "cannot be used; write a-z, 0-9 and _, at most 54 of them, first no digit"),
+        ("s" * 55, "cannot be used: write a-z, 0-9 and _, at most 54 of them, first no digit"),
         ("mine_internal", "must not end with _internal"),
     ],
 )

@@ -607,12 +607,13 @@ def test_the_leader_of_a_cluster_is_killed(atomic: bool) -> None:
                     await sink.open()
                     sent = await sink.position() or 0
                     while sent < 2000:
-                        delivering = asyncio.create_task(sink.deliver(some(case, range(sent + 1, sent + 101))))
+                        end = min(sent + 100, 2000)
+                        delivering = asyncio.create_task(sink.deliver(some(case, range(sent + 1, end + 1))))
                         if sent >= 1000 and not killed:
                             killed = True
                             await asyncio.to_thread(lambda: leader().kill())
                         assert await delivering == {}
-                        sent += 100
+                        sent = end
         finally:
             await sink.close()
         assert sent == 2000 and killed

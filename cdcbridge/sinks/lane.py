@@ -102,10 +102,10 @@ class LaneDelivery:
 
     async def _place(self, target: Target[Any]) -> int:
         """Return the seq after which to begin: the target's last message, or else the offset."""
-        if not target.remembers:
-            return self._seq
-        last = await target.position()
+        last = await target.position() if target.remembers else None
         if last is None:
+            return self._seq
+        if last == 0:
             if self._seq > self._first_seq:
                 log.warning(
                     "sink.empty", consumer=self._parts.name, lane=self._lane.number, from_seq=self._first_seq + 1

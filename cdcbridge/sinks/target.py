@@ -150,7 +150,9 @@ class Target(ABC, Generic[S_co]):
     async def position(self) -> int | None:
         """Return the seq of the last message of the lane that the target has.
 
-        The engine continues after it. None: the target has none, or cannot say. Called after open().
+        The engine continues after it. 0: the target surely never had one, or lost all. The engine then begins where the
+        lane began. None: the target cannot say, for example because it drops messages after some time. The engine then
+        continues from the offset in the store. Called after open().
 
         Raises:
             TargetAway: The target cannot be reached.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.harness.brokers.http import Answer, HttpTarget, Request
+from tests.harness.brokers.redis import Redis
 from tests.harness.world import World, eventually
 
 
@@ -197,8 +198,7 @@ def test_a_target_that_lost_its_tail_gets_it_again(world: World, out: Path) -> N
         eventually(lambda: ids(out) == list(range(1, 32)), "the file is whole again")
 
 
-def test_an_empty_target_gets_everything_since_the_consumer_began(world: World, out: Path) -> None:
-    insert(world, 100)
+def test_a_target_that_cannot_say_what_it_had_gets_the_rest(world: World, out: Path) -> None:
     to_file(world, out)
     with world.bridge():
         process = world.start_sinks()
@@ -206,10 +206,26 @@ def test_an_empty_target_gets_everything_since_the_consumer_began(world: World, 
         eventually(lambda: len(ids(out)) == 3, "all arrive")
         process.terminate()
         assert process.wait(30) == 0
-        out.unlink()
+        out.rename(f"{out}.kept")  # as a program that rotates logs does
+        insert(world, 4)
         world.start_sinks()
-        eventually(lambda: ids(out) == [1, 2, 3], "all arrive again")
-        assert "sink.empty" in world.log("sinks.log")
+        eventually(lambda: ids(out) == [4], "it continues from the offset")
+
+
+def test_a_target_that_lost_everything_gets_it_again_since_the_consumer_began(world: World) -> None:
+    insert(world, 100)
+    with Redis() as server:
+        world.consumer("events", sink={"type": "redis", "url": server.url, "stream": "shop"})
+        with world.bridge(), server.client() as client:
+            process = world.start_sinks()
+            insert(world, 1, 2, 3)
+            eventually(lambda: client.xlen("shop") == 3, "all arrive")
+            process.terminate()
+            assert process.wait(30) == 0
+            client.flushall()
+            world.start_sinks()
+            eventually(lambda: client.xlen("shop") == 3, "all arrive again")
+            assert "sink.empty" in world.log("sinks.log")
 
 
 def test_a_target_of_another_store_is_refused(world: World, out: Path) -> None:

@@ -163,7 +163,9 @@ class NatsTarget(Target[NatsSink]):
         found = await self._newest(range(self._stream.last, max(self._stream.first, 1) - 1, -1))
         self._last = self._stream.last
         self._place = found
-        return None if found is None else found.seq
+        if found is None:
+            return None if self._stream.last else 0  # the stream may have dropped the lane's messages
+        return found.seq
 
     async def _newest(self, numbers: range) -> _Place | None:
         """Return the first of these messages that belongs to the lane."""

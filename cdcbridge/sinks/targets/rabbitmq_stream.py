@@ -57,7 +57,7 @@ class StreamPublisher:
         if self._lane is None:
             return None
         async with self._telling():
-            return await self._opened.sequence(self._stream, self._reference) or None
+            return await self._opened.sequence(self._stream, self._reference)
 
     async def deliver(self, batch: Sequence[Outgoing]) -> Mapping[int, Failure]:
         """Publish the messages, and wait for the confirms."""

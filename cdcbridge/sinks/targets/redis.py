@@ -114,15 +114,15 @@ class RedisTarget(Target[RedisSink]):
             Unusable: Another program writes to the stream.
         """
         if reply is None or (isinstance(reply, ErrorAnswer) and "no such key" in str(reply)):
-            return None
+            return 0  # Redis removes no stream by itself: it has lost it, or never had it
         if self._stream is None:
-            return int(reply) if reply else None
+            return int(reply or 0)
         facts = dict(zip(reply[::2], reply[1::2], strict=True))
         seq, _, second = facts[b"last-generated-id"].partition(b"-")
         if second != b"0":
             raise self._foreign(self._stream, facts[b"last-generated-id"])
         self._accept(self._stream, facts[b"last-entry"])
-        return int(seq) or None
+        return int(seq)
 
     def _accept(self, stream: str, entry: Any) -> None:
         """Raise Unusable if the last entry of a stream is not from this source, so that its id has no meaning here."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import threading
 
 import click
 
@@ -45,15 +43,7 @@ def run(app: App, names: tuple[str, ...], until_stdin_ends: bool) -> None:
     """
     with_sinks(app.config, names)
     process = SinkProcess(app.config, lambda: load(app.path), names)
-    if until_stdin_ends:
-        threading.Thread(target=_stop_with_stdin, args=(process,), name="stdin", daemon=True).start()
-    asyncio.run(process.run())
-
-
-def _stop_with_stdin(process: SinkProcess) -> None:
-    """Stop when the parent process ends, however it ends."""
-    sys.stdin.buffer.read()
-    process.stop()
+    asyncio.run(process.run(until_stdin_ends=until_stdin_ends))
 
 
 @sinks.command("check")

@@ -43,6 +43,7 @@ class LaneDelivery:
     Attributes:
         valid_until: The end of the lease, on the clock of time.monotonic(). The runner moves it.
         leaving: True if the lane is to end after the batch in progress, because another process should have it.
+        busy: True while a batch is in progress.
     """
 
     def __init__(self, parts: Parts, lane: Lane, held: Held, valid_until: float) -> None:
@@ -54,6 +55,7 @@ class LaneDelivery:
         self._backoff = Backoff()
         self.valid_until = valid_until
         self.leaving = False
+        self.busy = False
 
     async def run(self) -> None:
         """Deliver the lane."""
@@ -80,6 +82,7 @@ class LaneDelivery:
             except _Ends:
                 return
             finally:
+                self.busy = False
                 await target.close()
             if wait is not None:
                 await self._parts.sleep(wait)
@@ -95,8 +98,10 @@ class LaneDelivery:
             async for batch in batches:
                 if self._ends():
                     break
+                self.busy = True
                 await self._finish(target, batch)
                 await self._move(batch.upto, now=not target.remembers or not batch.messages)
+                self.busy = False
                 reach("settled")
         await self._move(self._seq, now=True)
 

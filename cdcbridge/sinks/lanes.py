@@ -28,14 +28,14 @@ class Lanes:
     Args:
         parts: The parts of the sink.
         ticks: A session for leases and counters, which no long read delays.
-        system: The source's system identifier.
+        store: A name of the store that no other store has.
         partitions: The number of the log's partitions.
     """
 
-    def __init__(self, parts: Parts, ticks: SinkStore, system: str, partitions: int) -> None:
+    def __init__(self, parts: Parts, ticks: SinkStore, store: str, partitions: int) -> None:
         self._parts = parts
         self._ticks = ticks
-        self._system = system
+        self._store = store
         self._count = parts.target_class.lanes(parts.sink, partitions)
         self._running: dict[int, tuple[LaneDelivery, asyncio.Task[None]]] = {}
         self._valid_until = 0.0
@@ -74,11 +74,13 @@ class Lanes:
     def _hold(self, held: Held) -> None:
         """Deliver a lane that this process holds, or leave it after the batch in progress."""
         if held.lane in self._running:
-            delivery = self._running[held.lane][0]
+            delivery, task = self._running[held.lane]
             delivery.valid_until = self._valid_until
             delivery.leaving = held.surplus
+            if held.surplus and not delivery.busy:
+                task.cancel()  # it waits for messages
         elif not held.surplus:
-            lane = Lane(self._parts.name, self._system, held.lane, self._count)
+            lane = Lane(self._parts.name, self._store, held.lane, self._count)
             delivery = LaneDelivery(self._parts, lane, held, self._valid_until)
             self._running[held.lane] = (delivery, asyncio.create_task(delivery.run()))
 

@@ -54,14 +54,21 @@ class Origin(NamedTuple):
     Attributes:
         system: The system identifier of the source's server.
         database: The name of the source's database.
+        slot: The replication slot. No other store of the server uses it.
         from_seqs: The first seq of each timeline, ascending.
         timelines: The number of each timeline.
     """
 
     system: str
     database: str
+    slot: str
     from_seqs: Sequence[int]
     timelines: Sequence[int]
+
+    @property
+    def store(self) -> str:
+        """A name of the store that no other store has, also if both have a consumer of one name and one target."""
+        return f"{self.system}-{self.slot}"
 
     def identity(self, seq: int, op: str, commit_lsn: str | None, ordinal: int | None) -> str:
         """Return the identity of a message, which is the same at each delivery.

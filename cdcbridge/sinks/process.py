@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
@@ -62,17 +63,18 @@ class SinkProcess:
         self._member = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._runners: dict[str, tuple[Runner, asyncio.Task[None]]] = {}
         self._stopping = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._changed_at: float | None = None
 
-    def stop(self) -> None:
-        """End after the batches in progress. Safe from another thread."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+    async def run(self, *, until_stdin_ends: bool = False) -> None:
+        """Deliver until SIGTERM or SIGINT, and finish the batches in progress then.
 
-    async def run(self) -> None:
-        """Deliver until SIGTERM or SIGINT, and finish the batches in progress then."""
-        loop = self._loop = asyncio.get_running_loop()
+        Args:
+            until_stdin_ends: Also end when stdin ends, which is a pipe from the bridge. So the process ends with the
+                bridge, however that ends.
+        """
+        loop = asyncio.get_running_loop()
+        if until_stdin_ends:
+            loop.add_reader(sys.stdin.fileno(), self._stopping.set)  # nobody writes: it is readable at its end
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         log.info("sinks.started", member=self._member, consumers=sorted(with_sinks(self._config, self._names)))

@@ -99,7 +99,7 @@ class Runner:
         )
         partitions = await store.partitions()
         if self.consumer.mode == "stream":
-            lanes = Lanes(parts, ticks, origin.system, partitions)
+            lanes = Lanes(parts, ticks, origin.store, partitions)
             try:
                 await self._tick(ticks, lanes)
             finally:

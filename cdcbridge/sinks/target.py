@@ -91,20 +91,25 @@ class Lane(NamedTuple):
 
     Attributes:
         consumer: The name of the consumer.
-        system: The source's system identifier, which distinguishes two stores with the same consumer.
+        store: A name of the store, which distinguishes two stores with a consumer of the same name.
         number: The number of the lane.
         of: The number of lanes of the consumer. Lane n has the partitions p with p % of == n.
     """
 
     consumer: str
-    system: str
+    store: str
     number: int
     of: int
 
     @property
+    def system(self) -> str:
+        """The source's system identifier, with which the identity of each message begins."""
+        return self.store.partition("-")[0]
+
+    @property
     def name(self) -> str:
         """A name that is the same in each process: for a transactional id, or for a progress record."""
-        return f"cdcbridge/{self.system}/{self.consumer}/{self.number}"
+        return f"cdcbridge/{self.store}/{self.consumer}/{self.number}"
 
 
 class Target(ABC, Generic[S_co]):

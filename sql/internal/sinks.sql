@@ -251,11 +251,13 @@ $$;
 -- sink_source() -> the identity of the source, for the identities of messages.
 --
 -- Returns:
+--   slot                  the replication slot, which no other store uses
 --   from_seqs, timelines  each timeline of the source, with the first seq that was committed on it
 create or replace function sink_source()
-returns table (system_identifier text, database text, from_seqs bigint[], timelines int[])
+returns table (system_identifier text, database text, slot text, from_seqs bigint[],
+               timelines int[])
 language sql stable as $$
-    select s.system_identifier, s.database,
+    select s.system_identifier, s.database, s.slot,
            array(select t.from_seq from timelines t order by t.from_seq),
            array(select t.timeline from timelines t order by t.from_seq)
     from source s

@@ -13,7 +13,7 @@ from cdcbridge.sinks.shaper import Names, Shaper
 from cdcbridge.sinks.store import LogRow
 from cdcbridge.store.consumers import stored_config
 
-ORIGIN = Origin("7412", "shop", [0], [1])
+ORIGIN = Origin("7412", "shop", "slot", [0], [1])
 INSERT = (
     '{"op":"insert","record":{"id":7,"total":12345678901234567890.10,"email":"a@b.example"},"old":null,"unchanged":[]}'
 )

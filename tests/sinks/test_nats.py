@@ -85,7 +85,7 @@ def test_messages_are_in_order_and_once_and_a_restart_continues_after_them(serve
     async def test() -> None:
         for first in (1, 1201):
             async with opened(target(case)) as sink:
-                assert await sink.position() == (first - 1 or None)
+                assert await sink.position() == first - 1
                 assert await sink.deliver(some(case, range(first, first + 1200))) == {}
                 assert await sink.position() == first + 1199
 
@@ -212,10 +212,12 @@ def test_nothing_is_sent_after_close(server: Nats) -> None:
             await sink.close()
         finally:
             server.resume()
-        for _ in range(3):  # bytes that the kernel had may arrive late, and the server then refuses the next holder
+        for attempt in range(
+            3
+        ):  # bytes that the kernel had may arrive late, and the server then refuses the next holder
             async with opened(target(case)) as sink:
                 last = await sink.position() or 0
-                assert last < 1000
+                assert attempt or last < 1000
                 with contextlib.suppress(Displaced):
                     assert await sink.deliver(some(case, range(last + 1, 1101))) == {}
                     break
@@ -505,7 +507,7 @@ def test_credentials(auth: Any, tmp_path: Path) -> None:
 def test_credentials_in_the_address() -> None:
     async def test() -> None:
         case.url = f"nats://{server.user}:{server.password}@{server.address}"
-        assert await position_of(case) is None
+        assert await position_of(case) == 0
         case.url = f"nats://{server.user}:hush@{server.address}"
         with pytest.raises(Unusable) as raised:
             await target(case).open()
@@ -568,7 +570,7 @@ def test_tls(tmp_path: Path) -> None:
         with pytest.raises(Unusable, match="is not trusted") as raised:
             await target(case, tls={"ca": certificates.other_ca}).open()
         assert "sink.tls.ca" in (raised.value.hint or "")
-        with pytest.raises(Unusable, match=r"cannot read the certificates of sink.tls"):
+        with pytest.raises(Unusable, match=r"a file of `tls` cannot be read"):
             await target(case, tls={"ca": tmp_path / "none"}).open()
 
     certificates = Certificates(tmp_path)

@@ -122,17 +122,17 @@ def test_a_lane_has_a_stream_of_its_own(server: Redis) -> None:
     assert RedisTarget.lanes(sink(server, "shop:{topic}"), 8) == RedisTarget.lanes(sink(server, "shop"), 8) == 1
 
 
-def test_a_target_without_entries_has_no_position(server: Redis, stream: str) -> None:
+def test_a_target_without_entries_is_at_the_beginning(server: Redis, stream: str) -> None:
     async def position(template: str) -> int | None:
         async with target(sink(server, template)) as one:
             await one.open()
             return await one.position()
 
-    assert asyncio.run(position(stream)) is None
-    assert asyncio.run(position(f"{stream}:{{topic}}")) is None
+    assert asyncio.run(position(stream)) == 0
+    assert asyncio.run(position(f"{stream}:{{topic}}")) == 0
     with server.client() as client:
         client.xgroup_create(stream, "readers", mkstream=True)
-    assert asyncio.run(position(stream)) is None
+    assert asyncio.run(position(stream)) == 0
 
 
 def test_what_is_there_already_is_not_added_again(server: Redis, stream: str) -> None:
@@ -394,7 +394,7 @@ def test_a_killed_server_has_each_entry_once(stream: str) -> None:
         assert found == list(range(1, len(found) + 1)) and len(found) > acknowledged
 
 
-def test_a_server_that_lost_everything_has_no_position(stream: str) -> None:
+def test_a_server_that_lost_everything_is_at_the_beginning(stream: str) -> None:
     with Redis(settings={"appendonly": "no"}) as own:
         assert asyncio.run(deliver(sink(own, stream), messages(range(1, 6), stream))) == 5
         own.kill()
@@ -405,7 +405,7 @@ def test_a_server_that_lost_everything_has_no_position(stream: str) -> None:
                 await one.open()
                 return await one.position()
 
-        assert asyncio.run(position()) is None
+        assert asyncio.run(position()) == 0
         assert asyncio.run(deliver(sink(own, stream), messages(range(1, 7), stream))) == 6
         assert seqs(own, stream) == list(range(1, 7))
 

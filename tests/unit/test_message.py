@@ -26,7 +26,7 @@ def test_the_identity_follows_from_the_position(op: str, lsn: str | None, identi
 
 
 def test_the_identity_keeps_the_timeline_of_its_change() -> None:
-    promoted = Origin("7412", "shop", [0, 100], [1, 2])
+    promoted = Origin("7412", "shop", "slot", [0, 100], [1, 2])
     found = [promoted.identity(seq, "insert", "0/1", 0) for seq in (5, 99, 100, 101)]
     assert found == ["7412/1/0/1/0", "7412/1/0/1/0", "7412/2/0/1/0", "7412/2/0/1/0"]
 

@@ -28,7 +28,7 @@ from cdcbridge.store.redrive import PAGE, Redriven, redrive_page
 
 _LETTERS = "dead_letters({}, topic => %(topic)s, key => %(key)s, reason => %(reason)s, at_most => %(count)s) d"
 _CHOSEN = f"from {_LETTERS.format('%(name)s')}"
-_OF_ALL = f"from consumer_lag() c cross join lateral {_LETTERS.format('c.name')} where c.mode <> 'stream'"
+_OF_ALL = f"from consumer_lag() c cross join lateral {_LETTERS.format('c.name')} where c.mode <> 'stream' or c.dead > 0"
 _TICKS = 10  # about the number of batches per second, if a redrive has a rate
 _Command: TypeAlias = Callable[..., Any]
 Entry = TypeVar("Entry")

@@ -17,8 +17,8 @@ from cdcbridge.sinks.store import Held, SinkStore
 from cdcbridge.sinks.target import Lane
 
 # Seconds. A process that was killed is noticed within a lease and a tick, which together are less than 5 s.
-LEASE: Final = 3.5
-TICK: Final = 0.7
+LEASE: Final = 2.5
+TICK: Final = 0.5
 _LEAVING: Final = 5.0  # seconds to wait for the batches in progress at the end
 
 

@@ -24,7 +24,7 @@ returns setof dead_messages
 language plpgsql volatile security definer set search_path from current set jit = off as $$
 #variable_conflict use_column
 declare
-    c consumers := queue_named(consumer);
+    c consumers := letters_named(consumer);
 begin
     if $2 is not null then
         perform refuse_unknown_dead(c, $2);

@@ -16,7 +16,7 @@ language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
 declare
-    c consumers := queue_named(consumer);
+    c consumers := letters_named(consumer);
     purged int;
 begin
     if ids is not null then

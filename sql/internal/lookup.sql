@@ -52,7 +52,12 @@ end $$;
 create or replace function refuse_queue(consumer consumers) returns void
 language plpgsql stable as $$
 begin
-    if consumer.mode = 'stream' then
+    if consumer.mode = 'stream' and consumer.config ? 'sink' then
+        raise exception 'consumer % is a stream, which its sink delivers in order',
+            quote_literal(consumer.name)
+            using errcode = 'CB002', hint =
+    'Its dead letters can be listed and purged, but not redriven.';
+    elsif consumer.mode = 'stream' then
         raise exception 'consumer % reads the log as a stream', quote_literal(consumer.name)
             using errcode = 'CB002', hint =
     'A stream is read by read_stream(), by Stream.connect() in Python, and by `cdcbridge read`.';
@@ -80,6 +85,22 @@ begin
         quote_literal(consumer.name), quote_ident(current_user)
         using errcode = 'CB008',
               hint = 'Set its role in the configuration file, for example role: billing_app.';
+end $$;
+
+-- letters_named(name) -> the row of a consumer that can have dead letters: every consumer but a
+-- stream without a sink.
+--
+-- Raises: as queue_named() does.
+create or replace function letters_named(name text) returns consumers
+language plpgsql stable as $$
+declare
+    found consumers := consumer_named(name);
+begin
+    if found.mode = 'stream' and not found.config ? 'sink' then
+        perform refuse_queue(found);
+    end if;
+    perform refuse_stranger(found);
+    return found;
 end $$;
 
 -- stream_named(name) -> the row of the stream consumer with this name.

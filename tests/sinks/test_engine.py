@@ -80,6 +80,10 @@ def test_a_refused_message_becomes_a_dead_letter_with_the_answer(
         assert row[0] == "2" and row[1].startswith("sink: ") and "422" in row[1] and "no such customer" in row[1]
         eventually(lambda: state(world)["failed"] == 1 and state(world)["behind"] == 0, "it is counted")
         assert received(http_target).count(2) == 1, "it is not sent again"
+        shown = world.run_program("dead", "list", "events", "--json")
+        assert shown.returncode == 0 and "no such customer" in shown.stdout, shown
+        assert world.run_program("dead", "purge", "events", "--yes").returncode == 0
+        assert world.value("select count(*) from dead_messages") == 0
 
 
 def test_a_refused_message_that_blocks_holds_its_key_alone(world: World, http_target: HttpTarget) -> None:

@@ -24,7 +24,7 @@ from cdcbridge.sinks.pace import Backoff
 from cdcbridge.sinks.parts import Parts, wait_for
 from cdcbridge.sinks.reading import LOOK_EVERY
 from cdcbridge.sinks.shaper import SINK, Unshaped
-from cdcbridge.sinks.target import Failure, Outgoing, Target, TargetAway, TargetGone, Unusable
+from cdcbridge.sinks.target import Failure, Outgoing, Target, TargetGone
 
 SIDE_BY_SIDE: Final = 4  # claims that one process delivers at the same time
 _RECEIVE: Final = """
@@ -191,8 +191,11 @@ class ClaimDelivery:
             reach("delivering")
             async with asyncio.timeout(parts.sink.timeout):
                 failures = dict(await target.deliver(batch))
-        except (TargetAway, Unusable, TargetGone, TimeoutError) as error:
+        except Exception as error:
             reason = str(error) or f"no answer within {parts.sink.timeout:g} s"
+            if not isinstance(error, CdcbridgeError | TimeoutError):  # a mistake in an adapter
+                log.exception("sink.crashed", consumer=parts.name)
+                reason = f"{type(error).__name__}: {error}"
             parts.stats.fails(reason, hint=getattr(error, "hint", None))
             if target is not None:
                 await self._shared.broken(target)

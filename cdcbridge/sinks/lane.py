@@ -14,14 +14,14 @@ from typing import Any, Final
 
 import structlog
 
-from cdcbridge.errors import CdcbridgeError, StoreUnavailable
+from cdcbridge.errors import CdcbridgeError
 from cdcbridge.instants import reach
 from cdcbridge.sinks.pace import Backoff
 from cdcbridge.sinks.parts import Parts
 from cdcbridge.sinks.reading import LaneBatch, LaneReader
 from cdcbridge.sinks.shaper import SINK
 from cdcbridge.sinks.store import Held
-from cdcbridge.sinks.target import Displaced, Failure, Lane, Outgoing, Target, TargetAway, TargetGone, Unusable
+from cdcbridge.sinks.target import Displaced, Failure, Lane, Outgoing, Target, TargetGone, Unusable
 
 _MOVE_EVERY: Final = 1.0  # seconds between two moves of the offset, if the target remembers its place
 _AHEAD: Final = 1  # batches that are read and shaped while another one is delivered
@@ -64,15 +64,6 @@ class LaneDelivery:
             wait: float | None = None
             try:
                 await self._deliver_from(target)
-            except TargetAway as error:
-                self._fails(str(error), hint=error.hint)
-                wait = self._backoff.next(error.retry_after)
-            except (Unusable, StoreUnavailable) as error:
-                self._fails(str(error), hint=error.hint)
-                wait = self._backoff.next()
-            except TimeoutError:
-                self._fails(f"no answer within {self._parts.sink.timeout:g} s")
-                wait = self._backoff.next()
             except TargetGone as error:
                 await self._pause(error)
                 return
@@ -81,6 +72,16 @@ class LaneDelivery:
                 return
             except _Ends:
                 return
+            except CdcbridgeError as error:
+                self._fails(str(error), hint=error.hint)
+                wait = self._backoff.next(getattr(error, "retry_after", None))
+            except TimeoutError:
+                self._fails(f"no answer within {self._parts.sink.timeout:g} s")
+                wait = self._backoff.next()
+            except Exception as error:  # a mistake in an adapter must not end the other sinks
+                log.exception("sink.crashed", consumer=self._parts.name, lane=self._lane.number)
+                self._fails(f"{type(error).__name__}: {error}")
+                wait = self._backoff.next()
             finally:
                 self.busy = False
                 await target.close()

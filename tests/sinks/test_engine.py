@@ -187,6 +187,52 @@ def test_filter_columns_and_key_work_in_a_stream(world: World, out: Path) -> Non
         eventually(lambda: world.value(behind) == 0, "the offset passes the others")
 
 
+def test_the_rows_that_were_there_arrive_before_their_changes(world: World, out: Path) -> None:
+    world.execute("insert into t select n from generate_series(1, 50) n")
+    world.consumer("events", start="snapshot", filter="op != 'truncate'", sink={"type": "file", "path": str(out)})
+    with world.bridge():
+        world.start_sinks()
+        eventually(lambda: len(ids(out)) == 50, "the rows")
+        world.execute("update t set n = 1 where id = 7", "truncate t", "insert into t values (51)")
+        eventually(lambda: len(ids(out)) == 52, "the changes that the filter takes")
+        lines = [json.loads(line) for line in out.read_bytes().splitlines()]
+        assert [one["data"]["op"] for one in lines] == ["read"] * 50 + ["update", "insert"]
+        assert all("/seq/" in one["id"] for one in lines[:50]) and "/seq/" not in lines[-1]["id"]
+        assert len({one["id"] for one in lines}) == 52
+
+
+def test_a_mistake_in_an_adapter_ends_no_other_sink(world: World, out: Path) -> None:
+    to_file(world, out)
+    world.consumer("broken", sink={"type": "custom", "adapter": "tests.sinks.broken:Broken", "destination": "x"})
+    with world.bridge():
+        process = world.start_sinks()
+        insert(world, 1)
+        eventually(lambda: ids(out) == [1], "the other one delivers")
+        eventually(lambda: "sink.crashed" in world.log("sinks.log"), "the mistake is told")
+        insert(world, 2)
+        eventually(lambda: ids(out) == [1, 2], "and goes on")
+
+        def states() -> dict[str, tuple[str, str | None]]:
+            return {one["name"]: (one["state"], one["reason"]) for one in world.json("sinks", "list", "--json")}
+
+        eventually(lambda: states()["broken"][0] == "failing", "the state follows")
+        assert "ZeroDivisionError" in str(states()["broken"][1]) and states()["events"][0] == "delivering"
+        assert process.poll() is None
+
+
+def test_messages_that_retention_dropped_are_told(world: World, out: Path) -> None:
+    to_file(world, out)
+    with world.bridge():
+        insert(world, 1)
+        world.messages(1)
+        world.execute("update cdcbridge_internal.offsets set lost = 5 where partition = 0")
+        world.start_sinks()
+        found = eventually(lambda: (one := state(world))["state"] == "failing" and one, "it is told")
+        assert "5 messages of partition 0" in found["reason"]
+        world.execute("select cdcbridge.seek('events', 'earliest')")
+        eventually(lambda: ids(out) == [1], "it continues after a seek")
+
+
 def test_a_target_that_lost_its_tail_gets_it_again(world: World, out: Path) -> None:
     to_file(world, out)
     with world.bridge():

@@ -288,6 +288,23 @@ MUTANTS = (
            f"{UNINSTALL}a_publication_that_cannot_be_dropped_now_keeps_its_identities[pg18-pgoutput]"),
     Mutant("I78", "cdcbridge/client/_common.py", "    message.parse_float = parse_float\n", "",
            "tests/integration/test_numbers.py::test_every_digit_arrives_with_parse_float[pg15-sync-s]"),
+    Mutant("I81", "cdcbridge/sinks/lane.py", "                await self._finish(target, batch)\n",
+           "                await self._move(batch.upto, now=True)\n                await self._finish(target, batch)\n",
+           "tests/sinks/test_conformance.py::test_nothing_is_lost_when_the_process_dies[http-stream-delivering]"),
+    Mutant("I82", "cdcbridge/sinks/claims.py",
+           "                failures = await self._attempt([one.outgoing for one in claim])\n",
+           "                await self._call('ack', [one.receipt for one in claim])\n"
+           "                failures = await self._attempt([one.outgoing for one in claim])\n",
+           "tests/sinks/test_conformance.py::test_nothing_is_lost_when_the_process_dies[file-fifo-delivering]"),
+    Mutant("I83", "cdcbridge/sinks/lane.py", "await target.position() if target.remembers else None", "None",
+           "tests/sinks/test_engine.py::test_a_target_that_lost_its_tail_gets_it_again"),
+    Mutant("I84", "sql/internal/sinks.sql", "and (f.member is null or f.leased_until <= moment)", "and f.lane >= 0",
+           "tests/sinks/test_conformance.py::test_another_process_takes_over_within_five_seconds[http]"),
+    Mutant("I85", "cdcbridge/sinks/message.py", 'return f"{self.system}-{self.slot}"', "return self.system",
+           "tests/unit/test_lane_names.py::test_two_stores_of_one_server_have_lanes_of_their_own"),
+    Mutant("I86", "cdcbridge/sinks/lane.py", "            if not failure.for_good:\n",
+           "            if failure.for_good:\n                continue\n            if not failure.for_good:\n",
+           "tests/sinks/test_engine.py::test_a_refused_message_that_blocks_holds_its_partition"),
 )  # fmt: skip
 
 

@@ -37,13 +37,15 @@ def with_sinks(config: Config, names: Collection[str] = ()) -> dict[str, Consume
         names: The names of the wanted consumers. Empty: all.
 
     Raises:
-        UsageError: A name is not one of them.
+        UsageError: A name is not one of them, or the file has none.
     """
     found = {one.name: one for one in config.consumers if one.sink is not None}
     for name in names:
         if name not in found:
             known = ", ".join(sorted(found)) or "none"
             raise UsageError(f"{config.path} has no consumer {name!r} with a sink; it has: {known}")
+    if not found:
+        raise UsageError(f"{config.path} has no consumer with a sink", hint="docs/SINKS.md shows one of each type.")
     return {name: one for name, one in found.items() if not names or name in names}
 
 

@@ -117,7 +117,7 @@ def test_publish_never_publishes_twice(store: StoreQueue, monkeypatch: Any) -> N
             return found
 
         monkeypatch.setattr(_sessions.Sessions, "_rows", rows)
-        with pytest.raises(StoreUnavailable, match="whether the message was published is not known"):
+        with pytest.raises(StoreUnavailable, match="not known whether the message was published"):
             client.publish("t", 1)
         next(lost)
         assert client.publish("t", 2, dedup_id="one") == 3
@@ -142,7 +142,7 @@ def test_an_answer_that_was_lost_is_no_failure(store: StoreQueue, monkeypatch: A
 
     def rows(self: Any, session: Any, query: Any, values: Any, rescue: Any = None) -> Any:
         found = original(self, session, query, values, rescue)
-        if query is getattr(self.sql, answer_lost, None) and not losses:
+        if query is getattr(self._sql, answer_lost, None) and not losses:
             losses.append(query)
             session.close()
             raise StoreUnavailable("the answer was lost")

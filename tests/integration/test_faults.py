@@ -100,7 +100,7 @@ def test_a_dropped_slot_says_what_was_lost_and_recreate_goes_on_behind_a_gap(wor
     world.execute(f"select pg_drop_replication_slot('{world.slot}')", "insert into t values (2)")
     error = world.bridge_error()
     assert isinstance(error, OperatorNeeded) and error.exit_code == 3
-    assert "does not exist any more" in str(error) and "slot recreate" in str(error.hint)
+    assert "no longer exists" in str(error) and "slot recreate" in str(error.hint)
     start, end = recreate_slot(world.config(), print)
     assert start < end
     with world.bridge():

@@ -190,6 +190,9 @@ def stop_when_done(world: World, names: dict[str, Any]) -> None:
     client.stop()
 
 
+READ = "select count(*) = 0 from backfills where state in ('waiting', 'running')"
+
+
 def test_the_blocks_of_shell_run(world18: World) -> None:
     shop = Shop(world18)
     lines = [(block.page, line) for block in of("sh") for line in block.text.splitlines()]
@@ -201,8 +204,7 @@ def test_the_blocks_of_shell_run(world18: World) -> None:
     for page, line in lines:
         if line != first and page != "OPERATIONS.md":
             if line.startswith("cdcbridge verify"):  # it refuses while a snapshot is still read
-                read = "select count(*) = 0 from backfills where state in ('waiting', 'running')"
-                eventually(lambda: world18.value(read), "the backfills are done")
+                eventually(lambda: world18.value(READ), "the backfills are done")
             shop.prepare()
             run(shop, page, line)
     bridge.terminate()

@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 
 from cdcbridge.database import Connection
-from cdcbridge.errors import OperatorNeeded
+from cdcbridge.errors import CdcbridgeError, OperatorNeeded
 from cdcbridge.schemas import INTERNAL
 
 MAY: Final = (
@@ -27,6 +27,15 @@ _LOOK: Final = """
     from pg_namespace n join pg_namespace i on i.nspname = n.nspname || %s
     where n.nspname = current_schema() and not has_schema_privilege(i.oid, 'usage')
 """
+
+
+# To a guest, the tables and functions of the internal schema look as if they did not exist.
+_LACKING: Final = (
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedObject,
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,9 +76,9 @@ def refusing(who: Guest | None, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (psycopg.errors.InsufficientPrivilege, OperatorNeeded) as error:
+    except (psycopg.Error, CdcbridgeError) as error:
         cause = error if isinstance(error, psycopg.Error) else error.__cause__
-        if who is None or not isinstance(cause, psycopg.errors.InsufficientPrivilege):
+        if who is None or not isinstance(cause, _LACKING):
             raise
         refused = who.refusal(what)
         if "function publish" in str(error):

@@ -1,7 +1,7 @@
 """Measure each type of sink: how fast its messages arrive, and how soon after their commit.
 
 A sink in mode `stream` reads the log and delivers it to a real server. Beside it, in the same run, the adapter alone
-gets the same messages from memory. The ratio is what reading the log, judging, shaping and leases cost.
+gets the same messages from memory. The ratio shows the cost of reading, judging, shaping and leases.
 """
 
 from __future__ import annotations

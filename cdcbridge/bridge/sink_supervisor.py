@@ -1,4 +1,4 @@
-"""Start the process of the sinks beside the bridge, and start it again whenever it ends.
+"""Start the process of the sinks together with the bridge, and start it again whenever it ends.
 
 The process is `cdcbridge sinks run` with the same configuration file. It ends when its stdin ends, so it also ends if
 the bridge is killed. Never delivers a message itself.

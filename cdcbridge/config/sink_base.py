@@ -39,7 +39,7 @@ class SinkBatch(Model):
 
 
 class Tls(Model):
-    """How a sink's connection is encrypted, and how both ends prove who they are."""
+    """The encryption of a sink's connection, and the certificates of both ends."""
 
     ca: Annotated[
         Path | None,

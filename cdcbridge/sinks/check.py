@@ -1,4 +1,4 @@
-"""Reach the destinations of sinks, and name what is missing in each, with its fix.
+"""Reach the destinations of sinks, and list the problems of each one, with their fixes.
 
 Never delivers a message.
 """

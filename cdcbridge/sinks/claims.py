@@ -174,6 +174,8 @@ class ClaimDelivery:
                     await self._settle(claim, failures)
                     reach("settled")
                     return
+        except TargetGone:
+            pass  # the consumer is paused: the claim is given back, and does not count
         finally:
             keeper.cancel()
             with suppress(asyncio.CancelledError, CdcbridgeError):
@@ -202,7 +204,7 @@ class ClaimDelivery:
             if isinstance(error, TargetGone):
                 log.warning("sink.paused", consumer=parts.name, reason=reason)
                 await parts.store.pause(parts.consumer_id)
-                return {index: Failure(reason) for index in range(len(batch))}
+                raise
             await parts.sleep(self._backoff.next(getattr(error, "retry_after", None)))
             return None
         reach("delivered")

@@ -171,7 +171,7 @@ class LaneDelivery:
             reason = next(failures[index].reason for index in sorted(failures) if pending[index] in left)
             self._parts.stats.retries(reason, len(left))
             self._fails(reason)
-        if self._parts.stats.blocks_any:
+        if self._parts.stats.blocked is not None:
             for index, message in enumerate(pending):
                 if index not in failures:
                     self._parts.stats.passes(message.seq)

@@ -152,7 +152,7 @@ class LaneReader:
         return max(1, min(limits.max_messages * _ROOM, int(limits.max_bytes * _ROOM / self._size)))
 
     async def _rest(self) -> LaneBatch | None:
-        """Return an empty batch at the end of the lane, so that the offset follows and passes what is not wanted.
+        """Return an empty batch at the end of the lane, so that the offset passes other consumers' messages.
 
         This happens at most once a second, and only if the end is another one than before.
         """

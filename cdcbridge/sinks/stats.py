@@ -1,4 +1,4 @@
-"""What a process has delivered for one sink since it last told the store, and what keeps it from delivering.
+"""Count the deliveries of one sink in this process since its last report to the store, and keep its present errors.
 
 The module is pure: `runner` writes the numbers to the store.
 """
@@ -97,11 +97,6 @@ class Stats:
     def passes(self, seq: int) -> None:
         """Record that a message was delivered, for which others may have waited."""
         self._blocked.pop(seq, None)
-
-    @property
-    def blocks_any(self) -> bool:
-        """True if there is a message for which others wait."""
-        return bool(self._blocked)
 
     def take(self) -> tuple[list[int], float, str | None, dict[str, Any] | None] | None:
         """Return the counters and the present state for the store, and begin at zero. None: nothing has changed."""

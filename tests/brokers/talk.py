@@ -124,7 +124,7 @@ def put_kafka(server: AnyKafka, text: str, patience: float = 30.0, topic: str = 
     properties = {"bootstrap.servers": server.bootstrap_servers, "message.timeout.ms": int(patience * 1000), "acks": -1}
     errors: list[Any] = []
     producer = Producer({**properties, **QUIET, **settings})
-    producer.produce(topic, text.encode(), on_delivery=lambda error, _: errors.append(error))
+    producer.produce(topic, text.encode(), partition=0, on_delivery=lambda error, _: errors.append(error))
     producer.flush(patience + 5)
     assert errors, "librdkafka did not say what became of the message"
     if errors[0] is not None:  # a KafkaError cannot be compared with None

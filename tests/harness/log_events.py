@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
-_LEVELS = {"debug", "info", "warning", "error"}
+# The level of each method. `log.exception` adds the traceback to an error.
+_LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
 # Functions that note an event for a later log line, with the level of that line.
 _NOTED = {"_refuse": "warning"}
 
@@ -29,7 +30,7 @@ def _logged(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
             of = ast.unparse(node.func.value)
             if of == "log" and node.func.attr in _LEVELS:
-                yield node.func.attr, node.args[0]
+                yield _LEVELS[node.func.attr], node.args[0]
             elif node.func.attr in _NOTED:
                 yield _NOTED[node.func.attr], node.args[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -136,9 +137,14 @@ class HttpTarget:
         runner = web.ServerRunner(server, shutdown_timeout=0.0)
         await runner.setup()
         context = None if self._tls is None else self._tls.server_context()
-        await web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=context, reuse_address=True).start()
+        listener = socket.create_server(("127.0.0.1", self.port))
+        await web.SockSite(runner, listener, ssl_context=context).start()
         await asyncio.to_thread(self._ended.wait)
+        # asyncio leaks a connection that it accepted just before its server was closed. So it accepts none first.
+        asyncio.get_running_loop().remove_reader(listener)
+        await _turns()
         await runner.cleanup()
+        await _turns()  # closes the sockets
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read()
@@ -171,3 +177,9 @@ class HttpTarget:
         if request.transport is not None:
             request.transport.abort()
         return response
+
+
+async def _turns() -> None:
+    """Let asyncio finish what it does in its own tasks and callbacks, which nobody can await."""
+    for _ in range(5):
+        await asyncio.sleep(0)

@@ -97,6 +97,7 @@ class ClaimDelivery:
         self._attempts = attempts
         self._backoff = Backoff()
         self._wakeup = asyncio.Event()
+        self._valid_until = 0.0  # time.monotonic() after which another process may have the claim
 
     async def run(self) -> None:
         """Claim and deliver until the process is to end.
@@ -122,6 +123,7 @@ class ClaimDelivery:
         """Claim messages. Messages that cannot be shaped become dead letters at once."""
         parts, limits = self._parts, self._parts.sink.batching
         most = min(limits.max_messages, parts.rate.most or limits.max_messages)
+        self._valid_until = monotonic() + parts.consumer.visibility_timeout
         rows = await parts.store.rows(_RECEIVE, (parts.name, most))
         if rows and len(rows) < most and limits.linger:
             await parts.sleep(limits.linger)
@@ -168,7 +170,7 @@ class ClaimDelivery:
         try:
             if wait := parts.rate.wait(len(claim), monotonic()):
                 await parts.sleep(wait)
-            while not parts.stopping.is_set():
+            while not parts.stopping.is_set() and self._is_valid():
                 failures = await self._attempt([one.outgoing for one in claim])
                 if failures is not None:
                     await self._settle(claim, failures)
@@ -184,12 +186,14 @@ class ClaimDelivery:
             await self._call("give_back", [one.receipt for one in claim])
 
     async def _attempt(self, batch: list[Outgoing]) -> dict[int, Failure] | None:
-        """Deliver once. Return the failures, or None if the target is away."""
+        """Deliver once. Return the failures, or None if the target is away or the claim is no longer valid."""
         parts = self._parts
         target: Target[Any] | None = None
         began = monotonic()
         try:
             target = await self._shared.get()
+            if not self._is_valid():
+                return None
             reach("delivering")
             async with asyncio.timeout(parts.sink.timeout):
                 failures = dict(await target.deliver(batch))
@@ -258,15 +262,23 @@ class ClaimDelivery:
         await self._call("bury_claimed", [receipt], reason)
         self._parts.stats.buries(seq, reason)
 
-    async def _call(self, function: str, receipts: list[str], *further: Any) -> None:
-        """Call a function of the store that settles deliveries."""
+    async def _call(self, function: str, receipts: list[str], *further: Any) -> list[Any]:
+        """Call a function of the store for deliveries, and return its rows."""
         places = ", ".join(["%s"] * (2 + len(further)))
-        await self._parts.store.rows(f"select {function}({places})", (self._parts.name, receipts, *further))
+        return await self._parts.store.rows(f"select {function}({places})", (self._parts.name, receipts, *further))
+
+    def _is_valid(self) -> bool:
+        return monotonic() < self._valid_until
 
     async def _keep(self, receipts: list[str]) -> None:
-        """Extend the visibility timeout of the claim for as long as it is being delivered."""
+        """Extend the visibility timeout of the claim for as long as it is being delivered.
+
+        The claim is no longer valid if a receipt is stale, or if the store could not be reached in time.
+        """
         seconds = self._parts.consumer.visibility_timeout
         while True:
             await asyncio.sleep(seconds / 3)
+            began = monotonic()
             with suppress(StoreUnavailable):
-                await self._call("extend", receipts, timedelta(seconds=seconds))
+                ((extended,),) = await self._call("extend", receipts, timedelta(seconds=seconds))
+                self._valid_until = began + seconds if extended == len(receipts) else 0.0

@@ -311,6 +311,29 @@ def test_a_process_that_was_stopped_does_not_deliver_after_its_lease(world: Worl
         assert sorted(received(http_target)) == list(range(1, 30)), "each once"
 
 
+@pytest.mark.parametrize("mode", ["fifo", "queue"])
+def test_a_process_that_was_stopped_delivers_no_claim_of_another(
+    world: World, http_target: HttpTarget, mode: str
+) -> None:
+    http_target.otherwise = Answer(503)
+    to_http(world, http_target, mode, "block", visibility_timeout="2s")
+    with world.bridge():
+        first = world.start_sinks()
+        insert(world, *range(1, 11))
+        http_target.wait(1)
+        first.send_signal(signal.SIGSTOP)
+        eventually(lambda: world.value("select count(*) from peek('events', 100)") == 10, "its claims come back")
+        http_target.otherwise = Answer()
+        before = len(http_target.requests)
+        world.start_sinks()
+        eventually(lambda: len(http_target.requests) == before + 10, "the other one delivers")
+        first.send_signal(signal.SIGCONT)
+        insert(world, *range(11, 31))
+        http_target.wait(before + 30)
+        eventually(lambda: world.value("select pending from consumer_lag()") == 0, "all are acknowledged")
+        assert sorted(received(http_target)[before:]) == list(range(1, 31)), "each once"
+
+
 def test_a_rate_is_kept(world: World, out: Path) -> None:
     to_file(world, out, rate=20)
     with world.bridge():

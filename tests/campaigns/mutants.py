@@ -305,6 +305,8 @@ MUTANTS = (
     Mutant("I86", "cdcbridge/sinks/lane.py", "            if not failure.for_good:\n",
            "            if failure.for_good:\n                continue\n            if not failure.for_good:\n",
            "tests/sinks/test_engine.py::test_a_refused_message_that_blocks_holds_its_partition"),
+    Mutant("I87", "cdcbridge/sinks/claims.py", "return monotonic() < self._valid_until", "return True",
+           "tests/sinks/test_engine.py::test_a_process_that_was_stopped_delivers_no_claim_of_another[fifo]"),
 )  # fmt: skip
 
 

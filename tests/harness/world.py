@@ -275,9 +275,14 @@ class World:
         """
         return self._start(["run", *options], "bridge.log", crash, prefix, environment)
 
-    def start_sinks(self, *names: str, crash: tuple[Instant | SinkInstant, int] | None = None) -> Running:
-        """`cdcbridge sinks run` as a process; `crash` as for start_process()."""
-        return self._start(["sinks", "run", *names], "sinks.log", crash, None, None)
+    def start_sinks(
+        self,
+        *names: str,
+        crash: tuple[Instant | SinkInstant, int] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Running:
+        """`cdcbridge sinks run` as a process; `crash` and `environment` as for start_process()."""
+        return self._start(["sinks", "run", *names], "sinks.log", crash, None, environment)
 
     def _start(
         self,

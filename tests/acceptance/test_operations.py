@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.errors import ConfigError, UsageError
 from tests.acceptance.test_docs import BLOCK, ROOT
 from tests.conftest import DEBIAN_15, FAST
+from tests.harness.programs import Program
 from tests.harness.world import World, clean_environment, eventually
 
 ROLES = ("cdcbridge_source", "cdcbridge_store", "billing_app")
@@ -106,17 +106,20 @@ def test_a_secret_is_in_no_output_whatever_is_wrong(tmp_path: Path, dsn: str) ->
     path = tmp_path / "cdcbridge.yaml"
     path.write_text(yaml.safe_dump({"source": {"dsn": dsn}, "log": {"level": "debug"}, "http": None}))
     for command in (("check",), ("lag",), ("config", "show"), ("config", "show", "--json"), ("run",), ("receive", "x")):
-        with subprocess.Popen(
-            [sys.executable, "-m", "cdcbridge", "-c", str(path), *command],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environment(),
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            said = process.stdout.readline()
-            if command == ("run",):  # it tries again for ever where nobody listens
-                process.terminate()
-            said += process.stdout.read()
+        said = output_of(["-c", str(path), *command], tmp_path / "output")
         assert "hush" not in said, (command, said)
         assert said and "Traceback" not in said, (command, said)
+
+
+def output_of(arguments: list[str], output: Path) -> str:
+    """What a command prints, on both streams. It is asked to end once it has said something."""
+    output.write_bytes(b"")
+    process = Program(arguments, clean_environment(), stdout=str(output), stderr=str(output))
+    eventually(lambda: output.stat().st_size or process.poll() is not None, "it says something")
+    if "run" in arguments:  # it tries again for ever where nobody listens
+        process.terminate()
+    process.wait(60)
+    return output.read_text()
 
 
 def test_libpqs_own_words_stay_without_what_they_quote() -> None:

@@ -1,12 +1,15 @@
 """Run `cdcbridge` in the process that calls, which was forked for this and ends with it.
 
-Loads the modules of all commands when it is imported, so that no forked process has to.
+Loads the modules of all commands and sinks when it is imported, so that no forked process has to.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import io
 import os
+import pkgutil
 import sys
 import time
 import traceback
@@ -14,6 +17,7 @@ from collections.abc import Sequence
 
 import click
 
+import cdcbridge.sinks
 from cdcbridge.cli import cli, main
 from cdcbridge.database import patience
 from cdcbridge.instants import Instant, SinkInstant
@@ -24,6 +28,9 @@ TRACEBACK = 99  # the exit code where Python would print a traceback
 _context = click.Context(cli)
 for _name in cli.list_commands(_context):
     cli.get_command(_context, _name)
+for _module in pkgutil.walk_packages(cdcbridge.sinks.__path__, "cdcbridge.sinks."):
+    importlib.import_module(_module.name)
+gc.freeze()  # a forked process shares these objects for as long as nobody touches them
 
 
 def run(

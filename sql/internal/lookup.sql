@@ -57,7 +57,8 @@ begin
         raise exception 'consumer % is a stream, which its sink delivers in order',
             quote_literal(consumer.name)
             using errcode = 'CB002', hint =
-    'Its dead letters can be listed and purged, but not redriven.';
+                'To send a dead letter again, write its row or publish its message once more. '
+                'docs/SINKS.md has an example.';
     elsif consumer.mode = 'stream' then
         raise exception 'consumer % reads the log as a stream', quote_literal(consumer.name)
             using errcode = 'CB002', hint =

@@ -51,7 +51,7 @@ def test_hard_words_are_rare(group: str) -> None:
 
 
 def test_no_message_of_sql_has_a_hard_word() -> None:
-    """They are few, so that two of them in a thousand words would already be many."""
+    """All of them have about 1,000 words, so one hard word would stay within the limit of one per 1,000."""
     assert len(RAISED) > 90
     found = {text: kind for text in RAISED for kind, places in plain_english.hard_places(text).items() if places}
     assert not found

@@ -42,9 +42,8 @@ begin
                      low_half(coalesce(pg_sequence_last_value('claim_ids_seq'), 0)))
              or set_config('cdcbridge.claiming', pg_current_xact_id()::text, true) is null)
     then
-        raise exception 'another program holds the advisory lock (%, %) of the gap guard',
-            'claim_ids_seq'::regclass::oid::int,
-            low_half(coalesce(pg_sequence_last_value('claim_ids_seq'), 0))
+        raise exception 'another program holds an advisory lock of the gap guard (classid %)',
+            'claim_ids_seq'::regclass::oid
             using errcode = 'lock_not_available', hint = 'pg_locks shows its pid.';
     end if;
     return nextval('claim_ids_seq');

@@ -43,7 +43,10 @@ A SQL function of cdcbridge raises an error with a SQLSTATE of the class CB. Its
 # The meaning of each SQLSTATE, and the next step.
 MEANINGS = {
     "CB001": ("there is no such consumer", "correct the name. `cdcbridge consumers list` prints the known ones"),
-    "CB002": ("the consumer is a stream, and the function is for queues, or the reverse", "call the other function"),
+    "CB002": (
+        "the consumer is a stream, and the function is for queues, or the reverse",
+        "call the other function. For dead letters of a stream with a sink, see docs/SINKS.md",
+    ),
     "CB003": ("the text is not a receipt", "pass the receipt as `receive` or `read_stream` returned it"),
     "CB004": ("an argument is wrong", "correct the argument that the message names"),
     "CB005": ("the isolation level is above READ COMMITTED", "begin the transaction with READ COMMITTED"),

@@ -135,7 +135,7 @@ class App:
 
 
 class _Notices:
-    """A handler that prints the notices of the server, except one that equals the notice before it.
+    """A handler that prints the notices of the server with their hints, except one that equals the notice before it.
 
     For example, a waiting `receive` gets the same notice at each look at a paused consumer.
     """
@@ -148,6 +148,8 @@ class _Notices:
         text = f"{kind}: {notice.message_primary}"
         if text != self._last:
             say(text)
+            if notice.message_hint:
+                say(f"hint: {notice.message_hint}")
             self._last = text
 
 

@@ -122,7 +122,7 @@ class Lead(Background):
                 newest = self._connection.execute(_NEWEST).fetchone()
                 # Reported here, too, because a bridge that has nothing to append would not notice.
                 if newest is not None and self.epoch is not None and newest[0] > self.epoch:
-                    self.end(f"epoch {self.epoch} is over: {newest[1]} leads with epoch {newest[0]}")
+                    self.end(f"epoch {self.epoch} has ended, because {newest[1]} leads with epoch {newest[0]}")
             except psycopg.errors.LockNotAvailable:
                 continue
             except psycopg.Error as error:

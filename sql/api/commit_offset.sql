@@ -43,15 +43,16 @@ begin
         perform refuse_lease(c.name, partition, receipt);
     end if;
     if seq is null or seq < at.seq then
-        raise exception 'seq % lies below the offset % of partition % of consumer %',
+        raise exception 'seq % is below the offset % of partition % of consumer %',
             coalesce(seq::text, 'null'), at.seq, partition, quote_literal(c.name)
             using errcode = 'CB004', hint = format(
-                'To go back: select seek(%L, %L, %s)', c.name, coalesce(seq, 0), partition);
+                'To read the partition again: select seek(%L, %L, %s)',
+                c.name, coalesce(seq, 0), partition);
     end if;
     if seq > at.seq and seq > coalesce(pg_sequence_last_value('messages_seq'), 0) then
-        raise exception 'seq % lies beyond the log''s end, %', seq,
+        raise exception 'seq % is after the end of the log, which is seq %', seq,
             coalesce(pg_sequence_last_value('messages_seq'), 0)
-            using errcode = 'CB004';
+            using errcode = 'CB004', hint = 'Pass a seq that read_stream() returned.';
     end if;
     if seq > at.seq or at.leased_until is not null then
         perform put_offset(at, seq, null);

@@ -31,9 +31,9 @@ declare
 begin
     perform require_read_committed('extend()');
     if visibility_timeout is null or visibility_timeout < interval '0' then
-        raise exception 'visibility_timeout is %; it must not be negative',
+        raise exception 'visibility_timeout is %, but must be at least 0 s',
             coalesce(visibility_timeout::text, 'null')
-            using errcode = 'CB004';
+            using errcode = 'CB004', hint = '0 s makes the messages visible at once.';
     end if;
     perform refuse_too_long('visibility_timeout', visibility_timeout);
     -- Lock the leases first, always in the same order, and only then read them.

@@ -30,7 +30,7 @@ declare
 begin
     perform require_read_committed('extend_lease()');
     if lease is null then
-        raise exception 'lease is null; it must be positive' using errcode = 'CB004';
+        raise exception 'lease is null, but must be more than 0 s' using errcode = 'CB004';
     end if;
     perform check_read(1, lease);
     at := locked_offset(c, partition);

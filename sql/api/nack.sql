@@ -47,7 +47,9 @@ declare
     nacked delivery[];
 begin
     if delay < interval '0' then
-        raise exception 'delay is %; it must not be negative', delay using errcode = 'CB004';
+        raise exception 'delay is %, but must be at least 0 s', delay
+            using errcode = 'CB004',
+                  hint = '0 s makes the messages visible at once. null means the retry_delay.';
     elsif delay > interval '0' then
         perform refuse_too_long('delay', delay);
     end if;

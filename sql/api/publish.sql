@@ -59,8 +59,9 @@ declare
     number int; -- the number of partitions
 begin
     if topic is null or topic = '' or strpos(topic, '.') > 0 then
-        raise exception 'topic is %; it must be a name without a dot', quote_nullable(topic)
-            using errcode = 'CB004', hint = 'Names with a dot are tables''.';
+        raise exception 'topic is %, but must be a name without a dot', quote_nullable(topic)
+            using errcode = 'CB004',
+                  hint = 'A name with a dot is the topic of a table, for example public.orders.';
     end if;
     if pg_typeof(data) not in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype) then
         perform refuse_no_json(pg_typeof(data));

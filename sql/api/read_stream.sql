@@ -56,7 +56,8 @@ declare
 begin
     perform check_read(max_messages, lease);
     if c.paused then
-        raise notice 'consumer % is paused', quote_literal(c.name);
+        raise notice 'consumer % is paused', quote_literal(c.name)
+            using hint = format('`cdcbridge consumers resume %s` ends the pause.', c.name);
         return;
     end if;
     -- Read in a statement of its own, before the statements that read the log.

@@ -76,7 +76,8 @@ begin
     then
         perform check_receive(max_messages, visibility_timeout);
         if c.paused then
-            raise notice 'consumer % is paused', quote_literal(c.name);
+            raise notice 'consumer % is paused', quote_literal(c.name)
+                using hint = format('`cdcbridge consumers resume %s` ends the pause.', c.name);
             return;
         end if;
     end if;

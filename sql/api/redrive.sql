@@ -13,7 +13,7 @@
 -- Returns: the number of dead letters that were redriven.
 -- Raises:
 --   CB001  no consumer has this name
---   CB002  the consumer is a stream
+--   CB002  the consumer is a stream, also if it has a sink (docs/SINKS.md, "Dead letters")
 --   CB007  an id is not that of a dead letter of this consumer
 --   CB008  the caller may not read this consumer
 -- Locks: the dead letters, with SKIP LOCKED, and the gap guard's shared lock, until the transaction
@@ -42,9 +42,9 @@ begin
           for update skip locked) d;
     revived := bring_back(c, chosen);
     if uncompared > 0 then
-        raise notice '% of % were never compared with the filter of consumer %, which failed on '
-            'them; without ids, `cdcbridge dead redrive %` compares',
-            uncompared, cardinality(chosen), quote_literal(c.name), c.name;
+        raise notice '% of % dead letters were never compared with the filter of consumer %, '
+            'because it failed on them', uncompared, cardinality(chosen), quote_literal(c.name)
+            using hint = format('`cdcbridge dead redrive %s` without ids compares them.', c.name);
     end if;
     return revived;
 end $$;

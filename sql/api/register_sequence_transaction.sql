@@ -20,10 +20,13 @@ declare
     draw_lock constant bigint := guarded::oid::bigint << 32 | 1;
 begin
     if has_sequence_privilege(guarded, 'usage') is not true then
-        raise exception 'no right to use the sequence %', guarded using errcode = 'CB004';
+        raise exception 'the role % has no right to use the sequence %', quote_ident(current_user),
+            guarded
+            using errcode = 'CB004', hint = format(
+                'As the owner of the sequence: grant usage on sequence %s to %I',
+                guarded, current_user);
     elsif (pg_sequence_parameters(seq)).cache_size <> 1 then
-        raise exception 'the sequence % has a cache: values that a session keeps cannot be guarded',
-            seq
+        raise exception 'the sequence % has a cache, and cached values cannot be guarded', seq
             using errcode = 'CB004', hint = format('alter sequence %s cache 1', seq);
     elsif current_setting(setting, true) = pg_current_xact_id()::text then
         return;

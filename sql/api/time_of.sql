@@ -27,9 +27,9 @@ begin
     if word ~ '^[-+] *[0-9]{1,15}([.][0-9]{1,15})? *(ms|s|m|h|d)$' then
         return later(moment(), word::interval);
     elsif word ~ '^[0-9]{1,15}([.][0-9]{1,15})? *(ms|s|m|h|d)$' then
-        raise exception '% is a duration, and no %', quote_literal(target), what
+        raise exception '% is a duration, not a %', quote_literal(target), what
             using errcode = 'CB004',
-                  hint = format('-%s is that long ago, and +%1$s that far ahead.', word);
+                  hint = format('Add a sign: -%s is in the past, and +%1$s in the future.', word);
     elsif word in ('now', 'today', 'yesterday', 'tomorrow') then
         return case word when 'now' then moment() else
             date_trunc('day', moment())
@@ -44,16 +44,17 @@ begin
     perform set_config('timezone', '+07:30', true); -- until this function returns
     elsewhere := target::timestamptz;
     if at <> elsewhere then
-        raise exception '% names no time zone', quote_literal(target)
-            using errcode = 'CB004', hint = 'Add it: 2026-05-01 10:00+02, or 2026-05-01 08:00Z.';
+        raise exception '% has no time zone', quote_literal(target)
+            using errcode = 'CB004',
+                  hint = 'Add one, for example 2026-05-01 10:00+02 or 2026-05-01 08:00Z.';
     end if;
     return at;
 exception
     when invalid_datetime_format or datetime_field_overflow or invalid_parameter_value
         or interval_field_overflow
     then
-        raise exception '% is no %', quote_nullable(target), what using errcode = 'CB004',
+        raise exception '% is not a %', quote_nullable(target), what using errcode = 'CB004',
             hint = case what when 'time' then ''
-                        else 'A place is earliest, latest, a seq, or a time. ' end
-                || 'A time is 2026-05-01 10:00+02, -1h (an hour ago), or yesterday.';
+                        else 'A place is earliest, latest, a seq or a time. ' end
+                || 'A time is for example 2026-05-01 10:00+02, -1h (an hour ago) or yesterday.';
 end $$;

@@ -21,7 +21,7 @@ begin
     -- In a statement of its own, so that its snapshot is taken after the lock.
     select * into newest from leaders l order by l.epoch desc limit 1;
     if newest.epoch is distinct from begin_append.epoch then
-        raise exception 'epoch % is over: % leads with epoch %',
+        raise exception 'epoch % has ended, because % leads with epoch %',
             begin_append.epoch, newest.holder, newest.epoch using errcode = 'CB010';
     end if;
     if messages = 0 then

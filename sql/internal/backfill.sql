@@ -21,11 +21,11 @@ begin
     return made;
 exception
     when unique_violation then
-        raise exception 'a backfill of % into consumer % is under way already',
+        raise exception 'a backfill of % into consumer % has not ended yet',
             quote_literal(table_name), quote_literal(c.name)
-            using errcode = 'CB004',
-                  hint = format('cdcbridge backfill list %s; cdcbridge backfill cancel %s %s',
-                                c.name, c.name, table_name);
+            using errcode = 'CB004', hint = format(
+            '`cdcbridge backfill list %s` shows it. `cdcbridge backfill cancel %1$s %s` ends it.',
+            c.name, table_name);
 end $$;
 
 -- change_backfills(consumer, table_name, states, state) -> the number of backfills changed.
@@ -53,7 +53,8 @@ begin
         raise exception 'consumer % has no backfill%that is %', quote_literal(c.name),
             coalesce(' of ' || quote_literal(table_name) || ' ', ' '),
             array_to_string(states, ' or ')
-            using errcode = 'CB004', hint = format('cdcbridge backfill list %s', c.name);
+            using errcode = 'CB004',
+                  hint = format('`cdcbridge backfill list %s` shows its backfills.', c.name);
     end if;
     return changed;
 end $$;

@@ -16,7 +16,7 @@ begin
     perform require_read_committed('receive()');
     perform check_max_messages(max_messages);
     if visibility_timeout < interval '0' then
-        raise exception 'visibility_timeout is %; it must not be negative', visibility_timeout
+        raise exception 'visibility_timeout is %, but must be at least 0 s', visibility_timeout
             using errcode = 'CB004';
     end if;
     perform refuse_too_long('visibility_timeout', visibility_timeout);
@@ -42,8 +42,9 @@ begin
                      low_half(coalesce(pg_sequence_last_value('claim_ids_seq'), 0)))
              or set_config('cdcbridge.claiming', pg_current_xact_id()::text, true) is null)
     then
-        raise exception 'the advisory lock class of claim_ids_seq is in use by others'
-            using errcode = 'lock_not_available';
+        raise exception 'another program holds an advisory lock of the gap guard (classid %)',
+            'claim_ids_seq'::regclass::oid
+            using errcode = 'lock_not_available', hint = 'pg_locks shows its pid.';
     end if;
     return nextval('claim_ids_seq');
 end $$;

@@ -1,8 +1,8 @@
 -- How the messages of a queue consumer are claimed: deliveries whose visibility timeout has passed,
 -- messages that were given back, and new messages.
 --
--- Every function that inserts leases returns the seqs of these messages, in order. They carry the
--- token of the claim. If the token is null, a function draws one as soon as there is a message to
+-- Every function that inserts leases returns the seqs of these messages, in order. The leases carry
+-- the claim_id `own_claim`. If it is null, a function draws one as soon as there is a message to
 -- take. Therefore a receive that finds nothing costs no transaction id.
 
 -- claim_expired(...): Claim deliveries whose visibility timeout has passed.

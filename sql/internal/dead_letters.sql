@@ -40,8 +40,8 @@ begin
       and case when true then d.seq in (select t.seq from tail t) end;
     get diagnostics revived = row_count;
     if revived < cardinality(chosen) then
-        raise notice '% of % not redriven: their messages wait or are in flight already',
-            cardinality(chosen) - revived, cardinality(chosen);
+        raise notice '% of % dead letters remain, because their messages already wait or are in '
+            'flight', cardinality(chosen) - revived, cardinality(chosen);
     end if;
     perform pg_notify(store_schema(), c.id::text);
     return revived;
@@ -72,7 +72,8 @@ declare
 begin
     select * into c from consumers where id = replay_messages.consumer_id for share;
     if not found then
-        raise exception 'the consumer was removed' using errcode = 'CB001';
+        raise exception 'the consumer with the id % was removed', replay_messages.consumer_id
+            using errcode = 'CB001';
     end if;
     perform register_sequence_transaction();
     with wanted as materialized (
@@ -122,12 +123,12 @@ begin
         raise exception 'consumer % has no dead letter %', quote_literal(consumer.name),
             array_to_string(unknown, ', ')
             using errcode = 'CB007', hint = coalesce((
-                select string_agg(format('%s is a seq; its id is %s', d.seq, d.ids), '. '
-                                  order by d.seq) || '.'
+                select string_agg(format('The dead letter with the seq %s has the id %s.',
+                                         d.seq, d.ids), ' ' order by d.seq)
                 from (select l.seq, string_agg(l.id::text, ' or ' order by l.id) as ids
                       from dead_messages l
                       where l.consumer_id = consumer.id and l.seq = any (unknown)
                       group by l.seq) d),
-                format('cdcbridge dead list %s', consumer.name));
+                format('`cdcbridge dead list %s` prints the ids.', consumer.name));
     end if;
 end $$;

@@ -42,9 +42,8 @@ create or replace function held_keys(consumer_id int, hint hints)
 returns table (claim_id bigint, key text)
 language sql stable as $$
     select l.claim_id, u.key
-    from (select v.claim_id, v.part, v.seqs, v.keys, exists (
-              select from settled s
-              where s.consumer_id = $1 and s.claim_id = v.claim_id and s.part = v.part) as partly
+    from (select v.claim_id, v.part, v.seqs, v.keys,
+                 exists (select from marks_of($1, v.claim_id, v.part)) as partly
           from live_leases($1, $2) v offset 0) l
     cross join lateral unnest(l.seqs, l.keys) as u (seq, key)
     where u.key is not null

@@ -23,9 +23,9 @@ create or replace function require_read_committed(what text) returns void
 language plpgsql stable as $$
 begin
     if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
-        raise exception '% cannot work in a % transaction', what,
+        raise exception '% cannot run in a % transaction', what,
             upper(current_setting('transaction_isolation'))
-            using errcode = 'CB005', hint = 'Call it in READ COMMITTED.';
+            using errcode = 'CB005', hint = 'Call it in a READ COMMITTED transaction.';
     end if;
 end $$;
 

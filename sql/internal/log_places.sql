@@ -15,7 +15,7 @@ declare
 begin
     if target is null then
         raise exception 'the target is null'
-            using errcode = 'CB004', hint = 'Give earliest, latest, a seq, or a time.';
+            using errcode = 'CB004', hint = 'Give earliest, latest, a seq or a time.';
     end if;
     last := max_safe_seq();
     if target = 'earliest' then
@@ -27,8 +27,8 @@ begin
         -- max_safe_seq().
         last := coalesce(pg_sequence_last_value('messages_seq'), 0);
         if target::bigint > last + 1 then
-            raise exception 'seq % lies ahead of the log, which ends at %', target, last
-                using errcode = 'CB004';
+            raise exception 'seq % is after the end of the log, which is seq %', target, last
+                using errcode = 'CB004', hint = 'latest is the end of the log.';
         end if;
         found := target::bigint - 1;
     else
@@ -36,11 +36,11 @@ begin
         found := least(coalesce(seq_at(time_of(target), last) - 1, last), last);
     end if;
     if found < first - 1 and first > 1 then
-        raise exception '% lies before what the log still holds: it begins at seq %, of %',
-            quote_literal(target), first,
-            coalesce((select m.inserted_at::text from messages m
-                      where m.seq >= first order by m.seq limit 1), 'no time yet')
-            using errcode = 'CB004', hint = '''earliest'' is the first message that is left.';
+        raise exception '% is before the beginning of the log, which is seq %',
+            quote_literal(target),
+            first || coalesce(' of ' || (select m.inserted_at from messages m
+                                         where m.seq >= first order by m.seq limit 1), '')
+            using errcode = 'CB004', hint = 'earliest is the beginning of the log.';
     end if;
     return greatest(found, 0);
 end $$;

@@ -12,12 +12,13 @@ declare
 begin
     select * into found from consumers c where c.name = consumer_named.name;
     if found.id is null then
-        raise exception 'no consumer named %', quote_nullable(name)
+        raise exception 'there is no consumer named %', quote_nullable(name)
             using errcode = 'CB001',
                   hint = coalesce(
                       'Known: ' || (select string_agg(c.name, ', ' order by c.name) from consumers c
                                     where may_read(c.config ->> 'role')),
-                      'No consumer has been applied yet, or none that this role may read.');
+                      'This role may read no consumer. '
+                          '`cdcbridge consumers apply` adds those of the configuration file.');
     end if;
     return found;
 end $$;
@@ -56,11 +57,12 @@ begin
         raise exception 'consumer % is a stream, which its sink delivers in order',
             quote_literal(consumer.name)
             using errcode = 'CB002', hint =
-    'Its dead letters can be listed and purged, but not redriven.';
+                'To send a dead letter again, write its row or publish its message once more. '
+                'docs/SINKS.md has an example.';
     elsif consumer.mode = 'stream' then
         raise exception 'consumer % reads the log as a stream', quote_literal(consumer.name)
             using errcode = 'CB002', hint =
-    'A stream is read by read_stream(), by Stream.connect() in Python, and by `cdcbridge read`.';
+    'Read it with read_stream(), with Stream.connect() in Python, or with `cdcbridge read`.';
     end if;
     perform refuse_stranger(consumer);
 end $$;
@@ -79,7 +81,7 @@ begin
     elsif consumer.config ? 'role' then
         raise exception 'consumer % may be read by the role % alone', quote_literal(consumer.name),
             quote_ident(consumer.config ->> 'role')
-            using errcode = 'CB008';
+            using errcode = 'CB008', hint = 'Connect as that role, or as the owner of the store.';
     end if;
     raise exception 'consumer % names no role, so only the store''s owner % may read it',
         quote_literal(consumer.name), quote_ident(current_user)
@@ -117,7 +119,7 @@ begin
     if found.mode <> 'stream' then
         raise exception 'consumer % is a %, not a stream', quote_literal(name), found.mode
             using errcode = 'CB002', hint =
-            'It is read by receive(), by Queue.connect() in Python, and by `cdcbridge receive`.';
+            'Read it with receive(), with Queue.connect() in Python, or with `cdcbridge receive`.';
     end if;
     perform refuse_stranger(found);
     return found;
@@ -131,7 +133,7 @@ create or replace function check_max_messages(max_messages int) returns void
 language plpgsql immutable as $$
 begin
     if max_messages is null or max_messages < 1 then
-        raise exception 'max_messages is %; it must be at least 1',
+        raise exception 'max_messages is %, but must be at least 1',
             coalesce(max_messages::text, 'null')
             using errcode = 'CB004';
     end if;

@@ -32,9 +32,9 @@ begin
     perform pg_advisory_xact_lock(partition_lock(consumer.id, coalesce(partition, 0)));
     at := newest_offset(consumer.id, partition);
     if at.id is null then
-        raise exception 'there is no partition %: the log has %',
-            coalesce(partition::text, 'null'), log_partitions()
-            using errcode = 'CB004';
+        raise exception 'there is no partition %', coalesce(partition::text, 'null')
+            using errcode = 'CB004',
+                  hint = format('The log has the partitions 0 to %s.', log_partitions() - 1);
     end if;
     return at;
 end $$;
@@ -77,7 +77,7 @@ begin
         raise exception '% is not a receipt of partition %',
             quote_literal(receipt), coalesce(partition::text, 'null')
             using errcode = 'CB003',
-                  hint = 'A receipt is what read_stream() returned in the column receipt.';
+                  hint = 'Pass a receipt as read_stream() returned it.';
     end if;
     return split_part(receipt, '-', 2)::bigint;
 end $$;

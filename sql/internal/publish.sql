@@ -11,9 +11,9 @@ declare
         nullif((select t.typbasetype from pg_type t where t.oid = type), 0), type);
 begin
     if base not in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype, 'varchar'::regtype) then
-        raise exception 'data is of type %; it must be json, jsonb, or a text that is JSON', type
+        raise exception 'data has the type %, but must be json, jsonb or text that is JSON', type
             using errcode = 'CB004',
-            hint = 'to_json(...) makes JSON of a value.';
+            hint = 'to_json(...) turns a value into JSON.';
     end if;
 end $$;
 
@@ -24,7 +24,7 @@ create or replace function tell_duplicate(topic text, dedup_id text, seq bigint)
 language plpgsql volatile as $$
 begin
     perform set_config('cdcbridge.duplicate', 'on', true);
-    raise notice 'dedup_id % of topic % was published before, as seq %: nothing was added',
+    raise notice 'dedup_id % of topic % was published before as seq %, so nothing was added',
         quote_literal(left(dedup_id, 80)),
         quote_literal(topic), seq;
 end $$;
@@ -39,10 +39,11 @@ declare
 begin
     if current_setting('cdcbridge.unlisted', true) is distinct from told then
         perform set_config('cdcbridge.unlisted', told, true);
-        raise notice 'no consumer lists the topic %: the message is in the log, and nobody gets it',
+        raise notice 'no consumer lists the topic %, so no consumer receives the message',
             quote_literal(left(topic, 80))
-            using errcode = 'CB011', hint =
-          'A consumer lists it under topics. One that is added later gets it with start: earliest.';
+            using errcode = 'CB011',
+                  hint = 'Add the topic to a consumer. With start: earliest, '
+                      'a new consumer receives this message, too.';
     end if;
 end $$;
 
@@ -57,30 +58,30 @@ declare
 begin
     -- topic and dedup_id form the primary key of published. A btree entry has at most 2,700 bytes.
     if octet_length(topic) > 1024 then
-        raise exception 'topic % has % bytes; it must have at most 1024',
+        raise exception 'topic % has % bytes, but may have 1024 at most',
             quote_literal(left(topic, 40) || '...'), octet_length(topic)
             using errcode = 'CB004';
     elsif dedup_id = '' then
         raise exception 'dedup_id is empty'
-            using errcode = 'CB004', hint = 'null publishes without one.';
+            using errcode = 'CB004', hint = 'Pass null to publish without a dedup_id.';
     elsif octet_length(dedup_id) > 1024 then
-        raise exception 'dedup_id % has % bytes; it must have at most 1024',
+        raise exception 'dedup_id % has % bytes, but may have 1024 at most',
             quote_literal(left(dedup_id, 40) || '...'), octet_length(dedup_id)
             using errcode = 'CB004',
-                  hint = 'A hash of it serves as well: encode(sha256(...), ''hex'').';
+                  hint = 'Pass a hash of it instead: encode(sha256(...), ''hex'').';
     elsif deliver_at is not null and delay is not null then
-        raise exception 'deliver_at is % and delay is %: both are given', deliver_at, delay
-            using errcode = 'CB004',
-            hint = 'deliver_at is a time, delay counts from now: give one of them.';
+        raise exception 'deliver_at is % and delay is %, but only one of them may be given',
+            deliver_at, delay
+            using errcode = 'CB004', hint = 'deliver_at is a time, and delay counts from now.';
     elsif delay < interval '0' then
-        raise exception 'delay is %; it must not be negative', delay using errcode = 'CB004';
+        raise exception 'delay is %, but must be at least 0 s', delay using errcode = 'CB004';
     elsif not isfinite(deliver_at) then
-        raise exception 'deliver_at is %; it must be a time', deliver_at using errcode = 'CB004',
-            hint = 'null delivers at once.';
+        raise exception 'deliver_at is %, but must be a time', deliver_at using errcode = 'CB004',
+            hint = 'Pass null to deliver the message at once.';
     elsif deliver_at > later(moment(), most) then
-        raise exception 'deliver_at is %; it must be at most % from now',
+        raise exception 'deliver_at is %, but must be at most % from now',
             deliver_at, justify_hours(most) using errcode = 'CB004',
-            hint = 'store.max_retention is the longest that a message may wait.';
+            hint = 'A message may wait for store.max_retention at most.';
     elsif delay is not null then
         perform refuse_too_long('delay', delay);
     end if;

@@ -17,9 +17,9 @@ language plpgsql immutable as $$
 begin
     raise exception 'stale receipt for partition % of consumer %: %',
         partition, quote_literal(name),
-        coalesce(quote_literal(receipt), 'none, and another member has a lease')
+        coalesce(quote_literal(receipt), 'none was given, but the partition has a lease')
         using errcode = 'CB006',
-              hint = 'The lease ended, or the partition was sought in or committed since.';
+              hint = 'The lease has ended, or the offset was moved. Read the partition again.';
 end $$;
 
 -- check_read(max_messages, lease): Check the arguments of read_stream().
@@ -33,7 +33,7 @@ begin
     perform require_read_committed('read_stream()');
     perform check_max_messages(max_messages);
     if lease <= interval '0' then
-        raise exception 'lease is %; it must be positive', lease using errcode = 'CB004';
+        raise exception 'lease is %, but must be more than 0 s', lease using errcode = 'CB004';
     elsif lease is not null then
         perform refuse_too_long('lease', lease);
     end if;
@@ -177,9 +177,8 @@ end $$;
 create or replace function refuse_lost(name text, at offsets) returns void
 language plpgsql immutable as $$
 begin
-    raise exception 'consumer % was slower than the log''s retention: % messages of partition % '
-        'are gone that it had not read',
-        quote_literal(name), at.lost, at.partition
+    raise exception 'consumer % was slower than the log''s retention, which dropped % unread '
+        'messages of partition %', quote_literal(name), at.lost, at.partition
         using errcode = 'CB009', hint = format(
-            'To go on without them: select seek(%L, ''earliest'', %s)', name, at.partition);
+            'To continue without them: select seek(%L, ''earliest'', %s)', name, at.partition);
 end $$;

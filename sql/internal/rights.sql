@@ -43,8 +43,8 @@ create or replace function use_role(role text) returns void
 language plpgsql set search_path from current as $$
 begin
     if to_regrole(quote_ident(role)) is null then
-        raise exception 'no role named %', quote_literal(role) using errcode = 'CB004',
-            hint = format('Make it: create role %I login', role);
+        raise exception 'there is no role named %', quote_literal(role) using errcode = 'CB004',
+            hint = format('Create it: create role %I login', role);
     end if;
     execute format('grant usage on schema %I to %I', store_schema(), role);
 end $$;

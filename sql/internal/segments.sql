@@ -74,8 +74,8 @@ begin
                 -- The segment of this seq exists. A later publisher makes the next one.
                 exit when to_regclass(segment_name(seq)) is not null;
                 if clock_timestamp() > until then
-                    raise exception 'the segment of seq % is not there: a transaction that '
-                        'makes it, or locks the log, is open: pid %',
+                    raise exception 'the log has no segment for seq % yet, because a transaction '
+                        'that creates it or locks the log is open (pid %)',
                         seq, (select string_agg(distinct l.pid::text, ', ') from pg_locks l
                               where l.relation = 'messages'::regclass and l.granted
                                 and l.pid <> pg_backend_pid() and l.mode not in (
@@ -121,11 +121,11 @@ begin
     return false;
 exception
     when lock_not_available then
-        raise exception 'an index on % has to wait for transactions that published, or make one '
-            'too, and stay open: pid %', segment,
+        raise exception 'the index of % cannot be created yet, because transactions that publish '
+            'or create an index are open (pid %)', segment,
             (select string_agg(distinct l.pid::text, ', ') from pg_locks l
              where l.granted and l.pid <> pg_backend_pid()
                and (l.relation = segment and l.mode = 'RowExclusiveLock'
                     or l.relation = 'messages'::regclass and l.mode = 'ShareUpdateExclusiveLock'))
-            using errcode = 'lock_not_available', hint = 'End them, and try again.';
+            using errcode = 'lock_not_available', hint = 'End these transactions.';
 end $$;

@@ -24,7 +24,7 @@ exception
             select r from unnest(receipts) r
             where r is null or r !~ '^[0-9]{1,18}-[0-9]{1,18}$' limit 1))
             using errcode = 'CB003',
-                  hint = 'A receipt is what receive() returned in the column receipt.';
+                  hint = 'Pass a receipt as receive() returned it.';
 end $$;
 
 -- settle_claim(consumer_id, receipts, moment) -> the seqs that were settled by deleting all rows of
@@ -326,7 +326,7 @@ begin
     end if;
     raise exception 'stale receipt for consumer %: %', quote_literal(consumer), stale
         using errcode = 'CB006', hint =
-            'The delivery''s visibility timeout passed, or it was acked or given back before.';
+            'The delivery''s visibility timeout has passed, or it was acked or given back before.';
 end $$;
 
 -- forget_redriven(consumer_id, seqs): Delete the stored content of redriven messages that are

@@ -27,9 +27,9 @@ declare
     most constant interval := (select l.max_retention from limits l);
 begin
     if span > most then
-        raise exception '% is %; it must be at most %', name, span, justify_hours(most)
+        raise exception '% is %, but must be at most %', name, span, justify_hours(most)
             using errcode = 'CB004',
-                  hint = 'store.max_retention is the longest that a message may wait.';
+                  hint = 'A message may wait for store.max_retention at most.';
     end if;
 end $$;
 

@@ -105,7 +105,8 @@ begin
         exception when others then
             raise warning 'cdcbridge could not set the replica identity of %.%: %',
                 found_table.nspname, found_table.relname, sqlerrm
-                using hint = 'Give the table a primary key, or UPDATE and DELETE of it may fail.';
+                using hint = 'Give the table a primary key. '
+                    'Without one, UPDATE and DELETE of it may fail.';
         end;
     end loop;
 end $$;
@@ -119,7 +120,8 @@ begin
         where classid = 'pg_class'::regclass
     ));
 exception when others then
-    raise warning 'cdcbridge could not look at replica identities: %', sqlerrm;
+    raise warning 'cdcbridge could not correct the replica identities of tables: %', sqlerrm
+        using hint = 'Give each new table a primary key, or REPLICA IDENTITY FULL.';
 end $$;
 
 -- on_drop(): Correct all tables after a key or an index was dropped.
@@ -139,7 +141,8 @@ begin
     using pg_event_trigger_dropped_objects() d
     where d.objid = x.relation and d.classid = 'pg_class'::regclass and d.objsubid = 0;
 exception when others then
-    raise warning 'cdcbridge could not look at replica identities: %', sqlerrm;
+    raise warning 'cdcbridge could not correct the replica identities of tables: %', sqlerrm
+        using hint = 'Give each new table a primary key, or REPLICA IDENTITY FULL.';
 end $$;
 
 drop event trigger if exists cdcbridge_identity_command;

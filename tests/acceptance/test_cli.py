@@ -304,7 +304,7 @@ def test_a_streams_offsets_are_shown_and_moved(world: World) -> None:
     assert lines(world.run_program("offsets", "seek", "audit", "earliest", "--partition", one))[0]["partitions"] == 1
     assert world.json("lag", "--json")["consumers"][0]["pending"] == len(rows)
     for arguments, message in (
-        (("seek", "audit", "whenever"), "'whenever' is no place in the log"),
+        (("seek", "audit", "whenever"), "'whenever' is not a place in the log"),
         (("seek", "audit", "latest", "--partition", "99"), "there is no partition 99"),
         (("show", "nobody"), "no consumer named 'nobody'"),
     ):
@@ -348,8 +348,8 @@ def test_a_range_of_the_log_is_replayed(world15: World) -> None:
     got = lines(world15.run_program("receive", "billing", "-n", "10", "--ack"))
     assert [row["seq"] for row in got] == [5, 3, 4, 1]
     for arguments, message in (
-        (("billing", "--from", "whenever"), "no place in the log"),
-        (("billing", "--from", "99"), "lies ahead of the log"),
+        (("billing", "--from", "whenever"), "not a place in the log"),
+        (("billing", "--from", "99"), "is after the end of the log"),
         (("nobody", "--from", "earliest"), "no consumer named"),
     ):
         refused = world15.run_program("consumers", "replay", *arguments)

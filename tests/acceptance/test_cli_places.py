@@ -57,11 +57,12 @@ def test_publish_tells_delays_duplicates_and_topics_without_a_consumer(store: Wo
     assert first == {"seq": 1, "duplicate": False}
     again = called(store, "publish", "news", "1", "--dedup-id", "x")
     assert lines(again) == [{"seq": 1, "duplicate": True}]
-    assert "notice: dedup_id 'x' of topic 'news' was published before, as seq 1" in again.stderr
+    assert "notice: dedup_id 'x' of topic 'news' was published before as seq 1" in again.stderr
     wrong = called(store, "publish", "newz", stdin="1\n2\n3\n")
     assert len(lines(wrong)) == 3
     assert wrong.stderr == (
-        "warning: no consumer lists the topic 'newz': the message is in the log, and nobody gets it\n"
+        "warning: no consumer lists the topic 'newz', so no consumer receives the message\n"
+        "hint: Add the topic to a consumer. With start: earliest, a new consumer receives this message, too.\n"
     )
     for option in (("--delay", "5m"), ("--delay", "300"), ("--deliver-at", "+5m")):
         one(store, "publish", "news", "2", *option)
@@ -69,9 +70,9 @@ def test_publish_tells_delays_duplicates_and_topics_without_a_consumer(store: Wo
     waits = "select round(extract(epoch from visible_at - now())) from delayed order by seq"
     assert [290 < wait <= 300 for (wait,) in store.rows(waits)] == [True] * 3
     refusals: tuple[tuple[tuple[str, ...], str], ...] = (
-        (("--delay", "5m", "--deliver-at", "+5m"), "both are given"),
-        (("--deliver-at", "5m"), "'5m' is a duration, and no time"),
-        (("--deliver-at", "soon"), "'soon' is no time"),
+        (("--delay", "5m", "--deliver-at", "+5m"), "only one of them may be given"),
+        (("--deliver-at", "5m"), "'5m' is a duration, not a time"),
+        (("--deliver-at", "soon"), "'soon' is not a time"),
         (("--delay", "-5m"), "is not a duration"),
         (("--delay", "yesterday"), "is not a duration"),
     )

@@ -27,6 +27,9 @@ _STATEMENT = r"(select|with|insert|update|delete|create|alter|drop|set|copy|lock
 _SQL = re.compile(rf"\s*(-- |{_STATEMENT} )")
 _SQL_FIX = re.compile(rf"\b{_STATEMENT} [^;]*;|(?<=x);$")
 _QUESTION = re.compile(r"[^.?!:]*\?")
+_QUOTED = "'(?:[^']|'')*'"
+_RAISE = re.compile(rf"^ *raise (?:exception|warning|notice)\s((?:[^';]|{_QUOTED})*);", re.MULTILINE)
+_LITERAL = re.compile(rf"{_QUOTED}(?:\s*\n\s*{_QUOTED})*")  # PostgreSQL joins literals on consecutive lines
 
 
 def hard_places(text: str) -> dict[str, list[str]]:
@@ -54,11 +57,19 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 def messages(path: Path) -> Iterator[str]:
-    """Yield the texts that a Python file shows to people: errors, hints, log values, help and descriptions.
+    """Yield the texts that a Python or SQL file shows to people: errors, hints, log values, help and descriptions.
 
     A text is a string literal of at least three words that is neither a docstring, nor SQL, nor a pattern. A value
-    inside it becomes `x`.
+    inside it becomes `x`. In an SQL file only the literals of RAISE statements count.
     """
+    texts = _raised(path.read_text()) if path.suffix == ".sql" else _texts(path)
+    for text in texts:
+        if words(text) >= _SHORTEST and not _SQL.match(text):
+            yield text
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """Yield the string literals of a Python file, apart from docstrings and texts for programs."""
     tree = ast.parse(path.read_text())
     passed = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
     for node in ast.walk(tree):
@@ -66,9 +77,16 @@ def messages(path: Path) -> Iterator[str]:
             passed.update(id(part) for part in node.values)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in _NO_TEXT:
             passed.update(id(inner) for argument in node.args for inner in ast.walk(argument))
-        text = _SQL_FIX.sub("x", _literal(node) if id(node) not in passed else "")
-        if words(text) >= _SHORTEST and not _SQL.match(text):
-            yield text
+        yield _SQL_FIX.sub("x", _literal(node) if id(node) not in passed else "")
+
+
+def _raised(code: str) -> Iterator[str]:
+    """Yield the string literals of the RAISE statements: messages, details, hints, and parts of them."""
+    for statement in _RAISE.findall(code):
+        for literal in _LITERAL.findall(statement):
+            text = re.sub(r"'\s*\n\s*'", "", literal)[1:-1].replace("''", "'")
+            if " " in text:  # otherwise it is a name
+                yield re.sub(r"%(\d+\$)?[sLI]?", "x", text)
 
 
 def _literal(node: ast.AST) -> str:

@@ -132,7 +132,7 @@ def test_pause_resume_and_cancel(world15: World) -> None:
     with world.bridge():
         world.json("backfill", "start", "c", "public.t", "--rate", "200")
         again = world.run_program("backfill", "start", "c", "public.t")
-        assert again.returncode == 2 and "under way already" in again.stderr
+        assert again.returncode == 2 and "has not ended yet" in again.stderr
         eventually(lambda: listed(world)["rows"] > 0)
         assert world.json("backfill", "pause", "c") == {"paused": 1}
         eventually(lambda: not world.sql.execute(

@@ -264,7 +264,7 @@ def test_an_append_of_an_older_epoch_writes_nothing(world15: World) -> None:
     zombie.begin_epoch()
     zombie.append(AppendBatch(end_lsn=1), None)
     store.begin_epoch()
-    with pytest.raises(NotLeader, match="epoch 1 is over"):
+    with pytest.raises(NotLeader, match="epoch 1 has ended"):
         zombie.append(AppendBatch(end_lsn=2), None)
     assert world15.value("select end_lsn::text from positions") == "0/1"
     zombie.close()

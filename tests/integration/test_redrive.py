@@ -153,10 +153,12 @@ def test_the_sql_function_says_which_were_never_compared(world: World) -> None:
     dead_letters(world, *OPEN_AND_PAID, count=3)
     with psycopg.connect(world.dsn, autocommit=True) as session:
         said: list[str] = []
-        session.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+        session.add_notice_handler(lambda notice: said.append(f"{notice.message_primary} {notice.message_hint}"))
         assert session.execute("select cdcbridge.redrive('c')").fetchall() == [(3,)]
     (notice,) = said
-    assert notice.startswith("3 of 3 were never compared with the filter of consumer 'c', which failed on them")
+    assert notice.startswith(
+        "3 of 3 dead letters were never compared with the filter of consumer 'c', because it failed on them"
+    )
     assert "`cdcbridge dead redrive c`" in notice
 
 

@@ -156,7 +156,7 @@ def test_seek_takes_words_seqs_and_times(queue: StoreQueue, connect: Any) -> Non
     ):
         assert stream.seek(target) == 16
         assert [m.seq for m in stream.messages(wait=0, stop_when_empty=True)] == expected
-    with pytest.raises(UsageError, match="no place in the log"):
+    with pytest.raises(UsageError, match="not a place in the log"):
         stream.seek("yesterday, perhaps")
     with pytest.raises(UsageError, match="no partition 99"):
         stream.seek("latest", 99)

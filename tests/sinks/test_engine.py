@@ -89,6 +89,12 @@ def test_a_refused_message_becomes_a_dead_letter_with_the_answer(
         assert received(http_target).count(2) == 1, "it is not sent again"
         shown = world.run_program("dead", "list", "events", "--json")
         assert shown.returncode == 0 and "no such customer" in shown.stdout, shown
+        if mode == "stream":
+            refused = world.run_program("dead", "redrive", "events")
+            assert refused.returncode == 2 and "write its row" in refused.stderr, refused
+            http_target.otherwise = lambda _request: Answer()
+            world.execute("update t set id = id where id = 2")
+            eventually(lambda: received(http_target).count(2) == 2, "the row that was written again is sent")
         assert world.run_program("dead", "purge", "events", "--yes").returncode == 0
         assert world.value("select count(*) from dead_messages") == 0
 

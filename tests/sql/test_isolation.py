@@ -375,7 +375,7 @@ def test_the_fence_holds_where_the_default_is_serializable(queue: StoreQueue) ->
     with first.connection.transaction():
         first.connection.execute("select 1")
         second.begin_epoch()
-        with pytest.raises(psycopg.Error, match="is over") as refused:
+        with pytest.raises(psycopg.Error, match="has ended") as refused:
             first.connection.execute("select begin_append(%s, 0)", (first._epoch,))
     assert refused.value.sqlstate == "CB010"
     for store in (first, second):

@@ -30,7 +30,7 @@ def test_nothing_is_put_off_for_longer_than_max_retention(queue: StoreQueue, spa
     queue.append(3)
     (row,) = queue.receive(1)
     receipt = [row["receipt"]]
-    limit = "it must be at most 30 days"
+    limit = "but must be at most 30 days"
     assert limit in refused(queue, "select * from cdcbridge.receive('c', 1, %s::interval)", span)
     assert limit in refused(queue, "select cdcbridge.extend('c', %s, %s::interval)", receipt, span)
     assert limit in refused(queue, "select cdcbridge.nack('c', %s, %s::interval)", receipt, span)

@@ -178,7 +178,7 @@ def test_a_domain_over_jsonb_and_null_are_data_and_other_types_are_refused(queue
     )
     assert [row["data"]["record"] for row in queue.receive()] == [{}, None]
     for value in ("42", "true", "now()", "array[1]", "row(1, 2)"):
-        with pytest.raises(psycopg.DatabaseError, match="it must be json, jsonb, or a text that is JSON") as raised:
+        with pytest.raises(psycopg.DatabaseError, match="must be json, jsonb or text that is JSON") as raised:
             queue.value(f"select cdcbridge.publish('t', null, {value})")
         assert raised.value.sqlstate == "CB004"
     with pytest.raises(psycopg.DatabaseError, match="invalid input syntax for type json"):
@@ -194,9 +194,9 @@ def test_a_delay_counts_from_now_and_is_one_of_two(queue: StoreQueue, mode: str)
     assert seqs(queue.receive()) == [late]
     assert seqs(queue.receive()) == [] and publish(queue, "b", delay="0") in seqs(queue.receive())
     refused: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"delay": "-1 s"}, "delay is -00:00:01; it must not be negative"),
-        ({"delay": "31 d"}, "delay is 31 days; it must be at most 30 days"),
-        ({"delay": "1 s", "deliver_at": "2030-01-01 00:00+00"}, "both are given"),
+        ({"delay": "-1 s"}, "delay is -00:00:01, but must be at least 0 s"),
+        ({"delay": "31 d"}, "delay is 31 days, but must be at most 30 days"),
+        ({"delay": "1 s", "deliver_at": "2030-01-01 00:00+00"}, "only one of them may be given"),
     )
     for named, message in refused:
         with pytest.raises(psycopg.DatabaseError, match=message) as raised:
@@ -221,7 +221,7 @@ def test_a_duplicate_can_be_told(queue: StoreQueue, mode: str) -> None:
     first = queue.all(call, "x")
     assert first[0]["duplicate"] == "off" and found == []
     assert queue.all(call, "x") == [{"seq": first[0]["seq"], "duplicate": "on"}]
-    assert found == [f"dedup_id 'x' of topic 't' was published before, as seq {first[0]['seq']}: nothing was added"]
+    assert found == [f"dedup_id 'x' of topic 't' was published before as seq {first[0]['seq']}, so nothing was added"]
     assert queue.all(call, "y")[0]["duplicate"] == "off", "it tells of the last one"
 
 
@@ -235,7 +235,7 @@ def test_the_loser_of_two_that_publish_one_dedup_id_is_told(queue: StoreQueue, m
     eventually(lambda: queue.all(waits), "it waits for the first")
     one.commit()
     thread.join()
-    assert found == ["dedup_id 'x' of topic 't' was published before, as seq 1: nothing was added"]
+    assert found == ["dedup_id 'x' of topic 't' was published before as seq 1, so nothing was added"]
 
 
 def test_a_topic_that_nobody_lists_is_told_once_in_a_transaction(queue: StoreQueue) -> None:
@@ -245,7 +245,7 @@ def test_a_topic_that_nobody_lists_is_told_once_in_a_transaction(queue: StoreQue
     found = notices(session)
     for topic in ("invoices", "visits", "invoicse", "invoicse"):
         publish(queue, topic=topic, session=session)
-    assert found == ["no consumer lists the topic 'invoicse': the message is in the log, and nobody gets it"]
+    assert found == ["no consumer lists the topic 'invoicse', so no consumer receives the message"]
     session.commit()
     publish(queue, topic="invoicse", session=session)
     assert len(found) == 2

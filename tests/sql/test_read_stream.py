@@ -150,7 +150,7 @@ def test_a_lease_can_be_extended_while_it_lasts(queue: StoreQueue) -> None:
     expire(queue)
     with pytest.raises(psycopg.Error, match="stale receipt"):
         queue.value(extend, *arguments)
-    with pytest.raises(psycopg.Error, match="lease is null; it must be positive"):
+    with pytest.raises(psycopg.Error, match="lease is null, but must be more than 0 s"):
         queue.value("select cdcbridge.extend_lease('s', %s, %s, null)", *arguments)
 
 
@@ -324,15 +324,15 @@ REFUSED = [
     ("commit_offset('nobody', 0, 0)", "CB001", "no consumer named"),
     ("commit_offset('s', 99, 0)", "CB004", "there is no partition 99"),
     ("commit_offset('s', null, 0)", "CB004", "there is no partition null"),
-    ("commit_offset('s', 0, null)", "CB004", "seq null lies below"),
-    ("commit_offset('s', 0, -1)", "CB004", "seq -1 lies below the offset 0"),
-    ("commit_offset('s', 0, 1000)", "CB004", "beyond the log's end"),
+    ("commit_offset('s', 0, null)", "CB004", "seq null is below"),
+    ("commit_offset('s', 0, -1)", "CB004", "seq -1 is below the offset 0"),
+    ("commit_offset('s', 0, 1000)", "CB004", "after the end of the log"),
     ("commit_offset('s', 0, 0, 'x')", "CB003", "'x' is not a receipt of partition 0"),
     ("commit_offset('s', 0, 0, '1-1')", "CB003", "'1-1' is not a receipt of partition 0"),
     ("commit_offset('s', 0, 0, '0-999')", "CB006", "stale receipt"),
-    ("seek('s', 'sometime')", "CB004", "'sometime' is no place in the log"),
+    ("seek('s', 'sometime')", "CB004", "'sometime' is not a place in the log"),
     ("seek('s', null)", "CB004", "the target is null"),
-    ("seek('s', '1000')", "CB004", "ahead of the log"),
+    ("seek('s', '1000')", "CB004", "after the end of the log"),
     ("seek('s', 'earliest', 99)", "CB004", "there is no partition 99"),
     ("group_lag('q')", "CB002", "not a stream"),
 ]
@@ -369,7 +369,7 @@ def test_commit_below_the_offset_names_seek(queue: StoreQueue) -> None:
 def test_under_a_lease_a_receipt_is_needed(queue: StoreQueue) -> None:
     publish(queue, "a")
     rows = read(queue, 1, "1 hour")
-    with pytest.raises(psycopg.Error, match="none, and another member has a lease"):
+    with pytest.raises(psycopg.Error, match="none was given, but the partition has a lease"):
         commit(queue, rows[0]["partition"], rows[0]["seq"])
 
 

@@ -151,8 +151,9 @@ def test_a_seq_in_place_of_the_id_of_a_dead_letter_is_recognised(queue: StoreQue
     with pytest.raises(psycopg.Error) as raised:
         queue.all(f"select cdcbridge.{call}('c', %s)", [*unknown, 77])
     assert raised.value.diag.message_hint == (
-        f"{put[1] + 100} is a seq; its id is {ids[put[1]]}. {put[2] + 100} is a seq; its id is {ids[put[2]]}."
+        f"The dead letter with the seq {put[1] + 100} has the id {ids[put[1]]}."
+        f" The dead letter with the seq {put[2] + 100} has the id {ids[put[2]]}."
     )
     with pytest.raises(psycopg.Error) as raised:
         queue.all(f"select cdcbridge.{call}('c', '{{77}}')")
-    assert raised.value.diag.message_hint == "cdcbridge dead list c"
+    assert raised.value.diag.message_hint == "`cdcbridge dead list c` prints the ids."

@@ -13,6 +13,8 @@ from cdcbridge.store import sql_files
 from tests.sql.queue import StoreQueue
 from tests.sql.test_queue import receipts
 
+NO_CONSUMER = "This role may read no consumer. `cdcbridge consumers apply` adds those of the configuration file."
+
 
 @pytest.fixture
 def roles(queue: StoreQueue) -> Iterator[None]:
@@ -164,9 +166,9 @@ def test_the_hint_for_an_unknown_name_tells_those_that_the_caller_may_read(
         assert raised.value.sqlstate == "CB001"
         return str(raised.value.diag.message_hint)
 
-    assert hint(reader) == "No consumer has been applied yet, or none that this role may read."
+    assert hint(reader) == NO_CONSUMER
     queue.declare("mine", role="reader")
-    assert hint(stranger) == "No consumer has been applied yet, or none that this role may read."
+    assert hint(stranger) == NO_CONSUMER
     queue.declare("theirs", role="stranger")
     queue.declare("owners")
     assert (hint(reader), hint(stranger)) == ("Known: mine", "Known: theirs")

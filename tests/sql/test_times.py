@@ -100,11 +100,11 @@ def test_a_time_names_its_zone_and_is_the_same_in_every_session(group: StoreQueu
     ):
         assert group.value("select cdcbridge.seek('s', %s)", target) == 16, target
     for target in ("2020-05-01", "2020-05-01 10:00", "2020-05-01T10:00:00.5", "today 10:00"):
-        with pytest.raises(psycopg.Error, match="names no time zone") as raised:
+        with pytest.raises(psycopg.Error, match="has no time zone") as raised:
             group.value("select cdcbridge.seek('s', %s)", target)
         assert raised.value.sqlstate == "CB004"
     for target in ("05.01.2026 10:00Z", "2020-13-01 10:00Z", "2020-05-01 10:00 Mars/Phobos", "sometime"):
-        with pytest.raises(psycopg.Error, match="is no place in the log") as raised:
+        with pytest.raises(psycopg.Error, match="is not a place in the log") as raised:
             group.value("select cdcbridge.seek('s', %s)", target)
         assert raised.value.sqlstate == "CB004"
     assert group.value("show timezone") == zone

@@ -40,12 +40,16 @@ def test_times_are_said_in_one_way_whatever_the_session(queue: StoreQueue, said:
 @pytest.mark.parametrize(
     ("said", "message", "hint"),
     [
-        ("1h", "'1h' is a duration, and no place in the log", "-1h is that long ago, and +1h that far ahead."),
-        ("-1y", "'-1y' is no place in the log", "A place is earliest, latest, a seq, or a time."),
-        ("--1h", "'--1h' is no place in the log", "A time is 2026-05-01 10:00+02, -1h (an hour ago), or yesterday."),
-        ("-999999999999999d", "is no place in the log", "earliest"),
-        ("2026-05-01", "names no time zone", "Add it"),
-        ("last week", "'last week' is no place in the log", "-1h"),
+        ("1h", "'1h' is a duration, not a place in the log", "Add a sign: -1h is in the past, and +1h in the future."),
+        ("-1y", "'-1y' is not a place in the log", "A place is earliest, latest, a seq or a time."),
+        (
+            "--1h",
+            "'--1h' is not a place in the log",
+            "A time is for example 2026-05-01 10:00+02, -1h (an hour ago) or yesterday.",
+        ),
+        ("-999999999999999d", "is not a place in the log", "earliest"),
+        ("2026-05-01", "has no time zone", "Add one"),
+        ("last week", "'last week' is not a place in the log", "-1h"),
     ],
 )
 def test_what_is_no_time_is_refused_with_what_to_write(queue: StoreQueue, said: str, message: str, hint: str) -> None:

@@ -408,6 +408,24 @@ def test_a_cancelled_delivery_leaves_no_task(kind: str, request: pytest.FixtureR
 
 
 @pytest.mark.parametrize("kind", ["stream", "exchange"])
+def test_a_delivery_whose_connection_is_closed_under_it_has_failed(kind: str, request: pytest.FixtureRequest) -> None:
+    case = request.getfixturevalue(kind)
+    port = case.server.stream_port if kind == "stream" else case.server.port
+
+    async def run() -> None:
+        async with Relay(port) as relay, target(sink_of(case, port=relay.port), QUEUE) as one:
+            await one.open()
+            relay.deaf = True
+            delivery = asyncio.create_task(one.deliver(messages([1], TOPIC)))
+            await asyncio.to_thread(eventually, lambda: seqs(case) == [1], "stored, and not confirmed")
+            await one.close()
+            with pytest.raises(TargetAway):
+                await delivery
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["stream", "exchange"])
 def test_who_may_not_log_in_is_told_the_key(kind: str, request: pytest.FixtureRequest) -> None:
     case = request.getfixturevalue(kind)
     one = sink_of(case)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from rstream.connection import Connection
 
 from cdcbridge.config.sink import RabbitmqSink
 from cdcbridge.sinks.target import Lane, TargetAway, Unusable
 from cdcbridge.sinks.targets.hold_back import WAITS
 from cdcbridge.sinks.targets.rabbitmq import RabbitmqTarget
 from cdcbridge.sinks.targets.rabbitmq_exchange import _firsts
-from cdcbridge.sinks.targets.rabbitmq_stream_connection import StreamConnection
 from cdcbridge.sinks.targets.rabbitmq_url import address_of
 from tests.harness.brokers.rabbitmq import RabbitMQ
 from tests.harness.world import eventually
@@ -24,6 +24,7 @@ from tests.sinks.rabbit import ONE, QUEUE, channel, deliver, error_of, name, seq
 from tests.sinks.relay import Relay
 
 TOPIC = "public.orders"
+FRAME_MAX = 1_048_576  # stream.frame_max of a server without settings
 
 
 @pytest.fixture
@@ -94,15 +95,15 @@ def test_what_a_stream_has_is_not_stored_again(stream: RabbitmqStreamCase) -> No
 def frames(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the large frames that are sent, each compared with the server's limit, which 3.10 does not enforce."""
     sizes = []
-    send = StreamConnection._send
+    send = Connection._write_frame_raw
 
-    def record(connection: StreamConnection, kind: int, data: bytes) -> None:
+    async def record(connection: Connection, data: bytes) -> None:
         if len(data) > 1000:
-            sizes.append(len(data) + 8)
-            assert sizes[-1] <= connection.frame_max
-        send(connection, kind, data)
+            sizes.append(len(data))
+            assert sizes[-1] <= FRAME_MAX
+        await send(connection, data)
 
-    monkeypatch.setattr(StreamConnection, "_send", record)
+    monkeypatch.setattr(Connection, "_write_frame_raw", record)
     return sizes
 
 
@@ -143,7 +144,7 @@ def test_the_largest_message_of_a_stream_is_taken(stream: RabbitmqStreamCase, fr
                 size += 50  # up to the first that is refused
 
     asyncio.run(run())
-    assert 1_048_576 - 100 < frames[-1] <= 1_048_576
+    assert FRAME_MAX - 100 < frames[-1] <= FRAME_MAX
 
 
 def test_an_earlier_holder_of_a_lane_does_no_harm(stream: RabbitmqStreamCase) -> None:
@@ -220,6 +221,11 @@ def test_a_stream_that_was_made_anew_has_no_position(stream: RabbitmqStreamCase)
     asyncio.run(stream._declare())
     assert asyncio.run(deliver(one, messages([1, 2, 3], ""))) == 3
     assert seqs(stream) == [1, 2, 3]
+
+
+def test_a_stream_whose_name_is_not_ascii_is_asked_for(stream: RabbitmqStreamCase) -> None:
+    error = error_of(sink_of(stream, stream="läden"), [])
+    assert isinstance(error, Unusable) and "läden: the stream does not exist" in str(error)
 
 
 def test_several_claims_are_published_to_a_stream_at_once(stream: RabbitmqStreamCase) -> None:
@@ -403,6 +409,24 @@ def test_a_cancelled_delivery_leaves_no_task(kind: str, request: pytest.FixtureR
             relay.cut()
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["stream", "exchange"])
+def test_a_delivery_whose_connection_is_closed_under_it_has_failed(kind: str, request: pytest.FixtureRequest) -> None:
+    case = request.getfixturevalue(kind)
+    port = case.server.stream_port if kind == "stream" else case.server.port
+
+    async def run() -> None:
+        async with Relay(port) as relay, target(sink_of(case, port=relay.port), QUEUE) as one:
+            await one.open()
+            relay.deaf = True
+            delivery = asyncio.create_task(one.deliver(messages([1], TOPIC)))
+            await asyncio.to_thread(eventually, lambda: seqs(case) == [1], "stored, and not confirmed")
+            await one.close()
+            with pytest.raises(TargetAway):
+                await delivery
 
     asyncio.run(run())
 

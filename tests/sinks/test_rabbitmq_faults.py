@@ -125,6 +125,8 @@ def test_a_silent_server_is_away_after_the_time_limit(own: RabbitMQ, case: Case)
                     await one.deliver(messages([1], TOPIC))
                 async with asyncio.timeout(20):
                     await one.close()
+                error = await asyncio.to_thread(error_of, sink_of(case, timeout="500ms"), [])
+                assert isinstance(error, TargetAway) and "did not answer within 0.5 s" in str(error)
             finally:
                 own.resume()
         assert asyncio.all_tasks() == {asyncio.current_task()}

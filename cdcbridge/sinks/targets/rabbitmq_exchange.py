@@ -10,11 +10,26 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
+from aiormq import spec
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelClosed,
+    ChannelNotFoundEntity,
+    ConnectionClosed,
+    ConnectionNotAllowed,
+    DeliveryError,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+    PublishError,
+)
+
 from cdcbridge.config.sink import RabbitmqSink
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.sinks.target import Failure, Outgoing, TargetAway, Unusable
 from cdcbridge.sinks.targets.hold_back import hold_back
-from cdcbridge.sinks.targets.rabbitmq_amqp import AmqpConnection, AmqpError
+from cdcbridge.sinks.targets.rabbitmq_amqp import AmqpConnection
 from cdcbridge.sinks.targets.rabbitmq_url import LOGIN_HINT, address_of, telling
 
 _LONGEST_KEY: Final = 255  # bytes of a routing key
@@ -61,21 +76,24 @@ class ExchangePublisher:
         They are only others if RabbitMQ closed the channel because one message is too large. That one fails.
         """
         async with self._connection() as connection:
-            wave = await connection.publish(self._exchange, [batch[index] for index in now])
-            for index in wave.returned:
-                failures[now[index]] = self._unroutable(batch[now[index]].destination)
-            for index in wave.nacked - wave.returned:
-                reason = "RabbitMQ refused the message (basic.nack), for example because a queue is full"
-                failures[now[index]] = Failure(reason)
-            if wave.error is not None:
-                found = _TOO_LARGE.search(str(wave.error))
-                large = [index for index in wave.open if found and len(batch[now[index]].body or b"") > int(found[1])]
-                if not large:
-                    raise wave.error
-                for index in large:
-                    reason = f"RabbitMQ answered: {wave.error}; its setting is max_message_size"
-                    failures[now[index]] = Failure(reason, for_good=True)
-            return {now[index] for index in range(len(now)) if index not in wave.open}
+            answers = await connection.publish(self._exchange, [batch[index] for index in now])
+            open_ = []
+            for index, answer in zip(now, answers, strict=True):
+                match answer:
+                    case spec.Basic.Ack():
+                        pass
+                    case PublishError():
+                        failures[index] = self._unroutable(batch[index].destination)
+                    case DeliveryError():
+                        reason = "RabbitMQ refused the message (basic.nack), for example because a queue is full"
+                        failures[index] = Failure(reason)
+                    case Exception() if not connection.ended:
+                        raise answer
+                    case _:  # the channel has ended
+                        open_.append(index)
+            if open_:
+                _find_too_large(batch, open_, connection.error, failures)
+            return set(now).difference(open_)
 
     def _unroutable(self, key: str) -> Failure:
         command = f"rabbitmqadmin declare binding source={self._exchange} destination=QUEUE routing_key={key}"
@@ -97,24 +115,24 @@ class ExchangePublisher:
     async def _connection(self) -> AsyncIterator[AmqpConnection]:
         """Lend a connection. After any error it is closed, because confirms may still be on their way."""
         address = address_of(self._sink)
-        connection: AmqpConnection | None = None
+        connection = self._free.pop() if self._free else None
         try:
             async with telling(address, self._sink.timeout):
-                if self._free:
-                    connection = self._free.pop()
-                else:
-                    connection = await AmqpConnection.open(address, self._exchange)
-                    self._all.add(connection)
-                yield connection
+                try:
+                    if connection is None:
+                        connection = AmqpConnection(address)
+                        self._all.add(connection)
+                        await connection.open(self._exchange)
+                    yield connection
+                except AMQPError as error:
+                    raise self._meaning(error) from error
             if connection in self._all and not connection.ended:
                 self._free.append(connection)
                 connection = None
-        except AmqpError as error:
-            raise self._meaning(error) from error
         except TargetAway as error:
-            if connection is not None and connection.blocked:
+            if connection is not None and await connection.blocked():
                 raise TargetAway(
-                    f"RabbitMQ at {address} takes no messages at present: {connection.blocked}",
+                    f"RabbitMQ at {address} takes no messages at present: it is short of memory or disk",
                     hint="rabbitmq-diagnostics alarms",
                 ) from error
             raise
@@ -123,16 +141,40 @@ class ExchangePublisher:
                 self._all.discard(connection)
                 await connection.close()
 
-    def _meaning(self, error: AmqpError) -> CdcbridgeError:
+    def _meaning(self, error: AMQPError) -> CdcbridgeError:
         address = address_of(self._sink)
-        text = f"RabbitMQ at {address} answered: {error}"
-        if error.code == 404:
-            return Unusable(text, hint=f"rabbitmqadmin declare exchange name={self._exchange} type=topic durable=true")
-        if error.code == 530 or (error.code == 403 and "Login" in str(error)):
-            return Unusable(text, hint=LOGIN_HINT)
-        if error.code == 403:
-            return Unusable(text, hint=f"rabbitmqctl set_permissions {address.user} '' '^{self._exchange}$' ''")
-        return TargetAway(text)
+        text = f"RabbitMQ at {address} answered: {error.args[-1] if error.args else error!r}"
+        match error:
+            case ChannelNotFoundEntity():
+                command = f"rabbitmqadmin declare exchange name={self._exchange} type=topic durable=true"
+                return Unusable(text, hint=command)
+            case InvalidFrameError() if "OpenOk" in str(error):  # the last answer of a login, which names no reason
+                text = f"RabbitMQ at {address} refuses the virtual host {address.vhost}"
+                return Unusable(f"{text}: it does not exist, or is not open to this user", hint=LOGIN_HINT)
+            case AuthenticationError() | ProbableAuthenticationError() | ConnectionNotAllowed():
+                return Unusable(text, hint=LOGIN_HINT)
+            case ChannelAccessRefused():
+                return Unusable(text, hint=f"rabbitmqctl set_permissions {address.user} '' '^{self._exchange}$' ''")
+            case ConnectionClosed() | ChannelClosed():
+                return TargetAway(text)
+        return TargetAway(f"RabbitMQ at {address} cannot be reached: the connection was closed")
+
+
+def _find_too_large(
+    batch: Sequence[Outgoing], open_: Sequence[int], error: Exception, failures: dict[int, Failure]
+) -> None:
+    """Let the messages fail that are larger than RabbitMQ's limit, if this is why it closed the channel.
+
+    Raises:
+        Exception: It closed the channel, or the connection, for another reason.
+    """
+    found = _TOO_LARGE.search(str(error))
+    large = [index for index in open_ if found and len(batch[index].body or b"") > int(found[1])]
+    if not large:
+        raise error
+    reason = f"RabbitMQ answered: {error}; its setting is max_message_size"
+    for index in large:
+        failures[index] = Failure(reason, for_good=True)
 
 
 def _firsts(batch: Sequence[Outgoing], indexes: Sequence[int]) -> list[int]:

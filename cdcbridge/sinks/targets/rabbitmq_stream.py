@@ -6,20 +6,32 @@ Never has more than one frame of a lane on its way, so that a refused frame is n
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
+
+from rstream import AMQPMessage, Properties, schema
+from rstream.exceptions import (
+    AccessRefused,
+    AuthenticationFailure,
+    ClientError,
+    LeaderNotAvailable,
+    SASLAuthenticationFailureLoopback,
+    SASLError,
+    ServerError,
+    StreamDoesNotExist,
+    VirtualHostAccessFailure,
+)
 
 from cdcbridge.config.sink import RabbitmqSink
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.sinks.target import Failure, Lane, Outgoing, TargetAway, Unusable
 from cdcbridge.sinks.targets.hold_back import hold_back
-from cdcbridge.sinks.targets.rabbitmq_stream_connection import StreamConnection, StreamError
+from cdcbridge.sinks.targets.rabbitmq_stream_connection import StreamConnection
 from cdcbridge.sinks.targets.rabbitmq_url import LOGIN_HINT, address_of, telling
 
 _REDIRECTS: Final = 3  # between the nodes of a cluster
-_NULL: Final = b"\x40"
+_NO_DATA: Final = b"\x00\x53\x75\xa0\x00"  # an empty data section, which AMQP 1.0 requires and rstream leaves out
 
 
 class StreamPublisher:
@@ -43,10 +55,11 @@ class StreamPublisher:
         address = address_of(self._sink)
         async with self._telling():
             for _ in range(_REDIRECTS):
-                self._connection = await StreamConnection.open(address)
-                leader = await self._connection.leader(self._stream)
+                self._connection = StreamConnection(address, self._stream)
+                await self._connection.open()
+                leader = await self._connection.leader()
                 if leader is None:
-                    await self._connection.declare(self._stream, self._reference)
+                    await self._connection.declare(self._reference)
                     return
                 await self._connection.close()
                 address = address._replace(host=leader.host, port=leader.port)
@@ -57,12 +70,12 @@ class StreamPublisher:
         if self._lane is None:
             return None
         async with self._telling():
-            return await self._opened.sequence(self._stream, self._reference)
+            return await self._opened.sequence(self._reference)
 
     async def deliver(self, batch: Sequence[Outgoing]) -> Mapping[int, Failure]:
         """Publish the messages, and wait for the confirms."""
         largest = self._opened.largest
-        contents = _contents(batch)
+        contents = [_content(message) for message in batch]
         failures = {
             index: Failure(
                 f"RabbitMQ takes messages of at most {largest} bytes in a stream (stream.frame_max), "
@@ -76,7 +89,7 @@ class StreamPublisher:
         async with self._telling():
             await self._opened.publish(
                 [
-                    (next(self._numbers) if self._lane is None else message.seq, contents[index])
+                    schema.Message(next(self._numbers) if self._lane is None else message.seq, None, contents[index])
                     for index, message in enumerate(batch)
                     if index not in failures
                 ]
@@ -100,77 +113,39 @@ class StreamPublisher:
         async with telling(address_of(self._sink), self._sink.timeout):
             try:
                 yield
-            except StreamError as error:
+            except (ServerError, ClientError) as error:
                 raise self._meaning(error) from error
 
-    def _meaning(self, error: StreamError) -> CdcbridgeError:
-        text = f"RabbitMQ at {address_of(self._sink)} answered for the stream {self._stream}: {error}"
-        if error.code == 2:
-            stream = '{"x-queue-type": "stream"}'
-            return Unusable(
-                text, hint=f"rabbitmqadmin declare queue name={self._stream} durable=true arguments='{stream}'"
-            )
-        if error.code in {8, 9, 11, 12}:
-            return Unusable(text, hint=LOGIN_HINT)
-        if error.code == 16:
-            user = address_of(self._sink).user
-            return Unusable(text, hint=f"rabbitmqctl set_permissions {user} '' '^{self._stream}$' '^{self._stream}$'")
-        return TargetAway(text)
+    def _meaning(self, error: ServerError | ClientError) -> CdcbridgeError:
+        """Return the error of a target. The errors of rstream are classes without words."""
+        text = f"RabbitMQ at {address_of(self._sink)} answered for the stream {self._stream}"
+        match error:
+            case StreamDoesNotExist():
+                command = f"rabbitmqadmin declare queue name={self._stream} durable=true"
+                hint = f"""{command} arguments='{{"x-queue-type": "stream"}}'"""
+                return Unusable(f"{text}: the stream does not exist", hint=hint)
+            case AuthenticationFailure() | SASLError():
+                return Unusable(f"{text}: user or password is wrong", hint=LOGIN_HINT)
+            case SASLAuthenticationFailureLoopback():
+                reason = "this user may connect from the server's own machine alone"
+                return Unusable(f"{text}: {reason}", hint=LOGIN_HINT)
+            case VirtualHostAccessFailure():
+                reason = "the virtual host does not exist, or is not open to this user"
+                return Unusable(f"{text}: {reason}", hint=LOGIN_HINT)
+            case AccessRefused():
+                command = f"rabbitmqctl set_permissions {address_of(self._sink).user}"
+                hint = f"{command} '' '^{self._stream}$' '^{self._stream}$'"
+                return Unusable(f"{text}: access refused", hint=hint)
+            case LeaderNotAvailable():
+                return TargetAway(f"{text}: the stream has no leader at present")
+        return TargetAway(f"{text}: {type(error).__name__}")
 
 
-def _contents(batch: Sequence[Outgoing]) -> list[bytes]:
-    """Return the messages as AMQP 1.0, which is the form of messages in streams.
-
-    Source: https://docs.oasis-open.org/amqp/core/v1.0/os/amqp-core-messaging-v1.0-os.html, section 3.2. A message has
-    the sections properties (`message-id` and `content-type`), application-properties (the headers) and data.
-    """
-    shared: dict[str, bytes] = {}  # texts that many messages have
-    found = []
-    for message in batch:
-        pairs = []
-        headers = message.headers
-        for name, value in headers.items():
-            if name == "content-type":
-                continue
-            if name not in shared:
-                shared[name] = _string(name)
-            pairs.append(shared[name])
-            if name in {"cdcbridge-id", "cdcbridge-seq"}:
-                pairs.append(_string(value))
-            else:
-                if value not in shared:
-                    shared[value] = _string(value)
-                pairs.append(shared[value])
-        if message.key is not None:
-            pairs += (_string("cdcbridge-key"), _string(message.key))
-        kind = headers.get("content-type")
-        properties = [_string(message.id), *[_NULL] * 5, _NULL if kind is None else _symbol(kind)]
-        body = message.body or b""
-        found.append(
-            b"".join(
-                (
-                    b"\x00\x53\x73", _compound(0xC0, properties),
-                    b"\x00\x53\x74", _compound(0xC1, pairs),
-                    b"\x00\x53\x75", struct.pack(">BI", 0xB0, len(body)), body,
-                )
-            )
-        )  # fmt: skip
-    return found
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack(">BB", 0xA1, len(data)) + data if len(data) < 256 else struct.pack(">BI", 0xB1, len(data)) + data
-
-
-def _symbol(text: str) -> bytes:
-    data = text.encode("ascii", "replace")[:255]
-    return struct.pack(">BB", 0xA3, len(data)) + data
-
-
-def _compound(short: int, parts: Sequence[bytes]) -> bytes:
-    """Return a list (0xC0) or a map (0xC1) with its parts, in the short form or in the long one (16 more)."""
-    data = b"".join(parts)
-    if len(data) < 255 and len(parts) < 256:
-        return struct.pack(">BBB", short, len(data) + 1, len(parts)) + data
-    return struct.pack(">BII", short + 0x10, len(data) + 4, len(parts)) + data
+def _content(message: Outgoing) -> bytes:
+    """Return a message as AMQP 1.0, which is the form of messages in streams."""
+    headers = dict(message.headers)
+    properties = Properties(message_id=message.id, content_type=headers.pop("content-type", None))
+    if message.key is not None:
+        headers["cdcbridge-key"] = message.key
+    content = bytes(AMQPMessage(properties=properties, application_properties=headers, body=message.body))
+    return content if message.body else content + _NO_DATA

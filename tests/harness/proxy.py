@@ -56,6 +56,9 @@ class Proxy:
         server = await asyncio.start_server(self._relay, sock=self._socket)
         await asyncio.to_thread(self._ended.wait)
         server.close()
+        while self._writers:  # a relay that is cancelled instead would complain
+            self._reset()
+            await asyncio.sleep(0.01)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]

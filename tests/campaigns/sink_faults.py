@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.campaigns.arena import Arena
 
 # Kafka answers a commit before it has written the markers of the transaction. One node that is killed in between may
-# never write them, and then nothing after them is ever readable. A cluster would survive that, and needs three nodes.
+# never write them, and then nothing after them is ever readable.
 ENDS_IN_GOOD_ORDER = ("kafka",)
 DYING = 20.0  # seconds for a process to reach its instant: it starts, and gets lanes
 

@@ -58,6 +58,7 @@ def check_sinks(arena: Arena) -> None:
         raise AssertionError(f"not delivered: {unfinished()}") from error
     wanted = arena.in_store(_LOG)
     dead = [row for row in arena.in_store(_DEAD) if row[0] in ours]
+    arena.close()  # the targets need the processors to tell what they have
     print("\n| sink | mode | messages | duplicates | lost | longest wait |\n|---|---|---|---|---|---|")
     broken = [problem for sink in arena.sinks.all for problem in _compare(arena, sink, wanted)]
     print(f"{arena.sinks.deaths} deaths at a named instant\n", flush=True)

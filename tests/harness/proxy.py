@@ -56,7 +56,9 @@ class Proxy:
         server = await asyncio.start_server(self._relay, sock=self._socket)
         await asyncio.to_thread(self._ended.wait)
         server.close()
-        while self._writers:  # a relay that is cancelled instead would complain
+        for _ in range(100):  # a relay that is cancelled before its end would complain
+            if not self._writers:
+                break
             self._reset()
             await asyncio.sleep(0.01)
 

@@ -71,14 +71,14 @@ class Arena:
 
         The first of each goes through the proxies, the other does not.
         """
-        world, near = self.world, [self.proxies[1].port, self.store.port]
+        world, stores = self.world, [self.proxies[1].port, self.store.port]
         for number, host in enumerate(self.hosts):
             ports = [p.port for p in self.proxies] if number == 0 else [self.source.port, self.store.port]
             world.settings["dsn"] = f"host={host.source} port={ports[0]} user=postgres dbname=postgres"
             world.store_dsn = f"host={host.store} port={ports[1]} user=postgres dbname=postgres"
             world.write_config().rename(self._file(number))
         self.sinks.write_files(
-            self.source.dsn(tcp=True), [f"host=127.0.0.1 port={port} user=postgres dbname=postgres" for port in near]
+            self.source.dsn(tcp=True), [f"host=127.0.0.1 port={port} user=postgres dbname=postgres" for port in stores]
         )
 
     def _file(self, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""Where faults are tried: two servers, two bridges on hosts of their own, receivers, pgbench. See tests.campaigns.faults."""
+"""Where faults are tried: two servers, two bridges on hosts of their own, receivers, sinks, pgbench: tests.campaigns.faults."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from cdcbridge.demo.embedded import EmbeddedServer
+from tests.campaigns.sink_arena import PARTITIONS, Sinks
 from tests.harness import hostile
 from tests.harness.hostile import own_environment
 from tests.harness.listening import ListeningServer
@@ -46,9 +47,12 @@ class Arena:
         self.disk = beside.enter_context(small_disk(folder / "disk"))
         self.store = beside.enter_context(_server_in(self.disk))
         self.hosts = [beside.enter_context(Host()) for _ in range(2)]
+        self.hosts[1].route(self.hosts[0].source)  # where the sinks' targets are
         self.proxies = [beside.enter_context(Proxy(server.port)) for server in (self.source, self.store)]
         self.world = World(self.source, "postgres", chance.choice(["wal2json", "pgoutput"]), folder)
         self.world.slot, self.world.store_dsn = "cdcbridge", self.store.dsn()
+        self.world.store_settings |= {"retention": "1d", "partitions": PARTITIONS}
+        self.sinks = Sinks(folder, chance, beside, self.world, self.hosts[0].source)
         self.bridges: list[subprocess.Popen[str]] = []
         self.receivers: list[tuple[Any, str]] = []
         self.mends: list[tuple[float, Callable[[], None]]] = []  # when, and what ends a fault that lasts
@@ -62,13 +66,27 @@ class Arena:
 
     # bridges
 
+    def write_files(self) -> None:
+        """Write the files of the bridges and of the sinks' processes. Each process follows its file.
+
+        The first of each goes through the proxies, the other does not.
+        """
+        world, stores = self.world, [self.proxies[1].port, self.store.port]
+        for number, host in enumerate(self.hosts):
+            ports = [p.port for p in self.proxies] if number == 0 else [self.source.port, self.store.port]
+            world.settings["dsn"] = f"host={host.source} port={ports[0]} user=postgres dbname=postgres"
+            world.store_dsn = f"host={host.store} port={ports[1]} user=postgres dbname=postgres"
+            world.write_config().rename(self._file(number))
+        self.sinks.write_files(
+            self.source.dsn(tcp=True), [f"host=127.0.0.1 port={port} user=postgres dbname=postgres" for port in stores]
+        )
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"bridge{number}.yaml"
+
     def start_bridge(self, number: int) -> None:
-        """One goes through the proxies, the other does not; each has a clock of its own."""
-        host, world = self.hosts[number], self.world
-        ports = [p.port for p in self.proxies] if number == 0 else [self.source.port, self.store.port]
-        world.settings["dsn"] = f"host={host.source} port={ports[0]} user=postgres dbname=postgres"
-        world.store_dsn = f"host={host.store} port={ports[1]} user=postgres dbname=postgres"
-        path = world.write_config().rename(self.folder / f"bridge{number}.yaml")
+        """Start a bridge on its host, with a clock of its own."""
+        host, path = self.hosts[number], self._file(number)
         self.clock(number).write_text("+0")
         environment = {
             "LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(self.clock(number)), "FAKETIME_NO_CACHE": "1",
@@ -79,6 +97,7 @@ class Arena:
                 [*host.prefix, sys.executable, "-m", "cdcbridge", "-c", str(path), "run"],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, text=True,
                 env={**clean_environment(), **environment},
+                start_new_session=True,  # Linux gives each session a share of the processors, as hosts have
             )  # fmt: skip
         self.bridges[number : number + 1] = [process]
 
@@ -97,6 +116,11 @@ class Arena:
 
     def in_source(self, query: str) -> list[tuple[Any, ...]]:
         return ask(self.dsn(self.source), query)
+
+    @staticmethod
+    def is_confirmed(lsn: str) -> str:
+        """A query that returns a row once the slot has confirmed an LSN."""
+        return f"select 1 from pg_replication_slots where slot_name = 'cdcbridge' and confirmed_flush_lsn >= '{lsn}'"
 
     # load
 

@@ -1,9 +1,10 @@
 """Everything that production does, at random, for a quarter of an hour, under pgbench: `make faults`.
 
-Two bridges on hosts of their own, source and store on two servers, receivers; one fault after another, each followed until a
-change that was committed after it is in the log. In the end the log must have what pgbench's own history table has, each
-row once; the ledger that receivers keep in the store must have each message once, in order per key. Prints its seed, and
-the table of docs/RELIABILITY.md.
+Two bridges on hosts of their own, source and store on two servers, receivers, sinks with real targets; one fault after
+another, each followed until a change that was committed after it is in the log and confirmed. In the end the log must have
+what pgbench's own history table has, each row once; the ledger that receivers keep in the store must have each message once,
+in order per key; and each target must have what tests.campaigns.sink_results says. Prints its seed, and the tables of
+docs/RELIABILITY.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ import psycopg
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.campaigns.arena import Arena, ask
+from tests.campaigns.sink_arena import PROCESSES
+from tests.campaigns.sink_faults import SINK_FAULTS
+from tests.campaigns.sink_results import check_sinks, check_that_the_slot_does_not_wait
 from tests.harness.hostile import own_environment
 from tests.harness.world import eventually
 
@@ -50,6 +54,7 @@ class Told(NamedTuple):
     fault: str
     began: Any
     seconds: float
+    confirmed: float  # after so many seconds more the slot had confirmed them
 
 
 # faults: each takes the arena, and gives back what mends it, if it does not pass by itself
@@ -179,6 +184,7 @@ FAULTS: dict[str, tuple[Callable[[Arena], Callable[[], None] | None], int]] = {
     "store's disk full": (fill_disk, 3),
     "clock of the leader jumps": (jump_clock, 3),
     "DDL in mid-stream": (change_schema, 6),
+    **SINK_FAULTS,
 }
 
 
@@ -194,14 +200,19 @@ def run(folder: Path, seconds: float, seed: int) -> list[Told]:
         while time.monotonic() < end:
             told.append(one_fault(arena, chance.choices(names, weights)[0]))
             time.sleep(chance.uniform(0, 0.5))
-        arena.mend(math.inf)
+        while arena.mends:
+            arena.mend(math.inf)
+            time.sleep(0.1)
+        for number in (0, 1):
+            arena.clock(number).write_text("+0")  # Kafka takes nothing from tomorrow
+        arena.sinks.finish()
         print(f"{len(told)} faults, {arena.kills} kills; plugin {arena.world.plugin}", flush=True)
         check(arena, told)
         return told
 
 
 def prepare(arena: Arena) -> None:
-    """Tables, consumers, bridges, receivers, load."""
+    """Tables, consumers, bridges, receivers, processes of sinks, load."""
     world = arena.world
     init = ["-i", "-q", "-s", "1", "-h", "127.0.0.1", "-p", str(arena.source.port), "-U", "postgres", "postgres"]
     subprocess.run([arena.source.binaries / "pgbench", *init], check=True, capture_output=True, env=own_environment())
@@ -209,13 +220,16 @@ def prepare(arena: Arena) -> None:
     world.consumer("queue", ("public.pgbench_history", "public.probe"), operations=["insert"], visibility_timeout="5s",
                    max_deliveries=1000, max_in_flight=5000)  # fmt: skip
     world.consumer("fifo", ("public.pgbench_accounts",), mode="fifo", max_deliveries=1000, max_in_flight=5000)
-    world.store_settings["retention"] = "1d"
+    arena.write_files()
     for number in (0, 1):
         arena.start_bridge(number)
     eventually(lambda: "bridge.streaming" in (arena.folder / "bridge.log").read_text(), "a bridge streams", PATIENCE)
     arena.in_store(LEDGER)
     for consumer in ("queue", "queue", "fifo", "fifo"):
         arena.start_receiver(consumer)
+    for number in range(PROCESSES):
+        arena.sinks.start(number)
+    threading.Thread(target=arena.sinks.watch, args=(arena.dsn(arena.store),), daemon=True).start()
     threading.Thread(target=arena.pgbench, daemon=True).start()
 
 
@@ -227,18 +241,23 @@ def one_fault(arena: Arena, name: str) -> Told:
     if mend is not None:
         arena.mends.append((started + arena.chance.uniform(3.5, 8), mend))
     probe = time.monotonic_ns()
-    insert = f"insert into probe values ({probe}) returning 1"
+    insert = f"with i as (insert into probe values ({probe}) on conflict do nothing) select 1"
     there = f"select 1 from cdcbridge.messages where topic = 'public.probe' and key = '{probe}'"
     for where, query in ((arena.in_source, insert), (arena.in_store, there)):
         eventually(lambda: _answers(arena, where, query), f"it goes on after: {name}", PATIENCE)  # noqa: B023
-    return Told(name, began, time.monotonic() - started)
+    logged = time.monotonic()
+    lsn = eventually(lambda: _answers(arena, arena.in_source, "select pg_current_wal_lsn()"), name, PATIENCE)[0][0]
+    query = arena.is_confirmed(lsn)
+    eventually(lambda: _answers(arena, arena.in_source, query), f"the slot is confirmed after: {name}", PATIENCE)
+    return Told(name, began, logged - started, time.monotonic() - logged)
 
 
-def _answers(arena: Arena, where: Callable[[str], list[tuple[Any, ...]]], query: str) -> bool:
+def _answers(arena: Arena, where: Callable[[str], list[tuple[Any, ...]]], query: str) -> list[tuple[Any, ...]]:
+    """The rows, or none if the server is away."""
     arena.mend(time.monotonic())
-    with contextlib.suppress(psycopg.errors.UniqueViolation, psycopg.OperationalError):
-        return bool(where(query))
-    return False
+    with contextlib.suppress(psycopg.OperationalError):
+        return where(query)
+    return []
 
 
 def check(arena: Arena, told: list[Told]) -> None:
@@ -273,7 +292,11 @@ def check(arena: Arena, told: list[Told]) -> None:
     newest = """select sum(balance) from (select distinct on (key) (data -> 'record' ->> 'abalance')::int as balance
                 from cdcbridge.messages where topic = 'public.pgbench_accounts' order by key, seq desc) b"""
     assert arena.in_store(newest) == balances, "the newest message of each account is the account"
-    print(f"{len(there):,} rows of pgbench's history, {arena.in_store('select count(*) from ledger')[0][0]:,} acks: ok")
+    seconds = sorted(one.confirmed for one in told)
+    print(f"{len(there):,} rows of pgbench's history, {arena.in_store('select count(*) from ledger')[0][0]:,} acks: ok;"
+          f" confirmed {seconds[len(seconds) // 2]:.1f} s after the log had it (median; longest {seconds[-1]:.1f} s)")  # fmt: skip
+    check_that_the_slot_does_not_wait(arena)
+    check_sinks(arena)
 
 
 def _differences(there: list[Any], found: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -312,8 +335,8 @@ def main() -> None:
         try:
             run(Path(folder), options.seconds, options.seed)
         except BaseException:
-            log = Path(folder) / "bridge.log"
-            print("".join(log.open().readlines()[-60:]) if log.exists() else "", file=sys.stderr)
+            for log in (Path(folder) / "bridge.log", Path(folder) / "sinks.log"):
+                print("".join(log.open().readlines()[-60:]) if log.exists() else "", file=sys.stderr)
             raise
 
 

@@ -53,6 +53,10 @@ class Host:
         """What runs a command there."""
         return ["ip", "netns", "exec", self.name]
 
+    def route(self, address: str) -> None:
+        """Let the host reach another address of this machine, over its line to the store."""
+        _ip("-n", self.name, "route", "add", f"{address}/32", "via", self.store)
+
     def cut(self, *addresses: str) -> None:
         """Nothing comes through any more, in either direction, and nobody says so."""
         for address in addresses:

@@ -56,6 +56,11 @@ class Proxy:
         server = await asyncio.start_server(self._relay, sock=self._socket)
         await asyncio.to_thread(self._ended.wait)
         server.close()
+        for _ in range(100):  # a relay that is cancelled before its end would complain
+            if not self._writers:
+                break
+            self._reset()
+            await asyncio.sleep(0.01)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]

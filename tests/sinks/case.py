@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 
@@ -39,3 +41,11 @@ class Case(ABC):
     @abstractmethod
     def close(self) -> None:
         """Remove the destination."""
+
+
+def by_key(messages: Sequence[tuple[str, str | None]]) -> dict[str | None, list[str]]:
+    """The ids of each key in the order of their first appearance."""
+    found: dict[str | None, dict[str, None]] = collections.defaultdict(dict)
+    for one, key in messages:
+        found[key].setdefault(one)
+    return {key: list(ids) for key, ids in found.items()}

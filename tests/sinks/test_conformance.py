@@ -10,14 +10,14 @@ import collections
 import json
 import secrets
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
 
 from cdcbridge.instants import SinkInstant
 from tests.harness.world import World, eventually
-from tests.sinks.case import Case, Received
+from tests.sinks.case import Case, Received, by_key
 from tests.sinks.cases import KINDS
 
 MODES = ("stream", "fifo", "queue")
@@ -98,15 +98,6 @@ def left(world: World) -> int:
 def messages_of(rows: int, first: int = 1) -> int:
     ids = range(first, first + rows)
     return rows + sum(1 for n in ids if n % 3 == 0) + sum(1 for n in ids if n % 7 == 0)
-
-
-def by_key(messages: Sequence[tuple[str, str | None]]) -> dict[str | None, list[str]]:
-    """The ids of each key in the order of their first appearance."""
-    found: dict[str | None, list[str]] = collections.defaultdict(list)
-    for one, key in messages:
-        if one not in found[key]:
-            found[key].append(one)
-    return dict(found)
 
 
 def check(world: World, case: Case, received: list[Received], mode: str) -> None:

@@ -227,6 +227,33 @@ def test_nothing_is_sent_after_close(server: Nats) -> None:
         assert seqs(case) == list(range(1, 1101))
 
 
+def test_a_sink_ends_while_a_batch_waits_behind_another_one(server: Nats) -> None:
+    """nats-py still has the second batch, because the server is slow with the first one."""
+
+    async def test() -> None:
+        sink = target(case, None)
+        await sink.open()
+        client = sink._client._client
+        server.pause()
+        try:
+            delivering = [asyncio.create_task(sink.deliver(some(case, range(1, 1001), body=b"x" * 20_000, key=None)))]
+            for _ in range(3):  # steps of the event loop
+                await asyncio.sleep(0)
+            assert client.stats["out_bytes"] and not client.pending_data_size
+            delivering.append(asyncio.create_task(sink.deliver(some(case, range(1001, 1011), key=None))))
+            await asyncio.sleep(0)
+            assert client.pending_data_size
+            await sink.close()
+            for result in await asyncio.gather(*delivering, return_exceptions=True):
+                assert isinstance(result, TargetAway), result
+        finally:
+            server.resume()
+
+    with stream(server) as case:
+        run(test())
+        assert max(seqs(case), default=0) <= 1000
+
+
 @both
 def test_a_stream_that_is_full(server: Nats, atomic: bool) -> None:
     async def test() -> None:

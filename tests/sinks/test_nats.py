@@ -227,6 +227,33 @@ def test_nothing_is_sent_after_close(server: Nats) -> None:
         assert seqs(case) == list(range(1, 1101))
 
 
+def test_a_sink_ends_while_a_batch_waits_behind_another_one(server: Nats) -> None:
+    """nats-py still has the second batch, because the server is slow with the first one."""
+
+    async def test() -> None:
+        sink = target(case, None)
+        await sink.open()
+        client = sink._client._client
+        server.pause()
+        try:
+            delivering = [asyncio.create_task(sink.deliver(some(case, range(1, 1001), body=b"x" * 20_000, key=None)))]
+            for _ in range(3):  # steps of the event loop
+                await asyncio.sleep(0)
+            assert client.stats["out_bytes"] and not client.pending_data_size
+            delivering.append(asyncio.create_task(sink.deliver(some(case, range(1001, 1011), key=None))))
+            await asyncio.sleep(0)
+            assert client.pending_data_size
+            await sink.close()
+            for result in await asyncio.gather(*delivering, return_exceptions=True):
+                assert isinstance(result, TargetAway), result
+        finally:
+            server.resume()
+
+    with stream(server) as case:
+        run(test())
+        assert max(seqs(case), default=0) <= 1000
+
+
 @both
 def test_a_stream_that_is_full(server: Nats, atomic: bool) -> None:
     async def test() -> None:
@@ -593,6 +620,46 @@ def test_credentials_are_not_sent_without_tls_where_tls_was_asked_for(server: Na
             assert relay.sent == 0
 
     with stream(server) as case:
+        run(test())
+
+
+def test_a_server_that_offers_tls_is_not_spoken_to_in_clear_text(tmp_path: Path) -> None:
+    """It also takes clients without TLS, which is all that nats-py looks at."""
+
+    async def test() -> None:
+        async with opened(target(case, tls={"ca": certificates.ca}, credentials="bridge:secret")) as sink:
+            assert await sink.deliver(some(case, [1])) == {}
+        with pytest.raises(Unusable, match="is not trusted"):
+            await target(case, tls={"ca": certificates.other_ca}, credentials="bridge:secret").open()
+        async with opened(target(case, credentials="bridge:secret")) as sink:
+            assert await sink.position() == 1
+
+    certificates = Certificates(tmp_path)
+    server = Nats(auth="user", tls=certificates)
+    server.settings["allow_non_tls"] = True
+    with server:
+        case = NatsCase(server, "OFFERS")
+        case.url = f"nats://{server.address}"
+        run(test())
+        assert seqs(case) == [1]
+
+
+def test_a_file_that_has_no_credentials(tmp_path: Path) -> None:
+    """nats-py would look for them for ever."""
+
+    async def test() -> None:
+        for content in (b"", b"-----BEGIN NATS USER JWT-----\nhush\n", b"\xff"):
+            file.write_bytes(content)
+            with pytest.raises(Unusable, match=r"is not a readable \.creds file"):
+                await target(case, credentials=str(file)).open()
+        file.write_text("-----BEGIN NATS USER JWT-----\nhush\n------\n-----BEGIN USER NKEY SEED-----\nhush\n------\n")
+        with pytest.raises(Unusable, match=r"refuses the user|is not valid") as raised:
+            await target(case, credentials=str(file)).open()
+        assert "hush" not in str(raised.value)
+
+    file = tmp_path / "some.creds"
+    with Nats(auth="creds") as strict:
+        case = NatsCase(strict, "CREDS")
         run(test())
 
 

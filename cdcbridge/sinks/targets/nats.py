@@ -34,6 +34,7 @@ from cdcbridge.sinks.targets.nats_subjects import overlap, pattern_of, valid
 from cdcbridge.sinks.targets.tls import client_context
 
 T = TypeVar("T")
+_Head = dict[str, str]
 _LARGEST_ATOMIC: Final = 1000  # messages in an atomic batch, by default of the server
 _CONNECT: Final = 5.0  # seconds for one server of several
 _WINDOW: Final = 256  # messages that are read at once to find the lane's last one
@@ -44,7 +45,7 @@ _NO_MESSAGE: Final = 10037
 _TOO_LARGE: Final = 10054
 _NOT_ATOMIC: Final = 10174
 _MOVED: Final = frozenset({10070, 10071, 10164})  # another last message than the expected one
-_COMMIT: Final = "Nats-Batch-Commit: 1\r\n"
+_COMMIT: Final = {"Nats-Batch-Commit": "1"}
 _WAITS: Final = Failure("an earlier message was not delivered")
 _REPEATED: Final = NatsError(409, 0, "the stream already has another message with this Nats-Msg-Id")
 _LINE: Final = re.compile(rb"^(cdcbridge-(?:lane|seq)): (.*?)\r$", re.MULTILINE)
@@ -178,7 +179,7 @@ class NatsTarget(Target[NatsSink]):
     async def _first_of(self, numbers: Sequence[int]) -> _Place | None:
         """Read messages, each with a request of its own, and return the first one that belongs to the lane."""
         subject = f"$JS.API.STREAM.MSG.GET.{self.sink.stream}"
-        answers = await self._client.publish([NatsMessage(subject, "", b'{"seq":%d}' % number) for number in numbers])
+        answers = await self._client.publish([NatsMessage(subject, None, b'{"seq":%d}' % number) for number in numbers])
         for index, number in enumerate(numbers):
             refusal, data = answers[index]
             if refusal is None:
@@ -235,16 +236,23 @@ class NatsTarget(Target[NatsSink]):
             raise Displaced(f"another process has delivered messages up to {found} to stream {self.sink.stream}")
         raise TargetAway(f"stream {self.sink.stream} has lost its messages after {found}, the last one was {seq}")
 
-    async def _store_atomically(self, batch: Sequence[Outgoing], heads: Sequence[str]) -> tuple[int, NatsError | None]:
+    async def _store_atomically(
+        self, batch: Sequence[Outgoing], heads: Sequence[_Head]
+    ) -> tuple[int, NatsError | None]:
         self._batches += 1
         name = f"{self._name}-{self._batches}"
         end = len(batch)
-        first = f"Nats-Expected-Last-Sequence: {self._last}\r\nNats-Expected-Stream: {self.sink.stream}\r\n"
+        first = {"Nats-Expected-Last-Sequence": str(self._last), "Nats-Expected-Stream": self.sink.stream}
         messages = [
             NatsMessage(
                 message.destination,
-                f"{head}Nats-Batch-Id: {name}\r\nNats-Batch-Sequence: {number}\r\n"
-                f"{first if number == 1 else ''}{_COMMIT if number == end else ''}",
+                {
+                    **head,
+                    "Nats-Batch-Id": name,
+                    "Nats-Batch-Sequence": str(number),
+                    **(first if number == 1 else {}),
+                    **(_COMMIT if number == end else {}),
+                },
                 message.body or b"",
                 number == end,
             )
@@ -258,12 +266,12 @@ class NatsTarget(Target[NatsSink]):
         self._stored(answer, batch[-1])
         return end, None
 
-    async def _store_chained(self, batch: Sequence[Outgoing], heads: Sequence[str]) -> tuple[int, NatsError | None]:
-        place = f"Nats-Expected-Last-Sequence: {self._last}\r\n"
+    async def _store_chained(self, batch: Sequence[Outgoing], heads: Sequence[_Head]) -> tuple[int, NatsError | None]:
+        place = {"Nats-Expected-Last-Sequence": str(self._last)}
         messages = []
         for message, head in zip(batch, heads, strict=True):
-            messages.append(self._identified(message, head + place))
-            place = f"Nats-Expected-Last-Msg-Id: {message.id}\r\n"
+            messages.append(self._identified(message, {**head, **place}))
+            place = {"Nats-Expected-Last-Msg-Id": message.id}
         answers = await self._client.publish(messages)
         for index, message in enumerate(batch):
             answer = answers[index]
@@ -313,26 +321,25 @@ class NatsTarget(Target[NatsSink]):
                 return Failure(f"{_REPEATED.text}: {message.id}, for example of another consumer")
         return None
 
-    def _identified(self, message: Outgoing, head: str) -> NatsMessage:
-        headers = f"{head}Nats-Msg-Id: {message.id}\r\nNats-Expected-Stream: {self.sink.stream}\r\n"
+    def _identified(self, message: Outgoing, head: _Head) -> NatsMessage:
+        headers = {**head, "Nats-Msg-Id": message.id, "Nats-Expected-Stream": self.sink.stream}
         return NatsMessage(message.destination, headers, message.body or b"")
 
-    def _head(self, message: Outgoing) -> str:
-        lines = [f"{name}: {value}\r\n" for name, value in message.headers.items()]
-        text = "".join(lines)
-        if text.count("\n") > len(lines) or text.count("\r") > len(lines):  # a key may contain a line break
-            text = "".join(" ".join(line.splitlines()) + "\r\n" for line in lines)
+    def _head(self, message: Outgoing) -> _Head:
+        head = dict(message.headers)
+        text = "".join(head.values())
+        if "\n" in text or "\r" in text:  # a key may contain a line break
+            head = {name: " ".join(value.splitlines()) for name, value in head.items()}
         if self.lane is not None:
-            text += f"cdcbridge-lane: {self.lane.name}\r\n"
-            if "cdcbridge-seq" not in message.headers:
-                text += f"cdcbridge-seq: {message.seq}\r\n"
-        return text
+            head["cdcbridge-lane"] = self.lane.name
+            head.setdefault("cdcbridge-seq", str(message.seq))
+        return head
 
-    def _impossible(self, message: Outgoing, head: str) -> Failure | None:
+    def _impossible(self, message: Outgoing, head: _Head) -> Failure | None:
         """Return why a message must not be sent. The server would end the connection for it."""
         limit = self._client.max_payload
-        size = len(message.body or b"") + len(head) + _HEADERS
-        if size > limit and (size := len(message.body or b"") + len(head.encode()) + _HEADERS) > limit:
+        size = len(message.body or b"") + sum(4 + len(name) + len(value.encode()) for name, value in head.items())
+        if (size := size + _HEADERS) > limit:
             return Failure(
                 f"the message has {size} bytes with its headers, and max_payload of the NATS server is {limit}",
                 for_good=True,
@@ -363,7 +370,7 @@ class NatsTarget(Target[NatsSink]):
         client, self._connected = self._connected, None
         self._last = None
         if client is not None:
-            client.close()
+            await client.close()
 
     async def check(self) -> Sequence[Problem]:
         """Return the problems. Without atomic batches, the sink works more slowly."""

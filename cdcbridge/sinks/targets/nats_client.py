@@ -1,32 +1,35 @@
 """A connection to a NATS server: it publishes whole batches, and reads the answers from one inbox.
 
-The protocol is described at https://docs.nats.io/reference/reference-protocols/nats-protocol. nats-py is not used,
-because a sink needs three things that it does not offer. close() drops bytes that were not sent yet, so that nothing
-is delivered after it. Credentials are sent over TLS alone if TLS was configured. A batch is one write, which needs a
-third of the CPU time. Never reconnects and never sends anything twice.
+nats-py (https://nats-io.github.io/nats.py/) connects, logs in, writes and parses. nats_wire.py is its transport. With
+`pending_size=0` it never flushes in the middle of a batch, because that wait swallows a cancellation. With
+`connect_timeout=None` it does not use asyncio.wait_for(), which can swallow one in Python 3.11.
+
+Never reconnects and never sends anything twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import re
-import secrets
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import nats.errors
 import nkeys
 import orjson
+from nats.aio.client import Client, RawCredentials
+from nats.aio.msg import Msg
 
+from cdcbridge.errors import CdcbridgeError
 from cdcbridge.sinks.target import TargetAway, Unusable
+from cdcbridge.sinks.targets.nats_wire import NatsWire
 
 _LOGIN_REFUSED: Final = re.compile(r"authorization|authentication|credentials", re.IGNORECASE)
-_DENIED: Final = re.compile(r"Permissions Violation for Publish to \"(.+)\"", re.IGNORECASE)
-_CREDS: Final = re.compile(r"-----BEGIN [^-]+-----\s*(\S+)\s*------END")
+_DENIED: Final = re.compile(r"permissions violation for publish to \"(.+)\"")  # the library makes it lower case
+_CREDS: Final = ("BEGIN NATS USER JWT", "BEGIN USER NKEY SEED")  # the library would look for them for ever
 _CREDENTIALS_HINT: Final = "correct sink.credentials, and the user's rights in the NATS server"
 NO_RESPONDERS: Final = 503
 
@@ -62,13 +65,13 @@ class NatsMessage(NamedTuple):
 
     Attributes:
         subject: The subject.
-        headers: Lines of headers, each with its end of line.
+        headers: Names and values, or None.
         body: The content.
         answered: Whether the server is asked for an answer.
     """
 
     subject: str
-    headers: str
+    headers: dict[str, str] | None
     body: bytes
     answered: bool = True
 
@@ -87,29 +90,30 @@ class _Waiting:
             self.done.set_result(self._answers)
 
     def deny(self, subject: str) -> None:
-        for index, asked in self._asked.items():
-            if asked == subject and index not in self._answers:
-                self.add(index, Answer(NatsError(403, 0, f"the user may not publish to {subject}"), {}))
+        """Answer for the server that the user may not publish to a subject, which is in lower case."""
+        found = {index: asked for index, asked in self._asked.items() if asked.lower() == subject}
+        if len(set(found.values())) == 1:  # else it is not known which one the server means
+            for index in found.keys() - self._answers.keys():
+                self.add(index, Answer(NatsError(403, 0, f"the user may not publish to {found[index]}"), {}))
 
 
-class NatsClient(asyncio.Protocol):
+class NatsClient:
     """One connection. connect() makes it.
 
     Attributes:
         max_payload: The largest message with its headers that the server takes, in bytes.
     """
 
-    def __init__(self, address: str) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, address: str, wire: NatsWire) -> None:
         self._address = address
-        self._inbox = f"_INBOX.{secrets.token_hex(8)}"
+        self._wire = wire
+        self._client = Client()
+        self._client._transport = wire  # noqa: SLF001 - the library has no other way to give one
+        self._inbox = self._client.new_inbox()
         self._numbers = 0
-        self._buffer = b""
-        self._info: asyncio.Future[dict[str, Any]] = loop.create_future()
-        self._ready: asyncio.Future[None] = loop.create_future()
         self._waiting: dict[str, _Waiting] = {}
-        self._lost: TargetAway | Unusable | None = None
-        self._transport: asyncio.Transport | None = None
+        self._reported: Exception | None = None
+        self._lost: CdcbridgeError | None = None
         self.max_payload = 1 << 20
 
     @classmethod
@@ -126,54 +130,65 @@ class NatsClient(asyncio.Protocol):
             Unusable: The server refuses the credentials, or has no TLS.
         """
         parts = urlsplit(url if "://" in url else f"nats://{url}")
-        host, port = parts.hostname or "localhost", parts.port or 4222
-        address = f"{host}:{port}"
+        host, place = parts.hostname or "localhost", parts.netloc.rpartition("@")[2]
         if parts.scheme == "tls" and context is None:
             context = ssl.create_default_context()
         if credentials is None and parts.username:
             credentials = ":".join(unquote(text) for text in (parts.username, parts.password) if text is not None)
-        client: NatsClient | None = None
+        login = _login(credentials)
+        made = cls(place if parts.port else f"{place}:4222", NatsWire(host, context))
         try:
-            transport, client = await asyncio.get_running_loop().create_connection(lambda: cls(address), host, port)
-            await client.greet(transport, host, credentials, context)
-        except BaseException as error:
-            if client is not None:
-                client.close()
-            if isinstance(error, ssl.SSLCertVerificationError):
-                hint = "set sink.tls.ca to the authority that signed the server's certificate"
-                raise Unusable(
-                    f"the certificate of {address} is not trusted: {error.verify_message}", hint=hint
-                ) from None
-            if isinstance(error, OSError):
-                raise TargetAway(f"cannot reach NATS at {address}: {error}") from None
+            await made._open(login if context is None else login | {"tls": context})
+        except (OSError, nats.errors.Error, nkeys.NkeysError) as error:
+            await made.close()
+            raise made._failure(error) from None
+        except BaseException:
+            await made.close()
             raise
-        return client
+        return made
 
-    async def greet(
-        self, transport: asyncio.Transport, host: str, credentials: str | None, context: ssl.SSLContext | None
-    ) -> None:
-        """Encrypt the connection, and log in. connect() describes the arguments and errors."""
-        info = await self._info
-        if context is None and info.get("tls_required"):
-            context = ssl.create_default_context()
-        if context is not None:
-            if not (info.get("tls_required") or info.get("tls_available")):
-                raise Unusable(f"{self._address} has no TLS, and sink.tls or a URL with tls:// asks for it")
-            secured = await asyncio.get_running_loop().start_tls(transport, self, context, server_hostname=host)
-            if secured is None:
-                raise TargetAway(f"{self._address} closed the connection")
-            self._transport = secured
-        options = {
-            "verbose": False, "pedantic": False, "lang": "python", "version": "1", "protocol": 1, "name": "cdcbridge",
-            "headers": True, "no_responders": True, "tls_required": context is not None,
-        }  # fmt: skip
-        options |= _login(credentials, str(info.get("nonce", "")))
-        self._write(f"CONNECT {json.dumps(options)}\r\nSUB {self._inbox}.* 1\r\nPING\r\n".encode())
-        await self._ready
+    async def _open(self, login: dict[str, Any]) -> None:
+        login |= {"connect_timeout": None, "reconnect_time_wait": 0, "max_reconnect_attempts": 1}  # 0 would be for ever
+        await self._client.connect(
+            f"nats://{self._address}",
+            name="cdcbridge",
+            allow_reconnect=False,
+            pending_size=0,
+            error_cb=self._told,
+            closed_cb=self._closed,
+            **login,
+        )
+        if not self._client.is_connected:
+            raise ConnectionError("the server closed the connection")
+        self.max_payload = self._client.max_payload
+        await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
 
-    def close(self) -> None:
+    def _failure(self, error: Exception) -> CdcbridgeError:
+        """Return the error for a connection that could not be made."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            hint = "set sink.tls.ca to the authority that signed the server's certificate"
+            return Unusable(f"the certificate of {self._address} is not trusted: {error.verify_message}", hint=hint)
+        if isinstance(error, nats.errors.SecureConnWantedError):
+            return Unusable(f"{self._address} has no TLS, and sink.tls or a URL with tls:// asks for it")
+        if isinstance(error, nkeys.NkeysError):
+            return Unusable(f"the seed in the .creds file is not valid: {error}", hint=_CREDENTIALS_HINT)
+        if isinstance(error, nats.errors.NoServersError):
+            return TargetAway(f"cannot reach NATS at {self._address}: {self._reported}")
+        return self._ended(error)
+
+    def _ended(self, error: Exception | None) -> CdcbridgeError:
+        """Return the error for a connection that the server, the network or the library ended."""
+        reason = str(error).removeprefix("nats: ").strip("'")
+        if _LOGIN_REFUSED.search(reason):
+            return Unusable(f"NATS at {self._address} refuses the user: {reason}", hint=_CREDENTIALS_HINT)
+        return TargetAway(f"the connection to NATS at {self._address} ended: {reason}")
+
+    async def close(self) -> None:
         """Disconnect at once. Bytes that were not sent yet are dropped."""
+        self._wire.end()
         self._end(TargetAway(f"the connection to {self._address} was closed"))
+        if self._client.is_connected:
+            await self._client.close()
 
     async def publish(self, messages: Sequence[NatsMessage]) -> dict[int, Answer]:
         """Publish messages, and return the answers by index.
@@ -185,9 +200,13 @@ class NatsClient(asyncio.Protocol):
         self._numbers += 1
         name = f"{self._inbox}.{self._numbers}"
         self._waiting[name] = waiting
+        publish = self._client.publish
         try:
-            self._write(b"".join(_packed(messages, name)))
+            for index, (subject, headers, body, answered) in enumerate(messages):
+                await publish(subject, body, f"{name}-{index}" if answered else "", headers)  # never suspends
             return await waiting.done
+        except nats.errors.Error as error:
+            raise self._lost or self._ended(error) from None
         finally:
             del self._waiting[name]
 
@@ -199,7 +218,7 @@ class NatsClient(asyncio.Protocol):
             Unusable: The user may not send the request.
         """
         body = b"" if content is None else orjson.dumps(content)
-        answer = (await self.publish([NatsMessage(subject, "", body)]))[0]
+        answer = (await self.publish([NatsMessage(subject, None, body)]))[0]
         if answer.refusal is not None and answer.refusal.status == 403:
             raise Unusable(
                 f"NATS refuses {subject}: {answer.refusal.text}", hint=f"grant the user publish to {subject}"
@@ -209,112 +228,55 @@ class NatsClient(asyncio.Protocol):
             raise TargetAway(f"JetStream does not answer: {reason}", hint="is JetStream enabled in the NATS server?")
         return answer
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            self._transport = transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end(TargetAway(f"the connection to NATS at {self._address} ended{f': {exc}' if exc else ''}"))
-
-    def data_received(self, data: bytes) -> None:
-        buffer = self._buffer + data
-        start = 0
-        while (end := buffer.find(b"\r\n", start)) >= 0:
-            line = buffer[start:end]
-            start, last = end + 2, start
-            if line.startswith((b"MSG ", b"HMSG ")):
-                words = line.split()
-                size = int(words[-1])
-                if len(buffer) < start + size + 2:
-                    start = last
-                    break
-                head = int(words[-2]) if words[0] == b"HMSG" else 0
-                self._answered(words[1].decode(), buffer[start : start + head], buffer[start + head : start + size])
-                start += size + 2
-            else:
-                self._control(line)
-        self._buffer = buffer[start:]
-
-    def _control(self, line: bytes) -> None:
-        kind, _, rest = line.partition(b" ")
-        match kind.upper():
-            case b"PING":
-                self._write(b"PONG\r\n")
-            case b"PONG" if not self._ready.done():
-                self._ready.set_result(None)
-            case b"INFO":
-                info = orjson.loads(rest)
-                self.max_payload = info.get("max_payload", self.max_payload)
-                if not self._info.done():
-                    self._info.set_result(info)
-            case b"-ERR":
-                self._refused(rest.decode(errors="replace").strip(" '"))
-
-    def _refused(self, reason: str) -> None:
-        if denied := _DENIED.search(reason):
-            for waiting in list(self._waiting.values()):
-                waiting.deny(denied[1])
-        elif _LOGIN_REFUSED.search(reason):
-            self._end(Unusable(f"NATS at {self._address} refuses the user: {reason}", hint=_CREDENTIALS_HINT))
-        else:
-            self._end(TargetAway(f"NATS at {self._address} ended the connection: {reason}"))
-
-    def _answered(self, subject: str, headers: bytes, body: bytes) -> None:
-        name, _, index = subject.rpartition("-")
+    async def _answered(self, message: Msg) -> None:
+        name, _, index = message.subject.rpartition("-")
         waiting = self._waiting.get(name)
         if waiting is None:
             return
-        if headers.startswith(b"NATS/1.0 "):
-            status = int(headers[9:12])
-            answer = Answer(NatsError(status, 0, "no stream takes the subject" if status == NO_RESPONDERS else ""), {})
-        else:
-            content = orjson.loads(body)
-            error = content.get("error")
-            refusal = error and NatsError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
-            answer = Answer(refusal, content)
-        waiting.add(int(index), answer)
+        if status := int((message.headers or {}).get("Status", 0)):
+            text = "no stream takes the subject" if status == NO_RESPONDERS else ""
+            waiting.add(int(index), Answer(NatsError(status, 0, text), {}))
+            return
+        content = orjson.loads(message.data)
+        error = content.get("error")
+        refusal = error and NatsError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+        waiting.add(int(index), Answer(refusal, content))
 
-    def _end(self, error: TargetAway | Unusable) -> None:
-        if self._lost is None:
-            self._lost = error
-        futures: list[asyncio.Future[Any]] = [self._info, self._ready]
-        futures += (waiting.done for waiting in self._waiting.values())
-        for future in futures:
-            if not future.done():
-                future.set_exception(self._lost)
-                future.exception()  # the future of a handshake may have no reader
-        if self._transport is not None:
-            self._transport.abort()
+    async def _told(self, error: Exception) -> None:
+        """Take an error that the library reports beside the calls, for example that the user lacks a right."""
+        self._reported = error
+        if denied := _DENIED.search(str(error)):
+            for waiting in list(self._waiting.values()):
+                waiting.deny(denied[1])
+        elif "permissions violation" in str(error):
+            self._end(self._ended(error))
 
-    def _write(self, data: bytes) -> None:
-        if self._lost is not None:
-            raise self._lost
-        if self._transport is not None:
-            self._transport.write(data)
+    async def _closed(self) -> None:
+        self._end(self._ended(self._client.last_error))
 
-
-def _packed(messages: Sequence[NatsMessage], inbox: str) -> Iterable[bytes]:
-    for index, (subject, headers, body, answered) in enumerate(messages):
-        reply = f"{inbox}-{index} " if answered else ""
-        if headers:
-            head = f"NATS/1.0\r\n{headers}\r\n".encode()
-            yield f"HPUB {subject} {reply}{len(head)} {len(head) + len(body)}\r\n".encode()
-            yield head
-        else:
-            yield f"PUB {subject} {reply}{len(body)}\r\n".encode()
-        yield body
-        yield b"\r\n"
+    def _end(self, error: CdcbridgeError) -> None:
+        """Let everything that waits for an answer fail."""
+        self._lost = self._lost or error
+        for waiting in self._waiting.values():
+            if not waiting.done.done():
+                waiting.done.set_exception(self._lost)
 
 
-def _login(credentials: str | None, nonce: str) -> dict[str, str]:
+def _login(credentials: str | None) -> dict[str, Any]:
+    """Return the arguments of the library's connect() for credentials.
+
+    Raises:
+        Unusable: The .creds file cannot be read.
+    """
     if credentials is None:
         return {}
     if credentials.endswith(".creds") or Path(credentials).is_file():
         try:
-            jwt, seed = _CREDS.findall(Path(credentials).read_text())
-            signed = nkeys.from_seed(bytearray(seed.encode())).sign(nonce.encode())
-        except (OSError, ValueError, nkeys.NkeysError):
-            raise Unusable(f"{credentials} is not a readable .creds file", hint=_CREDENTIALS_HINT) from None
-        return {"jwt": jwt, "sig": base64.urlsafe_b64encode(signed).decode().rstrip("=")}
+            text = Path(credentials).read_text()
+        except (OSError, ValueError):
+            text = ""
+        if not all(mark in text for mark in _CREDS):
+            raise Unusable(f"{credentials} is not a readable .creds file", hint=_CREDENTIALS_HINT)
+        return {"user_credentials": RawCredentials(text)}
     user, colon, password = credentials.partition(":")
-    return {"user": user, "pass": password} if colon else {"auth_token": credentials}
+    return {"user": user, "password": password} if colon else {"token": credentials}

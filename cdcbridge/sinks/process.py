@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
@@ -26,6 +27,7 @@ from cdcbridge.sinks.runner import Runner
 from cdcbridge.sinks.store import SinkStore
 
 _FILE_EVERY: Final = 1.0  # seconds between two looks at the configuration file
+_GRACE: Final = 10.0  # seconds that the process has to end beside the longest time limit of its sinks
 log = structlog.get_logger()
 
 
@@ -76,7 +78,7 @@ class SinkProcess:
         """
         loop = asyncio.get_running_loop()
         if until_stdin_ends:
-            loop.add_reader(sys.stdin.fileno(), self._stopping.set)  # nobody writes: it is readable at its end
+            loop.add_reader(sys.stdin.fileno(), self._stdin_ended)  # nobody writes: it is readable at its end
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         log.info("sinks.started", member=self._member, consumers=sorted(with_sinks(self._config, self._names)))
@@ -86,11 +88,27 @@ class SinkProcess:
                 self._follow()
                 await wait_for(self._stopping, _FILE_EVERY)
         finally:
+            self._end_at_the_latest()
             waker.cancel()
             for runner, _ in self._runners.values():
                 runner.stop()
             await asyncio.gather(waker, *(task for _, task in self._runners.values()), return_exceptions=True)
         log.info("sinks.stopped")
+
+    def _stdin_ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())  # else the loop is woken all the time
+        self._stopping.set()
+
+    def _end_at_the_latest(self) -> None:
+        """End this process even if a thread of a client library never ends.
+
+        For example, librdkafka waits by the wall clock, and somebody may have set it back by a day. The batches in
+        progress have ended by then, or their results are as unknown as after a kill.
+        """
+        limit = max((one.sink.timeout for one in self._config.consumers if one.sink is not None), default=0.0) + _GRACE
+        timer = threading.Timer(limit, _give_up, [limit])
+        timer.daemon = True
+        timer.start()
 
     def _follow(self) -> None:
         """Begin, change and end runners as the file says now. A file that cannot be used is logged and not followed."""
@@ -139,3 +157,8 @@ class SinkProcess:
         for runner, _ in self._runners.values():
             if not payload or str(runner.consumer_id) in ids:
                 runner.wake()
+
+
+def _give_up(seconds: float) -> None:
+    log.error("sinks.forced", seconds=seconds)
+    os._exit(1)

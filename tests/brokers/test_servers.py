@@ -35,7 +35,7 @@ kafka = pytest.mark.needs_kafka
 STORES: list[Any] = [
     pytest.param(Nats, talk.make_nats, talk.put_nats, talk.get_nats, id="nats"),
     pytest.param(Redis, None, talk.put_redis, talk.get_redis, id="redis"),
-    pytest.param(RabbitMQ, None, talk.put_rabbitmq, talk.get_rabbitmq, id="rabbitmq"),
+    pytest.param(RabbitMQ, talk.make_rabbitmq, talk.put_rabbitmq, talk.get_rabbitmq, id="rabbitmq"),
     pytest.param(Kafka, lambda server: server.create_topic("talk"), talk.put_kafka, talk.get_kafka, id="kafka", marks=kafka),
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ Everything must be there: once where that is promised, in the order of its key w
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -59,6 +60,11 @@ def check_sinks(arena: Arena) -> None:
     wanted = arena.in_store(_LOG)
     dead = [row for row in arena.in_store(_DEAD) if row[0] in ours]
     arena.close()  # the targets need the processors to tell what they have
+    child = ["pgrep", "-f", f"{arena.folder}.*--until-stdin-ends"]
+    eventually(
+        lambda: subprocess.run(child, capture_output=True, check=False).returncode == 1,
+        "the sinks' processes end with their bridges",
+    )
     print("\n| sink | mode | messages | duplicates | lost | longest wait |\n|---|---|---|---|---|---|")
     broken = [problem for sink in arena.sinks.all for problem in _compare(arena, sink, wanted)]
     print(f"{arena.sinks.deaths} deaths at a named instant\n", flush=True)

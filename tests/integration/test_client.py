@@ -144,6 +144,8 @@ def test_a_waiting_reader_is_woken_and_not_by_others(queue: StoreQueue, connect:
         timer.start()
     (message,) = client.receive(wait=10)
     assert 0.3 < time.monotonic() - started < 3
+    for timer in timers:
+        timer.join()
     assert message.seq == 2
 
 
@@ -181,10 +183,12 @@ def test_a_lost_session_is_made_anew(queue: StoreQueue, connect: Any) -> None:
 
 def test_behind_a_pooler_it_looks_now_and_then(queue: StoreQueue, connect: Any) -> None:
     client = connect(poll_interval=0.1)
-    threading.Timer(0.3, queue.append, (1,)).start()
+    timer = threading.Timer(0.3, queue.append, (1,))
+    timer.start()
     started = time.monotonic()
     assert len(client.receive(wait=10)) == 1
     assert time.monotonic() - started < 3
+    timer.join()
 
 
 def test_a_client_polls_behind_a_pooler() -> None:

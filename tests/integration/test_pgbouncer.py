@@ -71,7 +71,8 @@ def test_a_client_polls_and_acks_through_it(pooled: tuple[StoreQueue, str]) -> N
     queue.append(30)
     with Client.connect(dsn, consumer="c") as client:
         got = 0
-        threading.Timer(1.5, queue.append, (1,)).start()
+        timer = threading.Timer(1.5, queue.append, (1,))
+        timer.start()
         started = time.monotonic()
         for message in client.messages(wait=10):
             with message:
@@ -79,6 +80,7 @@ def test_a_client_polls_and_acks_through_it(pooled: tuple[StoreQueue, str]) -> N
             if got == 31:
                 break
         assert 1.4 < time.monotonic() - started < 6, "looked for, without a notification"
+        timer.join()
     assert queue.states() == {"pending": 0, "in_flight": 0, "dead": 0}
 
 
@@ -163,10 +165,12 @@ def test_commands_that_call_functions_work_through_it(
 
 def test_a_waiting_command_looks_now_and_then(pooled: tuple[StoreQueue, str], shop: Callable[..., Result]) -> None:
     queue, _ = pooled
-    threading.Timer(1.0, queue.append, (1,)).start()
+    timer = threading.Timer(1.0, queue.append, (1,))
+    timer.start()
     started = time.monotonic()
     result = shop("receive c --wait 20s")
     assert len(result.out.splitlines()) == 1 and 0.9 < time.monotonic() - started < 10
+    timer.join()
 
 
 @pytest.mark.usefixtures("impatient")

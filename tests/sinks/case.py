@@ -38,6 +38,9 @@ class Case(ABC):
     def received(self) -> list[Received]:
         """Return all messages of the destination in its order, the same each time it is called."""
 
+    def settle(self) -> None:  # noqa: B027 - most servers need nothing
+        """Let the server make the destination durable, before a test kills it."""
+
     @abstractmethod
     def close(self) -> None:
         """Remove the destination."""

@@ -41,7 +41,9 @@ def served(request: pytest.FixtureRequest) -> Iterator[Case]:
     kind = KINDS[request.param]
     assert kind.server
     with kind.server() as server:
-        yield kind.case(server, f"t{secrets.token_hex(4)}", partitions=PARTITIONS)
+        made = kind.case(server, f"t{secrets.token_hex(4)}", partitions=PARTITIONS)
+        made.settle()
+        yield made
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -241,7 +243,7 @@ def test_messages_that_retention_dropped_are_told(world: World, out: Path) -> No
         world.execute("update cdcbridge_internal.offsets set lost = 5 where partition = 0")
         world.start_sinks()
         found = eventually(lambda: (one := state(world))["state"] == "failing" and one, "it is told")
-        assert "5 messages of partition 0" in found["reason"]
+        assert "5 unread messages of partition 0" in found["reason"]
         world.execute("select cdcbridge.seek('events', 'earliest')")
         eventually(lambda: ids(out) == [1], "it continues after a seek")
 
@@ -341,6 +343,23 @@ def test_a_process_that_was_stopped_delivers_no_claim_of_another(
         assert first.wait(30) == 0
         eventually(lambda: world.value("select pending from consumer_lag()") == 0, "all are acknowledged")
         assert sorted(received(http_target)) == list(range(1, 31)), "each once"
+
+
+def test_the_process_ends_although_a_thread_of_an_adapter_does_not(world: World) -> None:
+    sink = {"type": "custom", "adapter": "tests.sinks.broken:Hanging", "destination": "x", "timeout": "1s"}
+    world.consumer("events", sink=sink)
+    with world.bridge():
+        command = [sys.executable, "-m", "cdcbridge", "-c", str(world.write_config()), "sinks", "run"]
+        log = world.folder / "sinks.log"
+        with log.open("wb") as stderr:
+            process = subprocess.Popen([*command, "--until-stdin-ends"], stdin=subprocess.PIPE, stderr=stderr)
+        eventually(lambda: state(world)["state"] == "failing", "it hangs")
+        assert process.stdin is not None
+        process.stdin.close()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 1 and "sinks.forced" in log.read_text()
+    assert used.ru_utime + used.ru_stime < 5, "it waits, and does not look all the time"
 
 
 def test_a_rate_is_kept(world: World, out: Path) -> None:

@@ -62,9 +62,34 @@ def run(made: Coroutine[Any, Any, None]) -> None:
         await made
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert not [one for one in threading.enumerate() if one.name.startswith("kafka-sink")]
+        assert not kafka_threads()
 
     asyncio.run(watched())
+
+
+def kafka_threads() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name.startswith("kafka-sink")]
+
+
+def test_a_thread_that_never_ends_holds_nobody_up(server: Kafka) -> None:
+    """librdkafka waits by the wall clock, which may be set back while it waits."""
+    stuck = threading.Event()
+
+    async def close() -> None:
+        with topic(server) as case:
+            made = target(case, None, timeout="1s")
+            await made.open()
+            call = asyncio.create_task(made._in_thread(stuck.wait))
+            await asyncio.sleep(0)
+            started = time.monotonic()
+            await made.close()
+            assert 0.9 < time.monotonic() - started < 10
+            stuck.set()
+            await call
+            for thread in kafka_threads():
+                await asyncio.to_thread(thread.join)
+
+    run(close())
 
 
 @contextlib.asynccontextmanager

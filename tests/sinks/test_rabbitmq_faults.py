@@ -47,6 +47,7 @@ def exchange(own: RabbitMQ) -> Iterator[RabbitmqExchangeCase]:
 
 
 def test_a_killed_server_lost_nothing_that_it_confirmed(own: RabbitMQ, case: Case) -> None:
+    case.settle()
     one = sink_of(case)
 
     async def until_it_is_killed() -> int:

@@ -46,6 +46,7 @@ from cdcbridge.sinks.targets.kafka_client import (
     missing,
     producing,
     refused,
+    serve,
 )
 from cdcbridge.sinks.targets.kafka_progress import TOPIC, ProgressTopic, record, settings
 
@@ -113,8 +114,7 @@ class KafkaTarget(Target[KafkaSink]):
         metadata = self._repeated(lambda seconds: self._producer.list_topics(timeout=seconds), "the connection")
         there = [topic for topic, found in metadata.topics.items() if found.error is None]
         pattern = re.compile(".*".join(map(re.escape, _PLACEHOLDER.split(self.sink.topic))))
-        self._topics = {}
-        self._batch_size = DEFAULT_LIMIT
+        self._topics, self._batch_size = {}, DEFAULT_LIMIT
         self._learn([topic for topic in there if pattern.fullmatch(topic)], opening=True)
         self._batch_size = min([DEFAULT_LIMIT, *self._topics.values()])
         if "{" not in self.sink.topic and not self._exists(self.sink.topic):
@@ -178,7 +178,7 @@ class KafkaTarget(Target[KafkaSink]):
 
     def _why(self) -> KafkaError | None:
         """Return why the broker cannot be reached, if librdkafka has found a reason."""
-        _serve(self._producer)  # calls _heard()
+        serve(self._producer)  # calls _heard()
         return self._reason
 
     def _exists(self, topic: str) -> bool:
@@ -260,7 +260,7 @@ class KafkaTarget(Target[KafkaSink]):
             errors.append(error_in(exception))
         else:
             return None
-        _serve(producer)  # calls report()
+        serve(producer)  # calls report()
         return next((error for error in errors if error.code() not in LOST), errors[0])
 
     def _produce(
@@ -274,7 +274,7 @@ class KafkaTarget(Target[KafkaSink]):
                     message.destination, message.body, key, headers=dict(message.headers), on_delivery=report
                 )
             except BufferError:
-                _serve(producer, _SLICE)
+                serve(producer, _SLICE)
                 if self._closing:
                     raise TargetAway("the Kafka sink was closed") from None
 
@@ -341,7 +341,7 @@ class KafkaTarget(Target[KafkaSink]):
                 continue
             self._produce(message, lambda error, _, errors=errors: errors.append(error), producer)  # type: ignore[misc]
             while not errors:
-                _serve(producer, _SLICE)
+                serve(producer, _SLICE)
             if errors[0] is not None:
                 failures[index] = judged(errors[0], message, self.sink)
                 failed |= {message.key} - {None}
@@ -351,47 +351,45 @@ class KafkaTarget(Target[KafkaSink]):
     async def _poll(self) -> None:
         """Take delivery reports from librdkafka, which calls the functions that were given to produce()."""
         while not self._closing:
-            await self._in_thread(_serve, self._producer, _SLICE)
+            await self._in_thread(serve, self._producer, _SLICE)
 
     async def close(self) -> None:
         self._closing = True
-        polling, self._polling = self._polling, None
-        threads, self._threads = self._threads, None
+        (polling, self._polling), (threads, self._threads) = (self._polling, None), (self._threads, None)
         if threads is not None:
             if polling is not None:
                 with contextlib.suppress(Exception):
                     await polling
-            # Calls in progress end within a slice. A thread that still blocks keeps the producer alive.
-            await asyncio.get_running_loop().run_in_executor(None, self._destroy, threads)
+            # Calls in progress end within a slice. But librdkafka waits by the wall clock, so one can last for hours
+            # after the clock was set back. It then keeps its threads, and the next instance fences its producer.
+            loop, ended = asyncio.get_running_loop(), asyncio.Event()
+            threading.Thread(target=self._destroy, args=(threads, loop, ended), daemon=True).start()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.sink.timeout):
+                    await ended.wait()
 
-    def _destroy(self, threads: ThreadPoolExecutor) -> None:
+    def _destroy(self, threads: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
         producer, self._connected = self._connected, None
         if producer is not None:
             producer.purge()
-            threads.submit(_serve, producer)
+            threads.submit(serve, producer)
+        del producer
         threads.shutdown(wait=True)
+        with contextlib.suppress(RuntimeError):  # the loop may be closed
+            loop.call_soon_threadsafe(ended.set)
 
     async def check(self) -> Sequence[Problem]:
         """Return the problems, for example missing rights, or a progress topic whose records are dropped."""
-        if found := await super().check():
+        found = await super().check()
+        if found or self.lane is None or not self._transactional:
             return found
-        if self.lane is None or not self._transactional:
-            return []
         policy = await asyncio.to_thread(ProgressTopic(self.sink, lambda: False).policy)
         if policy in {None, "compact"}:
             return []
-        servers = ",".join(self.sink.bootstrap_servers)
-        fix = (
-            f"kafka-configs.sh --bootstrap-server {servers} --alter --topic {TOPIC} --add-config cleanup.policy=compact"
-        )
+        fix = (f"kafka-configs.sh --bootstrap-server {','.join(self.sink.bootstrap_servers)} --alter --topic {TOPIC}"
+               " --add-config cleanup.policy=compact")  # fmt: skip
         message = f"topic {TOPIC} has cleanup.policy {policy}, so that Kafka drops the progress of a lane that is idle"
         return [Problem("sink_progress", "error", TOPIC, message, fix)]
-
-
-def _serve(producer: Producer, seconds: float = 0) -> None:
-    """Let librdkafka call our functions. An error that stops the producer also reaches the next use of it."""
-    with contextlib.suppress(KafkaException):
-        producer.poll(seconds)
 
 
 def _finish(done: asyncio.Future[dict[int, KafkaError]], errors: dict[int, KafkaError]) -> None:

@@ -5,9 +5,10 @@ The properties are listed at https://docs.confluent.io/platform/current/clients/
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from cdcbridge.config.sink import KafkaSink
 from cdcbridge.sinks.target import Displaced, Failure, Outgoing, TargetAway, Unusable
@@ -168,3 +169,9 @@ def missing(topic: str, sink: KafkaSink) -> Failure:
 def partition(topic: str, number: int, offset: int) -> TopicPartition:
     """Return a place in a topic."""
     return TopicPartition(topic, number, offset)
+
+
+def serve(producer: Producer, seconds: float = 0) -> None:
+    """Let librdkafka call our functions. An error that stops the producer also reaches the next use of it."""
+    with contextlib.suppress(KafkaException):
+        producer.poll(seconds)

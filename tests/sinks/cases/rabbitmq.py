@@ -166,6 +166,9 @@ class RabbitmqExchangeCase(Case):
     def received(self) -> list[Received]:
         return asyncio.run(self._received())
 
+    def settle(self) -> None:
+        self.server.restart()  # RabbitMQ 3.10 forgets what was declared just before a kill
+
     def close(self) -> None:
         asyncio.run(self._delete())
 

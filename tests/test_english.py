@@ -38,6 +38,9 @@ GROUPS = {
         path.read_text()
         for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
     ],
+    "guides of sinks": [
+        path.read_text() for path in (ROOT / "docs" / "SINKS.md", *sorted((ROOT / "docs" / "sinks").glob("*.md")))
+    ],
 }
 
 

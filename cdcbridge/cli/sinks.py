@@ -98,7 +98,7 @@ def list_command(app: App, as_json: bool) -> None:
 def pause(app: App, name: str) -> None:
     """Deliver nothing more for a consumer, until `resume`.
 
-    Its messages wait in the store.
+    Its messages wait in the store. The sink stops within about a second.
     """
     _pause(app, name, paused=True)
 

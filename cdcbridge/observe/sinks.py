@@ -20,6 +20,8 @@ from cdcbridge.words import without_secrets
 
 State = Literal["delivering", "failing", "blocked", "paused", "not running", "new"]
 _ALIVE: Final = 5.0  # seconds after which a process that has not stored its presence counts as gone
+_NEW: Final = "the store has no such consumer yet: `cdcbridge consumers apply` adds it, or the next start of `run`"
+_UNBLOCK: Final = "fix: correct the target, or set `on_failure: dead_letter`"
 _QUERY: Final = """
     select c.name, coalesce(s.delivered, 0), coalesce(s.failed, 0), coalesce(s.retried, 0), coalesce(s.batches, 0),
            coalesce(s.seconds, 0), s.error, s.blocked,
@@ -38,7 +40,7 @@ class SinkState:
         type: The type of the sink, for example `kafka`.
         destination: The template of the destination, without secrets.
         state: Its state. `new`: the store does not know the consumer yet.
-        reason: The last error, or the message for which others wait, in words. None: it delivers.
+        reason: The last error, or the message for which others wait, in words with the fix. None: it delivers.
         delivered: The number of messages that the target has acknowledged.
         failed: The number of messages that became dead letters.
         retried: The number of failed attempts at a message that was tried again.
@@ -88,13 +90,14 @@ def sink_states(store: Connection, config: Config, consumers: Iterable[ConsumerL
 def _state(name: str, sink: SinkBase, row: Sequence[Any] | None, lag: ConsumerLag | None) -> SinkState:
     destination = without_secrets(destination_of(sink))
     if row is None or lag is None:
-        return SinkState(name, sink.type, destination, "new")
+        return SinkState(name, sink.type, destination, "new", _NEW)
     delivered, failed, retried, batches, seconds, error, blocked, processes = row
     state: State = "delivering"
     reason = error
     if blocked is not None:
         state = "blocked"
-        reason = f"message {blocked['seq']} ({blocked['topic']}, key {blocked['key']}) is refused: {blocked['reason']}"
+        message = f"message {blocked['seq']} ({blocked['topic']}, key {blocked['key']})"
+        reason = f"{message} is refused: {blocked['reason']} ({_UNBLOCK})"
     elif error is not None:
         state = "failing"
     if lag.paused:

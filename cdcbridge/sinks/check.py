@@ -16,13 +16,16 @@ from cdcbridge.sinks.target import Lane
 from cdcbridge.sinks.targets import target_class
 
 _LONGEST = 30.0  # seconds for the answer of one destination
+_UNREACHABLE = "Start the destination, or correct its address. Also check the network."
 
 
 def check_sinks(config: Config, consumers: Iterable[Consumer]) -> list[Problem]:
-    """Return the problems of the sinks, each with the name of its consumer."""
+    """Return the problems of the sinks, each with the name of its consumer and a fix."""
     found: list[Problem] = []
     for consumer in consumers:
-        found += [replace(problem, object=consumer.name) for problem in _check(config, consumer)]
+        for problem in _check(config, consumer):
+            fix = problem.fix or (_UNREACHABLE if problem.code == "sink_unreachable" else "")
+            found.append(replace(problem, object=consumer.name, fix=fix))
     return found
 
 
@@ -43,6 +46,6 @@ def _check(config: Config, consumer: Consumer) -> list[Problem]:
                 return list(await adapter(sink, lane).check())
         except TimeoutError:
             message = f"no answer within {min(_LONGEST, sink.timeout):g} s"
-            return [Problem("sink_unreachable", "error", consumer.name, message, "Check the address and the network.")]
+            return [Problem("sink_unreachable", "error", consumer.name, message, "")]
 
     return asyncio.run(run())

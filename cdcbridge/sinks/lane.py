@@ -197,13 +197,13 @@ class LaneDelivery:
                 raise Displaced("the lease of the lane has ended")
 
     async def _pause(self, error: TargetGone) -> None:
-        self._fails(str(error))
+        self._fails(str(error), hint=error.hint)
         log.warning("sink.paused", consumer=self._parts.name, reason=str(error))
         with suppress(CdcbridgeError):
             await self._parts.store.pause(self._parts.consumer_id)
 
-    def _fails(self, reason: str, **facts: Any) -> None:
-        self._parts.stats.fails(reason, lane=self._lane.number, **facts)
+    def _fails(self, reason: str, *, hint: str | None = None) -> None:
+        self._parts.stats.fails(reason, hint=hint, lane=self._lane.number)
 
     def _ends(self) -> bool:
         return self.leaving or self._parts.stopping.is_set()

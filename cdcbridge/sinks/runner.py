@@ -74,7 +74,7 @@ class Runner:
                 wait = backoff.next()
             except CdcbridgeError as error:
                 log.warning("sink.stopped", consumer=self.consumer.name, error=str(error), hint=error.hint)
-                self._stats.fails(str(error))
+                self._stats.fails(str(error), hint=error.hint)
                 wait = backoff.next()
             finally:
                 await self._leave(ticks)

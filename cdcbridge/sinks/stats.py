@@ -66,12 +66,13 @@ class Stats:
         if messages and self._errors.pop(lane, None) is not None:
             log.info("sink.recovered", consumer=self._name)
 
-    def fails(self, reason: str, *, lane: int | None = None, **facts: Any) -> None:
-        """Record an error of the target. An error that lasts is logged once."""
-        if reason not in self._errors.values():
-            log.warning("sink.failed", consumer=self._name, error=reason, **facts)
+    def fails(self, reason: str, *, hint: str | None = None, lane: int | None = None) -> None:
+        """Record an error of the target, with its fix. An error that lasts is logged once."""
+        error = f"{reason} (fix: {hint})" if hint else reason
+        if error not in self._errors.values():
+            log.warning("sink.failed", consumer=self._name, error=reason, **({"hint": hint} if hint else {}))
         self._errors.pop(lane, None)
-        self._errors[lane] = reason
+        self._errors[lane] = error
 
     def retries(self, reason: str, messages: int) -> None:
         """Count failed attempts at messages that are tried again. A reason that repeats is logged once."""

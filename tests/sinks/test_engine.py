@@ -113,6 +113,7 @@ def test_a_refused_message_that_blocks_holds_its_key_alone(world: World, http_ta
         assert all(json.loads(one.body)["data"]["op"] == "insert" for one in http_target.requests), "its key waits"
         blocked = eventually(lambda: (found := state(world))["state"] == "blocked" and found, "it is told")
         assert "key 2" in blocked["reason"] and "422" in blocked["reason"]
+        assert "(fix: correct the target, or set `on_failure: dead_letter`)" in blocked["reason"]
         alarms = world.json("lag", "--json")["alarms"]
         assert [one["code"] for one in alarms if one["consumer"] == "events"] == ["sink_blocked"]
         http_target.otherwise = Answer()
@@ -235,6 +236,17 @@ def test_a_mistake_in_an_adapter_ends_no_other_sink(world: World, out: Path) -> 
         assert process.poll() is None
 
 
+def test_a_sink_that_was_added_to_the_file_names_the_command_that_adds_it(world: World, out: Path) -> None:
+    to_file(world, out)
+    with world.bridge():
+        world.messages(0)
+        world.consumer("later", sink={"type": "file", "path": str(out.with_name("later.jsonl"))})
+        added = world.json("sinks", "list", "--json")[1]
+        assert added["state"] == "new" and "`cdcbridge consumers apply` adds it" in added["reason"]
+        assert world.run_program("consumers", "apply").returncode == 0
+        assert world.json("sinks", "list", "--json")[1]["state"] != "new"
+
+
 def test_messages_that_retention_dropped_are_told(world: World, out: Path) -> None:
     to_file(world, out)
     with world.bridge():
@@ -301,6 +313,7 @@ def test_a_target_of_another_store_is_refused(world: World, out: Path) -> None:
         insert(world, 1)
         found = eventually(lambda: (one := state(world))["state"] == "failing" and one, "it is told")
         assert "900000" in found["reason"] and "another store" in found["reason"]
+        assert "(fix: Deliver to another destination" in found["reason"], "the next step is told"
         assert ids(out) == [0]
 
 
@@ -427,3 +440,10 @@ def test_a_missing_library_names_the_command(world: World, out: Path) -> None:
     world.consumer("events", sink={"type": "custom", "adapter": "no_such_module:Sink", "destination": "x"})
     done = world.run_program("sinks", "check")
     assert done.returncode == 2 and "no_such_module" in done.stdout and "PYTHONPATH" in done.stdout
+
+
+def test_check_names_a_fix_for_a_destination_that_is_away(world: World) -> None:
+    world.consumer("events", sink={"type": "http", "url": "http://127.0.0.1:1/"})
+    done = world.run_program("sinks", "check")
+    assert done.returncode == 2 and "events: http://127.0.0.1:1" in done.stdout
+    assert "fix: Start the destination, or correct its address" in done.stdout

@@ -362,21 +362,18 @@ class KafkaTarget(Target[KafkaSink]):
                     await polling
             # Calls in progress end within a slice. But librdkafka waits by the wall clock, so one can last for hours
             # after the clock was set back. It then keeps its threads, and the next instance fences its producer.
-            loop, ended = asyncio.get_running_loop(), asyncio.Event()
-            threading.Thread(target=self._destroy, args=(threads, loop, ended), daemon=True).start()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.sink.timeout):
-                    await ended.wait()
+            ending = ThreadPoolExecutor(1, thread_name_prefix="kafka-end")
+            ended = asyncio.get_running_loop().run_in_executor(ending, self._destroy, threads)
+            ending.shutdown(wait=False)
+            await asyncio.wait([ended], timeout=self.sink.timeout)
 
-    def _destroy(self, threads: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    def _destroy(self, threads: ThreadPoolExecutor) -> None:
         producer, self._connected = self._connected, None
         if producer is not None:
             producer.purge()
             threads.submit(serve, producer)
         del producer
         threads.shutdown(wait=True)
-        with contextlib.suppress(RuntimeError):  # the loop may be closed
-            loop.call_soon_threadsafe(ended.set)
 
     async def check(self) -> Sequence[Problem]:
         """Return the problems, for example missing rights, or a progress topic whose records are dropped."""

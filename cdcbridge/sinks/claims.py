@@ -166,7 +166,8 @@ class ClaimDelivery:
     async def _deliver(self, claim: list[Claimed]) -> None:
         """Deliver a claim. While the target is away, keep the claim and try again."""
         parts = self._parts
-        keeper = asyncio.create_task(self._keep([one.receipt for one in claim]))
+        receipts = list(dict.fromkeys(one.receipt for one in claim))  # a delete and its tombstone have the same one
+        keeper = asyncio.create_task(self._keep(receipts))
         try:
             if wait := parts.rate.wait(len(claim), monotonic()):
                 await parts.sleep(wait)
@@ -183,7 +184,7 @@ class ClaimDelivery:
             with suppress(asyncio.CancelledError, CdcbridgeError):
                 await keeper
         with suppress(CdcbridgeError):
-            await self._call("give_back", [one.receipt for one in claim])
+            await self._call("give_back", receipts)
 
     async def _attempt(self, batch: list[Outgoing]) -> dict[int, Failure] | None:
         """Deliver once. Return the failures, or None if the target is away or the claim is no longer valid."""

@@ -102,7 +102,7 @@ class SinkProcess:
     def _end_at_the_latest(self) -> None:
         """End this process even if a thread of a client library never ends.
 
-        For example, librdkafka waits by the wall clock, and somebody may have set it back by a day. The batches in
+        For example, librdkafka waits by the wall clock, and that may have been set back by a day. The batches in
         progress have ended by then, or their results are as unknown as after a kill.
         """
         limit = max((one.sink.timeout for one in self._config.consumers if one.sink is not None), default=0.0) + _GRACE

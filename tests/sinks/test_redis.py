@@ -432,13 +432,15 @@ def test_a_silent_server_is_away_after_the_time_limit(server: Redis, stream: str
     assert seqs(server, stream) == [1, 2]
 
 
-def test_a_cancelled_delivery_leaves_no_task_and_no_connection(server: Redis, stream: str) -> None:
-    def clients() -> int:
-        with server.client() as client:
-            listed: Any = client.client_list()
-        return len(listed)
+def clients(server: Redis) -> int:
+    """The number of connections to the server."""
+    with server.client() as client:
+        listed: Any = client.client_list()
+    return len(listed)
 
-    before = clients()
+
+def test_a_cancelled_delivery_leaves_no_task_and_no_connection(server: Redis, stream: str) -> None:
+    before = clients(server)
 
     async def run() -> None:
         async with target(sink(server, stream)) as one:
@@ -455,19 +457,14 @@ def test_a_cancelled_delivery_leaves_no_task_and_no_connection(server: Redis, st
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(run())
-    eventually(lambda: clients() == before, "the connections are gone")
+    eventually(lambda: clients(server) == before, "the connections are gone")
 
 
 def test_nothing_of_a_cancelled_delivery_is_sent_later(server: Redis, stream: str) -> None:
     """Bytes wait in the client for a server that is slow. The library alone would send them when it goes on."""
     large = [message(seq, stream, body=b"x" * 100_000) for seq in range(2, 200)]
 
-    def clients() -> int:
-        with server.client() as client:
-            listed: Any = client.client_list()
-        return len(listed)
-
-    before = clients()
+    before = clients(server)
 
     async def run() -> None:
         async with Relay(server.port) as relay, target(sink(server, stream, port=relay.port), QUEUE) as one:
@@ -486,7 +483,7 @@ def test_nothing_of_a_cancelled_delivery_is_sent_later(server: Redis, stream: st
                 assert delivery.cancelled() and not one._all
             finally:
                 server.resume()
-            await asyncio.to_thread(eventually, lambda: clients() == before, "the connection is gone")
+            await asyncio.to_thread(eventually, lambda: clients(server) == before, "the connection is gone")
             assert relay.sent < sum(len(each.body or b"") for each in large)
 
     asyncio.run(run())

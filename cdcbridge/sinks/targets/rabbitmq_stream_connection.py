@@ -1,7 +1,7 @@
 """A connection to a stream of RabbitMQ that publishes and waits for the confirms, through the library rstream.
 
 The Client of rstream drops a frame silently if its connection has ended, so here every wait fails when the connection
-ends. Its Producer also connects again by itself, at a time that nobody knows, so it is not used. Never counts a message
+ends. Its Producer also connects again by itself, at a time of its own choice, so it is not used. Never counts a message
 as delivered without its confirm, never connects again by itself, and never sends a message twice.
 """
 

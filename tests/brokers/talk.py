@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeAlias, TypeVar
+import ssl
+from typing import Any, TypeAlias
 
-import aio_pika
 import nats
-from aio_pika.abc import AbstractChannel
+from aiormq import spec
+from aiormq.abc import AbstractChannel
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
+from tests.harness.brokers.amqp import channel
 from tests.harness.brokers.kafka import QUIET, Kafka, KafkaCluster, MockKafka
 from tests.harness.brokers.nats import Nats, NatsCluster
 from tests.harness.brokers.rabbitmq import RabbitMQ
 from tests.harness.brokers.redis import Redis
 
 NAME = "talk"
-T = TypeVar("T")
 AnyKafka: TypeAlias = Kafka | KafkaCluster | MockKafka
 
 
@@ -91,56 +91,46 @@ def get_redis(server: Redis) -> list[str]:
         return [fields[b"text"].decode() for _, fields in entries]
 
 
-async def _queue(channel: AbstractChannel) -> Any:
+async def _queue(channel: AbstractChannel) -> None:
     """Declare a classic queue: a quorum queue of a single node finds no leader after a SIGKILL (RabbitMQ 3.10)."""
-    return await channel.declare_queue(NAME, durable=True)
-
-
-async def _finished(work: Coroutine[Any, Any, T]) -> T:
-    """Let aiormq end the tasks that a closed connection leaves behind, because nothing else waits for them."""
-    try:
-        return await work
-    finally:
-        if rest := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(rest, timeout=5)
-        for _ in range(5):
-            await asyncio.sleep(0)  # closes the sockets
+    await channel.queue_declare(NAME, durable=True)
 
 
 def make_rabbitmq(server: RabbitMQ) -> None:
     """Declare the queue, and restart the server: RabbitMQ 3.10 forgets what was declared just before a kill."""
 
     async def run() -> None:
-        async with await aio_pika.connect(server.url) as connection:
-            await _queue(await connection.channel())
+        async with channel(server.url) as one:
+            await _queue(one)
 
-    asyncio.run(_finished(run()))
+    asyncio.run(run())
     server.restart()
 
 
-def put_rabbitmq(server: RabbitMQ, text: str, url: str = "", timeout: float = 20, **options: Any) -> None:
+def put_rabbitmq(
+    server: RabbitMQ, text: str, url: str = "", timeout: float = 20, context: ssl.SSLContext | None = None
+) -> None:
     async def run() -> None:
-        async with await aio_pika.connect(url or server.url, **options) as connection:
-            channel = await connection.channel(publisher_confirms=True)
-            await _queue(channel)
-            message = aio_pika.Message(text.encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-            await channel.default_exchange.publish(message, routing_key=NAME, timeout=timeout)
+        async with channel(url or server.url, context) as one:
+            await _queue(one)
+            properties = spec.Basic.Properties(delivery_mode=2)
+            await one.basic_publish(text.encode(), routing_key=NAME, properties=properties, timeout=timeout)
 
-    asyncio.run(_finished(run()))
+    asyncio.run(run())
 
 
 def get_rabbitmq(server: RabbitMQ) -> list[str]:
     """Read the messages, and give them back by not acking them."""
 
     async def run() -> list[str]:
-        async with await aio_pika.connect(server.url) as connection:
-            queue = await _queue(await connection.channel())
+        async with channel(server.url) as one:
+            await _queue(one)
             found = []
-            while (message := await queue.get(fail=False, timeout=20)) is not None:
+            while (message := await one.basic_get(NAME, timeout=20)).delivery_tag:
                 found.append(message.body.decode())
             return found
 
-    return asyncio.run(_finished(run()))
+    return asyncio.run(run())
 
 
 def put_kafka(server: AnyKafka, text: str, patience: float = 30.0, topic: str = NAME, **settings: Any) -> None:

@@ -178,7 +178,7 @@ def test_rabbitmq_with_tls_users_an_alarm_and_streams_behind_a_proxy(certificate
     with Proxy(server.stream_port) as proxy:
         server.advertise(proxy)
         with server:
-            talk.put_rabbitmq(server, "a", server.tls_url, ssl_context=certificates.client_context())
+            talk.put_rabbitmq(server, "a", server.tls_url, context=certificates.client_context())
             with pytest.raises(Exception, match="REFUSED"):
                 talk.put_rabbitmq(server, "b", server.url.replace(server.password, "wrong"))
             assert asyncio.run(_stream(server, proxy.port)) == 3

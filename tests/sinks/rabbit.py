@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiormq
 import pytest
 
 from cdcbridge.config.sink import RabbitmqSink
@@ -73,10 +72,3 @@ def error_of(sink: RabbitmqSink, batch: list[Outgoing], place: Lane | None = ONE
 def seqs(case: RabbitmqStreamCase | RabbitmqExchangeCase) -> list[int]:
     """Return the seqs of the messages in the target."""
     return [int(one.id.split("/")[3], 16) for one in case.received()]
-
-
-@asynccontextmanager
-async def channel(server: RabbitMQ) -> AsyncIterator[aiormq.abc.AbstractChannel]:
-    """A channel of another library, for what a test does itself."""
-    async with await aiormq.connect(server.url) as connection:
-        yield await connection.channel()

@@ -16,11 +16,12 @@ from cdcbridge.sinks.targets.hold_back import WAITS
 from cdcbridge.sinks.targets.rabbitmq import RabbitmqTarget
 from cdcbridge.sinks.targets.rabbitmq_exchange import _firsts
 from cdcbridge.sinks.targets.rabbitmq_url import address_of
+from tests.harness.brokers.amqp import channel
 from tests.harness.brokers.rabbitmq import RabbitMQ
 from tests.harness.world import eventually
 from tests.sinks.cases.rabbitmq import RabbitmqExchangeCase, RabbitmqStreamCase
 from tests.sinks.messages import message, messages
-from tests.sinks.rabbit import ONE, QUEUE, channel, deliver, error_of, name, seqs, sink_of, target
+from tests.sinks.rabbit import ONE, QUEUE, deliver, error_of, name, seqs, sink_of, target
 from tests.sinks.relay import Relay
 
 TOPIC = "public.orders"
@@ -253,7 +254,7 @@ def test_a_queue_gets_the_messages_of_an_exchange(exchange: RabbitmqExchangeCase
     assert asyncio.run(deliver(sink_of(exchange), batch)) is None
 
     async def first() -> Any:
-        async with channel(exchange.server) as one:
+        async with channel(exchange.server.url) as one:
             return await one.basic_get(exchange.name)
 
     found = asyncio.run(first())
@@ -273,7 +274,7 @@ def test_a_queue_gets_the_messages_of_an_exchange(exchange: RabbitmqExchangeCase
 
 def test_a_message_that_no_queue_takes_is_refused_for_good(exchange: RabbitmqExchangeCase) -> None:
     async def run() -> Any:
-        async with channel(exchange.server) as one:
+        async with channel(exchange.server.url) as one:
             await one.queue_unbind(exchange.name, exchange.name, "#")
             await one.queue_bind(exchange.name, exchange.name, "public.*")
         async with target(sink_of(exchange)) as one:
@@ -296,7 +297,7 @@ def test_a_full_queue_refuses_and_the_key_waits(exchange: RabbitmqExchangeCase) 
     limited = f"{exchange.name}-limited"
 
     async def run() -> Any:
-        async with channel(exchange.server) as one:
+        async with channel(exchange.server.url) as one:
             arguments: Any = {"x-max-length": 2, "x-overflow": "reject-publish"}
             await one.queue_declare(limited, durable=True, arguments=arguments)
         try:
@@ -306,7 +307,7 @@ def test_a_full_queue_refuses_and_the_key_waits(exchange: RabbitmqExchangeCase) 
                 batch.append(message(5, exchange.name, key="b"))
                 return await one.deliver(batch)
         finally:
-            async with channel(exchange.server) as one:
+            async with channel(exchange.server.url) as one:
                 assert (await one.queue_declare(limited, passive=True)).message_count == 2
                 await one.queue_delete(limited)
 
@@ -360,7 +361,7 @@ def test_a_missing_exchange_names_the_command_that_makes_it(exchange: RabbitmqEx
     async def removed() -> None:
         async with target(sink_of(exchange)) as one:
             await one.open()
-            async with channel(exchange.server) as other:
+            async with channel(exchange.server.url) as other:
                 await other.exchange_delete(exchange.name)
             with pytest.raises(Unusable, match="NOT_FOUND") as caught:
                 await one.deliver(messages([1], TOPIC))

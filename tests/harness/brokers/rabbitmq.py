@@ -10,8 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import aio_pika
-
+from tests.harness.brokers.amqp import channel
 from tests.harness.brokers.certificates import Certificates
 from tests.harness.brokers.server import PATIENCE, Server, free_port
 from tests.harness.proxy import Proxy
@@ -108,8 +107,8 @@ class RabbitMQ(Server):
         asyncio.run(self._ask())
 
     async def _ask(self) -> None:
-        async with await aio_pika.connect(self.url, timeout=5) as connection:
-            await (await connection.channel()).declare_queue("ready", exclusive=True)
+        async with asyncio.timeout(5), channel(self.url) as one:
+            await one.queue_declare("ready", exclusive=True)
         with socket.create_connection((self.host, self.stream_port), timeout=1):
             pass
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
-import aiormq
 from rstream import (
     AMQPMessage,
     Consumer,
@@ -20,6 +19,7 @@ from rstream import (
 )
 from rstream.exceptions import LeaderNotAvailable, StreamNotAvailable
 
+from tests.harness.brokers.amqp import channel
 from tests.harness.brokers.rabbitmq import RabbitMQ
 from tests.harness.proxy import Proxy
 from tests.harness.world import eventually
@@ -86,13 +86,12 @@ class RabbitmqStreamCase(Case):
         asyncio.run(self._delete())
 
     async def _declare(self) -> None:
-        async with await aiormq.connect(self.server.url) as connection:
-            channel = await connection.channel()
-            await channel.queue_declare(self.name, durable=True, arguments={"x-queue-type": "stream"})
+        async with channel(self.server.url) as one:
+            await one.queue_declare(self.name, durable=True, arguments={"x-queue-type": "stream"})
 
     async def _delete(self) -> None:
-        async with await aiormq.connect(self.server.url) as connection:
-            await (await connection.channel()).queue_delete(self.name)
+        async with channel(self.server.url) as one:
+            await one.queue_delete(self.name)
 
     async def messages(self) -> list[AMQPMessage]:
         """Return all messages of the stream as another library reads them: up to an end mark, which it publishes."""
@@ -173,24 +172,21 @@ class RabbitmqExchangeCase(Case):
         asyncio.run(self._delete())
 
     async def _declare(self) -> None:
-        async with await aiormq.connect(self.server.url) as connection:
-            channel = await connection.channel()
-            await channel.exchange_declare(self.name, exchange_type="topic", durable=True)
-            await channel.queue_declare(self.name, durable=True)
-            await channel.queue_bind(self.name, self.name, "#")
+        async with channel(self.server.url) as one:
+            await one.exchange_declare(self.name, exchange_type="topic", durable=True)
+            await one.queue_declare(self.name, durable=True)
+            await one.queue_bind(self.name, self.name, "#")
 
     async def _delete(self) -> None:
-        async with await aiormq.connect(self.server.url) as connection:
-            channel = await connection.channel()
-            await channel.queue_delete(self.name)
-            await channel.exchange_delete(self.name)
+        async with channel(self.server.url) as one:
+            await one.queue_delete(self.name)
+            await one.exchange_delete(self.name)
 
     async def _received(self) -> list[Received]:
         """Read without acking, so that the messages stay."""
         found = []
-        async with await aiormq.connect(self.server.url) as connection:
-            channel = await connection.channel()
-            while (message := await channel.basic_get(self.name)).delivery_tag:
+        async with channel(self.server.url) as one:
+            while (message := await one.basic_get(self.name)).delivery_tag:
                 headers = message.header.properties.headers or {}
                 key = headers.get("cdcbridge-key")
                 found.append(

@@ -34,12 +34,12 @@ def headers_of(message: SinkMessage) -> dict[str, str]:
 
 def cdcbridge(message: SinkMessage) -> Content:
     """Return the message as the log has it, with its identity."""
-    lsn = "null" if message.commit_lsn is None else f'"{message.commit_lsn}"'
-    ordinal = "null" if message.ordinal is None else message.ordinal
+    seq, identity, topic, key, _, _, data, commit_lsn, at, _, commit_time, inserted_at, _ = message
+    lsn = "null" if commit_lsn is None else f'"{commit_lsn}"'
+    ordinal = "null" if at is None else at
     body = (
-        f'{{"id":"{message.id}","seq":{message.seq},"topic":{quoted(message.topic)},"key":{_json(message.key)},'
-        f'"data":{message.data},"commit_lsn":{lsn},"ordinal":{ordinal},"commit_time":{message.commit_time},'
-        f'"inserted_at":{message.inserted_at}}}'
+        f'{{"id":"{identity}","seq":{seq},"topic":{quoted(topic)},"key":{_json(key)},"data":{data},'
+        f'"commit_lsn":{lsn},"ordinal":{ordinal},"commit_time":{commit_time},"inserted_at":{inserted_at}}}'
     )
     return body.encode(), headers_of(message)
 

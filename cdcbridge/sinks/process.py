@@ -7,6 +7,7 @@ share the work. Never reads the slot.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -28,6 +29,7 @@ from cdcbridge.sinks.store import SinkStore
 
 _FILE_EVERY: Final = 1.0  # seconds between two looks at the configuration file
 _GRACE: Final = 10.0  # seconds that the process has to end beside the longest time limit of its sinks
+_COLLECT_AFTER: Final = (50_000, 20, 20)  # objects, and collections of the younger generation
 log = structlog.get_logger()
 
 
@@ -76,6 +78,7 @@ class SinkProcess:
             until_stdin_ends: Also end when stdin ends, which is a pipe from the bridge. So the process ends with the
                 bridge, however that ends.
         """
+        _collect_less()
         loop = asyncio.get_running_loop()
         if until_stdin_ends:
             loop.add_reader(sys.stdin.fileno(), self._stdin_ended)  # nobody writes: it is readable at its end
@@ -157,6 +160,15 @@ class SinkProcess:
         for runner, _ in self._runners.values():
             if not payload or str(runner.consumer_id) in ids:
                 runner.wake()
+
+
+def _collect_less() -> None:
+    """Look for cycles of objects less often.
+
+    A batch has thousands of tuples, and no cycles. With Python's limits, the collector takes a fifth of the time.
+    """
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _give_up(seconds: float) -> None:

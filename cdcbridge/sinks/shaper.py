@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -27,6 +28,7 @@ from cdcbridge.sinks.message import SinkMessage
 from cdcbridge.sinks.target import Outgoing
 
 SINK: str = "sink: "  # the beginning of the reason of a message that a sink refused
+_DESTINATIONS: Final = 4096  # names that are remembered: messages of a table often have the same one
 
 
 class Unshaped(NamedTuple):
@@ -66,6 +68,7 @@ class Shaper:
     def __init__(self, consumer: Consumer, names: Names, attribute_prefix: str | None) -> None:
         sink = consumer.needed_sink
         self._destination = Destination(destination_of(sink))
+        self._fill = lru_cache(_DESTINATIONS)(self._filled)
         self._mask: Mapping[str, str] = sink.mask
         self._transform = Transform(sink.transform) if sink.transform is not None else None
         self._format = _format(sink, names, attribute_prefix)
@@ -78,7 +81,7 @@ class Shaper:
         try:
             if self._mask and "." in message.topic:
                 message = message._replace(data=masked(message.data, self._mask))
-            destination = self._destination.fill(self._values(message))
+            destination = self._place(message)
             body, headers = self._content(message)
         except NoDestination as error:
             return Unshaped(message, f"{SINK}{error}")
@@ -93,17 +96,24 @@ class Shaper:
             return (one, one._replace(id=f"{one.id}/tombstone", body=None))
         return (one,)
 
-    def _values(self, message: SinkMessage) -> dict[str, str | None]:
-        schema, dot, table = message.topic.partition(".")
-        return {
+    def _place(self, message: SinkMessage) -> str:
+        names = self._destination.placeholders
+        if not names:
+            return self._destination.template
+        return self._fill(message.topic, message.op, message.key if "key" in names else None, message.partition)
+
+    def _filled(self, topic: str, op: str, key: str | None, partition: int) -> str:
+        schema, dot, table = topic.partition(".")
+        values = {
             "source": self._source,
             "schema": schema if dot else None,
             "table": table if dot else None,
-            "topic": message.topic,
-            "op": message.op,
-            "key": message.key,
-            "partition": str(message.partition),
+            "topic": topic,
+            "op": op,
+            "key": key,
+            "partition": str(partition),
         }
+        return self._destination.fill(values)
 
     def _content(self, message: SinkMessage) -> Content:
         if self._transform is None:

@@ -5,7 +5,8 @@ Never contacts a target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -54,6 +55,10 @@ class LogRow(NamedTuple):
     commit_time: str
     inserted_at: str
     old_key: str | None
+
+
+# LogRow(*row) takes three times as long, and this runs for each message.
+_log_row: Final[Callable[[tuple[Any, ...]], LogRow]] = partial(tuple.__new__, LogRow)
 
 
 class SinkStore:
@@ -152,7 +157,7 @@ class SinkStore:
     async def read(self, consumer: int, lane: int, lanes: int, after: int, most: int) -> list[LogRow]:
         """Return up to `most` messages of a lane after a seq, in order."""
         rows = await self.rows(_READ, (consumer, lane, lanes, after, most))
-        return [LogRow(*row) for row in rows]
+        return [*map(_log_row, rows)]
 
     async def end(self, consumer: int, lane: int, lanes: int, after: int) -> int:
         """Return a seq up to which the lane has no messages after `after`, now or later."""

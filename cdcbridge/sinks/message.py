@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 _OP: Final = re.compile(r'\s*\{\s*"op"\s*:\s*"(\w+)"')
+_HEAD: Final = 20  # characters in which the operation of a change ends: few texts, which are remembered
 _BREAKS: Final = re.compile(r"[\r\n]")
 
 
@@ -88,8 +90,13 @@ class Origin(NamedTuple):
 
 def op_of(data: str) -> str:
     """Return the operation that a message's `data` contains."""
-    found = _OP.match(data)
-    return found[1] if found is not None else "message"
+    return _op_at(data[:_HEAD]) or _op_at.__wrapped__(data) or "message"
+
+
+@lru_cache(256)
+def _op_at(text: str) -> str | None:
+    found = _OP.match(text)
+    return found[1] if found is not None else None
 
 
 def in_one_line(data: str) -> str:

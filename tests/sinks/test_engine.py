@@ -358,6 +358,21 @@ def test_a_process_that_was_stopped_delivers_no_claim_of_another(
         assert sorted(received(http_target)) == list(range(1, 31)), "each once"
 
 
+def test_a_delete_and_its_tombstone_are_one_delivery(world: World) -> None:
+    sink = {"type": "kafka", "bootstrap_servers": ["127.0.0.1:1"], "topic": "t", "format": "debezium", "timeout": "1s"}
+    world.consumer("events", mode="fifo", sink=sink, visibility_timeout="3s")
+    insert(world, 1)
+    with world.bridge():
+        world.execute("delete from t")
+        world.start_sinks()
+        (taken,) = eventually(
+            lambda: world.rows("select last_delivered_at from consumer_messages where deliver_count = 1"), "it claims"
+        )
+        extended = "select last_delivered_at from consumer_messages where not_visible_until > %s::timestamptz + interval '4.5 s'"
+        (now,) = eventually(lambda: world.rows(extended, taken), "the claim is extended twice while Kafka is away")
+        assert now == taken, "it is still the same claim"
+
+
 def test_the_process_ends_although_a_thread_of_an_adapter_does_not(world: World) -> None:
     sink = {"type": "custom", "adapter": "tests.sinks.broken:Hanging", "destination": "x", "timeout": "1s"}
     world.consumer("events", sink=sink)

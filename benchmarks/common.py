@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +43,27 @@ def database(server: EmbeddedServer, name: str) -> Iterator[psycopg.Connection[A
 
 
 def configuration(
-    server: EmbeddedServer, name: str, plugin: str, consumers: int, folder: Path, slot: str, *, groups: int = 0
+    server: EmbeddedServer,
+    name: str,
+    plugin: str,
+    consumers: int,
+    folder: Path,
+    slot: str,
+    *,
+    groups: int = 0,
+    sink: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a configuration file with this number of queue consumers and of groups, each of all changes of t.
 
-    The source is read over TCP, as from another host.
+    A consumer with the sink is added if there is one. The source is read over TCP, as from another host.
     """
     path = folder / f"{slot}.yaml"
     document = {
         "source": {"dsn": server.dsn(name, tcp=True), "plugin": plugin, "slot": slot},
         "log": {"level": "warning"},
         "consumers": [{"name": f"c{n}", "tables": ["public.t"]} for n in range(consumers)]
-        + [{"name": f"g{n}", "tables": ["public.t"], "mode": "stream"} for n in range(groups)],
+        + [{"name": f"g{n}", "tables": ["public.t"], "mode": "stream"} for n in range(groups)]
+        + [{"name": "s", "tables": ["public.t"], "sink": sink} for _ in range(sink is not None)],
     }
     path.write_text(yaml.safe_dump(document))
     return path

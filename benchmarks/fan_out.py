@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,7 @@ class Run(NamedTuple):
 
     Attributes:
         seconds: The time from the start of the process.
-        streaming: The rows/s from the first append on.
+        streaming: The rows/s from the first append on, or from the seq `warm` on.
     """
 
     seconds: float
@@ -96,13 +97,15 @@ def run_bridge(
     folder: Path,
     *,
     groups: int = 0,
+    sink: Mapping[str, Any] | None = None,
+    warm: int = 0,
 ) -> Run:
     copy_slot(session, "ours")
-    config = configuration(server, session.info.dbname, plugin, consumers, folder, "ours", groups=groups)
+    config = configuration(server, session.info.dbname, plugin, consumers, folder, "ours", groups=groups, sink=sink)
     started = time.perf_counter()
     with bridge(config):
         wait_until(session, "select to_regclass('cdcbridge.messages') is not null")
-        wait_until(session, "select exists (select from cdcbridge.messages)")
+        wait_until(session, "select exists (select from cdcbridge.messages where seq > %s)", warm)
         early, streaming = _appended(session), time.perf_counter()
         wait_until(session, CONFIRMED, target, "ours")
         ended = time.perf_counter()

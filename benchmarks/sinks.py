@@ -24,6 +24,7 @@ import psycopg
 import yaml
 
 from benchmarks.common import database, fill, median, wait_until, workspace
+from benchmarks.fan_out import run_bridge
 from cdcbridge.config import Config, Consumer, load
 from cdcbridge.demo.embedded import EmbeddedServer
 from cdcbridge.routing.subscription import Subscription
@@ -45,6 +46,8 @@ FEW = 5_000  # rows of a type that is not in ROWS
 RUNS = 3
 BATCH = 500
 RATE = 1000
+QUEUES = 5
+AWAY_AIM = 0.95
 LATENCY_AIM = {"p50": 0.015, "p99": 0.060}
 _LOG = """
     select seq, topic, key, partition, data::text, null, commit_lsn::text, ordinal, xid,
@@ -68,7 +71,34 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
     print(
         f"\ncommit → in Redis at {RATE}/s: " + ", ".join(f"{k} {v * 1000:.1f} ms" for k, v in row.items()), flush=True
     )
-    return [*results, {"type": "latency", **row, "aim": LATENCY_AIM}]
+    pairs = _beside_away(server, 20_000 if quick else 1_000_000, 1 if quick else 7)
+    ratio = median([beside / alone for alone, beside in pairs])
+    print(
+        f"\nfan-out to {QUEUES} queues beside a sink whose target is away: {ratio:.2f} of the rate without it",
+        flush=True,
+    )
+    beside = {"type": "fan-out beside a sink that is away", "pairs": pairs, "ratio": ratio, "aim": AWAY_AIM}
+    return [*results, {"type": "latency", **row, "aim": LATENCY_AIM}, beside]
+
+
+def _beside_away(server: EmbeddedServer, rows: int, runs: int) -> list[tuple[float, float]]:
+    """Return pairs of rows/s that a bridge appends: beside a stream that nobody reads, and beside a sink that is away.
+
+    The second half of the rows counts, because the process of the sinks starts during the first one.
+    """
+    away = {"type": "redis", "url": "redis://127.0.0.1:1", "stream": "s"}
+    with workspace() as folder, database(server, "sink_away") as session:
+        session.execute("create publication cdcbridge for table t with (publish_via_partition_root = true)")
+        session.execute("select pg_create_logical_replication_slot('origin', 'pgoutput')")
+        target = fill(session, rows, 50)
+
+        def rate(groups: int, sink: dict[str, Any] | None) -> float:
+            where = Path(folder)
+            return run_bridge(
+                server, session, "pgoutput", QUEUES, target, where, groups=groups, sink=sink, warm=rows // 2
+            ).streaming
+
+        return [(rate(1, None), rate(0, away)) for _ in range(runs)]
 
 
 def _latencies(server: EmbeddedServer, seconds: int) -> list[float]:

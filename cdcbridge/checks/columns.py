@@ -1,7 +1,7 @@
-"""Check that the columns in a consumer's `key` and `columns` settings exist in its tables.
+"""Check that the columns in a consumer's `key`, `columns` and `sink.mask` settings exist in its tables.
 
-A misspelled name in `columns.exclude` would deliver the column that it was meant to hide. A misspelled name in `key`
-would give every message a null key. This module never accesses a database.
+A misspelled name in `columns.exclude` or in `mask` would deliver the value that it was meant to hide. A misspelled name
+in `key` would give every message a null key. This module never accesses a database.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from cdcbridge.source.tables import Table
 
 
 def column_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:
-    """Yield a problem for each name in `key` and `columns` that the consumer's tables do not have.
+    """Yield a problem for each name in `key`, `columns` and `sink.mask` that the consumer's tables do not have.
 
-    Without tables, the names cannot be compared, and the function yields nothing.
+    A masked column of a key is a problem, too, because a key is delivered as it is. Without tables, the names cannot be
+    compared, and the function yields nothing.
     """
     if not tables:
         return
@@ -33,6 +34,19 @@ def column_problems(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Pro
             yield _unknown(
                 consumer, "columns.include", name, no_such_column(name, tables), delivered, topics_of(tables)
             )
+    for name in consumer.sink.mask if consumer.sink is not None else ():
+        if name not in delivered:
+            yield _unknown(consumer, "sink.mask", name, no_such_column(name, tables), delivered, topics_of(tables))
+        yield from _masked_key(consumer, name, tables)
+
+
+def _masked_key(consumer: Consumer, name: str, tables: Sequence[Table]) -> Iterator[Problem]:
+    for table in tables:
+        index = table.primary_key or table.identity_index
+        if name in (consumer.key or (index.columns if index is not None else ())):
+            message = f"consumer {consumer.name}: sink.mask hides {name}, but the key of its messages shows it"
+            fix = f"Set `key` of the consumer to other columns, or remove {name} from sink.mask."
+            yield Problem("masked_key", "error", table.topic, message, fix)
 
 
 def _key(consumer: Consumer, tables: Sequence[Table]) -> Iterator[Problem]:

@@ -65,9 +65,11 @@ def test_check_and_run_refuse_in_the_same_words(world18: World) -> None:
     }.items():  # fmt: skip
         world18.consumer(name, ("public.orders",), filter=source)
     world18.consumer("g", ("public.orders",), key=["custmer"])
+    sink = {"type": "file", "path": str(world18.folder / "out.jsonl"), "mask": {"id": "hash"}}
+    world18.consumer("h", ("public.orders",), mode="stream", sink=sink)
     found = problems(world18)
     assert set(found) == {"filter_column", "filter_type", "filter_op", "filter_no_boolean", "filter_label", "filter_fails",
-                          "unknown_column"}  # fmt: skip
+                          "unknown_column", "masked_key"}  # fmt: skip
     assert all(problem["severity"] == "error" for problem in found.values())
     assert found["filter_column"]["fix"] == "Write status instead of staus."
     assert found["filter_type"]["fix"] == "Write 5 instead of '5'."

@@ -90,13 +90,15 @@ class Origin(NamedTuple):
 
 def op_of(data: str) -> str:
     """Return the operation that a message's `data` contains."""
-    return _op_at(data[:_HEAD]) or _op_at.__wrapped__(data) or "message"
+    return _op_at_start(data[:_HEAD]) or _operation(data) or "message"
 
 
-@lru_cache(256)
-def _op_at(text: str) -> str | None:
+def _operation(text: str) -> str | None:
     found = _OP.match(text)
     return found[1] if found is not None else None
+
+
+_op_at_start: Final = lru_cache(256)(_operation)
 
 
 def in_one_line(data: str) -> str:

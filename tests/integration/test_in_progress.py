@@ -188,8 +188,10 @@ def test_transactions_in_progress_while_the_bridge_is_killed(world: World) -> No
         writer.start()
     seen = 0
     try:
-        for _ in range(8):
+        for number in range(8):
             ended.wait(chance.uniform(0.2, 1.2))
+            if number % 2:
+                eventually(lambda: spilled(world) > 0, "rows are aside")
             seen += spilled(world) > 0
             process.kill()
             process.wait()

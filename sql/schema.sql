@@ -423,6 +423,37 @@ create type delivery as (
     tie               bigint
 );
 
+-- A receipt without its text.
+create type receipt as (
+    seq      bigint,
+    claim_id bigint
+);
+
+-- The rest of the primary key of leases.
+create type lease_id as (
+    claim_id bigint,
+    part     int
+);
+
+-- A row of waiting that a claim of a fifo consumer has locked.
+--   run   whether the row is a run, which has one key
+--   size  the number of its messages that the claim looks at, from the first one on
+--   rest  the number of its messages after them
+create type front_row as (
+    ord  bigint,
+    tie  bigint,
+    run  boolean,
+    size int,
+    rest int
+);
+
+-- The place of a message of a key.
+create type key_place as (
+    key text,
+    ord bigint,
+    tie bigint
+);
+
 
 -- 6. Streams
 

@@ -34,7 +34,7 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
-    given record;
+    given receipt[];
     acked bigint[];
     rest bigint[];
 begin
@@ -48,13 +48,13 @@ begin
     end if;
     if cardinality(acked) < cardinality(receipts) then
         given := parse_receipts(receipts);
-        rest := settle(c.id, given.claim_ids, given.seqs, moment());
+        rest := settle(c.id, given, moment());
         perform forget_redriven(c.id, rest);
         acked := acked || rest;
     end if;
     if strict and cardinality(acked) < cardinality(receipts) then
         given := parse_receipts(receipts);
-        perform refuse_stale(consumer, given.claim_ids, given.seqs, acked);
+        perform refuse_stale(consumer, given, acked);
     end if;
     return cardinality(acked);
 end $$;

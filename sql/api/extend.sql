@@ -25,7 +25,7 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
-    given record := parse_receipts(receipts);
+    given receipt[] := parse_receipts(receipts);
     moment timestamptz := moment();
     wanted delivery[];
 begin
@@ -37,12 +37,12 @@ begin
     end if;
     perform refuse_too_long('visibility_timeout', visibility_timeout);
     -- Lock the leases first, always in the same order, and only then read them.
-    perform from (select distinct t as claim_id from unnest(given.claim_ids) t order by t) t
+    perform from (select distinct g.claim_id from unnest(given) g order by g.claim_id) t
     cross join lateral (
         select from leases l
         where l.consumer_id = c.id and l.claim_id = t.claim_id and l.not_visible_until > moment
         order by l.part for no key update) l;
-    wanted := in_flight(c.id, given.claim_ids, given.seqs, moment);
+    wanted := in_flight(c.id, given, moment);
     if c.mode = 'fifo' then
         perform extend_deliveries(c.id, key_mates(c.id, wanted), later(moment, visibility_timeout));
     else

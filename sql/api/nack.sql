@@ -40,7 +40,7 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
-    given record := parse_receipts(receipts);
+    given receipt[] := parse_receipts(receipts);
     moment timestamptz := moment();
     last_delivery constant int := (c.config ->> 'max_deliveries')::int;
     note constant text := coalesce(reason, 'no reason given');
@@ -57,9 +57,9 @@ begin
         if c.mode = 'fifo' then
             perform require_read_committed('nack() in fifo');
         end if;
-        perform refuse_changed(c.id, given.claim_ids);
+        perform refuse_changed(c.id, array(select g.claim_id from unnest(given) g));
     end if;
-    nacked := settle_deliveries(c.id, in_flight(c.id, given.claim_ids, given.seqs, moment), moment);
+    nacked := settle_deliveries(c.id, in_flight(c.id, given, moment), moment);
     nacked := array(select with_note(d, moment, note) from unnest(nacked) d);
     perform bury(c.id,
                  array(select d from unnest(nacked) d

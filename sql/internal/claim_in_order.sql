@@ -59,16 +59,15 @@ returns bigint[]
 language plpgsql volatile as $$
 declare
     wanted delivery[];
-    claim_ids bigint[];
-    parts int[];
+    locked lease_id[];
     alive delivery[];
     taken bigint[] := '{}';
 begin
     loop -- again if some became dead letters, because other deliveries can have their capacity
-        wanted := free_expired(consumer.id, hint, own_claim, moment, null, null,
+        wanted := free_expired(consumer.id, hint, own_claim, moment, null,
                                cardinality(capacity));
         exit when wanted = '{}';
-        select array_agg(l.claim_id), array_agg(l.part) into claim_ids, parts
+        select array_agg(row(l.claim_id, l.part)::lease_id) into locked
         from (select distinct w.claim_id, w.part from unnest(wanted) w
               order by w.claim_id, w.part) w
         cross join lateral (
@@ -76,9 +75,9 @@ begin
             where l.consumer_id = consumer.id and l.claim_id = w.claim_id and l.part = w.part
               and l.not_visible_until <= moment
             for update skip locked) l;
-        exit when claim_ids is null;
+        exit when locked is null;
         -- A statement of its own, so that its snapshot is newer than the locks.
-        wanted := free_expired(consumer.id, hint, own_claim, moment, claim_ids, parts,
+        wanted := free_expired(consumer.id, hint, own_claim, moment, locked,
                                cardinality(capacity));
         exit when wanted = '{}';
         perform remove_locked(consumer.id, wanted);
@@ -92,25 +91,23 @@ begin
     return taken;
 end $$;
 
--- free_expired(consumer_id, hint, own_claim, moment, claim_ids, parts, wanted) -> up to `wanted`
--- deliveries whose visibility timeout has passed, in order, if their keys are free.
+-- free_expired(consumer_id, hint, own_claim, moment, among, wanted) -> up to `wanted` deliveries
+-- whose visibility timeout has passed, in order, if their keys are free.
 --
 -- A key is free if no other delivery of it is in flight, and no other lease and no row of `delayed`
 -- holds an earlier message of it. The claim `own_claim` is left out.
 -- Parameters:
---   claim_ids, parts  the rows of leases to choose from, or null for all rows
+--   among  the rows of leases to choose from, or null for all rows
 create or replace function free_expired(consumer_id int, hint hints, own_claim bigint,
-                                        moment timestamptz, claim_ids bigint[], parts int[],
-                                        wanted int)
+                                        moment timestamptz, among lease_id[], wanted int)
 returns delivery[]
 language plpgsql volatile as $$
 begin
     return (
         with every as materialized (
             select d, d.key, d.ord, d.tie, d.not_visible_until > moment as in_flight,
-                   d.not_visible_until <= moment and (claim_ids is null or (d.claim_id, d.part) in (
-                       select t.claim_id, t.part
-                       from unnest(claim_ids, parts) as t (claim_id, part))) as mine
+                   d.not_visible_until <= moment and (among is null or (d.claim_id, d.part) in (
+                       select a.claim_id, a.part from unnest(among) a)) as mine
             from unnest(deliveries_of(free_expired.consumer_id, array(
                 select l.claim_id from live_leases(free_expired.consumer_id, hint) l
                 where l.claim_id is distinct from own_claim))) d

@@ -42,11 +42,10 @@ create or replace function lock_expired(consumer_id int, hint hints, wanted int,
 returns delivery[]
 language plpgsql volatile as $$
 declare
-    claim_ids bigint[];
-    parts int[];
+    locked lease_id[];
 begin
     -- A row holds at least one message, so `wanted` rows suffice.
-    select array_agg(l.claim_id), array_agg(l.part) into claim_ids, parts
+    select array_agg(row(l.claim_id, l.part)::lease_id) into locked
     from (select v.claim_id, v.part from live_leases(lock_expired.consumer_id, hint) v
           where v.not_visible_until <= moment and v.deliver_count >= at_least
             and v.claim_id is distinct from own_claim
@@ -57,9 +56,10 @@ begin
             and l.part = v.part
           and l.not_visible_until <= moment
         for update skip locked) l;
-    return array(select d from unnest(deliveries_of(consumer_id, claim_ids)) d
-                 where (d.claim_id, d.part) in (select t.claim_id, t.part
-                                             from unnest(claim_ids, parts) as t (claim_id, part))
+    return array(select d
+                 from unnest(deliveries_of(consumer_id,
+                                           array(select l.claim_id from unnest(locked) l))) d
+                 where (d.claim_id, d.part) in (select l.claim_id, l.part from unnest(locked) l)
                  order by d.claim_id, d.ordinal);
 end $$;
 

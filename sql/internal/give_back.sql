@@ -1,14 +1,15 @@
 -- The common part of nack(), give_back() and extend(): deliveries that become visible at another
 -- time.
 
--- in_flight(consumer_id, claim_ids, seqs, moment) -> those of these deliveries that are in flight,
--- each once.
-create or replace function in_flight(consumer_id int, claim_ids bigint[], seqs bigint[],
-                                     moment timestamptz)
+-- in_flight(consumer_id, receipts, moment) -> those of these deliveries that are in flight, each
+-- once.
+create or replace function in_flight(consumer_id int, receipts receipt[], moment timestamptz)
 returns delivery[]
 language sql volatile as $$
-    select array(select d from unnest(deliveries_of(consumer_id, claim_ids)) d
-                 join (select distinct * from unnest(claim_ids, seqs)) as g (claim_id, seq)
+    select array(select d
+                 from unnest(deliveries_of(consumer_id,
+                                           array(select r.claim_id from unnest(receipts) r))) d
+                 join (select distinct r.claim_id, r.seq from unnest(receipts) r) g
                       on g.claim_id = d.claim_id and g.seq = d.seq
                  where d.not_visible_until > moment)
 $$;
@@ -20,8 +21,8 @@ create or replace function settle_deliveries(consumer_id int, deliveries deliver
 returns delivery[]
 language plpgsql volatile as $$
 declare
-    gone bigint[] := settle(consumer_id, array(select d.claim_id from unnest(deliveries) d),
-                            array(select d.seq from unnest(deliveries) d), moment);
+    gone bigint[] := settle(consumer_id, array(select row(d.seq, d.claim_id)::receipt
+                                               from unnest(deliveries) d), moment);
 begin
     return array(select d from unnest(deliveries) d
                  where case when true then d.seq in (select g from unnest(gone) g) end);
@@ -155,10 +156,10 @@ returns int
 language plpgsql volatile as $$
 declare
     c alias for consumer;
-    given record := parse_receipts(receipts);
+    given receipt[] := parse_receipts(receipts);
     wanted delivery[];
 begin
-    wanted := in_flight(c.id, given.claim_ids, given.seqs, moment());
+    wanted := in_flight(c.id, given, moment());
     if c.mode = 'fifo' then
         wanted := wanted || array(
             select f from unnest(followers_of(c.id, wanted)) f
@@ -174,7 +175,5 @@ begin
            c.mode = 'fifo'
     from unnest(wanted) d;
     return (select count(*) from unnest(wanted) d
-            where (d.claim_id, d.seq) in (
-                select g.claim_id, g.seq
-                from unnest(given.claim_ids, given.seqs) as g (claim_id, seq)));
+            where (d.claim_id, d.seq) in (select g.claim_id, g.seq from unnest(given) g));
 end $$;

@@ -59,19 +59,18 @@ exception
     when sqlstate 'CB000' then
 end $$;
 
--- settle_by_marks(consumer_id, claim_ids, seqs, moment) -> the seqs of the deliveries that were in
--- flight and are now settled.
+-- settle_by_marks(consumer_id, receipts, moment) -> the seqs of the deliveries that were in flight
+-- and are now settled.
 --
 -- Raises:
 --   40001  another session has changed or settled one of them since the snapshot
 -- Locks: the rows of leases, FOR KEY SHARE, as settle_some() does.
-create or replace function settle_by_marks(consumer_id int, claim_ids bigint[], seqs bigint[],
-                                           moment timestamptz)
+create or replace function settle_by_marks(consumer_id int, receipts receipt[], moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 begin
-    perform refuse_changed(consumer_id, claim_ids);
-    return settle_some(consumer_id, claim_ids, seqs, '{}', moment, moved => true);
+    perform refuse_changed(consumer_id, array(select r.claim_id from unnest(receipts) r));
+    return settle_some(consumer_id, receipts, '{}', moment, moved => true);
 end $$;
 
 -- forget_settled() -> the number of rows of leases that were deleted because all their messages are
@@ -88,7 +87,7 @@ declare
     forgotten int := 0;
 begin
     for done in
-        select l.consumer_id, array_agg(l.claim_id) as claim_ids, array_agg(l.part) as parts
+        select l.consumer_id, array_agg(row(l.claim_id, l.part)::lease_id) as ids
         from (select s.consumer_id, s.claim_id, s.part, count(*) as marks from settled s
               group by 1, 2, 3) s
         join leases l on l.consumer_id = s.consumer_id and l.claim_id = s.claim_id
@@ -96,8 +95,8 @@ begin
         where cardinality(l.seqs) <= s.marks
         group by l.consumer_id order by l.consumer_id
     loop
-        perform remove_finished(done.consumer_id, done.claim_ids, done.parts);
-        forgotten := forgotten + cardinality(done.claim_ids);
+        perform remove_finished(done.consumer_id, done.ids);
+        forgotten := forgotten + cardinality(done.ids);
     end loop;
     return forgotten;
 end $$;

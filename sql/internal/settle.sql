@@ -2,22 +2,18 @@
 --
 -- A receipt is valid for one delivery, until the visibility timeout of that delivery passes.
 
--- parse_receipts(receipts) -> the seq and the claim of each receipt.
+-- parse_receipts(receipts) -> the seq and the claim of each receipt, in the same order.
 --
 -- Raises:
 --   CB003  a text is not a receipt
-create or replace function parse_receipts(receipts text[], out seqs bigint[],
-                                          out claim_ids bigint[])
+create or replace function parse_receipts(receipts text[]) returns receipt[]
 language plpgsql immutable as $$
 begin
-    select coalesce(array_agg(split_part(r, '-', 1)::bigint), '{}'),
-           coalesce(array_agg(split_part(r, '-', 2)::bigint), '{}')
-    into seqs, claim_ids from unnest(receipts) r;
-    if array_position(seqs, null) is not null
-        or exists (select from unnest(receipts) r where split_part(r, '-', 3) <> '')
-    then
+    if exists (select from unnest(receipts) r where r is null or split_part(r, '-', 3) <> '') then
         raise invalid_text_representation;
     end if;
+    return array(select row(split_part(r, '-', 1), split_part(r, '-', 2))::receipt
+                 from unnest(receipts) r);
 exception
     when invalid_text_representation or numeric_value_out_of_range then
         raise exception '% is not a receipt', quote_nullable((
@@ -100,7 +96,7 @@ language sql immutable as $$
     select array(select unnest(seqs) except all select unnest(marked))
 $$;
 
--- settle(consumer_id, claim_ids, seqs, moment) -> the seqs of the deliveries that were in flight
+-- settle(consumer_id, receipts, moment) -> the seqs of the deliveries that were in flight
 -- and are now settled.
 --
 -- A row of leases is deleted when all its messages are settled. Before that, each settled message
@@ -108,39 +104,36 @@ $$;
 -- do not wait for each other, and sessions that settle the same message do.
 -- Raises:
 --   40001  above READ COMMITTED only: see isolation.sql
-create or replace function settle(consumer_id int, claim_ids bigint[], seqs bigint[],
-                                  moment timestamptz)
+create or replace function settle(consumer_id int, receipts receipt[], moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
     gone bigint[];
 begin
     if above_read_committed() then
-        return settle_by_marks(consumer_id, claim_ids, seqs, moment);
+        return settle_by_marks(consumer_id, receipts, moment);
     end if;
-    gone := settle_whole(consumer_id, claim_ids, seqs, moment);
-    if cardinality(gone) < cardinality(seqs) then
-        gone := gone || settle_some(consumer_id, claim_ids, seqs, gone, moment, moved => false);
+    gone := settle_whole(consumer_id, receipts, moment);
+    if cardinality(gone) < cardinality(receipts) then
+        gone := gone || settle_some(consumer_id, receipts, gone, moment, moved => false);
     end if;
-    if cardinality(gone) < cardinality(seqs) then
-        gone := gone || settle_moved(consumer_id, claim_ids, seqs, gone, moment);
+    if cardinality(gone) < cardinality(receipts) then
+        gone := gone || settle_moved(consumer_id, receipts, gone, moment);
     end if;
     return gone;
 end $$;
 
--- settle_whole(consumer_id, claim_ids, seqs, moment) -> the seqs that were settled by deleting rows
--- of leases that hold no other unsettled message.
+-- settle_whole(consumer_id, receipts, moment) -> the seqs that were settled by deleting rows of
+-- leases that hold no other unsettled message.
 --
 -- Locks: the rows that it deletes.
-create or replace function settle_whole(consumer_id int, claim_ids bigint[], seqs bigint[],
-                                        moment timestamptz)
+create or replace function settle_whole(consumer_id int, receipts receipt[], moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    claims constant bigint[] := array(select distinct t from unnest(claim_ids) t);
+    claims constant bigint[] := array(select distinct r.claim_id from unnest(receipts) r);
     gone bigint[];
-    whole_claims bigint[];
-    whole_parts int[];
+    whole lease_id[];
     marked bigint[];
 begin
     with removed as (
@@ -155,21 +148,20 @@ begin
                 select from unsettled(l.consumer_id, l.claim_id, l.part, l.seqs, null) u
                 -- Usually there is one claim, and numbers are compared faster than pairs.
                 where case when cardinality(claims) = 1
-                           then u.seq not in (select g from unnest(settle_whole.seqs) g)
-                           else (l.claim_id, u.seq) not in (
-                               select g.claim_id, g.seq
-                               from unnest(claim_ids, settle_whole.seqs) as g (claim_id, seq))
+                           then u.seq not in (select g.seq from unnest(receipts) g)
+                           else (l.claim_id, u.seq) not in (select g.claim_id, g.seq
+                                                            from unnest(receipts) g)
                       end)))
         returning l.claim_id, l.part, l.seqs)
-    select array_agg(r.claim_id), array_agg(r.part),
+    select array_agg(row(r.claim_id, r.part)::lease_id),
            (select coalesce(array_agg(u.seq), '{}')
             from removed r cross join lateral unnest(r.seqs) as u (seq))
-    into whole_claims, whole_parts, gone from removed r;
-    if whole_claims is not null then
+    into whole, gone from removed r;
+    if whole is not null then
         -- A statement of its own: it sees the marks that another session made while the deletion
         -- waited.
         with cleared as (
-            delete from settled s using unnest(whole_claims, whole_parts) as w (claim_id, part)
+            delete from settled s using unnest(whole) w
             where s.consumer_id = settle_whole.consumer_id and s.claim_id = w.claim_id
                 and s.part = w.part
             returning s.seq)
@@ -181,8 +173,8 @@ begin
     return gone;
 end $$;
 
--- settle_some(consumer_id, claim_ids, seqs, gone, moment, moved) -> the seqs that this call has
--- marked as settled.
+-- settle_some(consumer_id, receipts, gone, moment, moved) -> the seqs that this call has marked as
+-- settled.
 --
 -- Parameters:
 --   gone   the seqs that were settled before and are skipped
@@ -191,19 +183,18 @@ end $$;
 --          so the message is counted once.
 -- Locks: the rows of leases, FOR KEY SHARE. A receiver that claims expired deliveries skips rows
 -- with this lock, and extend() does not wait for it.
-create or replace function settle_some(consumer_id int, claim_ids bigint[], seqs bigint[],
-                                       gone bigint[], moment timestamptz, moved boolean)
+create or replace function settle_some(consumer_id int, receipts receipt[], gone bigint[],
+                                       moment timestamptz, moved boolean)
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    held_claims bigint[];
-    held_parts int[];
+    touched lease_id[];
     marked bigint[];
 begin
     -- Sets are compared by hash. A claim may hold 100,000 messages, and `= any` or && would compare
     -- each pair of them.
     with given as materialized (
-        select g.claim_id, g.seq from unnest(claim_ids, seqs) as g (claim_id, seq)
+        select g.claim_id, g.seq from unnest(receipts) g
         where g.seq not in (select s from unnest(gone) s)
     ), held as materialized (
         select l.claim_id, l.part, l.seqs
@@ -227,29 +218,27 @@ begin
         order by n.claim_id, n.part, n.seq
         on conflict do nothing
         returning claim_id, part, seq)
-    select array_agg(m.claim_id), array_agg(m.part), coalesce(array_agg(m.seq), '{}')
-    into held_claims, held_parts, marked from made m;
-    if held_claims is not null then
-        perform remove_finished(consumer_id, held_claims, held_parts);
+    select array_agg(row(m.claim_id, m.part)::lease_id), coalesce(array_agg(m.seq), '{}')
+    into touched, marked from made m;
+    if touched is not null then
+        perform remove_finished(consumer_id, touched);
     end if;
     return marked;
 end $$;
 
--- remove_finished(consumer_id, claim_ids, parts): Delete those of these rows of leases whose
--- messages are all settled, together with their marks.
+-- remove_finished(consumer_id, ids): Delete those of these rows of leases whose messages are all
+-- settled, together with their marks.
 --
 -- Usually the session that settles the last message does this. If two sessions settle the last two
 -- messages at the same time, neither sees the mark of the other. Then the row remains until its
 -- visibility timeout has passed, or until forget_settled() deletes it.
 -- Locks: the rows that it deletes, by SKIP LOCKED.
-create or replace function remove_finished(consumer_id int, claim_ids bigint[], parts int[])
-returns void
+create or replace function remove_finished(consumer_id int, ids lease_id[]) returns void
 language plpgsql volatile as $$
 begin
     with full_row as materialized (
         select l.claim_id, l.part
-        from (select distinct t.claim_id, t.part from unnest(claim_ids, parts) as t (claim_id,
-                                                                                     part)) t
+        from (select distinct i.claim_id, i.part from unnest(ids) i) t
         cross join lateral (
             select l.claim_id, l.part from leases l
             where l.consumer_id = remove_finished.consumer_id and l.claim_id = t.claim_id
@@ -267,30 +256,29 @@ begin
         and s.part = f.part;
 end $$;
 
--- settle_moved(consumer_id, claim_ids, seqs, gone, moment) -> the seqs of messages that are settled
--- in rows of their own.
+-- settle_moved(consumer_id, receipts, gone, moment) -> the seqs of messages that are settled in
+-- rows of their own.
 --
 -- extend() moved these messages into such rows while this call waited for their old row.
-create or replace function settle_moved(consumer_id int, claim_ids bigint[], seqs bigint[],
-                                        gone bigint[], moment timestamptz)
+create or replace function settle_moved(consumer_id int, receipts receipt[], gone bigint[],
+                                        moment timestamptz)
 returns bigint[]
 language plpgsql volatile as $$
 declare
-    moved_claims bigint[];
-    moved_seqs bigint[];
+    moved receipt[];
 begin
-    select array_agg(g.claim_id), array_agg(g.seq) into moved_claims, moved_seqs
-    from unnest(claim_ids, seqs) as g (claim_id, seq)
+    select array_agg(row(g.seq, g.claim_id)::receipt) into moved
+    from unnest(receipts) g
     cross join lateral (
         select l.not_visible_until from leases l
         where l.consumer_id = settle_moved.consumer_id and l.claim_id = g.claim_id and l.part < 0
           and l.seqs[1] = g.seq
         offset 0) l
     where g.seq not in (select s from unnest(gone) s) and l.not_visible_until > moment;
-    if moved_claims is null then
+    if moved is null then
         return '{}';
     end if;
-    return settle(consumer_id, moved_claims, moved_seqs, moment);
+    return settle(consumer_id, moved, moment);
 end $$;
 
 -- remove_locked(consumer_id, deliveries): Take these deliveries out of their leases.
@@ -302,23 +290,22 @@ begin
     if deliveries <> '{}' then
         insert into settled (consumer_id, claim_id, part, seq)
         select remove_locked.consumer_id, d.claim_id, d.part, d.seq from unnest(deliveries) d;
-        perform remove_finished(consumer_id, array(select d.claim_id from unnest(deliveries) d),
-                                array(select d.part from unnest(deliveries) d));
+        perform remove_finished(consumer_id, array(select row(d.claim_id, d.part)::lease_id
+                                                   from unnest(deliveries) d));
     end if;
 end $$;
 
--- refuse_stale(consumer, claim_ids, seqs, acked): Raise an error that names the receipts whose
--- messages are not among the acked ones.
+-- refuse_stale(consumer, receipts, acked): Raise an error that names the receipts whose messages
+-- are not among the acked ones.
 --
 -- Raises:
 --   CB006  there is such a receipt
-create or replace function refuse_stale(consumer text, claim_ids bigint[], seqs bigint[],
-                                        acked bigint[])
+create or replace function refuse_stale(consumer text, receipts receipt[], acked bigint[])
 returns void
 language plpgsql stable as $$
 declare
     stale text := (select string_agg(r.seq || '-' || r.claim_id, ', ' order by r.seq)
-                   from unnest(claim_ids, seqs) as r (claim_id, seq)
+                   from unnest(receipts) r
                    where r.seq not in (select a from unnest(acked) a));
 begin
     if stale is null then

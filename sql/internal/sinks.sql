@@ -289,10 +289,10 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
-    given record := parse_receipts(receipts);
+    given receipt[] := parse_receipts(receipts);
     refused delivery[];
 begin
-    refused := settle_deliveries(c.id, in_flight(c.id, given.claim_ids, given.seqs, moment()),
+    refused := settle_deliveries(c.id, in_flight(c.id, given, moment()),
                                  moment());
     return bury(c.id, array(select with_note(d, moment(), reason) from unnest(refused) d), reason);
 end $$;

@@ -51,11 +51,8 @@ declare
     room int;
     -- The number of messages to look at. It grows if many of them are held.
     look int := cardinality(capacity) - cardinality(taken);
-    ords bigint[];
-    ties bigint[];
-    sizes int[];    -- for each row the number of messages to look at,
-    rests int[];    -- and the number of messages after them
-    runs boolean[];
+    front front_row[]; -- the rows that the claim has locked
+    size int;
     seqs_ bigint[]; -- the messages to look at
     keys_ text[];
     since timestamptz;
@@ -80,19 +77,14 @@ begin
         loop
             room := cardinality(capacity) - cardinality(taken);
             exit when room = 0;
-            ords := '{}'; ties := '{}'; sizes := '{}'; rests := '{}'; runs := '{}';
-            seqs_ := '{}'; keys_ := '{}';
+            front := '{}'; seqs_ := '{}'; keys_ := '{}';
             for r in cur loop
-                ords := ords || r.ord;
-                ties := ties || r.tie;
-                runs := runs || (cardinality(r.keys) = 1);
-                sizes := sizes || least(cardinality(r.seqs), look - cardinality(seqs_));
-                rests := rests || greatest(0, cardinality(r.seqs) - look + cardinality(seqs_));
-                keys_ := keys_ || case when cardinality(r.keys) > 1
-                                       then r.keys[:look - cardinality(seqs_)]
-                                       else array_fill(r.keys[1],
-                                                       array[sizes[cardinality(sizes)]]) end;
-                seqs_ := seqs_ || r.seqs[:look - cardinality(seqs_)];
+                size := least(cardinality(r.seqs), look - cardinality(seqs_));
+                front := front || row(r.ord, r.tie, cardinality(r.keys) = 1, size,
+                                      cardinality(r.seqs) - size)::front_row;
+                keys_ := keys_ || case when cardinality(r.keys) > 1 then r.keys[:size]
+                                       else array_fill(r.keys[1], array[size]) end;
+                seqs_ := seqs_ || r.seqs[:size];
                 since := coalesce(since, r.inserted_at);
                 last_ord := r.ord;
                 last_tie := r.tie;
@@ -100,13 +92,13 @@ begin
             end loop;
             exit when seqs_ = '{}';
             own_claim := coalesce(own_claim, draw_claim_id());
-            select * into said from free_messages___id__(hint, ords, ties, sizes, keys_, own_claim);
+            select * into said from free_messages___id__(hint, front, keys_, own_claim);
             free := said.free;
             if cardinality(free) = cardinality(seqs_) and cardinality(free) <= room then
                 taken := insert_claimed(__id__, own_claim, capacity, taken, seqs_, keys_, moment,
                                         until,
                                         since);
-                perform remove_front___id__(ords, ties, rests);
+                perform remove_front___id__(front);
             else
                 if free <> '{}' then
                     taken := insert_claimed(__id__, own_claim, capacity, taken,
@@ -115,7 +107,7 @@ begin
                                             moment, until, since);
                 end if;
                 exit when said.shut;
-                perform cut_up___id__(ords, ties, runs, sizes, free, said.held, room);
+                perform cut_up___id__(front, free, said.held, room);
                 overtaking := cardinality(free) + cardinality(said.held) < cardinality(seqs_);
                 exit when overtaking and case when taken = '{}' then attempt < attempts
                                               else look > cardinality(capacity) end;
@@ -136,8 +128,8 @@ begin
     return taken;
 end $$;
 
--- free_messages___id__(hint, ords, ties, sizes, keys_, own_claim): Decide which messages in these
--- locked rows may be delivered.
+-- free_messages___id__(hint, front, keys_, own_claim): Decide which messages in these locked rows
+-- may be delivered.
 --
 -- The caller holds the locks of the rows, so the snapshot of this function is newer than the locks.
 -- The function is stable, so that all its statements use that one snapshot. A message that moves
@@ -150,36 +142,36 @@ end $$;
 --   shut  true if a barrier is before these messages
 -- All other messages follow an earlier message of their key in a row that another claim has locked.
 -- They may be delivered as soon as that claim commits.
-create or replace function free_messages___id__(hint hints, ords bigint[], ties bigint[],
-                                                sizes int[], keys_ text[], own_claim bigint,
-                                                out free int[], out held int[], out shut boolean)
+create or replace function free_messages___id__(hint hints, front front_row[], keys_ text[],
+                                                own_claim bigint, out free int[], out held int[],
+                                                out shut boolean)
 language plpgsql stable as $$
 declare
-    last_ord constant bigint := ords[cardinality(ords)];
-    last_tie constant bigint := ties[cardinality(ties)];
+    last constant front_row := front[cardinality(front)];
     leased boolean;
     given_back boolean;
     held_keys text[] := '{}';
     later_keys text[]; -- keys with a message before these that is published for later
-    ahead bigint[]; -- ord and tie of the first message before these, for each key that has one
-    ahead_keys text[];
-    ends int[] := '{}';
+    ahead key_place[]; -- the first message before these, for each key that has one
+    locked front_row;
+    ends int[] := '{}'; -- for each row the number of its last message,
+    places bigint[] := '{}'; -- and its ord and its tie
 begin
     select exists (select from live_leases(__id__, hint)),
            exists (select from delayed d where d.consumer_id = __id__),
            exists (select from waiting___id__ w where w.barrier and w.ord >= hint.waiting_floor
-                   and (w.ord, w.tie) < (last_ord, last_tie)),
-           o.firsts, o.keys, coalesce(o.later, '{}')
-    into leased, given_back, shut, ahead, ahead_keys, later_keys
-    from (select array_agg(k.first) as firsts, array_agg(k.key) as keys,
+                   and (w.ord, w.tie) < (last.ord, last.tie)),
+           o.firsts, coalesce(o.later, '{}')
+    into leased, given_back, shut, ahead, later_keys
+    from (select array_agg(row(k.key, k.first[1], k.first[2])::key_place) as firsts,
                  array_agg(k.key) filter (where k.later) as later
           from (select min(array[w.ord, w.tie]) as first, u.key,
                        bool_or(w.not_before is not null) as later
                 from live_waiting___id__(hint) w cross join lateral unnest(w.keys) as u (key)
-                where (w.ord, w.tie) < (last_ord, last_tie)
+                where (w.ord, w.tie) < (last.ord, last.tie)
                   and case when true then u.key in (select k from unnest(keys_) k) end
                   and case when true then (w.ord, w.tie) not in (
-                      select m.ord, m.tie from unnest(ords, ties) as m (ord, tie)) end
+                      select m.ord, m.tie from unnest(front) m) end
                 group by u.key) k) o;
     if leased then
         select shut or exists (select from live_leases(__id__, hint) l where l.barrier),
@@ -204,8 +196,9 @@ begin
     elsif held_keys = '{}' and ahead is null then
         free := array(select generate_series(1, cardinality(keys_)));
     else
-        for i in 1 .. cardinality(sizes) loop
-            ends := ends || coalesce(ends[i - 1], 0) + sizes[i];
+        foreach locked in array front loop
+            ends := ends || coalesce(ends[cardinality(ends)], 0) + locked.size;
+            places := places || array[array[locked.ord, locked.tie]];
         end loop;
         -- A window function sorts. A join could compare all pairs.
         free := array(
@@ -215,11 +208,10 @@ begin
                                null::bigint[] as ahead
                         from unnest(keys_) with ordinality as m (key, n)
                         union all
-                        select ahead_keys[a], null, null, array[ahead[a][1], ahead[a][2]]
-                        from generate_series(1, cardinality(ahead_keys)) a) m) u
+                        select a.key, null, null, array[a.ord, a.tie] from unnest(ahead) a) m) u
             where u.n is not null and (u.key is null or (
                 case when true then u.key not in (select h from unnest(held_keys) h) end
-                and (u.first is null or u.first > array[ords[u.row], ties[u.row]])))
+                and (u.first is null or u.first > array[places[u.row][1], places[u.row][2]])))
             order by u.n);
         held := array(select m.n from unnest(keys_) with ordinality as m (key, n)
                       where case when true then m.key in (
@@ -229,70 +221,70 @@ begin
     end if;
 end $$;
 
--- remove_front___id__(ords, ties, rests): Delete these locked rows, whose messages are claimed.
+-- remove_front___id__(front): Delete these locked rows, whose messages are claimed.
 --
--- Only the last row may have a rest: its last `rests` messages remain.
-create or replace function remove_front___id__(ords bigint[], ties bigint[], rests int[])
-returns void
+-- Only the last row may have a rest, which remains.
+create or replace function remove_front___id__(front front_row[]) returns void
 language plpgsql volatile as $$
 declare
-    last constant int := cardinality(rests);
+    last constant front_row := front[cardinality(front)];
 begin
-    if rests[last] > 0 then
+    if last.rest > 0 then
         update waiting___id__ w
-        set seqs = w.seqs[cardinality(w.seqs) - rests[last] + 1:],
+        set seqs = w.seqs[cardinality(w.seqs) - last.rest + 1:],
             keys = case when cardinality(w.keys) = 1 then w.keys
-                        else w.keys[cardinality(w.seqs) - rests[last] + 1:] end
-        where w.consumer_id = __id__ and w.ord = ords[last] and w.tie = ties[last];
+                        else w.keys[cardinality(w.seqs) - last.rest + 1:] end
+        where w.consumer_id = __id__ and w.ord = last.ord and w.tie = last.tie;
     end if;
     delete from waiting___id__ w
     where w.ctid = any (array(
-        select f.ctid from unnest(ords, ties, rests) as d (ord, tie, rest) cross join lateral (
+        select f.ctid from unnest(front) d cross join lateral (
             select w.ctid from waiting___id__ w
             where w.consumer_id = __id__ and w.ord = d.ord and w.tie = d.tie and d.rest = 0
             offset 0) f));
 end $$;
 
--- cut_up___id__(ords, ties, runs, sizes, free, held, room): Take the claimed messages out of these
--- locked rows, and turn the messages of held keys into runs.
+-- cut_up___id__(front, free, held, room): Take the claimed messages out of these locked rows, and
+-- turn the messages of held keys into runs.
 --
 -- The claimed messages are the first `room` of the free ones. Messages that only wait until another
 -- claim commits remain as they are. Otherwise receivers that are a moment late would cut all rows
 -- into single messages.
-create or replace function cut_up___id__(ords bigint[], ties bigint[], runs boolean[], sizes int[],
-                                         free int[], held int[], room int)
+create or replace function cut_up___id__(front front_row[], free int[], held int[], room int)
 returns void
 language plpgsql volatile as $$
 declare
+    locked front_row;
     r record;
     row_free int[];
     row_held int[];
     row_taken int;  -- how many of the free messages are claimed
     first int := 1;
 begin
-    for i in 1 .. cardinality(ords) loop
-        row_free := array(select f - first + 1 from unnest(free) f
-                          where f between first and first + sizes[i] - 1 order by f);
-        row_held := array(select h - first + 1 from unnest(held) h
-                          where h between first and first + sizes[i] - 1);
+    foreach locked in array front loop
+        row_free := array(select n - first + 1 from unnest(free) n
+                          where n between first and first + locked.size - 1 order by n);
+        row_held := array(select n - first + 1 from unnest(held) n
+                          where n between first and first + locked.size - 1);
         row_taken := least(cardinality(row_free), room);
-        if runs[i] then
+        if locked.run then
             -- A run has one key, so of the messages to look at either all are free or none is.
             if row_taken > 0 then
                 delete from waiting___id__ w
-                where w.consumer_id = __id__ and w.ord = ords[i] and w.tie = ties[i]
+                where w.consumer_id = __id__ and w.ord = locked.ord and w.tie = locked.tie
                   and cardinality(w.seqs) = row_taken;
                 update waiting___id__ w set seqs = w.seqs[row_taken + 1:]
-                where w.consumer_id = __id__ and w.ord = ords[i] and w.tie = ties[i];
+                where w.consumer_id = __id__ and w.ord = locked.ord and w.tie = locked.tie;
             end if;
         elsif row_taken > 0 or row_held <> '{}' then
             delete from waiting___id__ w
-            where w.consumer_id = __id__ and w.ord = ords[i] and w.tie = ties[i]
+            where w.consumer_id = __id__ and w.ord = locked.ord and w.tie = locked.tie
             returning w.seqs, w.keys, w.inserted_at into r;
             -- The pieces keep the ord of the row, so that a hint that names the row covers them as
             -- well. The runs are first, because the rest may have later messages of their keys.
             insert into waiting___id__ (consumer_id, ord, tie, seqs, keys, inserted_at)
-            select __id__, ords[i], ties[i] + row_number() over (order by not u.held, min(u.n)) - 1,
+            select __id__, locked.ord,
+                   locked.tie + row_number() over (order by not u.held, min(u.n)) - 1,
                    array_agg(u.seq order by u.n),
                    case when u.held then array[min(u.key)] else array_agg(u.key order by u.n) end,
                    r.inserted_at
@@ -300,11 +292,11 @@ begin
                          case when true then u.n in (select h from unnest(row_held) h) end as held
                   from unnest(r.seqs, r.keys) with ordinality as u (seq, key, n)
                   where case when true then u.n not in (
-                            select f from unnest(row_free[:row_taken]) f) end) u
+                            select t from unnest(row_free[:row_taken]) t) end) u
             group by u.held, case when u.held then u.key end;
         end if;
         room := room - row_taken;
-        first := first + sizes[i];
+        first := first + locked.size;
     end loop;
 end $$;
 

@@ -447,7 +447,7 @@ def pooler(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[Callable[[str], int
             for folder in (tmp_path, *tmp_path.parents):
                 if folder.owner() == "root" and folder != folder.parent and not folder.stat().st_mode & 1:
                     folder.chmod(0o711)
-        running.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        running.append(subprocess.Popen(command))  # what it logs is shown if the test fails
 
         def answers() -> bool:
             with socket.socket() as probe:

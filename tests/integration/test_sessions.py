@@ -439,7 +439,8 @@ def pooler(pg15: EmbeddedServer, tmp_path: Path) -> Iterator[Callable[[str], int
         file = tmp_path / "pgbouncer.ini"
         file.write_text(
             f"[databases]\n* = host=127.0.0.1 port={pg15.port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-            f"listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\n{lines}\n"
+            f"listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\n"
+            f"server_login_retry = 1\n{lines}\n"
         )
         command = [program, str(file)]
         if os.geteuid() == 0:

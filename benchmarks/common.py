@@ -63,7 +63,7 @@ def configuration(
         "log": {"level": "warning"},
         "consumers": [{"name": f"c{n}", "tables": ["public.t"]} for n in range(consumers)]
         + [{"name": f"g{n}", "tables": ["public.t"], "mode": "stream"} for n in range(groups)]
-        + [{"name": "s", "tables": ["public.t"], "sink": sink} for _ in range(sink is not None)],
+        + ([] if sink is None else [{"name": "s", "tables": ["public.t"], "sink": sink}]),
     }
     path.write_text(yaml.safe_dump(document))
     return path

@@ -82,7 +82,7 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
 
 
 def _beside_away(server: EmbeddedServer, rows: int, runs: int) -> list[tuple[float, float]]:
-    """Return pairs of rows/s that a bridge appends: beside a stream that nobody reads, and beside a sink that is away.
+    """Return pairs of rows/s that a bridge appends: with a stream without a reader, and with a sink that is away.
 
     The second half of the rows counts, because the process of the sinks starts during the first one.
     """

@@ -137,10 +137,10 @@ def test_never_more_than_32_requests_at_once(hook: HttpTarget) -> None:
 
 
 def test_the_timeout_does_not_count_the_wait_for_other_requests(hook: HttpTarget) -> None:
-    hook.otherwise = Answer(delay=0.5)
+    hook.otherwise = Answer(delay=1)
 
     async def main() -> None:
-        async with opened(None, type="http", url=hook.url, timeout="1500ms") as http:
+        async with opened(None, type="http", url=hook.url, timeout="3s") as http:
             assert await asyncio.gather(*(http.deliver(some(32, hook.url)) for _ in range(4))) == [{}] * 4
 
     asyncio.run(main())

@@ -317,7 +317,7 @@ def test_a_broker_that_is_killed_and_restarted() -> None:
 @pytest.mark.parametrize("lanes", [True, False], ids=["lane", "claims"])
 def test_a_broker_that_does_not_answer(server: Kafka, lanes: bool) -> None:
     async def test() -> None:
-        sink = target(case, lane(case) if lanes else None, timeout="1s")
+        sink = target(case, lane(case) if lanes else None, timeout="4s")
         await sink.open()
         assert await sink.deliver(some(case, range(1, 11))) == {}
         server.pause()
@@ -331,10 +331,10 @@ def test_a_broker_that_does_not_answer(server: Kafka, lanes: bool) -> None:
             with contextlib.suppress(asyncio.CancelledError, TargetAway):
                 await delivering
             await sink.close()
-            with pytest.raises(TargetAway, match="not answered within 1 s"):
+            with pytest.raises(TargetAway, match="not answered within 4 s"):
                 await sink.open()
             await sink.close()
-            assert time.monotonic() - started < 8
+            assert time.monotonic() - started < 24
         finally:
             server.resume()
 

@@ -133,10 +133,10 @@ def test_a_batch_that_was_stored_and_not_answered(server: Nats, atomic: bool) ->
     async def test() -> None:
         async with Relay(server.port) as relay:
             case.url = f"nats://127.0.0.1:{relay.port}"
-            async with opened(target(case, timeout="1s")) as sink:
+            async with opened(target(case, timeout="3s")) as sink:
                 await sink.position()
                 relay.deaf = True
-                with pytest.raises(TargetAway, match="not answered within 1 s"):
+                with pytest.raises(TargetAway, match="not answered within 3 s"):
                     await sink.deliver(some(case, range(1, 101)))
             relay.deaf = False
             async with opened(target(case)) as sink:
@@ -174,18 +174,18 @@ def test_a_server_that_is_killed_and_restarted(atomic: bool) -> None:
 
 def test_a_server_that_does_not_answer(server: Nats) -> None:
     async def test() -> None:
-        sink = target(case, timeout="500ms")
+        sink = target(case, timeout="3s")
         await sink.open()
         await sink.position()
         server.pause()
         try:
             started = time.monotonic()
-            with pytest.raises(TargetAway, match=r"within 0\.5 s"):
+            with pytest.raises(TargetAway, match="within 3 s"):
                 await sink.deliver(some(case, range(1, 2001), body=b"x" * 10_000))
             await sink.close()
-            with pytest.raises(TargetAway, match=r"within 0\.5 s"):
+            with pytest.raises(TargetAway, match="within 3 s"):
                 await sink.open()
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 15
         finally:
             server.resume()
         await sink.close()

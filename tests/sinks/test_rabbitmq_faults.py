@@ -92,7 +92,7 @@ def test_a_killed_server_lost_nothing_that_it_confirmed(own: RabbitMQ, case: Cas
 
 def test_a_full_server_takes_nothing_and_no_message_counts(own: RabbitMQ, case: Case) -> None:
     async def run() -> None:
-        async with target(sink_of(case, timeout="1s")) as one:
+        async with target(sink_of(case, timeout="4s")) as one:
             await one.open()
             assert await one.deliver(messages([1], TOPIC)) == {}
             await asyncio.to_thread(own.fill)
@@ -104,7 +104,7 @@ def test_a_full_server_takes_nothing_and_no_message_counts(own: RabbitMQ, case: 
                 if isinstance(case, RabbitmqExchangeCase):
                     assert "disk" in str(caught.value)
                 assert isinstance(
-                    await asyncio.to_thread(error_of, sink_of(case, timeout="1s"), messages([2], TOPIC)), TargetAway
+                    await asyncio.to_thread(error_of, sink_of(case, timeout="4s"), messages([2], TOPIC)), TargetAway
                 )
             finally:
                 await asyncio.to_thread(own.make_room)
@@ -118,16 +118,16 @@ def test_a_full_server_takes_nothing_and_no_message_counts(own: RabbitMQ, case: 
 
 def test_a_silent_server_is_away_after_the_time_limit(own: RabbitMQ, case: Case) -> None:
     async def run() -> None:
-        async with target(sink_of(case, timeout="500ms")) as one:
+        async with target(sink_of(case, timeout="3s")) as one:
             await one.open()
             own.pause()
             try:
-                with pytest.raises(TargetAway, match=r"did not answer within 0\.5 s"):
+                with pytest.raises(TargetAway, match="did not answer within 3 s"):
                     await one.deliver(messages([1], TOPIC))
                 async with asyncio.timeout(20):
                     await one.close()
-                error = await asyncio.to_thread(error_of, sink_of(case, timeout="500ms"), [])
-                assert isinstance(error, TargetAway) and "did not answer within 0.5 s" in str(error)
+                error = await asyncio.to_thread(error_of, sink_of(case, timeout="3s"), [])
+                assert isinstance(error, TargetAway) and "did not answer within 3 s" in str(error)
             finally:
                 own.resume()
         assert asyncio.all_tasks() == {asyncio.current_task()}

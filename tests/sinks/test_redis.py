@@ -535,7 +535,7 @@ def test_a_batch_that_was_on_its_way_does_not_count_after_the_lane_was_opened_ag
     """The server stands still with the batch of the earlier holder in its socket."""
 
     async def run() -> None:
-        async with target(sink(server, stream, timeout="500ms")) as earlier, target(sink(server, stream)) as later:
+        async with target(sink(server, stream, timeout="3s")) as earlier, target(sink(server, stream)) as later:
             await earlier.open()
             assert await earlier.deliver(messages([1], stream)) == {}
             await later.open()

@@ -81,20 +81,19 @@ faults: $(BIN)/.installed servers ## everything that production does, at random,
 fuzz: $(BIN)/.installed ## both decoders against mutated input for a minute (FUZZ=600, SEED=1)
 	$(BIN)/python -m tests.campaigns.fuzz --seconds $(or $(FUZZ),60) $(if $(SEED),--seed $(SEED))
 
-# The script that draws the pictures of the pages, pinned with its hash. The site has its own copy.
-docs/javascripts/mermaid.js: scripts/site/package-lock.json
+# What draws the pictures of the pages, pinned with its hash.
+PICTURES := scripts/site/node_modules/.package-lock.json
+$(PICTURES): scripts/site/package-lock.json
 	npm ci --silent --ignore-scripts --prefix scripts/site
-	mkdir -p $(@D)
-	cp scripts/site/node_modules/@mermaid-js/tiny/dist/mermaid.tiny.js $@
 
 .PHONY: lint
-lint: $(BIN)/.installed docs/javascripts/mermaid.js ## ruff, mypy, import directions, tidiness, English, the site, Dockerfile
+lint: $(BIN)/.installed $(PICTURES) ## ruff, mypy, import directions, tidiness, English, the site, Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_tidy.py tests/test_english.py
-	$(BIN)/zensical build --strict
+	$(BIN)/python -m zensical build --clean --strict
 	$(BIN)/hadolint docker/Dockerfile docker/postgres.Dockerfile
 
 .PHONY: format
@@ -103,13 +102,13 @@ format: $(BIN)/.installed ## let ruff format everything
 	$(BIN)/ruff format
 
 .PHONY: docs
-docs: $(BIN)/.installed docs/javascripts/mermaid.js ## write the references from the program, and build the pages as a site in site/
+docs: $(BIN)/.installed $(PICTURES) ## write the references from the program, and build the pages as a site in site/
 	$(BIN)/python -m scripts.cli_reference > docs/CLI.md
 	$(BIN)/python -m scripts.config_reference > docs/CONFIGURATION.md
 	$(BIN)/python -m scripts.sql_reference > docs/SQL.md
 	$(BIN)/python -m scripts.python_reference > docs/PYTHON.md
 	$(BIN)/python -m scripts.error_reference > docs/ERRORS.md
-	$(BIN)/zensical build --strict
+	$(BIN)/python -m zensical build --clean --strict
 
 .PHONY: client
 client: $(BIN)/.installed ## write the synchronous client from the asynchronous one
@@ -137,4 +136,4 @@ lock: ## pin the dependencies again, with hashes
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf $(VENV) dist site docs/javascripts .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist site scripts/site/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -38,6 +38,7 @@ _MODULES: Final = {
     "backfill": ("backfill", "verify"),
     "slot": ("lag", "slot"),
     "sinks": ("sinks",),
+    "serve": ("serve",),
 }
 # The order in which `cdcbridge --help` lists the commands.
 _SECTIONS: Final = {
@@ -50,6 +51,7 @@ _SECTIONS: Final = {
         "lag",
         "consumers",
         "sinks",
+        "serve",
         "config",
         "migrate",
         "uninstall",

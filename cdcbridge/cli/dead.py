@@ -24,7 +24,7 @@ from cdcbridge.cli.pretty import pretty_option, print_pretty
 from cdcbridge.database import Connection
 from cdcbridge.database.patience import patiently
 from cdcbridge.errors import UsageError
-from cdcbridge.store.redrive import PAGE, Redriven, redrive_page
+from cdcbridge.store.redrive import PAGE, Redriven, chosen_letters, redrive_page
 
 _LETTERS = "dead_letters({}, topic => %(topic)s, key => %(key)s, reason => %(reason)s, at_most => %(count)s) d"
 _CHOSEN = f"from {_LETTERS.format('%(name)s')}"
@@ -152,11 +152,9 @@ def redrive(
 
 
 def _redrive_compared(store: Connection, name: str, filters: dict[str, str | None], rate: float | None) -> Redriven:
-    letters = store.execute(
-        "select id, filter_failed from dead_ids(%(name)s, %(topic)s, %(key)s, %(reason)s)", {"name": name, **filters}
-    ).fetchall()
+    letters = chosen_letters(store, name, filters)
     done = Redriven()
-    for page in _paced([(row[0], row[1]) for row in letters], rate, PAGE):
+    for page in _paced(letters, rate, PAGE):
         redrive_page(store, name, page, done)
     if not letters:
         redrive_page(store, name, [], done)  # so that a read-only store is reported, even if there are no letters

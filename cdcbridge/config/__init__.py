@@ -24,11 +24,12 @@ from cdcbridge.config.consumer import Consumer
 from cdcbridge.config.file import checked_text, read
 from cdcbridge.config.problems import describe
 from cdcbridge.config.sink_base import Model
+from cdcbridge.config.web import Api, Http
 from cdcbridge.errors import ConfigError
 from cdcbridge.schemas import INTERNAL
 from cdcbridge.units import Duration, Size, format_duration
 
-__all__ = ["Config", "Consumer", "Http", "Log", "Source", "Store", "load"]
+__all__ = ["Api", "Config", "Consumer", "Http", "Log", "Source", "Store", "load"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
 _SCHEMA: Final = r"^[a-z_][a-z0-9_]{0,53}$"  # the internal schema has a longer name (schemas.py), of 63 at most
 
@@ -197,30 +198,6 @@ class Log(Model):
     ] = "info"
 
 
-class Http(Model):
-    """Where `run` answers /metrics, /live and /ready."""
-
-    listen: Annotated[
-        str,
-        Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+):[0-9]{1,5}$"),
-        Field(
-            description="The address of `run` for /metrics, /live and /ready, as host:port.", examples=["0.0.0.0:9187"]
-        ),
-    ] = "127.0.0.1:9187"
-
-    @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
-
-    @field_validator("listen")
-    @classmethod
-    def _port_exists(cls, value: str) -> str:
-        if int(value.rpartition(":")[2]) > 65535:
-            raise ValueError("a port is at most 65535")
-        return value
-
-
 class Config(BaseSettings):
     """The whole file. `path` is where it was read from."""
 
@@ -252,6 +229,13 @@ class Config(BaseSettings):
             examples=["{listen: 127.0.0.1:9187}"],
         ),
     ] = Http()
+    api: Annotated[
+        Api,
+        Field(
+            description="The HTTP API of `serve`, and who may call it.",
+            examples=['{tokens: [{name: ops, token: "${OPS_TOKEN}", role: admin}]}'],
+        ),
+    ] = Api()
     consumers: Annotated[
         tuple[Consumer, ...],
         Field(
@@ -286,6 +270,15 @@ class Config(BaseSettings):
                 raise ValueError(f"two consumers are named {consumer.name!r}")
             seen.add(consumer.name)
         return value
+
+    @model_validator(mode="after")
+    def _tokens_name_consumers(self) -> Self:
+        known = {consumer.name for consumer in self.consumers}
+        for token in self.api.tokens:
+            for name in token.consumers:
+                if name not in known:
+                    raise ValueError(f"api.tokens: the token {token.name!r} lists {name!r}, which is not a consumer")
+        return self
 
     @model_validator(mode="after")
     def _no_wait_outlasts_the_log(self) -> Self:

@@ -9,7 +9,7 @@ fails again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -54,6 +54,27 @@ class _Page:
     wanted: list[int] = field(default_factory=list)
     unwanted: list[int] = field(default_factory=list)
     left: list[tuple[int, str | None, str]] = field(default_factory=list)
+
+
+def redrive_chosen(store: Connection, name: str, filters: Mapping[str, str | None]) -> Redriven:
+    """Redrive all dead letters that the filters choose, except those that the consumer's filter does not match.
+
+    Args:
+        store: A session on the store.
+        name: The consumer's name.
+        filters: The `topic`, `key` and beginning of the `reason` of the letters. None matches every letter.
+    """
+    done = Redriven()
+    letters = chosen_letters(store, name, filters)
+    for start in range(0, len(letters), PAGE):
+        redrive_page(store, name, letters[start : start + PAGE], done)
+    return done
+
+
+def chosen_letters(store: Connection, name: str, filters: Mapping[str, str | None]) -> list[tuple[int, bool]]:
+    """Return the id of each letter that the filters choose, and whether the filter failed on it, in log order."""
+    query = "select id, filter_failed from dead_ids(%(name)s, %(topic)s, %(key)s, %(reason)s)"
+    return [(row[0], row[1]) for row in store.execute(query, {"name": name, **filters})]
 
 
 def redrive_page(store: Connection, name: str, letters: Sequence[tuple[int, bool]], done: Redriven) -> None:

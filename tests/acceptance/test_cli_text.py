@@ -36,7 +36,7 @@ def leaves(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 
 # demo starts a server of its own, and run goes on until it is stopped; neither takes or prints a text.
-COMMANDS = {" ".join(path): one for path, one in leaves(cli) if path[0] not in ("demo", "run")}
+COMMANDS = {" ".join(path): one for path, one in leaves(cli) if path[0] not in ("demo", "run", "serve")}
 each_command = pytest.mark.parametrize("path", COMMANDS)
 
 

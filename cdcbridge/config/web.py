@@ -1,0 +1,144 @@
+"""Describe where `run` and `serve` answer HTTP, and who may call the API.
+
+This module never opens a socket.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from cdcbridge.config.sink_base import Model
+from cdcbridge.units import Size
+
+HostAndPort = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+):[0-9]{1,5}$")]
+Role = Literal["admin", "operator", "consumer", "viewer"]
+
+
+class Listening(Model):
+    """An address on which a process listens."""
+
+    listen: HostAndPort
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @field_validator("listen")
+    @classmethod
+    def _port_exists(cls, value: str) -> str:
+        if int(value.rpartition(":")[2]) > 65535:
+            raise ValueError("a port is at most 65535")
+        return value
+
+
+class Http(Listening):
+    """Where `run` answers /metrics, /live and /ready."""
+
+    listen: Annotated[
+        HostAndPort,
+        Field(
+            description="The address of `run` for /metrics, /live and /ready, as host:port.", examples=["0.0.0.0:9187"]
+        ),
+    ] = "127.0.0.1:9187"
+
+
+class ServerTls(Model):
+    """The certificate of the API."""
+
+    cert: Annotated[
+        Path, Field(description="A file with the certificate and its chain.", examples=["/etc/cdcbridge/api.pem"])
+    ]
+    key: Annotated[Path, Field(description="A file with the key.", examples=["/etc/cdcbridge/api.key"])]
+
+
+class ApiToken(Model):
+    """A caller of the API."""
+
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$"),
+        Field(description="The name of the caller in the log.", examples=["ops"]),
+    ]
+    token: Annotated[
+        SecretStr,
+        Field(min_length=1),
+        Field(description="The secret that the caller sends as a bearer token. Put it into a variable.",
+              examples=["${OPS_TOKEN}"]),
+    ]  # fmt: skip
+    role: Annotated[
+        Role,
+        Field(
+            description="`viewer` reads. `operator` also pauses, resumes and redrives. `consumer` receives, acks and"
+            " publishes for the consumers that it lists. `admin` may do everything.",
+            examples=["admin"],
+        ),
+    ]
+    consumers: Annotated[
+        tuple[str, ...],
+        Field(description="The consumers of a token with the role `consumer`.", examples=["[billing]"]),
+    ] = ()
+
+    @model_validator(mode="after")
+    def _only_consumers_list_consumers(self) -> Self:
+        if self.role == "consumer" and not self.consumers:
+            raise ValueError("a token with the role consumer lists its consumers, for example consumers: [billing]")
+        if self.role != "consumer" and self.consumers:
+            raise ValueError(f"the role {self.role} has all consumers: remove `consumers`, or use the role consumer")
+        return self
+
+
+class Api(Listening):
+    """The HTTP API of `serve`."""
+
+    listen: Annotated[
+        HostAndPort,
+        Field(
+            description="The address of `serve`, as host:port. Without tokens, only a loopback address is allowed.",
+            examples=["0.0.0.0:9188"],
+        ),
+    ] = "127.0.0.1:9188"
+    tls: Annotated[
+        ServerTls | None,
+        Field(
+            description="The certificate for HTTPS. Without it, `serve` answers HTTP, for example behind a proxy.",
+            examples=["{cert: /etc/cdcbridge/api.pem, key: /etc/cdcbridge/api.key}"],
+        ),
+    ] = None
+    tokens: Annotated[
+        tuple[ApiToken, ...],
+        Field(
+            description="The callers. Without tokens, everybody who reaches the address may do everything.",
+            examples=['[{name: ops, token: "${OPS_TOKEN}", role: admin}]'],
+        ),
+    ] = ()
+    connections: Annotated[
+        int,
+        Field(ge=1, le=1000),
+        Field(description="How many sessions on the store a process opens at most.", examples=["20"]),
+    ] = 10
+    max_body: Annotated[
+        Size, Field(gt=0), Field(description="A larger request is refused with 413.", examples=["64MB"])
+    ] = 16 << 20
+
+    @model_validator(mode="after")
+    def _is_protected(self) -> Self:
+        if not self.tokens and not is_loopback(self.address[0]):
+            raise ValueError(f"listen is {self.listen}, which others can reach: give `tokens`, or listen on 127.0.0.1")
+        for what in ("name", "token"):
+            values = [getattr(token, what) for token in self.tokens]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two tokens have the same {what}")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only programs on this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,100 @@
+"""What an endpoint of the API is, and what its function gets.
+
+This module is pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from cdcbridge.config import Config
+from cdcbridge.units import parse_duration
+from cdcbridge.web.access import Action, Caller
+from cdcbridge.web.arrivals import Arrivals
+from cdcbridge.web.store import WebStore
+
+
+def _seconds(value: Any) -> Any:
+    """Turn a text such as "30s" into seconds. A number is in seconds already."""
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+Seconds = Annotated[
+    float,
+    Field(ge=0, allow_inf_nan=False, description='Seconds, or a text such as "30s".'),
+    BeforeValidator(_seconds),
+]
+
+
+class Body(BaseModel):
+    """A JSON object of a request, which refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(slots=True, frozen=True)
+class Services:
+    """What all calls of a process share."""
+
+    config: Config
+    store: WebStore
+    arrivals: Arrivals
+
+
+@dataclass(slots=True, frozen=True)
+class Call:
+    """One request.
+
+    Attributes:
+        services: What all calls share.
+        caller: Who calls.
+        path: The parameters of the path, for example {"name": "billing"}.
+        body: The request's JSON or its query, as the endpoint's model. Endpoints without a model get None.
+        raw: The request's body, whose numbers have all their digits.
+        gone: Returns whether the caller has disconnected.
+    """
+
+    services: Services
+    caller: Caller
+    path: Mapping[str, str]
+    body: Any
+    raw: bytes
+    gone: Callable[[], Awaitable[bool]]
+
+    @property
+    def store(self) -> WebStore:
+        return self.services.store
+
+
+Answer: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(slots=True, frozen=True)
+class Endpoint:
+    """One method of one path.
+
+    Attributes:
+        method: GET or POST.
+        path: For example "/api/consumers/{name}/receive".
+        action: The right that the caller needs.
+        answer: The JSON schemas of the answer's fields.
+        call: The function. The first line of its docstring is the summary in the OpenAPI document.
+        body: The model of the request's JSON, or for GET of its query.
+    """
+
+    method: str
+    path: str
+    action: Action
+    answer: Mapping[str, Mapping[str, Any]]
+    call: Callable[[Call], Awaitable[Answer]]
+    body: type[Body] | None = None
+
+
+def documents(rows: list[tuple[Any, ...]]) -> list[orjson.Fragment]:
+    """Return the JSON documents in the first column of rows, as they are: their numbers keep all digits."""
+    return [orjson.Fragment(row[0]) for row in rows]

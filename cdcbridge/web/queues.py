@@ -1,0 +1,188 @@
+"""Endpoints of queue and fifo consumers: receive, ack, nack, extend, messages, dead letters.
+
+Each calls the SQL function of the same name, and returns the columns of that function. Never keeps a message: a caller
+that disconnects before the answer is sent gives its messages back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+
+from pydantic import Field, model_validator
+
+from cdcbridge.database import connect_store
+from cdcbridge.store.redrive import Redriven, redrive_chosen
+from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Seconds, documents
+
+LONGEST_WAIT: Final = 60.0  # seconds of a long poll
+_RECEIVE: Final = (
+    "select to_json(r)::text, r.receipt from receive(%s, %s::int, make_interval(secs => %s), durable => false) r"
+)
+_DUE: Final = "select q.id, next_visible(%s) from queue_settings(%s) q"
+_MESSAGES: Final = {"messages": {"type": "array", "items": {"$ref": "#/components/schemas/Message"}}}
+_LETTERS: Final = {"type": "array", "items": {"$ref": "#/components/schemas/DeadLetter"}}
+_NUMBER: Final = {"type": "integer"}
+
+Most = Annotated[int, Field(ge=1, le=10_000)]
+Receipts = Annotated[tuple[str, ...], Field(max_length=10_000)]
+Wait = Annotated[Seconds, Field(le=LONGEST_WAIT)]
+
+
+class ReceiveRequest(Body):
+    """How many messages to receive, and how long to wait for the first one."""
+
+    max_messages: Most = 10
+    visibility_timeout: Seconds | None = None
+    wait: Wait = 0.0
+
+
+class AckRequest(Body):
+    """The deliveries that are done. With `strict`, all of them or none."""
+
+    receipts: Receipts
+    strict: bool = False
+
+
+class NackRequest(Body):
+    """The deliveries to give back, after `delay`, or as dead letters."""
+
+    receipts: Receipts
+    delay: Seconds | None = None
+    reason: str | None = None
+    dead: bool = False
+
+
+class ExtendRequest(Body):
+    """The deliveries to keep for `visibility_timeout` from now on."""
+
+    receipts: Receipts
+    visibility_timeout: Seconds | None = None
+
+
+class PeekRequest(Body):
+    """How many messages to show. With `delayed`, those that wait for their time."""
+
+    limit: Most = 10
+    delayed: bool = False
+
+
+class LettersRequest(Body):
+    """Which dead letters to list, the newest first."""
+
+    limit: Most = 50
+    topic: str | None = None
+    key: str | None = None
+    reason: str | None = None
+
+
+class LetterFilter(Body):
+    """Dead letters of a topic or a key, or whose reason begins with a text."""
+
+    topic: str | None = None
+    key: str | None = None
+    reason: str | None = None
+
+
+class RedriveRequest(Body):
+    """The dead letters to put back: either their ids, or a filter. The filter {} means all."""
+
+    ids: tuple[int, ...] | None = None
+    filter: LetterFilter | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RedriveRequest:
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("give either `ids` or `filter`. The filter {} means all")
+        return self
+
+
+async def receive(call: Call) -> Answer:
+    """Receive messages, and wait for the first one."""
+    name, body = call.path["name"], call.body
+    values = (name, body.max_messages, body.visibility_timeout)
+
+    async def look() -> list[tuple[Any, ...]]:
+        return await call.store.rows(_RECEIVE, values)
+
+    async def due() -> tuple[int, float | None]:
+        row = (await call.store.rows(_DUE, (name, name)))[0]
+        return row[0], row[1]
+
+    found = await call.services.arrivals.poll(name, body.wait, look, due)
+    if found and await call.gone():
+        await call.store.value("select give_back(%s, %s)", (name, [row[1] for row in found]))
+        found = []
+    return {"messages": documents(found)}
+
+
+async def ack(call: Call) -> Answer:
+    """Finish deliveries."""
+    values = (call.path["name"], list(call.body.receipts), call.body.strict)
+    return {"acked": await call.store.value("select ack(%s, %s, %s)", values)}
+
+
+async def nack(call: Call) -> Answer:
+    """Give deliveries back."""
+    body = call.body
+    values = (call.path["name"], list(body.receipts), body.delay, body.reason, body.dead)
+    return {"nacked": await call.store.value("select nack(%s, %s, make_interval(secs => %s), %s, %s)", values)}
+
+
+async def extend(call: Call) -> Answer:
+    """Keep deliveries for longer."""
+    values = (call.path["name"], list(call.body.receipts), call.body.visibility_timeout)
+    return {"extended": await call.store.value("select extend(%s, %s, make_interval(secs => %s))", values)}
+
+
+async def peek(call: Call) -> Answer:
+    """Show messages without delivering them."""
+    values = (call.path["name"], call.body.limit, call.body.delayed)
+    return {
+        "messages": documents(await call.store.rows("select to_json(r)::text from peek(%s, %s::int, %s) r", values))
+    }
+
+
+async def dead(call: Call) -> Answer:
+    """List dead letters, the newest first."""
+    query = (
+        "select to_json(d)::text from dead_letters(%(name)s, topic => %(topic)s, key => %(key)s, reason => %(reason)s,"
+        " at_most => %(limit)s) d order by d.id desc"
+    )
+    values = {"name": call.path["name"], **call.body.model_dump()}
+    return {"dead_letters": documents(await call.store.rows(query, values))}
+
+
+async def redrive(call: Call) -> Answer:
+    """Put dead letters back into the queue."""
+    name, body = call.path["name"], call.body
+    if body.ids is not None:
+        values = (name, list(body.ids))
+        return {"redriven": await call.store.value("select redrive(%s, %s::bigint[])", values)}
+    done = await asyncio.to_thread(_redrive, call, name, body.filter.model_dump())
+    return {"redriven": done.redriven, "not_wanted": done.not_wanted, "undecidable": done.undecidable}
+
+
+def _redrive(call: Call, name: str, filters: dict[str, str | None]) -> Redriven:
+    config = call.services.config
+    with connect_store(config.store_dsn, config.store.schema_, "cdcbridge serve, redriving") as store:
+        return redrive_chosen(store, name, filters)
+
+
+_OF = "/api/consumers/{name}"
+ENDPOINTS = (
+    Endpoint("POST", f"{_OF}/receive", "deliver", _MESSAGES, receive, ReceiveRequest),
+    Endpoint("POST", f"{_OF}/ack", "deliver", {"acked": _NUMBER}, ack, AckRequest),
+    Endpoint("POST", f"{_OF}/nack", "deliver", {"nacked": _NUMBER}, nack, NackRequest),
+    Endpoint("POST", f"{_OF}/extend", "deliver", {"extended": _NUMBER}, extend, ExtendRequest),
+    Endpoint("GET", f"{_OF}/messages", "read", _MESSAGES, peek, PeekRequest),
+    Endpoint("GET", f"{_OF}/dead", "read", {"dead_letters": _LETTERS}, dead, LettersRequest),
+    Endpoint(
+        "POST",
+        f"{_OF}/dead/redrive",
+        "redrive",
+        {"redriven": _NUMBER, "not_wanted": _NUMBER, "undecidable": _NUMBER},
+        redrive,
+        RedriveRequest,
+    ),
+)

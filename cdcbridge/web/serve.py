@@ -1,0 +1,91 @@
+"""Run the API until SIGTERM or SIGINT: a socket, a server, and a graceful end.
+
+A long poll answers at once when the process is asked to end. Never touches the store itself.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+import structlog
+import uvicorn
+
+from cdcbridge.config import Config
+from cdcbridge.errors import UsageError
+from cdcbridge.web.app import Application
+
+_GRACE: Final = 20  # seconds for requests in progress at the end
+_BACKLOG: Final = 2048
+log = structlog.get_logger()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, api: Application) -> None:
+        super().__init__(config)
+        self._api = api
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End well after a signal. The method of uvicorn sends itself the signal again at the end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._api.services.arrivals.stop()
+
+
+def serve(config: Config) -> None:
+    """Answer requests until SIGTERM or SIGINT.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        UsageError: The process cannot listen on the address, or cannot read the certificate.
+    """
+    host, port = config.api.address
+    api = Application(config)
+    tls = config.api.tls
+    try:
+        server = _Server(
+            uvicorn.Config(
+                api.app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACE,
+                ssl_certfile=None if tls is None else tls.cert,
+                ssl_keyfile=None if tls is None else tls.key,
+            ),
+            api,
+        )
+        server.config.load()
+    except OSError as error:
+        raise UsageError(f"api.tls: the certificate cannot be read: {error}") from None
+    try:
+        listening = socket.create_server((host, port), family=_family(host), backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"api.listen: cannot listen on {host}:{port}: {error}",
+            hint="Another program, perhaps a second `serve`, may use it. Give another port.",
+        ) from None
+    with listening:
+        number = listening.getsockname()[1]
+        log.info("api.listening", url=f"{'https' if tls else 'http'}://{_shown(host)}:{number}")
+        server.run(sockets=[listening])
+    log.info("api.stopped")
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

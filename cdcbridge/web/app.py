@@ -66,7 +66,6 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        await self.services.store.open()
         listening = asyncio.create_task(self.services.arrivals.listen())
         try:
             yield

@@ -1,18 +1,24 @@
-"""The sessions of the API on the store: a pool with a limit.
+"""The sessions of the API on the store, with a limit.
 
 Every session is pinned like those of the bridge (database/session.py). The DSN leads to the server itself, and not to
-PgBouncer, because the pool keeps sessions and one of them listens. Never runs a statement by itself, except for the
-first one of a session.
+PgBouncer, because sessions are kept and one of them listens. A session that the server has ended is replaced before the
+next call, so a restart of the store costs no call. Never runs a statement by itself, except for the first one of a
+session.
+
+psycopg_pool opens sessions in the background. While the store is away, a call would wait for its time limit instead of
+getting the reason, and after a long outage the next attempt could be minutes away.
 """
 
 from __future__ import annotations
 
+import asyncio
+import select
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg.pq import TransactionStatus
 
 from cdcbridge.config import Config
 from cdcbridge.database import behind_pooler, conninfo, search_path, store_errors
@@ -20,12 +26,12 @@ from cdcbridge.database.session import pin
 from cdcbridge.errors import StoreUnavailable
 
 Session: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
-_PATIENCE: Final = 5.0  # seconds for a session of the pool
+_PATIENCE: Final = 5.0  # seconds for a free session
 _LONGEST: Final = "15s"  # a statement that takes longer is ended
 
 
 class WebStore:
-    """The pool.
+    """The sessions.
 
     Args:
         config: The configuration, which has the store and the largest number of sessions.
@@ -34,38 +40,32 @@ class WebStore:
     def __init__(self, config: Config) -> None:
         self._dsn = config.store_dsn
         self._settings = {"search_path": search_path(config.store.schema_), "statement_timeout": _LONGEST}
-        self._pool: AsyncConnectionPool[Session] = AsyncConnectionPool(
-            conninfo(self._dsn, "cdcbridge serve"),
-            kwargs={"autocommit": True},
-            configure=self._pin,
-            min_size=0,
-            max_size=config.api.connections,
-            timeout=_PATIENCE,
-            open=False,
-        )
-
-    async def open(self) -> None:
-        """Open the pool, which connects when a call needs a session."""
-        await self._pool.open()
+        self._most = config.api.connections
+        self._places = asyncio.Semaphore(self._most)
+        self._free: list[Session] = []
 
     async def close(self) -> None:
-        """Close all sessions."""
-        await self._pool.close()
+        """Close all sessions that are free."""
+        while self._free:
+            await self._free.pop().close()
 
-    async def _pin(self, session: Session) -> None:
-        pid = session.info.backend_pid
-        row = await (await session.execute(pin(self._settings, pid))).fetchone()
-        if row is None or row[0] != pid:
-            raise behind_pooler("store", f"the server process of a session is not {pid}, as the pooler calls it")
+    async def connect(self, name: str = "cdcbridge serve, listening") -> Session:
+        """Open a session that does not count.
 
-    async def connect(self) -> Session:
-        """Open a session that does not belong to the pool, for notifications."""
+        Args:
+            name: Its name in pg_stat_activity.
+
+        Raises:
+            StoreUnavailable: The store cannot be reached.
+            BehindPooler: The DSN leads to a connection pooler.
+        """
         with store_errors():
-            session: Session = await psycopg.AsyncConnection.connect(
-                conninfo(self._dsn, "cdcbridge serve, listening"), autocommit=True
-            )
+            session: Session = await psycopg.AsyncConnection.connect(conninfo(self._dsn, name), autocommit=True)
             try:
-                await self._pin(session)
+                pid = session.info.backend_pid
+                row = await (await session.execute(pin(self._settings, pid))).fetchone()
+                if row is None or row[0] != pid:
+                    raise behind_pooler("store", f"the process of a session is not {pid}, as the pooler calls it")
             except BaseException:
                 await session.close()
                 raise
@@ -73,20 +73,39 @@ class WebStore:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
-        """Lend a session of the pool for the duration of a `with` block.
+        """Lend a session for the duration of a `with` block. A free one is used, or a new one opened.
 
         Raises:
             StoreUnavailable: The store cannot be reached, or no session became free within five seconds.
         """
-        with store_errors():
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._places.acquire()
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"store: all {self._most} sessions have been busy for {_PATIENCE:g} s",
+                hint="Start another `serve`, or allow more `api.connections`.",
+            ) from None
+        try:
+            session = await self._take()
             try:
-                async with self._pool.connection() as session:
+                with store_errors():
                     yield session
-            except PoolTimeout as error:
-                raise StoreUnavailable(
-                    f"store: no session within {_PATIENCE:g} s",
-                    hint="The store is away, or all sessions of api.connections are busy.",
-                ) from error
+            finally:
+                if session.closed or session.info.transaction_status != TransactionStatus.IDLE:
+                    await session.close()
+                else:
+                    self._free.append(session)
+        finally:
+            self._places.release()
+
+    async def _take(self) -> Session:
+        while self._free:
+            session = self._free.pop()
+            if not _was_ended(session):
+                return session
+            await session.close()
+        return await self.connect("cdcbridge serve")
 
     async def rows(self, query: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of a statement.
@@ -100,3 +119,15 @@ class WebStore:
     async def value(self, query: str, values: Sequence[Any] | dict[str, Any] = ()) -> Any:
         """Return the first value of the first row of a statement."""
         return (await self.rows(query, values))[0][0]
+
+
+def _was_ended(session: Session) -> bool:
+    """Return whether the server has ended a free session. This reads the socket, and sends nothing.
+
+    The server sends nothing to a free session but the notice that ends it.
+    """
+    if session.closed:
+        return True
+    socket = select.poll()
+    socket.register(session.pgconn.socket, select.POLLIN)
+    return bool(socket.poll(0))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.harness.world import World, eventually
-from tests.web.conftest import client, serving
+from cdcbridge.demo.embedded import EmbeddedServer
+from tests.harness.world import World, eventually, store_database
+from tests.web.conftest import client, declare, serving
 
 C = "/api/consumers/billing"
 
@@ -195,6 +197,30 @@ def test_a_caller_that_disconnects_gives_its_messages_back(world18: World, http:
     publish(http, {"data": 1})
     (message,) = eventually(lambda: receive(http, wait=1))
     assert message["deliver_count"] == 1
+
+
+def test_a_restart_of_the_store_costs_no_call(own15: EmbeddedServer, tmp_path: Path) -> None:
+    with store_database(own15) as database:
+        world = World(own15, database, "pgoutput", tmp_path)
+        declare(world)
+        with serving(world) as url, client(url) as http:
+            found: list[Any] = []
+            polls = [threading.Thread(target=lambda: found.append(receive(http, wait=30))) for _ in range(3)]
+            publish(http, {"data": 1})
+            (message,) = receive(http)
+            http.post(f"{C}/ack", json={"receipts": [message["receipt"]]})
+            own15.stop()
+            told = problem(http.post(f"{C}/receive", json={}), 503)
+            assert "No such file" in told["detail"], "the reason"
+            assert http.get("/live").status_code == 200 and http.get("/ready").status_code == 503
+            own15.start()
+            for poll in polls:
+                poll.start()
+            publish(http, *({"data": n} for n in range(3)))
+            for poll in polls:
+                poll.join(30)
+            assert sum(len(one) for one in found) == 3
+        world.close()
 
 
 def test_the_document_describes_every_path(http: httpx.Client) -> None:

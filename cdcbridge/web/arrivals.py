@@ -131,7 +131,7 @@ class Arrivals:
                         self._tell()  # what arrived before is found now
                         async for one in session.notifies():
                             self._tell(one.payload)
-            except CdcbridgeError as error:
+            except (CdcbridgeError, OSError) as error:
                 if not failures:
                     log.warning("api.deaf", error=str(error))
             self._longest = _DEAF

@@ -205,7 +205,9 @@ def test_a_restart_of_the_store_costs_no_call(own15: EmbeddedServer, tmp_path: P
         declare(world)
         with serving(world) as url, client(url) as http:
             found: list[Any] = []
-            polls = [threading.Thread(target=lambda: found.append(receive(http, max_messages=1, wait=20))) for _ in range(3)]
+            polls = [
+                threading.Thread(target=lambda: found.append(receive(http, max_messages=1, wait=20))) for _ in range(3)
+            ]
             publish(http, {"data": 1})
             (message,) = receive(http)
             http.post(f"{C}/ack", json={"receipts": [message["receipt"]]})

@@ -81,9 +81,13 @@ def refuse_other_pages(origin: str | None, host: str | None, *, protected: bool)
         host: The header `Host`.
         protected: Whether the API has tokens.
     """
-    if origin is not None and urlsplit(origin).netloc != (host or ""):
+    try:
+        page = None if origin is None else urlsplit(origin).netloc
+        name = urlsplit(f"//{host or ''}").hostname or ""
+    except ValueError:
+        raise RequestRefused(400, "the header Host or Origin cannot be read") from None
+    if page is not None and page != (host or ""):
         raise RequestRefused(403, f"a page of {origin} may not call this API")
-    name = urlsplit(f"//{host or ''}").hostname or ""
     if not protected and not is_loopback(name):
         raise RequestRefused(403, f"the header Host is {host!r}, and without tokens it must be a loopback address",
                              hint="Call http://127.0.0.1, or configure api.tokens.")  # fmt: skip
@@ -118,7 +122,10 @@ def caller_of(authorization: str | None, tokens: Sequence[ApiToken]) -> Caller:
 
 
 class Failures:
-    """Failed logins by the caller's address. After ten within a minute, an address is refused for the rest of it."""
+    """Failed logins by the caller's address. After ten within a minute, further ones get 429 for the rest of it.
+
+    A known token is always accepted, because callers behind one proxy have one address.
+    """
 
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {}

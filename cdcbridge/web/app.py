@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any, Final
@@ -15,7 +16,7 @@ import orjson
 import structlog
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -32,7 +33,11 @@ from cdcbridge.web.store import WebStore
 
 ENDPOINTS: Final = (*states.ENDPOINTS, *queues.ENDPOINTS, *streams.ENDPOINTS, *topics.ENDPOINTS)
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+_THREADS: Final = 2  # for lag and redrive
 _PATHS: Final = "/api/openapi.json lists the paths."
+_UPLOAD: Final = 30.0  # seconds for the body of a request
+_MOST_KEYS: Final = 50  # of a body. Pydantic reports each key that it does not know
+_MOST_PROBLEMS: Final = 10  # in an answer
 _READY_PATIENCE: Final = 3.0  # seconds
 log = structlog.get_logger()
 
@@ -47,7 +52,8 @@ class Application:
 
     def __init__(self, config: Config) -> None:
         store = WebStore(config)
-        self.services = Services(config, store, Arrivals(store.connect, config.store.schema_))
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="api")
+        self.services = Services(config, store, Arrivals(store.connect, config.store.schema_), threads)
         self._failures = Failures()
         self._description = orjson.dumps(document(ENDPOINTS, __version__))
         paths: dict[str, dict[str, Endpoint]] = {}
@@ -63,6 +69,7 @@ class Application:
             lifespan=self._lifespan,
             exception_handlers={404: _no_such_path, 405: _no_such_method},
         )
+        self.app.router.redirect_slashes = False  # a redirection would name the caller's header Host
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -73,6 +80,7 @@ class Application:
             listening.cancel()
             with suppress(asyncio.CancelledError):
                 await listening
+            self.services.threads.shutdown(wait=False, cancel_futures=True)
             await self.services.store.close()
 
     async def _live(self, _: Request) -> Response:
@@ -84,7 +92,8 @@ class Application:
             async with asyncio.timeout(_READY_PATIENCE):
                 await self.services.store.rows("select 1 from consumers limit 1")
         except (CdcbridgeError, TimeoutError) as error:
-            return Response(f"not ready: {str(error) or 'the store does not answer'}\n", 503, media_type="text/plain")
+            log.debug("api.not_ready", error=str(error) or "the store does not answer")
+            return Response("not ready\n", 503, media_type="text/plain")
         return Response("ready\n", media_type="text/plain")
 
     async def _openapi(self, _: Request) -> Response:
@@ -101,6 +110,8 @@ class Application:
                 response = _json(await endpoint.call(await self._call(request, caller, endpoint)))
             except CdcbridgeError as error:
                 response = _problem(error)
+            except ClientDisconnect:
+                response = _problem(RequestRefused(400, "the caller has disconnected"))
             except Exception as error:
                 log.exception("api.failed", path=request.url.path, error=f"{type(error).__name__}: {error}")
                 response = _problem(CdcbridgeError("the request failed for a reason that nobody foresaw",
@@ -121,10 +132,10 @@ class Application:
     def _login(self, request: Request) -> Caller:
         address, headers, tokens = _address(request), request.headers, self.services.config.api.tokens
         refuse_other_pages(headers.get("origin"), headers.get("host"), protected=bool(tokens))
-        self._failures.refuse(address, monotonic())
         try:
             return caller_of(headers.get("authorization"), tokens)
         except RequestRefused:
+            self._failures.refuse(address, monotonic())
             self._failures.note(address, monotonic())
             raise
 
@@ -133,6 +144,8 @@ class Application:
         body = None
         if endpoint.body is not None:
             given: Any = dict(request.query_params) if endpoint.method == "GET" else _parsed(raw)
+            if isinstance(given, dict) and len(given) > _MOST_KEYS:
+                raise RequestRefused(422, f"the body has {len(given)} keys")
             try:
                 body = endpoint.body.model_validate(given)
             except ValidationError as error:
@@ -145,10 +158,14 @@ class Application:
         if int(request.headers.get("content-length") or 0) > most:
             raise too_large
         found = bytearray()
-        async for piece in request.stream():
-            found += piece
-            if len(found) > most:
-                raise too_large
+        try:
+            async with asyncio.timeout(_UPLOAD):
+                async for piece in request.stream():
+                    found += piece
+                    if len(found) > most:
+                        raise too_large
+        except TimeoutError:
+            raise RequestRefused(408, f"the request was not complete within {_UPLOAD:g} s") from None
         return bytes(found)
 
 
@@ -165,6 +182,8 @@ def _parsed(raw: bytes) -> Any:
 
 def _described(error: ValidationError) -> str:
     """Return the problems of a body in one line, for example "max_messages: Input should be at least 1"."""
+    if error.error_count() > _MOST_PROBLEMS:
+        return f"the body has {error.error_count()} problems"
     problems = error.errors(include_url=False, include_input=False)
     return ", and ".join(
         f"{'.'.join(map(str, one['loc'])) or 'the body'}: {one['msg'].removeprefix('Value error, ')}"
@@ -188,6 +207,6 @@ async def _no_such_path(request: Request, _: Exception) -> Response:
     )
 
 
-async def _no_such_method(request: Request, _: Exception) -> Response:
+async def _no_such_method(request: Request, error: Exception) -> Response:
     detail = f"{request.url.path} does not take {request.method}"
-    return _problem(RequestRefused(405, detail, hint=_PATHS))
+    return _problem(RequestRefused(405, detail, hint=_PATHS, headers=getattr(error, "headers", None)))

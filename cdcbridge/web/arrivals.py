@@ -26,7 +26,8 @@ from cdcbridge.errors import CdcbridgeError
 T = TypeVar("T")
 _LONGEST: Final = 10.0  # seconds between two looks, in case a notification is lost
 _DEAF: Final = 1.0  # the same while the session that listens is away
-_SHORTEST: Final = 0.02  # seconds between two looks, while messages wait that cannot be claimed
+_SHORTEST: Final = 0.02  # seconds until a message is visible at least
+_HELD: Final = 0.1  # seconds between two looks while messages are visible that cannot be claimed
 _PAUSES: Final = (0.1, 0.5, 2.0)  # seconds between attempts to listen again
 log = structlog.get_logger()
 
@@ -59,9 +60,10 @@ class WaitingRoom:
                 return
 
     def wake_all(self) -> None:
-        """Wake all polls."""
+        """Wake all polls, and let those that are about to wait look again."""
+        self.version += 1
         for _ in range(len(self._waiting)):
-            self.tell()
+            self.wake()
 
     async def wait(self, seen: int, due: float, left: float) -> None:
         """Wait until the next look.
@@ -74,7 +76,7 @@ class WaitingRoom:
         if seen != self.version:
             return
         loop = asyncio.get_running_loop()
-        self._wake_at(loop, loop.time() + max(_SHORTEST, due))
+        self._wake_at(loop, loop.time() + (due if due > _SHORTEST else _HELD))
         poll = loop.create_future()
         self._waiting.append(poll)
         try:
@@ -82,10 +84,6 @@ class WaitingRoom:
                 await poll
         except TimeoutError:
             pass
-        except asyncio.CancelledError:
-            if poll.done() and not poll.cancelled():
-                self.wake()  # this poll was woken, and cannot look any more
-            raise
         finally:
             with suppress(ValueError):
                 self._waiting.remove(poll)
@@ -95,7 +93,7 @@ class WaitingRoom:
             if loop.time() < self._timer.when() <= time:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(time, self.tell)
+        self._timer = loop.call_at(time, self.wake)
 
 
 class Arrivals:
@@ -139,6 +137,11 @@ class Arrivals:
             await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
             failures += 1
 
+    def tell(self, consumer: str) -> None:
+        """Wake a poll of a consumer whose messages may be visible now, without a notification of the store."""
+        if (room := self._rooms.get(consumer)) is not None:
+            room.tell()
+
     def _tell(self, payload: str = "") -> None:
         """Wake the rooms that a payload names, for example "3,17". An empty one names all."""
         named = payload.split(",") if payload else None
@@ -147,35 +150,51 @@ class Arrivals:
                 room.tell()
 
     async def poll(
-        self, consumer: str, wait: float, look: Callable[[], Awaitable[list[T]]],
+        self,
+        consumer: str,
+        wait: float,
+        look: Callable[[], Awaitable[list[T]]],
         due: Callable[[], Awaitable[tuple[int, float | None]]],
-    ) -> list[T]:  # fmt: skip
+        gone: Callable[[], Awaitable[bool]],
+    ) -> list[T]:
         """Return what `look` finds, as soon as that is something, or [] after `wait` seconds.
+
+        However a poll ends, it wakes the next one of its room, which may have been meant by the same notification.
 
         Args:
             consumer: The name of the consumer.
             wait: Seconds to wait for the first message.
             look: Claims messages.
             due: Returns the consumer's id, and the seconds until the next look, or None.
+            gone: Returns whether the caller has disconnected. Such a poll claims nothing any more.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
-        while True:
-            room = self._rooms.get(consumer)
-            seen = -1 if room is None else room.version
-            found = await look()
-            if found and room is not None:
-                room.wake()  # there may be more
-            left = deadline - loop.time()
-            if found or left <= 0 or self.stopping:
-                return found
-            number, seconds = await due()
-            room = self._rooms.get(consumer, room)  # another poll may have made it meanwhile
-            if room is None or room.id != number:
-                if room is not None:  # the consumer was removed and added again
-                    room.wake_all()
-                self._rooms[consumer] = WaitingRoom(number)
-                continue  # a notification may have been missed before
-            if seen < 0:
-                continue
-            await room.wait(seen, min(self._longest, self._longest if seconds is None else seconds), left)
+        try:
+            while True:
+                room = self._rooms.get(consumer)
+                seen = -1 if room is None else room.version
+                found = await look()
+                if found or loop.time() >= deadline or self.stopping:
+                    return found
+                number, seconds = await due()
+                room = self._room(consumer, number)
+                if self.stopping:
+                    return []
+                if seen >= 0:  # otherwise a notification before the room was made may have been missed
+                    least = self._longest if seconds is None else min(self._longest, seconds)
+                    await room.wait(seen, least, deadline - loop.time())
+                    if await gone():
+                        return []
+        finally:
+            if (last := self._rooms.get(consumer)) is not None:
+                last.wake()
+
+    def _room(self, consumer: str, number: int) -> WaitingRoom:
+        """Return the room of a consumer. One that was removed and added again has another id, and gets a new room."""
+        room = self._rooms.get(consumer)
+        if room is None or room.id != number:
+            if room is not None:
+                room.wake_all()
+            room = self._rooms[consumer] = WaitingRoom(number)
+        return room

@@ -1,22 +1,28 @@
 """What an endpoint of the API is, and what its function gets.
 
-This module is pure.
+Never knows a path of the API.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cdcbridge.config import Config
+from cdcbridge.errors import StoreUnavailable
 from cdcbridge.units import parse_duration
 from cdcbridge.web.access import Action, Caller
 from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.store import WebStore
+
+T = TypeVar("T")
+_LONGEST: Final = 20.0  # seconds for work in a thread
 
 
 def _seconds(value: Any) -> Any:
@@ -31,6 +37,9 @@ Seconds = Annotated[
 ]
 
 
+Number = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]  # a bigint
+
+
 class Body(BaseModel):
     """A JSON object of a request, which refuses unknown keys."""
 
@@ -39,11 +48,29 @@ class Body(BaseModel):
 
 @dataclass(slots=True, frozen=True)
 class Services:
-    """What all calls of a process share."""
+    """What all calls of a process share.
+
+    Attributes:
+        threads: For work that blocks. It is not asyncio's own pool, which also resolves the names of servers.
+    """
 
     config: Config
     store: WebStore
     arrivals: Arrivals
+    threads: Executor
+
+    async def beside(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Run a function that blocks in a thread.
+
+        Raises:
+            StoreUnavailable: It has not ended within 20 seconds. It goes on, and its result is lost.
+        """
+        done = asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
+        try:
+            async with asyncio.timeout(_LONGEST):
+                return await done
+        except TimeoutError:
+            raise StoreUnavailable(f"the servers have not answered within {_LONGEST:g} s") from None
 
 
 @dataclass(slots=True, frozen=True)

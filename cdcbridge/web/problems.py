@@ -13,7 +13,14 @@ from typing import Any, Final
 
 import psycopg
 
-from cdcbridge.errors import CdcbridgeError, OperatorNeeded, StaleReceipt, StoreUnavailable, UsageError
+from cdcbridge.errors import (
+    CdcbridgeError,
+    OperatorNeeded,
+    SourceUnavailable,
+    StaleReceipt,
+    StoreUnavailable,
+    UsageError,
+)
 
 _STATUS: Final[Mapping[str, int]] = {
     "CB001": 404,  # no such consumer
@@ -22,6 +29,7 @@ _STATUS: Final[Mapping[str, int]] = {
     "CB008": 403,  # the role of the store's session may not read the consumer
     "CB009": 410,  # retention dropped messages that the group had not read
 }
+_NOT_MIGRATED: Final = {"42P01", "42883"}  # the store has no such table or function
 _AWAY: Final = {"Retry-After": "1"}
 
 
@@ -55,12 +63,13 @@ def problem_of(error: CdcbridgeError) -> tuple[int, dict[str, Any], dict[str, st
         status = _STATUS[code]
     elif isinstance(error, StaleReceipt):
         status = 409
-    elif isinstance(error, StoreUnavailable):
+    elif isinstance(error, StoreUnavailable | SourceUnavailable):
         status, headers = 503, dict(_AWAY)
-    elif isinstance(error, UsageError) or isinstance(error.__cause__, psycopg.DataError):
+    elif code.startswith("CB") or isinstance(error.__cause__, psycopg.DataError):
         status = 422
     else:
-        status = 503 if isinstance(error, OperatorNeeded) else 500
+        # The configuration or the store is at fault, and not the request.
+        status = 503 if isinstance(error, OperatorNeeded | UsageError) or code in _NOT_MIGRATED else 500
     found: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,

@@ -6,14 +6,13 @@ that disconnects before the answer is sent gives its messages back.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
 
-from cdcbridge.database import connect_store
+from cdcbridge.database import connect_store, store_errors
 from cdcbridge.store.redrive import Redriven, redrive_chosen
-from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Seconds, documents
+from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Number, Seconds, documents
 
 LONGEST_WAIT: Final = 60.0  # seconds of a long poll
 _RECEIVE: Final = (
@@ -24,8 +23,8 @@ _MESSAGES: Final = {"messages": {"type": "array", "items": {"$ref": "#/component
 _LETTERS: Final = {"type": "array", "items": {"$ref": "#/components/schemas/DeadLetter"}}
 _NUMBER: Final = {"type": "integer"}
 
-Most = Annotated[int, Field(ge=1, le=10_000)]
-Receipts = Annotated[tuple[str, ...], Field(max_length=10_000)]
+Most = Annotated[int, Field(ge=1, le=1000)]
+Receipts = Annotated[tuple[str, ...], Field(max_length=10_000, fail_fast=True)]
 Wait = Annotated[Seconds, Field(le=LONGEST_WAIT)]
 
 
@@ -57,7 +56,7 @@ class ExtendRequest(Body):
     """The deliveries to keep for `visibility_timeout` from now on."""
 
     receipts: Receipts
-    visibility_timeout: Seconds | None = None
+    visibility_timeout: Seconds
 
 
 class PeekRequest(Body):
@@ -87,7 +86,7 @@ class LetterFilter(Body):
 class RedriveRequest(Body):
     """The dead letters to put back: either their ids, or a filter. The filter {} means all."""
 
-    ids: tuple[int, ...] | None = None
+    ids: Annotated[tuple[Number, ...], Field(max_length=10_000, fail_fast=True)] | None = None
     filter: LetterFilter | None = None
 
     @model_validator(mode="after")
@@ -109,9 +108,9 @@ async def receive(call: Call) -> Answer:
         row = (await call.store.rows(_DUE, (name, name)))[0]
         return row[0], row[1]
 
-    found = await call.services.arrivals.poll(name, body.wait, look, due)
+    found = await call.services.arrivals.poll(name, body.wait, look, due, call.gone)
     if found and await call.gone():
-        await call.store.value("select give_back(%s, %s)", (name, [row[1] for row in found]))
+        await call.store.patiently("select give_back(%s, %s)", (name, [row[1] for row in found]))
         found = []
     return {"messages": documents(found)}
 
@@ -126,13 +125,17 @@ async def nack(call: Call) -> Answer:
     """Give deliveries back."""
     body = call.body
     values = (call.path["name"], list(body.receipts), body.delay, body.reason, body.dead)
-    return {"nacked": await call.store.value("select nack(%s, %s, make_interval(secs => %s), %s, %s)", values)}
+    nacked = await call.store.value("select nack(%s, %s, make_interval(secs => %s), %s, %s)", values)
+    call.services.arrivals.tell(call.path["name"])  # the store notifies nobody of messages that are visible soon
+    return {"nacked": nacked}
 
 
 async def extend(call: Call) -> Answer:
     """Keep deliveries for longer."""
     values = (call.path["name"], list(call.body.receipts), call.body.visibility_timeout)
-    return {"extended": await call.store.value("select extend(%s, %s, make_interval(secs => %s))", values)}
+    extended = await call.store.value("select extend(%s, %s, make_interval(secs => %s))", values)
+    call.services.arrivals.tell(call.path["name"])
+    return {"extended": extended}
 
 
 async def peek(call: Call) -> Answer:
@@ -159,13 +162,13 @@ async def redrive(call: Call) -> Answer:
     if body.ids is not None:
         values = (name, list(body.ids))
         return {"redriven": await call.store.value("select redrive(%s, %s::bigint[])", values)}
-    done = await asyncio.to_thread(_redrive, call, name, body.filter.model_dump())
+    done = await call.services.beside(_redrive, call, name, body.filter.model_dump())
     return {"redriven": done.redriven, "not_wanted": done.not_wanted, "undecidable": done.undecidable}
 
 
 def _redrive(call: Call, name: str, filters: dict[str, str | None]) -> Redriven:
     config = call.services.config
-    with connect_store(config.store_dsn, config.store.schema_, "cdcbridge serve, redriving") as store:
+    with store_errors(), connect_store(config.store_dsn, config.store.schema_, "cdcbridge serve, redriving") as store:
         return redrive_chosen(store, name, filters)
 
 

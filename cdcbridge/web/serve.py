@@ -5,6 +5,7 @@ A long poll answers at once when the process is asked to end. Never touches the 
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -76,11 +77,18 @@ def serve(config: Config) -> None:
             f"api.listen: cannot listen on {host}:{port}: {error}",
             hint="Another program, perhaps a second `serve`, may use it. Give another port.",
         ) from None
+    _allow_many_files()
     with listening:
         number = listening.getsockname()[1]
         log.info("api.listening", url=f"{'https' if tls else 'http'}://{_shown(host)}:{number}")
         server.run(sockets=[listening])
     log.info("api.stopped")
+
+
+def _allow_many_files() -> None:
+    """Raise the limit of open files to the hard one: each waiting call needs a socket, and the default is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _family(host: str) -> socket.AddressFamily:

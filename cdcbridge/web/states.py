@@ -5,10 +5,11 @@ The figures are those of `cdcbridge lag`, measured for each request. Never waits
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any, Final
+from typing import Final
 
-from cdcbridge.observe.lag import measure
+from cdcbridge.config import Config
+from cdcbridge.errors import SourceUnavailable
+from cdcbridge.observe.lag import Lag, measure, measure_store
 from cdcbridge.web.calls import Answer, Call, Endpoint, documents
 from cdcbridge.web.problems import RequestRefused
 
@@ -46,6 +47,7 @@ async def _pause(call: Call, *, paused: bool) -> Answer:
     name = call.path["name"]
     async with call.store.session() as session:
         await session.execute(_PAUSE.encode(), (paused, name))
+    call.services.arrivals.tell(name)
     return {"paused" if paused else "resumed": name}
 
 
@@ -54,8 +56,15 @@ async def lag(call: Call) -> Answer:
     if call.caller.consumers is not None:
         raise RequestRefused(403, f"the token {call.caller.name!r} sees its own consumers alone",
                       hint="GET /api/consumers lists them.")  # fmt: skip
-    found: dict[str, Any] = (await asyncio.to_thread(measure, call.services.config)).as_json()
-    return found
+    found = await call.services.beside(_measured, call.services.config)
+    return found.as_json()
+
+
+def _measured(config: Config) -> Lag:
+    try:
+        return measure(config)
+    except SourceUnavailable as error:
+        return measure_store(config, error)
 
 
 _OF = "/api/consumers/{name}"

@@ -116,6 +116,18 @@ class WebStore:
         async with self.session() as session:
             return await (await session.execute(query.encode(), values or None)).fetchall()
 
+    async def patiently(self, query: str, values: Sequence[Any]) -> None:
+        """Run a statement that matters although its caller has gone. While the store is away, try three times."""
+        for pause in (0.2, 1.0, None):
+            try:
+                await self.rows(query, values)
+            except StoreUnavailable:
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return
+
     async def value(self, query: str, values: Sequence[Any] | dict[str, Any] = ()) -> Any:
         """Return the first value of the first row of a statement."""
         return (await self.rows(query, values))[0][0]

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Seconds, documents
+from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Number, Seconds, documents
 from cdcbridge.web.queues import Most, Wait
 
 _READ: Final = (
     "select to_json(r)::text, r.partition, r.receipt from read_stream(%s, %s::int, make_interval(secs => %s)) r"
 )
+_END_LEASE: Final = "select extend_lease(%s, %s::int, %s, interval '1 millisecond')"
 _DUE: Final = "select s.id, next_readable(%s) from stream_settings(%s) s"
 
 
@@ -29,16 +30,16 @@ class ReadRequest(Body):
 class CommitRequest(Body):
     """The last message of a partition that is done, and the receipt of the read."""
 
-    partition: int
-    seq: int
+    partition: Number
+    seq: Number
     receipt: str | None = None
 
 
 class SeekRequest(Body):
     """The place: earliest, latest, a seq, or a time. Without `partition`, for all partitions."""
 
-    target: str | int
-    partition: int | None = None
+    target: str | Number
+    partition: Number | None = None
 
 
 async def read(call: Call) -> Answer:
@@ -52,20 +53,29 @@ async def read(call: Call) -> Answer:
         row = (await call.store.rows(_DUE, (name, name)))[0]
         return row[0], row[1]
 
-    return {"messages": documents(await call.services.arrivals.poll(name, body.wait, look, due))}
+    found = await call.services.arrivals.poll(name, body.wait, look, due, call.gone)
+    if found and await call.gone():  # nobody has the receipt, so the lease ends at once
+        _, partition, receipt = found[0]
+        await call.store.patiently(_END_LEASE, (name, partition, receipt))
+        found = []
+    return {"messages": documents(found)}
 
 
 async def commit(call: Call) -> Answer:
     """Record that a partition is read up to a message."""
     body = call.body
     values = (call.path["name"], body.partition, body.seq, body.receipt)
-    return {"moved": await call.store.value("select commit_offset(%s, %s::int, %s, %s)", values)}
+    moved = await call.store.value("select commit_offset(%s, %s::int, %s::bigint, %s)", values)
+    call.services.arrivals.tell(call.path["name"])  # the partition is free
+    return {"moved": moved}
 
 
 async def seek(call: Call) -> Answer:
     """Move the offset of a group."""
     values = (call.path["name"], str(call.body.target), call.body.partition)
-    return {"partitions": await call.store.value("select seek(%s, %s::text, %s::int)", values)}
+    partitions = await call.store.value("select seek(%s, %s::text, %s::int)", values)
+    call.services.arrivals.tell(call.path["name"])
+    return {"partitions": partitions}
 
 
 _OF = "/api/streams/{name}"

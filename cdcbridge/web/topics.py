@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, BeforeValidator, Field
 
 from cdcbridge.config.consumer import Consumer
 from cdcbridge.web.calls import Answer, Body, Call, Endpoint
@@ -23,19 +23,26 @@ _PUBLISH: Final = (
 )
 
 
+def _only_text(value: Any) -> Any:
+    """Refuse a number, and a text that is one: PostgreSQL and pydantic read 20270101 as different times."""
+    if not isinstance(value, str) or "T" not in value:
+        raise ValueError('write a time as in "2027-01-31T08:00:00Z"')
+    return value
+
+
 class NewMessage(Body):
     """A message to publish."""
 
     key: str | None = None
     data: Any
-    deliver_at: AwareDatetime | None = None
+    deliver_at: Annotated[AwareDatetime, BeforeValidator(_only_text)] | None = None
     dedup_id: str | None = None
 
 
 class PublishRequest(Body):
     """The messages, which are published in this order."""
 
-    messages: Annotated[tuple[NewMessage, ...], Field(min_length=1, max_length=1000)]
+    messages: Annotated[tuple[NewMessage, ...], Field(min_length=1, max_length=1000, fail_fast=True)]
 
 
 async def publish(call: Call) -> Answer:

@@ -32,6 +32,10 @@ class Messages:
         return 7, self.soon
 
 
+async def here() -> bool:
+    return False
+
+
 async def never() -> psycopg.AsyncConnection:
     raise AssertionError("nobody listens here")
 
@@ -46,7 +50,7 @@ def arrivals() -> Arrivals:
 def test_one_message_wakes_one_poll_of_many(arrivals: Arrivals) -> None:
     async def test() -> None:
         queue = Messages()
-        polls = [asyncio.create_task(arrivals.poll("c", 5, queue.look, queue.due)) for _ in range(100)]
+        polls = [asyncio.create_task(arrivals.poll("c", 5, queue.look, queue.due, here)) for _ in range(100)]
         await asyncio.sleep(0.1)
         before = queue.looks
         queue.left = 1
@@ -67,14 +71,14 @@ def test_one_message_wakes_one_poll_of_many(arrivals: Arrivals) -> None:
 def test_a_message_between_the_look_and_the_wait_is_not_missed(arrivals: Arrivals) -> None:
     async def test() -> None:
         queue = Messages()
-        await arrivals.poll("c", 0.01, queue.look, queue.due)  # makes the room
+        await arrivals.poll("c", 0.01, queue.look, queue.due, here)  # makes the room
 
         async def due() -> tuple[int, float | None]:
             queue.left = 1
             arrivals._tell("7")
             return 7, None
 
-        assert await asyncio.wait_for(arrivals.poll("c", 5, queue.look, due), 1) == ["message"]
+        assert await asyncio.wait_for(arrivals.poll("c", 5, queue.look, due, here), 1) == ["message"]
 
     asyncio.run(test())
 
@@ -82,7 +86,7 @@ def test_a_message_between_the_look_and_the_wait_is_not_missed(arrivals: Arrival
 def test_a_poll_that_is_cancelled_when_it_is_woken_wakes_the_next_one(arrivals: Arrivals) -> None:
     async def test() -> None:
         queue = Messages()
-        polls = [asyncio.create_task(arrivals.poll("c", 5, queue.look, queue.due)) for _ in range(3)]
+        polls = [asyncio.create_task(arrivals.poll("c", 5, queue.look, queue.due, here)) for _ in range(3)]
         await asyncio.sleep(0.1)
         queue.left = 1
         arrivals._tell("7")
@@ -99,7 +103,7 @@ def test_a_time_that_ends_wakes_a_poll(arrivals: Arrivals) -> None:
     async def test() -> None:
         queue = Messages()
         queue.soon = 0.2
-        poll = asyncio.create_task(arrivals.poll("c", 5, queue.look, queue.due))
+        poll = asyncio.create_task(arrivals.poll("c", 5, queue.look, queue.due, here))
         await asyncio.sleep(0.1)
         queue.left = 1
         assert await asyncio.wait_for(poll, 1) == ["message"]
@@ -107,14 +111,80 @@ def test_a_time_that_ends_wakes_a_poll(arrivals: Arrivals) -> None:
     asyncio.run(test())
 
 
+def test_a_poll_whose_caller_has_gone_claims_nothing(arrivals: Arrivals) -> None:
+    async def test() -> None:
+        queue = Messages()
+
+        async def gone() -> bool:
+            return True
+
+        left = asyncio.create_task(arrivals.poll("c", 5, queue.look, queue.due, gone))
+        await asyncio.sleep(0.05)
+        poll = asyncio.create_task(arrivals.poll("c", 5, queue.look, queue.due, here))
+        await asyncio.sleep(0.05)
+        queue.left = 1
+        arrivals._tell("7")
+        assert await asyncio.wait_for(poll, 1) == ["message"] and left.result() == []
+
+    asyncio.run(test())
+
+
+def test_a_poll_that_fails_wakes_the_next_one(arrivals: Arrivals) -> None:
+    async def test() -> None:
+        queue = Messages()
+        calls = 0
+
+        async def look() -> list[Any]:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                raise OSError
+            return []
+
+        fails = asyncio.create_task(arrivals.poll("c", 5, look, queue.due, here))
+        await asyncio.sleep(0.05)
+        poll = asyncio.create_task(arrivals.poll("c", 5, queue.look, queue.due, here))
+        await asyncio.sleep(0.05)
+        queue.left = 1
+        arrivals._tell("7")
+        assert await asyncio.wait_for(poll, 1) == ["message"]
+        assert isinstance(fails.exception(), OSError)
+
+    asyncio.run(test())
+
+
+def test_a_poll_that_is_about_to_wait_ends_at_a_stop(arrivals: Arrivals) -> None:
+    async def test() -> None:
+        queue = Messages()
+        await arrivals.poll("c", 0.01, queue.look, queue.due, here)
+
+        async def due() -> tuple[int, float | None]:
+            arrivals.stop()
+            return 7, None
+
+        assert await asyncio.wait_for(arrivals.poll("c", 5, queue.look, due, here), 1) == []
+
+    asyncio.run(test())
+
+
+def test_messages_that_cannot_be_claimed_cause_ten_looks_a_second(arrivals: Arrivals) -> None:
+    async def test() -> None:
+        queue = Messages()
+        queue.soon = -5.0
+        assert await arrivals.poll("c", 1, queue.look, queue.due, here) == []
+        assert queue.looks < 15
+
+    asyncio.run(test())
+
+
 def test_stop_ends_all_polls(arrivals: Arrivals) -> None:
     async def test() -> None:
         queue = Messages()
-        polls = [asyncio.create_task(arrivals.poll(str(n % 3), 5, queue.look, queue.due)) for n in range(9)]
+        polls = [asyncio.create_task(arrivals.poll(str(n % 3), 5, queue.look, queue.due, here)) for n in range(9)]
         await asyncio.sleep(0.1)
         arrivals.stop()
         assert await asyncio.wait_for(asyncio.gather(*polls), 1) == [[]] * 9
-        assert await arrivals.poll("0", 5, queue.look, queue.due) == []
+        assert await arrivals.poll("0", 5, queue.look, queue.due, here) == []
 
     asyncio.run(test())
 
@@ -124,7 +194,7 @@ def test_an_idle_poll_ends_in_time_and_looks_rarely(arrivals: Arrivals) -> None:
         queue = Messages()
         loop = asyncio.get_running_loop()
         began = loop.time()
-        assert await arrivals.poll("c", 0.5, queue.look, queue.due) == []
+        assert await arrivals.poll("c", 0.5, queue.look, queue.due, here) == []
         assert 0.5 <= loop.time() - began < 2 and queue.looks <= 3
 
     asyncio.run(test())

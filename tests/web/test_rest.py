@@ -161,6 +161,13 @@ def test_states(http: httpx.Client) -> None:
         ("POST", "/api/topics/t/publish", b'{"messages": [{}]}', 422, "data"),
         ("POST", "/api/topics/t/publish", b'{"messages": [{"data": 1, "key": "\\u0000"}]}', 422, "u0000"),
         ("POST", "/api/streams/audit/seek", b'{"target": "nowhere"}', 422, "nowhere"),
+        ("POST", "/api/streams/audit/commit", b'{"partition": 0, "seq": 18446744073709551615}', 422, "seq"),
+        ("POST", "/api/consumers/none/dead/redrive", b'{"filter": {}}', 404, "none"),
+        ("POST", f"{C}/dead/redrive", b'{"filter": {"key": "\\u0000"}}', 422, "NUL"),
+        ("POST", f"{C}/dead/redrive", b'{"ids": [' + b'"a",' * 9000 + b"1]}", 422, "ids.0"),
+        ("POST", f"{C}/receive", b"{" + b",".join(b'"k%d":1' % n for n in range(90)) + b"}", 422, "90 keys"),
+        ("POST", "/api/topics/t/publish", b'{"messages": [{"data": 1, "deliver_at": 20270101}]}', 422, "deliver_at"),
+        ("GET", "/api/consumers/", b"", 404, "/api/consumers/"),
         ("GET", "/api/nothing", b"", 404, "/api/nothing"),
         ("GET", f"{C}/receive", b"", 405, "GET"),
         ("GET", "/api/consumers/%00/messages", b"", 422, "NUL"),
@@ -223,6 +230,14 @@ def test_a_restart_of_the_store_costs_no_call(own15: EmbeddedServer, tmp_path: P
                 poll.join(30)
             assert sum(len(one) for one in found) == 3
         world.close()
+
+
+def test_a_stream_whose_reader_has_gone_is_free(http: httpx.Client, url: str) -> None:
+    with client(url) as other, pytest.raises(httpx.ReadTimeout):
+        other.post("/api/streams/audit/read", json={"wait": 20, "lease": "1h"}, timeout=1)
+    publish(http, {"key": "k", "data": 1})
+    found = http.post("/api/streams/audit/read", json={"wait": 10}).json()["messages"]
+    assert [one["data"]["record"] for one in found] == [1]
 
 
 def test_the_document_describes_every_path(http: httpx.Client) -> None:

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from cdcbridge.config.web import ApiToken
 from cdcbridge.web.access import LOCAL, Caller, Failures, caller_of
 from cdcbridge.web.problems import RequestRefused
+from tests.harness.brokers.certificates import Certificates
 from tests.harness.world import World
 from tests.web.conftest import ADMIN, BILLING, OPERATOR, TOKENS, VIEWER, client, declare, serving
 from tests.web.test_rest import problem
@@ -119,3 +120,18 @@ def test_callers() -> None:
     for header in (None, "", "Bearer", f"Basic {ADMIN}", ADMIN, f"Bearer {ADMIN},"):
         with pytest.raises(RequestRefused):
             caller_of(header, tokens)
+
+
+def test_tls_by_file(world18: World, certificates: Certificates) -> None:
+    declare(world18)
+    files = {"cert": str(certificates.server), "key": str(certificates.server_key)}
+    with serving(world18, tls=files, tokens=TOKENS) as url:
+        assert url.startswith("https://127.0.0.1:")
+        with client(url, ADMIN, verify=certificates.client_context()) as http:
+            assert http.get("/api/consumers").status_code == 200
+        with client(url, ADMIN) as http, pytest.raises(httpx.ConnectError, match="certificate"):
+            http.get("/api/consumers")
+    for wrong in ({**files, "cert": "/none.pem"}, {"cert": files["cert"], "key": files["cert"]}):
+        world18.top_settings = {"api": {"listen": "127.0.0.1:0", "tls": wrong}}
+        done = world18.run_program("serve")
+        assert done.returncode == 2 and "api.tls" in done.stderr, done.stderr

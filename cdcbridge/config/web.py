@@ -1,4 +1,4 @@
-"""Describe where `run` and `serve` answer HTTP, and who may call the API.
+"""Describe the addresses on which `run` and `serve` answer HTTP, and the callers of the API.
 
 This module never opens a socket.
 """
@@ -112,7 +112,7 @@ class Api(Listening):
     tokens: Annotated[
         tuple[ApiToken, ...],
         Field(
-            description="The callers. Without tokens, everybody who reaches the address may do everything.",
+            description="The callers. Without tokens, each caller may do everything.",
             examples=['[{name: ops, token: "${OPS_TOKEN}", role: admin}]'],
         ),
     ] = ()

@@ -1,4 +1,4 @@
-"""Decide who calls the API, and what the caller may do.
+"""Recognise the callers of the API, and refuse calls without the right for them.
 
 This module is pure. Never logs or returns a token.
 
@@ -71,9 +71,9 @@ def _roles(action: Action) -> list[str]:
 
 
 def refuse_other_pages(origin: str | None, host: str | None, *, protected: bool) -> None:
-    """Raise RequestRefused for a call that the page of another host made in somebody's browser.
+    """Raise RequestRefused for a call that a page of another host made in a browser.
 
-    For example, a page that somebody reads on the machine of `serve` could publish messages to 127.0.0.1. A name that
+    For example, a page that is open on the machine of `serve` could publish messages to 127.0.0.1. A name that
     an attacker resolves to 127.0.0.1 is refused as well, if no token protects the API.
 
     Args:
@@ -124,7 +124,7 @@ def caller_of(authorization: str | None, tokens: Sequence[ApiToken]) -> Caller:
 class Failures:
     """Failed logins by the caller's address. After ten within a minute, further ones get 429 for the rest of it.
 
-    A known token is always accepted, because callers behind one proxy have one address.
+    A known token is always accepted, because all callers of one proxy have one address.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The application: routes, and what each request passes before its endpoint: login, rights, size, form.
+"""The application: its routes, and the checks before each endpoint: login, rights, size, form.
 
 An error becomes problem details. Never answers with a traceback, and never logs a token or a body.
 """

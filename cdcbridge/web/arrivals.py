@@ -157,7 +157,7 @@ class Arrivals:
         due: Callable[[], Awaitable[tuple[int, float | None]]],
         gone: Callable[[], Awaitable[bool]],
     ) -> list[T]:
-        """Return what `look` finds, as soon as that is something, or [] after `wait` seconds.
+        """Return the messages that `look` finds, or [] if it finds none within `wait` seconds.
 
         However a poll ends, it wakes the next one of its room, which may have been meant by the same notification.
 

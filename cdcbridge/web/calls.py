@@ -1,4 +1,4 @@
-"""What an endpoint of the API is, and what its function gets.
+"""An endpoint of the API, and the call that its function gets.
 
 Never knows a path of the API.
 """
@@ -6,7 +6,7 @@ Never knows a path of the API.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
@@ -96,6 +96,25 @@ class Call:
     @property
     def store(self) -> WebStore:
         return self.services.store
+
+    async def poll(self, query: str, values: Sequence[Any], due: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query as soon as there are any, or [] when the `wait` of the body is over.
+
+        Args:
+            query: The statement that claims messages.
+            values: Its values.
+            due: The statement for the consumer's id and the seconds until the next look. Its two values are the name.
+        """
+        name = self.path["name"]
+
+        async def look() -> list[tuple[Any, ...]]:
+            return await self.store.rows(query, values)
+
+        async def next_look() -> tuple[int, float | None]:
+            row = (await self.store.rows(due, (name, name)))[0]
+            return row[0], row[1]
+
+        return await self.services.arrivals.poll(name, self.body.wait, look, next_look, self.gone)
 
 
 Answer: TypeAlias = Mapping[str, Any]

@@ -6,7 +6,7 @@ that disconnects before the answer is sent gives its messages back.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
@@ -99,16 +99,7 @@ class RedriveRequest(Body):
 async def receive(call: Call) -> Answer:
     """Receive messages, and wait for the first one."""
     name, body = call.path["name"], call.body
-    values = (name, body.max_messages, body.visibility_timeout)
-
-    async def look() -> list[tuple[Any, ...]]:
-        return await call.store.rows(_RECEIVE, values)
-
-    async def due() -> tuple[int, float | None]:
-        row = (await call.store.rows(_DUE, (name, name)))[0]
-        return row[0], row[1]
-
-    found = await call.services.arrivals.poll(name, body.wait, look, due, call.gone)
+    found = await call.poll(_RECEIVE, (name, body.max_messages, body.visibility_timeout), _DUE)
     if found and await call.gone():
         await call.store.patiently("select give_back(%s, %s)", (name, [row[1] for row in found]))
         found = []

@@ -5,7 +5,7 @@ A read leases its partition, because a request has no transaction that could hol
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -45,15 +45,7 @@ class SeekRequest(Body):
 async def read(call: Call) -> Answer:
     """Read the next messages of one partition, and lease it."""
     name, body = call.path["name"], call.body
-
-    async def look() -> list[tuple[Any, ...]]:
-        return await call.store.rows(_READ, (name, body.max_messages, body.lease))
-
-    async def due() -> tuple[int, float | None]:
-        row = (await call.store.rows(_DUE, (name, name)))[0]
-        return row[0], row[1]
-
-    found = await call.services.arrivals.poll(name, body.wait, look, due, call.gone)
+    found = await call.poll(_READ, (name, body.max_messages, body.lease), _DUE)
     if found and await call.gone():  # nobody has the receipt, so the lease ends at once
         _, partition, receipt = found[0]
         await call.store.patiently(_END_LEASE, (name, partition, receipt))

@@ -35,6 +35,14 @@ def client(url: str, token: str | None = None, **named: Any) -> httpx.Client:
     return httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False, **named)
 
 
+def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    found: dict[str, Any] = answer.json()
+    assert found["status"] == status and found["title"] and found["detail"]
+    return found
+
+
 def declare(world: World) -> None:
     """A queue, a fifo consumer and a stream, each with the topic t."""
     world.consumers = []

@@ -14,8 +14,7 @@ from cdcbridge.web.access import LOCAL, Caller, Failures, caller_of
 from cdcbridge.web.problems import RequestRefused
 from tests.harness.brokers.certificates import Certificates
 from tests.harness.world import World
-from tests.web.conftest import ADMIN, BILLING, OPERATOR, TOKENS, VIEWER, client, declare, serving
-from tests.web.test_rest import problem
+from tests.web.conftest import ADMIN, BILLING, OPERATOR, TOKENS, VIEWER, client, declare, problem, serving
 
 CALLS: dict[str, tuple[str, str, Any]] = {
     "look": ("GET", "/api/consumers/billing", None),

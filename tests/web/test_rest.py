@@ -12,7 +12,7 @@ import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness.world import World, eventually, store_database
-from tests.web.conftest import client, declare, serving
+from tests.web.conftest import client, declare, problem, serving
 
 C = "/api/consumers/billing"
 
@@ -28,14 +28,6 @@ def receive(http: httpx.Client, consumer: str = "billing", **body: Any) -> list[
     answer = http.post(f"/api/consumers/{consumer}/receive", json=body)
     assert answer.status_code == 200, answer.text
     found: list[dict[str, Any]] = answer.json()["messages"]
-    return found
-
-
-def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    found: dict[str, Any] = answer.json()
-    assert found["status"] == status and found["title"] and found["detail"]
     return found
 
 
@@ -196,6 +188,21 @@ def test_a_long_poll_is_woken_by_the_message(world18: World, http: httpx.Client,
         publish(http, {"data": 1})
         poll.join(20)
     assert len(found[0]) == 1 and found[1] - published < 1
+
+
+def test_a_waiting_call_ends_with_the_process(world18: World) -> None:
+    declare(world18)
+    found: list[Any] = []
+    with serving(world18) as url:
+        poll = threading.Thread(target=lambda: found.append(receive(http, wait=50)))
+        with client(url) as http:
+            http.get("/live")
+            poll.start()
+            eventually(lambda: "next_visible" in str(world18.rows("select query from pg_stat_activity")), "it waits")
+            began = time.monotonic()
+            world18._processes[-1].terminate()
+            poll.join(30)
+    assert found == [[]] and time.monotonic() - began < 10
 
 
 def test_a_caller_that_disconnects_gives_its_messages_back(world18: World, http: httpx.Client, url: str) -> None:

@@ -265,7 +265,9 @@ QUIET: dict[str, Any] = {"log_level": 0}
 
 def _create_topic(client: AdminClient, name: str, partitions: int, replicas: int, settings: Mapping[str, str]) -> None:
     config = {key.replace("_", "."): value for key, value in settings.items()}
-    client.create_topics([NewTopic(name, partitions, replicas, config=config)])[name].result(PATIENCE)
+    # After a pause the broker first has to find the controller again, so the patience of a start holds here too.
+    topics = [NewTopic(name, partitions, replicas, config=config)]
+    client.create_topics(topics, request_timeout=PATIENCE)[name].result(PATIENCE)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 --
 -- `cdcbridge migrate` runs this file once, in one transaction. It creates the tables in the store's
 -- internal schema (default: cdcbridge_internal), which no other role may use. Then it moves
--- messages, consumers and dead_messages, which users read, to the store's schema (default:
+-- messages, consumers, dead_messages and audit, which users read, to the store's schema (default:
 -- cdcbridge). Their partitions stay in the internal schema. Functions and views are in files of
 -- their own. The same command loads them again whenever they change.
 --
@@ -592,3 +592,42 @@ create table sink_lanes (
     leased_until timestamptz not null default '-infinity',
     primary key (consumer_id, lane)
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+
+-- 9. The dashboard, whose pages show figures that are kept, and count nothing
+
+-- The newest measurement of the slot and of all consumers, at most one row. A bridge measures every
+-- ten seconds.
+--   lag  what `cdcbridge lag --json` prints
+create table measurements (
+    one         boolean     primary key default true check (one),
+    measured_at timestamptz not null,
+    lag         json        not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- The figures of the last six hours, for charts: the last measurement of each minute.
+--   subject  the name of a consumer, or '' for the slot
+--   figures  the numbers, for example {"pending": 12, "in_flight": 3, "dead": 0}
+create table samples (
+    minute  timestamptz not null,
+    subject text        not null,
+    figures jsonb       not null,
+    primary key (minute, subject)
+) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- Who changed something by the dashboard or the HTTP API, and what.
+--   caller   the name of the token, for example ops, or local if there are no tokens
+--   address  the IP address of the caller
+--   action   for example pause, redrive or purge
+--   subject  the name of the consumer
+--   details  for example the filter of a redrive and the number of its messages
+create table audit (
+    id      bigint      generated always as identity primary key,
+    at      timestamptz not null default clock_timestamp(),
+    caller  text        not null,
+    role    text        not null,
+    address text        not null,
+    action  text        not null,
+    subject text        not null,
+    details jsonb       not null default '{}'
+);

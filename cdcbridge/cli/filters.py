@@ -8,7 +8,7 @@ import click
 import orjson
 
 from cdcbridge.cli.context import App, as_json, name_argument, pass_app, print_json, print_table, say
-from cdcbridge.cli.filter_trial import Trial, trials, wanted
+from cdcbridge.store.filter_trial import Trial, trials, wanted
 
 
 @click.group("filter")

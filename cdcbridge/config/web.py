@@ -121,9 +121,28 @@ class Api(Listening):
         Field(ge=1, le=1000),
         Field(description="How many sessions on the store a process opens at most.", examples=["20"]),
     ] = 10
+    browse: Annotated[
+        bool | tuple[Role, ...],
+        Field(
+            description="Who sees the data of messages in the dashboard: everybody, with false nobody, or the listed"
+            " roles.",
+            examples=["[admin, operator]"],
+        ),
+    ] = True
+    mask: Annotated[
+        dict[str, Literal["hash", "null", "last4"]],
+        Field(
+            description="Columns whose values the dashboard hides, as `mask` of a sink does.",
+            examples=["{email: hash, phone: last4}"],
+        ),
+    ] = {}
     max_body: Annotated[
         Size, Field(gt=0), Field(description="A larger request is refused with 413.", examples=["64MB"])
     ] = 16 << 20
+
+    def shows_data(self, role: Role) -> bool:
+        """Return whether callers with this role see the data of messages in the dashboard."""
+        return self.browse if isinstance(self.browse, bool) else role in self.browse
 
     @model_validator(mode="after")
     def _is_protected(self) -> Self:

@@ -1,7 +1,7 @@
-"""Measure slot and consumers periodically, for the metrics and for alarms in the log.
+"""Measure slot and consumers periodically, for the metrics, for alarms in the log, and for the dashboard.
 
 The thread runs as long as the program does, whether or not this bridge leads. It opens database sessions of its own for
-each look, and never changes anything. A failure is logged, and the next look follows after the usual time.
+each look, and writes nothing but the measurement. A failure is logged, and the next look follows after the usual time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import structlog
 
 from cdcbridge.background import Background
 from cdcbridge.config import Config
-from cdcbridge.errors import SourceUnavailable
+from cdcbridge.database.pooled import connect_for_calls
+from cdcbridge.errors import CdcbridgeError, SourceUnavailable
 from cdcbridge.observe.lag import LOOKS, Lag, measure
 from cdcbridge.observe.metrics import Metrics
 from cdcbridge.problem import Alarm
+from cdcbridge.store.measurements import note_measurement
+from cdcbridge.store.migrate import schema_version
 
 _LONGEST_INTERVAL: Final = 10.0
 _REPEAT: Final = 30  # looks after which an alarm that lasts is logged again
@@ -47,7 +50,19 @@ class Watcher(Background):
                 self._looks.append(found)
                 self._metrics.measured(found)
                 self._alarm(found)
+                self._keep(found)
             self._stop.wait(self._interval)
+
+    def _keep(self, found: Lag) -> None:
+        """Keep the measurement for the dashboard. Before the store's first migration there is no place for it."""
+        if found.store_error is not None or found.guest is not None:
+            return
+        try:
+            with connect_for_calls(self._config.store_dsn, self._config.store.schema_, "cdcbridge lag") as store:
+                if schema_version(store):
+                    note_measurement(store, found.as_json())
+        except CdcbridgeError as error:
+            log.warning("watch.failed", error=" ".join(str(error).split()))
 
     def _alarm(self, found: Lag) -> None:
         """Log each alarm when it begins, from time to time while it lasts, and when it is over."""

@@ -52,6 +52,7 @@ _RUNNING: Final = """
     order by p.leads desc, p.pid
 """
 _LEADER: Final = "(select holder, started_at from leaders order by epoch desc limit 1)"
+RUNNING: Final = _RUNNING.replace("LEADER", _LEADER)  # for the store's owner
 _HIDDEN: Final = "(select null::text as holder, null::timestamptz as started_at)"  # for a consumer's role
 
 
@@ -69,5 +70,5 @@ def running(store: Connection) -> list[Process]:
         ).fetchone()
         if row is None:
             return []
-        query = _RUNNING.replace("LEADER", _HIDDEN if guest(store) else _LEADER)
+        query = _RUNNING.replace("LEADER", _HIDDEN) if guest(store) else RUNNING
         return [Process(*found) for found in store.execute(query.encode(), {"leaders": row[0]}).fetchall()]

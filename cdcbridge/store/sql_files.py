@@ -12,7 +12,7 @@ from cdcbridge.errors import OperatorNeeded
 
 _MIGRATION = re.compile(r"(\d{4})_(\w+)\.sql")
 # The tables of schema.sql that users see. `migrate` moves them from the internal schema to the store's schema.
-PUBLIC_TABLES = ("messages", "consumers", "dead_messages")
+PUBLIC_TABLES = ("messages", "consumers", "dead_messages", "audit")
 _FUNCTION = re.compile(r"^create or replace function (\w+)", re.MULTILINE)
 
 

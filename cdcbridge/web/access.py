@@ -44,6 +44,15 @@ class Caller(NamedTuple):
     role: Role
     consumers: frozenset[str] | None = None
 
+    @classmethod
+    def of(cls, token: ApiToken) -> Caller:
+        """Return the caller with this token."""
+        return cls(token.name, token.role, frozenset(token.consumers) or None)
+
+    def may(self, action: Action) -> bool:
+        """Return whether the caller's role has this right."""
+        return action in _RIGHTS[self.role]
+
     def refuse(self, action: Action, consumer: str | None = None) -> None:
         """Raise RequestRefused if the caller may not do this.
 
@@ -51,7 +60,7 @@ class Caller(NamedTuple):
             action: The right that the call needs.
             consumer: The consumer that the call names, or None.
         """
-        if action not in _RIGHTS[self.role]:
+        if not self.may(action):
             raise RequestRefused(403, f"the token {self.name!r} has the role {self.role}, which may not {action}",
                           hint=f"Use a token with the role {' or '.join(_roles(action))}.")  # fmt: skip
         if consumer is not None and not self.sees(consumer):
@@ -108,16 +117,22 @@ def caller_of(authorization: str | None, tokens: Sequence[ApiToken]) -> Caller:
     if not tokens:
         return LOCAL
     scheme, _, given = (authorization or "").partition(" ")
-    found: Caller | None = None
-    digest = hashlib.sha256(given.strip().encode(errors="replace")).digest()
-    for token in tokens:
-        own = hashlib.sha256(token.token.get_secret_value().encode()).digest()
-        if hmac.compare_digest(own, digest):
-            found = Caller(token.name, token.role, frozenset(token.consumers) or None)
+    found = token_of(given.strip(), tokens)
     if scheme.lower() != "bearer" or found is None:
         reason = "the header Authorization is missing" if authorization is None else "the token is not known"
         raise RequestRefused(401, reason, hint="Send `Authorization: Bearer TOKEN` with a token of api.tokens.",
                       headers={"WWW-Authenticate": 'Bearer realm="cdcbridge"'})  # fmt: skip
+    return Caller.of(found)
+
+
+def token_of(secret: str, tokens: Sequence[ApiToken]) -> ApiToken | None:
+    """Return the token with this secret, or None. All tokens are compared, by their hashes."""
+    found: ApiToken | None = None
+    digest = hashlib.sha256(secret.encode(errors="replace")).digest()
+    for token in tokens:
+        own = hashlib.sha256(token.token.get_secret_value().encode()).digest()
+        if hmac.compare_digest(own, digest):
+            found = token
     return found
 
 

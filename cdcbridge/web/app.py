@@ -29,13 +29,13 @@ from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.calls import Call, Endpoint, Services
 from cdcbridge.web.openapi import document
 from cdcbridge.web.problems import RequestRefused, problem_of
+from cdcbridge.web.requests import address_of, body_of, log_request
 from cdcbridge.web.store import WebStore
 
 ENDPOINTS: Final = (*states.ENDPOINTS, *queues.ENDPOINTS, *streams.ENDPOINTS, *topics.ENDPOINTS)
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _THREADS: Final = 2  # for lag and redrive
 _PATHS: Final = "/api/openapi.json lists the paths."
-_UPLOAD: Final = 30.0  # seconds for the body of a request
 _MOST_KEYS: Final = 50  # of a body. Pydantic reports each key that it does not know
 _MOST_PROBLEMS: Final = 10  # in an answer
 _READY_PATIENCE: Final = 3.0  # seconds
@@ -116,21 +116,13 @@ class Application:
                 log.exception("api.failed", path=request.url.path, error=f"{type(error).__name__}: {error}")
                 response = _problem(CdcbridgeError("the request failed for a reason that nobody foresaw",
                                                    hint="The log of `serve` has it."))  # fmt: skip
-            log.info(
-                "api.request",
-                method=request.method,
-                path=request.url.path,
-                status=response.status_code,
-                seconds=round(monotonic() - began, 4),
-                caller=None if caller is None else caller.name,
-                address=_address(request),
-            )
+            log_request(request, response.status_code, began, caller)
             return response
 
         return answer
 
     def _login(self, request: Request) -> Caller:
-        address, headers, tokens = _address(request), request.headers, self.services.config.api.tokens
+        address, headers, tokens = address_of(request), request.headers, self.services.config.api.tokens
         refuse_other_pages(headers.get("origin"), headers.get("host"), protected=bool(tokens))
         try:
             return caller_of(headers.get("authorization"), tokens)
@@ -140,7 +132,7 @@ class Application:
             raise
 
     async def _call(self, request: Request, caller: Caller, endpoint: Endpoint) -> Call:
-        raw = await self._body(request)
+        raw = await body_of(request, self.services.config.api.max_body)
         body = None
         if endpoint.body is not None:
             given: Any = dict(request.query_params) if endpoint.method == "GET" else _parsed(raw)
@@ -151,26 +143,6 @@ class Application:
             except ValidationError as error:
                 raise RequestRefused(422, _described(error)) from None
         return Call(self.services, caller, request.path_params, body, raw, request.is_disconnected)
-
-    async def _body(self, request: Request) -> bytes:
-        most = self.services.config.api.max_body
-        too_large = RequestRefused(413, f"the request is larger than {most} bytes", hint="`api.max_body` is the limit.")
-        if int(request.headers.get("content-length") or 0) > most:
-            raise too_large
-        found = bytearray()
-        try:
-            async with asyncio.timeout(_UPLOAD):
-                async for piece in request.stream():
-                    found += piece
-                    if len(found) > most:
-                        raise too_large
-        except TimeoutError:
-            raise RequestRefused(408, f"the request was not complete within {_UPLOAD:g} s") from None
-        return bytes(found)
-
-
-def _address(request: Request) -> str:
-    return "" if request.client is None else request.client.host
 
 
 def _parsed(raw: bytes) -> Any:

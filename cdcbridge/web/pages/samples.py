@@ -1,0 +1,68 @@
+"""Read the samples of the last hours for charts.
+
+Never reads more rows than there are minutes for each consumer.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from cdcbridge.web.store import WebStore
+
+SLOT: Final = ""  # the subject of the slot's samples
+_ONE: Final = """
+    select extract(epoch from minute)::float8, (figures ->> 'pending')::float8, (figures ->> 'in_flight')::float8,
+           (figures ->> 'dead')::float8, (figures ->> 'oldest_age_seconds')::float8
+    from samples where subject = %s order by minute"""
+_SLOT: Final = """
+    select extract(epoch from minute)::float8, (figures ->> 'retained_bytes')::float8,
+           (figures ->> 'lag_seconds')::float8, (figures ->> 'last_seq')::float8
+    from samples where subject = '' order by minute"""
+# One sample in ten for the small charts, and those of the last ten minutes for the trend.
+_ALL: Final = """
+    select subject, array_agg(extract(epoch from minute)::float8 order by minute),
+           array_agg((figures ->> 'pending')::float8 order by minute)
+    from samples
+    where subject <> '' and (extract(minute from minute)::int % 10 = 0 or minute > now() - interval '11 minutes')
+    group by subject"""
+
+Points = list[tuple[float, float | None]]  # the time in seconds since 1970, and the value
+
+
+class ConsumerSamples(NamedTuple):
+    """The samples of one consumer."""
+
+    pending: Points
+    in_flight: Points
+    dead: Points
+    oldest: Points
+
+
+class SlotSamples(NamedTuple):
+    """The samples of the slot. `rate` is the messages per minute that the log got."""
+
+    retained: Points
+    lag: Points
+    rate: Points
+
+
+async def consumer_samples(store: WebStore, name: str) -> ConsumerSamples:
+    """Return the samples of a consumer."""
+    rows = await store.rows(_ONE, (name,))
+    return ConsumerSamples(*([(row[0], row[n]) for row in rows] for n in range(1, 5)))
+
+
+async def slot_samples(store: WebStore) -> SlotSamples:
+    """Return the samples of the slot."""
+    rows = await store.rows(_SLOT)
+    rates: Points = []
+    for before, after in zip(rows, rows[1:], strict=False):
+        known = before[3] is not None and after[3] is not None
+        rates.append((after[0], max(0.0, after[3] - before[3]) / (after[0] - before[0]) * 60 if known else None))
+    return SlotSamples([(row[0], row[1]) for row in rows], [(row[0], row[2]) for row in rows], rates)
+
+
+async def pending_samples(store: WebStore) -> dict[str, Points]:
+    """Return the waiting messages of each consumer, by its name."""
+    rows = await store.rows(_ALL)
+    return {name: list(zip(times, values, strict=True)) for name, times, values in rows}

@@ -1,0 +1,277 @@
+"""Answer the pages of the dashboard: login, rights, forms, and the templates.
+
+Each page is made on the server and works without a script. The script only renews it. Everything comes from this
+process, and a strict Content-Security-Policy forbids the rest. Never shows a traceback.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import structlog
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from cdcbridge import __version__
+from cdcbridge.errors import CdcbridgeError
+from cdcbridge.web.access import Action, Caller, Failures, refuse_other_pages, token_of
+from cdcbridge.web.calls import Services
+from cdcbridge.web.figures import Figures
+from cdcbridge.web.pages.login import COOKIE, LASTS, cookie_for, proof_for, visitor_of
+from cdcbridge.web.pages.wording import filters
+from cdcbridge.web.problems import RequestRefused, problem_of
+from cdcbridge.web.requests import address_of, body_of, log_request
+
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src"
+    " 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+}
+_FORM: Final = 65_536  # bytes of a form
+_UNFORESEEN: Final = "the page failed for a reason that nobody foresaw"
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, frozen=True)
+class Visit:
+    """One request for a page.
+
+    Attributes:
+        services: What all requests share.
+        caller: Who visits.
+        path: The parameters of the path, for example {"name": "billing"}.
+        query: The query, or for POST the form.
+        figures: The newest measurement.
+        address: The visitor's IP address.
+    """
+
+    services: Services
+    caller: Caller
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    figures: Figures
+    address: str
+
+    @property
+    def name(self) -> str:
+        """The consumer that the path names."""
+        return self.path["name"]
+
+    @property
+    def shows_data(self) -> bool:
+        """Whether this visitor may see the data of messages."""
+        return self.caller.may("read") and self.services.config.api.shows_data(self.caller.role)
+
+    def given(self, name: str) -> str | None:
+        """Return a field of the query or the form, or None if it is empty."""
+        return self.query.get(name, "").strip() or None
+
+
+@dataclass(slots=True, frozen=True)
+class Page:
+    """The name of a template and its values."""
+
+    template: str
+    values: Mapping[str, Any]
+
+
+@dataclass(slots=True, frozen=True)
+class Elsewhere:
+    """The path of the page that shows the result of a form."""
+
+    path: str
+
+
+@dataclass(slots=True, frozen=True)
+class View:
+    """One page, or one form.
+
+    Attributes:
+        method: GET or POST.
+        path: For example "/consumers/{name}".
+        action: The right that the visitor needs.
+        call: The function that makes it.
+    """
+
+    method: str
+    path: str
+    action: Action
+    call: Callable[[Visit], Awaitable[Page | Elsewhere]]
+
+
+class Site:
+    """The pages of one process.
+
+    Args:
+        services: What all requests share.
+        failures: The failed logins, which the API counts as well.
+        views: The pages and forms.
+    """
+
+    def __init__(self, services: Services, failures: Failures, views: tuple[View, ...]) -> None:
+        self._services = services
+        self._failures = failures
+        self._tokens = services.config.api.tokens
+        self._views = views
+        self._templates = Environment(
+            loader=PackageLoader("cdcbridge.web.pages"),
+            autoescape=select_autoescape(default=True),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters.update(filters())
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes of the pages, the login and the style sheet."""
+        return [
+            *(Route(view.path, self._answering(view), methods=[view.method]) for view in self._views),
+            Route("/login", self._login_page, methods=["GET"]),
+            Route("/login", self._login, methods=["POST"]),
+            Route("/logout", self._logout, methods=["POST"]),
+            Mount("/static", _Static(directory=Path(__file__).with_name("static"))),
+        ]
+
+    def _answering(self, view: View) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            began = time.monotonic()
+            caller: Caller | None = None
+            try:
+                self._refuse_others(request)
+                caller = visitor_of(request.cookies.get(COOKIE), self._tokens, time.time())
+                response = self._to_login(request) if caller is None else await self._answer(view, request, caller)
+            except CdcbridgeError as error:
+                response = self._error(request, caller, error)
+            except ClientDisconnect:
+                response = Response(status_code=400)
+            except Exception as error:
+                log.exception("api.failed", path=request.url.path, error=f"{type(error).__name__}: {error}")
+                hint = "The log of `serve` has it."
+                response = self._error(request, caller, CdcbridgeError(_UNFORESEEN, hint=hint))
+            log_request(request, response.status_code, began, caller)
+            return response
+
+        return answer
+
+    async def _answer(self, view: View, request: Request, caller: Caller) -> Response:
+        caller.refuse(view.action, request.path_params.get("name"))
+        query = dict(request.query_params) if view.method == "GET" else await self._form(request)
+        figures = await self._services.measurements.newest()
+        visit = Visit(self._services, caller, request.path_params, query, figures, address_of(request))
+        found = await view.call(visit)
+        if isinstance(found, Elsewhere):
+            return RedirectResponse(found.path, 303, _HEADERS)
+        return self._page(request, caller, found, figures)
+
+    async def _form(self, request: Request) -> dict[str, str]:
+        """Return the fields of a form of this site's own pages."""
+        form = await _fields(request)
+        expected = proof_for(request.cookies.get(COOKIE), self._tokens)
+        if not hmac.compare_digest(form.pop("proof", ""), expected):
+            raise RequestRefused(403, "the form is not from a page of this session",
+                                 hint="Open the page again, and send it from there.")  # fmt: skip
+        return form
+
+    def _page(self, request: Request, caller: Caller | None, page: Page, figures: Figures | None, status: int = 200) -> Response:
+        text = self._templates.get_template(page.template).render(
+            caller=caller,
+            tokens=bool(self._tokens),
+            may=caller.may if caller else lambda _: False,
+            figures=figures,
+            alarms=len(figures.rows("alarms")) if figures else 0,
+            proof=proof_for(request.cookies.get(COOKIE), self._tokens),
+            here=request.url.path,
+            now=time.time(),
+            version=__version__,
+            **page.values,
+        )
+        return Response(text, status, _HEADERS, media_type="text/html")
+
+    def _error(self, request: Request, caller: Caller | None, error: CdcbridgeError) -> Response:
+        status, problem, headers = problem_of(error)
+        values = {"title": HTTPStatus(status).phrase, "problem": problem}
+        response = self._page(request, caller, Page("error.html", values), None, status)
+        response.headers.update(headers)
+        return response
+
+    def _refuse_others(self, request: Request) -> None:
+        refuse_other_pages(request.headers.get("origin"), request.headers.get("host"), protected=bool(self._tokens))
+
+    def _to_login(self, request: Request) -> Response:
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"/login?next={quote(request.url.path + query, safe='')}", 303, _HEADERS)
+
+    async def _login_page(self, request: Request) -> Response:
+        if not self._tokens:
+            return RedirectResponse("/", 303, _HEADERS)
+        values = {"title": "Log in", "next": _local(request.query_params.get("next")), "wrong": ""}
+        return self._page(request, None, Page("login.html", values), None)
+
+    async def _login(self, request: Request) -> Response:
+        began, address = time.monotonic(), address_of(request)
+        caller: Caller | None = None
+        try:
+            self._refuse_others(request)
+            form = await _fields(request)
+            there, token = _local(form.get("next")), token_of(form.get("token", ""), self._tokens)
+            if token is None:
+                self._failures.refuse(address, began)
+                self._failures.note(address, began)
+                values = {"title": "Log in", "next": there, "wrong": "This token is not known."}
+                response = self._page(request, None, Page("login.html", values), None, 401)
+            else:
+                caller, secure = Caller.of(token), request.url.scheme == "https"
+                response = RedirectResponse(there, 303, _HEADERS)
+                cookie = cookie_for(token, time.time())
+                response.set_cookie(COOKIE, cookie, LASTS, secure=secure, httponly=True, samesite="lax")
+        except CdcbridgeError as error:
+            response = self._error(request, None, error)
+        log_request(request, response.status_code, began, caller)
+        return response
+
+    async def _logout(self, request: Request) -> Response:
+        try:
+            self._refuse_others(request)
+            await self._form(request)
+        except CdcbridgeError as error:
+            return self._error(request, None, error)
+        response = RedirectResponse("/login", 303, _HEADERS)
+        response.delete_cookie(COOKIE)
+        return response
+
+
+class _Static(StaticFiles):
+    """The style sheet and the script, which a browser may keep until the next version."""
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "max-age=86400"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+
+async def _fields(request: Request) -> dict[str, str]:
+    raw = await body_of(request, _FORM)
+    try:
+        return dict(parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=50))
+    except (UnicodeDecodeError, ValueError) as error:
+        raise RequestRefused(400, f"the form cannot be read: {error}") from None
+
+
+def _local(path: str | None) -> str:
+    """Return a path of this site, or "/" for an address of another one."""
+    parts = urlsplit(path or "/")
+    good = not parts.scheme and not parts.netloc and parts.path.startswith("/") and "\\" not in (path or "")
+    return (path or "/") if good and not (path or "").startswith("//") else "/"

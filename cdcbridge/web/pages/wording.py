@@ -1,0 +1,117 @@
+"""Turn values into texts for people: numbers, times, JSON, and the changes between two versions of a row.
+
+This module is pure. Numbers in data keep every digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from cdcbridge.routing.logical_messages import members
+from cdcbridge.units import human_duration, human_size
+
+UNKNOWN: Final = "–"
+_LONGEST: Final = 20_000  # characters of a message's data on a page
+
+
+class Changed(NamedTuple):
+    """One column whose value differs. Its `before` or `after` is None if that version does not have the column."""
+
+    column: str
+    before: str | None
+    after: str | None
+
+
+def number(value: float | None) -> str:
+    """Return a number with separators: 1234567 → "1,234,567"."""
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def size(value: float | None) -> str:
+    """Return a size in bytes for people."""
+    return UNKNOWN if value is None else human_size(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration in seconds for people."""
+    return UNKNOWN if seconds is None else human_duration(max(0.0, seconds))
+
+
+def clock(value: datetime | None) -> str:
+    """Return a time as in "12:04:05", or with its date if that is not today's."""
+    if value is None:
+        return UNKNOWN
+    at = value.astimezone(UTC)
+    same_day = at.date() == datetime.now(UTC).date()
+    return f"{at:%H:%M:%S}" if same_day else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def indented(text: str) -> str:
+    """Return a JSON text with line breaks and two spaces for each level. Its numbers and names stay as they are."""
+    if len(text) > _LONGEST:
+        return f"{text[:_LONGEST]}… ({len(text):,} characters)"
+    return "".join(_pieces(text))
+
+
+def changes(before: str | None, after: str | None) -> list[Changed]:
+    """Return the columns that differ between two versions of a row.
+
+    Args:
+        before: The JSON text of the earlier row, or None.
+        after: The JSON text of the later row, or None.
+    """
+    old, new = _columns(before), _columns(after)
+    return [
+        Changed(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)
+    ]
+
+
+def _columns(text: str | None) -> Mapping[str, str]:
+    return dict(members(text)) if text is not None and text.lstrip().startswith("{") else {}
+
+
+def _pieces(text: str) -> Iterator[str]:
+    level, quoted, escaped, previous = 0, False, False, ""
+    for character in text:
+        if quoted:
+            yield character
+            quoted = escaped or character != '"'
+            escaped = character == "\\" and not escaped
+            previous = character
+            continue
+        if character.isspace():
+            continue
+        if previous and previous in "{[" and character not in "}]":
+            yield "\n" + "  " * level
+        if character == '"':
+            quoted, escaped = True, False
+        if character in "{[":
+            level += 1
+            yield character
+        elif character in "}]":
+            level -= 1
+            yield character if previous in "{[" else "\n" + "  " * level + character
+        elif character == ",":
+            yield ",\n" + "  " * level
+        else:
+            yield ": " if character == ":" else character
+        previous = character
+
+
+def plural(value: int, what: str) -> str:
+    """Return a number and a noun: (2, "message") → "2 messages"."""
+    return f"{value:,} {what}{'' if value == 1 else 's'}"
+
+
+def filters() -> dict[str, Any]:
+    """Return the filters of the templates, by name."""
+    return {
+        "number": number,
+        "size": size,
+        "duration": duration,
+        "clock": clock,
+        "indented": indented,
+        "plural": plural,
+    }

@@ -1,0 +1,69 @@
+"""What the API and the pages do alike with a request: its address, its body with limits, and its line in the log.
+
+Never logs a token, a body or a query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Final
+
+import structlog
+from starlette.requests import Request
+
+from cdcbridge.web.access import Caller
+from cdcbridge.web.problems import RequestRefused
+
+_UPLOAD: Final = 30.0  # seconds for the body of a request
+log = structlog.get_logger()
+
+
+def address_of(request: Request) -> str:
+    """Return the IP address of the caller."""
+    return "" if request.client is None else request.client.host
+
+
+async def body_of(request: Request, most: int) -> bytes:
+    """Return the body of a request.
+
+    Args:
+        request: The request.
+        most: The largest body in bytes.
+
+    Raises:
+        RequestRefused: 413 or 408. The body is too large, or was not complete within 30 seconds.
+    """
+    too_large = RequestRefused(413, f"the request is larger than {most} bytes", hint="`api.max_body` is the limit.")
+    if int(request.headers.get("content-length") or 0) > most:
+        raise too_large
+    found = bytearray()
+    try:
+        async with asyncio.timeout(_UPLOAD):
+            async for piece in request.stream():
+                found += piece
+                if len(found) > most:
+                    raise too_large
+    except TimeoutError:
+        raise RequestRefused(408, f"the request was not complete within {_UPLOAD:g} s") from None
+    return bytes(found)
+
+
+def log_request(request: Request, status: int, began: float, caller: Caller | None) -> None:
+    """Log a request that was answered.
+
+    Args:
+        request: The request.
+        status: The status of the answer.
+        began: When the request arrived, of the monotonic clock.
+        caller: Who called, or None if that is unknown.
+    """
+    log.info(
+        "api.request",
+        method=request.method,
+        path=request.url.path,
+        status=status,
+        seconds=round(monotonic() - began, 4),
+        caller=None if caller is None else caller.name,
+        address=address_of(request),
+    )

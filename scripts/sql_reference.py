@@ -23,7 +23,7 @@ SECTIONS = {
     "Publishing": ("publish",),
     "Streams": ("read_stream", "commit_offset", "extend_lease", "seek", "peek_stream", "partition_of"),
     "The gap guard": ("register_sequence_transaction", "max_safe_seq"),
-    "Monitoring": ("consumer_lag", "group_lag", "consumer_holders", "show_consumer"),
+    "Monitoring": ("consumer_lag", "group_lag", "consumer_holders", "show_consumer", "browse_log"),
     "For the Python clients and the command line": (
         "queue_settings",
         "next_visible",

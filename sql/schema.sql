@@ -193,6 +193,18 @@ create table messages (
 alter sequence messages_seq owned by messages.seq;
 comment on table messages is 'The log: each change once, in position order';
 
+-- A message as the log browser shows it.
+create type logged as (
+    seq         bigint,
+    topic       text,
+    key         text,
+    data        json,
+    commit_lsn  pg_lsn,
+    ordinal     int,
+    commit_time timestamptz,
+    inserted_at timestamptz
+);
+
 -- At the time `at`, every seq up to this one was committed, or never will be. While the log grows,
 -- a running bridge adds a row every 10 s.
 create table safe_points (

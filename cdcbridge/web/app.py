@@ -23,7 +23,7 @@ from starlette.routing import Route
 from cdcbridge import __version__
 from cdcbridge.config import Config
 from cdcbridge.errors import CdcbridgeError
-from cdcbridge.web import queues, states, streams, topics
+from cdcbridge.web import log_browser, queues, states, streams, topics
 from cdcbridge.web.access import Caller, Failures, caller_of, refuse_other_pages
 from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.calls import Call, Endpoint, Services
@@ -32,7 +32,7 @@ from cdcbridge.web.problems import RequestRefused, problem_of
 from cdcbridge.web.requests import address_of, body_of, log_request
 from cdcbridge.web.store import WebStore
 
-ENDPOINTS: Final = (*states.ENDPOINTS, *queues.ENDPOINTS, *streams.ENDPOINTS, *topics.ENDPOINTS)
+ENDPOINTS: Final = (*states.ENDPOINTS, *queues.ENDPOINTS, *streams.ENDPOINTS, *topics.ENDPOINTS, *log_browser.ENDPOINTS)
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _THREADS: Final = 2  # for lag and redrive
 _PATHS: Final = "/api/openapi.json lists the paths."

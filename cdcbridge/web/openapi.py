@@ -29,6 +29,7 @@ _LOGGED: Final = {
     "inserted_at": {"type": "string"},
 }
 _SCHEMAS: Final = {
+    "LoggedMessage": _LOGGED,
     "Message": {**_LOGGED, "receipt": _TEXT, "deliver_count": _COUNT, "not_visible_until": _TEXT},
     "StreamMessage": {**_LOGGED, "receipt": _TEXT, "partition": _COUNT},
     "DeadLetter": {"id": _COUNT, "seq": _COUNT, "topic": {"type": "string"}, "key": _TEXT, "data": {},

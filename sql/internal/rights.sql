@@ -18,21 +18,26 @@ language sql stable as $$
     where c.oid = 'consumers'::regclass
 $$;
 
+-- calling_role() -> the session's user, or the role that the session has set.
+--
+-- It is not current_user, which is the owner in a function that runs with the owner's rights.
+create or replace function calling_role() returns name
+language sql stable as $$
+    select case when current_setting('role') = 'none' then session_user
+                else current_setting('role')::name end
+$$;
+
 -- may_read(role) -> whether the caller may use a consumer with this role; null: one without a role.
 --
 -- Allowed are members of the role, and members of the store's owner. A consumer without a role may
 -- also be used by a role that has UPDATE on the table consumers, for example an operator's role.
---
--- The caller is the session's user, or the role that the session has set. It is not current_user,
--- which is the owner in a function that runs with the owner's rights.
 create or replace function may_read(role text) returns boolean
 language sql stable as $$
     select case when role is null then has_table_privilege(c.name, 'consumers', 'update')
                 else coalesce(pg_has_role(c.name, to_regrole(quote_ident(role)), 'member'),
                               false) end
         or pg_has_role(c.name, current_user, 'member')
-    from (select case when current_setting('role') = 'none' then session_user
-                      else current_setting('role')::name end as name) c
+    from calling_role() as c (name)
 $$;
 
 -- use_role(role): Grant USAGE on the store's schema to a consumer's role.

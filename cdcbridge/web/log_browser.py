@@ -1,0 +1,58 @@
+"""The endpoint of the log browser: the messages of all consumers, page by page.
+
+A page costs a bounded amount of work, so it can be empty although later ones are not. Never claims a message.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from cdcbridge.web.calls import Answer, Body, Call, Endpoint, documents
+from cdcbridge.web.problems import RequestRefused
+
+# The last row has no topic if there may be more.
+_BROWSE: Final = (
+    "select to_json(b)::text, b.seq, b.topic is null"
+    " from (select %(from)s::text as place, %(from)s::text ~ '^[0-9]{1,18}$' as is_seq) f"
+    " cross join lateral browse_log(%(topic)s, %(key)s, case when is_seq then place::bigint end,"
+    " case when not is_seq then time_of(place, 'time') end, %(limit)s::int, %(newest)s) b"
+)
+
+
+class BrowseRequest(Body):
+    """Which messages of the log to show, and where to begin: a seq, or a time such as 2027-01-31T08:00:00Z or -1h."""
+
+    topic: str | None = None
+    key: str | None = None
+    place: Annotated[str | None, Field(alias="from")] = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+    order: Literal["newest", "oldest"] = "newest"
+
+
+async def browse(call: Call) -> Answer:
+    """Show messages of the log, the newest first."""
+    if call.caller.consumers is not None:
+        raise RequestRefused(403, f"the token {call.caller.name!r} sees the messages of its own consumers alone",
+                      hint="GET /api/consumers/NAME/messages shows them.")  # fmt: skip
+    body: BrowseRequest = call.body
+    values = {**body.model_dump(by_alias=True), "newest": body.order == "newest"}
+    rows = await call.store.rows(_BROWSE, values)
+    place = rows.pop()[1] if rows and rows[-1][2] else None
+    return {"messages": documents(rows), "next": place}
+
+
+ENDPOINTS = (
+    Endpoint(
+        "GET",
+        "/api/log",
+        "read",
+        {
+            "messages": {"type": "array", "items": {"$ref": "#/components/schemas/LoggedMessage"}},
+            "next": {"type": ["integer", "null"]},
+        },
+        browse,
+        BrowseRequest,
+    ),
+)

@@ -30,7 +30,7 @@ servers: $(VENV)/kafka/.installed ## PostgreSQL 15 with wal2json, brokers and wh
 packages:
 	@if [ ! -x $(PG15)/bin/postgres ] || [ ! -e $(PG15)/lib/wal2json.so ] || [ ! -x /usr/sbin/pgbouncer ] || \
 		[ ! -e /usr/bin/faketime ] || ! command -v npm >/dev/null || ! command -v openssl >/dev/null || \
-		! command -v ip >/dev/null || [ ! -x /usr/bin/redis-server ] || [ ! -e /usr/lib/rabbitmq/bin/rabbitmq-server ] || [ ! -x /usr/sbin/mosquitto ] || \
+		! command -v ip >/dev/null || [ ! -x /usr/bin/redis-server ] || [ ! -e /usr/lib/rabbitmq/bin/rabbitmq-server ] || [ ! -x /usr/sbin/mosquitto ] || [ ! -x /usr/bin/chromium ] || \
 		! command -v java >/dev/null; then ./docker/install-servers; fi
 
 # A broker from Maven Central, or from another repository: MAVEN_REPOSITORY=https://… make servers

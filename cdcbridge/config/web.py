@@ -135,7 +135,7 @@ class Api(Listening):
             description="Columns whose values the dashboard hides, as `mask` of a sink does.",
             examples=["{email: hash, phone: last4}"],
         ),
-    ] = {}
+    ] = {}  # noqa: RUF012 - pydantic copies it
     max_body: Annotated[
         Size, Field(gt=0), Field(description="A larger request is refused with 413.", examples=["64MB"])
     ] = 16 << 20

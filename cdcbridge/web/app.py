@@ -27,12 +27,19 @@ from cdcbridge.web import log_browser, queues, states, streams, topics
 from cdcbridge.web.access import Caller, Failures, caller_of, refuse_other_pages
 from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.calls import Call, Endpoint, Services
+from cdcbridge.web.figures import Measurements
 from cdcbridge.web.openapi import document
+from cdcbridge.web.pages import consumers as consumer_pages
+from cdcbridge.web.pages import dead, others, overview, trials
+from cdcbridge.web.pages import log as log_pages
+from cdcbridge.web.pages.site import Site
 from cdcbridge.web.problems import RequestRefused, problem_of
 from cdcbridge.web.requests import address_of, body_of, log_request
+from cdcbridge.web.states import measured
 from cdcbridge.web.store import WebStore
 
 ENDPOINTS: Final = (*states.ENDPOINTS, *queues.ENDPOINTS, *streams.ENDPOINTS, *topics.ENDPOINTS, *log_browser.ENDPOINTS)
+VIEWS: Final = (*overview.VIEWS, *consumer_pages.VIEWS, *dead.VIEWS, *log_pages.VIEWS, *trials.VIEWS, *others.VIEWS)
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _THREADS: Final = 2  # for lag and redrive
 _PATHS: Final = "/api/openapi.json lists the paths."
@@ -53,8 +60,11 @@ class Application:
     def __init__(self, config: Config) -> None:
         store = WebStore(config)
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="api")
-        self.services = Services(config, store, Arrivals(store.connect, config.store.schema_), threads)
+        measurements = Measurements(store, lambda: measured(self.services))
+        arrivals = Arrivals(store.connect, config.store.schema_)
+        self.services = Services(config, store, arrivals, measurements, threads)
         self._failures = Failures()
+        site = Site(self.services, self._failures, VIEWS)
         self._description = orjson.dumps(document(ENDPOINTS, __version__))
         paths: dict[str, dict[str, Endpoint]] = {}
         for one in ENDPOINTS:
@@ -65,6 +75,7 @@ class Application:
                 Route("/ready", self._ready),
                 Route("/api/openapi.json", self._openapi),
                 *(Route(path, self._answering(methods), methods=list(methods)) for path, methods in paths.items()),
+                *site.routes(),
             ],
             lifespan=self._lifespan,
             exception_handlers={404: _no_such_path, 405: _no_such_method},
@@ -77,6 +88,7 @@ class Application:
         try:
             yield
         finally:
+            self.services.measurements.close()
             listening.cancel()
             with suppress(asyncio.CancelledError):
                 await listening

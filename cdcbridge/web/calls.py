@@ -6,6 +6,7 @@ Never knows a path of the API.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from cdcbridge.errors import StoreUnavailable
 from cdcbridge.units import parse_duration
 from cdcbridge.web.access import Action, Caller
 from cdcbridge.web.arrivals import Arrivals
+from cdcbridge.web.figures import Measurements
 from cdcbridge.web.store import WebStore
 
 T = TypeVar("T")
@@ -51,13 +53,20 @@ class Services:
     """What all calls of a process share.
 
     Attributes:
+        measurements: The newest figures, for the pages of the dashboard.
         threads: For work that blocks. It is not asyncio's own pool, which also resolves the names of servers.
     """
 
     config: Config
     store: WebStore
     arrivals: Arrivals
+    measurements: Measurements
     threads: Executor
+
+    @staticmethod
+    def now() -> float:
+        """Return the time in seconds since 1970."""
+        return time.time()
 
     async def beside(self, call: Callable[..., T], *arguments: Any) -> T:
         """Run a function that blocks in a thread.

@@ -21,8 +21,7 @@ from cdcbridge.errors import CdcbridgeError
 from cdcbridge.web.store import WebStore
 
 _KEPT: Final = (
-    "select extract(epoch from clock_timestamp() - measured_at)::float8, measured_at::text, lag::text"
-    " from measurements"
+    "select extract(epoch from clock_timestamp() - measured_at)::float8, measured_at::text, lag::text from measurements"
 )
 _OLD: Final = 25.0  # seconds after which a measurement of a bridge is replaced by one of this process
 _OWN: Final = 10.0  # seconds between two measurements of this process

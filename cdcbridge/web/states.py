@@ -10,7 +10,7 @@ from typing import Final
 from cdcbridge.config import Config
 from cdcbridge.errors import SourceUnavailable
 from cdcbridge.observe.lag import Lag, measure, measure_store
-from cdcbridge.web.calls import Answer, Call, Endpoint, documents
+from cdcbridge.web.calls import Answer, Call, Endpoint, Services, documents
 from cdcbridge.web.problems import RequestRefused
 
 _CONSUMERS: Final = "select to_json(c)::text, c.name from consumer_lag() c order by c.name"
@@ -56,8 +56,12 @@ async def lag(call: Call) -> Answer:
     if call.caller.consumers is not None:
         raise RequestRefused(403, f"the token {call.caller.name!r} sees its own consumers alone",
                       hint="GET /api/consumers lists them.")  # fmt: skip
-    found = await call.services.beside(_measured, call.services.config)
-    return found.as_json()
+    return await measured(call.services)
+
+
+async def measured(services: Services) -> Answer:
+    """Measure the slot and the consumers, as `cdcbridge lag --json` does."""
+    return (await services.beside(_measured, services.config)).as_json()
 
 
 def _measured(config: Config) -> Lag:

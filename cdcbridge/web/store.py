@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row
 
 from cdcbridge.config import Config
 from cdcbridge.database import behind_pooler, conninfo, search_path, store_errors
@@ -115,6 +116,16 @@ class WebStore:
         """
         async with self.session() as session:
             return await (await session.execute(query.encode(), values or None)).fetchall()
+
+    async def records(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Return the rows of a statement, each as a dictionary by the names of its columns.
+
+        Raises:
+            CdcbridgeError: The statement failed.
+        """
+        async with self.session() as session, session.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(query.encode(), values or None)
+            return await cursor.fetchall()
 
     async def patiently(self, query: str, values: Sequence[Any]) -> None:
         """Run a statement that matters although its caller has gone. While the store is away, try three times."""

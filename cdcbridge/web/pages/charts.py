@@ -1,94 +1,112 @@
-"""Draw charts as SVG, from samples of the last hours.
+"""Place samples of the last hours on a chart. A template draws it as SVG, with the colors of the style sheet.
 
-The colors are those of the style sheet. A sentence in each chart says the same to a screen reader. This module is pure.
+A sentence in each chart says the same to a screen reader. This module is pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Final, TypeAlias
-
-from markupsafe import Markup, escape
+from typing import Final, NamedTuple, TypeAlias
 
 Samples: TypeAlias = Sequence[tuple[float, float | None]]  # seconds since 1970, and the value
 HOURS: Final = 6
-_WIDTH, _HEIGHT = 640, 150
+_WIDTH, _HEIGHT = 420, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 6, 8, 22
 _GAP: Final = 150.0  # seconds without a sample, after which the line is interrupted
 _LINES: Final = 3
 
 
-def chart(title: str, samples: Samples, now: float, shown: Callable[[float], str]) -> Markup:
-    """Draw a chart of the last six hours.
+class Label(NamedTuple):
+    """A text at a place."""
+
+    x: float
+    y: float
+    text: str
+
+
+class Chart(NamedTuple):
+    """A chart of the last six hours.
+
+    Attributes:
+        title: What the values are.
+        says: The chart in a sentence.
+        lines: The horizontal lines of the grid, each with the text of its value.
+        hours: The full hours.
+        runs: The points of each line without a gap, for example "62.0,128.0 63.6,120.1".
+        left: Where the lines of the grid begin.
+        right: Where they end.
+        floor: The height of the value zero.
+    """
+
+    title: str
+    says: str
+    lines: list[Label]
+    hours: list[Label]
+    runs: list[str]
+    left: float = _LEFT
+    right: float = _WIDTH - _RIGHT
+    floor: float = _HEIGHT - _BOTTOM
+
+    def area(self, run: str) -> str:
+        """Return the points of the area below a line."""
+        points = run.split(" ")
+        return f"{points[0].partition(',')[0]},{self.floor} {run} {points[-1].partition(',')[0]},{self.floor}"
+
+
+def chart(
+    title: str, samples: Samples, now: float, shown: Callable[[float], str], units: Sequence[float] = (1.0,)
+) -> Chart:
+    """Place samples on a chart of the last six hours.
 
     Args:
         title: What the values are, for example "Waiting messages".
         samples: The samples, the oldest first. None is a gap.
         now: The time at the right end, in seconds since 1970.
         shown: Turns a value into a text for people.
+        units: The units in which these texts are written, for example 1, 60 and 3600 for seconds. The lines of the grid
+            are at round numbers of a unit.
 
     Returns:
-        An `svg` element, or a sentence if there are fewer than two samples.
+        The chart. Its `runs` are empty if there are fewer than two samples.
     """
-    known = [(at, value) for at, value in samples if value is not None and at >= now - HOURS * 3600]
+    known = _recent(samples, now)
     if len(known) < 2:
-        return Markup('<p class="empty">No samples yet. The bridge takes one each minute.</p>')
-    top = _round_up(max(value for _, value in known))
-    grid = "".join(_grid_line(top * n / _LINES, top, shown) for n in range(_LINES + 1))
-    hours = "".join(_hour(at, now) for at in _full_hours(now))
-    says = f"{title} in the last {HOURS} hours: now {shown(known[-1][1])}, at most {shown(max(v for _, v in known))}"
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-label="{says}"><g class="grid">{grid}{hours}</g>{lines}'
-        "</svg>"
-    ).format(w=_WIDTH, h=_HEIGHT, says=says, grid=Markup(grid), hours=Markup(hours), lines=_lines(known, now, top))
+        return Chart(title, "", [], [], [])
+    top = _round_up(max(value for _, value in known), units)
+    lines = [Label(_LEFT - 8, _y(top * n / _LINES, top), shown(top * n / _LINES)) for n in range(_LINES + 1)]
+    hours = [Label(_x(at, now), _HEIGHT - 6, f"{datetime.fromtimestamp(at, UTC):%H:%M}") for at in _full_hours(now)]
+    most = shown(max(value for _, value in known))
+    says = f"{title} in the last {HOURS} hours: now {shown(known[-1][1])}, at most {most}"
+    return Chart(title, says, lines, hours, _runs(known, now, top))
 
 
-def spark(samples: Samples, now: float) -> Markup:
-    """Draw a small chart without axes, for a row of a table. Screen readers skip it."""
-    known = [(at, value) for at, value in samples if value is not None and at >= now - HOURS * 3600]
+def spark(samples: Samples, now: float) -> str:
+    """Return the points of a chart of 100 by 24 without axes, or "" if there are fewer than two samples."""
+    known = _recent(samples, now)
     if len(known) < 2:
-        return Markup("")
-    top = max(1.0, max(value for _, value in known))
-    points = " ".join(
-        f"{100 * (1 - (now - at) / (HOURS * 3600)):.1f},{22 - 20 * value / top:.1f}" for at, value in known
-    )
-    return Markup('<svg class="spark" viewBox="0 0 100 24" aria-hidden="true"><polyline points="{}"/></svg>').format(points)
+        return ""
+    top = max(1.0, *(value for _, value in known))
+    return " ".join(f"{100 * (1 - (now - at) / (HOURS * 3600)):.1f},{22 - 20 * value / top:.1f}" for at, value in known)
 
 
-def _lines(known: Sequence[tuple[float, float]], now: float, top: float) -> Markup:
+def _recent(samples: Samples, now: float) -> list[tuple[float, float]]:
+    return [(at, value) for at, value in samples if value is not None and at >= now - HOURS * 3600]
+
+
+def _runs(known: Sequence[tuple[float, float]], now: float, top: float) -> list[str]:
     runs: list[list[tuple[float, float]]] = []
     for at, value in known:
         if not runs or at - runs[-1][-1][0] > _GAP:
             runs.append([])
         runs[-1].append((at, value))
-    drawn = Markup("")
-    floor = _HEIGHT - _BOTTOM
-    for run in runs:
-        points = [f"{_x(at, now):.1f},{_y(value, top):.1f}" for at, value in run]
-        first, last = points[0].partition(",")[0], points[-1].partition(",")[0]
-        drawn += Markup('<polygon class="area" points="{f},{y} {p} {l},{y}"/><polyline class="line" points="{p}"/>').format(
-            f=first, l=last, y=floor, p=" ".join(points)
-        )
-    return drawn
-
-
-def _grid_line(value: float, top: float, shown: Callable[[float], str]) -> str:
-    y = _y(value, top)
-    return (
-        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(shown(value))}</text>'
-    )
-
-
-def _hour(at: float, now: float) -> str:
-    label = f"{datetime.fromtimestamp(at, UTC):%H:%M}"
-    return f'<text x="{_x(at, now):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{label}</text>'
+    return [" ".join(f"{_x(at, now):.1f},{_y(value, top):.1f}" for at, value in run) for run in runs]
 
 
 def _full_hours(now: float) -> list[float]:
+    """Return the full hours that have room for a label."""
     last = now - now % 3600
-    return [at for at in (last - n * 3600 for n in range(HOURS)) if now - at < HOURS * 3600 - 900 and now - at > 600]
+    return [at for at in (last - n * 3600 for n in range(HOURS)) if 600 < now - at < HOURS * 3600 - 900]
 
 
 def _x(at: float, now: float) -> float:
@@ -99,12 +117,12 @@ def _y(value: float, top: float) -> float:
     return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - value / top)
 
 
-def _round_up(value: float) -> float:
-    """Return the next number of the form 3, 6, 9, 15, 30, …, which three grid lines divide well."""
-    step = 3.0
-    while step < value:
+def _round_up(value: float, units: Sequence[float]) -> float:
+    """Return the next number of the form 3, 6, 9, 15, 30, 60 and so on, in its unit. Three lines divide it well."""
+    unit = max((one for one in units if value >= 3 * one), default=units[0])
+    step = 3.0 * unit
+    while True:
         for factor in (1, 2, 3, 5):
             if step * factor >= value:
                 return step * factor
         step *= 10
-    return step

@@ -9,11 +9,11 @@ import orjson
 
 from cdcbridge.sinks.mask import masked
 from cdcbridge.web.audit import audited
-from cdcbridge.web.pages.charts import chart, spark
+from cdcbridge.web.pages.charts import Chart, chart, spark
 from cdcbridge.web.pages.judgement import LEVELS, judge, trend
 from cdcbridge.web.pages.samples import Points, consumer_samples, pending_samples
 from cdcbridge.web.pages.site import Elsewhere, Page, View, Visit
-from cdcbridge.web.pages.wording import duration, number
+from cdcbridge.web.pages.wording import DURATIONS, duration, number
 
 _CONSUMER: Final = "select id, mode, paused, config::text, created_at from show_consumer(%s)"
 _SINK: Final = "select delivered, failed, retried, error, error_at, delivered_at from sinks where consumer_id = %s"
@@ -22,14 +22,17 @@ _BLOCKED: Final = "select * from blocked_keys(%s, 20)"
 _NEXT: Final = "select seq, topic, key, data::text, deliver_count, inserted_at from peek(%s, 10)"
 _DELAYED: Final = "select seq, topic, key, data::text, not_visible_until from peek(%s, 10, true)"
 _OFFSETS: Final = """
-    select o.partition, o.seq, o.updated_at, case when o.leased_until > clock_timestamp() then o.leased_until end, o.lost,
-           coalesce(pg_sequence_last_value('messages_seq'), 0) - o.seq
+    select o.partition, o.seq, o.updated_at, case when o.leased_until > clock_timestamp() then o.leased_until end,
+           o.lost, coalesce(pg_sequence_last_value('messages_seq'), 0) - o.seq
     from newest_offsets(%s) o order by o.partition"""
 _PAUSE: Final = "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id"
 
 
 async def listed(visit: Visit) -> list[dict[str, Any]]:
-    """Return the consumers that the visitor may see, each with its judgement, small chart and trend, the worst first."""
+    """Return the consumers that the visitor may see, the worst first.
+
+    Each has its judgement, its small chart and its trend.
+    """
     figures, now = visit.figures, visit.services.now()
     alarms, holders = figures.rows("alarms"), figures.rows("consumer_holders")
     samples = await pending_samples(visit.services.store)
@@ -47,6 +50,16 @@ async def listed(visit: Visit) -> list[dict[str, Any]]:
             "sink": sinks.get(row["name"]),
         })  # fmt: skip
     return sorted(found, key=lambda one: (LEVELS.index(one["judgement"].level), one["name"]))
+
+
+def visible_alarms(visit: Visit) -> list[dict[str, Any]]:
+    """Return the alarms that the visitor may see. Those of the slot are for tokens that see all consumers."""
+    caller = visit.caller
+    return [
+        one
+        for one in visit.figures.rows("alarms")
+        if (caller.consumers is None if one["consumer"] is None else caller.sees(one["consumer"]))
+    ]
 
 
 async def consumers(visit: Visit) -> Page:
@@ -109,8 +122,8 @@ async def ask_pause(visit: Visit) -> Page:
     """Ask before a consumer is paused."""
     return Page("ask.html", {
         "title": f"Pause {visit.name}?",
-        "text": "Its receivers get nothing until somebody resumes it. Messages that are in flight may still be acked. New"
-                " messages wait, and the log keeps them.",
+        "text": "Its receivers get nothing until somebody resumes it. Messages that are in flight may still be acked."
+                " New messages wait, and the log keeps them.",
         "to": f"/consumers/{visit.name}/pause", "back": f"/consumers/{visit.name}", "button": "Pause", "fields": {},
         "danger": False,
     })  # fmt: skip
@@ -135,14 +148,8 @@ async def _pause(visit: Visit, *, paused: bool) -> Elsewhere:
 
 
 async def _messages(visit: Visit, query: str) -> list[dict[str, Any]]:
-    """Return messages with hidden values, as dictionaries."""
-    async with visit.services.store.session() as session:
-        cursor = await session.execute(query.encode(), (visit.name,))
-        names = [one.name for one in cursor.description or ()]
-        rows = [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
-    for row in rows:
-        row["data"] = hidden(visit, row["data"])
-    return rows
+    rows = await visit.services.store.records(query, (visit.name,))
+    return [{**row, "data": hidden(visit, row["data"])} for row in rows]
 
 
 def hidden(visit: Visit, data: str | None) -> str | None:
@@ -151,12 +158,12 @@ def hidden(visit: Visit, data: str | None) -> str | None:
     return masked(data, mask) if data is not None and mask else data
 
 
-def _charts(visit: Visit, pending: Points, dead: Points, oldest: Points) -> list[tuple[str, Any]]:
+def _charts(visit: Visit, pending: Points, dead: Points, oldest: Points) -> list[Chart]:
     now = visit.services.now()
     return [
-        ("Waiting messages", chart("Waiting messages", pending, now, number)),
-        ("Age of the oldest message", chart("Age of the oldest message", oldest, now, duration)),
-        ("Dead letters", chart("Dead letters", dead, now, number)),
+        chart("Waiting messages", pending, now, number),
+        chart("Age of the oldest message", oldest, now, duration, DURATIONS),
+        chart("Dead letters", dead, now, number),
     ]
 
 

@@ -21,12 +21,12 @@ from cdcbridge.web.problems import RequestRefused
 
 FILTERS: Final = ("topic", "key", "reason")
 _LETTERS: Final = (
-    "select id, seq, topic, key, data::text, deliver_count, reason, history, commit_lsn::text, commit_time, inserted_at,"
-    " died_at from letters_page(%s, %s, %s, %s, %s, 50)"
+    "select id, seq, topic, key, data::text, deliver_count, reason, history, commit_lsn::text, commit_time,"
+    " inserted_at, died_at from letters_page(%s, %s, %s, %s, %s, 50)"
 )
 _LETTER: Final = (
-    "select id, seq, topic, key, data::text, deliver_count, reason, history, commit_lsn::text, commit_time, inserted_at,"
-    " died_at from dead_letters(%s, array[%s::bigint])"
+    "select id, seq, topic, key, data::text, deliver_count, reason, history, commit_lsn::text, commit_time,"
+    " inserted_at, died_at from dead_letters(%s, array[%s::bigint])"
 )
 _ID: Final = "select id, mode from show_consumer(%s)"
 _REASONS: Final = "select * from letter_reasons(%s)"
@@ -47,7 +47,7 @@ async def letters(visit: Visit) -> Page:
     """List the dead letters of a consumer, the newest first."""
     store, chosen = visit.services.store, _chosen(visit)
     number, mode = (await store.rows(_ID, (visit.name,)))[0]
-    rows = await store.rows(_LETTERS, (number, *chosen.values(), _number(visit, "before")))
+    rows = await store.records(_LETTERS, (number, *chosen.values(), _number(visit, "before")))
     found = [_letter(visit, row) for row in rows]
     return Page("dead.html", {
         "title": f"Dead letters of {visit.name}", "name": visit.name, "mode": mode, "letters": found, "chosen": chosen,
@@ -58,10 +58,9 @@ async def letters(visit: Visit) -> Page:
 
 async def letter(visit: Visit) -> Page:
     """Show one dead letter with its history."""
-    row = (await visit.services.store.rows(_LETTER, (visit.name, _id_of(visit))))[0]
-    return Page("letter.html", {
-        "title": f"Dead letter {row[0]}", "name": visit.name, "letter": _letter(visit, row), "shows_data": visit.shows_data,
-    })  # fmt: skip
+    row = (await visit.services.store.records(_LETTER, (visit.name, _id_of(visit))))[0]
+    values = {"name": visit.name, "letter": _letter(visit, row), "shows_data": visit.shows_data}
+    return Page("letter.html", {"title": f"Dead letter {row['id']}", **values})
 
 
 async def ask(visit: Visit) -> Page:
@@ -156,12 +155,8 @@ def _purged(config: Any, name: str, chosen: dict[str, str | None], until: int) -
     return {"purged": done}, max(0, len(waiting) - taken)
 
 
-def _letter(visit: Visit, row: tuple[Any, ...]) -> dict[str, Any]:
-    names = ("id", "seq", "topic", "key", "data", "deliver_count", "reason", "history", "commit_lsn", "commit_time",
-             "inserted_at", "died_at")  # fmt: skip
-    found = dict(zip(names, row, strict=True))
-    found["data"] = hidden(visit, found["data"]) if visit.shows_data else None
-    return found
+def _letter(visit: Visit, row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "data": hidden(visit, row["data"]) if visit.shows_data else None}
 
 
 def _chosen(visit: Visit) -> dict[str, str | None]:

@@ -43,7 +43,9 @@ class Trend(NamedTuple):
     empty_in: float | None
 
 
-def judge(row: Mapping[str, Any], alarms: Iterable[Mapping[str, Any]], holders: Sequence[Mapping[str, Any]]) -> Judgement:
+def judge(
+    row: Mapping[str, Any], alarms: Iterable[Mapping[str, Any]], holders: Sequence[Mapping[str, Any]]
+) -> Judgement:
     """Judge one consumer.
 
     Args:
@@ -64,13 +66,20 @@ def judge(row: Mapping[str, Any], alarms: Iterable[Mapping[str, Any]], holders: 
     ready = row["pending"] - row.get("delayed", 0)
     if ready > 0 and not row["in_flight"] and due > _UNREAD and row["mode"] != "stream":
         age = human_duration(due)
-        return Judgement("bad", "nobody receives", f"nobody receives: a message has been ready for {age}. Start a worker")
+        return Judgement(
+            "bad", "nobody receives", f"nobody receives: a message has been ready for {age}. Start a worker"
+        )
+    if row["mode"] == "stream" and due > _UNREAD:
+        why = f"a message has waited for {human_duration(due)}. Start a member of the group, or find the slow one"
+        return Judgement("warn", "behind", why)
     if due > _BEHIND:
-        return Judgement("warn", "behind", f"a message has waited for {human_duration(due)}. Add workers, or find the slow one")
+        return Judgement(
+            "warn", "behind", f"a message has waited for {human_duration(due)}. Add workers, or find the slow one"
+        )
     if row["dead"]:
         return Judgement("warn", "dead letters", f"{_count(row['dead'], 'dead letter')} for a person to retry or purge")
     if row["pending"] or row["in_flight"]:
-        return Judgement("ok", "working", "messages arrive and are finished")
+        return Judgement("ok", "working", "messages wait, and none for long")
     return Judgement("idle", "idle", "no message waits")
 
 

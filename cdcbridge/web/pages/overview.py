@@ -7,15 +7,13 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from cdcbridge.store.presence import RUNNING, Process
-from cdcbridge.web.pages.charts import chart
-from cdcbridge.web.pages.consumers import listed
+from cdcbridge.web.pages.charts import Chart, chart
+from cdcbridge.web.pages.consumers import listed, visible_alarms
 from cdcbridge.web.pages.samples import slot_samples
 from cdcbridge.web.pages.site import Page, View, Visit
-from cdcbridge.web.pages.wording import duration, number, size
+from cdcbridge.web.pages.wording import DURATIONS, SIZES, duration, number, size
 
-_LAST_ERROR: Final = (
-    "select message, hint, holder, extract(epoch from clock_timestamp() - at)::float8 from last_error"
-)
+_LAST_ERROR: Final = "select message, hint, holder, extract(epoch from clock_timestamp() - at)::float8 from last_error"
 _LEADERS: Final = "select 'leaders'::regclass::oid::int8"
 _WORST: Final = 6  # consumers on the first page
 
@@ -29,7 +27,7 @@ async def overview(visit: Visit) -> Page:
         "title": "Overview",
         "consumers": consumers[:_WORST],
         "all_consumers": every,
-        "found_alarms": [one for one in figures.rows("alarms") if one["consumer"] is None or visit.caller.sees(one["consumer"])],
+        "found_alarms": visible_alarms(visit),
         "bridges": [],
         "slot": None,
         "charts": (),
@@ -44,13 +42,13 @@ async def overview(visit: Visit) -> Page:
     return Page("overview.html", values)
 
 
-async def _charts(visit: Visit) -> list[tuple[str, Any]]:
+async def _charts(visit: Visit) -> list[Chart]:
     samples = await slot_samples(visit.services.store)
     now = visit.services.now()
     return [
-        ("WAL that the slot retains", chart("WAL that the slot retains", samples.retained, now, size)),
-        ("Lag of the slot", chart("Lag of the slot", samples.lag, now, duration)),
-        ("Messages per minute into the log", chart("Messages per minute", samples.rate, now, number)),
+        chart("WAL that the slot retains", samples.retained, now, size, SIZES),
+        chart("Lag of the slot", samples.lag, now, duration, DURATIONS),
+        chart("Messages per minute into the log", samples.rate, now, number),
     ]
 
 

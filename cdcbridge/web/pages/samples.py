@@ -5,6 +5,7 @@ Never reads more rows than there are minutes for each consumer.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from cdcbridge.web.store import WebStore
@@ -56,7 +57,7 @@ async def slot_samples(store: WebStore) -> SlotSamples:
     """Return the samples of the slot."""
     rows = await store.rows(_SLOT)
     rates: Points = []
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         known = before[3] is not None and after[3] is not None
         rates.append((after[0], max(0.0, after[3] - before[3]) / (after[0] - before[0]) * 60 if known else None))
     return SlotSamples([(row[0], row[1]) for row in rows], [(row[0], row[2]) for row in rows], rates)

@@ -28,7 +28,7 @@ from cdcbridge.web.access import Action, Caller, Failures, refuse_other_pages, t
 from cdcbridge.web.calls import Services
 from cdcbridge.web.figures import Figures
 from cdcbridge.web.pages.login import COOKIE, LASTS, cookie_for, proof_for, visitor_of
-from cdcbridge.web.pages.wording import filters
+from cdcbridge.web.pages.wording import filters, plural
 from cdcbridge.web.problems import RequestRefused, problem_of
 from cdcbridge.web.requests import address_of, body_of, log_request
 
@@ -184,7 +184,9 @@ class Site:
                                  hint="Open the page again, and send it from there.")  # fmt: skip
         return form
 
-    def _page(self, request: Request, caller: Caller | None, page: Page, figures: Figures | None, status: int = 200) -> Response:
+    def _page(
+        self, request: Request, caller: Caller | None, page: Page, figures: Figures | None, status: int = 200
+    ) -> Response:
         text = self._templates.get_template(page.template).render(
             caller=caller,
             tokens=bool(self._tokens),
@@ -193,6 +195,7 @@ class Site:
             alarms=len(figures.rows("alarms")) if figures else 0,
             proof=proof_for(request.cookies.get(COOKIE), self._tokens),
             here=request.url.path,
+            said=_said(request.query_params),
             now=time.time(),
             version=__version__,
             **page.values,
@@ -201,7 +204,7 @@ class Site:
 
     def _error(self, request: Request, caller: Caller | None, error: CdcbridgeError) -> Response:
         status, problem, headers = problem_of(error)
-        values = {"title": HTTPStatus(status).phrase, "problem": problem}
+        values = {"title": HTTPStatus(status).phrase, "problem": {"hint": "", **problem}}
         response = self._page(request, caller, Page("error.html", values), None, status)
         response.headers.update(headers)
         return response
@@ -268,6 +271,22 @@ async def _fields(request: Request) -> dict[str, str]:
         return dict(parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=50))
     except (UnicodeDecodeError, ValueError) as error:
         raise RequestRefused(400, f"the form cannot be read: {error}") from None
+
+
+def _said(query: Mapping[str, str]) -> str:
+    """Return the sentence about the change that led to this page, or ""."""
+    number, kept = (_count(query.get(name, "")) for name in ("n", "kept"))
+    left = f" {plural(kept, 'letter')} stayed: the filter fails again, or the message waits already." if kept else ""
+    return {
+        "paused": "Paused. Its receivers get nothing until somebody resumes it.",
+        "resumed": "Resumed.",
+        "retry": f"Retried {plural(number, 'dead letter')}.{left}",
+        "purge": f"Purged {plural(number, 'dead letter')}.",
+    }.get(query.get("said", ""), "")
+
+
+def _count(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 16 else 0
 
 
 def _local(path: str | None) -> str:

@@ -13,6 +13,8 @@ from cdcbridge.routing.logical_messages import members
 from cdcbridge.units import human_duration, human_size
 
 UNKNOWN: Final = "–"
+SIZES: Final = (1.0, 1024.0, 1024.0**2, 1024.0**3, 1024.0**4)  # the units of size(), in bytes
+DURATIONS: Final = (1.0, 60.0, 3600.0, 86400.0)  # the units of duration(), in seconds
 _LONGEST: Final = 20_000  # characters of a message's data on a page
 
 
@@ -63,9 +65,7 @@ def changes(before: str | None, after: str | None) -> list[Changed]:
         after: The JSON text of the later row, or None.
     """
     old, new = _columns(before), _columns(after)
-    return [
-        Changed(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)
-    ]
+    return [Changed(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
 def _columns(text: str | None) -> Mapping[str, str]:
@@ -100,9 +100,16 @@ def _pieces(text: str) -> Iterator[str]:
         previous = character
 
 
+def sentence(text: str) -> str:
+    """Return a text with a capital letter at its beginning. The rest stays as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def plural(value: int, what: str) -> str:
-    """Return a number and a noun: (2, "message") → "2 messages"."""
-    return f"{value:,} {what}{'' if value == 1 else 's'}"
+    """Return a number and a noun: (2, "message") → "2 messages", (2, "delivery") → "2 deliveries"."""
+    if value != 1:
+        what = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    return f"{value:,} {what}"
 
 
 def filters() -> dict[str, Any]:
@@ -114,4 +121,5 @@ def filters() -> dict[str, Any]:
         "clock": clock,
         "indented": indented,
         "plural": plural,
+        "sentence": sentence,
     }

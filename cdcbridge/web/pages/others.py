@@ -1,0 +1,65 @@
+"""The pages of sinks, backfills, alarms and the audit log."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cdcbridge.web.pages.consumers import visible_alarms
+from cdcbridge.web.pages.site import Page, View, Visit
+from cdcbridge.web.problems import RequestRefused
+
+_BACKFILLS: Final = (
+    "select consumer, table_name, state, note, rows, percent, rows_per_second, seconds_left, condition, created_at"
+    " from backfill_status() order by id desc limit 100"
+)
+_AUDIT: Final = (
+    "select id, at, caller, role, address, action, subject, details::text from audit where id < %s order by id desc"
+    " limit 100"
+)
+
+
+async def sinks(visit: Visit) -> Page:
+    """Show the sinks: what they deliver, and why they do not."""
+    found = [one for one in visit.figures.rows("sinks") if visit.caller.sees(one["name"])]
+    return Page("sinks.html", {"title": "Sinks", "sinks": found})
+
+
+async def backfills(visit: Visit) -> Page:
+    """Show the backfills, the newest first."""
+    rows = await visit.services.store.records(_BACKFILLS)
+    found = [row for row in rows if visit.caller.sees(row["consumer"])]
+    return Page("backfills.html", {"title": "Backfills", "backfills": found})
+
+
+async def alarms(visit: Visit) -> Page:
+    """Show what needs attention now, and who holds old row versions, old WAL and the log's safe seq."""
+    sees = visit.caller.sees
+    mine = visit.caller.consumers is None
+    figures = visit.figures
+    return Page("alarms.html", {
+        "title": "Alarms",
+        "found_alarms": visible_alarms(visit),
+        "holders": [one for one in figures.rows("consumer_holders") if sees(one["consumer"])],
+        "xmin": figures.rows("xmin_holders") if mine else [],
+        "publishers": figures.rows("holders") if mine else [],
+        "errors": [text for text in (figures.lag.get("source_error"), figures.lag.get("store_error")) if text and mine],
+    })  # fmt: skip
+
+
+async def audit(visit: Visit) -> Page:
+    """Show who changed something, the newest change first."""
+    if visit.caller.consumers is not None:
+        raise RequestRefused(403, f"the token {visit.caller.name!r} sees its own consumers alone")
+    before = visit.given("before") or str((1 << 63) - 1)
+    if not before.isdecimal():
+        raise RequestRefused(422, f"before is {before!r}, which is not a number")
+    rows: list[tuple[Any, ...]] = await visit.services.store.rows(_AUDIT, (int(before),))
+    return Page("audit.html", {"title": "Audit log", "rows": rows, "older": rows[-1][0] if len(rows) == 100 else None})
+
+
+VIEWS: Final = (
+    View("GET", "/sinks", "look", sinks),
+    View("GET", "/backfills", "look", backfills),
+    View("GET", "/alarms", "look", alarms),
+    View("GET", "/audit", "look", audit),
+)

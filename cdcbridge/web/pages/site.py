@@ -6,7 +6,6 @@ process, and a strict Content-Security-Policy forbids the rest. Never shows a tr
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from cdcbridge.errors import CdcbridgeError
 from cdcbridge.web.access import Action, Caller, Failures, refuse_other_pages, token_of
 from cdcbridge.web.calls import Services
 from cdcbridge.web.figures import Figures
-from cdcbridge.web.pages.login import COOKIE, LASTS, cookie_for, proof_for, visitor_of
+from cdcbridge.web.pages.login import COOKIE, LASTS, cookie_for, proof_for, same, visitor_of
 from cdcbridge.web.pages.wording import filters, plural
 from cdcbridge.web.problems import RequestRefused, problem_of
 from cdcbridge.web.requests import address_of, body_of, log_request
@@ -179,7 +178,7 @@ class Site:
         """Return the fields of a form of this site's own pages."""
         form = await _fields(request)
         expected = proof_for(request.cookies.get(COOKIE), self._tokens)
-        if not hmac.compare_digest(form.pop("proof", ""), expected):
+        if not same(expected, form.pop("proof", "")):
             raise RequestRefused(403, "the form is not from a page of this session",
                                  hint="Open the page again, and send it from there.")  # fmt: skip
         return form

@@ -52,6 +52,8 @@ language sql stable as $$
                   w.keys is null, 0, w.not_before
            from waiting___id__ w cross join lateral unnest(w.seqs, w.keys) as u (seq, key)
            where w.not_before > moment()
+             -- A queue has no such rows, and no index that says so.
+             and exists (select from consumers c where c.id = __id__ and c.mode = 'fifo')
            order by w.not_before, u.seq limit most)) d
     order by d.at, d.seq limit most
 $$;

@@ -1,0 +1,320 @@
+"""What the dashboard changes: it asks first, needs the role, and is in the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.harness.world import World, eventually
+from tests.web.conftest import ADMIN, BILLING, OPERATOR, TOKENS, VIEWER, declare, serving
+from tests.web.pages.conftest import live, visiting
+
+PAUSED = "select paused from cdcbridge.consumers where name = 'billing'"
+DEAD = "select count(*) from cdcbridge.dead_letters('billing')"
+
+
+def audited(world: World) -> list[tuple[Any, ...]]:
+    return world.sql.execute(
+        "select caller, role, action, subject, details from cdcbridge.audit order by id"
+    ).fetchall()
+
+
+def test_pause_asks_first_and_resume_does_not(dashboard: str, world18: World, browser: Browser) -> None:
+    with visiting(browser, dashboard) as visit:
+        page = visit.page
+        page.goto("/consumers/billing")
+        page.get_by_role("link", name="Pause…").click()
+        assert world18.value(PAUSED) is False, "a question changes nothing"
+        page.get_by_role("link", name="Cancel").click()
+        page.get_by_role("link", name="Pause…").click()
+        page.get_by_role("button", name="Pause").click()
+        expect(page.get_by_role("status").filter(has_text="Paused.")).to_be_visible()
+        expect(page.locator("#verdict")).to_contain_text("Paused")
+        assert world18.value(PAUSED) is True
+        page.get_by_role("button", name="Resume").click()
+        expect(page.get_by_role("status").filter(has_text="Resumed.")).to_be_visible()
+        assert world18.value(PAUSED) is False
+        page.goto("/audit")
+        expect(page.locator("tbody tr")).to_have_count(2)
+    assert [row[:4] for row in audited(world18)] == [
+        ("local", "admin", "pause", "billing"),
+        ("local", "admin", "resume", "billing"),
+    ]
+
+
+def test_retry_one_dead_letter(dashboard: str, world18: World, browser: Browser) -> None:
+    before = world18.value(DEAD)
+    with visiting(browser, dashboard) as visit:
+        page = visit.page
+        page.goto("/consumers/billing/dead")
+        page.locator("#letters tbody tr", has_text="no template").first.locator("a").click()
+        expect(page.locator("main")).to_contain_text("no template")
+        page.get_by_role("link", name="Retry…").click()
+        page.get_by_role("button", name="Retry").click()
+        expect(page.get_by_role("status").filter(has_text="Retried 1 dead letter.")).to_be_visible()
+    assert world18.value(DEAD) == before - 1
+    (row,) = audited(world18)
+    assert row[2] == "retry" and row[4]["letters"] == 1 and len(row[4]["ids"]) == 1
+
+
+def test_purge_by_a_filter(dashboard: str, world18: World, browser: Browser) -> None:
+    reasons = "select count(*) from cdcbridge.dead_letters('billing', reason => 'nacked: no template')"
+    before, chosen = world18.value(DEAD), world18.value(reasons)
+    assert before > chosen > 0
+    with visiting(browser, dashboard) as visit:
+        page = visit.page
+        page.goto("/consumers/billing/dead")
+        page.get_by_label("Reason begins with").fill("nacked: no template")
+        page.get_by_role("button", name="Filter").click()
+        expect(page.locator("#letters tbody tr")).to_have_count(chosen)
+        page.get_by_role("link", name="Purge these…").click()
+        expect(page.locator("h1")).to_contain_text(f"Purge {chosen} dead letters of billing?")
+        expect(page.locator("main")).to_contain_text("nacked: no template")
+        page.get_by_role("button", name="Purge").click()
+        expect(page.get_by_role("status").filter(has_text=f"Purged {chosen} dead letters.")).to_be_visible()
+    assert (world18.value(DEAD), world18.value(reasons)) == (before - chosen, 0)
+    (row,) = audited(world18)
+    assert row[4] == {"filter": {"reason": "nacked: no template"}, "until": row[4]["until"], "purged": chosen}
+
+
+def test_a_large_retry_reports_its_progress_and_ends(world18: World, browser: Browser) -> None:
+    """It is made in steps, and letters that die meanwhile are not touched, so it comes to an end."""
+    declare(world18)
+    run = world18.sql.execute
+    run("select cdcbridge.publish('t', null, to_json(n)) from generate_series(1, 12000) n")
+    take = "select cdcbridge.nack('billing', array(select receipt from cdcbridge.receive('billing', 1000)), '0', 'x', true)"
+    while world18.value(take):
+        pass
+    assert world18.value(DEAD) == 12_000
+    with serving(world18) as url, visiting(browser, url) as visit:
+        page = visit.page
+        steps: list[str] = []
+        page.on("response", lambda answer: steps.append(answer.request.method))
+        page.goto("/consumers/billing/dead/retry")
+        expect(page.locator("h1")).to_contain_text("Retry more than 10,000 dead letters of billing?")
+        run("select cdcbridge.publish('t', null, '0')")
+        page.get_by_role("button", name="Retry").click()
+        expect(page.get_by_role("status").filter(has_text="Retried 12,000 dead letters.")).to_be_visible(timeout=90_000)
+    assert world18.value(DEAD) == 0
+    assert sum(row[4]["retried"] for row in audited(world18)) == 12_000
+
+
+def test_a_filter_is_tried_without_effect(dashboard: str, world18: World, browser: Browser) -> None:
+    with visiting(browser, dashboard) as visit:
+        page = visit.page
+        page.goto("/consumers/billing/filter")
+        page.get_by_label("Filter (CEL)").fill("record.id >")
+        page.get_by_role("button", name="Try it").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        page.get_by_label("Filter (CEL)").fill("record.id > 20")
+        page.get_by_role("button", name="Try it").click()
+        expect(page.locator("tbody tr")).to_have_count(40)
+    assert audited(world18) == []
+
+
+@pytest.fixture
+def guarded(world18: World) -> Any:
+    """The address of a dashboard with tokens."""
+    live(world18)
+    with serving(world18, tokens=TOKENS) as url:
+        yield url
+
+
+def login(page: Any, token: str) -> None:
+    page.goto("/login")
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+
+
+def test_a_login_leads_back_and_a_logout_ends_it(guarded: str, browser: Browser) -> None:
+    with visiting(browser, guarded) as visit:
+        visit.expected = {401}
+        page = visit.page
+        page.goto("/consumers/billing?x=1")
+        expect(page).to_have_url(f"{guarded}/login?next=%2Fconsumers%2Fbilling%3Fx%3D1")
+        page.get_by_label("Token").fill("wrong")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("alert")).to_contain_text("not known")
+        page.get_by_label("Token").fill(ADMIN)
+        page.get_by_role("button", name="Log in").click()
+        expect(page).to_have_url(f"{guarded}/consumers/billing?x=1")
+        (cookie,) = page.context.cookies()
+        assert cookie["httpOnly"] and cookie["sameSite"] == "Lax" and ADMIN not in cookie["value"]
+        page.get_by_role("button", name="Log out").click()
+        page.goto("/consumers")
+        expect(page.get_by_label("Token")).to_be_visible()
+
+
+def test_a_viewer_sees_no_button_and_cannot_press_one(guarded: str, world18: World, browser: Browser) -> None:
+    with visiting(browser, guarded) as visit:
+        page = visit.page
+        login(page, VIEWER)
+        page.goto("/consumers/billing")
+        expect(page.locator("h1")).to_have_text("billing")
+        expect(page.get_by_role("link", name="Pause…")).to_have_count(0)
+        page.goto("/consumers/billing/dead")
+        expect(page.get_by_role("link", name="Purge all…")).to_have_count(0)
+        for path in ("/consumers/billing/pause", "/consumers/billing/dead/purge"):
+            assert page.request.get(path).status == 403
+            assert page.request.post(path, form={"proof": "x"}).status == 403
+    assert world18.value(PAUSED) is False and audited(world18) == []
+
+
+def test_a_consumers_token_sees_its_own_consumers_alone(guarded: str, browser: Browser) -> None:
+    with visiting(browser, guarded) as visit:
+        page = visit.page
+        login(page, BILLING)
+        for path in ("/", "/consumers", "/dead", "/alarms", "/sinks", "/streams", "/backfills"):
+            page.goto(path)
+            text = page.content()
+            assert "search" not in text.replace('role="search"', "") and "audit" not in text, path
+        for path in ("/consumers/search", "/consumers/search/dead", "/log", "/log/1", "/audit"):
+            assert page.request.get(path).status == 403, path
+
+
+@contextmanager
+def session(url: str, token: str) -> Iterator[httpx.Client]:
+    """A browser's session without a browser."""
+    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+        assert client.post("/login", data={"token": token, "next": "/"}).status_code == 303
+        yield client
+
+
+def proof(client: httpx.Client) -> str:
+    text = client.get("/consumers/billing/pause").text
+    return text.split('name="proof" value="')[1].split('"')[0]
+
+
+def test_a_form_of_another_site_changes_nothing(guarded: str, world18: World) -> None:
+    with session(guarded, OPERATOR) as client:
+        path, good = "/consumers/billing/pause", proof(client)
+        assert client.post(path, data={}).status_code == 403
+        assert client.post(path, data={"proof": "0" * 64}).status_code == 403
+        assert client.post(path, data={"proof": "é"}).status_code == 403
+        assert client.post(path, data={"proof": good}, headers={"Origin": "https://evil.example"}).status_code == 403
+        with session(guarded, ADMIN) as other:
+            assert client.post(path, data={"proof": proof(other)}).status_code == 403, "of another session"
+        assert world18.value(PAUSED) is False
+        assert client.post(path, data={"proof": good}, headers={"Origin": guarded}).status_code == 303
+        assert world18.value(PAUSED) is True
+
+
+def test_a_cookie_that_was_changed_or_is_old_is_no_session(guarded: str, world18: World) -> None:
+    with session(guarded, VIEWER) as client:
+        cookie = client.cookies["cdcbridge_session"]
+        name, began, signature = cookie.rsplit(".", 2)
+        for forged in (
+            f"ops.{began}.{signature}",
+            f"{name}.{int(began) + 1}.{signature}",
+            f"{name}.{began}.{'0' * 64}",
+            f"{name}.{began}",
+            "",
+            "é.1.2",
+        ):
+            with httpx.Client(base_url=guarded, trust_env=False) as other:
+                answer = other.get("/consumers", headers={"Cookie": f"cdcbridge_session={forged}".encode()})
+                assert answer.status_code == 303, forged
+    changed = [{**one, "token": "another"} if one["name"] == "screen" else one for one in TOKENS]
+    with serving(world18, tokens=changed) as url, httpx.Client(base_url=url, trust_env=False) as other:
+        answer = other.get("/consumers", headers={"Cookie": f"cdcbridge_session={cookie}"})
+        assert answer.status_code == 303, "its token was replaced"
+
+
+def test_a_login_never_leads_to_another_site(guarded: str) -> None:
+    for there in ("https://evil.example/", "//evil.example", "/\\evil.example", "javascript:alert(1)", "evil"):
+        with httpx.Client(base_url=guarded, trust_env=False) as client:
+            answer = client.post("/login", data={"token": ADMIN, "next": there})
+            assert (answer.status_code, answer.headers["location"]) == (303, "/"), there
+
+
+def test_failed_logins_are_limited(guarded: str) -> None:
+    with httpx.Client(base_url=guarded, trust_env=False) as client:
+        statuses = [client.post("/login", data={"token": f"guess {n}"}).status_code for n in range(12)]
+        assert statuses == [401] * 10 + [429] * 2
+        assert client.post("/login", data={"token": ADMIN}).status_code == 303, "a known token is always accepted"
+
+
+@pytest.mark.parametrize(("browse", "roles"), [(True, "ops screen"), (False, ""), (["admin"], "ops")])
+def test_data_is_hidden_by_mask_and_by_role(world18: World, browse: Any, roles: str) -> None:
+    live(world18)
+    settings: dict[str, Any] = {"tokens": TOKENS, "browse": browse, "mask": {"email": "last4"}}
+    shown = ("/consumers/search", "/consumers/billing/dead/1", "/log/1", "/log/history?topic=t&key=k1")
+    with serving(world18, **settings) as url:
+        for name, token in (("ops", ADMIN), ("screen", VIEWER)):
+            with session(url, token) as client:
+                for path in shown:
+                    answer = client.get(path)
+                    assert answer.status_code == 200 and "@example" not in answer.text, (name, path)
+                    assert (".com" in answer.text) == (name in roles.split()), (name, path)
+
+
+def test_nobody_can_inject(world18: World, browser: Browser) -> None:
+    """Keys, topics, reasons and data are texts on each page, also in addresses."""
+    evil = """"><script>document.title='owned'</script><img src=x onerror="document.title='owned'">'"""
+    declare(world18)
+    world18.sql.execute("select cdcbridge.publish('t', %s, json_build_object(%s::text, %s::text))", (evil, evil, evil))
+    world18.sql.execute(
+        "select cdcbridge.nack('billing', array(select receipt from cdcbridge.receive('billing')), '0', %s, true)",
+        (evil,),
+    )
+    with serving(world18) as url, visiting(browser, url) as visit:
+        page = visit.page
+        for path in ("/log", "/log/1", "/consumers/search", "/consumers/billing/dead", "/consumers/billing/dead/1"):
+            page.goto(path)
+            expect(page.locator("main script, main img")).to_have_count(0)
+            assert "onerror" in page.locator("main").inner_text(), path
+        page.goto("/log")
+        page.locator("#messages tbody a").nth(1).click()
+        expect(page.locator("h1")).to_contain_text("onerror")
+        assert page.title() != "owned"
+        answer = page.request.get("/consumers", params={"q": evil})
+        assert answer.status == 200 and "<script>document" not in answer.text()
+
+
+def test_bad_addresses_get_an_answer(guarded: str) -> None:
+    with session(guarded, ADMIN) as client:
+        for path, status in (
+            ("/consumers/nobody", 404),
+            ("/consumers/billing/dead/999999", 404),
+            ("/consumers/billing/dead/99999999999999999999", 422),
+            ("/consumers/billing/dead?before=x", 422),
+            ("/consumers/billing/dead/explode", 404),
+            ("/log?from=yesterday", 422),
+            ("/log/99999999999999999999", 404),
+            ("/log/history?key=1", 422),
+            ("/audit?before=x", 422),
+            ("/consumers/audit/dead", 200),
+            ("/static/../app.py", 404),
+            ("/static/%2e%2e/site.py", 404),
+            ("/consumers/..%2f..%2fetc", 404),
+            ("/nothing", 404),
+        ):
+            answer = client.get(path)
+            assert answer.status_code == status, (path, answer.status_code)
+            assert "Traceback" not in answer.text
+        assert client.post("/login", content=b"x" * 100_000).status_code == 413
+
+
+def test_every_page_forbids_scripts_of_others(guarded: str) -> None:
+    with session(guarded, ADMIN) as client:
+        for path in ("/", "/log", "/nothing", "/login"):
+            headers = client.get(path).headers
+            if path != "/nothing":
+                policy = headers["content-security-policy"]
+                assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+            assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
+
+
+def test_an_audit_row_exists_before_the_change(guarded: str, world18: World) -> None:
+    """A change that fails is in the log as well, with its error."""
+    with session(guarded, ADMIN) as client:
+        answer = client.post("/consumers/billing/dead/424242/retry", data={"proof": proof(client)})
+        assert answer.status_code == 404
+    (row,) = audited(world18)
+    assert row[:4] == ("ops", "admin", "retry", "billing") and "424242" in row[4]["error"]
+    eventually(lambda: "api.changed" in world18.log("serve.log"), "the log has the change")

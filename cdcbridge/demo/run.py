@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import click
 
@@ -23,6 +29,8 @@ from cdcbridge.errors import CdcbridgeError
 _CONFIG = """\
 source:
   dsn: {dsn}
+api:
+  listen: 127.0.0.1:{port}
 consumers:
   - name: billing
     tables: [public.orders]
@@ -36,6 +44,7 @@ _CHANGES = (
     "delete from orders where id = 1",
 )
 _PATIENCE = 30.0  # seconds
+_WEB: Final = ("starlette", "uvicorn", "jinja2")  # the packages of the extra `web`
 
 
 def demo() -> None:
@@ -47,7 +56,8 @@ def demo() -> None:
     started = time.monotonic()
     with EmbeddedServer(wheel_binaries()) as server, tempfile.TemporaryDirectory(prefix="cdcbridge-demo-") as folder:
         config = Path(folder) / "cdcbridge.yaml"
-        config.write_text(_CONFIG.format(dsn=server.dsn()))
+        port = _free_port()
+        config.write_text(_CONFIG.format(dsn=server.dsn(), port=port))
         with connect_source(server.dsn(), "cdcbridge demo") as connection:
             version = connection.execute("show server_version").fetchone()
             _step(f"an embedded PostgreSQL {version[0] if version else '?'} is up ({time.monotonic() - started:.1f} s)")
@@ -67,10 +77,54 @@ def demo() -> None:
                     _receive(config, name, count)
                 _step("cdcbridge lag")
                 click.echo(_indent(_program(config, "lag").stdout))
+                _show_dashboard(config, port)
             finally:
                 bridge.terminate()
                 bridge.wait(timeout=20)
     click.echo(f"done in {time.monotonic() - started:.1f} s. Everything was removed")
+
+
+def _show_dashboard(config: Path, port: int) -> None:
+    """Print the address of the dashboard. In a terminal, open it in the browser, and wait for a key."""
+    if not all(find_spec(package) for package in _WEB):
+        _step("the dashboard is in the extra `web`: pip install 'cdcbridge[web]'")
+        return
+    url = f"http://127.0.0.1:{port}/"
+    with _serving(config, url):
+        _step(f"the dashboard: {url}")
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            click.launch(url)
+            click.pause("Press a key to end the demo, and everything is removed")
+
+
+@contextmanager
+def _serving(config: Path, url: str) -> Iterator[None]:
+    """Run `cdcbridge serve` for the duration of a `with` block."""
+    serve = _program(config, "serve", background=True)
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while not _answers(url):
+            if serve.poll() is not None or time.monotonic() > deadline:
+                raise CdcbridgeError(f"the dashboard did not start: {serve.stderr.read() if serve.stderr else ''}")
+            time.sleep(0.05)
+        yield
+    finally:
+        serve.terminate()
+        serve.wait(timeout=20)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5):  # noqa: S310 - the address is that of this machine
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        number: int = found.getsockname()[1]
+        return number
 
 
 def _receive(config: Path, name: str, expected: int) -> None:

@@ -279,6 +279,7 @@ def test_the_demo_shows_messages_acked_and_the_lag() -> None:
     assert 'insert  {"id":1,"customer":"Ada","status":"paid","amount":120.00}' in result.stdout
     assert 'ack → {"acked":3}' in result.stdout and 'ack → {"acked":4}' in result.stdout
     assert "RETAINED" in result.stdout and "Everything was removed" in result.stdout
+    assert "→ the dashboard: http://127.0.0.1:" in result.stdout
 
 
 def test_a_streams_offsets_are_shown_and_moved(world: World) -> None:

@@ -45,7 +45,7 @@ def test_a_role_reads_its_own_queue_with_no_right_on_any_table(queue: StoreQueue
     assert queue.value("select cdcbridge.redrive('c')", session=reader) == 2
     assert queue.value("select pending from cdcbridge.consumer_lag()", session=reader) == 2
     internal = ("leases", "waiting_1", "messages_000000", "dead_messages_1")
-    public = ("messages", "dead_messages", "consumers", "consumer_messages")
+    public = ("messages", "dead_messages", "consumers", "consumer_messages", "audit")
     for table in (*(f"cdcbridge.{name}" for name in public), *(f"cdcbridge_internal.{name}" for name in internal)):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             queue.all(f"select * from {table}", session=reader)
@@ -103,7 +103,9 @@ def test_what_is_not_for_everybody_cannot_be_called(queue: StoreQueue, roles: No
     assert queue.value("select cdcbridge.publish('t', null, '1')", session=stranger) == 1
 
 
-PUBLIC = {"consumers", "messages", "consumer_messages", "message_key_seqs", "dead_messages", "consumer_group_offsets"}
+PUBLIC = {
+    "audit", "consumers", "messages", "consumer_messages", "message_key_seqs", "dead_messages", "consumer_group_offsets",
+}  # fmt: skip
 IN_SCHEMA = """
     select relname as name, relkind in ('r', 'p', 'v', 'm', 'f') as relation from pg_class
     where relnamespace = 'cdcbridge'::regnamespace

@@ -16,7 +16,7 @@ ADMIN = "an-admins-token"
 BILLING = "a-consumers-token"
 OPERATOR = "an-operators-token"
 VIEWER = "a-viewers-token"
-TOKENS = [
+TOKENS: list[dict[str, Any]] = [
     {"name": "ops", "token": ADMIN, "role": "admin"},
     {"name": "billing", "token": BILLING, "role": "consumer", "consumers": ["billing"]},
     {"name": "night", "token": OPERATOR, "role": "operator"},

@@ -18,7 +18,7 @@ DURATIONS: Final = (1.0, 60.0, 3600.0, 86400.0)  # the units of duration(), in s
 _LONGEST: Final = 20_000  # characters of a message's data on a page
 
 
-class Changed(NamedTuple):
+class ColumnChange(NamedTuple):
     """One column whose value differs. Its `before` or `after` is None if that version does not have the column."""
 
     column: str
@@ -57,7 +57,7 @@ def indented(text: str) -> str:
     return "".join(_pieces(text))
 
 
-def changes(before: str | None, after: str | None) -> list[Changed]:
+def changes(before: str | None, after: str | None) -> list[ColumnChange]:
     """Return the columns that differ between two versions of a row.
 
     Args:
@@ -65,7 +65,9 @@ def changes(before: str | None, after: str | None) -> list[Changed]:
         after: The JSON text of the later row, or None.
     """
     old, new = _columns(before), _columns(after)
-    return [Changed(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [
+        ColumnChange(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)
+    ]
 
 
 def _columns(text: str | None) -> Mapping[str, str]:

@@ -217,9 +217,9 @@ def test_a_cookie_that_was_changed_or_is_old_is_no_session(guarded: str, world18
             "é.1.2",
         ):
             with httpx.Client(base_url=guarded, trust_env=False) as other:
-                answer = other.get("/consumers", headers={"Cookie": f"cdcbridge_session={forged}".encode()})
+                answer = other.get("/consumers", headers=[(b"Cookie", f"cdcbridge_session={forged}".encode())])
                 assert answer.status_code == 303, forged
-    changed = [{**one, "token": "another"} if one["name"] == "screen" else one for one in TOKENS]
+    changed = [dict(one, token="another") if one["name"] == "screen" else one for one in TOKENS]
     with serving(world18, tokens=changed) as url, httpx.Client(base_url=url, trust_env=False) as other:
         answer = other.get("/consumers", headers={"Cookie": f"cdcbridge_session={cookie}"})
         assert answer.status_code == 303, "its token was replaced"

@@ -119,7 +119,7 @@ def test_figures_come_from_the_bridge(world18: World, browser: Browser) -> None:
     """A bridge keeps its measurements, and the overview shows the slot and the leader."""
     world18.sql.execute("create table t (id int primary key)")
     world18.consumers = []
-    world18.consumer("billing", ["public.t"])
+    world18.consumer("billing", ("public.t",))
     world18.start_process()
     eventually(world18.active, "the bridge streams")
     world18.sql.execute("insert into t select generate_series(1, 7)")

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from cdcbridge import __version__
 from cdcbridge.config import Config
 from cdcbridge.errors import CdcbridgeError
-from cdcbridge.web import log_browser, queues, states, streams, topics
+from cdcbridge.web import events, log_browser, queues, states, streams, topics
 from cdcbridge.web.access import Caller, Failures, caller_of, refuse_other_pages
 from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.calls import Call, Endpoint, Services
@@ -31,7 +31,8 @@ from cdcbridge.web.openapi import document
 from cdcbridge.web.problems import RequestRefused, problem_of
 from cdcbridge.web.store import WebStore
 
-ENDPOINTS: Final = (*states.ENDPOINTS, *queues.ENDPOINTS, *streams.ENDPOINTS, *topics.ENDPOINTS, *log_browser.ENDPOINTS)
+_MODULES: Final = (states, queues, streams, topics, log_browser, events)
+ENDPOINTS: Final = tuple(one for module in _MODULES for one in module.ENDPOINTS)
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _THREADS: Final = 2  # for lag and redrive
 _PATHS: Final = "/api/openapi.json lists the paths."
@@ -107,7 +108,8 @@ class Application:
                 caller = self._login(request)
                 endpoint = methods["GET" if request.method == "HEAD" else request.method]
                 caller.refuse(endpoint.action, request.path_params.get("name"))
-                response = _json(await endpoint.call(await self._call(request, caller, endpoint)))
+                answer = await endpoint.call(await self._call(request, caller, endpoint))
+                response = answer if isinstance(answer, Response) else _json(answer)
             except CdcbridgeError as error:
                 response = _problem(error)
             except ClientDisconnect:
@@ -150,7 +152,7 @@ class Application:
                 body = endpoint.body.model_validate(given)
             except ValidationError as error:
                 raise RequestRefused(422, _described(error)) from None
-        return Call(self.services, caller, request.path_params, body, raw, request.is_disconnected)
+        return Call(self.services, caller, request.path_params, body, raw, request.is_disconnected, request.headers)
 
     async def _body(self, request: Request) -> bytes:
         most = self.services.config.api.max_body

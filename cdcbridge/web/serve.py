@@ -19,6 +19,7 @@ import uvicorn
 from cdcbridge.config import Config
 from cdcbridge.errors import UsageError
 from cdcbridge.web.app import Application
+from cdcbridge.web.connection import Connection
 
 _GRACE: Final = 20  # seconds for requests in progress at the end
 _BACKLOG: Final = 2048
@@ -58,6 +59,7 @@ def serve(config: Config) -> None:
         server = _Server(
             uvicorn.Config(
                 api.app,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 server_header=False,

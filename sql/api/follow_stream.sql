@@ -5,7 +5,8 @@
 -- No message is missed: the call stops before a seq that an open transaction may still commit.
 --
 -- The last row has a seq alone: the next call passes it as `after`. One call looks at 100,000
--- messages at most, so it can return that row alone although wanted messages follow.
+-- messages at most, so it can return that row alone although wanted messages follow. For a paused
+-- consumer it always does.
 -- Internal: the HTTP API calls it.
 --
 -- Parameters:
@@ -55,6 +56,11 @@ begin
     elsif from_seq > greatest(safe, coalesce(pg_sequence_last_value('messages_seq'), 0)) then
         raise exception 'seq % is after the end of the log', from_seq using errcode = 'CB004',
             hint = 'It may be a position in another log.';
+    end if;
+    seq := from_seq;
+    if c.paused then
+        return next;
+        return;
     end if;
     -- In a statement after max_safe_seq(), so that all messages up to `safe` are visible.
     window_end := coalesce((select m.seq from messages m where m.seq > from_seq and m.seq <= reach

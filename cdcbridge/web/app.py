@@ -23,7 +23,7 @@ from starlette.routing import Route
 from cdcbridge import __version__
 from cdcbridge.config import Config
 from cdcbridge.errors import CdcbridgeError
-from cdcbridge.web import events, log_browser, queues, states, streams, topics
+from cdcbridge.web import events, figures, log_browser, queues, states, streams, topics
 from cdcbridge.web.access import Caller, Failures, caller_of, refuse_other_pages
 from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.calls import Call, Endpoint, Services
@@ -31,7 +31,7 @@ from cdcbridge.web.openapi import document
 from cdcbridge.web.problems import RequestRefused, problem_of
 from cdcbridge.web.store import WebStore
 
-_MODULES: Final = (states, queues, streams, topics, log_browser, events)
+_MODULES: Final = (states, queues, streams, topics, log_browser, events, figures)
 ENDPOINTS: Final = tuple(one for module in _MODULES for one in module.ENDPOINTS)
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _THREADS: Final = 2  # for lag and redrive
@@ -54,7 +54,9 @@ class Application:
     def __init__(self, config: Config) -> None:
         store = WebStore(config)
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="api")
-        self.services = Services(config, store, Arrivals(store.connect, config.store.schema_), threads)
+        arrivals = Arrivals(store.connect, config.store.schema_)
+        self.services = Services(config, store, arrivals, threads, figures.Figures(config))
+        self.services.figures.watch(self.services)
         self._failures = Failures()
         self._description = orjson.dumps(document(ENDPOINTS, __version__))
         paths: dict[str, dict[str, Endpoint]] = {}
@@ -65,7 +67,10 @@ class Application:
                 Route("/live", self._live),
                 Route("/ready", self._ready),
                 Route("/api/openapi.json", self._openapi),
-                *(Route(path, self._answering(methods), methods=list(methods)) for path, methods in paths.items()),
+                *(
+                    Route(path, self._answering(path, methods), methods=list(methods))
+                    for path, methods in paths.items()
+                ),
             ],
             lifespan=self._lifespan,
             exception_handlers={404: _no_such_path, 405: _no_such_method},
@@ -100,7 +105,7 @@ class Application:
     async def _openapi(self, _: Request) -> Response:
         return Response(self._description, media_type="application/json")
 
-    def _answering(self, methods: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Response]]:
+    def _answering(self, path: str, methods: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             began = monotonic()
             caller: Caller | None = None
@@ -118,12 +123,14 @@ class Application:
                 log.exception("api.failed", path=request.url.path, error=f"{type(error).__name__}: {error}")
                 response = _problem(CdcbridgeError("the request failed for a reason that nobody foresaw",
                                                    hint="The log of `serve` has it."))  # fmt: skip
+            seconds = monotonic() - began
+            self.services.figures.answered(request.method, path, response.status_code, seconds)
             log.info(
                 "api.request",
                 method=request.method,
                 path=request.url.path,
                 status=response.status_code,
-                seconds=round(monotonic() - began, 4),
+                seconds=round(seconds, 4),
                 caller=None if caller is None else caller.name,
                 address=_address(request),
             )

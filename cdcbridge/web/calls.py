@@ -24,6 +24,8 @@ from cdcbridge.web.store import WebStore
 if TYPE_CHECKING:
     from starlette.responses import Response
 
+    from cdcbridge.web.figures import Figures
+
 T = TypeVar("T")
 Gone: TypeAlias = Callable[[], Awaitable[bool]]
 _LONGEST: Final = 20.0  # seconds for work in a thread
@@ -56,6 +58,7 @@ class Services:
 
     Attributes:
         threads: For work that blocks. It is not asyncio's own pool, which also resolves the names of servers.
+        figures: The metrics.
         event_streams: The answers of server-sent events that are open.
     """
 
@@ -63,6 +66,7 @@ class Services:
     store: WebStore
     arrivals: Arrivals
     threads: Executor
+    figures: Figures
     event_streams: set[Any] = field(default_factory=set)
 
     async def beside(self, call: Callable[..., T], *arguments: Any) -> T:

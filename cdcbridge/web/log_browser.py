@@ -10,7 +10,6 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from cdcbridge.web.calls import Answer, Body, Call, Endpoint, documents, within
-from cdcbridge.web.problems import RequestRefused
 
 # A row without a topic is the last one, and has the seq of the next page.
 _BROWSE: Final = within(
@@ -34,9 +33,7 @@ class BrowseRequest(Body):
 
 async def browse(call: Call) -> Answer:
     """Show messages of the log, the newest first."""
-    if call.caller.consumers is not None:
-        raise RequestRefused(403, f"the token {call.caller.name!r} sees the messages of its own consumers alone",
-                      hint="GET /api/consumers/NAME/messages shows them.")  # fmt: skip
+    call.caller.refuse_restricted("GET /api/consumers/NAME/messages shows their messages.")
     body: BrowseRequest = call.body
     newest, most = body.order == "newest", call.services.config.api.max_answer
     rows = await call.store.rows(_BROWSE, {**body.model_dump(by_alias=True), "newest": newest, "most": most})

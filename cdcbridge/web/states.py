@@ -11,7 +11,6 @@ from cdcbridge.config import Config
 from cdcbridge.errors import SourceUnavailable
 from cdcbridge.observe.lag import Lag, measure, measure_store
 from cdcbridge.web.calls import Answer, Call, Endpoint, documents
-from cdcbridge.web.problems import RequestRefused
 
 _CONSUMERS: Final = "select to_json(c)::text, c.name from consumer_lag() c order by c.name"
 _CONSUMER: Final = (
@@ -53,14 +52,13 @@ async def _pause(call: Call, *, paused: bool) -> Answer:
 
 async def lag(call: Call) -> Answer:
     """Measure the lag of the slot and of all consumers."""
-    if call.caller.consumers is not None:
-        raise RequestRefused(403, f"the token {call.caller.name!r} sees its own consumers alone",
-                      hint="GET /api/consumers lists them.")  # fmt: skip
-    found = await call.services.beside(_measured, call.services.config)
+    call.caller.refuse_restricted("GET /api/consumers lists them.")
+    found = await call.services.beside(measured, call.services.config)
     return found.as_json()
 
 
-def _measured(config: Config) -> Lag:
+def measured(config: Config) -> Lag:
+    """Return the lag of the slot and of all consumers, or of the consumers alone if the source is away."""
     try:
         return measure(config)
     except SourceUnavailable as error:

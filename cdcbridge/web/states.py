@@ -14,7 +14,7 @@ from cdcbridge.web.calls import Answer, Call, Endpoint, documents
 
 _CONSUMERS: Final = "select to_json(c)::text, c.name from consumer_lag() c order by c.name"
 _CONSUMER: Final = (
-    "select to_json(c)::text, (select to_json(l)::text from consumer_lag() l where l.name = c.name)"
+    "select to_json(c)::text, (select to_json(l)::text from consumer_lag(c.name) l)"
     " from (select id, name, mode, paused, created_at, updated_at, config from show_consumer(%s)) c"
 )
 _PAUSE: Final = "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id"

@@ -31,6 +31,7 @@ SECTIONS = {
         "nack_failed",
         "stream_settings",
         "next_readable",
+        "follow_stream",
         "seek_partitions",
         "time_of",
         "dead_ids",

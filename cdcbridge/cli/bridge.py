@@ -15,13 +15,14 @@ from click.shell_completion import get_completion_class
 
 from cdcbridge import __version__
 from cdcbridge.background import log_failure
-from cdcbridge.bridge.sink_supervisor import SinkSupervisor
+from cdcbridge.bridge.child_process import ChildProcess, SinkSupervisor
 from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.changes.wal2json_file import decode_file
 from cdcbridge.checks.server import check, refuse_unconvertible
 from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line, say
 from cdcbridge.cli.schema import file_schema
 from cdcbridge.cli.screen import width, wrapped
+from cdcbridge.cli.serve import require_web
 from cdcbridge.config import Config, load
 from cdcbridge.database import connect_store, database_place
 from cdcbridge.demo.run import demo as run_demo
@@ -115,16 +116,19 @@ def migrate(app: App, as_json: bool) -> None:
     " faster; holds one snapshot, and all WAL, until that is done.",
 )
 @click.option("--no-sinks", is_flag=True, help="Leave the sinks to `cdcbridge sinks run`.")
+@click.option("--serve", is_flag=True, help="Also answer the HTTP API, in a process of its own.")
 @pass_app
-def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool) -> None:
+def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool, serve: bool) -> None:
     """Run the bridge.
 
     It migrates the store, applies the file's consumers, and streams changes until SIGTERM or SIGINT.
 
     While another bridge leads, it waits as a standby. While a server is away, it keeps trying. Sinks have a process of
-    their own, which `run` starts again whenever it ends.
+    their own, which `run` starts again whenever it ends. So has the API with `--serve`.
     """
     config = app.config
+    if serve:
+        require_web()
     health = Health()
     bridge = Bridge(config, wait=not no_wait, reload=lambda: load(app.path), consistent=consistent, health=health)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -138,6 +142,8 @@ def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool) -> None:
         beside.enter_context(Watcher(config, metrics))
         if not no_sinks:
             beside.enter_context(SinkSupervisor(app.path))
+        if serve:
+            beside.enter_context(ChildProcess(app.path, "api", ["serve"]))
         bridge.run()
 
 

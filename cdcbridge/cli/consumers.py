@@ -229,9 +229,7 @@ def remove(app: App, name: str, yes: bool) -> None:
     again, without messages: the command warns before it removes anything.
     """
     with app.store() as store:
-        row = store.execute(
-            "select l.* from consumer_lag() l where l.name = (consumer_named(%s)).name", (name,)
-        ).fetchone()
+        row = store.execute("select l.* from consumer_lag((consumer_named(%s)).name) l", (name,)).fetchone()
         found = ConsumerLag(*row) if row else None
         runs = bridge_runs(store)
         if returns := _returns(store, app, name, runs=runs):

@@ -139,6 +139,20 @@ class Api(Listening):
     max_body: Annotated[
         Size, Field(gt=0), Field(description="A larger request is refused with 413.", examples=["64MB"])
     ] = 16 << 20
+    max_answer: Annotated[
+        Size,
+        Field(gt=0),
+        Field(
+            description="An answer has fewer messages than the caller asked for, if these would be larger together. The"
+            " others stay in the queue. One message is always whole.",
+            examples=["64MB"],
+        ),
+    ] = 16 << 20
+    event_streams: Annotated[
+        int,
+        Field(ge=0),
+        Field(description="How many streams of server-sent events a process keeps open at most.", examples=["1000"]),
+    ] = 100
 
     def shows_data(self, role: Role) -> bool:
         """Return whether callers with this role see the data of messages in the dashboard."""

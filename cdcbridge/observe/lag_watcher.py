@@ -43,12 +43,12 @@ class Watcher(Background):
                 found = measure(self._config, list(self._looks))
             except Exception as error:  # noqa: BLE001 - otherwise the metrics would keep their last values
                 self._looks.clear()
-                self._metrics.not_measured()
+                self._metrics.measurements.not_measured(source=False)
                 if not isinstance(error, SourceUnavailable):  # the bridge logs that itself
                     log.warning("watch.failed", error=" ".join(str(error).split()))
             else:
                 self._looks.append(found)
-                self._metrics.measured(found)
+                self._metrics.measurements.measured(found)
                 self._alarm(found)
                 self._keep(found)
             self._stop.wait(self._interval)

@@ -91,10 +91,11 @@ class Metrics:
         self._seconds = Histogram(
             "cdcbridge_append_seconds", "Duration of an append", registry=unlabelled, buckets=_SECONDS
         )
-        self._looks = _Looks(health, version)
-        unlabelled.register(self._looks)
-        self.registry = CollectorRegistry()
-        self.registry.register(_Labelled(unlabelled, {"source": source, "slot": slot}))
+        self._state = _BridgeState(health)
+        self.measurements = Measurements(version)
+        unlabelled.register(self._state)
+        unlabelled.register(self.measurements)
+        self.registry = labelled(unlabelled, source, slot)
         health.on_append = self._appended
 
     def _appended(self, batch: AppendBatch, seconds: float) -> None:
@@ -104,17 +105,14 @@ class Metrics:
         for (event, _topic, _reason), number in batch.refused.items():
             self._refused.labels(event.removeprefix("published.")).inc(number)
         self._seconds.observe(seconds)
-        self._looks.last_append = time.time()
+        self._state.last_append = time.time()
 
-    def measured(self, lag: Lag) -> None:
-        """Take over the measurements. The source answered, and so did the store, unless `lag` has its error."""
-        self._looks.lag = lag
-        self._looks.unreachable = "store" if lag.store_error else ""
 
-    def not_measured(self) -> None:
-        """Note that the source did not answer."""
-        self._looks.lag = None
-        self._looks.unreachable = "source"
+def labelled(registry: CollectorRegistry, source: str, slot: str) -> CollectorRegistry:
+    """Return a registry with the same metrics, each with the labels `source` and `slot`."""
+    made = CollectorRegistry()
+    made.register(_Labelled(registry, {"source": source, "slot": slot}))
+    return made
 
 
 class _Labelled(Collector):
@@ -130,34 +128,14 @@ class _Labelled(Collector):
             yield family
 
 
-class _Looks(Collector):
-    """The values that are read when Prometheus asks: the last measurements, and the state of the bridge."""
+class _BridgeState(Collector):
+    """The state of the bridge, which is read when Prometheus asks."""
 
-    def __init__(self, health: Health, version: str) -> None:
+    def __init__(self, health: Health) -> None:
         self._health = health
-        self._version = version
-        self.lag: Lag | None = None
-        self.unreachable: str | None = None  # None before the first look
         self.last_append: float | None = None  # Unix time
 
     def collect(self) -> Iterator[Metric]:
-        yield InfoMetricFamily("cdcbridge_build", "The program's version", {"version": self._version})
-        yield from self._bridge()
-        if self.unreachable is not None:
-            up = GaugeMetricFamily("cdcbridge_up", "1 if the database answered the last query", labels=["database"])
-            for side in ("source", "store"):
-                # The source is asked first. If it does not answer, the state of the store is unknown.
-                if not (self.unreachable == "source" and side == "store"):
-                    up.add_metric([side], float(self.unreachable != side))
-            yield up
-        lag = self.lag
-        if lag is not None:
-            yield from self._slots(lag)
-            yield from self._consumers(lag)
-            yield from self._feeds(lag)
-            yield from self._sinks(lag)
-
-    def _bridge(self) -> Iterator[Metric]:
         health = self._health
         streaming = health.state == "streaming"
         yield GaugeMetricFamily("cdcbridge_leader", "1 while this bridge leads and streams", float(streaming))
@@ -182,6 +160,47 @@ class _Looks(Collector):
             yield GaugeMetricFamily(
                 "cdcbridge_last_append_timestamp_seconds", "Time of the last append", self.last_append
             )
+
+
+class Measurements(Collector):
+    """The last measurements of slot and consumers.
+
+    Args:
+        version: The version of the program.
+    """
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+        self._lag: Lag | None = None
+        self._up: dict[str, bool] = {}  # for each database of which it is known, whether it answered
+
+    def measured(self, lag: Lag) -> None:
+        """Take over the measurements. Each database answered, unless `lag` has its error."""
+        self._lag = lag
+        self._up = {"source": not lag.source_error, "store": not lag.store_error}
+
+    def not_measured(self, **up: bool) -> None:
+        """Note that there are no measurements.
+
+        Args:
+            up: For each database of which it is known, whether it answered. The source is asked first, so if it does
+                not answer, the state of the store may be unknown.
+        """
+        self._lag, self._up = None, up
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("cdcbridge_build", "The program's version", {"version": self._version})
+        if self._up:
+            family = GaugeMetricFamily("cdcbridge_up", "1 if the database answered the last query", labels=["database"])
+            for side, answered in self._up.items():
+                family.add_metric([side], float(answered))
+            yield family
+        lag = self._lag
+        if lag is not None:
+            yield from self._slots(lag)
+            yield from self._consumers(lag)
+            yield from self._feeds(lag)
+            yield from self._sinks(lag)
 
     def _slots(self, lag: Lag) -> Iterator[Metric]:
         for name, (field, text) in _SLOT_GAUGES.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
@@ -66,6 +67,15 @@ class Caller(NamedTuple):
         if consumer is not None and not self.sees(consumer):
             raise RequestRefused(403, f"the token {self.name!r} does not list the consumer {consumer!r}",
                           hint="Add the consumer to `consumers` of the token in api.tokens.")  # fmt: skip
+
+    def refuse_restricted(self, hint: str) -> None:
+        """Raise RequestRefused if the caller may name some consumers alone.
+
+        Args:
+            hint: Another request that such a caller may use.
+        """
+        if self.consumers is not None:
+            raise RequestRefused(403, f"the token {self.name!r} sees its own consumers alone", hint=hint)
 
     def sees(self, consumer: str) -> bool:
         """Return whether the caller may name this consumer."""
@@ -136,8 +146,22 @@ def token_of(secret: str, tokens: Sequence[ApiToken]) -> ApiToken | None:
     return found
 
 
+def network_of(address: str) -> str:
+    """Return the network whose failed logins count together.
+
+    One caller has a whole network of IPv6 addresses, at least a /64. For example, 2001:db8::7 is in 2001:db8::/64.
+    """
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv6Address):
+        return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
+    return address
+
+
 class Failures:
-    """Failed logins by the caller's address. After ten within a minute, further ones get 429 for the rest of it.
+    """Failed logins by the caller's network. After ten within a minute, further ones get 429 for the rest of it.
 
     A known token is always accepted, because all callers of one proxy have one address.
     """
@@ -152,16 +176,17 @@ class Failures:
             address: The IP address of the caller.
             now: Seconds of a monotonic clock.
         """
-        times = self._times.get(address)
+        network = network_of(address)
+        times = self._times.get(network)
         while times and times[0] <= now - _WINDOW:
             times.popleft()
         if times and len(times) >= _MOST_FAILURES:
             wait = max(1, round(times[0] + _WINDOW - now))
-            raise RequestRefused(429, f"{len(times)} logins from {address} failed within a minute",
+            raise RequestRefused(429, f"{len(times)} logins from {network} failed within a minute",
                           headers={"Retry-After": str(wait)})  # fmt: skip
 
     def note(self, address: str, now: float) -> None:
         """Note that a login from this address failed at the time `now`."""
         if len(self._times) >= _MOST_ADDRESSES:
             self._times = {one: times for one, times in self._times.items() if times and times[-1] > now - _WINDOW}
-        self._times.setdefault(address, deque(maxlen=_MOST_FAILURES)).append(now)
+        self._times.setdefault(network_of(address), deque(maxlen=_MOST_FAILURES)).append(now)

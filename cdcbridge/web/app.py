@@ -23,11 +23,11 @@ from starlette.routing import Route
 from cdcbridge import __version__
 from cdcbridge.config import Config
 from cdcbridge.errors import CdcbridgeError
-from cdcbridge.web import log_browser, queues, states, streams, topics
+from cdcbridge.web import events, figures, log_browser, queues, states, streams, topics
 from cdcbridge.web.access import Caller, Failures, caller_of, refuse_other_pages
 from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.calls import Call, Endpoint, Services
-from cdcbridge.web.figures import Measurements
+from cdcbridge.web.newest import Newest
 from cdcbridge.web.openapi import document
 from cdcbridge.web.pages import consumers as consumer_pages
 from cdcbridge.web.pages import dead, others, overview, trials
@@ -38,7 +38,8 @@ from cdcbridge.web.requests import address_of, body_of, log_request
 from cdcbridge.web.states import measured
 from cdcbridge.web.store import WebStore
 
-ENDPOINTS: Final = (*states.ENDPOINTS, *queues.ENDPOINTS, *streams.ENDPOINTS, *topics.ENDPOINTS, *log_browser.ENDPOINTS)
+_MODULES: Final = (states, queues, streams, topics, log_browser, events, figures)
+ENDPOINTS: Final = tuple(one for module in _MODULES for one in module.ENDPOINTS)
 VIEWS: Final = (*overview.VIEWS, *consumer_pages.VIEWS, *dead.VIEWS, *log_pages.VIEWS, *trials.VIEWS, *others.VIEWS)
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _THREADS: Final = 2  # for lag and redrive
@@ -60,9 +61,10 @@ class Application:
     def __init__(self, config: Config) -> None:
         store = WebStore(config)
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="api")
-        measurements = Measurements(store, lambda: measured(self.services))
         arrivals = Arrivals(store.connect, config.store.schema_)
-        self.services = Services(config, store, arrivals, measurements, threads)
+        newest = Newest(store, lambda: self.services.beside(measured, config))
+        self.services = Services(config, store, arrivals, newest, threads, figures.Figures(config))
+        self.services.figures.watch(self.services)
         self._failures = Failures()
         site = Site(self.services, self._failures, VIEWS)
         self._description = orjson.dumps(document(ENDPOINTS, __version__))
@@ -74,7 +76,10 @@ class Application:
                 Route("/live", self._live),
                 Route("/ready", self._ready),
                 Route("/api/openapi.json", self._openapi),
-                *(Route(path, self._answering(methods), methods=list(methods)) for path, methods in paths.items()),
+                *(
+                    Route(path, self._answering(path, methods), methods=list(methods))
+                    for path, methods in paths.items()
+                ),
                 *site.routes(),
             ],
             lifespan=self._lifespan,
@@ -88,7 +93,7 @@ class Application:
         try:
             yield
         finally:
-            self.services.measurements.close()
+            self.services.newest.close()
             listening.cancel()
             with suppress(asyncio.CancelledError):
                 await listening
@@ -111,7 +116,7 @@ class Application:
     async def _openapi(self, _: Request) -> Response:
         return Response(self._description, media_type="application/json")
 
-    def _answering(self, methods: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Response]]:
+    def _answering(self, path: str, methods: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             began = monotonic()
             caller: Caller | None = None
@@ -119,7 +124,8 @@ class Application:
                 caller = self._login(request)
                 endpoint = methods["GET" if request.method == "HEAD" else request.method]
                 caller.refuse(endpoint.action, request.path_params.get("name"))
-                response = _json(await endpoint.call(await self._call(request, caller, endpoint)))
+                answer = await endpoint.call(await self._call(request, caller, endpoint))
+                response = answer if isinstance(answer, Response) else _json(answer)
             except CdcbridgeError as error:
                 response = _problem(error)
             except ClientDisconnect:
@@ -128,7 +134,8 @@ class Application:
                 log.exception("api.failed", path=request.url.path, error=f"{type(error).__name__}: {error}")
                 response = _problem(CdcbridgeError("the request failed for a reason that nobody foresaw",
                                                    hint="The log of `serve` has it."))  # fmt: skip
-            log_request(request, response.status_code, began, caller)
+            seconds = log_request(request, response.status_code, began, caller)
+            self.services.figures.answered(request.method, path, response.status_code, seconds)
             return response
 
         return answer
@@ -154,7 +161,7 @@ class Application:
                 body = endpoint.body.model_validate(given)
             except ValidationError as error:
                 raise RequestRefused(422, _described(error)) from None
-        return Call(self.services, caller, request.path_params, body, raw, request.is_disconnected)
+        return Call(self.services, caller, request.path_params, body, raw, request.is_disconnected, request.headers)
 
 
 def _parsed(raw: bytes) -> Any:

@@ -4,6 +4,8 @@ One session of the process listens for the notifications of the store. A poll th
 its consumer. A notification wakes one poll of the room, and a poll that found messages wakes the next one. A thousand
 polls of one consumer therefore cause one claim for a message, and not a thousand.
 
+A reader that follows a stream needs each message, so a notification wakes all of them. They have a room of their own.
+
 Timeouts and delays end without a notification. next_visible() says when, and the room wakes a poll then. While the
 session is away, it wakes one each second. Never claims a message itself.
 """
@@ -37,33 +39,45 @@ class WaitingRoom:
 
     Attributes:
         id: The id of the consumer in the store, which notifications contain.
+        together: Whether a notification wakes all polls.
         version: Increases with each notification.
     """
 
-    def __init__(self, consumer_id: int) -> None:
+    def __init__(self, consumer_id: int, *, together: bool = False) -> None:
         self.id = consumer_id
+        self.together = together
         self.version = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def tell(self) -> None:
-        """Note that messages may be there, and wake one poll."""
+        """Note that messages may be there, and wake one poll, or all of them."""
         self.version += 1
         self.wake()
 
     def wake(self) -> None:
-        """Wake the poll that has waited longest."""
+        """Wake the poll that has waited longest, or all of them if they are woken together."""
         while self._waiting:
             poll = self._waiting.popleft()
             if not poll.done():
                 poll.set_result(None)
-                return
+                if not self.together:
+                    return
 
     def wake_all(self) -> None:
         """Wake all polls, and let those that are about to wait look again."""
         self.version += 1
         for _ in range(len(self._waiting)):
             self.wake()
+
+    def leave(self) -> None:
+        """Wake the next poll, because one that has left may have been meant by the same notification."""
+        if not self.together:
+            self.wake()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
     async def wait(self, seen: int, due: float, left: float) -> None:
         """Wait until the next look.
@@ -107,13 +121,22 @@ class Arrivals:
     def __init__(self, connect: Callable[[], Awaitable[psycopg.AsyncConnection]], schema: str) -> None:
         self._connect = connect
         self._schema = schema
-        self._rooms: dict[str, WaitingRoom] = {}
+        self._rooms: dict[tuple[str, bool], WaitingRoom] = {}
         self._longest = _DEAF
-        self.stopping = False
+        self.stopped = asyncio.Event()
+
+    @property
+    def stopping(self) -> bool:
+        return self.stopped.is_set()
+
+    @property
+    def waiting(self) -> int:
+        """The number of polls that wait."""
+        return sum(room.waiting for room in self._rooms.values())
 
     def stop(self) -> None:
         """Let all polls answer now, and all later ones at once."""
-        self.stopping = True
+        self.stopped.set()
         for room in self._rooms.values():
             room.wake_all()
 
@@ -139,7 +162,7 @@ class Arrivals:
 
     def tell(self, consumer: str) -> None:
         """Wake a poll of a consumer whose messages may be visible now, without a notification of the store."""
-        if (room := self._rooms.get(consumer)) is not None:
+        if (room := self._rooms.get((consumer, False))) is not None:
             room.tell()
 
     def _tell(self, payload: str = "") -> None:
@@ -156,6 +179,8 @@ class Arrivals:
         look: Callable[[], Awaitable[list[T]]],
         due: Callable[[], Awaitable[tuple[int, float | None]]],
         gone: Callable[[], Awaitable[bool]],
+        *,
+        together: bool = False,
     ) -> list[T]:
         """Return the messages that `look` finds, or [] if it finds none within `wait` seconds.
 
@@ -167,18 +192,20 @@ class Arrivals:
             look: Claims messages.
             due: Returns the consumer's id, and the seconds until the next look, or None.
             gone: Returns whether the caller has disconnected. Such a poll claims nothing any more.
+            together: Whether a message is for all polls of the consumer that are called with it.
         """
         loop = asyncio.get_running_loop()
+        key = (consumer, together)
         deadline = loop.time() + wait
         try:
             while True:
-                room = self._rooms.get(consumer)
+                room = self._rooms.get(key)
                 seen = -1 if room is None else room.version
                 found = await look()
                 if found or loop.time() >= deadline or self.stopping:
                     return found
                 number, seconds = await due()
-                room = self._room(consumer, number)
+                room = self._room(key, number)
                 if self.stopping:
                     return []
                 if seen >= 0:  # otherwise a notification before the room was made may have been missed
@@ -187,14 +214,14 @@ class Arrivals:
                     if await gone():
                         return []
         finally:
-            if (last := self._rooms.get(consumer)) is not None:
-                last.wake()
+            if (last := self._rooms.get(key)) is not None:
+                last.leave()
 
-    def _room(self, consumer: str, number: int) -> WaitingRoom:
+    def _room(self, key: tuple[str, bool], number: int) -> WaitingRoom:
         """Return the room of a consumer. One that was removed and added again has another id, and gets a new room."""
-        room = self._rooms.get(consumer)
+        room = self._rooms.get(key)
         if room is None or room.id != number:
             if room is not None:
                 room.wake_all()
-            room = self._rooms[consumer] = WaitingRoom(number)
+            room = self._rooms[key] = WaitingRoom(number, together=key[1])
         return room

@@ -9,8 +9,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -20,10 +20,16 @@ from cdcbridge.errors import StoreUnavailable
 from cdcbridge.units import parse_duration
 from cdcbridge.web.access import Action, Caller
 from cdcbridge.web.arrivals import Arrivals
-from cdcbridge.web.figures import Measurements
+from cdcbridge.web.newest import Newest
 from cdcbridge.web.store import WebStore
 
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from cdcbridge.web.figures import Figures
+
 T = TypeVar("T")
+Gone: TypeAlias = Callable[[], Awaitable[bool]]
 _LONGEST: Final = 20.0  # seconds for work in a thread
 
 
@@ -53,15 +59,19 @@ class Services:
     """What all calls of a process share.
 
     Attributes:
-        measurements: The newest figures, for the pages of the dashboard.
+        newest: The newest measurement, for the pages of the dashboard.
         threads: For work that blocks. It is not asyncio's own pool, which also resolves the names of servers.
+        figures: The metrics.
+        event_streams: The answers of server-sent events that are open.
     """
 
     config: Config
     store: WebStore
     arrivals: Arrivals
-    measurements: Measurements
+    newest: Newest
     threads: Executor
+    figures: Figures
+    event_streams: set[Any] = field(default_factory=set)
 
     @staticmethod
     def now() -> float:
@@ -72,14 +82,23 @@ class Services:
         """Run a function that blocks in a thread.
 
         Raises:
-            StoreUnavailable: It has not ended within 20 seconds. It goes on, and its result is lost.
+            StoreUnavailable: It has not ended within 20 seconds, or the process is asked to end. It goes on, and its
+                result is lost.
         """
         done = asyncio.get_running_loop().run_in_executor(self.threads, call, *arguments)
+        stopped = asyncio.create_task(self.arrivals.stopped.wait())
+        stopped.add_done_callback(lambda _: done.cancel())
         try:
             async with asyncio.timeout(_LONGEST):
                 return await done
         except TimeoutError:
             raise StoreUnavailable(f"the servers have not answered within {_LONGEST:g} s") from None
+        except asyncio.CancelledError:
+            if not self.arrivals.stopping:
+                raise
+            raise StoreUnavailable("this process is ending") from None
+        finally:
+            stopped.cancel()
 
 
 @dataclass(slots=True, frozen=True)
@@ -93,6 +112,7 @@ class Call:
         body: The request's JSON or its query, as the endpoint's model. Endpoints without a model get None.
         raw: The request's body, whose numbers have all their digits.
         gone: Returns whether the caller has disconnected.
+        headers: The headers of the request, by their names in lower case.
     """
 
     services: Services
@@ -100,19 +120,24 @@ class Call:
     path: Mapping[str, str]
     body: Any
     raw: bytes
-    gone: Callable[[], Awaitable[bool]]
+    gone: Gone
+    headers: Mapping[str, str]
 
     @property
     def store(self) -> WebStore:
         return self.services.store
 
-    async def poll(self, query: str, values: Sequence[Any], due: str) -> list[tuple[Any, ...]]:
-        """Return the rows of a query as soon as there are any, or [] when the `wait` of the body is over.
+    async def poll(
+        self, query: str, values: Sequence[Any], due: str, *, wait: float | None = None, gone: Gone | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows of a query as soon as there are any, or [] when the time is over.
 
         Args:
             query: The statement that claims messages.
             values: Its values.
             due: The statement for the consumer's id and the seconds until the next look. Its two values are the name.
+            wait: Seconds to wait. By default the `wait` of the body.
+            gone: Returns whether the caller has disconnected, if the request cannot tell.
         """
         name = self.path["name"]
 
@@ -123,10 +148,11 @@ class Call:
             row = (await self.store.rows(due, (name, name)))[0]
             return row[0], row[1]
 
-        return await self.services.arrivals.poll(name, self.body.wait, look, next_look, self.gone)
+        seconds = self.body.wait if wait is None else wait
+        return await self.services.arrivals.poll(name, seconds, look, next_look, gone or self.gone)
 
 
-Answer: TypeAlias = Mapping[str, Any]
+Answer: TypeAlias = Mapping[str, Any]  # becomes JSON
 
 
 @dataclass(slots=True, frozen=True)
@@ -135,21 +161,46 @@ class Endpoint:
 
     Attributes:
         method: GET or POST.
-        path: For example "/api/consumers/{name}/receive".
+        path: For example "/api/consumers/{name}/receive". A parameter such as {topic:path} may have a "/".
         action: The right that the caller needs.
         answer: The JSON schemas of the answer's fields.
         call: The function. The first line of its docstring is the summary in the OpenAPI document.
         body: The model of the request's JSON, or for GET of its query.
+        media: The type of the answer. If it is not JSON, the function returns the whole response.
     """
 
     method: str
     path: str
     action: Action
     answer: Mapping[str, Mapping[str, Any]]
-    call: Callable[[Call], Awaitable[Answer]]
+    call: Callable[[Call], Awaitable[Answer | Response]]
     body: type[Body] | None = None
+    media: str = "application/json"
 
 
 def documents(rows: list[tuple[Any, ...]]) -> list[orjson.Fragment]:
-    """Return the JSON documents in the first column of rows, as they are: their numbers keep all digits."""
-    return [orjson.Fragment(row[0]) for row in rows]
+    """Return the JSON documents in the first column of rows, as they are: their numbers keep all digits.
+
+    Rows without a document are skipped. See `within`.
+    """
+    return [orjson.Fragment(row[0]) for row in rows if row[0] is not None]
+
+
+def within(call: str, columns: str, most: str = "%s") -> str:
+    """Return a statement for the rows that a SQL function returns, with a limit for the size of the answer.
+
+    The first column is the row as JSON, or null for the rows beyond the limit, which do not leave the server. The first
+    row is always whole.
+
+    Args:
+        call: The call, for example "peek(%s, %s)".
+        columns: Further columns of the statement, for example "r.receipt, r.seq + 1 as next".
+        most: The placeholder of the limit in bytes. It precedes those of the call.
+    """
+    names = ", ".join(column.rpartition(" ")[2].rpartition(".")[2] for column in columns.split(","))
+    return (  # no part of it comes from a caller of the API
+        f"select case when n = 1 or size <= {most} then document end, {names}"  # noqa: S608
+        " from (select *, row_number() over so_far as n, sum(octet_length(document)) over so_far as size"
+        f" from (select to_json(r)::text as document, {columns} from {call} r) r"
+        " window so_far as (rows unbounded preceding)) r"
+    )

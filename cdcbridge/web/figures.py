@@ -1,113 +1,126 @@
-"""The newest measurement of slot and consumers, for the pages of the dashboard.
+"""The metrics of `serve` for Prometheus: slot and consumers as `run` shows them, and the figures of the API itself.
 
-The bridge keeps one in the store every ten seconds. Without a bridge that measures, this process measures by itself, in
-a thread and only while somebody looks. A page never waits for a count of rows, except for the very first one. Never
-writes anything.
+However many callers ask, slot and consumers are measured once in five seconds at most, in a thread. Never keeps an old
+value for a database that does not answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
-import orjson
 import structlog
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from starlette.responses import Response
 
+from cdcbridge import __version__
+from cdcbridge.config import Config
+from cdcbridge.database import database_place
 from cdcbridge.errors import CdcbridgeError
-from cdcbridge.web.store import WebStore
+from cdcbridge.observe.lag import Lag
+from cdcbridge.observe.metrics import Measurements, labelled
+from cdcbridge.web.calls import Call, Endpoint, Services
+from cdcbridge.web.states import measured
 
-_KEPT: Final = (
-    "select extract(epoch from clock_timestamp() - measured_at)::float8, measured_at::text, lag::text from measurements"
-)
-_OLD: Final = 25.0  # seconds after which a measurement of a bridge is replaced by one of this process
-_OWN: Final = 10.0  # seconds between two measurements of this process
-_FIRST: Final = 3.0  # seconds that a page waits for the first measurement of all
+_FRESH: Final = 5.0  # seconds
+_PATIENCE: Final = 8.0  # seconds. Prometheus waits for 10
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 log = structlog.get_logger()
 
 
-@dataclass(slots=True, frozen=True)
 class Figures:
-    """A measurement.
-
-    Attributes:
-        lag: What `cdcbridge lag --json` prints, or {} if nothing was measured yet.
-        age: Its age in seconds, or None if nothing was measured yet.
-        by_bridge: Whether a bridge measured it.
-    """
-
-    lag: Mapping[str, Any]
-    age: float | None
-    by_bridge: bool
-
-    @property
-    def stale(self) -> bool:
-        """Whether the figures are older than they should be."""
-        return self.age is None or self.age > _OLD
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        """Return a list of the measurement, for example that of the consumers."""
-        return list(self.lag.get(name) or ())
-
-    def consumers(self) -> list[dict[str, Any]]:
-        """Return the consumers, each with all of its figures."""
-        health = {row["name"]: row for row in self.rows("consumer_health")}
-        return [{**row, **health.get(row["name"], {})} for row in self.rows("consumers")]
-
-
-class Measurements:
-    """The newest measurement, from the store or from this process.
+    """The metrics of one process.
 
     Args:
-        store: The sessions on the store.
-        measure: Measures the slot and the consumers.
+        config: The configuration, which names the source and the slot.
     """
 
-    def __init__(self, store: WebStore, measure: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
-        self._store = store
-        self._measure = measure
-        self._own: tuple[float, Mapping[str, Any]] | None = None
-        self._parsed: tuple[str, Mapping[str, Any]] = ("", {})
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, config: Config) -> None:
+        unlabelled = CollectorRegistry()
+        self._requests = Histogram(
+            "cdcbridge_api_request_seconds",
+            "Time that the API took for requests, with the time that a long poll waited",
+            ["method", "path", "status"],
+            registry=unlabelled,
+            buckets=_SECONDS,
+        )
+        self._measurements = Measurements(__version__)
+        self._running: asyncio.Task[Lag] | None = None
+        self._measured_at = -_FRESH
+        self._unlabelled = unlabelled
+        unlabelled.register(self._measurements)
+        name = config.source.name or database_place(config.source_dsn)
+        self._registry = labelled(unlabelled, name, config.source.slot)
 
-    async def newest(self) -> Figures:
-        """Return the newest measurement.
+    def watch(self, services: Services) -> None:
+        """Also show how much of these services is in use."""
+        self._unlabelled.register(_InUse(services))
 
-        Raises:
-            StoreUnavailable: The store cannot be reached.
+    def answered(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Count a request.
+
+        Args:
+            method: For example GET.
+            path: The template of the path, for example /api/consumers/{name}.
+            status: The status of the answer.
+            seconds: The time that it took.
         """
-        rows = await self._store.rows(_KEPT)
-        if rows and rows[0][0] <= _OLD:
-            return Figures(self._document(*rows[0][1:]), rows[0][0], by_bridge=True)
-        now = monotonic()
-        if self._task is None and (self._own is None or now - self._own[0] > _OWN):
-            self._task = asyncio.create_task(self._renew())
-        if self._own is None and self._task is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._task), _FIRST)
-        if self._own is not None and not (rows and rows[0][0] < now - self._own[0]):
-            return Figures(self._own[1], monotonic() - self._own[0], by_bridge=False)
-        if rows:
-            return Figures(self._document(*rows[0][1:]), rows[0][0], by_bridge=True)
-        return Figures({}, None, by_bridge=False)
+        self._requests.labels(method, path.replace(":path", ""), status).observe(seconds)
 
-    def close(self) -> None:
-        """End a measurement in progress."""
-        if self._task is not None:
-            self._task.cancel()
+    async def text(self, services: Services, accept: str) -> tuple[bytes, str]:
+        """Return all metrics, and their media type."""
+        await self._measure(services)
+        encoder, media = choose_encoder(accept)
+        return encoder(self._registry), media
 
-    def _document(self, at: str, text: str) -> Mapping[str, Any]:
-        if self._parsed[0] != at:
-            self._parsed = (at, orjson.loads(text))
-        return self._parsed[1]
+    async def _measure(self, services: Services) -> None:
+        if self._running is None and monotonic() - self._measured_at >= _FRESH:
+            self._running = asyncio.create_task(services.beside(measured, services.config))
+            self._running.add_done_callback(self._take)
+        if self._running is not None:
+            done, _ = await asyncio.wait({self._running}, timeout=_PATIENCE)
+            if not done:
+                self._measurements.not_measured(source=False)
 
-    async def _renew(self) -> None:
-        try:
-            self._own = (monotonic(), await self._measure())
-        except CdcbridgeError as error:
-            log.warning("api.not_measured", error=str(error))
-        finally:
-            self._task = None
+    def _take(self, done: asyncio.Task[Lag]) -> None:
+        self._running, self._measured_at = None, monotonic()
+        error = None if done.cancelled() else done.exception()
+        if error is None and not done.cancelled():
+            self._measurements.measured(done.result())
+            return
+        self._measurements.not_measured(source=False, store=False)
+        if not isinstance(error, CdcbridgeError | None):
+            log.warning("watch.failed", error=" ".join(str(error).split()))
+
+
+class _InUse(Collector):
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def collect(self) -> Iterator[Metric]:
+        services = self._services
+        for name, text, value in (
+            ("open_polls", "Long polls and event streams that wait for messages", services.arrivals.waiting),
+            ("event_streams", "Streams of server-sent events that are open", len(services.event_streams)),
+            ("sessions_in_use", "Sessions on the store that run a statement", services.store.in_use),
+            ("sessions_limit", "Sessions on the store that may be open", services.config.api.connections),
+        ):
+            yield GaugeMetricFamily(f"cdcbridge_api_{name}", text, float(value))
+
+
+async def metrics(call: Call) -> Response:
+    """Return the metrics for Prometheus."""
+    call.caller.refuse_restricted("GET /api/consumers lists them.")
+    body, media = await call.services.figures.text(call.services, call.headers.get("accept", ""))
+    return Response(body, media_type=media, headers={"Cache-Control": "no-store"})
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/metrics", "look", {}, metrics, media="text/plain"),
+    Endpoint("GET", "/api/metrics", "look", {}, metrics, media="text/plain"),
+)

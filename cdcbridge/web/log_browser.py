@@ -9,15 +9,15 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from cdcbridge.web.calls import Answer, Body, Call, Endpoint, documents
-from cdcbridge.web.problems import RequestRefused
+from cdcbridge.web.calls import Answer, Body, Call, Endpoint, documents, within
 
-# The last row has no topic if there may be more.
-_BROWSE: Final = (
-    "select to_json(b)::text, b.seq, b.topic is null"
-    " from (select %(from)s::text as place, %(from)s::text ~ '^[0-9]{1,18}$' as is_seq) f"
+# A row without a topic is the last one, and has the seq of the next page.
+_BROWSE: Final = within(
+    "(select b.* from (select %(from)s::text as place, %(from)s::text ~ '^[0-9]{1,18}$' as is_seq) f"
     " cross join lateral browse_log(%(topic)s, %(key)s, case when is_seq then place::bigint end,"
-    " case when not is_seq then time_of(place, 'time') end, %(limit)s::int, %(newest)s) b"
+    " case when not is_seq then time_of(place, 'time') end, %(limit)s::int, %(newest)s) b)",
+    "r.seq, r.topic",
+    "%(most)s",
 )
 
 
@@ -33,14 +33,13 @@ class BrowseRequest(Body):
 
 async def browse(call: Call) -> Answer:
     """Show messages of the log, the newest first."""
-    if call.caller.consumers is not None:
-        raise RequestRefused(403, f"the token {call.caller.name!r} sees the messages of its own consumers alone",
-                      hint="GET /api/consumers/NAME/messages shows them.")  # fmt: skip
+    call.caller.refuse_restricted("GET /api/consumers/NAME/messages shows their messages.")
     body: BrowseRequest = call.body
-    values = {**body.model_dump(by_alias=True), "newest": body.order == "newest"}
-    rows = await call.store.rows(_BROWSE, values)
-    place = rows.pop()[1] if rows and rows[-1][2] else None
-    return {"messages": documents(rows), "next": place}
+    newest, most = body.order == "newest", call.services.config.api.max_answer
+    rows = await call.store.rows(_BROWSE, {**body.model_dump(by_alias=True), "newest": newest, "most": most})
+    messages = [row for row in rows if row[2] is not None and row[0] is not None]
+    place = rows[len(messages)][1] if len(rows) > len(messages) else None
+    return {"messages": documents(messages), "next": place}
 
 
 ENDPOINTS = (

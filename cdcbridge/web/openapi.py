@@ -66,7 +66,8 @@ def document(endpoints: Iterable[Endpoint], version: str) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for one in endpoints:
         model = None if one.body is None else schemas[one.body, "validation"]
-        paths.setdefault(one.path, {})[one.method.lower()] = _operation(one, model, definitions.get("$defs", {}))
+        path = one.path.replace(":path", "")
+        paths.setdefault(path, {})[one.method.lower()] = _operation(one, model, definitions.get("$defs", {}))
     described = {name: {"type": "object", "properties": fields} for name, fields in _SCHEMAS.items()}
     return {
         "openapi": "3.1.0",
@@ -83,7 +84,7 @@ def document(endpoints: Iterable[Endpoint], version: str) -> dict[str, Any]:
 def _operation(one: Endpoint, model: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"\{(\w+)\}", one.path)
+        for name in re.findall(r"\{(\w+)", one.path)
     ]
     made: dict[str, Any] = {"summary": (one.call.__doc__ or "").partition("\n")[0], "operationId": one.call.__name__}
     if model is not None and one.method == "GET":
@@ -93,10 +94,11 @@ def _operation(one: Endpoint, model: Any, definitions: dict[str, Any]) -> dict[s
         made["requestBody"] = {"required": True, "content": {"application/json": {"schema": model}}}
     if parameters:
         made["parameters"] = parameters
-    answer = {"type": "object", "properties": dict(one.answer)}
+    is_json = one.media == "application/json"
+    answer = {"type": "object", "properties": dict(one.answer)} if is_json else {"type": "string"}
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     made["responses"] = {
-        "200": {"description": "The result.", "content": {"application/json": {"schema": answer}}},
+        "200": {"description": "The result.", "content": {one.media: {"schema": answer}}},
         **{status: {"description": text, "content": problem} for status, text in _STATUSES.items()},
     }
     return made

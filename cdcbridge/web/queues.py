@@ -12,13 +12,14 @@ from pydantic import Field, model_validator
 
 from cdcbridge.database import connect_store, store_errors
 from cdcbridge.store.redrive import Redriven, redrive_chosen
-from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Number, Seconds, documents
+from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Number, Seconds, documents, within
 
 LONGEST_WAIT: Final = 60.0  # seconds of a long poll
-_RECEIVE: Final = (
-    "select to_json(r)::text, r.receipt from receive(%s, %s::int, make_interval(secs => %s), durable => false) r"
-)
-_DUE: Final = "select q.id, next_visible(%s) from queue_settings(%s) q"
+RECEIVE: Final = within("receive(%s, %s::int, make_interval(secs => %s), durable => false)", "r.receipt")
+GIVE_BACK: Final = "select give_back(%s, %s)"
+_PEEK: Final = within("peek(%s, %s::int, %s)", "r.seq")
+_DEAD: Final = within("(select * from dead_letters(%s, null, %s, %s, %s, %s) d order by d.id desc)", "r.id")
+DUE: Final = "select q.id, next_visible(%s) from queue_settings(%s) q"
 _MESSAGES: Final = {"messages": {"type": "array", "items": {"$ref": "#/components/schemas/Message"}}}
 _LETTERS: Final = {"type": "array", "items": {"$ref": "#/components/schemas/DeadLetter"}}
 _NUMBER: Final = {"type": "integer"}
@@ -99,11 +100,12 @@ class RedriveRequest(Body):
 async def receive(call: Call) -> Answer:
     """Receive messages, and wait for the first one."""
     name, body = call.path["name"], call.body
-    found = await call.poll(_RECEIVE, (name, body.max_messages, body.visibility_timeout), _DUE)
-    if found and await call.gone():
-        await call.store.patiently("select give_back(%s, %s)", (name, [row[1] for row in found]))
-        found = []
-    return {"messages": documents(found)}
+    values = (call.services.config.api.max_answer, name, body.max_messages, body.visibility_timeout)
+    found = await call.poll(RECEIVE, values, DUE)
+    gone = bool(found) and await call.gone()
+    if unsent := [receipt for document, receipt in found if gone or document is None]:
+        await call.store.patiently(GIVE_BACK, (name, unsent))
+    return {"messages": [] if gone else documents(found)}
 
 
 async def ack(call: Call) -> Answer:
@@ -131,20 +133,15 @@ async def extend(call: Call) -> Answer:
 
 async def peek(call: Call) -> Answer:
     """Show messages without delivering them."""
-    values = (call.path["name"], call.body.limit, call.body.delayed)
-    return {
-        "messages": documents(await call.store.rows("select to_json(r)::text from peek(%s, %s::int, %s) r", values))
-    }
+    values = (call.services.config.api.max_answer, call.path["name"], call.body.limit, call.body.delayed)
+    return {"messages": documents(await call.store.rows(_PEEK, values))}
 
 
 async def dead(call: Call) -> Answer:
     """List dead letters, the newest first."""
-    query = (
-        "select to_json(d)::text from dead_letters(%(name)s, topic => %(topic)s, key => %(key)s, reason => %(reason)s,"
-        " at_most => %(limit)s) d order by d.id desc"
-    )
-    values = {"name": call.path["name"], **call.body.model_dump()}
-    return {"dead_letters": documents(await call.store.rows(query, values))}
+    body: LettersRequest = call.body
+    values = (call.services.config.api.max_answer, call.path["name"], body.topic, body.key, body.reason, body.limit)
+    return {"dead_letters": documents(await call.store.rows(_DEAD, values))}
 
 
 async def redrive(call: Call) -> Answer:

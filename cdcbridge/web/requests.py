@@ -49,7 +49,7 @@ async def body_of(request: Request, most: int) -> bytes:
     return bytes(found)
 
 
-def log_request(request: Request, status: int, began: float, caller: Caller | None) -> None:
+def log_request(request: Request, status: int, began: float, caller: Caller | None) -> float:
     """Log a request that was answered.
 
     Args:
@@ -57,13 +57,18 @@ def log_request(request: Request, status: int, began: float, caller: Caller | No
         status: The status of the answer.
         began: When the request arrived, of the monotonic clock.
         caller: Who called, or None if that is unknown.
+
+    Returns:
+        The seconds that the answer took.
     """
+    seconds = monotonic() - began
     log.info(
         "api.request",
         method=request.method,
         path=request.url.path,
         status=status,
-        seconds=round(monotonic() - began, 4),
+        seconds=round(seconds, 4),
         caller=None if caller is None else caller.name,
         address=address_of(request),
     )
+    return seconds

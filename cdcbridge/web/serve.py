@@ -5,9 +5,13 @@ A long poll answers at once when the process is asked to end. Never touches the 
 
 from __future__ import annotations
 
+import asyncio
+import os
 import resource
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,16 +23,28 @@ import uvicorn
 from cdcbridge.config import Config
 from cdcbridge.errors import UsageError
 from cdcbridge.web.app import Application
+from cdcbridge.web.connection import Connection
 
 _GRACE: Final = 20  # seconds for requests in progress at the end
+_LAST: Final = 2.0  # seconds for threads after that
 _BACKLOG: Final = 2048
 log = structlog.get_logger()
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, api: Application) -> None:
+    def __init__(self, config: uvicorn.Config, api: Application, *, until_stdin_ends: bool) -> None:
         super().__init__(config)
         self._api = api
+        self._until_stdin_ends = until_stdin_ends
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._until_stdin_ends:  # nobody writes: it is readable at its end
+            asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._stdin_ended)
+
+    def _stdin_ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())  # else the loop is woken all the time
+        self.handle_exit(signal.SIGTERM, None)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -42,11 +58,13 @@ class _Server(uvicorn.Server):
         self._api.services.arrivals.stop()
 
 
-def serve(config: Config) -> None:
+def serve(config: Config, *, until_stdin_ends: bool = False) -> None:
     """Answer requests until SIGTERM or SIGINT.
 
     Args:
         config: The configuration.
+        until_stdin_ends: Also end when stdin ends, which is a pipe from the bridge. So the process ends with the
+            bridge, however that ends.
 
     Raises:
         UsageError: The process cannot listen on the address, or cannot read the certificate.
@@ -58,6 +76,7 @@ def serve(config: Config) -> None:
         server = _Server(
             uvicorn.Config(
                 api.app,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -66,6 +85,7 @@ def serve(config: Config) -> None:
                 ssl_keyfile=None if tls is None else tls.key,
             ),
             api,
+            until_stdin_ends=until_stdin_ends,
         )
         server.config.load()
     except OSError as error:
@@ -83,6 +103,17 @@ def serve(config: Config) -> None:
         log.info("api.listening", url=f"{'https' if tls else 'http'}://{_shown(host)}:{number}")
         server.run(sockets=[listening])
     log.info("api.stopped")
+    _end_at_the_latest()
+
+
+def _end_at_the_latest() -> None:
+    """End this process even if a thread does not end, for example one that measures the lag of a server that hangs.
+
+    Python waits for the threads of an executor. Their results are for callers that have got their answers.
+    """
+    timer = threading.Timer(_LAST, os._exit, [0])
+    timer.daemon = True
+    timer.start()
 
 
 def _allow_many_files() -> None:

@@ -10,12 +10,11 @@ from typing import Final
 from cdcbridge.config import Config
 from cdcbridge.errors import SourceUnavailable
 from cdcbridge.observe.lag import Lag, measure, measure_store
-from cdcbridge.web.calls import Answer, Call, Endpoint, Services, documents
-from cdcbridge.web.problems import RequestRefused
+from cdcbridge.web.calls import Answer, Call, Endpoint, documents
 
 _CONSUMERS: Final = "select to_json(c)::text, c.name from consumer_lag() c order by c.name"
 _CONSUMER: Final = (
-    "select to_json(c)::text, (select to_json(l)::text from consumer_lag() l where l.name = c.name)"
+    "select to_json(c)::text, (select to_json(l)::text from consumer_lag(c.name) l)"
     " from (select id, name, mode, paused, created_at, updated_at, config from show_consumer(%s)) c"
 )
 _PAUSE: Final = "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id"
@@ -53,18 +52,13 @@ async def _pause(call: Call, *, paused: bool) -> Answer:
 
 async def lag(call: Call) -> Answer:
     """Measure the lag of the slot and of all consumers."""
-    if call.caller.consumers is not None:
-        raise RequestRefused(403, f"the token {call.caller.name!r} sees its own consumers alone",
-                      hint="GET /api/consumers lists them.")  # fmt: skip
-    return await measured(call.services)
+    call.caller.refuse_restricted("GET /api/consumers lists them.")
+    found = await call.services.beside(measured, call.services.config)
+    return found.as_json()
 
 
-async def measured(services: Services) -> Answer:
-    """Measure the slot and the consumers, as `cdcbridge lag --json` does."""
-    return (await services.beside(_measured, services.config)).as_json()
-
-
-def _measured(config: Config) -> Lag:
+def measured(config: Config) -> Lag:
+    """Return the lag of the slot and of all consumers, or of the consumers alone if the source is away."""
     try:
         return measure(config)
     except SourceUnavailable as error:

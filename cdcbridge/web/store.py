@@ -44,6 +44,7 @@ class WebStore:
         self._most = config.api.connections
         self._places = asyncio.Semaphore(self._most)
         self._free: list[Session] = []
+        self.in_use = 0  # sessions that are lent
 
     async def close(self) -> None:
         """Close all sessions that are free."""
@@ -87,6 +88,7 @@ class WebStore:
                 f"store: all {self._most} sessions have been busy for {_PATIENCE:g} s",
                 hint="Start another `serve`, or allow more `api.connections`.",
             ) from None
+        self.in_use += 1
         try:
             session = await self._take()
             try:
@@ -98,6 +100,7 @@ class WebStore:
                 else:
                     self._free.append(session)
         finally:
+            self.in_use -= 1
             self._places.release()
 
     async def _take(self) -> Session:

@@ -9,22 +9,32 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Number, Seconds, documents
+from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Number, Seconds, documents, within
 from cdcbridge.web.queues import Most, Wait
 
-_READ: Final = (
-    "select to_json(r)::text, r.partition, r.receipt from read_stream(%s, %s::int, make_interval(secs => %s)) r"
-)
-_END_LEASE: Final = "select extend_lease(%s, %s::int, %s, interval '1 millisecond')"
+_READ: Final = within("read_stream(%s, %s::int, make_interval(secs => %s))", "r.partition, r.receipt")
+_EXTEND: Final = "select extend_lease(%s, %s::int, %s, make_interval(secs => %s))"
+_AT_ONCE: Final = 0.001  # seconds
 _DUE: Final = "select s.id, next_readable(%s) from stream_settings(%s) s"
+
+
+Lease = Annotated[Seconds, Field(gt=0)]
 
 
 class ReadRequest(Body):
     """How many messages to read, for how long the partition is leased, and how long to wait for the first message."""
 
     max_messages: Most = 100
-    lease: Annotated[Seconds, Field(gt=0)] = 30.0
+    lease: Lease = 30.0
     wait: Wait = 0.0
+
+
+class ExtendRequest(Body):
+    """The partition, the receipt of its read, and the lease from now on."""
+
+    partition: Number
+    receipt: str
+    lease: Lease = 30.0
 
 
 class CommitRequest(Body):
@@ -45,10 +55,11 @@ class SeekRequest(Body):
 async def read(call: Call) -> Answer:
     """Read the next messages of one partition, and lease it."""
     name, body = call.path["name"], call.body
-    found = await call.poll(_READ, (name, body.max_messages, body.lease), _DUE)
+    values = (call.services.config.api.max_answer, name, body.max_messages, body.lease)
+    found = await call.poll(_READ, values, _DUE)  # what is too much for an answer follows after the commit
     if found and await call.gone():  # nobody has the receipt, so the lease ends at once
         _, partition, receipt = found[0]
-        await call.store.patiently(_END_LEASE, (name, partition, receipt))
+        await call.store.patiently(_EXTEND, (name, partition, receipt, _AT_ONCE))
         found = []
     return {"messages": documents(found)}
 
@@ -60,6 +71,14 @@ async def commit(call: Call) -> Answer:
     moved = await call.store.value("select commit_offset(%s, %s::int, %s::bigint, %s)", values)
     call.services.arrivals.tell(call.path["name"])  # the partition is free
     return {"moved": moved}
+
+
+async def extend_lease(call: Call) -> Answer:
+    """Keep the lease of a partition for longer."""
+    body: ExtendRequest = call.body
+    await call.store.rows(_EXTEND, (call.path["name"], body.partition, body.receipt, body.lease))
+    call.services.arrivals.tell(call.path["name"])  # a shorter lease ends earlier than a poll expects
+    return {"extended": True}
 
 
 async def seek(call: Call) -> Answer:
@@ -81,5 +100,6 @@ ENDPOINTS = (
         ReadRequest,
     ),
     Endpoint("POST", f"{_OF}/commit", "deliver", {"moved": {"type": "boolean"}}, commit, CommitRequest),
+    Endpoint("POST", f"{_OF}/extend", "deliver", {"extended": {"type": "boolean"}}, extend_lease, ExtendRequest),
     Endpoint("POST", f"{_OF}/seek", "deliver", {"partitions": {"type": "integer"}}, seek, SeekRequest),
 )

@@ -68,7 +68,7 @@ _PUBLISHED: Final = {
 ENDPOINTS = (
     Endpoint(
         "POST",
-        "/api/topics/{topic}/publish",
+        "/api/topics/{topic:path}/publish",
         "publish",
         {"messages": {"type": "array", "items": _PUBLISHED}},
         publish,

@@ -1,8 +1,10 @@
--- consumer_lag(): report the unfinished messages of each consumer that the caller may read.
+-- consumer_lag(consumer): report the unfinished messages of each consumer that the caller may read.
 --
 -- The function counts rows, so it is for people and monitors, not for every message.
 --
--- Returns: one row per consumer.
+-- Parameters:
+--   consumer  the name of the only consumer to report, or null for all, the default
+-- Returns: one row per consumer. None if the name is not that of a consumer.
 --   pending                 messages that are not finished and not in flight, or in a stream those
 --                           not read
 --   in_flight               messages that are delivered, and whose visibility timeout has not
@@ -17,7 +19,7 @@
 --                           (see consumer_holders)
 -- Example:
 --   select name, pending, in_flight, oldest_due_age_seconds from cdcbridge.consumer_lag();
-create or replace function consumer_lag()
+create or replace function consumer_lag(consumer text default null)
 returns table (name text, mode text, pending bigint, in_flight bigint, dead bigint,
                oldest_age_seconds float8, delayed bigint, oldest_due_age_seconds float8,
                paused boolean, held bigint)
@@ -64,6 +66,6 @@ language sql volatile security definer set search_path from current set jit = of
     cross join lateral (
         select sum(g.messages)::bigint as messages, max(g.seconds) as seconds
         from group_lag_of(c.id, wish_of(c)) g) s
-    where may_read(c.config ->> 'role')
+    where (consumer is null or c.name = consumer) and may_read(c.config ->> 'role')
     order by c.name
 $$;

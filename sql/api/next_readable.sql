@@ -2,7 +2,8 @@
 --
 -- No notification is sent when a lease ends, or when a transaction ends that read a partition or
 -- held messages back. A client that got no rows therefore waits for a notification, but at most for
--- this time.
+-- this time. It is the time until the first lease ends, or 0.1 if a partition with unread messages
+-- has no lease, because its reader's transaction may end at any time.
 --
 -- Parameters:
 --   consumer  the name of a stream consumer
@@ -23,7 +24,8 @@ declare
     w constant stream_wish := wish_of(c);
 begin
     return (select case when c.paused then 1
-                   else greatest(0.1, extract(epoch from min(o.leased_until) - moment())) end
+                   else greatest(0.1, extract(epoch from
+                                          min(coalesce(o.leased_until, moment())) - moment())) end
             from newest_offsets(c.id) o
             -- Lateral: a look-up per partition. An EXISTS may become a join with the whole log.
             cross join lateral (select from messages m

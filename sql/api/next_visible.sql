@@ -2,7 +2,8 @@
 --
 -- No notification is sent when a visibility timeout or a delay ends. A client that got no rows
 -- therefore waits for a notification, but at most for this time. While messages wait because their
--- keys are held or max_in_flight is reached, the result is 0.1, or 1 for a paused consumer.
+-- keys are held or max_in_flight is reached, the result is 0.1, or 1 for a paused consumer. The
+-- same holds while messages wait whose timeout or delay has ended.
 --
 -- Parameters:
 --   consumer  the name of a queue or fifo consumer
@@ -20,27 +21,31 @@ as $$
 declare
     c consumers := queue_named(consumer);
     hint hints := newest_hint(c.id);
+    soon constant float8 := case when c.paused then 1 else 0.1 end;
     waits boolean;
     published_later timestamptz;
+    next timestamptz;
+    moment timestamptz;
 begin
     execute format('select exists (select from live_waiting_%s($1) w
                                    where w.not_before is null or w.not_before <= moment())', c.id)
     into waits using hint;
     if waits then
-        return case when c.paused then 1 else 0.1 end;
+        return soon;
     end if;
     if c.mode = 'fifo' then
         execute format('select min(w.not_before) from waiting_%s w where w.not_before is not null',
                        c.id)
         into published_later;
     end if;
+    select least(published_later, min(n.at)) into next
+    from (select min(l.not_visible_until) as at from live_leases(c.id, hint) l
+          union all
+          (select d.visible_at from delayed d
+           where d.consumer_id = c.id and d.visible_at > '-infinity'
+           order by d.visible_at limit 1)) n;
+    moment := moment();
     -- At most a day: no client sleeps longer, and infinity is not a number of seconds.
-    return (select case when coalesce(published_later, min(n.at)) is not null
-                   then extract(epoch from least(published_later, min(n.at),
-                                                 moment() + interval '1 day') - moment()) end
-            from (select min(l.not_visible_until) as at from live_leases(c.id, hint) l
-                  union all
-                  (select d.visible_at from delayed d
-                   where d.consumer_id = c.id and d.visible_at > '-infinity'
-                   order by d.visible_at limit 1)) n);
+    return case when next <= moment then soon when next > moment
+                then extract(epoch from least(next, moment + interval '1 day') - moment) end;
 end $$;

@@ -143,7 +143,7 @@ def test_the_slot_is_told_while_the_store_is_away(own15: EmbeddedServer, world18
     assert found.returncode == 1 and told["slots"][0]["name"] == world18.slot and "nowhere" in told["store_error"]
     health = Health()
     metrics = Metrics(health, "1", "src", "s")
-    metrics.measured(measure(world18.config()))
+    metrics.measurements.measured(measure(world18.config()))
     names = {
         s.name: s.value for family in metrics.registry.collect() for s in family.samples if "consumer" not in s.name
     }
@@ -218,7 +218,9 @@ def everything() -> list[Metric]:
     room = WalRoom(1, 1, (OtherSlot("o", "physical", None, None, True, "reserved", 1),))
     feeds = describe(1, "host", "file", ["c"], ["c"], [])
     sink = SinkState("c", "file", "out", "delivering", oldest_seconds=1.0)
-    metrics.measured(Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds, sinks=(sink,)))
+    metrics.measurements.measured(
+        Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds, sinks=(sink,))
+    )
     health.append_begins()
     batch = AppendBatch()
     batch.refused["published.malformed", "news", "not JSON"] += 1

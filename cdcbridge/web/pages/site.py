@@ -25,7 +25,7 @@ from cdcbridge import __version__
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.web.access import Action, Caller, Failures, refuse_other_pages, token_of
 from cdcbridge.web.calls import Services
-from cdcbridge.web.figures import Figures
+from cdcbridge.web.newest import Measurement
 from cdcbridge.web.pages.login import COOKIE, LASTS, cookie_for, proof_for, same, visitor_of
 from cdcbridge.web.pages.wording import filters, plural
 from cdcbridge.web.problems import RequestRefused, problem_of
@@ -60,7 +60,7 @@ class Visit:
     caller: Caller
     path: Mapping[str, str]
     query: Mapping[str, str]
-    figures: Figures
+    figures: Measurement
     address: str
 
     @property
@@ -167,7 +167,7 @@ class Site:
     async def _answer(self, view: View, request: Request, caller: Caller) -> Response:
         caller.refuse(view.action, request.path_params.get("name"))
         query = dict(request.query_params) if view.method == "GET" else await self._form(request)
-        figures = await self._services.measurements.newest()
+        figures = await self._services.newest.measurement()
         visit = Visit(self._services, caller, request.path_params, query, figures, address_of(request))
         found = await view.call(visit)
         if isinstance(found, Elsewhere):
@@ -184,7 +184,7 @@ class Site:
         return form
 
     def _page(
-        self, request: Request, caller: Caller | None, page: Page, figures: Figures | None, status: int = 200
+        self, request: Request, caller: Caller | None, page: Page, figures: Measurement | None, status: int = 200
     ) -> Response:
         text = self._templates.get_template(page.template).render(
             caller=caller,

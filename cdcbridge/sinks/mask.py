@@ -25,13 +25,13 @@ def masked(data: str, mask: Mapping[str, str]) -> str:
         mask: How the values of each column are hidden, by its name.
     """
     parts = {name: _row(text, mask) if name in ("record", "old") else text for name, text in members(data)}
-    return _object(parts)
+    return json_object(parts)
 
 
 def _row(text: str, mask: Mapping[str, str]) -> str:
     if not text.startswith("{"):
         return text
-    return _object({name: _hidden(value, mask[name]) if name in mask else value for name, value in members(text)})
+    return json_object({name: _hidden(value, mask[name]) if name in mask else value for name, value in members(text)})
 
 
 def _hidden(value: str, how: str) -> str:
@@ -44,5 +44,6 @@ def _hidden(value: str, how: str) -> str:
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:_LENGTH]}"'
 
 
-def _object(parts: Mapping[str, str]) -> str:
+def json_object(parts: Mapping[str, str]) -> str:
+    """Return a JSON object whose values are JSON texts already."""
     return "{" + ",".join(f"{orjson.dumps(name).decode()}:{value}" for name, value in parts.items()) + "}"

@@ -26,7 +26,8 @@ from cdcbridge.errors import CdcbridgeError
 from cdcbridge.web import events, figures, log_browser, queues, states, streams, topics
 from cdcbridge.web.access import Caller, Failures, caller_of, refuse_other_pages
 from cdcbridge.web.arrivals import Arrivals
-from cdcbridge.web.calls import Call, Endpoint, Services
+from cdcbridge.web.audit import AUDITED, audited
+from cdcbridge.web.calls import Answer, Call, Endpoint, Services
 from cdcbridge.web.newest import Newest
 from cdcbridge.web.openapi import document
 from cdcbridge.web.pages import consumers as consumer_pages
@@ -124,7 +125,7 @@ class Application:
                 caller = self._login(request)
                 endpoint = methods["GET" if request.method == "HEAD" else request.method]
                 caller.refuse(endpoint.action, request.path_params.get("name"))
-                answer = await endpoint.call(await self._call(request, caller, endpoint))
+                answer = await self._carry_out(endpoint, await self._call(request, caller, endpoint), request)
                 response = answer if isinstance(answer, Response) else _json(answer)
             except CdcbridgeError as error:
                 response = _problem(error)
@@ -139,6 +140,17 @@ class Application:
             return response
 
         return answer
+
+    async def _carry_out(self, endpoint: Endpoint, call: Call, request: Request) -> Answer | Response:
+        if endpoint.method != "POST" or endpoint.action not in AUDITED:
+            return await endpoint.call(call)
+        action, subject = endpoint.call.__name__, call.path.get("name", "")
+        details = {} if call.body is None else call.body.model_dump(exclude_none=True)
+        async with audited(call.store, call.caller, address_of(request), action, subject, details) as result:
+            answer = await endpoint.call(call)
+            if not isinstance(answer, Response):
+                result.update(answer)
+            return answer
 
     def _login(self, request: Request) -> Caller:
         address, headers, tokens = address_of(request), request.headers, self.services.config.api.tokens

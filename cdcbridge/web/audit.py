@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from cdcbridge.web.access import Caller
+from cdcbridge.web.access import Action, Caller
 from cdcbridge.web.store import WebStore
 
 _BEGIN: Final = (
@@ -21,6 +21,7 @@ _BEGIN: Final = (
     " returning id"
 )
 _END: Final = "update audit set details = details || %s::jsonb where id = %s returning id"
+AUDITED: Final[frozenset[Action]] = frozenset({"operate", "redrive"})  # a call that needs one of these rights has a row
 log = structlog.get_logger()
 
 
@@ -43,7 +44,7 @@ async def audited(
     Yields:
         A dictionary for the result, which the body fills.
     """
-    values = (caller.name, caller.role, address, action, subject, orjson.dumps(details).decode())
+    values = (caller.name, caller.role, address, action, subject, _document(details))
     number = await store.value(_BEGIN, values)
     result: dict[str, Any] = {}
     try:
@@ -52,5 +53,10 @@ async def audited(
         result["error"] = str(error)
         raise
     finally:
-        await store.patiently(_END, (orjson.dumps(result, default=str).decode(), number))
+        await store.patiently(_END, (_document(result), number))
         log.info("api.changed", caller=caller.name, action=action, subject=subject, **result)
+
+
+def _document(values: Mapping[str, Any]) -> str:
+    """Return values as JSON that a jsonb column takes. It has no place for the character NUL."""
+    return orjson.dumps(values, default=str).decode().replace("\\u0000", "\\ufffd")

@@ -17,10 +17,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cdcbridge.config import Config
 from cdcbridge.errors import StoreUnavailable
+from cdcbridge.routing.logical_messages import members
+from cdcbridge.sinks.mask import json_object, masked
 from cdcbridge.units import parse_duration
 from cdcbridge.web.access import Action, Caller
 from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.newest import Newest
+from cdcbridge.web.problems import RequestRefused
 from cdcbridge.web.store import WebStore
 
 if TYPE_CHECKING:
@@ -176,6 +179,29 @@ class Endpoint:
     call: Callable[[Call], Awaitable[Answer | Response]]
     body: type[Body] | None = None
     media: str = "application/json"
+
+
+def shown(call: Call, rows: list[tuple[Any, ...]]) -> list[orjson.Fragment]:
+    """Return the JSON documents in the first column of rows, for a caller who looks at messages.
+
+    `api.browse` and `api.mask` hold for callers who may not receive the same messages.
+
+    Raises:
+        RequestRefused: 403. `api.browse` does not list the caller's role.
+    """
+    api = call.services.config.api
+    if call.caller.may("deliver"):
+        return documents(rows)
+    if not api.shows_data(call.caller.role):
+        raise RequestRefused(403, f"`api.browse` hides the data of messages from the role {call.caller.role}")
+    if not api.mask:
+        return documents(rows)
+    return [orjson.Fragment(_hidden(row[0], api.mask)) for row in rows if row[0] is not None]
+
+
+def _hidden(document: str, mask: Mapping[str, str]) -> str:
+    parts = dict(members(document))
+    return json_object({**parts, "data": masked(parts["data"], mask)})
 
 
 def documents(rows: list[tuple[Any, ...]]) -> list[orjson.Fragment]:

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from cdcbridge.web.calls import Answer, Body, Call, Endpoint, documents, within
+from cdcbridge.web.calls import Answer, Body, Call, Endpoint, shown, within
 
 # A row without a topic is the last one, and has the seq of the next page.
 _BROWSE: Final = within(
@@ -39,7 +39,7 @@ async def browse(call: Call) -> Answer:
     rows = await call.store.rows(_BROWSE, {**body.model_dump(by_alias=True), "newest": newest, "most": most})
     messages = [row for row in rows if row[2] is not None and row[0] is not None]
     place = rows[len(messages)][1] if len(rows) > len(messages) else None
-    return {"messages": documents(messages), "next": place}
+    return {"messages": shown(call, messages), "next": place}
 
 
 ENDPOINTS = (

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from cdcbridge.database import connect_store, store_errors
 from cdcbridge.store.redrive import Redriven, redrive_chosen
-from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Number, Seconds, documents, within
+from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Number, Seconds, documents, shown, within
 
 LONGEST_WAIT: Final = 60.0  # seconds of a long poll
 RECEIVE: Final = within("receive(%s, %s::int, make_interval(secs => %s), durable => false)", "r.receipt")
@@ -134,14 +134,14 @@ async def extend(call: Call) -> Answer:
 async def peek(call: Call) -> Answer:
     """Show messages without delivering them."""
     values = (call.services.config.api.max_answer, call.path["name"], call.body.limit, call.body.delayed)
-    return {"messages": documents(await call.store.rows(_PEEK, values))}
+    return {"messages": shown(call, await call.store.rows(_PEEK, values))}
 
 
 async def dead(call: Call) -> Answer:
     """List dead letters, the newest first."""
     body: LettersRequest = call.body
     values = (call.services.config.api.max_answer, call.path["name"], body.topic, body.key, body.reason, body.limit)
-    return {"dead_letters": documents(await call.store.rows(_DEAD, values))}
+    return {"dead_letters": shown(call, await call.store.rows(_DEAD, values))}
 
 
 async def redrive(call: Call) -> Answer:

@@ -134,3 +134,43 @@ def test_tls_by_file(world18: World, certificates: Certificates) -> None:
         world18.top_settings = {"api": {"listen": "127.0.0.1:0", "tls": wrong}}
         done = world18.run_program("serve")
         assert done.returncode == 2 and "api.tls" in done.stderr, done.stderr
+
+
+def test_those_who_only_look_see_no_hidden_data(world18: World) -> None:
+    """`browse` and `mask` hold for the roles that may not receive the messages anyway."""
+    declare(world18)
+    publish = "select cdcbridge.publish('t', 'k', '{\"email\": \"ada@example.com\", \"n\": 1.10}')"
+    world18.sql.execute(publish.encode())
+    world18.sql.execute("select cdcbridge.publish('t', null, '[1]')")
+    world18.sql.execute(
+        "select cdcbridge.nack('billing', array(select receipt from cdcbridge.receive('billing', 1)), dead => true)"
+    )
+    paths = ("/api/consumers/search/messages", "/api/consumers/billing/dead", "/api/log")
+    with serving(world18, tokens=TOKENS, mask={"email": "last4"}) as url:
+        for token, hidden in ((ADMIN, False), (VIEWER, True), (OPERATOR, True)):
+            with client(url, token) as http:
+                for path in paths:
+                    text = http.get(path).text
+                    assert ("ada@example" in text, '".com"' in text) == (not hidden, hidden), path
+                    assert '"n":1.10' in text.replace(" ", "")
+    with serving(world18, tokens=TOKENS, browse=["admin", "operator"]) as url:
+        for token, status in ((ADMIN, 200), (VIEWER, 403), (OPERATOR, 200)):
+            with client(url, token) as http:
+                assert {http.get(path).status_code for path in paths} == {status}
+
+
+def test_a_change_over_http_is_in_the_audit_log(world18: World) -> None:
+    declare(world18)
+    with serving(world18, tokens=TOKENS) as url, client(url, OPERATOR) as http:
+        assert http.post("/api/consumers/billing/pause").status_code == 200
+        assert http.post("/api/consumers/billing/dead/redrive", json={"filter": {"topic": "t"}}).status_code == 200
+        problem(http.post("/api/consumers/billing/dead/redrive", json={"ids": [404]}), 404)
+        problem(http.post("/api/consumers/billing/ack", json={"receipts": []}), 403)
+    rows = world18.sql.execute(
+        "select caller, role, action, subject, details from cdcbridge.audit order by id"
+    ).fetchall()
+    assert [row[:4] for row in rows] == [
+        ("night", "operator", action, "billing") for action in ("pause", "redrive", "redrive")
+    ]
+    assert rows[1][4] == {"filter": {"topic": "t"}, "redriven": 0, "not_wanted": 0, "undecidable": 0}
+    assert "404" in rows[2][4]["error"]

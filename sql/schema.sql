@@ -621,10 +621,10 @@ create table measurements (
 --   subject  the name of a consumer, or '' for the slot
 --   figures  the numbers, for example {"pending": 12, "in_flight": 3, "dead": 0}
 create table samples (
-    minute  timestamptz not null,
     subject text        not null,
+    minute  timestamptz not null,
     figures jsonb       not null,
-    primary key (minute, subject)
+    primary key (subject, minute)
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- Who changed something by the dashboard or the HTTP API, and what.

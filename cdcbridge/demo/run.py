@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import click
 
@@ -68,7 +66,7 @@ def demo() -> None:
             click.echo(_indent("consumers:" + _CONFIG.split("consumers:", 1)[1]))
             bridge = _program(config, "run", background=True)
             try:
-                _wait_for_stream(connection, bridge)
+                _wait_for_stream(connection, bridge, config)
                 _step("the bridge runs, and the application writes")
                 for statement in _CHANGES:
                     connection.execute(statement.encode())
@@ -90,7 +88,7 @@ def _show_dashboard(config: Path, port: int) -> None:
         _step("the dashboard is in the extra `web`: pip install 'cdcbridge[web]'")
         return
     url = f"http://127.0.0.1:{port}/"
-    with _serving(config, url):
+    with _serving(config, port):
         _step(f"the dashboard: {url}")
         if sys.stdin.isatty() and sys.stdout.isatty():
             click.launch(url)
@@ -98,14 +96,14 @@ def _show_dashboard(config: Path, port: int) -> None:
 
 
 @contextmanager
-def _serving(config: Path, url: str) -> Iterator[None]:
+def _serving(config: Path, port: int) -> Iterator[None]:
     """Run `cdcbridge serve` for the duration of a `with` block."""
     serve = _program(config, "serve", background=True)
     try:
         deadline = time.monotonic() + _PATIENCE
-        while not _answers(url):
+        while not _answers(port):
             if serve.poll() is not None or time.monotonic() > deadline:
-                raise CdcbridgeError(f"the dashboard did not start: {serve.stderr.read() if serve.stderr else ''}")
+                raise CdcbridgeError(f"the dashboard did not start: {_log(config, 'serve')}")
             time.sleep(0.05)
         yield
     finally:
@@ -113,11 +111,11 @@ def _serving(config: Path, url: str) -> Iterator[None]:
         serve.wait(timeout=20)
 
 
-def _answers(url: str) -> bool:
+def _answers(port: int) -> bool:
     try:
-        with urlopen(url, timeout=5):  # noqa: S310 - the address is that of this machine
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
             return True
-    except (URLError, OSError):
+    except OSError:
         return False
 
 
@@ -145,7 +143,7 @@ def _receive(config: Path, name: str, expected: int) -> None:
     click.echo(_indent(f"ack → {acked.strip()}"))
 
 
-def _wait_for_stream(connection: Connection, bridge: subprocess.Popen[str]) -> None:
+def _wait_for_stream(connection: Connection, bridge: subprocess.Popen[str], config: Path) -> None:
     """Wait until the bridge streams.
 
     The existence of the slot is not enough. The slot is listed, and active, while the server still creates it. A change
@@ -157,7 +155,7 @@ def _wait_for_stream(connection: Connection, bridge: subprocess.Popen[str]) -> N
         if connection.execute(streams).fetchone() is not None:
             return
         time.sleep(0.05)
-    raise CdcbridgeError(f"the bridge did not start: {bridge.stderr.read() if bridge.stderr else ''}")
+    raise CdcbridgeError(f"the bridge did not start: {_log(config, 'run')}")
 
 
 def _program(config: Path, *arguments: str, background: bool = False, stdin: str | None = None) -> Any:
@@ -165,18 +163,22 @@ def _program(config: Path, *arguments: str, background: bool = False, stdin: str
     command = [sys.executable, "-m", "cdcbridge", "-c", str(config), *arguments]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CDCBRIDGE_")}
     if background:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        with _log_file(config, arguments[0]).open("w") as log:  # a pipe that nobody reads would fill, and stop it
+            return subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, text=True
+            )
     result = subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise CdcbridgeError(f"cdcbridge {' '.join(arguments)} failed: {result.stderr.strip()}")
     return result
+
+
+def _log_file(config: Path, command: str) -> Path:
+    return config.with_name(f"{command}.log")
+
+
+def _log(config: Path, command: str) -> str:
+    return _log_file(config, command).read_text()
 
 
 def _step(text: str) -> None:

@@ -30,7 +30,9 @@ _ROWS: Final = """
     from messages m where m.seq = any (%s) order by m.seq"""
 
 
-def trial(store: Connection, config: Config, consumer: Consumer, seqs: Sequence[int]) -> list[dict[str, Any]]:
+def trial(
+    store: Connection, config: Config, consumer: Consumer, seqs: Sequence[int], low: int = 0
+) -> list[dict[str, Any]]:
     """Return what the consumer's sink would send for each of these messages.
 
     Args:
@@ -38,13 +40,14 @@ def trial(store: Connection, config: Config, consumer: Consumer, seqs: Sequence[
         config: The configuration.
         consumer: A consumer with a sink. The store need not know it yet.
         seqs: The messages. Empty: the last ones that the consumer takes.
+        low: Without `seqs`, messages up to this seq are not looked at.
 
     Raises:
         UsageError: The log does not have one of the messages.
     """
     stored = stored_config(consumer)
     wanted = Subscription.from_config(0, consumer.name, consumer.mode, stored)
-    chosen = list(seqs) or [row[0] for row in latest(store, wanted, _LAST)]
+    chosen = list(seqs) or [row[0] for row in latest(store, wanted, _LAST, low)]
     found = store.execute("select * from sink_source()").fetchone()
     if found is None:
         raise UsageError("the log is empty: no bridge has read the source yet", hint="Start it: cdcbridge run")

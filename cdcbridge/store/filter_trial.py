@@ -74,14 +74,14 @@ def _unknown(name: str, names: Collection[str]) -> UsageError:
     return UsageError(f"no consumer named {name!r}, neither in the file nor in the store", hint=hint)
 
 
-def trials(store: Connection, subscription: Subscription, last: int) -> list[Trial]:
+def trials(store: Connection, subscription: Subscription, last: int, low: int = 0) -> list[Trial]:
     """Try the filter on the latest messages that match the consumer's tables, topics and operations.
 
-    At most `last` messages are tried. The result for the oldest message is the first.
+    At most `last` messages are tried, all with a seq above `low`. The result for the oldest message is the first.
     """
     with store_errors():
         identities = identities_of(store)
-        rows = latest(store, subscription, last)
+        rows = latest(store, subscription, last, low)
     return [_trial(subscription, row, identities) for row in rows]
 
 

@@ -152,12 +152,18 @@ def _pages(
                 next_told += _TELL_EVERY
 
 
-def latest(connection: Connection, wanted: Subscription, last: int) -> list[tuple[Any, ...]]:
+def latest(connection: Connection, wanted: Subscription, last: int, low: int = 0) -> list[tuple[Any, ...]]:
     """Return the latest messages of the log that a subscription matches before its filter, the oldest first.
 
     The rows are for logged().
+
+    Args:
+        connection: A session on the store.
+        wanted: The subscription.
+        last: The most messages.
+        low: Messages up to this seq are not looked at.
     """
-    given = {"low": 0, "high": _END, "last": last, **_given(wanted)}
+    given = {"low": low, "high": _END, "last": last, **_given(wanted)}
     return connection.execute(f"{_LOG} desc limit %(last)s".encode(), given).fetchall()[::-1]
 
 

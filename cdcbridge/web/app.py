@@ -33,6 +33,7 @@ from cdcbridge.web.openapi import document
 from cdcbridge.web.pages import consumers as consumer_pages
 from cdcbridge.web.pages import dead, others, overview, trials
 from cdcbridge.web.pages import log as log_pages
+from cdcbridge.web.pages.samples import Sparks
 from cdcbridge.web.pages.site import Site
 from cdcbridge.web.problems import RequestRefused, problem_of
 from cdcbridge.web.requests import address_of, body_of, log_request
@@ -64,7 +65,7 @@ class Application:
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="api")
         arrivals = Arrivals(store.connect, config.store.schema_)
         newest = Newest(store, lambda: self.services.beside(measured, config))
-        self.services = Services(config, store, arrivals, newest, threads, figures.Figures(config))
+        self.services = Services(config, store, arrivals, newest, Sparks(store), threads, figures.Figures(config))
         self.services.figures.watch(self.services)
         self._failures = Failures()
         site = Site(self.services, self._failures, VIEWS)
@@ -84,7 +85,7 @@ class Application:
                 *site.routes(),
             ],
             lifespan=self._lifespan,
-            exception_handlers={404: _no_such_path, 405: _no_such_method},
+            exception_handlers={404: _for_people(site, _no_such_path), 405: _for_people(site, _no_such_method)},
         )
         self.app.router.redirect_slashes = False  # a redirection would name the caller's header Host
 
@@ -213,3 +214,15 @@ async def _no_such_path(request: Request, _: Exception) -> Response:
 async def _no_such_method(request: Request, error: Exception) -> Response:
     detail = f"{request.url.path} does not take {request.method}"
     return _problem(RequestRefused(405, detail, hint=_PATHS, headers=getattr(error, "headers", None)))
+
+
+def _for_people(
+    site: Site, otherwise: Callable[[Request, Exception], Awaitable[Response]]
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Return a function that answers a browser with a page, and a program with problem details."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+        return await (site.no_such_page if wants_page else otherwise)(request, error)
+
+    return answer

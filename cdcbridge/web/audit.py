@@ -13,6 +13,7 @@ from typing import Any, Final
 import orjson
 import structlog
 
+from cdcbridge.errors import CdcbridgeError
 from cdcbridge.web.access import Action, Caller
 from cdcbridge.web.store import WebStore
 
@@ -49,12 +50,15 @@ async def audited(
     result: dict[str, Any] = {}
     try:
         yield result
-    except Exception as error:
-        result["error"] = str(error)
+    except BaseException as error:
+        result["error"] = str(error) or type(error).__name__
         raise
     finally:
-        await store.patiently(_END, (_document(result), number))
         log.info("api.changed", caller=caller.name, action=action, subject=subject, **result)
+        try:
+            await store.patiently(_END, (_document(result), number))
+        except CdcbridgeError as error:
+            log.warning("api.audit_incomplete", id=number, error=str(error))
 
 
 def _document(values: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from cdcbridge.units import parse_duration
 from cdcbridge.web.access import Action, Caller
 from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.newest import Newest
+from cdcbridge.web.pages.samples import Sparks
 from cdcbridge.web.problems import RequestRefused
 from cdcbridge.web.store import WebStore
 
@@ -63,6 +64,7 @@ class Services:
 
     Attributes:
         newest: The newest measurement, for the pages of the dashboard.
+        sparks: The samples for its small charts.
         threads: For work that blocks. It is not asyncio's own pool, which also resolves the names of servers.
         figures: The metrics.
         event_streams: The answers of server-sent events that are open.
@@ -72,6 +74,7 @@ class Services:
     store: WebStore
     arrivals: Arrivals
     newest: Newest
+    sparks: Sparks
     threads: Executor
     figures: Figures
     event_streams: set[Any] = field(default_factory=set)
@@ -201,7 +204,17 @@ def shown(call: Call, rows: list[tuple[Any, ...]]) -> list[orjson.Fragment]:
 
 def _hidden(document: str, mask: Mapping[str, str]) -> str:
     parts = dict(members(document))
-    return json_object({**parts, "data": masked(parts["data"], mask)})
+    return json_object({**parts, "data": hidden_data(parts["data"], mask)})
+
+
+def hidden_data(data: str, mask: Mapping[str, str]) -> str:
+    """Return a message's data without the values that `api.mask` hides.
+
+    A malformed published message is a JSON text instead of an object. It has no columns, so all of it is hidden.
+    """
+    if not mask:
+        return data
+    return masked(data, mask) if data.lstrip().startswith("{") else "null"
 
 
 def documents(rows: list[tuple[Any, ...]]) -> list[orjson.Fragment]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
@@ -17,15 +16,16 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from cdcbridge.errors import CdcbridgeError
 from cdcbridge.observe.lag import Lag
 from cdcbridge.web.store import WebStore
 
-_KEPT: Final = (
-    "select extract(epoch from clock_timestamp() - measured_at)::float8, measured_at::text, lag::text from measurements"
-)
-_OLD: Final = 25.0  # seconds after which a measurement of a bridge is replaced by one of this process
-_OWN: Final = 10.0  # seconds between two measurements of this process
+_KEPT: Final = """
+    select extract(epoch from clock_timestamp() - measured_at)::float8, measured_at::text,
+           case when measured_at::text is distinct from %s then lag::text end
+    from measurements"""
+_OLD: Final = 60.0  # seconds after which a measurement of a bridge is replaced by one of this process
+_OWN: Final = 10.0  # seconds from one measurement of this process to the next
+_FAILED: Final = 60.0  # seconds to the next one after a failure, for example because it takes too long
 _FIRST: Final = 3.0  # seconds that a page waits for the first measurement of all
 log = structlog.get_logger()
 
@@ -71,7 +71,8 @@ class Newest:
         self._store = store
         self._measure = measure
         self._own: tuple[float, Mapping[str, Any]] | None = None
-        self._parsed: tuple[str, Mapping[str, Any]] = ("", {})
+        self._kept: tuple[str, Mapping[str, Any]] = ("", {})
+        self._next = 0.0  # when this process may measure again
         self._task: asyncio.Task[None] | None = None
 
     async def measurement(self) -> Measurement:
@@ -80,35 +81,40 @@ class Newest:
         Raises:
             StoreUnavailable: The store cannot be reached.
         """
-        rows = await self._store.rows(_KEPT)
-        if rows and rows[0][0] <= _OLD:
-            return Measurement(self._document(*rows[0][1:]), rows[0][0], by_bridge=True)
-        now = monotonic()
-        if self._task is None and (self._own is None or now - self._own[0] > _OWN):
+        kept = await self._from_store()
+        if kept is not None and kept.age is not None and kept.age <= _OLD:
+            return kept
+        if self._task is None and monotonic() >= self._next:
+            first = self._next == 0.0
+            self._next = monotonic() + _FAILED
             self._task = asyncio.create_task(self._renew())
-        if self._own is None and self._task is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._task), _FIRST)
-        if self._own is not None and not (rows and rows[0][0] < now - self._own[0]):
-            return Measurement(self._own[1], monotonic() - self._own[0], by_bridge=False)
-        if rows:
-            return Measurement(self._document(*rows[0][1:]), rows[0][0], by_bridge=True)
-        return Measurement({}, None, by_bridge=False)
+            if first:
+                await asyncio.wait({self._task}, timeout=_FIRST)
+        own = None if self._own is None else Measurement(self._own[1], monotonic() - self._own[0], by_bridge=False)
+        if own is None:
+            return kept or Measurement({}, None, by_bridge=False)
+        return own if kept is None or (own.age or 0.0) < (kept.age or 0.0) else kept
 
     def close(self) -> None:
         """End a measurement in progress."""
         if self._task is not None:
             self._task.cancel()
 
-    def _document(self, at: str, text: str) -> Mapping[str, Any]:
-        if self._parsed[0] != at:
-            self._parsed = (at, orjson.loads(text))
-        return self._parsed[1]
+    async def _from_store(self) -> Measurement | None:
+        """Return the measurement that a bridge has kept. It is transferred only if it is a new one."""
+        rows = await self._store.rows(_KEPT, (self._kept[0],))
+        if not rows:
+            return None
+        age, at, text = rows[0]
+        if text is not None:
+            self._kept = (at, orjson.loads(text))
+        return Measurement(self._kept[1], age, by_bridge=True)
 
     async def _renew(self) -> None:
         try:
             self._own = (monotonic(), (await self._measure()).as_json())
-        except CdcbridgeError as error:
+            self._next = monotonic() + _OWN
+        except Exception as error:  # noqa: BLE001 - the pages show the figures that they have
             log.warning("api.not_measured", error=str(error))
         finally:
             self._task = None

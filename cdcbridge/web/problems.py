@@ -29,7 +29,11 @@ _STATUS: Final[Mapping[str, int]] = {
     "CB008": 403,  # the role of the store's session may not read the consumer
     "CB009": 410,  # retention dropped messages that the group had not read
 }
-_NOT_MIGRATED: Final = {"42P01", "42883"}  # the store has no such table or function
+_HINTS: Final[Mapping[str, str]] = {
+    "42P01": "Run `cdcbridge migrate`: the store lacks what this version needs.",
+    "42883": "Run `cdcbridge migrate`: the store lacks what this version needs.",
+    "42501": "`serve` connects to the store as its owner. Its role in the DSN is another one.",
+}
 _AWAY: Final = {"Retry-After": "1"}
 
 
@@ -69,7 +73,7 @@ def problem_of(error: CdcbridgeError) -> tuple[int, dict[str, Any], dict[str, st
         status = 422
     else:
         # The configuration or the store is at fault, and not the request.
-        status = 503 if isinstance(error, OperatorNeeded | UsageError) or code in _NOT_MIGRATED else 500
+        status = 503 if isinstance(error, OperatorNeeded | UsageError) or code in _HINTS else 500
     found: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -78,6 +82,6 @@ def problem_of(error: CdcbridgeError) -> tuple[int, dict[str, Any], dict[str, st
     }
     if code.startswith("CB"):
         found["code"] = code
-    if error.hint:
-        found["hint"] = error.hint
+    if hint := error.hint or _HINTS.get(code):
+        found["hint"] = hint
     return status, found, headers

@@ -2,12 +2,18 @@
 
 -- note_measurement(lag): Keep a measurement, and a sample of it for the present minute.
 --
--- Samples are kept for six hours. With 100 consumers these are 36,000 rows.
+-- If another bridge has just kept one, nothing happens. Samples are kept for six hours. With 100
+-- consumers these are 36,000 rows.
 create or replace function note_measurement(lag json) returns void
-language sql volatile set search_path from current as $$
-    insert into measurements values (true, moment(), lag)
-    on conflict (one) do update set measured_at = excluded.measured_at, lag = excluded.lag;
-    insert into samples
+language plpgsql volatile set search_path from current as $$
+begin
+    insert into measurements as m values (true, moment(), lag)
+    on conflict (one) do update set measured_at = excluded.measured_at, lag = excluded.lag
+        where m.measured_at < moment() - interval '4 seconds';
+    if not found then
+        return;
+    end if;
+    insert into samples (minute, subject, figures)
     select date_trunc('minute', moment()), x.subject, x.figures
     from (select '' as subject,
                  jsonb_build_object('retained_bytes', s.value -> 'retained_bytes',
@@ -21,9 +27,12 @@ language sql volatile set search_path from current as $$
                                     'in_flight', c.value -> 'in_flight', 'dead', c.value -> 'dead',
                                     'oldest_age_seconds', c.value -> 'oldest_age_seconds')
           from json_array_elements(lag -> 'consumers') c (value)) x
-    on conflict (minute, subject) do update set figures = excluded.figures;
-    delete from samples where minute < moment() - interval '6 hours';
-$$;
+    on conflict (subject, minute) do update set figures = excluded.figures;
+    -- Once an hour, since this reads all samples.
+    if extract(minute from moment()) = 0 then
+        delete from samples where minute < moment() - interval '6 hours';
+    end if;
+end $$;
 
 -- leased_messages(consumer_id, most) -> up to `most` messages that are in flight, those of the
 -- oldest claims first.
@@ -42,68 +51,102 @@ set enable_seqscan = off set enable_bitmapscan = off as $$
     order by l.claim_id, l.part, u.n limit $2
 $$;
 
--- blocked_keys(consumer_id, most) -> up to `most` keys of a fifo consumer whose later messages wait
--- for an earlier one.
---   state   in_flight: a receiver has the earlier message. delayed: it was given back, and is
---           delivered again at the time `until`
+-- blocked_keys(consumer_id, most) -> up to `most` messages of a fifo consumer that were given back,
+-- so that the later messages of their keys wait for them, too. The longest wait is first.
+--   until   when the message is delivered again
 --   reason  the reason of the last nack
 create or replace function blocked_keys(consumer_id int, most int)
-returns table (key text, state text, seq bigint, deliver_count int, since timestamptz,
-               until timestamptz, reason text)
+returns table (key text, seq bigint, deliver_count int, since timestamptz, until timestamptz,
+               reason text)
 language sql volatile set search_path from current
 set enable_seqscan = off set enable_bitmapscan = off as $$
-    (select d.key, 'delayed', d.seq, d.deliver_count, nullif(d.last_delivered_at, '-infinity'),
-            d.visible_at, d.history -> -1 ->> 'reason'
-     from delayed d
-     where d.consumer_id = $1 and d.in_order and d.visible_at > '-infinity'
-       and d.visible_at > moment()
-     order by d.visible_at desc limit $2)
-    union all
-    (select l.key, 'in_flight', l.seq, l.deliver_count, l.last_delivered_at, l.not_visible_until,
-            null
-     from leased_messages($1, $2) l)
-    limit $2
+    select d.key, d.seq, d.deliver_count, nullif(d.last_delivered_at, '-infinity'), d.visible_at,
+           d.history -> -1 ->> 'reason'
+    from delayed d
+    where d.consumer_id = $1 and d.in_order and d.visible_at > '-infinity'
+      and d.visible_at > moment()
+    order by d.visible_at desc limit $2
 $$;
 
 -- letters_page(consumer_id, topic, key, reason, before, most) -> up to `most` dead letters, the
--- newest first, among the 20,000 newest with an id below `before`.
+-- newest first, among the 20,000 newest with an id below `before`, without their data.
 --
--- A filter that is null matches every dead letter. `reason` is the beginning of the reason.
+-- A filter that is null matches every dead letter. `reason` is the beginning of the reason. If there
+-- are older letters to look at, the last row has an id alone: the `before` of the next page.
 create or replace function letters_page(consumer_id int, topic text, key text, reason text,
                                         before bigint, most int)
-returns setof dead_messages
+returns table (id bigint, seq bigint, topic text, key text, deliver_count int, reason text,
+               died_at timestamptz)
 language sql stable set search_path from current
 set enable_seqscan = off set enable_bitmapscan = off as $$
-    select d.* from (
-        select * from dead_messages d
+    with looked as materialized (
+        select d.id, d.seq, d.topic, d.key, d.deliver_count, d.reason, d.died_at
+        from dead_messages d
         where d.consumer_id = $1 and d.id < coalesce($5, 9223372036854775807)
-        order by d.id desc limit 20000) d
-    where ($2 is null or d.topic = $2) and ($3 is null or d.key = $3)
-      and ($4 is null or starts_with(d.reason, $4))
-    order by d.id desc limit $6
+        order by d.id desc limit 20000
+    ), page as materialized (
+        select l.* from looked l
+        where ($2 is null or l.topic = $2) and ($3 is null or l.key = $3)
+          and ($4 is null or starts_with(l.reason, $4))
+        order by l.id desc limit $6
+    ), ended as (
+        select case when (select count(*) from page) = $6 then (select min(p.id) from page p)
+                    else (select min(l.id) from looked l) end as at
+    )
+    select p.* from page p
+    union all
+    select e.at, null, null, null, null, null, null from ended e
+    where exists (select from dead_messages d where d.consumer_id = $1 and d.id < e.at)
+    order by id desc, seq nulls last
 $$;
 
--- letter_reasons(consumer_id) -> the reasons of the 1,000 newest dead letters, the most frequent
--- one first, at most ten. A reason is cut after 100 characters.
+-- letter_reasons(consumer_id) -> the first lines of the reasons of the 1,000 newest dead letters,
+-- the most frequent one first, at most ten. A line is cut after 100 characters.
 create or replace function letter_reasons(consumer_id int)
 returns table (reason text, letters bigint)
 language sql stable set search_path from current
 set enable_seqscan = off set enable_bitmapscan = off as $$
-    select left(d.reason, 100), count(*)
+    select left(split_part(translate(d.reason, e'\r', e'\n'), e'\n', 1), 100), count(*)
     from (select d.reason from dead_messages d where d.consumer_id = $1
           order by d.id desc limit 1000) d
     group by 1 order by 2 desc, 1 limit 10
 $$;
 
--- chosen_letters(consumer_id, topic, key, reason, until, most) -> the number of dead letters that a
--- filter chooses among those with an id up to `until`, but at most `most`.
-create or replace function chosen_letters(consumer_id int, topic text, key text, reason text,
-                                          until bigint, most int)
-returns bigint
-language sql stable set search_path from current as $$
-    select count(*) from (
-        select from dead_messages d
-        where d.consumer_id = $1 and d.id <= $5 and ($2 is null or d.topic = $2)
-          and ($3 is null or d.key = $3) and ($4 is null or starts_with(d.reason, $4))
-        limit $6) d
+-- letters_after(consumer_id, topic, key, reason, after, until, most) -> the dead letters that a
+-- filter chooses among the first `most` with an id above `after` and up to `until`.
+--
+-- Returns: one row.
+--   ids     the ids of the chosen letters, in log order
+--   failed  for each of them, whether the consumer's filter failed on it
+--   last    the highest id that was looked at; null: there is none
+create or replace function letters_after(consumer_id int, topic text, key text, reason text,
+                                         after bigint, until bigint, most int)
+returns table (ids bigint[], failed boolean[], last bigint)
+language sql stable set search_path from current
+set enable_seqscan = off set enable_bitmapscan = off as $$
+    select coalesce(array_agg(d.id order by d.seq, d.id) filter (where d.chosen), '{}'),
+           coalesce(array_agg(starts_with(d.reason, 'filter_error:') order by d.seq, d.id)
+                        filter (where d.chosen), '{}'),
+           max(d.id)
+    from (select d.id, d.seq, d.reason,
+                 ($2 is null or d.topic = $2) and ($3 is null or coalesce(d.key = $3, false))
+                     and ($4 is null or starts_with(d.reason, $4)) as chosen
+          from dead_messages d
+          where d.consumer_id = $1 and d.id > $5 and d.id <= $6
+          order by d.id limit $7) d
+$$;
+
+-- chosen_letters(consumer_id, topic, key, reason) -> how many dead letters a filter chooses among
+-- the 100,000 newest, and whether these are all.
+create or replace function chosen_letters(consumer_id int, topic text, key text, reason text)
+returns table (letters bigint, complete boolean, first bigint, last bigint)
+language sql stable set search_path from current
+set enable_seqscan = off set enable_bitmapscan = off as $$
+    select count(*) filter (where ($2 is null or d.topic = $2) and ($3 is null or d.key = $3)
+                            and ($4 is null or starts_with(d.reason, $4))),
+           count(*) < 100000,
+           coalesce((select l.id from dead_messages l where l.consumer_id = $1
+                     order by l.id limit 1), 0),
+           coalesce(max(d.id), 0)
+    from (select * from dead_messages d where d.consumer_id = $1 order by d.id desc limit 100000) d
 $$;

@@ -7,24 +7,25 @@ from typing import Any, Final
 
 import orjson
 
-from cdcbridge.sinks.mask import masked
 from cdcbridge.web.audit import audited
+from cdcbridge.web.calls import hidden_data
 from cdcbridge.web.pages.charts import Chart, chart, spark
-from cdcbridge.web.pages.judgement import LEVELS, judge, trend
-from cdcbridge.web.pages.samples import Points, consumer_samples, pending_samples
+from cdcbridge.web.pages.judgement import LEVELS, Judgement, judge, trend
+from cdcbridge.web.pages.samples import Points, consumer_samples
 from cdcbridge.web.pages.site import Elsewhere, Page, View, Visit
 from cdcbridge.web.pages.wording import DURATIONS, duration, number
 
 _CONSUMER: Final = "select id, mode, paused, config::text, created_at from show_consumer(%s)"
-_SINK: Final = "select delivered, failed, retried, error, error_at, delivered_at from sinks where consumer_id = %s"
 _LEASED: Final = "select * from leased_messages(%s, 20)"
 _BLOCKED: Final = "select * from blocked_keys(%s, 20)"
 _NEXT: Final = "select seq, topic, key, data::text, deliver_count, inserted_at from peek(%s, 10)"
 _DELAYED: Final = "select seq, topic, key, data::text, not_visible_until from peek(%s, 10, true)"
 _OFFSETS: Final = """
-    select o.partition, o.seq, o.updated_at, case when o.leased_until > clock_timestamp() then o.leased_until end,
-           o.lost, coalesce(pg_sequence_last_value('messages_seq'), 0) - o.seq
-    from newest_offsets(%s) o order by o.partition"""
+    select c.name, o.partition, o.seq, o.updated_at,
+           case when o.leased_until > clock_timestamp() then o.leased_until end, o.lost,
+           coalesce(pg_sequence_last_value('messages_seq'), 0) - o.seq
+    from consumers c cross join lateral newest_offsets(c.id) o where c.name = any (%s) order by c.name, o.partition"""
+_SHOWN: Final = 200  # consumers on one page
 _PAUSE: Final = "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id"
 
 
@@ -34,8 +35,8 @@ async def listed(visit: Visit) -> list[dict[str, Any]]:
     Each has its judgement, its small chart and its trend.
     """
     figures, now = visit.figures, visit.services.now()
-    alarms, holders = figures.rows("alarms"), figures.rows("consumer_holders")
-    samples = await pending_samples(visit.services.store)
+    judgements = _judgements(visit)
+    samples = await visit.services.sparks.samples()
     sinks = {one["name"]: one for one in figures.rows("sinks")}
     found = []
     for row in figures.consumers():
@@ -44,7 +45,7 @@ async def listed(visit: Visit) -> list[dict[str, Any]]:
         points = samples.get(row["name"], [])
         found.append({
             **row,
-            "judgement": judge(row, alarms, holders),
+            "judgement": judgements[row["name"]],
             "spark": spark(points, now),
             "trend": trend(_known(points)),
             "sink": sinks.get(row["name"]),
@@ -52,29 +53,34 @@ async def listed(visit: Visit) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (LEVELS.index(one["judgement"].level), one["name"]))
 
 
-def visible_alarms(visit: Visit) -> list[dict[str, Any]]:
-    """Return the alarms that the visitor may see. Those of the slot are for tokens that see all consumers."""
-    caller = visit.caller
-    return [
-        one
-        for one in visit.figures.rows("alarms")
-        if (caller.consumers is None if one["consumer"] is None else caller.sees(one["consumer"]))
-    ]
+def _judgements(visit: Visit) -> dict[str, Judgement]:
+    """Return the judgement of each consumer that was measured, by its name."""
+    figures = visit.figures
+    alarms = {one["consumer"]: one for one in reversed(figures.rows("alarms")) if one["consumer"]}
+    sinks = {one["name"] for one in figures.rows("sinks")}
+    held: dict[str, list[dict[str, Any]]] = {}
+    for one in figures.rows("consumer_holders"):
+        held.setdefault(one["consumer"], []).append(one)
+    return {
+        row["name"]: judge(row, alarms.get(row["name"]), held.get(row["name"], []), sink=row["name"] in sinks)
+        for row in figures.consumers()
+    }
 
 
 async def consumers(visit: Visit) -> Page:
     """List the consumers."""
     wanted = (visit.given("q") or "").lower()
     found = [one for one in await listed(visit) if wanted in one["name"]]
-    return Page("consumers.html", {"title": "Consumers", "consumers": found, "q": wanted})
+    values = {"consumers": found[:_SHOWN], "more": max(0, len(found) - _SHOWN), "q": wanted}
+    return Page("consumers.html", {"title": "Consumers", **values})
 
 
 async def streams(visit: Visit) -> Page:
     """List the consumers with mode stream, with their partitions."""
     found = [one for one in await listed(visit) if one["mode"] == "stream"]
+    rows = await visit.services.store.rows(_OFFSETS, ([one["name"] for one in found],))
     for one in found:
-        number_ = await visit.services.store.value("select id from show_consumer(%s)", (one["name"],))
-        one["offsets"] = await visit.services.store.rows(_OFFSETS, (number_,))
+        one["offsets"] = [row[1:] for row in rows if row[0] == one["name"]]
     return Page("streams.html", {"title": "Streams", "streams": found})
 
 
@@ -83,8 +89,8 @@ async def consumer(visit: Visit) -> Page:
     store, name = visit.services.store, visit.name
     number_, mode, paused, config, created = (await store.rows(_CONSUMER, (name,)))[0]
     row = next((one for one in visit.figures.consumers() if one["name"] == name), None)
-    holders = [one for one in visit.figures.rows("consumer_holders") if one["consumer"] == name]
-    samples = await consumer_samples(store, name)
+    holders = visit.sessions([one for one in visit.figures.rows("consumer_holders") if one["consumer"] == name])
+    samples, all_seen = await consumer_samples(store, name), visit.caller.consumers is None
     values: dict[str, Any] = {
         "title": name,
         "name": name,
@@ -93,12 +99,12 @@ async def consumer(visit: Visit) -> Page:
         "created": created,
         "settings": _settings(config),
         "row": row,
-        "judgement": judge({**row, "paused": paused}, visit.figures.rows("alarms"), holders) if row else None,
+        "judgement": _judgements(visit).get(name),
         "trend": trend(_known(samples.pending)),
         "charts": _charts(visit, samples.pending, samples.dead, samples.oldest),
         "holders": holders,
-        "xmin": visit.figures.rows("xmin_holders") if visit.caller.consumers is None else [],
-        "publishers": visit.figures.rows("holders") if visit.caller.consumers is None and mode == "stream" else [],
+        "xmin": visit.sessions(visit.figures.rows("xmin_holders")) if all_seen else [],
+        "publishers": visit.sessions(visit.figures.rows("holders")) if all_seen and mode == "stream" else [],
         "sink": next((one for one in visit.figures.rows("sinks") if one["name"] == name), None),
         "leased": [],
         "blocked": [],
@@ -106,9 +112,10 @@ async def consumer(visit: Visit) -> Page:
         "delayed": [],
         "offsets": [],
         "shows_data": visit.shows_data,
+        "tries": visit.may_try,
     }
     if mode == "stream":
-        values["offsets"] = await store.rows(_OFFSETS, (number_,))
+        values["offsets"] = [row[1:] for row in await store.rows(_OFFSETS, ([name],))]
     else:
         values["leased"] = await store.rows(_LEASED, (number_,))
         values["blocked"] = await store.rows(_BLOCKED, (number_,)) if mode == "fifo" else []
@@ -120,12 +127,20 @@ async def consumer(visit: Visit) -> Page:
 
 async def ask_pause(visit: Visit) -> Page:
     """Ask before a consumer is paused."""
+    return _ask(visit, "Pause", "Its receivers get nothing until somebody resumes it. Messages that are in flight may"
+                " still be acked. New messages wait, and the log keeps them.")  # fmt: skip
+
+
+async def ask_resume(visit: Visit) -> Page:
+    """Ask before a consumer is resumed."""
+    return _ask(visit, "Resume", "Its receivers get messages again, the oldest first.")
+
+
+def _ask(visit: Visit, verb: str, text: str) -> Page:
+    here = f"/consumers/{visit.name}"
     return Page("ask.html", {
-        "title": f"Pause {visit.name}?",
-        "text": "Its receivers get nothing until somebody resumes it. Messages that are in flight may still be acked."
-                " New messages wait, and the log keeps them.",
-        "to": f"/consumers/{visit.name}/pause", "back": f"/consumers/{visit.name}", "button": "Pause", "fields": {},
-        "danger": False,
+        "title": f"{verb} {visit.name}?", "text": text, "to": f"{here}/{verb.lower()}", "back": here, "button": verb,
+        "fields": {}, "danger": False,
     })  # fmt: skip
 
 
@@ -153,9 +168,8 @@ async def _messages(visit: Visit, query: str) -> list[dict[str, Any]]:
 
 
 def hidden(visit: Visit, data: str | None) -> str | None:
-    """Return a message's data without the values that `api.mask` hides."""
-    mask = visit.services.config.api.mask
-    return masked(data, mask) if data is not None and mask else data
+    """Return a message's data as the visitor may see it, or None."""
+    return hidden_data(data, visit.services.config.api.mask) if data is not None and visit.shows_data else None
 
 
 def _charts(visit: Visit, pending: Points, dead: Points, oldest: Points) -> list[Chart]:
@@ -188,5 +202,6 @@ VIEWS: Final = (
     View("GET", _OF, "look", consumer),
     View("GET", f"{_OF}/pause", "operate", ask_pause),
     View("POST", f"{_OF}/pause", "operate", pause),
+    View("GET", f"{_OF}/resume", "operate", ask_resume),
     View("POST", f"{_OF}/resume", "operate", resume),
 )

@@ -5,10 +5,11 @@ This module is pure. Never reads a database.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from cdcbridge.units import human_duration
+from cdcbridge.web.pages.wording import plural
 
 Level = Literal["bad", "warn", "ok", "idle"]
 LEVELS: Final[tuple[Level, ...]] = ("bad", "warn", "ok", "idle")  # the worst first
@@ -44,43 +45,73 @@ class Trend(NamedTuple):
 
 
 def judge(
-    row: Mapping[str, Any], alarms: Iterable[Mapping[str, Any]], holders: Sequence[Mapping[str, Any]]
+    row: Mapping[str, Any], alarm: Mapping[str, Any] | None, held: Sequence[Mapping[str, Any]], *, sink: bool
 ) -> Judgement:
     """Judge one consumer.
 
     Args:
         row: Its figures: pending, in_flight, dead, delayed, held, oldest_due_age_seconds, paused.
-        alarms: The alarms of the measurement, of all consumers.
-        holders: The open transactions that keep messages from consumers, of all consumers.
+        alarm: Its first alarm, or None.
+        held: The open transactions that keep messages from it.
+        sink: Whether it has a sink, so that no application receives from it.
     """
-    name = row["name"]
-    for alarm in alarms:
-        if alarm.get("consumer") == name:
-            return Judgement("bad", _word(alarm["code"]), alarm["message"])
+    name, due = row["name"], row.get("oldest_due_age_seconds") or 0.0
+    if alarm is not None:
+        return Judgement("bad", alarm["code"].removeprefix("consumer_").replace("_", " "), alarm["message"])
     if row.get("paused"):
         return Judgement("warn", "paused", f"{name} is paused: its receivers get nothing until somebody resumes it")
-    due = row.get("oldest_due_age_seconds") or 0.0
-    held = [one for one in holders if one["consumer"] == name]
     if held:
         return Judgement("warn", "held", _held(held[0]))
+    if due > _UNREAD and row["mode"] == "stream":
+        what = "find out why the target is slow" if sink else "start a member of the group, or find the slow one"
+        return Judgement("warn", "behind", f"a message has waited for {human_duration(due)}: {what}")
+    if row["mode"] == "fifo" and row.get("delayed") and due > _UNREAD:
+        why = "a message was given back, and later messages of its key wait until it is delivered again"
+        return Judgement("warn", "keys wait", why)
     ready = row["pending"] - row.get("delayed", 0)
-    if ready > 0 and not row["in_flight"] and due > _UNREAD and row["mode"] != "stream":
-        age = human_duration(due)
-        return Judgement(
-            "bad", "nobody receives", f"nobody receives: a message has been ready for {age}. Start a worker"
-        )
-    if row["mode"] == "stream" and due > _UNREAD:
-        why = f"a message has waited for {human_duration(due)}. Start a member of the group, or find the slow one"
-        return Judgement("warn", "behind", why)
+    if ready > 0 and not row["in_flight"] and due > _UNREAD and not sink:
+        why = f"nobody receives: a message has been ready for {human_duration(due)}. Start a worker"
+        return Judgement("bad", "nobody receives", why)
     if due > _BEHIND:
-        return Judgement(
-            "warn", "behind", f"a message has waited for {human_duration(due)}. Add workers, or find the slow one"
-        )
+        why = f"a message has waited for {human_duration(due)}. Add workers, or find the slow one"
+        return Judgement("warn", "behind", why)
     if row["dead"]:
-        return Judgement("warn", "dead letters", f"{_count(row['dead'], 'dead letter')} for a person to retry or purge")
+        return Judgement("warn", "dead letters", f"{plural(row['dead'], 'dead letter')} for a person to retry or purge")
     if row["pending"] or row["in_flight"]:
         return Judgement("ok", "working", "messages wait, and none for long")
     return Judgement("idle", "idle", "no message waits")
+
+
+def judge_all(
+    lag: Mapping[str, Any], *, age: float | None, stale: bool, bridges: Sequence[Mapping[str, Any]], attention: int
+) -> Judgement:
+    """Judge the whole, for the first page. Alarms are judged by the page itself, which lists them.
+
+    Args:
+        lag: The measurement.
+        age: Its age in seconds, or None if nothing was measured yet.
+        stale: Whether it is older than it should be.
+        bridges: The bridges that run, the leader first.
+        attention: How many consumers deserve a look.
+    """
+    if age is None:
+        return Judgement("idle", "Measuring…", "the first figures follow in a moment")
+    for name in ("store_error", "source_error"):
+        if lag.get(name):
+            return Judgement("bad", "A database does not answer", lag[name])
+    if stale:
+        return Judgement("warn", "The figures are old", f"nothing was measured for {human_duration(age)}")
+    if not bridges:
+        why = "queues with published messages work without one. To read the changes of tables, start it: cdcbridge run"
+        return Judgement("warn", "No bridge runs", why)
+    if not bridges[0]["leads"]:
+        return Judgement(
+            "bad", "No bridge leads", "bridges run, and none of them reads the slot. Their log has the reason"
+        )
+    if attention:
+        word = f"{plural(attention, 'consumer')} {'deserves' if attention == 1 else 'deserve'} a look"
+        return Judgement("warn", word, "the bridge works. They are listed below")
+    return Judgement("ok", "Everything works", "the bridge leads, and no consumer needs attention")
 
 
 def trend(samples: Sequence[tuple[float, float]]) -> Trend | None:
@@ -102,11 +133,3 @@ def _held(holder: Mapping[str, Any]) -> str:
     age = holder.get("age_seconds")
     since = f" for {human_duration(age)}" if age is not None else ""
     return f"an open transaction ({who}) has held messages{since}. Let it commit, or end it"
-
-
-def _word(code: str) -> str:
-    return code.removeprefix("consumer_").replace("_", " ")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-from cdcbridge.web.pages.consumers import visible_alarms
-from cdcbridge.web.pages.site import Page, View, Visit
-from cdcbridge.web.problems import RequestRefused
+from cdcbridge.web.pages.site import Page, View, Visit, visible_alarms
 
 _BACKFILLS: Final = (
     "select consumer, table_name, state, note, rows, percent, rows_per_second, seconds_left, condition, created_at"
@@ -33,27 +31,23 @@ async def backfills(visit: Visit) -> Page:
 
 async def alarms(visit: Visit) -> Page:
     """Show what needs attention now, and who holds old row versions, old WAL and the log's safe seq."""
-    sees = visit.caller.sees
-    mine = visit.caller.consumers is None
-    figures = visit.figures
+    caller, figures = visit.caller, visit.figures
+    mine = caller.consumers is None
+    holders = [one for one in figures.rows("consumer_holders") if caller.sees(one["consumer"])]
     return Page("alarms.html", {
         "title": "Alarms",
-        "found_alarms": visible_alarms(visit),
-        "holders": [one for one in figures.rows("consumer_holders") if sees(one["consumer"])],
-        "xmin": figures.rows("xmin_holders") if mine else [],
-        "publishers": figures.rows("holders") if mine else [],
+        "found_alarms": visible_alarms(caller, figures),
+        "holders": visit.sessions(holders),
+        "xmin": visit.sessions(figures.rows("xmin_holders")),
+        "publishers": visit.sessions(figures.rows("holders")),
         "errors": [text for text in (figures.lag.get("source_error"), figures.lag.get("store_error")) if text and mine],
     })  # fmt: skip
 
 
 async def audit(visit: Visit) -> Page:
     """Show who changed something, the newest change first."""
-    if visit.caller.consumers is not None:
-        raise RequestRefused(403, f"the token {visit.caller.name!r} sees its own consumers alone")
-    before = visit.given("before") or str((1 << 63) - 1)
-    if not before.isdecimal():
-        raise RequestRefused(422, f"before is {before!r}, which is not a number")
-    rows: list[tuple[Any, ...]] = await visit.services.store.rows(_AUDIT, (int(before),))
+    visit.caller.refuse_restricted("The page of a consumer shows its state.")
+    rows = await visit.services.store.rows(_AUDIT, (visit.number("before") or (1 << 63) - 1,))
     return Page("audit.html", {"title": "Audit log", "rows": rows, "older": rows[-1][0] if len(rows) == 100 else None})
 
 

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from cdcbridge.store.presence import RUNNING, Process
 from cdcbridge.web.pages.charts import Chart, chart
-from cdcbridge.web.pages.consumers import listed, visible_alarms
+from cdcbridge.web.pages.consumers import listed
+from cdcbridge.web.pages.judgement import Judgement, judge_all
 from cdcbridge.web.pages.samples import slot_samples
-from cdcbridge.web.pages.site import Page, View, Visit
+from cdcbridge.web.pages.site import Page, View, Visit, visible_alarms
 from cdcbridge.web.pages.wording import DURATIONS, SIZES, duration, number, size
 
 _LAST_ERROR: Final = "select message, hint, holder, extract(epoch from clock_timestamp() - at)::float8 from last_error"
@@ -27,15 +28,21 @@ async def overview(visit: Visit) -> Page:
         "title": "Overview",
         "consumers": consumers[:_WORST],
         "all_consumers": every,
-        "found_alarms": visible_alarms(visit),
+        "found_alarms": visible_alarms(visit.caller, figures),
         "bridges": [],
         "slot": None,
+        "source_error": None,
         "charts": (),
         "last_error": None,
+        "whole": Judgement("warn" if consumers else "ok", "Your consumers", ""),
     }
     if visit.caller.consumers is None:
         leaders = await store.value(_LEADERS)
         values["bridges"] = [asdict(Process(*row)) for row in await store.rows(RUNNING, {"leaders": leaders})]
+        values["whole"] = judge_all(
+            figures.lag, age=figures.age, stale=figures.stale, bridges=values["bridges"], attention=len(consumers)
+        )
+        values["source_error"] = figures.lag.get("source_error")
         values["slot"] = _slot(figures.lag)
         values["last_error"] = next(iter(await store.rows(_LAST_ERROR)), None)
         values["charts"] = await _charts(visit)

@@ -6,11 +6,12 @@ Never reads more rows than there are minutes for each consumer.
 from __future__ import annotations
 
 from itertools import pairwise
+from time import monotonic
 from typing import Final, NamedTuple
 
 from cdcbridge.web.store import WebStore
 
-SLOT: Final = ""  # the subject of the slot's samples
+_FRESH: Final = 30.0  # seconds
 _ONE: Final = """
     select extract(epoch from minute)::float8, (figures ->> 'pending')::float8, (figures ->> 'in_flight')::float8,
            (figures ->> 'dead')::float8, (figures ->> 'oldest_age_seconds')::float8
@@ -63,7 +64,22 @@ async def slot_samples(store: WebStore) -> SlotSamples:
     return SlotSamples([(row[0], row[1]) for row in rows], [(row[0], row[2]) for row in rows], rates)
 
 
-async def pending_samples(store: WebStore) -> dict[str, Points]:
-    """Return the waiting messages of each consumer, by its name."""
-    rows = await store.rows(_ALL)
-    return {name: list(zip(times, values, strict=True)) for name, times, values in rows}
+class Sparks:
+    """The samples for the small charts of all consumers, which are read at most twice a minute.
+
+    Args:
+        store: The sessions on the store.
+    """
+
+    def __init__(self, store: WebStore) -> None:
+        self._store = store
+        self._read_at = -_FRESH
+        self._samples: dict[str, Points] = {}
+
+    async def samples(self) -> dict[str, Points]:
+        """Return the waiting messages of each consumer, by its name."""
+        if monotonic() - self._read_at > _FRESH:
+            self._read_at = monotonic()
+            rows = await self._store.rows(_ALL)
+            self._samples = {name: list(zip(times, values, strict=True)) for name, times, values in rows}
+        return self._samples

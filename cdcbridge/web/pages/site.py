@@ -6,16 +6,18 @@ process, and a strict Content-Security-Policy forbids the rest. Never shows a tr
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 import structlog
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -73,9 +75,36 @@ class Visit:
         """Whether this visitor may see the data of messages."""
         return self.caller.may("read") and self.services.config.api.shows_data(self.caller.role)
 
+    @property
+    def shows_queries(self) -> bool:
+        """Whether this visitor may see the queries of other sessions, which may contain data."""
+        masked = self.services.config.api.mask and self.caller.role != "admin"
+        return self.caller.consumers is None and self.shows_data and not masked
+
+    @property
+    def may_try(self) -> bool:
+        """Whether this visitor may try expressions, which can read each column of each message."""
+        open_data = self.shows_data and not self.services.config.api.mask
+        return self.caller.consumers is None and self.caller.may("redrive") and open_data
+
     def given(self, name: str) -> str | None:
         """Return a field of the query or the form, or None if it is empty."""
-        return self.query.get(name, "").strip() or None
+        return self.query.get(name) or None
+
+    def number(self, name: str) -> int | None:
+        """Return a field that is a number, or None if it is empty.
+
+        Raises:
+            RequestRefused: 422. It is not a number, or has more than 18 digits.
+        """
+        value = self.query.get(name, "").strip()
+        if value and not re.fullmatch("[0-9]{1,18}", value):
+            raise RequestRefused(422, f"{name} is {value[:40]!r}, which is not a number of at most 18 digits")
+        return int(value) if value else None
+
+    def sessions(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return rows about sessions, without their queries if the visitor may not see these."""
+        return rows if self.shows_queries else [{**row, "query": None} for row in rows]
 
 
 @dataclass(slots=True, frozen=True)
@@ -110,6 +139,21 @@ class View:
     call: Callable[[Visit], Awaitable[Page | Elsewhere]]
 
 
+class _Number(Convertor[int]):
+    """A number in a path, with at most 18 digits. Python refuses to read a number of thousands of digits."""
+
+    regex = "[0-9]{1,18}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("number", _Number())
+
+
 class Site:
     """The pages of one process.
 
@@ -137,20 +181,30 @@ class Site:
         """Return the routes of the pages, the login and the style sheet."""
         return [
             *(Route(view.path, self._answering(view), methods=[view.method]) for view in self._views),
-            Route("/login", self._login_page, methods=["GET"]),
-            Route("/login", self._login, methods=["POST"]),
-            Route("/logout", self._logout, methods=["POST"]),
+            Route("/login", self._guarded(self._login_page), methods=["GET"]),
+            Route("/login", self._guarded(self._login), methods=["POST"]),
+            Route("/logout", self._guarded(self._logout), methods=["POST"]),
             Mount("/static", _Static(directory=Path(__file__).with_name("static"))),
         ]
 
     def _answering(self, view: View) -> Callable[[Request], Awaitable[Response]]:
+        async def make(request: Request, caller: Caller | None) -> Response:
+            return self._to_login(request) if caller is None else await self._answer(view, request, caller)
+
+        return self._guarded(make)
+
+    def _guarded(
+        self, make: Callable[[Request, Caller | None], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Return a function that answers, also with the reason if it cannot."""
+
         async def answer(request: Request) -> Response:
             began = time.monotonic()
             caller: Caller | None = None
             try:
                 self._refuse_others(request)
                 caller = visitor_of(request.cookies.get(COOKIE), self._tokens, time.time())
-                response = self._to_login(request) if caller is None else await self._answer(view, request, caller)
+                response = await make(request, caller)
             except CdcbridgeError as error:
                 response = self._error(request, caller, error)
             except ClientDisconnect:
@@ -191,7 +245,7 @@ class Site:
             tokens=bool(self._tokens),
             may=caller.may if caller else lambda _: False,
             figures=figures,
-            alarms=len(figures.rows("alarms")) if figures else 0,
+            alarms=len(visible_alarms(caller, figures)) if caller and figures else 0,
             proof=proof_for(request.cookies.get(COOKIE), self._tokens),
             here=request.url.path,
             said=_said(request.query_params),
@@ -213,45 +267,42 @@ class Site:
 
     def _to_login(self, request: Request) -> Response:
         query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(f"/login?next={quote(request.url.path + query, safe='')}", 303, _HEADERS)
+        there = request.url.path + query if request.method == "GET" else "/"
+        return RedirectResponse(f"/login?next={quote(there, safe='')}", 303, _HEADERS)
 
-    async def _login_page(self, request: Request) -> Response:
+    async def _login_page(self, request: Request, _: Caller | None) -> Response:
         if not self._tokens:
             return RedirectResponse("/", 303, _HEADERS)
         values = {"title": "Log in", "next": _local(request.query_params.get("next")), "wrong": ""}
         return self._page(request, None, Page("login.html", values), None)
 
-    async def _login(self, request: Request) -> Response:
-        began, address = time.monotonic(), address_of(request)
-        caller: Caller | None = None
-        try:
-            self._refuse_others(request)
-            form = await _fields(request)
-            there, token = _local(form.get("next")), token_of(form.get("token", ""), self._tokens)
-            if token is None:
-                self._failures.refuse(address, began)
-                self._failures.note(address, began)
-                values = {"title": "Log in", "next": there, "wrong": "This token is not known."}
-                response = self._page(request, None, Page("login.html", values), None, 401)
-            else:
-                caller, secure = Caller.of(token), request.url.scheme == "https"
-                response = RedirectResponse(there, 303, _HEADERS)
-                cookie = cookie_for(token, time.time())
-                response.set_cookie(COOKIE, cookie, LASTS, secure=secure, httponly=True, samesite="lax")
-        except CdcbridgeError as error:
-            response = self._error(request, None, error)
-        log_request(request, response.status_code, began, caller)
+    async def _login(self, request: Request, _: Caller | None) -> Response:
+        form, now = await _fields(request), time.monotonic()
+        there, token = _local(form.get("next")), token_of(form.get("token", ""), self._tokens)
+        if token is None:
+            self._failures.refuse(address_of(request), now)
+            self._failures.note(address_of(request), now)
+            values = {"title": "Log in", "next": there, "wrong": "This token is not known."}
+            return self._page(request, None, Page("login.html", values), None, 401)
+        response = RedirectResponse(there, 303, _HEADERS)
+        secure = request.url.scheme == "https"
+        cookie = cookie_for(token, time.time())
+        response.set_cookie(COOKIE, cookie, LASTS, secure=secure, httponly=True, samesite="lax")
         return response
 
-    async def _logout(self, request: Request) -> Response:
-        try:
-            self._refuse_others(request)
-            await self._form(request)
-        except CdcbridgeError as error:
-            return self._error(request, None, error)
+    async def _logout(self, request: Request, _: Caller | None) -> Response:
+        await self._form(request)
         response = RedirectResponse("/login", 303, _HEADERS)
         response.delete_cookie(COOKIE)
         return response
+
+    async def no_such_page(self, request: Request, _: Exception) -> Response:
+        """Answer a browser that asks for a path which does not exist."""
+
+        async def make(request: Request, _: Caller | None) -> Response:
+            raise RequestRefused(404, f"there is no page {request.url.path}")
+
+        return await self._guarded(make)(request)
 
 
 class _Static(StaticFiles):
@@ -272,24 +323,33 @@ async def _fields(request: Request) -> dict[str, str]:
         raise RequestRefused(400, f"the form cannot be read: {error}") from None
 
 
+def visible_alarms(caller: Caller, figures: Measurement) -> list[dict[str, Any]]:
+    """Return the alarms that a caller may see. Those of the slot are for callers who see all consumers."""
+    return [
+        one
+        for one in figures.rows("alarms")
+        if (caller.consumers is None if one["consumer"] is None else caller.sees(one["consumer"]))
+    ]
+
+
 def _said(query: Mapping[str, str]) -> str:
     """Return the sentence about the change that led to this page, or ""."""
-    number, kept = (_count(query.get(name, "")) for name in ("n", "kept"))
+    retried, removed, kept, purged = (_count(query.get(name, "")) for name in ("retried", "removed", "kept", "purged"))
+    gone = f" {plural(removed, 'letter')} removed: the filter of the consumer does not match." if removed else ""
     left = f" {plural(kept, 'letter')} stayed: the filter fails again, or the message waits already." if kept else ""
     return {
         "paused": "Paused. Its receivers get nothing until somebody resumes it.",
         "resumed": "Resumed.",
-        "retry": f"Retried {plural(number, 'dead letter')}.{left}",
-        "purge": f"Purged {plural(number, 'dead letter')}.",
+        "retry": f"Retried {plural(retried, 'dead letter')}.{gone}{left}",
+        "purge": f"Purged {plural(purged, 'dead letter')}.",
     }.get(query.get("said", ""), "")
 
 
 def _count(text: str) -> int:
-    return int(text) if text.isdecimal() and len(text) < 16 else 0
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else 0
 
 
 def _local(path: str | None) -> str:
     """Return a path of this site, or "/" for an address of another one."""
-    parts = urlsplit(path or "/")
-    good = not parts.scheme and not parts.netloc and parts.path.startswith("/") and "\\" not in (path or "")
-    return (path or "/") if good and not (path or "").startswith("//") else "/"
+    good = re.fullmatch(r"/(?![/\\])[^\\\s]*", path or "")
+    return path if path and good else "/"

@@ -8,12 +8,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.harness.world import World
 from tests.web.conftest import declare, serving
 
 CHROMIUM = "/usr/bin/chromium"
+expect.set_options(timeout=30_000)  # milliseconds, since a page is renewed every three seconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ class Watched:
         self.problems: list[str] = []
         self.expected: set[int] = set()  # statuses that this test provokes
         self._context = browser.new_context(base_url=url, **context)
-        self._context.set_default_timeout(20_000)
+        self._context.set_default_timeout(30_000)
         self.page: Page = self._context.new_page()
         self.page.on("pageerror", lambda error: self.problems.append(f"script: {error}"))
         self.page.on("console", self._said)

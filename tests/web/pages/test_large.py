@@ -12,6 +12,7 @@ from tests.web.pages.test_pages import PAGES
 
 LIMIT = 0.2  # seconds
 MILLION = 1_000_000
+ASKED = ("/consumers/billing/dead?key=k77", "/consumers/billing/dead/retry?key=k77", "/log?topic=nothing")
 
 
 def fill(world: World) -> None:
@@ -36,14 +37,18 @@ def fill(world: World) -> None:
         " case when n % 2 = 0 then 'nacked: card declined' else 'max_deliveries: 3' end, '[]', now()"
         " from generate_series(1, 100000) n"
     )
-    run("analyze waiting, dead_messages, messages")
+    run(
+        "insert into samples select s.name, date_trunc('minute', now()) - make_interval(mins => n), '{\"pending\": 7}'"
+        " from generate_series(0, 359) n, (select 'c' || n as name from generate_series(1, 300) n) s"
+    )
+    run("analyze waiting, dead_messages, messages, samples")
 
 
 def test_each_page_is_quick_with_ten_million_waiting_messages(world18: World) -> None:
     fill(world18)
     with serving(world18) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
         client.get("/")  # the first one waits for the first measurement, for at most three seconds
-        slow = {path: best for path in PAGES if (best := min(took(client, path) for _ in range(5))) > LIMIT}
+        slow = {path: best for path in (*PAGES, *ASKED) if (best := min(took(client, path) for _ in range(5))) > LIMIT}
         assert not slow
 
 

@@ -3,9 +3,11 @@
 "use strict";
 
 const EVERY = 3000; // milliseconds
+const LONGEST = 30000; // between two looks while the server does not answer
 const PATIENCE = 10000;
 
 let since = new Date();
+let pause = EVERY;
 
 function say(text) {
   const banner = document.getElementById("stale");
@@ -13,49 +15,79 @@ function say(text) {
   if (banner.textContent !== text) banner.textContent = text;
 }
 
-// Put the new content into the place of the old one. What a person has opened stays open, and the focus stays where it is.
+// Put the new content into the place of the old one. What a person has opened, selected, scrolled or focused stays.
 function renew(old, fresh) {
   for (const open of old.querySelectorAll("details[open][id]")) {
     fresh.querySelector(`#${CSS.escape(open.id)}`)?.setAttribute("open", "");
   }
   if (old.isEqualNode(fresh)) return;
-  const focused = old.contains(document.activeElement) ? document.activeElement : null;
-  const href = focused?.getAttribute("href");
   const selected = document.getSelection();
-  if (selected && !selected.isCollapsed && old.contains(selected.anchorNode)) return;
-  if (focused && !href && focused.tagName !== "SUMMARY") return;
-  const place = focused?.tagName === "SUMMARY" ? focused.parentElement.id : null;
+  if (selected && !selected.isCollapsed && selected.containsNode(old, true)) return;
+  const focused = old.contains(document.activeElement) ? document.activeElement : null;
+  if (focused?.matches("input, textarea, select")) return;
+  const scrolled = [...old.querySelectorAll(".scroll, pre")].map((one) => [one.scrollLeft, one.scrollTop]);
+  const place = focused && same(old, focused);
   old.replaceWith(document.adoptNode(fresh));
-  if (href) fresh.querySelector(`a[href="${CSS.escape(href)}"]`)?.focus();
-  if (place) fresh.querySelector(`#${CSS.escape(place)} > summary`)?.focus();
+  [...fresh.querySelectorAll(".scroll, pre")].forEach((one, n) => {
+    if (scrolled[n]) [one.scrollLeft, one.scrollTop] = scrolled[n];
+  });
+  if (place) fresh.querySelector(place)?.focus();
+}
+
+// Return a selector for the element that will have the place of a focused one.
+function same(part, focused) {
+  const href = focused.getAttribute("href");
+  if (href) return `a[href="${CSS.escape(href)}"]`;
+  if (focused.tagName === "SUMMARY" && focused.parentElement.id) return `#${CSS.escape(focused.parentElement.id)} > summary`;
+  const label = focused.getAttribute("aria-label");
+  return label ? `${focused.tagName}[aria-label="${CSS.escape(label)}"]` : null;
+}
+
+async function pageOf(answer) {
+  return new DOMParser().parseFromString(await answer.text(), "text/html");
 }
 
 async function look() {
-  if (document.hidden || !document.querySelector("[data-live]")) return;
-  try {
-    const answer = await fetch(location.href, { signal: AbortSignal.timeout(PATIENCE), headers: { Accept: "text/html" } });
-    if (answer.redirected && new URL(answer.url).pathname === "/login") return location.assign(answer.url);
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    if (!answer.ok) {
-      const reason = page.querySelector("main p:not([id])")?.textContent ?? "";
-      return say(`Not renewed since ${time(since)} UTC. ${reason}`);
+  const answer = await fetch(location.href, { signal: AbortSignal.timeout(PATIENCE), headers: { Accept: "text/html" } });
+  if (answer.redirected && new URL(answer.url).pathname === "/login") return location.assign(answer.url);
+  const page = await pageOf(answer);
+  if (!answer.ok) {
+    const reason = page.querySelector("main section p")?.textContent ?? "";
+    throw new Error(reason);
+  }
+  for (const old of document.querySelectorAll("[data-live]")) {
+    const fresh = page.getElementById(old.id);
+    if (fresh) renew(old, fresh);
+  }
+  since = new Date();
+  say("");
+}
+
+// One look after another, never two at a time. While the server does not answer, the looks become rarer.
+async function live() {
+  if (!document.hidden && document.querySelector("[data-live]")) {
+    try {
+      await look();
+      pause = EVERY;
+    } catch (error) {
+      const reason = error instanceof TypeError || error.name === "TimeoutError" ? "The server does not answer." : error.message;
+      say(`Not renewed since ${since.toISOString().slice(11, 19)} UTC. ${reason}`);
+      pause = Math.min(LONGEST, pause * 1.5);
     }
-    for (const old of document.querySelectorAll("[data-live]")) {
-      const fresh = page.getElementById(old.id);
-      if (fresh) renew(old, fresh);
-    }
-    since = new Date();
-    say("");
-  } catch {
-    say(`Not renewed since ${time(since)} UTC. The server does not answer.`);
+  }
+  setTimeout(live, pause * (0.9 + 0.2 * Math.random()));
+}
+
+// A change in steps: send each one, and show its progress, until the answer is another page.
+async function carryOut() {
+  for (let form = document.querySelector("form[data-continue]"); form; form = document.querySelector("form[data-continue]")) {
+    const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) });
+    if (answer.redirected) return location.assign(answer.url);
+    const fresh = (await pageOf(answer)).getElementById("progress");
+    if (!fresh) return form.requestSubmit(); // it failed, and the page says why
+    document.getElementById("progress").replaceWith(document.adoptNode(fresh));
   }
 }
 
-function time(at) {
-  return at.toISOString().slice(11, 19);
-}
-
-const next = document.querySelector("form[data-continue]");
-if (next) setTimeout(() => next.requestSubmit(), 300);
-setInterval(look, EVERY);
-document.addEventListener("visibilitychange", look);
+setTimeout(live, EVERY);
+carryOut();

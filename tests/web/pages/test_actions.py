@@ -92,7 +92,7 @@ def dead_letters(world: World, count: int, reason: str) -> None:
     """Dead letters of billing, as if their messages had died."""
     world.sql.execute(
         "insert into cdcbridge.dead_messages (consumer_id, seq, topic, data, deliver_count, reason, history, inserted_at)"
-        " select c.id, 1000000 + nextval('cdcbridge.dead_messages_id_seq'), 't', '{\"op\": \"message\"}', 1, %s, '[]', now()"
+        " select c.id, 1000000 + n, 't', '{\"op\": \"message\"}', 1, %s, '[]', now()"
         " from cdcbridge.consumers c, generate_series(1, %s) n where c.name = 'billing'",
         (reason, count),
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from importlib.util import find_spec
 
 import click
 
@@ -11,21 +10,14 @@ from cdcbridge.cli.context import App, pass_app
 from cdcbridge.errors import UsageError
 
 
-def require_web() -> Any:
-    """Import the module of the API.
-
-    Raises:
-        UsageError: The extra `web` is not installed.
-    """
-    try:
-        return importlib.import_module("cdcbridge.web.serve")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("cdcbridge"):
-            raise
-        raise UsageError(
-            f"`serve` needs the Python package {error.name}, which is not installed",
-            hint="pip install 'cdcbridge[web]'",
-        ) from error
+def require_web() -> None:
+    """Raise UsageError if the extra `web` is not installed. Import none of it."""
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise UsageError(
+                f"`serve` needs the Python package {package}, which is not installed",
+                hint="pip install 'cdcbridge[web]'",
+            )
 
 
 @click.command()
@@ -43,7 +35,10 @@ def serve(app: App, until_stdin_ends: bool) -> None:
       cdcbridge serve &
       curl -X POST -d '{"wait": 20}' http://127.0.0.1:9188/api/consumers/billing/receive
     """
-    require_web().serve(app.config, until_stdin_ends=until_stdin_ends)
+    require_web()
+    from cdcbridge.web.serve import serve
+
+    serve(app.config, until_stdin_ends=until_stdin_ends)
 
 
 COMMANDS = (serve,)

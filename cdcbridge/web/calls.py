@@ -45,7 +45,7 @@ def _seconds(value: Any) -> Any:
 Seconds = Annotated[
     float,
     Field(ge=0, allow_inf_nan=False, description='Seconds, or a text such as "30s".'),
-    BeforeValidator(_seconds),
+    BeforeValidator(_seconds, json_schema_input_type=float | str),
 ]
 
 

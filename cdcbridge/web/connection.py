@@ -20,7 +20,7 @@ _READING: Final = 60.0  # seconds in which the peer reads nothing, while more th
 _AT_THE_END: Final = 2.0  # the same, when the process is asked to end
 
 
-class Connection(H11Protocol):
+class HttpConnection(H11Protocol):
     """A connection with limits for the times in which the peer sends and reads nothing."""
 
     transport: asyncio.Transport

@@ -84,7 +84,7 @@ class Event(NamedTuple):
         return f"id: {self.seq}\n{lines}\n".encode()
 
 
-class Source(Protocol):
+class EventSource(Protocol):
     """The messages of one caller."""
 
     async def next(self, gone: Gone) -> list[Event]:
@@ -196,7 +196,7 @@ class EventStream(Response):
         name: The name of the consumer, for the log.
     """
 
-    def __init__(self, source: Source, services: Services, name: str) -> None:
+    def __init__(self, source: EventSource, services: Services, name: str) -> None:
         super().__init__()
         self._source = source
         self._services = services
@@ -275,7 +275,7 @@ async def events(call: Call) -> Response:
     """Send the messages of a consumer as server-sent events."""
     name, services = call.path["name"], call.services
     mode = await call.store.value("select mode from show_consumer(%s)", (name,))
-    source: Source = Deliveries(call)
+    source: EventSource = Deliveries(call)
     if mode == "stream":
         followed = Followed(call, _last_id(call))
         await followed.begin()

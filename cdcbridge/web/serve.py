@@ -23,7 +23,7 @@ import uvicorn
 from cdcbridge.config import Config
 from cdcbridge.errors import UsageError
 from cdcbridge.web.app import Application
-from cdcbridge.web.connection import Connection
+from cdcbridge.web.connection import HttpConnection
 
 _GRACE: Final = 20  # seconds for requests in progress at the end
 _LAST: Final = 2.0  # seconds for threads after that
@@ -76,7 +76,7 @@ def serve(config: Config, *, until_stdin_ends: bool = False) -> None:
         server = _Server(
             uvicorn.Config(
                 api.app,
-                http=Connection,
+                http=HttpConnection,
                 log_config=None,
                 access_log=False,
                 server_header=False,

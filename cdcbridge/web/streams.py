@@ -29,7 +29,7 @@ class ReadRequest(Body):
     wait: Wait = 0.0
 
 
-class ExtendRequest(Body):
+class ExtendLeaseRequest(Body):
     """The partition, the receipt of its read, and the lease from now on."""
 
     partition: Number
@@ -75,7 +75,7 @@ async def commit(call: Call) -> Answer:
 
 async def extend_lease(call: Call) -> Answer:
     """Keep the lease of a partition for longer."""
-    body: ExtendRequest = call.body
+    body: ExtendLeaseRequest = call.body
     await call.store.rows(_EXTEND, (call.path["name"], body.partition, body.receipt, body.lease))
     call.services.arrivals.tell(call.path["name"])  # a shorter lease ends earlier than a poll expects
     return {"extended": True}
@@ -100,6 +100,6 @@ ENDPOINTS = (
         ReadRequest,
     ),
     Endpoint("POST", f"{_OF}/commit", "deliver", {"moved": {"type": "boolean"}}, commit, CommitRequest),
-    Endpoint("POST", f"{_OF}/extend", "deliver", {"extended": {"type": "boolean"}}, extend_lease, ExtendRequest),
+    Endpoint("POST", f"{_OF}/extend", "deliver", {"extended": {"type": "boolean"}}, extend_lease, ExtendLeaseRequest),
     Endpoint("POST", f"{_OF}/seek", "deliver", {"partitions": {"type": "integer"}}, seek, SeekRequest),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import AwareDatetime, BeforeValidator, Field
+from pydantic import AwareDatetime, BeforeValidator, Field, TypeAdapter
 
 from cdcbridge.config.consumer import Consumer
 from cdcbridge.web.calls import Answer, Body, Call, Endpoint
@@ -21,13 +21,14 @@ _PUBLISH: Final = (
     " publish(%s::text, m.value ->> 'key', m.value -> 'data', (m.value ->> 'deliver_at')::timestamptz,"
     " m.value ->> 'dedup_id') p (seq) order by m.n"
 )
+_TIME: Final = TypeAdapter(AwareDatetime)
 
 
-def _only_text(value: Any) -> Any:
-    """Refuse a number, and a text that is one: PostgreSQL and pydantic read 20270101 as different times."""
+def _time(value: Any) -> Any:
+    """Return the time of a text. PostgreSQL and pydantic read a number such as 20270101 as different times."""
     if not isinstance(value, str) or "T" not in value:
         raise ValueError('write a time as in "2027-01-31T08:00:00Z"')
-    return value
+    return _TIME.validate_python(value)
 
 
 class NewMessage(Body):
@@ -35,7 +36,7 @@ class NewMessage(Body):
 
     key: str | None = None
     data: Any
-    deliver_at: Annotated[AwareDatetime, BeforeValidator(_only_text)] | None = None
+    deliver_at: Annotated[AwareDatetime, BeforeValidator(_time, json_schema_input_type=AwareDatetime)] | None = None
     dedup_id: str | None = None
 
 

@@ -307,6 +307,21 @@ MUTANTS = (
            "tests/sinks/test_engine.py::test_a_refused_message_that_blocks_holds_its_partition"),
     Mutant("I87", "cdcbridge/sinks/claims.py", "return monotonic() < self._valid_until", "return True",
            "tests/sinks/test_engine.py::test_a_process_that_was_stopped_delivers_no_claim_of_another[fifo]"),
+    Mutant("I88", "cdcbridge/web/access.py", "if consumer is not None and not self.sees(consumer):", "if False:",
+           "tests/web/test_access.py::test_each_role_may_do_what_it_says_and_nothing_else"),
+    Mutant("I89", "cdcbridge/web/queues.py", "if gone or document is None]", "if document is None]",
+           "tests/web/test_rest.py::test_a_caller_that_disconnects_during_the_claim_gives_its_messages_back"),
+    Mutant("I89", "cdcbridge/web/events.py", "                await self._source.give_back(unsent)\n",
+           "                pass\n", "tests/web/test_events.py"
+           "::test_a_slow_reader_holds_one_batch_and_gives_back_the_unsent_ones"),
+    Mutant("I90", "cdcbridge/web/queues.py", "list(call.body.receipts), call.body.strict)",
+           "list(call.body.receipts), False)", "tests/web/test_rest.py::test_publish_receive_and_ack"),
+    Mutant("I91", "cdcbridge/web/arrivals.py", "        if not self.together:\n            self.wake()\n",
+           "        return\n", "tests/web/test_arrivals.py::test_a_poll_that_fails_wakes_the_next_one"),
+    Mutant("I92", "sql/api/follow_stream.sql", "then 9223372036854775807 else safe end", "then 0 else 9223372036854775807 end",
+           "tests/sql/test_follow.py::test_a_message_that_commits_late_is_not_missed[pg18]"),
+    Mutant("I93", "cdcbridge/web/queues.py", "if gone or document is None]", "if gone]",
+           "tests/web/test_bounds.py::test_a_large_answer_has_fewer_messages_and_the_others_are_free"),
 )  # fmt: skip
 
 

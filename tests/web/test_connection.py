@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from cdcbridge.web import connection
-from cdcbridge.web.connection import Connection
+from cdcbridge.web.connection import HttpConnection
 
 LIMIT = 1.0  # seconds
 CALM = 3.0  # seconds: a request or an answer that is slower than the limit
@@ -34,7 +34,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(connection, "_HEADERS", LIMIT)
     monkeypatch.setattr(connection, "_READING", LIMIT)
     server = uvicorn.Server(
-        uvicorn.Config(app, http=Connection, log_config=None, lifespan="off", timeout_graceful_shutdown=20)
+        uvicorn.Config(app, http=HttpConnection, log_config=None, lifespan="off", timeout_graceful_shutdown=20)
     )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness.world import World, eventually, store_database
+from tests.integration.test_monitor import documented
 from tests.web.conftest import BILLING, TOKENS, VIEWER, client, declare, problem, serving
 from tests.web.test_rest import C, publish, receive
 
@@ -66,6 +67,16 @@ def test_the_metrics_of_run_and_of_the_api(http: httpx.Client, url: str) -> None
     assert value(samples(http, "/api/metrics"), "up", database="store") == 1
     publish(http, {"data": 4})
     poll.join(30)
+
+
+def test_the_reference_page_has_every_metric_of_the_api(http: httpx.Client) -> None:
+    samples(http)
+    served = {}
+    for family in text_string_to_metric_families(http.get("/metrics").text):
+        if family.name.startswith("cdcbridge_api_") and not family.name.endswith("_created"):
+            labels = {label for s in family.samples for label in s.labels} - {"source", "slot", "le"}
+            served[family.name] = (family.type, frozenset(labels))
+    assert served == documented(api=True)
 
 
 def test_many_callers_cause_one_measurement(world18: World) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from cdcbridge.demo.embedded import EmbeddedServer
@@ -209,6 +210,19 @@ def test_a_caller_that_disconnects_gives_its_messages_back(world18: World, http:
     with client(url) as other, pytest.raises(httpx.ReadTimeout):
         other.post(f"{C}/receive", json={"wait": 20}, timeout=1)
     publish(http, {"data": 1})
+    (message,) = eventually(lambda: receive(http, wait=1))
+    assert message["deliver_count"] == 1
+
+
+def test_a_caller_that_disconnects_during_the_claim_gives_its_messages_back(
+    world18: World, http: httpx.Client, url: str
+) -> None:
+    publish(http, {"data": 1})
+    with psycopg.connect(world18.dsn) as held, client(url) as other:
+        held.execute("lock table cdcbridge_internal.leases in access exclusive mode")
+        with pytest.raises(httpx.ReadTimeout):
+            other.post(f"{C}/receive", json={}, timeout=1)
+        held.rollback()
     (message,) = eventually(lambda: receive(http, wait=1))
     assert message["deliver_count"] == 1
 

@@ -71,6 +71,10 @@ class Metrics:
         version: The version of the program.
         source: The name of the source, for example `shop`.
         slot: Its replication slot. Source and slot are labels of every metric.
+
+    Attributes:
+        registry: The registry that is shown.
+        unlabelled: The registry for further metrics, to which `registry` adds the labels.
     """
 
     def __init__(self, health: Health, version: str, source: str, slot: str) -> None:
@@ -93,6 +97,7 @@ class Metrics:
         )
         self._looks = _Looks(health, version)
         unlabelled.register(self._looks)
+        self.unlabelled = unlabelled
         self.registry = CollectorRegistry()
         self.registry.register(_Labelled(unlabelled, {"source": source, "slot": slot}))
         health.on_append = self._appended

@@ -33,9 +33,15 @@ SinkInstant: TypeAlias = Literal[
     "delivered",  # the target has acknowledged the batch
     "settled",  # the offset has moved, or the messages are acked
 ]
+AlertInstant: TypeAlias = Literal[
+    "alert queued",  # a judgement is in the store with its notifications, and nothing of it is delivered yet
+    "alert accepted",  # a destination has accepted a notification, and the store does not know it yet
+]
 INSTANTS: Final[tuple[Instant, ...]] = get_args(Instant)
 SINK_INSTANTS: Final[tuple[SinkInstant, ...]] = get_args(SinkInstant)
-Listener: TypeAlias = Callable[[Instant | SinkInstant], None]
+ALERT_INSTANTS: Final[tuple[AlertInstant, ...]] = get_args(AlertInstant)
+AnyInstant: TypeAlias = Instant | SinkInstant | AlertInstant
+Listener: TypeAlias = Callable[[AnyInstant], None]
 _Thing = TypeVar("_Thing")
 
 _listener: Listener | None = None
@@ -47,7 +53,7 @@ def listen(listener: Listener | None) -> None:
     _listener = listener
 
 
-def reach(instant: Instant | SinkInstant) -> None:
+def reach(instant: AnyInstant) -> None:
     """Call the listener with this instant, if there is a listener."""
     if _listener is not None:
         _listener(instant)

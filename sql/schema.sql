@@ -643,3 +643,72 @@ create table audit (
     subject text        not null,
     details jsonb       not null default '{}'
 );
+
+
+-- 10. Alerts: conditions that people are told about, and the notifications that are on their way
+
+-- The last judgement of the rules. A bridge locks the row while it judges, so that two bridges
+-- never announce a condition twice.
+--   leader_seen_at  when a bridge led last
+create table alert_state (
+    only_row       boolean     primary key default true check (only_row),
+    judged_at      timestamptz,
+    leader_seen_at timestamptz
+);
+insert into alert_state default values;
+
+-- A row for each condition that a rule has found, until it is over.
+--   rule         the name of the rule, for example dead_letters
+--   subject      what the condition is about, for example the name of a consumer
+--   message      the condition and the next step, as found last
+--   since        when it was found first
+--   began_at     when it had lasted for long enough to be announced; null: not yet
+--   notified_at  when a notification was queued last; null: never, for example in a silence
+--   missing_at   when it was not found any more; null: it was found last time
+create table alert_conditions (
+    rule        text        not null,
+    subject     text        not null,
+    severity    text        not null check (severity in ('warning', 'critical')),
+    message     text        not null,
+    since       timestamptz not null,
+    began_at    timestamptz,
+    notified_at timestamptz,
+    missing_at  timestamptz,
+    primary key (rule, subject)
+);
+
+-- Rules of which no notification is queued until a time.
+create table alert_silences (
+    rule  text        primary key,
+    until timestamptz not null
+);
+
+-- Notifications that a destination has not received yet, in the order in which they are delivered.
+-- They are inserted in the transaction that changes alert_conditions.
+--   destination  the name of the destination in the configuration
+--   kind         begins, lasts or ends
+create table alert_notifications (
+    id          bigint      generated always as identity primary key,
+    destination text        not null,
+    kind        text        not null check (kind in ('begins', 'lasts', 'ends')),
+    severity    text        not null check (severity in ('warning', 'critical')),
+    title       text        not null,
+    body        text        not null,
+    created_at  timestamptz not null default now()
+);
+
+-- The attempts at a notification, a row for each URL of its destination. The notification is
+-- deleted once each URL has it.
+--   url_id        the first characters of the URL's SHA-256, because the URL itself is a secret
+--   service       the kind of the URL, for example Slack
+--   error         the error of the last attempt; null: it was delivered
+create table alert_deliveries (
+    notification_id bigint      not null references alert_notifications on delete cascade,
+    url_id          text        not null,
+    service         text        not null,
+    attempts        int         not null default 0,
+    tried_at        timestamptz,
+    error           text,
+    delivered_at    timestamptz,
+    primary key (notification_id, url_id)
+);

@@ -39,6 +39,7 @@ _MODULES: Final = {
     "slot": ("lag", "slot"),
     "sinks": ("sinks",),
     "serve": ("serve",),
+    "alerts": ("alerts",),
 }
 # The order in which `cdcbridge --help` lists the commands.
 _SECTIONS: Final = {
@@ -51,6 +52,7 @@ _SECTIONS: Final = {
         "lag",
         "consumers",
         "sinks",
+        "alerts",
         "serve",
         "config",
         "migrate",

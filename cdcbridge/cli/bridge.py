@@ -19,14 +19,15 @@ from cdcbridge.bridge.child_process import ChildProcess, SinkSupervisor
 from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.changes.wal2json_file import decode_file
 from cdcbridge.checks.server import check, refuse_unconvertible
+from cdcbridge.cli.alerts import needs_apprise
 from cdcbridge.cli.context import App, as_json, pass_app, print_json, print_line, say
 from cdcbridge.cli.schema import file_schema
 from cdcbridge.cli.screen import width, wrapped
 from cdcbridge.cli.serve import require_web
-from cdcbridge.config import Config, load
+from cdcbridge.config import Alerts, Config, load
 from cdcbridge.database import connect_store, database_place
 from cdcbridge.demo.run import demo as run_demo
-from cdcbridge.errors import DecodeError, UsageError
+from cdcbridge.errors import DecodeError, NotLeader, UsageError
 from cdcbridge.observe.health import Health
 from cdcbridge.observe.lag_watcher import Watcher
 from cdcbridge.observe.metrics import Metrics
@@ -65,7 +66,7 @@ def check_command(app: App, as_json: bool, fixes: bool) -> int:
       cdcbridge check
       cdcbridge check --fixes > fixes.sql
     """
-    problems = check(app.config)
+    problems = [*check(app.config), *_alert_problems(app.config)]
     ok = not any(problem.severity == "error" for problem in problems)
     if fixes and not as_json:
         click.echo(script(problems), nl=False)
@@ -80,6 +81,23 @@ def check_command(app: App, as_json: bool, fixes: bool) -> int:
             click.echo(f"    fix: {problem.brief}")
         click.echo("ok" if ok else "not ok")
     return 0 if ok else 2
+
+
+def _alert_problems(config: Config) -> list[Problem]:
+    """Return the reason why `run` would refuse the section `alerts`, if there is one."""
+    if config.alerts is None:
+        return []
+    try:
+        from cdcbridge.alerts.delivery import urls
+
+        urls(config.alerts)
+    except ModuleNotFoundError as error:
+        refused = needs_apprise(error)
+    except UsageError as error:
+        refused = error
+    else:
+        return []
+    return [Problem("alerts_unusable", "error", "alerts", str(refused), refused.hint or "")]
 
 
 def _problem(problem: Problem) -> dict[str, str]:
@@ -139,12 +157,31 @@ def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool, serve: bool) 
     with ExitStack() as beside:
         _serve(config, health, metrics, beside)
         beside.enter_context(Watchdog(health))
-        beside.enter_context(Watcher(config, metrics))
+        watcher = beside.enter_context(Watcher(config, metrics))
         if not no_sinks:
             beside.enter_context(SinkSupervisor(app.path))
         if serve:
             beside.enter_context(ChildProcess(app.path, "api", ["serve"]))
-        bridge.run()
+        with ExitStack() as last:
+            if config.alerts is not None:
+                _alert(config, config.alerts, watcher, health, metrics, last)
+            bridge.run()
+
+
+def _alert(config: Config, alerts: Alerts, watcher: Watcher, health: Health, metrics: Metrics, last: ExitStack) -> None:
+    """Start the threads of the alerts. If the bridge ends with an error, they tell people before the program ends."""
+    try:
+        from cdcbridge.alerts.alerting import Alerting
+    except ModuleNotFoundError as error:
+        raise needs_apprise(error) from error
+    name = config.source.name or database_place(config.source_dsn)
+    alerting = last.enter_context(Alerting(config, alerts, name, watcher, health, metrics))
+
+    def ended(_kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, NotLeader):
+            alerting.bridge_ended(error)
+
+    last.push(ended)
 
 
 def _serve(config: Config, health: Health, metrics: Metrics, beside: ExitStack) -> None:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from cdcbridge.config.alerts import Alerts
 from cdcbridge.config.consumer import Consumer
 from cdcbridge.config.file import checked_text, read
 from cdcbridge.config.problems import describe
@@ -29,7 +30,7 @@ from cdcbridge.errors import ConfigError
 from cdcbridge.schemas import INTERNAL
 from cdcbridge.units import Duration, Size, format_duration
 
-__all__ = ["Api", "Config", "Consumer", "Http", "Log", "Source", "Store", "load"]
+__all__ = ["Alerts", "Api", "Config", "Consumer", "Http", "Log", "Source", "Store", "load"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
 _SCHEMA: Final = r"^[a-z_][a-z0-9_]{0,53}$"  # the internal schema has a longer name (schemas.py), of 63 at most
 
@@ -236,6 +237,13 @@ class Config(BaseSettings):
             examples=['{tokens: [{name: ops, token: "${OPS_TOKEN}", role: admin}]}'],
         ),
     ] = Api()
+    alerts: Annotated[
+        Alerts | None,
+        Field(
+            description="Messages to people when something is wrong. Without it, there are none.",
+            examples=['{to: [{name: team, urls: ["${SLACK_URL}"]}]}'],
+        ),
+    ] = None
     consumers: Annotated[
         tuple[Consumer, ...],
         Field(
@@ -278,6 +286,15 @@ class Config(BaseSettings):
             for name in token.consumers:
                 if name not in known:
                     raise ValueError(f"api.tokens: the token {token.name!r} lists {name!r}, which is not a consumer")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_name_consumers(self) -> Self:
+        known = {consumer.name for consumer in self.consumers}
+        for rule, settings in self.alerts.rules.active() if self.alerts else ():
+            for name in getattr(settings, "consumers", ()):
+                if name not in known:
+                    raise ValueError(f"alerts.rules.{rule} lists {name!r}, which is not a consumer")
         return self
 
     @model_validator(mode="after")

@@ -186,6 +186,8 @@ def _annotation(model: Any, location: Location) -> Any:
 
 
 def _secret(location: Location) -> bool:
+    if "urls" in location[-2:] or "token" in location[-1:]:
+        return True
     return str(location[-1:] and location[-1]).endswith("dsn") or location in (("source",), ("store",))
 
 

@@ -142,7 +142,7 @@ def seconds_to(limit: float | None, growth: float | None) -> float | None:
     return max(0.0, limit / growth)
 
 
-def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[Alarm]:
+def alarms(slot: SlotState, *, max_retained: int, max_inactive: float, within: float = FORECAST_WITHIN) -> list[Alarm]:
     """Return the alarms of a slot, the worst first.
 
     A lost slot has one alarm, because nothing else matters any more.
@@ -151,6 +151,7 @@ def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[A
         slot: The state of the slot.
         max_retained: Bytes of WAL that the slot may retain without an alarm.
         max_inactive: Seconds that the slot may be without a reader before that is an alarm.
+        within: A limit that is reached in fewer seconds is an alarm.
     """
     if slot.wal_status == "lost":
         why = f" ({slot.reason})" if slot.reason else ""
@@ -171,7 +172,7 @@ def alarms(slot: SlotState, *, max_retained: int, max_inactive: float) -> list[A
             " raise max_slot_wal_keep_size"
         )
         found.append(Alarm("slot_unreserved", slot.name, text))
-    forecasts = _forecasts(slot, act)
+    forecasts = _forecasts(slot, act, within)
     found += forecasts or _near(slot, act)
     if slot.retained_bytes is not None and slot.retained_bytes > max_retained:
         text = (
@@ -200,22 +201,22 @@ def _near(slot: SlotState, act: str) -> list[Alarm]:
     return [Alarm("slot_limit_near", slot.name, text)]
 
 
-def _forecasts(slot: SlotState, act: str) -> list[Alarm]:
-    """Return an alarm for each limit that will be reached within FORECAST_WITHIN.
+def _forecasts(slot: SlotState, act: str, within: float) -> list[Alarm]:
+    """Return an alarm for each limit that will be reached in less than `within` seconds.
 
     The limit is max_slot_wal_keep_size. Without such a limit it is the end of the disk.
     """
     found = []
     rate = f"{human_size(slot.growth or 0)}/s" + (f" {slot.basis}" if slot.basis else "")
     left = seconds_to(slot.safe_wal_bytes, slot.growth)
-    if left is not None and left < FORECAST_WITHIN:
+    if left is not None and left < within:
         text = (
             f"at this rate ({rate}) max_slot_wal_keep_size is reached in {human_duration(left)},"
             f" and the slot {slot.name} is lost: {act}, or raise max_slot_wal_keep_size"
         )
         found.append(Alarm("slot_limit_in_sight", slot.name, text))
     left = seconds_to(slot.free_bytes, slot.growth)
-    if left is not None and left < FORECAST_WITHIN:
+    if left is not None and left < within:
         text = (
             f"at this rate ({rate}) the slot {slot.name} fills the disk in {human_duration(left)}, and the"
             f" server stops: {act}, or set a limit: "

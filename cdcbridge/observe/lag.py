@@ -201,7 +201,7 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
         tuple(name for name in side.slots if name != config.source.slot),
         (*horizon, *(() if side.server == server else side.horizon)),
         (
-            *(a for slot in made for a in alarms(_state(slot, room), max_retained=retained, max_inactive=inactive)),
+            *(a for slot in made for a in alarms(slot_state(slot, room), max_retained=retained, max_inactive=inactive)),
             *other_alarms(room.others, retained),
             *_consumer_alarms(config, side),
         ),
@@ -359,7 +359,8 @@ def _observed(slot: SlotLag, before: Sequence[Lag], now: float) -> Growth:
     return Growth(observed_growth(sizes), f"in the last {human_duration(now - sizes[0][0])}")
 
 
-def _state(slot: SlotLag, room: WalRoom) -> SlotState:
+def slot_state(slot: SlotLag, room: WalRoom) -> SlotState:
+    """Return the values of a slot from which its alarms are derived."""
     return SlotState(
         slot.name,
         slot.active,

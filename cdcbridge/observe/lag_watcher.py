@@ -6,6 +6,7 @@ each look, and writes nothing but the measurement. A failure is logged, and the 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import Final
 
@@ -27,15 +28,25 @@ log = structlog.get_logger()
 
 
 class Watcher(Background):
-    """The thread, which works from entry to exit of its `with` block."""
+    """The thread, which works from entry to exit of its `with` block.
+
+    Attributes:
+        interval: Seconds between two measurements.
+        latest: The last measurement, or None if it failed. Only the thread writes it.
+        failure: The error of the last measurement, or None if it succeeded. Only the thread writes it.
+        looked: An event that is set after the first measurement.
+    """
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         super().__init__("watcher")
         self._config = config
         self._metrics = metrics
-        self._interval = min(_LONGEST_INTERVAL, max(0.5, config.source.heartbeat_interval))
+        self.interval = min(_LONGEST_INTERVAL, max(0.5, config.source.heartbeat_interval))
         self._looks: deque[Lag] = deque(maxlen=LOOKS - 1)
         self._said: dict[tuple[str, str, str | None], int] = {}
+        self.latest: Lag | None = None
+        self.failure: Exception | None = None
+        self.looked = threading.Event()
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -43,15 +54,18 @@ class Watcher(Background):
                 found = measure(self._config, list(self._looks))
             except Exception as error:  # noqa: BLE001 - otherwise the metrics would keep their last values
                 self._looks.clear()
+                self.latest, self.failure = None, error
                 self._metrics.measurements.not_measured(source=False)
                 if not isinstance(error, SourceUnavailable):  # the bridge logs that itself
                     log.warning("watch.failed", error=" ".join(str(error).split()))
             else:
                 self._looks.append(found)
+                self.latest, self.failure = found, None
                 self._metrics.measurements.measured(found)
                 self._alarm(found)
                 self._keep(found)
-            self._stop.wait(self._interval)
+            self.looked.set()
+            self._stop.wait(self.interval)
 
     def _keep(self, found: Lag) -> None:
         """Keep the measurement for the dashboard. Before the store's first migration there is no place for it."""

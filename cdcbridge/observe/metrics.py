@@ -71,6 +71,10 @@ class Metrics:
         version: The version of the program.
         source: The name of the source, for example `shop`.
         slot: Its replication slot. Source and slot are labels of every metric.
+
+    Attributes:
+        registry: The registry that is shown.
+        unlabelled: The registry for further metrics, to which `registry` adds the labels.
     """
 
     def __init__(self, health: Health, version: str, source: str, slot: str) -> None:
@@ -95,6 +99,7 @@ class Metrics:
         self.measurements = Measurements(version)
         unlabelled.register(self._state)
         unlabelled.register(self.measurements)
+        self.unlabelled = unlabelled
         self.registry = labelled(unlabelled, source, slot)
         health.on_append = self._appended
 

@@ -18,23 +18,25 @@ _HOLDERS: Final = """
         select 'transaction' as kind, pid, coalesce(nullif(application_name, ''), usename) as name,
                greatest(age(backend_xmin), age(backend_xid)) as age_xids,
                extract(epoch from clock_timestamp() - xact_start)::float8 as age_seconds, state,
-               left(query, 200) as query, backend_xid is not null as writes
+               left(query, 200) as query, backend_xid is not null as writes,
+               usename::text as holder
         from pg_stat_activity
         where (backend_xmin is not null and datname = current_database()) or backend_xid is not null
         union all
         select 'prepared transaction', null, gid, age(transaction),
                extract(epoch from clock_timestamp() - prepared)::float8, null,
-               format('owner %%s, database %%s', owner, database), true
+               format('owner %%s, database %%s', owner, database), true,
+               owner::text
         from pg_prepared_xacts
         union all
         select 'slot', active_pid, slot_name, age(xmin), null, case when active then 'active' else 'inactive' end, null,
-               false
+               false, null
         from pg_replication_slots where xmin is not null
         union all
-        select 'standby', pid, application_name, age(backend_xmin), null, state, null, false
+        select 'standby', pid, application_name, age(backend_xmin), null, state, null, false, usename::text
         from pg_stat_replication where backend_xmin is not null
     )
-    select kind, pid, name, age_xids, age_seconds, state, query, writes from found
+    select kind, pid, name, age_xids, age_seconds, state, query, writes, holder from found
     where pid is distinct from pg_backend_pid() and (age_seconds >= %s or age_seconds is null and age_xids >= %s)
     order by age_seconds desc nulls last, age_xids desc limit 5
 """
@@ -49,6 +51,7 @@ class HorizonHolder:
         server: "source", "store", or "both" if they are one server.
         pid: The process of the session. None if the holder has no session.
         writes: Whether the holder also makes slots keep WAL.
+        user: The database role. None if the holder has none.
     """
 
     server: str
@@ -60,6 +63,7 @@ class HorizonHolder:
     state: str | None
     query: str | None
     writes: bool
+    user: str | None = None
 
 
 def horizon_holders(connection: Connection, server: str, *, seconds: float = 1.0) -> list[HorizonHolder]:

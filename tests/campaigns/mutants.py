@@ -53,6 +53,7 @@ SHARDS = "tests/sql/test_shards.py::test_"
 LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_tables[pg15-wal2json]"
 APPLY = "tests/integration/test_apply.py::test_"
 UNINSTALL = "tests/acceptance/test_uninstall.py::test_"
+ALERTS = "tests/alerts/test_bridge.py::"
 VERDICT = "tests/unit/test_verdict.py::test_both_ways"
 MUTANTS = (
     Mutant("I1", "cdcbridge/bridge/session.py", "self._stream.confirm(written, self._progress.confirm())",
@@ -322,6 +323,28 @@ MUTANTS = (
            "tests/sql/test_follow.py::test_a_message_that_commits_late_is_not_missed[pg18]"),
     Mutant("I93", "cdcbridge/web/queues.py", "if gone or document is None]", "if gone]",
            "tests/web/test_bounds.py::test_a_large_answer_has_fewer_messages_and_the_others_are_free"),
+    Mutant("I94", "cdcbridge/alerts/judging.py",
+           "            queue.write(store, result.open, write(result.notices, self._alerts.to, self._source, turn.now))\n"
+           '        reach("alert queued")\n',
+           '            queue.write(store, result.open, ())\n        reach("alert queued")\n'
+           "        queue.write(store, result.open, write(result.notices, self._alerts.to, self._source, turn.now))\n",
+           f"{ALERTS}test_a_killed_bridge_loses_no_notification"),
+    Mutant("I95", "cdcbridge/alerts/store.py", "           case when %(error)s::text is null then clock_timestamp() end\n",
+           "           clock_timestamp()\n", f"{ALERTS}test_a_destination_that_was_away_gets_everything_once_and_in_order"),
+    Mutant("I96", "cdcbridge/alerts/store.py", "return store.execute(_LOCK, (url_id,)).fetchone() == (True,)",
+           "return url_id != ''", "tests/alerts/test_courier.py::test_one_bridge_at_a_time_delivers_to_a_url"),
+    Mutant("I97", "cdcbridge/alerts/tracking.py", "if one.key.rule in judgement.unknown:", "if False:",
+           "tests/alerts/test_tracking.py::test_a_warning_has_to_last_for_two_judgements"),
+    Mutant("I97", "cdcbridge/alerts/rules.py", "if lag is None or lag.source_error is not None:", "if lag is None:",
+           "tests/alerts/test_rules.py::test_what_could_not_be_looked_at_is_unknown"),
+    Mutant("I98", "cdcbridge/cli/bridge.py", "            alerting.bridge_ended(error)\n", "            pass\n",
+           f"{ALERTS}test_a_bridge_that_ends_for_good_says_so"),
+    Mutant("I99", "cdcbridge/alerts/delivery.py", "        for secret in self._secrets:\n", "        for secret in ():\n",
+           "tests/alerts/test_delivery.py::test_nothing_of_a_url_is_shown"),
+    Mutant("I100", "cdcbridge/alerts/courier.py", "if not queue.lock_url(store, self._url.id):",
+           "if not queue.lock_url(store, 'all'):", f"{ALERTS}test_a_destination_that_hangs_holds_up_nobody"),
+    Mutant("I101", "cdcbridge/alerts/tracking.py", "silences.get(condition.key.rule, now) > now", "False",
+           f"{ALERTS}test_a_silence_stops_notifications_until_it_ends"),
 )  # fmt: skip
 
 

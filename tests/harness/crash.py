@@ -14,16 +14,16 @@ from contextlib import contextmanager
 from typing import cast
 
 from cdcbridge import cli
-from cdcbridge.instants import INSTANTS, SINK_INSTANTS, Instant, SinkInstant, listen
+from cdcbridge.instants import ALERT_INSTANTS, INSTANTS, SINK_INSTANTS, AnyInstant, Instant, listen
 
 
-def die_at(instant: Instant | SinkInstant, count: int) -> None:
+def die_at(instant: AnyInstant, count: int) -> None:
     """Let this process die at the instant, the `count`-th time that it comes there."""
-    assert instant in (*INSTANTS, *SINK_INSTANTS), instant
+    assert instant in (*INSTANTS, *SINK_INSTANTS, *ALERT_INSTANTS), instant
     left = count
     number = getattr(signal, os.environ.get("CRASH_SIGNAL", "SIGKILL"))
 
-    def die(reached: Instant | SinkInstant) -> None:
+    def die(reached: AnyInstant) -> None:
         nonlocal left
         if reached == instant:
             left -= 1
@@ -38,7 +38,7 @@ def at(instant: Instant, act: Callable[[], object]) -> Iterator[None]:
     """Let this process act once, when it reaches the instant first. Fails where it never does."""
     acted = False
 
-    def once(reached: Instant | SinkInstant) -> None:
+    def once(reached: AnyInstant) -> None:
         nonlocal acted
         if reached == instant and not acted:
             acted = True

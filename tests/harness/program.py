@@ -20,7 +20,7 @@ import click
 import cdcbridge.sinks
 from cdcbridge.cli import cli, main
 from cdcbridge.database import patience
-from cdcbridge.instants import Instant, SinkInstant
+from cdcbridge.instants import AnyInstant
 from tests.harness import crash
 
 PATIENCE = "TEST_PATIENCE"  # a variable: the seconds for which a command tries to get a lock
@@ -38,7 +38,7 @@ def run(
     environment: dict[str, str],
     folder: str,
     streams: tuple[str, str, str],
-    instant: tuple[Instant | SinkInstant, int] | None,
+    instant: tuple[AnyInstant, int] | None,
 ) -> None:
     """Run the program and end the process. streams: the files that become stdin, stdout and stderr."""
     os.environ.clear()

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from cdcbridge.instants import Instant, SinkInstant
+from cdcbridge.instants import AnyInstant
 from tests.harness.program import run
 
 _server: Final = multiprocessing.get_context("forkserver")
@@ -37,7 +37,7 @@ class Program:
         stdin: str = os.devnull,
         stdout: str = os.devnull,
         stderr: str,
-        crash: tuple[Instant | SinkInstant, int] | None = None,
+        crash: tuple[AnyInstant, int] | None = None,
     ) -> None:
         given = (list(arguments), dict(environment), str(Path.cwd()), (stdin, stdout, stderr), crash)
         self._process = _server.Process(target=run, args=given, daemon=True)

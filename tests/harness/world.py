@@ -22,7 +22,7 @@ import yaml
 from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.config import Config, load
 from cdcbridge.demo.embedded import EmbeddedServer
-from cdcbridge.instants import Instant, SinkInstant
+from cdcbridge.instants import AnyInstant
 from cdcbridge.store.log import BridgeStore
 from tests.harness.programs import Program, complete
 
@@ -266,7 +266,7 @@ class World:
     def start_process(
         self,
         *options: str,
-        crash: tuple[Instant, int] | None = None,
+        crash: tuple[AnyInstant, int] | None = None,
         prefix: list[str] | None = None,
         environment: dict[str, str] | None = None,
     ) -> Running:
@@ -278,7 +278,7 @@ class World:
     def start_sinks(
         self,
         *names: str,
-        crash: tuple[Instant | SinkInstant, int] | None = None,
+        crash: tuple[AnyInstant, int] | None = None,
         environment: dict[str, str] | None = None,
     ) -> Running:
         """`cdcbridge sinks run` as a process; `crash` and `environment` as for start_process()."""
@@ -288,7 +288,7 @@ class World:
         self,
         command: list[str],
         log_name: str,
-        crash: tuple[Instant | SinkInstant, int] | None,
+        crash: tuple[AnyInstant, int] | None,
         prefix: list[str] | None,
         environment: dict[str, str] | None,
     ) -> Running:
@@ -310,7 +310,7 @@ class World:
         arguments: list[str],
         environment: dict[str, str],
         log: Path,
-        crash: tuple[Instant | SinkInstant, int] | None,
+        crash: tuple[AnyInstant, int] | None,
     ) -> subprocess.Popen[str]:
         program = ["cdcbridge"] if crash is None else ["tests.harness.crash", crash[0], str(crash[1]), "--"]
         with log.open("a") as file:

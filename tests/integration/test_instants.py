@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cdcbridge import instants
-from cdcbridge.instants import INSTANTS, Instant, SinkInstant
+from cdcbridge.instants import INSTANTS, AnyInstant
 from tests.harness.world import World, eventually
 
 TESTS = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ def test_a_running_bridge_reaches_each_instant(world: World) -> None:
         world.messages(10)
     world.consumer("from_log", start="earliest")
     world.consumer("from_table", start="snapshot")
-    reached: set[Instant | SinkInstant] = set()
+    reached: set[AnyInstant] = set()
     instants.listen(reached.add)
     try:
         with world.bridge():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import re
 import socket
@@ -204,6 +205,9 @@ def test_systemd_hears_that_it_is_ready_and_goes_on_and_nothing_when_it_hangs(
 
 def everything() -> list[Metric]:
     """Every metric that a bridge can give, labels filled by a look that has everything."""
+    from cdcbridge.alerts.metrics import AlertMetrics
+    from cdcbridge.alerts.rules import Key
+    from cdcbridge.alerts.tracking import Open
     from cdcbridge.observe.consumer_lag import ConsumerLag
     from cdcbridge.observe.lag import Lag, SlotLag
     from cdcbridge.observe.sinks import SinkState
@@ -212,6 +216,9 @@ def everything() -> list[Metric]:
 
     health = Health()
     metrics = Metrics(health, "1", "src", "s")
+    moment = dt.datetime(2026, 5, 1, tzinfo=dt.UTC)
+    alert = Open(Key("dead_letters", "c"), "warning", "text", moment, moment)
+    AlertMetrics(metrics.unlabelled, ["team"]).judged([alert], {"team": 1})
     slot = SlotLag("s", "pgoutput", True, "reserved", "0/1", "0/1", "0/2", 1, 1, 1.0, 1, None, 1.0, 1.0, 1.0, True)
     held = ConsumerHolder("c", "queue", "receiver", 1, "worker", 1.0, "idle", "select", 1, None, False)
     consumer = ConsumerLag("c", "queue", 1, 1, 1, 1.0, 1, 1.0, True, 1)
@@ -264,11 +271,17 @@ def test_the_reference_page_has_every_metric_with_its_type_and_labels() -> None:
 
 def test_the_reference_page_is_what_a_bridge_serves(watched: tuple[World, int]) -> None:
     world, port = watched
+    world.top_settings["alerts"] = {"every": "1s", "to": [{"name": "team", "urls": ["json://127.0.0.1:1/x"]}]}
     process = world.start_process()
     eventually(world.active, "it streams")
     world.execute("insert into t values (1)")
     text = eventually(
-        lambda: "cdcbridge_consumer_fed{" in (t := get(port, "/metrics")[1]) and "last_append" in t and t,
+        lambda: (
+            "cdcbridge_alert_notifications_waiting{" in get(port, "/metrics")[1]
+            and "cdcbridge_consumer_fed{" in (t := get(port, "/metrics")[1])
+            and "last_append" in t
+            and t
+        ),
         "all is there",
     )
     served = list(text_string_to_metric_families(text))

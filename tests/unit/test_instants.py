@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cdcbridge.instants import INSTANTS, Instant, SinkInstant, listen, reach, reach_each
+from cdcbridge.instants import INSTANTS, AnyInstant, listen, reach, reach_each
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_each_instant_has_one_name(told: list[str]) -> None:
 
 
 def test_what_a_listener_raises_ends_the_step() -> None:
-    def stop(_instant: Instant | SinkInstant) -> None:
+    def stop(_instant: AnyInstant) -> None:
         raise KeyboardInterrupt
 
     listen(stop)

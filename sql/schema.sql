@@ -360,6 +360,8 @@ create table dead_messages (
     commit_time       timestamptz,
     inserted_at       timestamptz not null,
     died_at           timestamptz not null default clock_timestamp(),
+    read_count        int         not null default 0,
+    not_visible_until timestamptz,
     primary key (consumer_id, id)
 ) partition by list (consumer_id);
 alter sequence dead_messages_id_seq owned by dead_messages.id;

@@ -16,6 +16,7 @@ import orjson
 import structlog
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -29,6 +30,7 @@ from cdcbridge.web.arrivals import Arrivals
 from cdcbridge.web.calls import Call, Endpoint, Services
 from cdcbridge.web.openapi import document
 from cdcbridge.web.problems import RequestRefused, problem_of
+from cdcbridge.web.sqs.endpoint import SqsFront
 from cdcbridge.web.store import WebStore
 
 ENDPOINTS: Final = (*states.ENDPOINTS, *queues.ENDPOINTS, *streams.ENDPOINTS, *topics.ENDPOINTS)
@@ -66,6 +68,7 @@ class Application:
                 Route("/api/openapi.json", self._openapi),
                 *(Route(path, self._answering(methods), methods=list(methods)) for path, methods in paths.items()),
             ],
+            middleware=[Middleware(SqsFront, services=self.services, failures=self._failures, read=self._body)],
             lifespan=self._lifespan,
             exception_handlers={404: _no_such_path, 405: _no_such_method},
         )

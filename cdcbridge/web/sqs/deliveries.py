@@ -57,7 +57,7 @@ ANY_ORDER: Final = DeliveryStatements(
 LETTERS: Final = DeliveryStatements(
     kind="d",
     receive=f"select {_COLUMNS} from read_letters(%s, %s::int, make_interval(secs => %s)) r",  # noqa: S608
-    due="select q.id, 1.0 from queue_settings(%s) q where q.id is not null or %s is null",
+    due="select q.id, 1.0::float8 from queue_settings(%s) q where %s::text is not null",
     give_back="select give_back_letters(%s, %s)",
     delete="select purge_letters(%s, %s)",
     extend=_EXTEND.format("extend_letters"),

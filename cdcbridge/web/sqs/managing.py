@@ -142,8 +142,8 @@ async def set_queue_attributes(call: SqsCall) -> SqsAnswer:
             continue
         if name == "VisibilityTimeout" and not queue.letters:
             changes["visibility_timeout"] = _whole(name, value, 1, 43_200)
-        elif name == "RedrivePolicy" and not queue.letters and _policy(value).keys() == {"maxReceiveCount"}:
-            changes["max_deliveries"] = _whole("maxReceiveCount", _policy(value)["maxReceiveCount"], 1, 1000)
+        elif name == "RedrivePolicy" and not queue.letters and _own_target(value, has[name]):
+            changes["max_deliveries"] = _whole("maxReceiveCount", _policy(value).get("maxReceiveCount", ""), 1, 1000)
         else:
             raise SqsError(
                 BAD_ATTRIBUTE_VALUE,
@@ -211,8 +211,14 @@ def _equal(name: str, given: str, has: str | None) -> bool:
     return given == (has or "false")
 
 
+def _own_target(given: str, has: str) -> bool:
+    """Return whether a redrive policy names the queue's own dead letters, or none."""
+    own = _policy(has)["deadLetterTargetArn"]
+    return _policy(given).get("deadLetterTargetArn", own) == own
+
+
 def _policy(text: str) -> dict[str, str]:
-    """Return a redrive policy with its numbers as texts, and without the target if that has to be the queue's own."""
+    """Return a redrive policy with its numbers as texts."""
     try:
         found = orjson.loads(text)
         return {name: str(value) for name, value in found.items()}

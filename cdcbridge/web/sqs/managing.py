@@ -87,7 +87,7 @@ def _page(call: SqsCall, field: str, names: list[str], most: int | None) -> SqsA
 
 def _token(token: str | None) -> str:
     try:
-        return base64.urlsafe_b64decode((token or "").encode()).decode()
+        return base64.b64decode((token or "").encode("ascii"), altchars=b"-_", validate=True).decode()
     except ValueError:
         raise SqsError(BAD_VALUE, "Invalid or expired next token.") from None
 

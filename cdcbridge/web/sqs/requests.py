@@ -119,7 +119,7 @@ def _inner(value: Any) -> Any:
 
 def _in_order(value: Any) -> list[Any]:
     """Return the values of {"1": …, "2": …} in the order of the numbers. A single value may have no number."""
-    if not isinstance(value, dict) or not all(key.isdecimal() for key in value):
+    if not isinstance(value, dict) or not all(key.isdecimal() and len(key) < 10 for key in value):
         return [value]
     return [value[key] for key in sorted(value, key=int)]
 
@@ -168,7 +168,7 @@ class Given:
         """Return the texts of these lists."""
         found: list[str] = []
         for name in lists:
-            value = self.values.get(name) or []
+            value = [] if self.values.get(name) is None else self.values[name]
             if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
                 raise SqsError(BAD_VALUE, f"the parameter {name} must be a list of strings")
             found += value
@@ -176,7 +176,7 @@ class Given:
 
     def map(self, name: str) -> dict[str, Any]:
         """Return a map, or an empty one if it is missing."""
-        value = self.values.get(name) or {}
+        value = {} if self.values.get(name) is None else self.values[name]
         if not isinstance(value, dict):
             raise SqsError(BAD_VALUE, f"the parameter {name} must be a map")
         return value

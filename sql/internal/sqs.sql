@@ -1,4 +1,5 @@
--- Functions of the SQS endpoint: deletions in the way of SQS, and dead letters as a queue.
+-- Functions of the SQS endpoint: receipts that outlive their timeout as in SQS, and dead letters as a
+-- queue.
 --
 -- A dead letter that was read has a receipt such as 17-2: its id, and how often it was read. The
 -- receipt is valid until the letter is read again.
@@ -28,6 +29,37 @@ begin
         done := done || rest;
     end if;
     return cardinality(done);
+end $$;
+
+-- extend_late(consumer, receipts, visibility_timeout) -> the number of receipts whose messages are
+-- invisible for the timeout, counted from now.
+--
+-- As extend(), but a receipt is valid until its message is delivered again. It is for consumers of
+-- mode queue.
+-- Raises:
+--   CB001  no consumer has this name
+--   CB002  the consumer is a stream
+--   CB003  one of the texts is not a receipt
+--   CB008  the caller may not read this consumer
+-- Locks: as extend().
+create or replace function extend_late(consumer text, receipts text[], visibility_timeout interval)
+returns int
+language plpgsql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+    c consumers := queue_named(consumer);
+    given receipt[] := parse_receipts(receipts);
+    wanted delivery[];
+begin
+    perform from (select distinct g.claim_id from unnest(given) g order by g.claim_id) t
+    cross join lateral (
+        select from leases l
+        where l.consumer_id = c.id and l.claim_id = t.claim_id
+        order by l.part for no key update) l;
+    wanted := in_flight(c.id, given, '-infinity');
+    perform extend_deliveries(c.id, wanted, later(moment(), visibility_timeout));
+    return cardinality(wanted);
 end $$;
 
 -- read_letters(consumer, max_messages, visibility_timeout) -> dead letters, the oldest first.

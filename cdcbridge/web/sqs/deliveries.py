@@ -52,7 +52,7 @@ ANY_ORDER: Final = DeliveryStatements(
     due=IN_ORDER.due,
     give_back=IN_ORDER.give_back,
     delete="select ack_late(%s, %s)",
-    extend=IN_ORDER.extend,
+    extend=_EXTEND.format("extend_late"),
 )
 LETTERS: Final = DeliveryStatements(
     kind="d",

@@ -43,11 +43,8 @@ _COUNTED: Final = (
     "ApproximateNumberOfMessagesNotVisible",
     "ApproximateNumberOfMessagesDelayed",
 )
+# Attributes that are known, and that a queue may be without.
 _UNSET: Final = {
-    "ContentBasedDeduplication",
-    "DeduplicationScope",
-    "FifoQueue",
-    "FifoThroughputLimit",
     "KmsDataKeyReusePeriodSeconds",
     "KmsMasterKeyId",
     "Policy",
@@ -184,7 +181,7 @@ def _attributes(call: SqsCall, queue: NamedQueue) -> dict[str, str]:
     if queue.fifo:
         found |= {
             "FifoQueue": "true",
-            "ContentBasedDeduplication": "false",
+            "ContentBasedDeduplication": "true",
             "DeduplicationScope": "queue",
             "FifoThroughputLimit": "perQueue",
         }
@@ -208,7 +205,7 @@ def _given(call: SqsCall, has: Mapping[str, str]) -> dict[str, str]:
 def _equal(name: str, given: str, has: str | None) -> bool:
     if name == "RedrivePolicy":
         return has is not None and _policy(given).items() <= _policy(has).items()
-    return given == (has or "false")
+    return given.lower() == (has or "").lower()
 
 
 def _own_target(given: str, has: str) -> bool:

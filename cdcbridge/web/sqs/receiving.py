@@ -78,7 +78,17 @@ async def receive_message(call: SqsCall) -> SqsAnswer:
     found = await _poll(call, queue, (queue.consumer, most, timeout), float(wait))
     if not found:
         return {}
-    return {"Messages": [_shown(call, queue, one, names, system) for one in found]}
+    return {"Messages": [_shown(call, queue, one, names, system) for one in _grouped(queue, found)]}
+
+
+def _grouped(queue: NamedQueue, found: list[Delivered]) -> list[Delivered]:
+    """Return the messages of a fifo queue group by group, as clients of SQS are used to."""
+    if not queue.fifo:
+        return found
+    first: dict[str | None, int] = {}
+    for place, one in enumerate(found):
+        first.setdefault(one.key, place)
+    return sorted(found, key=lambda one: first[one.key])
 
 
 async def _poll(call: SqsCall, queue: NamedQueue, values: tuple[Any, ...], wait: float) -> list[Delivered]:

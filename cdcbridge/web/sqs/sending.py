@@ -7,8 +7,8 @@ is {"op": "message", "record": "hello", …, "sqs": {}}. All messages of a batch
 
 from __future__ import annotations
 
+import hashlib
 import re
-import uuid
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -68,8 +68,9 @@ class Sending(NamedTuple):
 
 
 def message_id(seq: int) -> str:
-    """Return the message id of a seq: it is the same for each delivery, and for a duplicate."""
-    return str(uuid.UUID(int=seq))
+    """Return the seq in the form of a UUID. It is the same for each delivery, and for a duplicate."""
+    digits = f"{seq:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def sequence_number(seq: int) -> str:
@@ -147,12 +148,8 @@ def _checked(queue: NamedQueue, given: Given) -> Sending:
     if queue.fifo:
         if group is None:
             raise SqsError(MISSING, "The request must contain the parameter MessageGroupId.")
-        if dedup_id is None:
-            raise SqsError(
-                BAD_VALUE,
-                "The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided"
-                " explicitly",
-            )
+        if dedup_id is None:  # ContentBasedDeduplication
+            dedup_id = hashlib.sha256(body.encode()).hexdigest()
         if delay:
             raise SqsError(
                 BAD_VALUE,

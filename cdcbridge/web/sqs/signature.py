@@ -25,6 +25,7 @@ SERVICE: Final = "sqs"
 _SKEW: Final = timedelta(minutes=15)
 _LONGEST: Final = 7 * 24 * 3600  # seconds for which a presigned URL is valid at most
 _TIME: Final = "%Y%m%dT%H%M%SZ"
+_ISO_TIME: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _HEADER: Final = re.compile(
     rf"{ALGORITHM}\s+Credential=(?P<credential>[^,\s]+)\s*,\s*SignedHeaders=(?P<headers>[^,\s]+)\s*,\s*"
     r"Signature=(?P<signature>[0-9a-f]{64})"
@@ -212,7 +213,9 @@ def _pairs(query: str) -> list[tuple[str, str]]:
 
 
 def _time(text: str) -> datetime:
-    return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+    if not _ISO_TIME.fullmatch(text):
+        raise ValueError(f"not a time: {text!r}")
+    return datetime.fromisoformat(text)
 
 
 @lru_cache(maxsize=64)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 import time
+from contextlib import closing
+from queue import Empty, Queue
 from typing import Any
 
 import pytest
 
-from tests.web.sqs.conftest import bodies, refused
+from tests.web.sqs.conftest import bodies, refused, sqs_client
 
 
 def send(sqs: Any, url: str, *messages: str, group: str | None = None) -> list[dict[str, Any]]:
@@ -36,10 +40,9 @@ def delete(sqs: Any, url: str, *messages: dict[str, Any]) -> None:
 def test_messages_of_a_group_are_in_order(sqs: Any, search: str) -> None:
     send(sqs, search, "a1", "b1", "a2", "a3", "b2")
     found = receive(sqs, search)
-    by_group: dict[str, list[str]] = {}
-    for one in found:
-        by_group.setdefault(one["Attributes"]["MessageGroupId"], []).append(one["Body"])
-    assert by_group == {"a": ["a1", "a2", "a3"], "b": ["b1", "b2"]}
+    assert [(one["Body"], one["Attributes"]["MessageGroupId"]) for one in found] == [
+        ("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("b2", "b")
+    ]  # fmt: skip
     assert all(one["Attributes"]["MessageDeduplicationId"] == one["Body"] for one in found)
 
 
@@ -125,11 +128,47 @@ def test_a_repeated_id_adds_nothing(sqs: Any, search: str) -> None:
     assert texts(sqs, search) == []
 
 
+def test_without_an_id_the_body_is_compared(sqs: Any, search: str) -> None:
+    sent = [sqs.send_message(QueueUrl=search, MessageBody="x", MessageGroupId=group) for group in "aab"]
+    assert len({one["MessageId"] for one in sent}) == 1
+    (found,) = receive(sqs, search)
+    assert found["Attributes"]["MessageDeduplicationId"] == hashlib.sha256(b"x").hexdigest()
+    delete(sqs, search, found)
+    sqs.send_message(QueueUrl=search, MessageBody="x", MessageGroupId="a")
+    assert texts(sqs, search) == []
+    sqs.send_message(QueueUrl=search, MessageBody="x", MessageGroupId="a", MessageDeduplicationId="other")
+    assert texts(sqs, search) == ["x"]
+
+
+def test_a_message_wakes_one_of_three_receivers(sqs: Any, search: str, url: str) -> None:
+    arrived: Queue[dict[str, Any]] = Queue()
+
+    def poll() -> None:
+        with closing(sqs_client(url)) as other:
+            for one in receive(other, search, 1, WaitTimeSeconds=20):
+                arrived.put(one)
+
+    polls = [threading.Thread(target=poll) for _ in range(3)]
+    for one in polls:
+        one.start()
+    send(sqs, search, "a1")
+    first = arrived.get(timeout=10)
+    send(sqs, search, "a2")
+    with pytest.raises(Empty):
+        arrived.get(timeout=2)
+    delete(sqs, search, first)
+    second = arrived.get(timeout=10)
+    assert (first["Body"], second["Body"]) == ("a1", "a2")
+    send(sqs, search, "b1")
+    assert arrived.get(timeout=10)["Body"] == "b1"
+    for one in polls:
+        one.join(30)
+
+
 @pytest.mark.parametrize(
     ("code", "named"),
     [
         ("MissingParameter", {"MessageDeduplicationId": "1"}),
-        ("InvalidParameterValue", {"MessageGroupId": "a"}),
         ("InvalidParameterValue", {"MessageGroupId": "a", "MessageDeduplicationId": "1", "DelaySeconds": 2}),
         ("InvalidParameterValue", {"MessageGroupId": "ä", "MessageDeduplicationId": "1"}),
         ("InvalidParameterValue", {"MessageGroupId": "a", "MessageDeduplicationId": ""}),

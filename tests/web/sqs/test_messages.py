@@ -251,12 +251,23 @@ def test_the_visibility_is_changed(sqs: Any, billing: str) -> None:
     refused("InvalidParameterValue", sqs.change_message_visibility, **handle, VisibilityTimeout=43_201)
 
 
-def test_the_visibility_of_a_message_that_is_not_in_flight(sqs: Any, billing: str) -> None:
+def test_the_visibility_is_changed_after_the_timeout(sqs: Any, billing: str) -> None:
     sqs.send_message(QueueUrl=billing, MessageBody="x")
     found = one(sqs, billing, VisibilityTimeout=0)
+    handle = {"QueueUrl": billing, "ReceiptHandle": found["ReceiptHandle"]}
+    sqs.change_message_visibility(**handle, VisibilityTimeout=60)
+    assert receive(sqs, billing, WaitTimeSeconds=1) == []
+    sqs.change_message_visibility(**handle, VisibilityTimeout=0)
+    assert one(sqs, billing)["Body"] == "x"
+
+
+def test_the_visibility_of_a_message_with_an_old_receipt(sqs: Any, billing: str) -> None:
+    sqs.send_message(QueueUrl=billing, MessageBody="x")
+    found = one(sqs, billing, VisibilityTimeout=0)
+    again = one(sqs, billing)
     handle = {"QueueUrl": billing, "ReceiptHandle": found["ReceiptHandle"], "VisibilityTimeout": 30}
     refused("AWS.SimpleQueueService.MessageNotInflight", sqs.change_message_visibility, **handle)
-    sqs.delete_message(QueueUrl=billing, ReceiptHandle=one(sqs, billing)["ReceiptHandle"])
+    sqs.delete_message(QueueUrl=billing, ReceiptHandle=again["ReceiptHandle"])
     told = refused("InvalidParameterValue", sqs.change_message_visibility, **handle)
     assert "does not exist or is not available" in told
 

@@ -83,6 +83,16 @@ def test_a_message_that_is_given_back_is_first(sqs: Any, search: str) -> None:
     assert texts(sqs, search) == ["a1", "a2", "a3"]
 
 
+def test_the_messages_of_a_call_become_visible_together(sqs: Any, search: str) -> None:
+    send(sqs, search, "a1", "a2", "b1")
+    first, second, _ = receive(sqs, search)
+    handle = {"QueueUrl": search, "ReceiptHandle": second["ReceiptHandle"]}
+    sqs.change_message_visibility(**handle, VisibilityTimeout=0)
+    assert texts(sqs, search) == ["a1", "a2"], "and the group b is still in flight"
+    told = refused("InvalidParameterValue", sqs.delete_message, QueueUrl=search, ReceiptHandle=first["ReceiptHandle"])
+    assert "has expired" in told
+
+
 def test_a_group_is_held_for_longer(sqs: Any, search: str) -> None:
     send(sqs, search, "a1", "a2")
     (first,) = receive(sqs, search, 1, VisibilityTimeout=1)

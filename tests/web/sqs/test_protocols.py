@@ -41,9 +41,9 @@ class Wire:
         named = {name.replace("__", "."): value for name, value in fields.items()}
         return self.send("POST", path, urlencode(named).encode(), **{"Content-Type": FORM})
 
-    def json(self, action: str, **fields: Any) -> httpx.Response:
+    def json(self, action: str, path: str = "/", **fields: Any) -> httpx.Response:
         target = {"X-Amz-Target": f"AmazonSQS.{action}", "Content-Type": "application/x-amz-json-1.0"}
-        return self.send("POST", "/", json.dumps(fields).encode(), **target)
+        return self.send("POST", path, json.dumps(fields).encode(), **target)
 
     def presigned(self, path: str = "/", lasts: int = 60, **fields: str) -> str:
         request = AWSRequest("GET", f"{self.url}{path}?{urlencode(fields)}")
@@ -122,6 +122,13 @@ def test_a_request_to_the_url_of_the_queue(wire: Wire) -> None:
     assert str(xml(named, "GetQueueAttributesResult/Attribute/Value")[0]).endswith(":search")
     assert xml(wire.form(path, Action="ReceiveMessage"), "ReceiveMessageResult/Message/Body") == ["x"]
     assert error(wire.form("/000000000000/none", Action="ReceiveMessage"), 400).endswith("NonExistentQueue")
+
+
+def test_a_json_request_to_the_url_of_the_queue(wire: Wire) -> None:
+    path = "/000000000000/billing"
+    assert wire.json("SendMessage", path, MessageBody="x").status_code == 200
+    (found,) = wire.json("ReceiveMessage", path).json()["Messages"]
+    assert found["Body"] == "x"
 
 
 def test_a_presigned_url(wire: Wire, http: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from contextlib import closing
 from typing import Any
@@ -28,11 +29,11 @@ def names(answer: dict[str, Any]) -> list[str]:
 
 
 def dead(sqs: Any, billing: str, *messages: str) -> str:
-    """The URL of the dead letters, after these messages died."""
+    """The URL of the dead letters, after these messages died, and those that waited."""
     for one in messages:
         sqs.send_message(QueueUrl=billing, MessageBody=one)
     for _ in range(2):
-        assert len(receive(sqs, billing, VisibilityTimeout=0)) == len(messages)
+        assert receive(sqs, billing, VisibilityTimeout=0)
     assert receive(sqs, billing) == []
     return str(sqs.get_queue_url(QueueName="billing-dead")["QueueUrl"])
 
@@ -163,6 +164,40 @@ def test_dead_letters_are_a_queue(sqs: Any, billing: str) -> None:
         "ApproximateNumberOfMessagesNotVisible"] == "0"  # fmt: skip
     told = refused(f"{OLD}UnsupportedOperation", sqs.send_message, QueueUrl=letters, MessageBody="x")
     assert "dead letters" in told
+
+
+def test_dead_letters_of_a_fifo_queue(sqs: Any, search: str) -> None:
+    sent = sqs.send_message(QueueUrl=search, MessageBody="x", MessageGroupId="g")
+    for _ in range(3):
+        assert len(receive(sqs, search, VisibilityTimeout=0)) == 1
+    assert receive(sqs, search) == []
+    letters = sqs.get_queue_url(QueueName="search-dead.fifo")["QueueUrl"]
+    assert sqs.list_dead_letter_source_queues(QueueUrl=letters)["queueUrls"] == [search]
+    (letter,) = receive(sqs, letters)
+    assert letter["MessageId"] == sent["MessageId"] and letter["Attributes"]["MessageGroupId"] == "g"
+    assert letter["Attributes"]["DeadLetterQueueSourceArn"] == f"{ARN}search.fifo"
+    sqs.start_message_move_task(SourceArn=f"{ARN}search-dead.fifo", DestinationArn=f"{ARN}search.fifo")
+    assert [one["Body"] for one in receive(sqs, search)] == ["x"]
+
+
+def test_dead_letters_keep_their_attributes(sqs: Any, billing: str) -> None:
+    attributes = {"n": {"DataType": "Number", "StringValue": "1"}}
+    sqs.send_message(QueueUrl=billing, MessageBody="x", MessageAttributes=attributes)
+    letters = dead(sqs, billing)
+    found = sqs.receive_message(QueueUrl=letters, MessageAttributeNames=ALL)["Messages"][0]
+    assert found["Body"] == "x" and found["MessageAttributes"] == attributes
+
+
+def test_dead_letters_wake_a_poll(sqs: Any, billing: str, world18: World) -> None:
+    sqs.send_message(QueueUrl=billing, MessageBody="x")
+    letters = f"{billing}-dead"
+    found: list[Any] = []
+    poll = threading.Thread(target=lambda: found.extend(receive(sqs, letters, WaitTimeSeconds=20)))
+    poll.start()
+    eventually(lambda: "queue_settings" in str(world18.rows("select query from pg_stat_activity")), "it waits")
+    dead(sqs, billing)
+    poll.join(30)
+    assert [one["Body"] for one in found] == ["x"]
 
 
 def test_dead_letters_are_moved_back(sqs: Any, billing: str) -> None:

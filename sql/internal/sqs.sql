@@ -1,5 +1,5 @@
--- Functions of the SQS endpoint: receipts that outlive their timeout as in SQS, and dead letters as a
--- queue.
+-- Functions of the SQS endpoint: receipts that outlive their timeout as in SQS, and dead letters as
+-- a queue.
 --
 -- A dead letter that was read has a receipt such as 17-2: its id, and how often it was read. The
 -- receipt is valid until the letter is read again.

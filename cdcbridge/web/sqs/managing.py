@@ -14,9 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from cdcbridge.config import Config
-from cdcbridge.database import connect_store, store_errors
-from cdcbridge.store.redrive import Redriven, redrive_chosen
+from cdcbridge.web.queues import redrive_letters
 from cdcbridge.web.sqs.calls import SqsAnswer, SqsCall
 from cdcbridge.web.sqs.directory import NamedQueue, name_in_arn
 from cdcbridge.web.sqs.errors import (
@@ -266,7 +264,8 @@ async def start_message_move_task(call: SqsCall) -> SqsAnswer:
     target = call.given.optional("DestinationArn")
     if target is not None and name_in_arn(target) not in {queue.source, queue.consumer}:
         raise SqsError(UNSUPPORTED, f"Dead letters of {queue.source} can only be moved back to it.")
-    await call.services.beside(_redrive, call.services.config, queue.consumer)
+    every = {"topic": None, "key": None, "reason": None}
+    await call.services.beside(redrive_letters, call.services.config, queue.consumer, every)
     return {"TaskHandle": base64.urlsafe_b64encode(queue.name.encode()).decode()}
 
 
@@ -281,8 +280,3 @@ async def _source(call: SqsCall, name: str) -> NamedQueue:
     if not queue.letters:
         raise SqsError(BAD_VALUE, "Source queue must be configured as a Dead Letter Queue.")
     return queue
-
-
-def _redrive(config: Config, name: str) -> Redriven:
-    with store_errors(), connect_store(config.store_dsn, config.store.schema_, "cdcbridge serve, redriving") as store:
-        return redrive_chosen(store, name, {"topic": None, "key": None, "reason": None})

@@ -26,7 +26,7 @@ from tests.harness.brokers.sqs import REGION, Ministack, Moto
 
 BODY: Final = '{"id": 17, "note": "' + "x" * 200 + '"}'
 AIMS: Final = {"ministack": 3.0, "moto": 20.0}
-MESSAGES: Final = {"cdcbridge": 20_000, "ministack": 10_000, "moto": 600}
+MESSAGES: Final = {"cdcbridge": 10_000, "ministack": 10_000, "moto": 600}
 CLIENTS: Final = (1, 2)
 RUNS: Final = 3
 PATIENCE: Final = 60.0  # seconds

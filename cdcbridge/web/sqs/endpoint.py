@@ -92,8 +92,8 @@ class SqsFront:
         """Answer a request of SQS, or pass it on."""
         if self._keys and scope["type"] == "http":
             request = Request(scope, receive)
-            authorization = request.headers.get("authorization")
-            if is_signed(request.url.query, authorization) or request.headers.get(_TARGET, "").startswith("AmazonSQS."):
+            authorization, target = request.headers.get("authorization"), request.headers.get(_TARGET, "")
+            if is_signed(_query(request), authorization) or target.startswith("AmazonSQS."):
                 await (await self._answer(request))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -108,7 +108,7 @@ class SqsFront:
             if is_json:
                 action, values = from_json(request.headers[_TARGET], body)
             else:
-                action, values = from_query(request.url.query, body)
+                action, values = from_query(_query(request), body)
             answer = await self._answered(action, values, request, caller, signature)
             content = answers.json_answer(answer) if is_json else answers.xml_answer(action, answer, request_id)
             response = Response(content)
@@ -118,7 +118,7 @@ class SqsFront:
             gone = sqs_error(RequestRefused(408, "the caller has disconnected"))
             response = _refused(gone, request_id, is_json=is_json)
         except Exception as error:
-            log.exception("api.failed", path=request.url.path, error=f"{type(error).__name__}: {error}")
+            log.exception("api.failed", path=request.scope["path"], error=f"{type(error).__name__}: {error}")
             unforeseen = CdcbridgeError("the request failed for a reason that nobody foresaw. See the log of `serve`.")
             response = _refused(sqs_error(unforeseen), request_id, is_json=is_json)
         response.headers.update(
@@ -127,7 +127,7 @@ class SqsFront:
         log.info(
             "api.request",
             method=request.method,
-            path=request.url.path,
+            path=request.scope["path"],
             action=action[:80],
             status=response.status_code,
             seconds=round(monotonic() - began, 4),
@@ -165,9 +165,10 @@ class SqsFront:
                 raise SqsError(UNSUPPORTED, f"{action} is not supported: queues are declared in the configuration file,"
                                " and StartMessageMoveTask has moved everything when it returns.")  # fmt: skip
             raise SqsError(NO_ACTION, f"The action {action[:80]} is not valid for this endpoint.")
-        if request.url.path.count("/") == 2:  # older clients send requests to the URL of the queue
-            values.setdefault("QueueUrl", request.url.path)
-        base = f"{request.url.scheme}://{request.url.netloc}"
+        path: str = request.scope["path"]
+        if path.count("/") == 2:  # older clients send requests to the URL of the queue
+            values.setdefault("QueueUrl", path)
+        base = f"{request.scope['scheme']}://{request.headers.get('host', '')}"  # the signature covers the host
         made = SqsCall(
             self._services, self._directory, caller, Given(values), base, signature.region, request.is_disconnected
         )
@@ -188,7 +189,12 @@ def _signed(request: Request) -> SignedRequest:
     headers = [
         (name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape")) for name, value in scope["headers"]
     ]
-    return SignedRequest(request.method, path.decode("latin-1"), scope["query_string"].decode("latin-1"), headers)
+    return SignedRequest(request.method, path.decode("latin-1"), _query(request), headers)
+
+
+def _query(request: Request) -> str:
+    query: bytes = request.scope["query_string"]
+    return query.decode("latin-1")
 
 
 def _refused(error: SqsError, request_id: str, *, is_json: bool) -> Response:

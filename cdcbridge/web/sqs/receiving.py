@@ -11,6 +11,7 @@ import binascii
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -140,9 +141,11 @@ def body_of(data: str) -> tuple[str, Mapping[str, Any] | None]:
         data: The data of the message, as JSON.
     """
     if data.startswith(_BEFORE) and (end := data.rfind(_AFTER)) > 0:
-        kept = orjson.loads(data[end + len(_AFTER) : -1])
-        record = data[len(_BEFORE) : end]
-        return (orjson.loads(record) if record.startswith('"') else record), kept
+        # Where the record of a published message contains these keys, no complete document follows.
+        with suppress(orjson.JSONDecodeError):
+            kept = orjson.loads(data[end + len(_AFTER) : -1])
+            record = data[len(_BEFORE) : end]
+            return (orjson.loads(record) if record.startswith('"') else record), kept
     return data.translate(_NOT_IN_XML) if "\ufffe" in data or "\uffff" in data else data, None
 
 

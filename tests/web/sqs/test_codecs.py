@@ -61,6 +61,7 @@ def stored(message: Sending) -> str:
 @given(body=st.one_of(TEXT, st.recursive(TEXT, st.lists, max_leaves=4).map(json.dumps)), attributes=ATTRIBUTES)
 @example(body=',"old":null,"unchanged":[],"sqs":{}', attributes={})
 @example(body='[",\\"old\\":null,\\"unchanged\\":[],\\"sqs\\":"]', attributes={})
+@example(body='{"a":1,"old":null,"unchanged":[],"sqs":{}}', attributes={})
 @example(body="{", attributes={})
 def test_a_body_is_stored_as_json_and_comes_back(body: str, attributes: Any) -> None:
     check_body(body)
@@ -74,6 +75,7 @@ def test_what_was_not_sent_through_sqs_is_its_data() -> None:
         '{"op":"insert","record":{"id": 1},"old":null,"unchanged":[]}',
         '{"op":"message","record":"hello","old":null,"unchanged":[]}',
         '{"op" : "insert", "record" : {"text": ",\\"sqs\\":"}}',
+        '{"op":"message","record":{"a":1,"old":null,"unchanged":[],"sqs":{}},"old":null,"unchanged":[]}',
     ):
         assert body_of(data) == (data, None)
     assert body_of('{"op":"insert","record":"\ufffe"}')[0] == '{"op":"insert","record":"\\ufffe"}'

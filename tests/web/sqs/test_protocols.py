@@ -195,6 +195,11 @@ def test_other_paths_belong_to_the_api(wire: Wire, http: httpx.Client) -> None:
     assert http.get("/api/consumers", headers={"Authorization": f"Bearer {ADMIN}"}).status_code == 200
 
 
+def test_a_host_that_cannot_be_read(wire: Wire, http: httpx.Client) -> None:
+    signed = {"Authorization": "AWS4-HMAC-SHA256 x", "Host": "["}
+    assert error(http.post("/", headers=signed), 400) == "IncompleteSignature"
+
+
 def test_failed_signatures_are_slowed_down(wire: Wire, http: httpx.Client, url: str) -> None:
     stranger = Wire(url, http, (OPS[0], "wrong"))
     answers = [stranger.json("ListQueues") for _ in range(11)]

@@ -23,8 +23,18 @@ install: $(BIN)/.installed ## a virtual environment with everything, pinned
 demo: $(BIN)/.installed ## see it work: an embedded PostgreSQL, nothing else needed
 	@$(BIN)/cdcbridge demo
 
+# Clients of SQS: the AWS CLI, one of 2023 that speaks the older query protocol, and the SDK for JavaScript. Each is
+# pinned with its hashes, and apart, because the CLI has another botocore.
+AWS_CLIENTS := $(VENV)/aws-cli/.installed $(VENV)/aws-cli-query/.installed tests/web/sqs/node/node_modules/.package-lock.json
+$(VENV)/aws-%/.installed: docker/aws-%.txt | $(BIN)/.installed
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --require-hashes --no-deps --target $(@D) -r $<
+	@touch $@
+tests/web/sqs/node/node_modules/.package-lock.json: tests/web/sqs/node/package-lock.json | packages
+	npm ci --silent --ignore-scripts --prefix $(<D)
+
 .PHONY: servers
-servers: $(VENV)/kafka/.installed ## PostgreSQL 15 with wal2json, brokers and what else the tests need, where it is missing
+servers: $(VENV)/kafka/.installed $(AWS_CLIENTS) ## PostgreSQL 15 with wal2json, brokers and what else the tests need, where it is missing
 
 .PHONY: packages
 packages:
@@ -136,4 +146,4 @@ lock: ## pin the dependencies again, with hashes
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf $(VENV) dist site scripts/site/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist site scripts/site/node_modules tests/web/sqs/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -355,7 +355,9 @@ create index delayed_visible_at on delayed (consumer_id, visible_at, seq)
 create index delayed_barrier on delayed (consumer_id) where barrier;
 
 -- Dead letters, each with its data, because the segment of the log may be dropped before an
--- operator looks at them.
+-- operator looks at them. Clients of the SQS endpoint read them as a queue:
+--   read_count         how often such a client has read the letter
+--   not_visible_until  other clients do not get it before this time
 create sequence dead_messages_id_seq;
 create table dead_messages (
     id                bigint      not null default nextval('dead_messages_id_seq'),
@@ -372,6 +374,8 @@ create table dead_messages (
     commit_time       timestamptz,
     inserted_at       timestamptz not null,
     died_at           timestamptz not null default clock_timestamp(),
+    read_count        int         not null default 0,
+    not_visible_until timestamptz,
     primary key (consumer_id, id)
 ) partition by list (consumer_id);
 alter sequence dead_messages_id_seq owned by dead_messages.id;

@@ -92,6 +92,47 @@ class ApiToken(Model):
         return self
 
 
+class AccessKey(Model):
+    """A key with which clients of the SQS endpoint sign their requests."""
+
+    id: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9_-]{1,128}$"),
+        Field(description="The access key id that the client is configured with.", examples=["AKIABILLING"]),
+    ]
+    secret: Annotated[
+        SecretStr,
+        Field(min_length=1),
+        Field(description="The secret access key. Put it into a variable.", examples=["${SQS_SECRET}"]),
+    ]
+    token: Annotated[
+        str,
+        Field(
+            description="The name of a token of `api.tokens`. Its role and consumers apply to the key.",
+            examples=["billing"],
+        ),
+    ]
+
+
+class SqsEndpoint(Model):
+    """The SQS endpoint of `serve`."""
+
+    access_keys: Annotated[
+        tuple[AccessKey, ...],
+        Field(min_length=1),
+        Field(
+            description="The keys of the clients.",
+            examples=['[{id: AKIABILLING, secret: "${SQS_SECRET}", token: billing}]'],
+        ),
+    ]
+
+    @model_validator(mode="after")
+    def _ids_differ(self) -> Self:
+        if len({key.id for key in self.access_keys}) < len(self.access_keys):
+            raise ValueError("two access keys have the same id")
+        return self
+
+
 class Api(Listening):
     """The HTTP API of `serve`."""
 
@@ -116,6 +157,13 @@ class Api(Listening):
             examples=['[{name: ops, token: "${OPS_TOKEN}", role: admin}]'],
         ),
     ] = ()
+    sqs: Annotated[
+        SqsEndpoint | None,
+        Field(
+            description="The keys of clients of SQS. Without it, there is no SQS endpoint.",
+            examples=['{access_keys: [{id: AKIABILLING, secret: "${SQS_SECRET}", token: billing}]}'],
+        ),
+    ] = None
     connections: Annotated[
         int,
         Field(ge=1, le=1000),
@@ -166,6 +214,9 @@ class Api(Listening):
             values = [getattr(token, what) for token in self.tokens]
             if len(set(values)) < len(values):
                 raise ValueError(f"two tokens have the same {what}")
+        for key in () if self.sqs is None else self.sqs.access_keys:
+            if key.token not in {token.name for token in self.tokens}:
+                raise ValueError(f"the access key {key.id!r} names the token {key.token!r}, which is not in `tokens`")
         return self
 
 

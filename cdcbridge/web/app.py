@@ -16,6 +16,7 @@ import orjson
 import structlog
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -37,6 +38,7 @@ from cdcbridge.web.pages.samples import Sparks
 from cdcbridge.web.pages.site import Site
 from cdcbridge.web.problems import RequestRefused, problem_of
 from cdcbridge.web.requests import address_of, body_of, log_request
+from cdcbridge.web.sqs.endpoint import SqsFront
 from cdcbridge.web.states import measured
 from cdcbridge.web.store import WebStore
 
@@ -84,6 +86,7 @@ class Application:
                 ),
                 *site.routes(),
             ],
+            middleware=[Middleware(SqsFront, services=self.services, failures=self._failures)],
             lifespan=self._lifespan,
             exception_handlers={404: _for_people(site, _no_such_path), 405: _for_people(site, _no_such_method)},
         )

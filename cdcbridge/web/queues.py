@@ -6,10 +6,12 @@ that disconnects before the answer is sent gives its messages back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
+from cdcbridge.config import Config
 from cdcbridge.database import connect_store, store_errors
 from cdcbridge.store.redrive import Redriven, redrive_chosen
 from cdcbridge.web.calls import Answer, Body, Call, Endpoint, Number, Seconds, documents, shown, within
@@ -150,12 +152,12 @@ async def redrive(call: Call) -> Answer:
     if body.ids is not None:
         values = (name, list(body.ids))
         return {"redriven": await call.store.value("select redrive(%s, %s::bigint[])", values)}
-    done = await call.services.beside(_redrive, call, name, body.filter.model_dump())
+    done = await call.services.beside(redrive_letters, call.services.config, name, body.filter.model_dump())
     return {"redriven": done.redriven, "not_wanted": done.not_wanted, "undecidable": done.undecidable}
 
 
-def _redrive(call: Call, name: str, filters: dict[str, str | None]) -> Redriven:
-    config = call.services.config
+def redrive_letters(config: Config, name: str, filters: Mapping[str, str | None]) -> Redriven:
+    """Put dead letters back into the queue, and compare those on which the consumer's filter failed. It blocks."""
     with store_errors(), connect_store(config.store_dsn, config.store.schema_, "cdcbridge serve, redriving") as store:
         return redrive_chosen(store, name, filters)
 

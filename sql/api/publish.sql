@@ -50,59 +50,10 @@ create or replace function publish(topic text, key text, data anycompatible,
 language plpgsql volatile security definer
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
-declare
-    -- Read before the time below.
-    horizon constant bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
-    moment constant timestamptz := moment();
-    first_seq bigint;
-    new_seq bigint;
-    number int; -- the number of partitions
 begin
-    if topic is null or topic = '' or strpos(topic, '.') > 0 then
-        raise exception 'topic is %, but must be a name without a dot', quote_nullable(topic)
-            using errcode = 'CB004',
-                  hint = 'A name with a dot is the topic of a table, for example public.orders.';
-    end if;
     if pg_typeof(data) not in ('json'::regtype, 'jsonb'::regtype, 'text'::regtype) then
         perform refuse_no_json(pg_typeof(data));
     end if;
-    if deliver_at is not null or dedup_id is not null or delay is not null
-        or octet_length(topic) > 1024
-    then
-        perform check_publish(topic, deliver_at, dedup_id, delay);
-        deliver_at := coalesce(deliver_at, later(moment, delay));
-    end if;
-    if dedup_id is not null then
-        select p.seq into first_seq from published p
-        where p.topic = publish.topic and p.dedup_id = publish.dedup_id
-          and p.published_at > moment - interval '5 minutes';
-        if found then
-            perform tell_duplicate(topic, dedup_id, first_seq);
-            return first_seq;
-        end if;
-    end if;
-    loop
-        number := log_partitions();
-        new_seq := draw('messages_seq', 1);
-        -- It changes only while no session can draw, so an equal number was valid at the draw.
-        exit when number = log_partitions();
-    end loop;
-    if dedup_id is not null then
-        insert into published as p (topic, dedup_id, seq, published_at)
-        values (topic, dedup_id, new_seq, moment)
-        on conflict on constraint published_pkey do update set seq = new_seq, published_at = moment
-        where p.published_at <= moment - interval '5 minutes'
-        returning p.seq into first_seq;
-        if not found then -- another session published it first
-            first_seq := (select p.seq from published p
-                          where p.topic = publish.topic and p.dedup_id = publish.dedup_id);
-            perform tell_duplicate(topic, dedup_id, first_seq);
-            return first_seq;
-        end if;
-        perform set_config('cdcbridge.duplicate', 'off', true);
-    end if;
-    perform append_published(new_seq, topic, key, partition_of(key, number),
-                             coalesce(data::json, 'null'),
-                             case when deliver_at > moment then deliver_at end, moment, horizon);
-    return new_seq;
+    return publish_document(topic, key, coalesce(data::json, 'null'), null, deliver_at, dedup_id,
+                            delay);
 end $$;

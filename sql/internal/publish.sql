@@ -87,21 +87,87 @@ begin
     end if;
 end $$;
 
--- append_published(new_seq, topic, key, partition, data, deliver_at, moment, horizon): Insert the
--- message into the log, fan it out to its consumers, and notify them once.
+-- publish_document(topic, key, data, sqs, deliver_at, dedup_id, delay) -> the seq of the message.
+--
+-- publish() without the check of the type of data. Its header describes the other parameters, the
+-- errors and the locks.
+-- Parameters:
+--   sqs  what the SQS endpoint keeps with a message, for example its message attributes, or null.
+--        It is the field sqs of the message's data.
+create or replace function publish_document(topic text, key text, data json, sqs json,
+                                            deliver_at timestamptz, dedup_id text, delay interval)
+returns bigint
+language plpgsql volatile as $$
+declare
+    -- Read before the time below.
+    horizon constant bigint := pg_snapshot_xmin(pg_current_snapshot())::text::bigint;
+    moment constant timestamptz := moment();
+    first_seq bigint;
+    new_seq bigint;
+    number int; -- the number of partitions
+begin
+    if topic is null or topic = '' or strpos(topic, '.') > 0 then
+        raise exception 'topic is %, but must be a name without a dot', quote_nullable(topic)
+            using errcode = 'CB004',
+                  hint = 'A name with a dot is the topic of a table, for example public.orders.';
+    end if;
+    if deliver_at is not null or dedup_id is not null or delay is not null
+        or octet_length(topic) > 1024
+    then
+        perform check_publish(topic, deliver_at, dedup_id, delay);
+        deliver_at := coalesce(deliver_at, later(moment, delay));
+    end if;
+    if dedup_id is not null then
+        select p.seq into first_seq from published p
+        where p.topic = publish_document.topic and p.dedup_id = publish_document.dedup_id
+          and p.published_at > moment - interval '5 minutes';
+        if found then
+            perform tell_duplicate(topic, dedup_id, first_seq);
+            return first_seq;
+        end if;
+    end if;
+    loop
+        number := log_partitions();
+        new_seq := draw('messages_seq', 1);
+        -- It changes only while no session can draw, so an equal number was valid at the draw.
+        exit when number = log_partitions();
+    end loop;
+    if dedup_id is not null then
+        insert into published as p (topic, dedup_id, seq, published_at)
+        values (topic, dedup_id, new_seq, moment)
+        on conflict on constraint published_pkey do update set seq = new_seq, published_at = moment
+        where p.published_at <= moment - interval '5 minutes'
+        returning p.seq into first_seq;
+        if not found then -- another session published it first
+            first_seq := (select p.seq from published p
+                          where p.topic = publish_document.topic
+                            and p.dedup_id = publish_document.dedup_id);
+            perform tell_duplicate(topic, dedup_id, first_seq);
+            return first_seq;
+        end if;
+        perform set_config('cdcbridge.duplicate', 'off', true);
+    end if;
+    perform append_published(new_seq, topic, key, partition_of(key, number), data, sqs,
+                             case when deliver_at > moment then deliver_at end, moment, horizon);
+    return new_seq;
+end $$;
+
+-- append_published(new_seq, topic, key, partition, data, sqs, deliver_at, moment, horizon): Insert
+-- the message into the log, fan it out to its consumers, and notify them once.
 --
 -- Streams read the log itself and do not wait for deliver_at.
 -- Raises:
 --   CB005  the transaction is above READ COMMITTED, and consumers changed since its snapshot
 --   55P03  ensure_segment() has waited too long
 create or replace function append_published(new_seq bigint, topic text, key text, partition int,
-                                            data json, deliver_at timestamptz, moment timestamptz,
-                                            horizon bigint)
+                                            data json, sqs json, deliver_at timestamptz,
+                                            moment timestamptz, horizon bigint)
 returns void
 language plpgsql volatile as $$
 #variable_conflict use_column
 declare
-    body constant json := '{"op":"message","record":' || data || ',"old":null,"unchanged":[]}';
+    body constant json := '{"op":"message","record":' || data || ',"old":null,"unchanged":[]'
+        || coalesce(',"sqs":' || sqs, '') || '}';
     size constant int := octet_length(body::text);
     woken text;
     readers int;

@@ -1,0 +1,201 @@
+"""Answer the requests of clients of SQS, and pass all others on.
+
+A request belongs to SQS if it carries a signature of AWS, or names an action of SQS in the header X-Amz-Target. It is
+logged like a request of the API, with its action. Never logs a body, a signature or a secret.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any, Final
+
+import structlog
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cdcbridge.errors import CdcbridgeError
+from cdcbridge.web.access import Caller, Failures
+from cdcbridge.web.calls import Services
+from cdcbridge.web.problems import RequestRefused
+from cdcbridge.web.requests import address_of, body_of
+from cdcbridge.web.sqs import answers, managing, receiving, sending
+from cdcbridge.web.sqs.calls import SqsAnswer, SqsCall
+from cdcbridge.web.sqs.directory import Directory
+from cdcbridge.web.sqs.errors import (
+    NO_ACTION,
+    NO_SUCH_KEY,
+    UNSUPPORTED,
+    SqsError,
+    sqs_error,
+)
+from cdcbridge.web.sqs.requests import Given, from_json, from_query
+from cdcbridge.web.sqs.signature import Signature, SignedRequest, is_signed, signature_of, verify
+
+_ACTIONS: Final[Mapping[str, Callable[[SqsCall], Awaitable[SqsAnswer]]]] = {
+    "ChangeMessageVisibility": receiving.change_message_visibility,
+    "ChangeMessageVisibilityBatch": receiving.change_message_visibility_batch,
+    "CreateQueue": managing.create_queue,
+    "DeleteMessage": receiving.delete_message,
+    "DeleteMessageBatch": receiving.delete_message_batch,
+    "GetQueueAttributes": managing.get_queue_attributes,
+    "GetQueueUrl": managing.get_queue_url,
+    "ListDeadLetterSourceQueues": managing.list_dead_letter_source_queues,
+    "ListQueueTags": managing.list_queue_tags,
+    "ListQueues": managing.list_queues,
+    "PurgeQueue": managing.purge_queue,
+    "ReceiveMessage": receiving.receive_message,
+    "SendMessage": sending.send_message,
+    "SendMessageBatch": sending.send_message_batch,
+    "SetQueueAttributes": managing.set_queue_attributes,
+    "StartMessageMoveTask": managing.start_message_move_task,
+}
+_REFUSED: Final = {
+    "AddPermission",
+    "CancelMessageMoveTask",
+    "DeleteQueue",
+    "ListMessageMoveTasks",
+    "RemovePermission",
+    "TagQueue",
+    "UntagQueue",
+}
+_JSON: Final = "application/x-amz-json-1.0"
+_XML: Final = "text/xml"
+_TARGET: Final = "x-amz-target"
+_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+log = structlog.get_logger()
+
+
+class SqsFront:
+    """The middleware that answers requests of SQS.
+
+    Args:
+        app: Answers all other requests.
+        services: What all calls share.
+        failures: The failed logins.
+    """
+
+    def __init__(self, app: ASGIApp, services: Services, failures: Failures) -> None:
+        self._app = app
+        self._services = services
+        self._failures = failures
+        self._directory = Directory(services.store)
+        self._keys = _keys(services)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of SQS, or pass it on."""
+        if self._keys and scope["type"] == "http":
+            request = Request(scope, receive)
+            authorization, target = request.headers.get("authorization"), request.headers.get(_TARGET, "")
+            if is_signed(_query(request), authorization) or target.startswith("AmazonSQS."):
+                await (await self._answer(request))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        began, request_id = monotonic(), str(uuid.uuid4())
+        is_json = _TARGET in request.headers
+        caller: Caller | None = None
+        action = ""
+        try:
+            body, signature, caller = await self._login(request)
+            if is_json:
+                action, values = from_json(request.headers[_TARGET], body)
+            else:
+                action, values = from_query(_query(request), body)
+            answer = await self._answered(action, values, request, caller, signature)
+            content = answers.json_answer(answer) if is_json else answers.xml_answer(action, answer, request_id)
+            response = Response(content)
+        except CdcbridgeError as error:
+            response = _refused(sqs_error(error), request_id, is_json=is_json)
+        except ClientDisconnect:
+            gone = sqs_error(RequestRefused(408, "the caller has disconnected"))
+            response = _refused(gone, request_id, is_json=is_json)
+        except Exception as error:
+            log.exception("api.failed", path=request.scope["path"], error=f"{type(error).__name__}: {error}")
+            unforeseen = CdcbridgeError("the request failed for a reason that nobody foresaw. See the log of `serve`.")
+            response = _refused(sqs_error(unforeseen), request_id, is_json=is_json)
+        response.headers.update(
+            {**_HEADERS, "x-amzn-RequestId": request_id, "Content-Type": _JSON if is_json else _XML}
+        )
+        log.info(
+            "api.request",
+            method=request.method,
+            path=request.scope["path"],
+            action=action[:80],
+            status=response.status_code,
+            seconds=round(monotonic() - began, 4),
+            caller=None if caller is None else caller.name,
+            address=address_of(request),
+        )
+        return response
+
+    async def _login(self, request: Request) -> tuple[bytes, Signature, Caller]:
+        """Return the body, the signature and the caller.
+
+        Raises:
+            SqsError: The signature is missing or wrong.
+            RequestRefused: The address failed too often, or the body is too large.
+        """
+        address = address_of(request)
+        try:
+            signed = _signed(request)
+            signature = signature_of(signed)
+            if (key := self._keys.get(signature.key_id)) is None:
+                raise SqsError(NO_SUCH_KEY, "The security token included in the request is invalid.")
+            body = await body_of(request, self._services.config.api.max_body)
+            verify(signed._replace(body=body), signature, key[0], datetime.now(UTC))
+        except SqsError:
+            self._failures.refuse(address, monotonic())
+            self._failures.note(address, monotonic())
+            raise
+        return body, signature, key[1]
+
+    async def _answered(
+        self, action: str, values: dict[str, Any], request: Request, caller: Caller, signature: Signature
+    ) -> SqsAnswer:
+        if (call := _ACTIONS.get(action)) is None:
+            if action in _REFUSED:
+                raise SqsError(UNSUPPORTED, f"{action} is not supported: queues are declared in the configuration file,"
+                               " and StartMessageMoveTask has moved everything when it returns.")  # fmt: skip
+            raise SqsError(NO_ACTION, f"The action {action[:80]} is not valid for this endpoint.")
+        path: str = request.scope["path"]
+        if path.count("/") == 2:  # older clients send requests to the URL of the queue
+            values.setdefault("QueueUrl", path)
+        base = f"{request.scope['scheme']}://{request.headers.get('host', '')}"  # the signature covers the host
+        made = SqsCall(
+            self._services, self._directory, caller, Given(values), base, signature.region, request.is_disconnected
+        )
+        return await call(made)
+
+
+def _keys(services: Services) -> dict[str, tuple[str, Caller]]:
+    """Return the secrets and the callers of all access keys, by their ids."""
+    api = services.config.api
+    tokens = {token.name: Caller(token.name, token.role, frozenset(token.consumers) or None) for token in api.tokens}
+    keys = () if api.sqs is None else api.sqs.access_keys
+    return {key.id: (key.secret.get_secret_value(), tokens[key.token]) for key in keys}
+
+
+def _signed(request: Request) -> SignedRequest:
+    scope = request.scope
+    path = scope.get("raw_path") or scope["path"].encode()
+    headers = [
+        (name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape")) for name, value in scope["headers"]
+    ]
+    return SignedRequest(request.method, path.decode("latin-1"), _query(request), headers)
+
+
+def _query(request: Request) -> str:
+    query: bytes = request.scope["query_string"]
+    return query.decode("latin-1")
+
+
+def _refused(error: SqsError, request_id: str, *, is_json: bool) -> Response:
+    if not is_json:
+        return Response(answers.xml_error(error, request_id), error.code.status)
+    content, headers = answers.json_error(error)
+    return Response(content, error.code.status, headers)

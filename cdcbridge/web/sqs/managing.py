@@ -1,0 +1,282 @@
+"""List queues, show and change their attributes, empty them, and move dead letters back.
+
+A queue is declared in the configuration file. CreateQueue therefore finds a queue and never makes one, and
+SetQueueAttributes changes the two settings that SQS knows as well, until the file is applied again.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, Final
+
+import orjson
+
+from cdcbridge.web.queues import redrive_letters
+from cdcbridge.web.sqs.calls import SqsAnswer, SqsCall
+from cdcbridge.web.sqs.directory import NamedQueue, name_in_arn
+from cdcbridge.web.sqs.errors import (
+    BAD_ATTRIBUTE_NAME,
+    BAD_ATTRIBUTE_VALUE,
+    BAD_VALUE,
+    IN_PROGRESS,
+    NO_RESOURCE,
+    NO_SUCH_QUEUE,
+    OTHER_ATTRIBUTES,
+    UNSUPPORTED,
+    SqsError,
+)
+
+_MOST_QUEUES: Final = 1000  # in an answer
+_PURGED_AT_ONCE: Final = 5000
+_PURGING: Final = 40.0  # seconds
+_COUNTS: Final = "select pending, in_flight, delayed from consumer_lag() where name = %s"
+_LETTERS: Final = (
+    "select count(*), count(*) filter (where not_visible_until > now()) from dead_messages where consumer_id = %s"
+)
+_COUNTED: Final = (
+    "ApproximateNumberOfMessages",
+    "ApproximateNumberOfMessagesNotVisible",
+    "ApproximateNumberOfMessagesDelayed",
+)
+# Attributes that are known, and that a queue may be without.
+_UNSET: Final = {
+    "KmsDataKeyReusePeriodSeconds",
+    "KmsMasterKeyId",
+    "Policy",
+    "RedriveAllowPolicy",
+    "RedrivePolicy",
+}
+_CHANGE: Final = "update consumers set config = config || %s::jsonb, updated_at = now() where id = %s"
+
+
+async def list_queues(call: SqsCall) -> SqsAnswer:
+    """List the queues that the caller sees, with those of dead letters."""
+    call.caller.refuse("look")
+    given = call.given
+    prefix, most = given.optional("QueueNamePrefix") or "", given.number("MaxResults", 1, _MOST_QUEUES)
+    after = _token(given.optional("NextToken"))
+    names = [
+        one.name
+        for one in await call.directory.queues()
+        if call.caller.sees(one.consumer) and one.name.startswith(prefix) and one.name > after
+    ]
+    return _page(call, "QueueUrls", names, most)
+
+
+async def list_dead_letter_source_queues(call: SqsCall) -> SqsAnswer:
+    """Return the queue whose dead letters the given queue holds."""
+    queue = await call.queue("look")
+    return {"queueUrls": [call.url(queue.source)] if queue.letters else []}
+
+
+def _page(call: SqsCall, field: str, names: list[str], most: int | None) -> SqsAnswer:
+    shown = names[: most or _MOST_QUEUES]
+    answer: dict[str, Any] = {field: [call.url(name) for name in shown]} if shown else {}
+    if most is not None and len(names) > len(shown):
+        answer["NextToken"] = base64.urlsafe_b64encode(shown[-1].encode()).decode()
+    return answer
+
+
+def _token(token: str | None) -> str:
+    try:
+        return base64.b64decode((token or "").encode("ascii"), altchars=b"-_", validate=True).decode()
+    except ValueError:
+        raise SqsError(BAD_VALUE, "Invalid or expired next token.") from None
+
+
+async def get_queue_url(call: SqsCall) -> SqsAnswer:
+    """Return the URL of a queue."""
+    queue = await call.named(call.given.text("QueueName"), "look")
+    return {"QueueUrl": call.url(queue.name)}
+
+
+async def create_queue(call: SqsCall) -> SqsAnswer:
+    """Return the URL of a queue that exists with the given attributes."""
+    name = call.given.text("QueueName")
+    try:
+        queue = await call.named(name, "look")
+    except SqsError as error:
+        if error.code is not NO_SUCH_QUEUE:
+            raise
+        raise SqsError(UNSUPPORTED, f"The queue {name!r} cannot be created here. Declare a consumer with this name in"
+                       f" the configuration file, and run `cdcbridge consumers apply`. {error}") from None  # fmt: skip
+    has = _attributes(call, queue)
+    for attribute, value in _given(call, has).items():
+        if not _equal(attribute, value, has.get(attribute)):
+            raise SqsError(
+                OTHER_ATTRIBUTES,
+                f"A queue already exists with the same name and a different value for attribute {attribute}:"
+                f" {has.get(attribute)!r}, declared in the configuration file, and not {value!r}.",
+            )
+    return {"QueueUrl": call.url(queue.name)}
+
+
+async def get_queue_attributes(call: SqsCall) -> SqsAnswer:
+    """Show attributes of a queue."""
+    queue = await call.queue("look")
+    names = set(call.given.names("AttributeNames"))
+    found = _attributes(call, queue)
+    if unknown := names - found.keys() - _UNSET - {"All", *_COUNTED}:
+        raise SqsError(BAD_ATTRIBUTE_NAME, f"Unknown Attribute {min(unknown)}.")
+    if "All" in names or names & set(_COUNTED):
+        found |= zip(_COUNTED, map(str, await _counts(call, queue)), strict=True)
+    shown = {name: value for name, value in found.items() if "All" in names or name in names}
+    return {"Attributes": shown} if shown else {}
+
+
+async def set_queue_attributes(call: SqsCall) -> SqsAnswer:
+    """Change the visibility timeout and the number of deliveries, until the configuration file is applied again."""
+    queue = await call.queue("look")
+    has = _attributes(call, queue)
+    changes: dict[str, int] = {}
+    for name, value in _given(call, has).items():
+        if _equal(name, value, has.get(name)):
+            continue
+        if name == "VisibilityTimeout" and not queue.letters:
+            changes["visibility_timeout"] = _whole(name, value, 1, 43_200)
+        elif name == "RedrivePolicy" and not queue.letters and _own_target(value, has[name]):
+            changes["max_deliveries"] = _whole("maxReceiveCount", _policy(value).get("maxReceiveCount", ""), 1, 1000)
+        else:
+            raise SqsError(
+                BAD_ATTRIBUTE_VALUE,
+                f"Invalid value for the parameter {name}: it is {has.get(name)!r}, and only the configuration file"
+                " can change it.",
+            )
+    if changes:
+        call.caller.refuse("operate", queue.consumer)
+        async with call.store.session() as session:
+            await session.execute(_CHANGE.encode(), (orjson.dumps(changes).decode(), queue.id))
+        call.directory.forget()
+    return {}
+
+
+async def _counts(call: SqsCall, queue: NamedQueue) -> tuple[int, int, int]:
+    """Return how many messages are visible, in flight, and delayed."""
+    if queue.letters:
+        letters, read = (await call.store.rows(_LETTERS, (queue.id,)))[0]
+        return letters - read, read, 0
+    pending, in_flight, delayed = (await call.store.rows(_COUNTS, (queue.consumer,)))[0]
+    return pending - delayed, in_flight, delayed
+
+
+def _attributes(call: SqsCall, queue: NamedQueue) -> dict[str, str]:
+    """Return the attributes that need no look at the messages."""
+    config = queue.config
+    found = {
+        "QueueArn": call.arn(queue.name),
+        "CreatedTimestamp": str(int(queue.created_at.timestamp())),
+        "LastModifiedTimestamp": str(int(queue.updated_at.timestamp())),
+        "VisibilityTimeout": str(math.ceil(config["visibility_timeout"])),
+        "MaximumMessageSize": str(queue.most_bytes),
+        "MessageRetentionPeriod": str(int(call.services.config.store.max_retention)),
+        "DelaySeconds": "0",
+        "ReceiveMessageWaitTimeSeconds": "0",
+        "SqsManagedSseEnabled": "false",
+    }
+    if queue.fifo:
+        found |= {
+            "FifoQueue": "true",
+            "ContentBasedDeduplication": "true",
+            "DeduplicationScope": "queue",
+            "FifoThroughputLimit": "perQueue",
+        }
+    if not queue.letters:
+        policy = {"deadLetterTargetArn": call.arn(queue.dead), "maxReceiveCount": config["max_deliveries"]}
+        found["RedrivePolicy"] = orjson.dumps(policy).decode()
+    return found
+
+
+def _given(call: SqsCall, has: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameter Attributes, without the attributes that are given as empty to unset them."""
+    found = call.given.map("Attributes")
+    for name, value in found.items():
+        if name not in has and name not in _UNSET:
+            raise SqsError(BAD_ATTRIBUTE_NAME, f"Unknown Attribute {name}.")
+        if not isinstance(value, str):
+            raise SqsError(BAD_ATTRIBUTE_VALUE, f"Invalid value for the parameter {name}.")
+    return {name: value for name, value in found.items() if value}
+
+
+def _equal(name: str, given: str, has: str | None) -> bool:
+    if name == "RedrivePolicy":
+        return has is not None and _policy(given).items() <= _policy(has).items()
+    return given.lower() == (has or "").lower()
+
+
+def _own_target(given: str, has: str) -> bool:
+    """Return whether a redrive policy names the queue's own dead letters, or none."""
+    own = _policy(has)["deadLetterTargetArn"]
+    return _policy(given).get("deadLetterTargetArn", own) == own
+
+
+def _policy(text: str) -> dict[str, str]:
+    """Return a redrive policy with its numbers as texts."""
+    try:
+        found = orjson.loads(text)
+        return {name: str(value) for name, value in found.items()}
+    except (orjson.JSONDecodeError, AttributeError):
+        raise SqsError(BAD_ATTRIBUTE_VALUE, "Invalid value for the parameter RedrivePolicy.") from None
+
+
+def _whole(name: str, value: str, least: int, most: int) -> int:
+    if not value.isdecimal() or not least <= int(value) <= most:
+        raise SqsError(
+            BAD_ATTRIBUTE_VALUE,
+            f"Invalid value for the parameter {name}. Reason: Must be a number between {least} and {most}.",
+        )
+    return int(value)
+
+
+async def list_queue_tags(call: SqsCall) -> SqsAnswer:
+    """Return no tags, because consumers have none."""
+    await call.queue("look")
+    return {}
+
+
+async def purge_queue(call: SqsCall) -> SqsAnswer:
+    """Finish all messages of a queue, or delete all its dead letters."""
+    queue = await call.queue("deliver")
+    if queue.letters:
+        await call.store.rows("select purge(%s)", (queue.consumer,))
+        return {}
+    began = monotonic()
+    while await call.store.value("select purge_queue(%s, %s)", (queue.consumer, _PURGED_AT_ONCE)):
+        if monotonic() - began > _PURGING:
+            raise SqsError(
+                IN_PROGRESS, f"Messages of {queue.name} are left after {_PURGING:g} s. Call PurgeQueue again."
+            )
+    return {}
+
+
+async def start_message_move_task(call: SqsCall) -> SqsAnswer:
+    """Put the dead letters of a queue back. All are moved when the call returns."""
+    name = name_in_arn(call.given.text("SourceArn"))
+    if name is None:
+        raise SqsError(
+            BAD_VALUE,
+            "You must use this format to specify the SourceArn: arn:<partition>:<service>:<region>:<account-id>:"
+            "<resource-id>",
+        )
+    queue = await _source(call, name)
+    target = call.given.optional("DestinationArn")
+    if target is not None and name_in_arn(target) not in {queue.source, queue.consumer}:
+        raise SqsError(UNSUPPORTED, f"Dead letters of {queue.source} can only be moved back to it.")
+    every = {"topic": None, "key": None, "reason": None}
+    await call.services.beside(redrive_letters, call.services.config, queue.consumer, every)
+    return {"TaskHandle": base64.urlsafe_b64encode(queue.name.encode()).decode()}
+
+
+async def _source(call: SqsCall, name: str) -> NamedQueue:
+    try:
+        queue = await call.named(name, "redrive")
+    except SqsError as error:
+        if error.code is not NO_SUCH_QUEUE:
+            raise
+        message = "The resource that you specified for the SourceArn parameter doesn't exist."
+        raise SqsError(NO_RESOURCE, message) from None
+    if not queue.letters:
+        raise SqsError(BAD_VALUE, "Source queue must be configured as a Dead Letter Queue.")
+    return queue

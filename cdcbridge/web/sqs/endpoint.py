@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.web.access import Caller, Failures
+from cdcbridge.web.audit import audited
 from cdcbridge.web.calls import Services
 from cdcbridge.web.problems import RequestRefused
 from cdcbridge.web.requests import address_of, body_of
@@ -53,6 +54,7 @@ _ACTIONS: Final[Mapping[str, Callable[[SqsCall], Awaitable[SqsAnswer]]]] = {
     "SetQueueAttributes": managing.set_queue_attributes,
     "StartMessageMoveTask": managing.start_message_move_task,
 }
+_AUDITED: Final = frozenset({"PurgeQueue", "SetQueueAttributes", "StartMessageMoveTask"})
 _REFUSED: Final = {
     "AddPermission",
     "CancelMessageMoveTask",
@@ -169,7 +171,15 @@ class SqsFront:
         made = SqsCall(
             self._services, self._directory, caller, Given(values), base, signature.region, request.is_disconnected
         )
-        return await call(made)
+        if action not in _AUDITED:
+            return await call(made)
+        details = {name: value for name, value in values.items() if name != "QueueUrl"}
+        queue = str(values.get("QueueUrl") or values.get("SourceArn") or "").rpartition("/")[2].rpartition(":")[2]
+        store, address = self._services.store, address_of(request)
+        async with audited(store, caller, address, action, queue, details) as result:
+            answer = await call(made)
+            result.update(answer)
+            return answer
 
 
 def _keys(services: Services) -> dict[str, tuple[str, Caller]]:

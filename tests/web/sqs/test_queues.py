@@ -269,3 +269,9 @@ def test_roles(sqs: Any, billing: str, url: str) -> None:
             assert "token" in told
         assert viewer.get_queue_attributes(QueueUrl=billing, AttributeNames=ALL)["Attributes"]
         mine.delete_message(**handle)
+
+
+def test_a_purge_is_in_the_audit_log(sqs: Any, billing: str, world18: World) -> None:
+    sqs.purge_queue(QueueUrl=billing)
+    rows = world18.sql.execute("select caller, action, subject from cdcbridge.audit").fetchall()
+    assert [row[1:] for row in rows] == [("PurgeQueue", "billing")] and rows[0][0]

@@ -71,7 +71,7 @@ $$;
 -- letters_page(consumer_id, topic, key, reason, before, most) -> up to `most` dead letters, the
 -- newest first, among the 20,000 newest with an id below `before`, without their data.
 --
--- A filter that is null matches every dead letter. `reason` is the beginning of the reason. If there
+-- A filter that is null matches every dead letter, and `reason` is the beginning of one. If there
 -- are older letters to look at, the last row has an id alone: the `before` of the next page.
 create or replace function letters_page(consumer_id int, topic text, key text, reason text,
                                         before bigint, most int)
@@ -106,7 +106,7 @@ create or replace function letter_reasons(consumer_id int)
 returns table (reason text, letters bigint)
 language sql stable set search_path from current
 set enable_seqscan = off set enable_bitmapscan = off as $$
-    select left(split_part(translate(d.reason, e'\r', e'\n'), e'\n', 1), 100), count(*)
+    select left(split_part(translate(d.reason, chr(13), chr(10)), chr(10), 1), 100), count(*)
     from (select d.reason from dead_messages d where d.consumer_id = $1
           order by d.id desc limit 1000) d
     group by 1 order by 2 desc, 1 limit 10

@@ -10,7 +10,7 @@ import orjson
 from cdcbridge.web.audit import audited
 from cdcbridge.web.calls import hidden_data
 from cdcbridge.web.pages.charts import Chart, chart, spark
-from cdcbridge.web.pages.judgement import LEVELS, Judgement, judge, trend
+from cdcbridge.web.pages.judgement import LEVELS, Assessment, judge, trend
 from cdcbridge.web.pages.samples import Points, consumer_samples
 from cdcbridge.web.pages.site import Elsewhere, Page, View, Visit
 from cdcbridge.web.pages.wording import DURATIONS, duration, number
@@ -53,7 +53,7 @@ async def listed(visit: Visit) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (LEVELS.index(one["judgement"].level), one["name"]))
 
 
-def _judgements(visit: Visit) -> dict[str, Judgement]:
+def _judgements(visit: Visit) -> dict[str, Assessment]:
     """Return the judgement of each consumer that was measured, by its name."""
     figures = visit.figures
     alarms = {one["consumer"]: one for one in reversed(figures.rows("alarms")) if one["consumer"]}

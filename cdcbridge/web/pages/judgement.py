@@ -18,7 +18,7 @@ _BEHIND: Final = 300.0  # seconds that a message may be due at all
 _OVER: Final = 10  # minutes over which a trend is taken
 
 
-class Judgement(NamedTuple):
+class Assessment(NamedTuple):
     """The state of a consumer in words.
 
     Attributes:
@@ -46,7 +46,7 @@ class Trend(NamedTuple):
 
 def judge(
     row: Mapping[str, Any], alarm: Mapping[str, Any] | None, held: Sequence[Mapping[str, Any]], *, sink: bool
-) -> Judgement:
+) -> Assessment:
     """Judge one consumer.
 
     Args:
@@ -57,34 +57,36 @@ def judge(
     """
     name, due = row["name"], row.get("oldest_due_age_seconds") or 0.0
     if alarm is not None:
-        return Judgement("bad", alarm["code"].removeprefix("consumer_").replace("_", " "), alarm["message"])
+        return Assessment("bad", alarm["code"].removeprefix("consumer_").replace("_", " "), alarm["message"])
     if row.get("paused"):
-        return Judgement("warn", "paused", f"{name} is paused: its receivers get nothing until somebody resumes it")
+        return Assessment("warn", "paused", f"{name} is paused: its receivers get nothing until somebody resumes it")
     if held:
-        return Judgement("warn", "held", _held(held[0]))
+        return Assessment("warn", "held", _held(held[0]))
     if due > _UNREAD and row["mode"] == "stream":
         what = "find out why the target is slow" if sink else "start a member of the group, or find the slow one"
-        return Judgement("warn", "behind", f"a message has waited for {human_duration(due)}: {what}")
+        return Assessment("warn", "behind", f"a message has waited for {human_duration(due)}: {what}")
     if row["mode"] == "fifo" and row.get("delayed") and due > _UNREAD:
         why = "a message was given back, and later messages of its key wait until it is delivered again"
-        return Judgement("warn", "keys wait", why)
+        return Assessment("warn", "keys wait", why)
     ready = row["pending"] - row.get("delayed", 0)
     if ready > 0 and not row["in_flight"] and due > _UNREAD and not sink:
         why = f"nobody receives: a message has been ready for {human_duration(due)}. Start a worker"
-        return Judgement("bad", "nobody receives", why)
+        return Assessment("bad", "nobody receives", why)
     if due > _BEHIND:
         why = f"a message has waited for {human_duration(due)}. Add workers, or find the slow one"
-        return Judgement("warn", "behind", why)
+        return Assessment("warn", "behind", why)
     if row["dead"]:
-        return Judgement("warn", "dead letters", f"{plural(row['dead'], 'dead letter')} for a person to retry or purge")
+        return Assessment(
+            "warn", "dead letters", f"{plural(row['dead'], 'dead letter')} for a person to retry or purge"
+        )
     if row["pending"] or row["in_flight"]:
-        return Judgement("ok", "working", "messages wait, and none for long")
-    return Judgement("idle", "idle", "no message waits")
+        return Assessment("ok", "working", "messages wait, and none for long")
+    return Assessment("idle", "idle", "no message waits")
 
 
 def judge_all(
     lag: Mapping[str, Any], *, age: float | None, stale: bool, bridges: Sequence[Mapping[str, Any]], attention: int
-) -> Judgement:
+) -> Assessment:
     """Judge the whole, for the first page. Alarms are judged by the page itself, which lists them.
 
     Args:
@@ -95,23 +97,23 @@ def judge_all(
         attention: How many consumers deserve a look.
     """
     if age is None:
-        return Judgement("idle", "Measuring…", "the first figures follow in a moment")
+        return Assessment("idle", "Measuring…", "the first figures follow in a moment")
     for name in ("store_error", "source_error"):
         if lag.get(name):
-            return Judgement("bad", "A database does not answer", lag[name])
+            return Assessment("bad", "A database does not answer", lag[name])
     if stale:
-        return Judgement("warn", "The figures are old", f"nothing was measured for {human_duration(age)}")
+        return Assessment("warn", "The figures are old", f"nothing was measured for {human_duration(age)}")
     if not bridges:
         why = "queues with published messages work without one. To read the changes of tables, start it: cdcbridge run"
-        return Judgement("warn", "No bridge runs", why)
+        return Assessment("warn", "No bridge runs", why)
     if not bridges[0]["leads"]:
-        return Judgement(
+        return Assessment(
             "bad", "No bridge leads", "bridges run, and none of them reads the slot. Their log has the reason"
         )
     if attention:
         word = f"{plural(attention, 'consumer')} {'deserves' if attention == 1 else 'deserve'} a look"
-        return Judgement("warn", word, "the bridge works. They are listed below")
-    return Judgement("ok", "Everything works", "the bridge leads, and no consumer needs attention")
+        return Assessment("warn", word, "the bridge works. They are listed below")
+    return Assessment("ok", "Everything works", "the bridge leads, and no consumer needs attention")
 
 
 def trend(samples: Sequence[tuple[float, float]]) -> Trend | None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from cdcbridge.store.presence import RUNNING, Process
 from cdcbridge.web.pages.charts import Chart, chart
 from cdcbridge.web.pages.consumers import listed
-from cdcbridge.web.pages.judgement import Judgement, judge_all
+from cdcbridge.web.pages.judgement import Assessment, judge_all
 from cdcbridge.web.pages.samples import slot_samples
 from cdcbridge.web.pages.site import Page, View, Visit, visible_alarms
 from cdcbridge.web.pages.wording import DURATIONS, SIZES, duration, number, size
@@ -34,7 +34,7 @@ async def overview(visit: Visit) -> Page:
         "source_error": None,
         "charts": (),
         "last_error": None,
-        "whole": Judgement("warn" if consumers else "ok", "Your consumers", ""),
+        "whole": Assessment("warn" if consumers else "ok", "Your consumers", ""),
     }
     if visit.caller.consumers is None:
         leaders = await store.value(_LEADERS)

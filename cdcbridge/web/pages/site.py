@@ -139,7 +139,7 @@ class View:
     call: Callable[[Visit], Awaitable[Page | Elsewhere]]
 
 
-class _Number(Convertor[int]):
+class _PathNumber(Convertor[int]):
     """A number in a path, with at most 18 digits. Python refuses to read a number of thousands of digits."""
 
     regex = "[0-9]{1,18}"
@@ -151,7 +151,7 @@ class _Number(Convertor[int]):
         return str(value)
 
 
-register_url_convertor("number", _Number())
+register_url_convertor("number", _PathNumber())
 
 
 class Site:

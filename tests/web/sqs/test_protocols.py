@@ -190,7 +190,7 @@ def test_who_may_call(wire: Wire, http: httpx.Client, url: str) -> None:
 
 def test_other_paths_belong_to_the_api(wire: Wire, http: httpx.Client) -> None:
     assert http.get("/live").status_code == 200
-    assert problem(http.get("/"), 404)
+    assert http.get("/").headers["location"] == "/login?next=%2F", "the dashboard"
     assert problem(http.get("/api/consumers"), 401)
     assert http.get("/api/consumers", headers={"Authorization": f"Bearer {ADMIN}"}).status_code == 200
 
@@ -225,7 +225,7 @@ def test_the_log_has_the_action_and_no_secret(wire: Wire, world18: World, http: 
 def test_no_endpoint_without_keys(world18: World) -> None:
     declare(world18)
     with serving(world18, tokens=TOKENS) as url, client(url) as http:
-        assert problem(Wire(url, http).json("ListQueues"), 404)
+        assert problem(Wire(url, http).json("ListQueues"), 405)
 
 
 def test_a_key_of_an_unknown_token_is_refused(world18: World) -> None:

@@ -149,14 +149,15 @@ def groups() -> list[click.Group]:
 
 @pytest.mark.parametrize("group", groups(), ids=lambda group: group.name)
 def test_no_summary_of_a_command_is_cut(group: click.Group) -> None:
-    listed = group.get_help(click.Context(group, terminal_width=80)).partition("[ARGS]...")[2]
+    # The settings belong to the context: click keeps the help option that it makes first, also for later tests.
+    context = click.Context(group, terminal_width=80, **cli_package.cli.context_settings)
+    listed = group.get_help(context).partition("[ARGS]...")[2]
     assert "..." not in listed
 
 
 def test_every_command_stands_in_one_section_of_the_help() -> None:
     listed = [name for names in cli_package._SECTIONS.values() for name in names]
     assert sorted(listed) == cli_package.cli.list_commands(click.Context(cli_package.cli))
-    # The settings belong to the context: click keeps the help option that it makes first, also for later tests.
     context = click.Context(cli_package.cli, **cli_package.cli.context_settings)
     text = cli_package.cli.get_help(context)
     assert all(f"\n{section}:\n" in text for section in cli_package._SECTIONS)

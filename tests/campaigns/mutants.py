@@ -54,6 +54,7 @@ LARGE = f"{KILL}test_killed_inside_a_large_transaction_and_restarted_with_other_
 APPLY = "tests/integration/test_apply.py::test_"
 UNINSTALL = "tests/acceptance/test_uninstall.py::test_"
 ALERTS = "tests/alerts/test_bridge.py::"
+PAGES = "tests/web/pages/test_actions.py::"
 VERDICT = "tests/unit/test_verdict.py::test_both_ways"
 MUTANTS = (
     Mutant("I1", "cdcbridge/bridge/session.py", "self._stream.confirm(written, self._progress.confirm())",
@@ -345,6 +346,17 @@ MUTANTS = (
            "if not queue.lock_url(store, 'all'):", f"{ALERTS}test_a_destination_that_hangs_holds_up_nobody"),
     Mutant("I101", "cdcbridge/alerts/tracking.py", "silences.get(condition.key.rule, now) > now", "False",
            f"{ALERTS}test_a_silence_stops_notifications_until_it_ends"),
+    Mutant("I102", "cdcbridge/web/audit.py", "    number = await store.value(_BEGIN, values)\n", "    number = len(values)\n",
+           f"{PAGES}test_nothing_changes_without_its_row_in_the_audit_log"),
+    Mutant("I103", "cdcbridge/web/pages/site.py", 'if not same(expected, form.pop("proof", "")):',
+           'if form.pop("proof", "") is None:', f"{PAGES}test_a_form_of_another_site_changes_nothing"),
+    Mutant("I104", "cdcbridge/web/pages/dead.py", "*self._chosen.values(), place, until)", "*self._chosen.values(), after, until)",
+           f"{PAGES}test_a_large_retry_goes_step_by_step_and_ends"),
+    Mutant("I105", "cdcbridge/web/calls.py", 'return masked(data, mask) if data.lstrip().startswith("{") else "null"',
+           "return data", f"{PAGES}test_data_is_hidden_by_mask_and_by_role[True-ops screen]"),
+    Mutant("I106", "cdcbridge/web/pages/login.py", "hashlib.sha256(token.token.get_secret_value().encode()).digest()",
+           "hashlib.sha256(token.name.encode()).digest()",
+           f"{PAGES}test_a_cookie_that_was_changed_or_is_old_is_no_session"),
 )  # fmt: skip
 
 

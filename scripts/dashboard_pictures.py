@@ -36,8 +36,8 @@ PAST: Final = """
     select date_trunc('minute', now()) - make_interval(mins => n), s.name, jsonb_build_object(
         'pending', greatest(0, round(s.size * (1 + sin(n / 40.0 + s.size)) + (n * 37 % 11) * s.size / 90)),
         'in_flight', 5, 'dead', greatest(0, round(s.size / 20 - n / 30.0)),
-        'oldest_age_seconds', abs(200 * sin(n / 60.0)), 'retained_bytes', 16e6 + 8e6 * abs(sin(n / 30.0)),
-        'lag_seconds', 0.4 + (n * 31 % 17) / 40.0, 'last_seq', 400000 - n * 1000 - round(200 * sin(n / 9.0)))
+        'oldest_age_seconds', abs(200 * sin(n / 60.0)), 'retained_bytes', 4e5 + 2e6 * abs(sin(n / 30.0)),
+        'lag_seconds', (n * 31 % 17) / 60.0, 'last_seq', 400000 - n * 1000 - round(200 * sin(n / 9.0)))
     from generate_series(1, 355) n, (values ('', 0), ('billing', 200), ('search', 300), ('audit', 20), ('mail', 40)) s (name, size)
     on conflict do nothing"""
 

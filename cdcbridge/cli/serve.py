@@ -24,10 +24,11 @@ def require_web() -> None:
 @click.option("--until-stdin-ends", is_flag=True, hidden=True)
 @pass_app
 def serve(app: App, until_stdin_ends: bool) -> None:
-    """Answer the HTTP API.
+    """Serve the dashboard, the HTTP API and SQS.
 
-    It listens on `api.listen`, by default on 127.0.0.1:9188. Any number of these processes may run, on any machine.
-    None of them can slow the bridge. `cdcbridge run --serve` starts one together with the bridge.
+    It listens on `api.listen`, by default on 127.0.0.1:9188. Open this address in a browser for the dashboard. Any
+    number of these processes may run, on any machine. None of them can slow the bridge. `cdcbridge run --serve`
+    starts one together with the bridge. The extra `web` has the packages that it needs.
 
 
     \b

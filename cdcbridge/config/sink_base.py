@@ -8,10 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from cdcbridge.routing.transform import Transform
 from cdcbridge.units import Duration, Size
+
+# YAML reads null as no value, and means the way to hide by it.
+Mask = dict[
+    str, Annotated[Literal["hash", "null", "last4"], BeforeValidator(lambda how: "null" if how is None else how)]
+]
 
 
 class Model(BaseModel):
@@ -92,7 +97,7 @@ class SinkBase(Model):
         ),
     ] = None
     mask: Annotated[
-        dict[str, Literal["hash", "null", "last4"]],
+        Mask,
         Field(
             description="Columns whose values are hidden, in every table that has them. `hash`: the first 32 "
             "characters of their SHA-256. `null`: null. `last4`: the last four characters.",

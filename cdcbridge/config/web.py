@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from cdcbridge.config.sink_base import Model
+from cdcbridge.config.sink_base import Mask, Model
 from cdcbridge.units import Size
 
 HostAndPort = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+):[0-9]{1,5}$")]
@@ -178,7 +178,7 @@ class Api(Listening):
         ),
     ] = True
     mask: Annotated[
-        dict[str, Literal["hash", "null", "last4"]],
+        Mask,
         Field(
             description="Columns whose values the dashboard hides, as `mask` of a sink does.",
             examples=["{email: hash, phone: last4}"],

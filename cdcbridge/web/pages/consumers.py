@@ -47,7 +47,7 @@ async def listed(visit: Visit) -> list[dict[str, Any]]:
             **row,
             "judgement": judgements[row["name"]],
             "spark": spark(points, now),
-            "trend": trend(_known(points)),
+            "trend": trend(_known(points), moves=judgements[row["name"]].moves),
             "sink": sinks.get(row["name"]),
         })  # fmt: skip
     return sorted(found, key=lambda one: (LEVELS.index(one["judgement"].level), one["name"]))
@@ -90,6 +90,7 @@ async def consumer(visit: Visit) -> Page:
     number_, mode, paused, config, created = (await store.rows(_CONSUMER, (name,)))[0]
     row = next((one for one in visit.figures.consumers() if one["name"] == name), None)
     holders = visit.sessions([one for one in visit.figures.rows("consumer_holders") if one["consumer"] == name])
+    judgement = _judgements(visit).get(name)
     samples, all_seen = await consumer_samples(store, name), visit.caller.consumers is None
     values: dict[str, Any] = {
         "title": name,
@@ -99,8 +100,8 @@ async def consumer(visit: Visit) -> Page:
         "created": created,
         "settings": _settings(config),
         "row": row,
-        "judgement": _judgements(visit).get(name),
-        "trend": trend(_known(samples.pending)),
+        "judgement": judgement,
+        "trend": trend(_known(samples.pending), moves=judgement is None or judgement.moves),
         "charts": _charts(visit, samples.pending, samples.dead, samples.oldest),
         "holders": holders,
         "xmin": visit.sessions(visit.figures.rows("xmin_holders")) if all_seen else [],

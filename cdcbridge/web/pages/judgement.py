@@ -31,6 +31,11 @@ class Assessment(NamedTuple):
     word: str
     sentence: str
 
+    @property
+    def moves(self) -> bool:
+        """Whether messages are delivered, so that the end of the queue can be foreseen."""
+        return self.level in ("ok", "idle") or self.word in ("behind", "dead letters")
+
 
 class Trend(NamedTuple):
     """How the number of waiting messages changes.
@@ -80,7 +85,9 @@ def judge(
             "warn", "dead letters", f"{plural(row['dead'], 'dead letter')} for a person to retry or purge"
         )
     if row["pending"] or row["in_flight"]:
-        return Assessment("ok", "working", "messages wait, and none for long")
+        keys = f", and {plural(row['delayed'], 'message')} given back, for which later ones of their keys wait"
+        fifo = row["mode"] == "fifo" and row.get("delayed")
+        return Assessment("ok", "working", f"messages wait, and none for long{keys if fifo else ''}")
     return Assessment("idle", "idle", "no message waits")
 
 
@@ -116,18 +123,19 @@ def judge_all(
     return Assessment("ok", "Everything works", "the bridge leads, and no consumer needs attention")
 
 
-def trend(samples: Sequence[tuple[float, float]]) -> Trend | None:
+def trend(samples: Sequence[tuple[float, float]], *, moves: bool = True) -> Trend | None:
     """Return how the number of waiting messages has changed in the last ten minutes, or None if that is unknown.
 
     Args:
         samples: The time of each sample in seconds, and the number of messages.
+        moves: Whether messages are delivered. Otherwise there is no forecast.
     """
     recent = [one for one in samples if one[0] >= samples[-1][0] - _OVER * 60] if samples else []
     if len(recent) < 2:
         return None
     (began, before), (ended, after) = recent[0], recent[-1]
     rate = (after - before) / (ended - began) * 60
-    return Trend(rate, after / -rate * 60 if rate < 0 and after else None)
+    return Trend(rate, after / -rate * 60 if rate < 0 and after and moves else None)
 
 
 def _held(holder: Mapping[str, Any]) -> str:

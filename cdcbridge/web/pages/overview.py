@@ -27,6 +27,7 @@ async def overview(visit: Visit) -> Page:
     values: dict[str, Any] = {
         "title": "Overview",
         "consumers": consumers[:_WORST],
+        "more": max(0, len(consumers) - _WORST),
         "all_consumers": every,
         "found_alarms": visible_alarms(visit.caller, figures),
         "bridges": [],

@@ -58,7 +58,7 @@ async def slot_samples(store: WebStore) -> SlotSamples:
     """Return the samples of the slot."""
     rows = await store.rows(_SLOT)
     rates: Points = []
-    for before, after in pairwise(rows):
+    for before, after in pairwise(rows[:-1]):  # the last minute is not complete
         known = before[3] is not None and after[3] is not None
         rates.append((after[0], max(0.0, after[3] - before[3]) / (after[0] - before[0]) * 60 if known else None))
     return SlotSamples([(row[0], row[1]) for row in rows], [(row[0], row[2]) for row in rows], rates)

@@ -194,3 +194,9 @@ def test_no_wait_is_endless_or_longer_than_the_log_is_kept(tmp_path: Path, setti
 def test_a_short_log_does_not_refuse_waits_that_nobody_wrote(tmp_path: Path) -> None:
     config = load(write(tmp_path, GOOD + "store: {retention: 5s, max_retention: 10s}\n"), {})
     assert (config.consumers[0].visibility_timeout, config.consumers[0].retry_delay.max) == (30, 600)
+
+
+def test_a_mask_may_be_yamls_null(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + 'api: {mask: {ssn: null, phone: "null", email: hash}}\n')
+    assert load(path, {}).api.mask == {"ssn": "null", "phone": "null", "email": "hash"}
+    assert "last4" in refused(tmp_path, GOOD + "api: {mask: {ssn: last5}}\n")

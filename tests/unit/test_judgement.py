@@ -78,3 +78,5 @@ def test_a_trend() -> None:
     assert growing is not None and growing.per_minute == 10.0 and growing.empty_in is None
     falling = trend([(NOW - 60, 100.0), (NOW, 80.0)])
     assert falling is not None and (falling.per_minute, falling.empty_in) == (-20.0, 240.0)
+    held = trend([(NOW - 60, 100.0), (NOW, 80.0)], moves=False)
+    assert held is not None and held.empty_in is None, "nothing is delivered, so no end is in sight"

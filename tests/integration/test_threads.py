@@ -206,5 +206,9 @@ def test_every_thread_in_the_code_has_a_row() -> None:
                 made.update(re.findall(r"super\(\)\.__init__\(f?'([^']+)'", ast.unparse(node)))
             elif isinstance(node, ast.Call) and ast.unparse(node.func) == "BlockerWatch":
                 made.add(str(ast.literal_eval(node.args[0])))
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "ChildProcess":
+                made.add(str(ast.literal_eval(node.args[1])))
+            elif isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["ChildProcess"]:
+                made.update(re.findall(r"super\(\)\.__init__\(\w+, '([^']+)'", ast.unparse(node)))
     made = {re.sub(r"\{.*\}", "N", name) for name in made} - {"copy-N"} | {"copy-1", "copy-2"}
     assert made | {"main", "process_request_thread"} == listed

@@ -154,6 +154,7 @@ class Server(ABC):
     def pause(self) -> None:
         """Stop the clock of the server: connections stay, and nothing answers."""
         os.killpg(self.running.pid, signal.SIGSTOP)
+        eventually(lambda: _stopped(self.running.pid), f"all threads of {self.name} stop")
 
     def resume(self) -> None:
         """End a pause."""
@@ -249,3 +250,12 @@ class Cluster(ABC, Generic[Node]):
         """Kill all nodes, and delete their folders."""
         for node in self.nodes:
             node.remove()
+
+
+def _stopped(pid: int) -> bool:
+    """Return whether each thread of a process is stopped."""
+    try:
+        tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:
+        return False  # a thread ended meanwhile
+    return all(task.rpartition(") ")[2].startswith("T") for task in tasks)

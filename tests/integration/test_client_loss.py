@@ -229,13 +229,13 @@ def test_a_message_whose_answer_met_silence_comes_again(store: StoreQueue, proxy
     store.declare(topics=("t",), visibility_timeout="2s")
     with Queue.connect(through(store, proxy), "c") as client:
         publish(store, "a")
-        proxy.delay = 4  # seconds to see the lease and silence the proxy, on a busy machine
+        proxy.delay = 3  # seconds to see the lease and silence the proxy, on a busy machine
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.extend(client.receive(wait=PATIENCE)))
         thread.start()
         eventually(lambda: store.value("select count(*) from cdcbridge_internal.leases"))
         proxy.silent, proxy.delay = True, 0.0  # the answer is in its delay
-        threading.Timer(1, setattr, (proxy, "silent", False)).start()
+        threading.Timer(4, setattr, (proxy, "silent", False)).start()
         thread.join(PATIENCE)
     assert [message.deliver_count for message in found] == [2]
 

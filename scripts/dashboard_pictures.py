@@ -32,7 +32,7 @@ PICTURES: Final = {
     "filter": "/consumers/billing/filter?filter=record.status+%3D%3D+%27paid%27",
 }
 PAST: Final = """
-    insert into cdcbridge_internal.samples
+    insert into cdcbridge_internal.samples (minute, subject, figures)
     select date_trunc('minute', now()) - make_interval(mins => n), s.name, jsonb_build_object(
         'pending', greatest(0, round(s.size * (1 + sin(n / 40.0 + s.size)) + (n * 37 % 11) * s.size / 90)),
         'in_flight', 5, 'dead', greatest(0, round(s.size / 20 - n / 30.0)),

@@ -119,7 +119,7 @@ def _y(value: float, top: float) -> float:
 
 def _round_up(value: float, units: Sequence[float]) -> float:
     """Return the next number of the form 3, 6, 9, 15, 30, 60 and so on, in its unit. Three lines divide it well."""
-    unit = max((one for one in units if value >= 3 * one), default=units[0])
+    unit = max((one for one in units if value >= one), default=units[0])
     step = 3.0 * unit
     while True:
         for factor in (1, 2, 3, 5):

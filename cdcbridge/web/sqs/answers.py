@@ -23,6 +23,7 @@ _LISTS: Final = {
     "Failed": "BatchResultErrorEntry",
 }
 _MAPS: Final = {"Attributes": "Attribute", "MessageAttributes": "MessageAttribute"}
+_WITHOUT_RESULT: Final = {"ChangeMessageVisibility", "DeleteMessage", "PurgeQueue", "SetQueueAttributes"}
 _NEW_LINE: Final = {"\r": "&#13;"}  # a reader of XML makes a line feed of it otherwise
 
 
@@ -48,7 +49,8 @@ def xml_answer(action: str, answer: Mapping[str, Any], request_id: str) -> bytes
     result = "".join(_fields(answer, f"{action}ResultEntry"))
     return _document(
         f"{action}Response",
-        f"<{action}Result>{result}</{action}Result>" if result else "",
+        # Clients look for the element of an empty result too, for example of a receive without messages.
+        "" if action in _WITHOUT_RESULT else f"<{action}Result>{result}</{action}Result>",
         f"<ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata>",
     )
 

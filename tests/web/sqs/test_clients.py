@@ -102,6 +102,8 @@ def test_the_aws_cli(url: str, tmp_path: Path, version: str) -> None:
     arn = f"arn:aws:sqs:{REGION}:000000000000:billing-dead"
     assert aws("start-message-move-task", source_arn=arn)["TaskHandle"]
     aws("purge-queue", queue_url=queue)
+    assert not aws("receive-message", queue_url=queue)
+    assert not aws("list-queues", queue_name_prefix="none")
     failed = aws.run("get-queue-url", queue_name="none")
     assert failed.returncode != 0 and "NonExistentQueue" in failed.stderr and "configuration file" in failed.stderr
 

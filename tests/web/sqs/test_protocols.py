@@ -78,6 +78,11 @@ def error(answer: httpx.Response, status: int) -> str:
     return str(code)
 
 
+def action_of(answer: httpx.Response) -> str:
+    """The action that an answer of the query protocol names."""
+    return ET.fromstring(answer.text).tag.removeprefix(NS).removesuffix("Response")
+
+
 def test_the_query_protocol(wire: Wire) -> None:
     queue = f"{wire.url}/000000000000/billing"
     assert queue in xml(wire.form(Action="ListQueues"), "ListQueuesResult/QueueUrl")
@@ -111,7 +116,13 @@ def test_the_query_protocol(wire: Wire) -> None:
     assert xml(deleted, "DeleteMessageBatchResult/DeleteMessageBatchResultEntry/Id") == ["a"]
     assert xml(deleted, "DeleteMessageBatchResult/BatchResultErrorEntry/Code") == ["ReceiptHandleIsInvalid"]
     assert xml(deleted, "DeleteMessageBatchResult/BatchResultErrorEntry/SenderFault") == ["true"]
-    assert xml(wire.form(Action="ReceiveMessage", QueueUrl=queue), "ReceiveMessageResult/Message") == []
+    for empty in (
+        wire.form(Action="ReceiveMessage", QueueUrl=queue),
+        wire.form(Action="ListQueues", QueueNamePrefix="none"),
+        wire.form(Action="ListQueueTags", QueueUrl=queue),
+    ):
+        assert not xml(empty, f"{action_of(empty)}Result")[0]
+    assert "Result" not in wire.form(Action="SetQueueAttributes", QueueUrl=queue).text
 
 
 def test_a_request_to_the_url_of_the_queue(wire: Wire) -> None:

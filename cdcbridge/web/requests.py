@@ -49,7 +49,7 @@ async def body_of(request: Request, most: int) -> bytes:
     return bytes(found)
 
 
-def log_request(request: Request, status: int, began: float, caller: Caller | None) -> float:
+def log_request(request: Request, status: int, began: float, caller: Caller | None, **more: str) -> float:
     """Log a request that was answered.
 
     Args:
@@ -57,6 +57,7 @@ def log_request(request: Request, status: int, began: float, caller: Caller | No
         status: The status of the answer.
         began: When the request arrived, of the monotonic clock.
         caller: Who called, or None if that is unknown.
+        more: Further fields of the line.
 
     Returns:
         The seconds that the answer took.
@@ -65,7 +66,8 @@ def log_request(request: Request, status: int, began: float, caller: Caller | No
     log.info(
         "api.request",
         method=request.method,
-        path=request.url.path,
+        path=request.scope["path"],  # request.url also reads the header Host, which may be no address
+        **more,
         status=status,
         seconds=round(seconds, 4),
         caller=None if caller is None else caller.name,

@@ -40,6 +40,7 @@ end $$;
 --   CB001  no consumer has this name
 --   CB002  the consumer is a stream
 --   CB003  one of the texts is not a receipt
+--   CB004  visibility_timeout is longer than store.max_retention
 --   CB008  the caller may not read this consumer
 -- Locks: as extend().
 create or replace function extend_late(consumer text, receipts text[], visibility_timeout interval)
@@ -52,6 +53,7 @@ declare
     given receipt[] := parse_receipts(receipts);
     wanted delivery[];
 begin
+    perform refuse_too_long('visibility_timeout', visibility_timeout);
     perform from (select distinct g.claim_id from unnest(given) g order by g.claim_id) t
     cross join lateral (
         select from leases l
@@ -60,6 +62,33 @@ begin
     wanted := in_flight(c.id, given, '-infinity');
     perform extend_deliveries(c.id, wanted, later(moment(), visibility_timeout));
     return cardinality(wanted);
+end $$;
+
+-- publish_batch(topic, keys, records, sqs, dedup_ids, delays) -> the seqs of messages that are
+-- published to a topic, in the order of the arrays.
+--
+-- publish() describes the values. The planner settings are those of publish().
+-- Parameters:
+--   sqs     for each message, what the endpoint keeps with it
+--   delays  seconds, or null
+-- Locks: as publish(), and an advisory lock for each deduplication id, in the order of their keys.
+-- Without it, two batches with the same ids in different orders would wait for each other.
+create or replace function publish_batch(topic text, keys text[], records text[], sqs text[],
+                                         dedup_ids text[], delays float8[]) returns bigint[]
+language plpgsql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+    seqs bigint[] := '{}';
+begin
+    perform pg_advisory_xact_lock('published'::regclass::oid::int, o.lock)
+    from (select distinct hashtext(publish_batch.topic || ' ' || d) as lock
+          from unnest(dedup_ids) d where d is not null order by lock) o;
+    for i in 1 .. cardinality(records) loop
+        seqs := seqs || publish_document(topic, keys[i], records[i]::json, sqs[i]::json, null,
+                                         dedup_ids[i], make_interval(secs => delays[i]));
+    end loop;
+    return seqs;
 end $$;
 
 -- read_letters(consumer, max_messages, visibility_timeout) -> dead letters, the oldest first.
@@ -83,6 +112,7 @@ declare
     until timestamptz := later(moment, coalesce(
         visibility_timeout, make_interval(secs => (c.config ->> 'visibility_timeout')::float8)));
 begin
+    perform refuse_too_long('visibility_timeout', visibility_timeout);
     return query
         with chosen as materialized (
             select d.id from dead_messages d
@@ -121,6 +151,7 @@ declare
     moment timestamptz := moment();
     extended int;
 begin
+    perform refuse_too_long('visibility_timeout', visibility_timeout);
     update dead_messages d set not_visible_until = later(moment, visibility_timeout)
     from unnest(parse_receipts(receipts)) g (id, times)
     where d.consumer_id = c.id and d.id = g.id and d.read_count = g.times
@@ -143,38 +174,101 @@ begin
     return purged;
 end $$;
 
--- purge_queue(consumer, at_most) -> how many messages were finished without a delivery.
+-- purge_queue(consumer, at_most) -> how many messages were finished without a delivery, and whether
+-- some are left.
 --
--- These are messages in flight, messages that were given back or published for later, and messages
--- that wait, at most so many of each. Call it until it returns 0.
--- Locks: as receive() and ack().
-create or replace function purge_queue(consumer text, at_most int) returns int
+-- These are messages that wait, messages that were given back or published for later, and messages
+-- in flight, at most so many rows of each. Call it until none is left. If it purged none and some
+-- are left, another session has locked their rows. A paused consumer is purged too.
+-- Locks: the rows that it deletes, by SKIP LOCKED.
+create or replace function purge_queue(consumer text, at_most int, out purged int, out rest boolean)
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers := queue_named(consumer);
-    done int := 0;
-    receipts text[];
     gone bigint[];
+    returned bigint[];
 begin
-    receipts := array(select s || '-' || l.claim_id
-                      from leases l cross join lateral unnest(l.seqs) s
-                      where l.consumer_id = c.id limit at_most);
-    if receipts <> '{}' then
-        done := ack_late(consumer, receipts);
-    end if;
-    with removed as (
-        delete from delayed d
-        where d.consumer_id = c.id
-          and d.seq = any (array(select o.seq from delayed o where o.consumer_id = c.id
-                                 limit at_most for update skip locked))
+    -- In the direction in which messages move, so that a later step finds what an earlier one
+    -- missed.
+    with chosen as materialized (
+        select w.ord, w.tie from waiting w where w.consumer_id = c.id
+        order by w.ord, w.tie limit at_most for update skip locked
+    ), removed as (
+        delete from waiting w using chosen o
+        where w.consumer_id = c.id and w.ord = o.ord and w.tie = o.tie
+        returning w.seqs)
+    select coalesce(array_agg(u.seq), '{}') into gone
+    from removed r cross join lateral unnest(r.seqs) as u (seq);
+    with chosen as materialized (
+        select d.seq from delayed d where d.consumer_id = c.id
+        order by d.seq limit at_most for update skip locked
+    ), removed as (
+        delete from delayed d using chosen o where d.consumer_id = c.id and d.seq = o.seq
         returning d.seq)
-    select coalesce(array_agg(r.seq), '{}') into gone from removed r;
+    select coalesce(array_agg(r.seq), '{}') into returned from removed r;
+    gone := gone || returned || purge_leases(c.id, at_most);
     perform forget_redriven(c.id, gone);
-    receipts := array(select r.receipt from receive(consumer, at_most, interval '1 min') r);
-    if receipts <> '{}' then
-        done := done + ack(consumer, receipts);
+    purged := cardinality(gone);
+    rest := exists (select from waiting w where w.consumer_id = c.id)
+         or exists (select from delayed d where d.consumer_id = c.id)
+         or exists (select from leases l where l.consumer_id = c.id);
+end $$;
+
+-- purge_leases(consumer_id, at_most) -> the messages of up to so many rows of leases, which are
+-- deleted with their marks. Messages that were settled before are not among them.
+--
+-- Locks: the rows, by SKIP LOCKED. A session that settles one message of a row also locks the row.
+create or replace function purge_leases(consumer_id int, at_most int) returns bigint[]
+language plpgsql volatile as $$
+declare
+    gone bigint[];
+    whole lease_id[];
+    marked bigint[];
+begin
+    with chosen as materialized (
+        select l.claim_id, l.part from leases l where l.consumer_id = purge_leases.consumer_id
+        order by l.claim_id, l.part limit at_most for update skip locked
+    ), removed as (
+        delete from leases l using chosen o
+        where l.consumer_id = purge_leases.consumer_id and l.claim_id = o.claim_id
+            and l.part = o.part
+        returning l.claim_id, l.part, l.seqs)
+    select array_agg(row(r.claim_id, r.part)::lease_id),
+           (select coalesce(array_agg(u.seq), '{}')
+            from removed r cross join lateral unnest(r.seqs) as u (seq))
+    into whole, gone from removed r;
+    if whole is not null then
+        -- A statement of its own: it sees the marks that were committed before the lock.
+        with cleared as (
+            delete from settled s using unnest(whole) w
+            where s.consumer_id = purge_leases.consumer_id and s.claim_id = w.claim_id
+                and s.part = w.part
+            returning s.seq)
+        select array(select c.seq from cleared c) into marked;
+        gone := without(gone, marked);
     end if;
-    return done + cardinality(gone);
+    return gone;
+end $$;
+
+-- purge_all_letters(consumer, at_most) -> how many dead letters were deleted for good, at most so
+-- many, and whether some are left.
+--
+-- Call it until none is left. If it purged none and some are left, another session has locked them.
+-- Locks: the letters that it deletes, by SKIP LOCKED.
+create or replace function purge_all_letters(consumer text, at_most int, out purged int,
+                                             out rest boolean)
+language plpgsql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set plan_cache_mode = force_generic_plan as $$
+declare
+    c consumers := letters_named(consumer);
+begin
+    with chosen as materialized (
+        select d.id from dead_messages d where d.consumer_id = c.id
+        order by d.id limit at_most for update skip locked)
+    delete from dead_messages d using chosen o where d.consumer_id = c.id and d.id = o.id;
+    get diagnostics purged = row_count;
+    rest := exists (select from dead_messages d where d.consumer_id = c.id);
 end $$;

@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 
 import orjson
 
+from cdcbridge.web.sqs.attributes import safe_for_xml
 from cdcbridge.web.sqs.errors import SqsError
 
 _NAMESPACE: Final = "http://queue.amazonaws.com/doc/2012-11-05/"
@@ -89,4 +90,4 @@ def _element(name: str, value: Any, entry: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return escape(str(value).lower() if isinstance(value, bool) else str(value), _NEW_LINE)
+    return escape(safe_for_xml(str(value).lower() if isinstance(value, bool) else str(value)), _NEW_LINE)

@@ -8,7 +8,6 @@ Source: "Amazon SQS message metadata" in the developer guide, with the form of t
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 import struct
@@ -54,6 +53,11 @@ def size_of(body: str, attributes: Attributes) -> int:
         size += len(name.encode()) + len(value["DataType"].encode())
         size += len(base64.b64decode(value["BinaryValue"]) if "BinaryValue" in value else value["StringValue"].encode())
     return size
+
+
+def safe_for_xml(text: str) -> str:
+    """Return a text in which the characters that XML does not know are escaped as in JSON."""
+    return _NO_CONTENTS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def check_body(body: str) -> None:
@@ -114,7 +118,7 @@ def _checked(name: str, value: Any) -> dict[str, str]:
     if field == "BinaryValue":
         try:
             base64.b64decode(data, validate=True)
-        except binascii.Error:
+        except ValueError:
             raise SqsError(BAD_VALUE, f"The message attribute '{name}' is not base64.") from None
     return {"DataType": kind, field: data}
 

@@ -15,7 +15,8 @@ class DeliveryStatements:
 
     Attributes:
         kind: A letter that is part of a receipt handle.
-        receive: Takes the consumer, the number of messages, and the seconds that they are invisible.
+        receive: Takes the most bytes of data, the consumer, the number of messages, and the seconds that they are
+            invisible. The data of rows beyond the limit is null. The first row is always whole.
         due: Takes the consumer twice. Returns its id, and the seconds until the next look.
         give_back: Takes the consumer and receipts.
         delete: Takes the consumer and receipts. Returns how many were deleted.
@@ -31,16 +32,26 @@ class DeliveryStatements:
 
 
 _COLUMNS: Final = (
-    "r.receipt, r.seq, r.topic, r.key, r.data::text, r.deliver_count, r.commit_lsn::text,"
-    " floor(extract(epoch from r.inserted_at) * 1000)::bigint"
+    "receipt, seq, topic, key, case when n = 1 or size <= %s then document end, deliver_count, commit_lsn::text,"
+    " floor(extract(epoch from inserted_at) * 1000)::bigint"
 )
+
+
+def _receive(call: str) -> str:
+    return (  # no part of it comes from a caller
+        f"select {_COLUMNS} from (select *, row_number() over so_far as n,"  # noqa: S608
+        " sum(octet_length(document)) over so_far as size"
+        f" from (select r.*, r.data::text as document from {call} r) r window so_far as (rows unbounded preceding)) r"
+    )
+
+
 _EXTEND: Final = (
     "select e.done = 1 from unnest(%s::text[], %s::float8[]) with ordinality g (receipt, seconds, n)"
     " cross join lateral {}(%s, array[g.receipt], make_interval(secs => g.seconds)) e (done) order by g.n"
 )
 IN_ORDER: Final = DeliveryStatements(
     kind="f",
-    receive=f"select {_COLUMNS} from receive(%s, %s::int, make_interval(secs => %s), durable => false) r",  # noqa: S608
+    receive=_receive("receive(%s, %s::int, make_interval(secs => %s), durable => false)"),
     due="select q.id, next_visible(%s) from queue_settings(%s) q",
     give_back="select give_back(%s, %s)",
     delete="select ack(%s, %s)",
@@ -56,7 +67,7 @@ ANY_ORDER: Final = DeliveryStatements(
 )
 LETTERS: Final = DeliveryStatements(
     kind="d",
-    receive=f"select {_COLUMNS} from read_letters(%s, %s::int, make_interval(secs => %s)) r",  # noqa: S608
+    receive=_receive("read_letters(%s, %s::int, make_interval(secs => %s))"),
     due="select q.id, 1.0::float8 from queue_settings(%s) q where %s::text is not null",
     give_back="select give_back_letters(%s, %s)",
     delete="select purge_letters(%s, %s)",

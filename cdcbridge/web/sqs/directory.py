@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from time import monotonic
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from cdcbridge.web.sqs.attributes import MOST_BYTES
 from cdcbridge.web.sqs.errors import NO_SUCH_QUEUE, SqsError
@@ -135,9 +134,19 @@ class Directory:
         self._read_at = monotonic()
 
 
+def consumers_of(name: str) -> set[str]:
+    """Return the names of all consumers that a queue of this name can belong to, whether they exist or not.
+
+    For example, billing-dead belongs to the consumer of this name, or to the consumer billing.
+    """
+    plain = name.removesuffix(_FIFO)
+    source = plain.removesuffix(_DEAD)
+    return {name, plain, source, source + name[len(plain) :]}
+
+
 def name_in_url(url: str) -> str:
     """Return the name of the queue in a queue's URL, or in its path. A name alone is returned as it is."""
-    return urlsplit(url).path.rstrip("/").rpartition("/")[2]
+    return url.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
 def name_in_arn(arn: str) -> str | None:

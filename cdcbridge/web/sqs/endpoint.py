@@ -19,10 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cdcbridge.errors import CdcbridgeError
 from cdcbridge.web.access import Caller, Failures
-from cdcbridge.web.audit import audited
 from cdcbridge.web.calls import Services
 from cdcbridge.web.problems import RequestRefused
-from cdcbridge.web.requests import address_of, body_of
+from cdcbridge.web.requests import address_of, body_of, log_request
 from cdcbridge.web.sqs import answers, managing, receiving, sending
 from cdcbridge.web.sqs.calls import SqsAnswer, SqsCall
 from cdcbridge.web.sqs.directory import Directory
@@ -54,7 +53,6 @@ _ACTIONS: Final[Mapping[str, Callable[[SqsCall], Awaitable[SqsAnswer]]]] = {
     "SetQueueAttributes": managing.set_queue_attributes,
     "StartMessageMoveTask": managing.start_message_move_task,
 }
-_AUDITED: Final = frozenset({"PurgeQueue", "SetQueueAttributes", "StartMessageMoveTask"})
 _REFUSED: Final = {
     "AddPermission",
     "CancelMessageMoveTask",
@@ -76,7 +74,7 @@ class SqsFront:
 
     Args:
         app: Answers all other requests.
-        services: What all calls share.
+        services: The store, the settings and the other parts that serve all calls.
         failures: The failed logins.
     """
 
@@ -123,16 +121,9 @@ class SqsFront:
         response.headers.update(
             {**_HEADERS, "x-amzn-RequestId": request_id, "Content-Type": _JSON if is_json else _XML}
         )
-        log.info(
-            "api.request",
-            method=request.method,
-            path=request.scope["path"],
-            action=action[:80],
-            status=response.status_code,
-            seconds=round(monotonic() - began, 4),
-            caller=None if caller is None else caller.name,
-            address=address_of(request),
-        )
+        seconds = log_request(request, response.status_code, began, caller, action=action[:80])
+        template = f"/ (SQS {action})" if action in _ACTIONS else "/ (SQS)"  # a stranger must not make new series
+        self._services.figures.answered(request.method, template, response.status_code, seconds)
         return response
 
     async def _login(self, request: Request) -> tuple[bytes, Signature, Caller]:
@@ -168,24 +159,25 @@ class SqsFront:
         if path.count("/") == 2:  # older clients send requests to the URL of the queue
             values.setdefault("QueueUrl", path)
         base = f"{request.scope['scheme']}://{request.headers.get('host', '')}"  # the signature covers the host
-        made = SqsCall(
-            self._services, self._directory, caller, Given(values), base, signature.region, request.is_disconnected
+        return await call(
+            SqsCall(
+                services=self._services,
+                directory=self._directory,
+                caller=caller,
+                action=action,
+                given=Given(values),
+                base=base,
+                region=signature.region,
+                address=address_of(request),
+                gone=request.is_disconnected,
+            )
         )
-        if action not in _AUDITED:
-            return await call(made)
-        details = {name: value for name, value in values.items() if name != "QueueUrl"}
-        queue = str(values.get("QueueUrl") or values.get("SourceArn") or "").rpartition("/")[2].rpartition(":")[2]
-        store, address = self._services.store, address_of(request)
-        async with audited(store, caller, address, action, queue, details) as result:
-            answer = await call(made)
-            result.update(answer)
-            return answer
 
 
 def _keys(services: Services) -> dict[str, tuple[str, Caller]]:
     """Return the secrets and the callers of all access keys, by their ids."""
     api = services.config.api
-    tokens = {token.name: Caller(token.name, token.role, frozenset(token.consumers) or None) for token in api.tokens}
+    tokens = {token.name: Caller.of(token) for token in api.tokens}
     keys = () if api.sqs is None else api.sqs.access_keys
     return {key.id: (key.secret.get_secret_value(), tokens[key.token]) for key in keys}
 

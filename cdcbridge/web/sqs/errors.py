@@ -45,6 +45,7 @@ BAD_ENTRY_ID: Final = SqsCode("InvalidBatchEntryId", f"{_OLD}InvalidBatchEntryId
 LONG_BATCH: Final = SqsCode("BatchRequestTooLong", f"{_OLD}BatchRequestTooLong")
 UNSUPPORTED: Final = SqsCode("UnsupportedOperation", f"{_OLD}UnsupportedOperation")
 IN_PROGRESS: Final = SqsCode("PurgeQueueInProgress", f"{_OLD}PurgeQueueInProgress", 403)
+BUSY: Final = SqsCode("ServiceUnavailable", "ServiceUnavailable", 503)
 NO_RESOURCE: Final = SqsCode("ResourceNotFoundException", "ResourceNotFoundException", 404)
 NO_ACTION: Final = SqsCode("UnknownOperationException", "InvalidAction")
 UNREADABLE: Final = SqsCode("SerializationException", "MalformedInput")
@@ -60,7 +61,7 @@ _BY_STATUS: Final = {
     413: SqsCode("RequestEntityTooLarge", "RequestEntityTooLarge", 413),
     422: BAD_VALUE,
     429: SqsCode("RequestThrottled", "RequestThrottled", 429),
-    503: SqsCode("ServiceUnavailable", "ServiceUnavailable", 503),
+    503: BUSY,
 }
 _BY_STATE: Final = {"CB002": NO_SUCH_QUEUE, "CB003": BAD_RECEIPT}
 _INTERNAL: Final = SqsCode("InternalFailure", "InternalFailure", 500)

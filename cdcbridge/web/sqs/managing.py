@@ -6,21 +6,26 @@ SetQueueAttributes changes the two settings that SQS knows as well, until the fi
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
+import re
 from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Final
 
 import orjson
 
-from cdcbridge.web.queues import redrive_letters
+from cdcbridge.config import Config
+from cdcbridge.database import connect_store, store_errors
+from cdcbridge.store.redrive import PAGE, Redriven, chosen_letters, redrive_page
 from cdcbridge.web.sqs.calls import SqsAnswer, SqsCall
 from cdcbridge.web.sqs.directory import NamedQueue, name_in_arn
 from cdcbridge.web.sqs.errors import (
     BAD_ATTRIBUTE_NAME,
     BAD_ATTRIBUTE_VALUE,
     BAD_VALUE,
+    BUSY,
     IN_PROGRESS,
     NO_RESOURCE,
     NO_SUCH_QUEUE,
@@ -30,8 +35,12 @@ from cdcbridge.web.sqs.errors import (
 )
 
 _MOST_QUEUES: Final = 1000  # in an answer
-_PURGED_AT_ONCE: Final = 5000
-_PURGING: Final = 40.0  # seconds
+_PURGED_AT_ONCE: Final = 1000  # rows, which may have several messages each
+_PAUSE: Final = 0.1  # seconds between two looks at rows that another session has locked
+_LONGEST: Final = 15.0  # seconds for a purge or a move
+_PURGE: Final = "select purged, rest from purge_queue(%s, %s)"
+_PURGE_LETTERS: Final = "select purged, rest from purge_all_letters(%s, %s)"
+_WHOLE: Final = re.compile("[0-9]{1,9}")
 _COUNTS: Final = "select pending, in_flight, delayed from consumer_lag() where name = %s"
 _LETTERS: Final = (
     "select count(*), count(*) filter (where not_visible_until > now()) from dead_messages where consumer_id = %s"
@@ -136,7 +145,8 @@ async def set_queue_attributes(call: SqsCall) -> SqsAnswer:
         if _equal(name, value, has.get(name)):
             continue
         if name == "VisibilityTimeout" and not queue.letters:
-            changes["visibility_timeout"] = _whole(name, value, 1, 43_200)
+            most = min(43_200, int(call.services.config.store.max_retention))
+            changes["visibility_timeout"] = _whole(name, value, 0, most)
         elif name == "RedrivePolicy" and not queue.letters and _own_target(value, has[name]):
             changes["max_deliveries"] = _whole("maxReceiveCount", _policy(value).get("maxReceiveCount", ""), 1, 1000)
         else:
@@ -147,7 +157,7 @@ async def set_queue_attributes(call: SqsCall) -> SqsAnswer:
             )
     if changes:
         call.caller.refuse("operate", queue.consumer)
-        async with call.store.session() as session:
+        async with call.audited(queue, changes), call.store.session() as session:
             await session.execute(_CHANGE.encode(), (orjson.dumps(changes).decode(), queue.id))
         call.directory.forget()
     return {}
@@ -222,7 +232,7 @@ def _policy(text: str) -> dict[str, str]:
 
 
 def _whole(name: str, value: str, least: int, most: int) -> int:
-    if not value.isdecimal() or not least <= int(value) <= most:
+    if not _WHOLE.fullmatch(value) or not least <= int(value) <= most:
         raise SqsError(
             BAD_ATTRIBUTE_VALUE,
             f"Invalid value for the parameter {name}. Reason: Must be a number between {least} and {most}.",
@@ -239,16 +249,25 @@ async def list_queue_tags(call: SqsCall) -> SqsAnswer:
 async def purge_queue(call: SqsCall) -> SqsAnswer:
     """Finish all messages of a queue, or delete all its dead letters."""
     queue = await call.queue("deliver")
-    if queue.letters:
-        await call.store.rows("select purge(%s)", (queue.consumer,))
-        return {}
-    began = monotonic()
-    while await call.store.value("select purge_queue(%s, %s)", (queue.consumer, _PURGED_AT_ONCE)):
-        if monotonic() - began > _PURGING:
-            raise SqsError(
-                IN_PROGRESS, f"Messages of {queue.name} are left after {_PURGING:g} s. Call PurgeQueue again."
-            )
-    return {}
+    async with call.audited(queue, {}) as result:
+        result["purged"] = 0
+        began = monotonic()
+        while True:
+            values = (queue.consumer, _PURGED_AT_ONCE)
+            purged, rest = (await call.store.rows(_PURGE_LETTERS if queue.letters else _PURGE, values))[0]
+            result["purged"] += purged
+            if not rest:
+                return {}
+            if monotonic() - began > _LONGEST or call.services.arrivals.stopping:
+                break
+            if not purged:
+                await asyncio.sleep(_PAUSE)
+        reason = "" if purged else " Another session holds them in an open transaction, which pg_stat_activity shows."
+        raise SqsError(
+            IN_PROGRESS,
+            f"{result['purged']} messages of {queue.name} are purged, and others are left.{reason}"
+            " Call PurgeQueue again.",
+        )
 
 
 async def start_message_move_task(call: SqsCall) -> SqsAnswer:
@@ -264,9 +283,27 @@ async def start_message_move_task(call: SqsCall) -> SqsAnswer:
     target = call.given.optional("DestinationArn")
     if target is not None and name_in_arn(target) not in {queue.source, queue.consumer}:
         raise SqsError(UNSUPPORTED, f"Dead letters of {queue.source} can only be moved back to it.")
-    every = {"topic": None, "key": None, "reason": None}
-    await call.services.beside(redrive_letters, call.services.config, queue.consumer, every)
+    async with call.audited(queue, {}) as result:
+        done, left = await call.services.beside(_move, call.services.config, queue.consumer)
+        result.update(redriven=done.redriven, not_wanted=done.not_wanted, undecidable=done.undecidable)
+        if left:
+            raise SqsError(
+                BUSY,
+                f"{left} dead letters of {queue.source} are left after {_LONGEST:g} s."
+                " Call StartMessageMoveTask again.",
+            )
     return {"TaskHandle": base64.urlsafe_b64encode(queue.name.encode()).decode()}
+
+
+def _move(config: Config, name: str) -> tuple[Redriven, int]:
+    """Put dead letters back for some seconds, and return the counts and how many are left. It blocks."""
+    done, began = Redriven(), monotonic()
+    with store_errors(), connect_store(config.store_dsn, config.store.schema_, "cdcbridge serve, redriving") as store:
+        letters = chosen_letters(store, name, {"topic": None, "key": None, "reason": None})
+        while letters and monotonic() - began < _LONGEST:
+            redrive_page(store, name, letters[:PAGE], done)
+            del letters[:PAGE]
+    return done, len(letters)
 
 
 async def _source(call: SqsCall, name: str) -> NamedQueue:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from cdcbridge.web.sqs.attributes import md5, md5_of_attributes, wanted
+from cdcbridge.web.sqs.attributes import md5, md5_of_attributes, safe_for_xml, wanted
 from cdcbridge.web.sqs.calls import SqsAnswer, SqsCall
 from cdcbridge.web.sqs.deliveries import ANY_ORDER, IN_ORDER, LETTERS, DeliveryStatements
 from cdcbridge.web.sqs.directory import NamedQueue
@@ -42,7 +42,7 @@ _KNOWN: Final = {
 _OP: Final = re.compile(r'\s*\{\s*"op"\s*:\s*"([a-z]+)"')
 _BEFORE: Final = '{"op":"message","record":'  # as append_published() writes it
 _AFTER: Final = ',"old":null,"unchanged":[],"sqs":'
-_NOT_IN_XML: Final = {0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"}  # the other characters that XML refuses are escaped in JSON
+_DEAD: Final = "select seq from dead_messages where consumer_id = %s and seq = any (%s::bigint[])"
 _SEQS: Final = "select seq from consumer_messages where consumer_id = %s and seq = any (%s::bigint[])"
 
 
@@ -76,7 +76,7 @@ async def receive_message(call: SqsCall) -> SqsAnswer:
     system = given.names("AttributeNames", "MessageSystemAttributeNames")
     if unknown := set(system) - _KNOWN:
         raise SqsError(BAD_ATTRIBUTE_NAME, f"Unknown Attribute {min(unknown)}.")
-    found = await _poll(call, queue, (queue.consumer, most, timeout), float(wait))
+    found = await _poll(call, queue, (most, timeout), float(wait))
     if not found:
         return {}
     return {"Messages": [_shown(call, queue, one, names, system) for one in _grouped(queue, found)]}
@@ -96,18 +96,18 @@ async def _poll(call: SqsCall, queue: NamedQueue, values: tuple[Any, ...], wait:
     statements, name = statements_of(queue), queue.consumer
 
     async def look() -> list[tuple[Any, ...]]:
-        return await call.store.rows(statements.receive, values)
+        return await call.store.rows(statements.receive, (call.services.config.api.max_answer, name, *values))
 
     async def due() -> tuple[int, float | None]:
         row = (await call.store.rows(statements.due, (name, name)))[0]
         return row[0], row[1]
 
     room = f"{name} {statements.kind}" if queue.letters else name
-    found = [Delivered(*row) for row in await call.services.arrivals.poll(room, wait, look, due, call.gone)]
-    if found and await call.gone():
-        await call.store.patiently(statements.give_back, (name, [one.receipt for one in found]))
-        return []
-    return found
+    rows = await call.services.arrivals.poll(room, wait, look, due, call.gone)
+    gone = bool(rows) and await call.gone()
+    if unsent := [row[0] for row in rows if gone or row[4] is None]:
+        await call.store.patiently(statements.give_back, (name, unsent))
+    return [] if gone else [Delivered(*row) for row in rows if row[4] is not None]
 
 
 def _shown(call: SqsCall, queue: NamedQueue, one: Delivered, names: list[str], system: list[str]) -> dict[str, Any]:
@@ -146,13 +146,13 @@ def body_of(data: str) -> tuple[str, Mapping[str, Any] | None]:
             kept = orjson.loads(data[end + len(_AFTER) : -1])
             record = data[len(_BEFORE) : end]
             return (orjson.loads(record) if record.startswith('"') else record), kept
-    return data.translate(_NOT_IN_XML) if "\ufffe" in data or "\uffff" in data else data, None
+    return safe_for_xml(data), None
 
 
 def _own_attributes(one: Delivered) -> dict[str, dict[str, str]]:
     op = _OP.match(one.data)
     found = {"topic": one.topic, "op": op[1] if op else None, "commit_lsn": one.commit_lsn}
-    texts = {name: {"DataType": "String", "StringValue": value} for name, value in found.items() if value}
+    texts = {name: {"DataType": "String", "StringValue": safe_for_xml(value)} for name, value in found.items() if value}
     return {**texts, "seq": {"DataType": "Number", "StringValue": str(one.seq)}}
 
 
@@ -165,7 +165,7 @@ def _system_attributes(call: SqsCall, queue: NamedQueue, one: Delivered, kept: M
         "ApproximateFirstReceiveTimestamp": str(int(time.time() * 1000)),
     }
     if one.key:
-        found["MessageGroupId"] = one.key
+        found["MessageGroupId"] = safe_for_xml(one.key)
     if queue.fifo:
         found["SequenceNumber"] = sequence_number(one.seq)
         found["MessageDeduplicationId"] = kept.get("dedup_id") or str(one.seq)
@@ -223,19 +223,25 @@ async def delete_message_batch(call: SqsCall) -> SqsAnswer:
 async def _delete(call: SqsCall, queue: NamedQueue, receipts: list[str]) -> frozenset[str]:
     """Delete messages, and return the receipts of those that could not be deleted.
 
-    A message that was deleted before counts as deleted. In any order, so does one that was received again since.
+    A message that was deleted before counts as deleted. In any order, so does one that was received again since. One
+    that became a dead letter does not: it stays there, so nobody may believe that it is gone.
     """
-    done = await call.store.value(statements_of(queue).delete, (queue.consumer, receipts))
-    if done == len(receipts) or not queue.fifo or queue.letters:
+    values = (queue.consumer, sorted(receipts, key=_place))
+    done = await call.store.value(statements_of(queue).delete, values)
+    if done == len(receipts) or queue.letters:
         return frozenset()
     seqs = {int(receipt.partition("-")[0]): receipt for receipt in receipts}
-    return frozenset(seqs[seq] for (seq,) in await call.store.rows(_SEQS, (queue.id, list(seqs))))
+    found = await call.store.rows(_DEAD, (queue.id, list(seqs)))
+    if queue.fifo:
+        found += await call.store.rows(_SEQS, (queue.id, list(seqs)))
+    return frozenset(seqs[seq] for (seq,) in found)
 
 
 def _expired(handle: str) -> SqsError:
     return SqsError(
         BAD_VALUE,
-        f"Value {handle} for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.",
+        f"Value {handle} for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired, and the"
+        " message is in the queue again, or is a dead letter.",
     )
 
 
@@ -272,13 +278,22 @@ def _change(queue: NamedQueue, given: Given) -> tuple[str, int]:
 
 
 async def _extend(call: SqsCall, queue: NamedQueue, changes: list[tuple[str, int]]) -> list[bool]:
-    receipts, timeouts = [receipt for receipt, _ in changes], [timeout for _, timeout in changes]
+    # Two batches that lock the same messages in different orders would wait for each other.
+    order = sorted(range(len(changes)), key=lambda n: _place(changes[n][0]))
+    receipts, timeouts = [changes[n][0] for n in order], [changes[n][1] for n in order]
     rows = await call.store.rows(statements_of(queue).extend, (receipts, timeouts, queue.consumer))
+    done = dict(zip(order, (row[0] for row in rows), strict=True))
     if 0 in timeouts:  # the store notifies nobody of it, and other processes may have polls that wait
         await call.store.rows("select pg_notify(store_schema(), %s)", (str(queue.id),))
     else:
         call.services.arrivals.tell(queue.consumer)
-    return [done for (done,) in rows]
+    return [done[n] for n in range(len(changes))]
+
+
+def _place(receipt: str) -> tuple[int, int]:
+    """Return the place of a receipt in the order in which batches lock messages: by claim, and then by seq."""
+    seq, _, claim = receipt.partition("-")
+    return int(claim), int(seq)
 
 
 async def _not_in_flight(call: SqsCall, queue: NamedQueue, receipt: str) -> SqsError:

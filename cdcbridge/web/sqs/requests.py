@@ -28,6 +28,7 @@ T = TypeVar("T")
 _TARGET: Final = "AmazonSQS."
 _MOST_ENTRIES: Final = 10
 _DEEPEST: Final = 8  # parts of a name such as SendMessageBatchRequestEntry.1.MessageAttribute.2.Value.StringValue
+_MOST_NAMES: Final = 100
 _MOST_FIELDS: Final = 1000
 # The names of lists in the query protocol, and in the JSON protocol.
 _LISTS: Final = {
@@ -172,6 +173,8 @@ class Given:
             if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
                 raise SqsError(BAD_VALUE, f"the parameter {name} must be a list of strings")
             found += value
+        if len(found) > _MOST_NAMES:
+            raise SqsError(BAD_VALUE, f"the parameter {lists[0]} has {len(found)} names, and may have {_MOST_NAMES}")
         return found
 
     def map(self, name: str) -> dict[str, Any]:

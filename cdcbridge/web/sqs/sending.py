@@ -31,12 +31,7 @@ from cdcbridge.web.sqs.requests import Given, sorted_out
 _LONGEST_DELAY: Final = 900  # seconds
 _ID: Final = re.compile(r"[!-~]{1,128}")  # a group or a deduplication id
 _AROUND: Final = len('{"op":"message","record":,"old":null,"unchanged":[],"sqs":}')
-_SEND: Final = (
-    "select p.seq from unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::float8[]) with ordinality"
-    " m (key, record, sqs, dedup_id, delay, n) cross join lateral"
-    " publish_document(%s, m.key, m.record::json, m.sqs::json, null, m.dedup_id, make_interval(secs => m.delay))"
-    " p (seq) order by m.n"
-)
+_SEND: Final = "select unnest(publish_batch(%s, %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[]))"
 
 
 class Sending(NamedTuple):
@@ -105,7 +100,7 @@ async def _publish(call: SqsCall, queue: NamedQueue, messages: list[Sending]) ->
         [one.dedup_id for one in messages],
         [one.delay for one in messages],
     )
-    return [seq for (seq,) in await call.store.rows(_SEND, (*columns, _topic(queue)))]
+    return [seq for (seq,) in await call.store.rows(_SEND, (_topic(queue), *columns))]
 
 
 def _topic(queue: NamedQueue) -> str:

@@ -52,7 +52,7 @@ class SignedRequest(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """A signature, and what it says about itself.
+    """A signature, with the time and the scope for which it was made.
 
     Attributes:
         key_id: The access key id.
@@ -106,7 +106,7 @@ def verify(request: SignedRequest, signature: Signature, secret: str, now: datet
     expected = hmac.new(
         _signing_key(secret, signature.day, signature.region), _text_to_sign(request, signature), hashlib.sha256
     ).hexdigest()
-    if not hmac.compare_digest(expected, signature.value):
+    if not hmac.compare_digest(expected.encode(), signature.value.encode(errors="replace")):
         raise SqsError(
             OTHER_SIGNATURE,
             "The request signature we calculated does not match the signature you provided."
@@ -127,7 +127,7 @@ def _in_header(request: SignedRequest) -> Signature:
             time = _time(headers["x-amz-date"])
         else:
             time = parsedate_to_datetime(headers["date"]).astimezone(UTC)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         raise SqsError(INCOMPLETE, "the header X-Amz-Date is missing, or is not a time") from None
     return _signature(found["credential"], found["headers"], time, found["signature"], None)
 
@@ -159,12 +159,13 @@ def _signature(credential: str, headers: str, time: datetime, value: str, lasts:
 
 def _refuse_old(signature: Signature, now: datetime) -> None:
     lasts = _SKEW if signature.lasts is None else timedelta(seconds=signature.lasts)
-    if now > signature.time + lasts:
+    # The age is compared, because a time plus a duration may be beyond the last year.
+    if now - signature.time > lasts:
         raise SqsError(
             OTHER_SIGNATURE,
-            f"Signature expired: it was valid until {signature.time + lasts:{_TIME}}, and now it is {now:{_TIME}}",
+            f"Signature expired: it was valid for {lasts} from {signature.time:{_TIME}}, and now it is {now:{_TIME}}",
         )
-    if now < signature.time - _SKEW:
+    if signature.time - now > _SKEW:
         raise SqsError(
             OTHER_SIGNATURE, f"Signature not yet current: it is of {signature.time:{_TIME}}, now it is {now:{_TIME}}"
         )
@@ -173,7 +174,7 @@ def _refuse_old(signature: Signature, now: datetime) -> None:
 def _text_to_sign(request: SignedRequest, signature: Signature) -> bytes:
     canonical = hashlib.sha256(_canonical(request, signature.headers).encode("utf-8", "surrogateescape")).hexdigest()
     scope = f"{signature.day}/{signature.region}/{SERVICE}/aws4_request"
-    return f"{ALGORITHM}\n{signature.time:{_TIME}}\n{scope}\n{canonical}".encode()
+    return f"{ALGORITHM}\n{signature.time:{_TIME}}\n{scope}\n{canonical}".encode(errors="replace")
 
 
 def _canonical(request: SignedRequest, names: Sequence[str]) -> str:
@@ -222,5 +223,5 @@ def _time(text: str) -> datetime:
 def _signing_key(secret: str, day: str, region: str) -> bytes:
     key = f"AWS4{secret}".encode()
     for part in (day, region, SERVICE, "aws4_request"):
-        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+        key = hmac.new(key, part.encode(errors="replace"), hashlib.sha256).digest()
     return key

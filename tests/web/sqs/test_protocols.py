@@ -151,6 +151,17 @@ def test_a_presigned_url(wire: Wire, http: httpx.Client) -> None:
     assert error(http.get(wire.presigned(Action="ListQueues", lasts=604_801)), 400) == "IncompleteSignature"
 
 
+def test_the_audit_log_has_no_signature(wire: Wire, http: httpx.Client, world18: World) -> None:
+    url = wire.presigned("/000000000000/billing", Action="PurgeQueue", Other="x")
+    assert http.get(url).status_code == 200
+    wire.json("SetQueueAttributes", QueueUrl="billing", Attributes={"VisibilityTimeout": "9"}, Other="x" * 100_000)
+    rows = world18.rows("select action, subject, details from cdcbridge.audit order by id")
+    assert rows == [
+        ("PurgeQueue", "billing", {"purged": 0}),
+        ("SetQueueAttributes", "billing", {"visibility_timeout": 9}),
+    ]
+
+
 def test_actions_that_do_not_exist(wire: Wire) -> None:
     assert error(wire.form(Action="Foo"), 400) == error(wire.json("Foo"), 400) == "InvalidAction"
     assert error(wire.form(), 400) == "InvalidAction"

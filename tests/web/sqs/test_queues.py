@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.harness.world import World, eventually
@@ -242,6 +243,76 @@ def test_a_queue_is_purged(sqs: Any, billing: str, search: str) -> None:
     assert [one["Body"] for one in receive(sqs, search)] == ["new"]
 
 
+def rows_left(world: World) -> int:
+    """The rows of all tables that hold messages which are not finished."""
+    internal = [f"cdcbridge_internal.{table}" for table in ("waiting", "delayed", "leases", "settled", "redriven")]
+    counts = " + ".join(f"(select count(*) from {table})" for table in (*internal, "cdcbridge.dead_messages"))
+    return int(world.rows(f"select {counts}")[0][0])
+
+
+def test_a_paused_queue_is_purged(sqs: Any, billing: str, search: str, world18: World) -> None:
+    for name in ("billing", "search"):
+        world18.run_program("consumers", "pause", name)
+    sqs.send_message(QueueUrl=billing, MessageBody="x")
+    sqs.send_message(QueueUrl=search, MessageBody="x", MessageGroupId="g")
+    for url in (billing, search):
+        sqs.purge_queue(QueueUrl=url)
+    assert rows_left(world18) == 0
+
+
+def test_messages_of_a_fifo_queue_for_later_are_purged(sqs: Any, search: str, world18: World) -> None:
+    world18.execute("select cdcbridge.publish('f', 'k', '1'::json, delay => interval '1 hour')")
+    sqs.purge_queue(QueueUrl=search)
+    assert rows_left(world18) == 0
+
+
+def test_messages_that_are_partly_settled_are_purged(sqs: Any, billing: str, world18: World) -> None:
+    for _ in range(3):
+        sqs.send_message(QueueUrl=billing, MessageBody="x")
+    found = receive(sqs, billing)
+    handle = {"QueueUrl": billing, "ReceiptHandle": found[1]["ReceiptHandle"]}
+    sqs.change_message_visibility(**handle, VisibilityTimeout=600)
+    sqs.delete_message(QueueUrl=billing, ReceiptHandle=found[0]["ReceiptHandle"])
+    sqs.purge_queue(QueueUrl=billing)
+    assert rows_left(world18) == 0
+    assert world18.rows("select details ->> 'purged' from cdcbridge.audit") == [("2",)]
+
+
+def test_a_purge_makes_no_dead_letter(sqs: Any, billing: str, world18: World) -> None:
+    sqs.send_message(QueueUrl=billing, MessageBody="x")
+    for _ in range(2):
+        assert receive(sqs, billing, VisibilityTimeout=0)
+    sqs.purge_queue(QueueUrl=billing)
+    assert rows_left(world18) == 0
+
+
+def test_redriven_messages_are_purged(sqs: Any, billing: str, world18: World) -> None:
+    dead(sqs, billing, "x", "y")
+    sqs.start_message_move_task(SourceArn=f"{ARN}billing-dead")
+    sqs.purge_queue(QueueUrl=billing)
+    assert rows_left(world18) == 0
+
+
+def test_messages_that_another_session_holds_are_not_purged(sqs: Any, billing: str, world18: World) -> None:
+    sqs.send_message(QueueUrl=billing, MessageBody="x")
+    with psycopg.connect(world18.dsn) as other:
+        other.execute("select from cdcbridge.receive('billing')")
+        told = refused("AWS.SimpleQueueService.PurgeQueueInProgress", sqs.purge_queue, QueueUrl=billing)
+        assert "open transaction" in told
+    sqs.purge_queue(QueueUrl=billing)
+    assert rows_left(world18) == 0
+
+
+def test_dead_letters_that_another_session_holds_are_not_purged(sqs: Any, billing: str, world18: World) -> None:
+    letters = dead(sqs, billing, "x")
+    with psycopg.connect(world18.dsn) as other:
+        other.execute("select from cdcbridge.dead_messages for update")
+        told = refused("AWS.SimpleQueueService.PurgeQueueInProgress", sqs.purge_queue, QueueUrl=letters)
+        assert "open transaction" in told
+    sqs.purge_queue(QueueUrl=letters)
+    assert rows_left(world18) == 0
+
+
 def test_a_paused_queue_waits(sqs: Any, billing: str, world18: World) -> None:
     sqs.send_message(QueueUrl=billing, MessageBody="x")
     world18.run_program("consumers", "pause", "billing")
@@ -275,3 +346,12 @@ def test_a_purge_is_in_the_audit_log(sqs: Any, billing: str, world18: World) -> 
     sqs.purge_queue(QueueUrl=billing)
     rows = world18.sql.execute("select caller, action, subject from cdcbridge.audit").fetchall()
     assert [row[1:] for row in rows] == [("PurgeQueue", "billing")] and rows[0][0]
+
+
+def test_a_call_that_is_denied_leaves_no_row_in_the_audit_log(billing: str, url: str, world18: World) -> None:
+    with closing(sqs_client(url, VIEWER)) as viewer:
+        refused("AccessDenied", viewer.purge_queue, QueueUrl=billing)
+        refused("AccessDenied", viewer.start_message_move_task, SourceArn=f"{ARN}billing-dead")
+        changed = {"VisibilityTimeout": "9"}
+        refused("AccessDenied", viewer.set_queue_attributes, QueueUrl=billing, Attributes=changed)
+    assert world18.rows("select * from cdcbridge.audit") == []

@@ -64,22 +64,24 @@ class EventsRequest(Body):
 
 
 class Event(NamedTuple):
-    """A message to send.
+    """A message to send, or a position.
 
     Attributes:
         seq: The id of the event.
-        document: The message as JSON.
+        document: The message as JSON, or None for an event `position`.
         receipt: Its receipt, or None in a stream.
         until: The time of the event loop at which the delivery ends.
     """
 
     seq: int
-    document: str
+    document: str | None
     receipt: str | None = None
     until: float = math.inf
 
     def text(self) -> bytes:
         """Return the event as bytes. JSON can have line ends between its values, and each line is a field."""
+        if self.document is None:
+            return b'event: position\nid: %d\ndata: {"seq":%d}\n\n' % (self.seq, self.seq)
         lines = "".join(f"data: {line}\n" for line in _LINE_ENDS.split(self.document))
         return f"id: {self.seq}\n{lines}\n".encode()
 
@@ -161,11 +163,13 @@ class Followed:
 
     async def next(self, gone: Gone) -> list[Event]:
         async def look() -> list[Event]:
-            while True:
-                before = self._after
-                found = await self._look()
-                if found or self._after == before or await gone():
-                    return found
+            before = self._after
+            found = await self._look()
+            if found or self._after == before:
+                return found
+            # Told at once: the caller continues here even if it disconnects before the next message.
+            self._told = self._after
+            return [Event(self._after or 0, None)]
 
         async def due() -> tuple[int, float | None]:
             row = (await self._call.store.rows(_HELD, (self._after, self._name)))[0]
@@ -180,7 +184,7 @@ class Followed:
         if self._told == self._after:
             return _SIGN
         self._told = self._after
-        return b'event: position\nid: %d\ndata: {"seq":%d}\n\n' % (self._after or 0, self._after or 0)
+        return Event(self._after or 0, None).text()
 
 
 class _Gone(Exception):
@@ -259,8 +263,7 @@ class EventStream(Response):
         try:
             while unsent and not self._services.arrivals.stopping and loop.time() < unsent[0].until:
                 await write(unsent[0].text())
-                unsent.popleft()
-                self._sent += 1
+                self._sent += unsent.popleft().document is not None
         finally:
             if unsent:
                 await self._source.give_back(unsent)

@@ -196,7 +196,7 @@ class EventStream(Response):
 
     Args:
         source: The messages.
-        services: What all calls share.
+        services: The settings, the store and the open streams.
         name: The name of the consumer, for the log.
     """
 

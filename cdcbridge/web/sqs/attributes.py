@@ -1,6 +1,6 @@
-"""The attributes and the body of a message: what may be sent, and the MD5 sums that clients compare.
+"""The attributes and the body of a message: their limits, and the MD5 sums that clients compare.
 
-This module is pure. MD5 is what the protocol asks for, and protects nothing.
+This module is pure. The protocol asks for MD5, which protects nothing.
 
 Source: "Amazon SQS message metadata" in the developer guide, with the form of the text whose MD5 sum is taken.
 """

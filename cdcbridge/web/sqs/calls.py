@@ -27,7 +27,7 @@ class SqsCall:
     Attributes:
         services: The store, the settings and the other parts that serve all calls.
         directory: The queues.
-        caller: Who calls.
+        caller: The access key's token, with its rights.
         action: For example PurgeQueue.
         given: The parameters.
         base: The address that the caller uses, for example http://127.0.0.1:9188.

@@ -1,7 +1,7 @@
 """Receive messages, delete them, and change how long they are invisible.
 
-The body of a message that was sent through SQS is what was sent. The body of any other message is its data, as JSON.
-A caller that disconnects before the answer is sent gives its messages back. Never keeps a message.
+The body of a message that was sent through SQS is the text that was sent. The body of any other message is its data, as
+JSON. A caller that disconnects before the answer is sent gives its messages back. Never keeps a message.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _shown(call: SqsCall, queue: NamedQueue, one: Delivered, names: list[str], s
             found["Attributes"] = shown
     if names:
         sent = (kept or {}).get("attributes", {})
-        # What was sent arrives unchanged: the attributes of cdcbridge join the sender's only where they are named.
+        # The sender's attributes arrive unchanged: those of cdcbridge join them only where they are named.
         own = {name: value for name, value in _own_attributes(one).items() if not sent or name in names}
         if attributes := {name: value for name, value in {**own, **sent}.items() if wanted(names, name)}:
             found["MD5OfMessageAttributes"] = md5_of_attributes(attributes)
@@ -133,7 +133,7 @@ def _shown(call: SqsCall, queue: NamedQueue, one: Delivered, names: list[str], s
 
 
 def body_of(data: str) -> tuple[str, Mapping[str, Any] | None]:
-    """Return the body of a message, and what the endpoint kept with it when it was sent.
+    """Return the body of a message, and its field `sqs`, or None if it was not sent through SQS.
 
     For example, {"op":"message","record":"hello","old":null,"unchanged":[],"sqs":{}} has the body hello.
 

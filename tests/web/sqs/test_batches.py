@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from tests.web.sqs.conftest import refused
+from tests.web.sqs.conftest import refused, sqs_client
 
 OLD = "AWS.SimpleQueueService."
 
@@ -34,6 +38,45 @@ def test_messages_are_sent_received_and_deleted(sqs: Any, billing: str) -> None:
     assert len(sqs.delete_message_batch(QueueUrl=billing, Entries=entries)["Successful"]) == 10
     shown = sqs.get_queue_attributes(QueueUrl=billing, AttributeNames=["All"])["Attributes"]
     assert shown["ApproximateNumberOfMessages"] == shown["ApproximateNumberOfMessagesNotVisible"] == "0"
+
+
+def in_both_orders(url: str, call: Callable[[Any, list[dict[str, Any]]], Any], rounds: list[list[Any]]) -> None:
+    """Call with the entries of each round, and at the same time with the same entries from the end."""
+    start = threading.Barrier(2, timeout=60)
+
+    def worker(step: int) -> list[Any]:
+        with closing(sqs_client(url)) as other:
+            found = []
+            for entries in rounds:
+                start.wait()
+                found.append(call(other, entries[::step]))
+            return found
+
+    with ThreadPoolExecutor(2) as threads:
+        for answers in threads.map(worker, (1, -1)):
+            assert all(not one.get("Failed") and len(one["Successful"]) == 10 for one in answers)
+
+
+def test_batches_with_the_same_ids_do_not_wait_for_each_other_for_ever(sqs: Any, search: str, url: str) -> None:
+    rounds = [
+        [{"Id": str(n), "MessageBody": "x", "MessageGroupId": f"g{n}", "MessageDeduplicationId": f"{batch}-{n}"}
+         for n in range(10)]
+        for batch in range(60)
+    ]  # fmt: skip
+    in_both_orders(url, lambda other, entries: other.send_message_batch(QueueUrl=search, Entries=entries), rounds)
+    shown = sqs.get_queue_attributes(QueueUrl=search, AttributeNames=["ApproximateNumberOfMessages"])["Attributes"]
+    assert shown == {"ApproximateNumberOfMessages": "600"}
+
+
+def test_batches_of_changes_do_not_wait_for_each_other_for_ever(sqs: Any, billing: str, url: str) -> None:
+    send(sqs, billing, *({} for _ in range(10)))
+    handles = [sqs.receive_message(QueueUrl=billing)["Messages"][0]["ReceiptHandle"] for _ in range(10)]
+    entries = [{"Id": str(n), "ReceiptHandle": one, "VisibilityTimeout": 600} for n, one in enumerate(handles)]
+    in_both_orders(
+        url,
+        lambda other, entries: other.change_message_visibility_batch(QueueUrl=billing, Entries=entries),
+        [entries] * 60,
+    )
 
 
 def test_an_entry_that_is_wrong_fails_alone(sqs: Any, billing: str) -> None:

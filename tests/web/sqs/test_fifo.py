@@ -95,9 +95,9 @@ def test_the_messages_of_a_call_become_visible_together(sqs: Any, search: str) -
 
 def test_a_group_is_held_for_longer(sqs: Any, search: str) -> None:
     send(sqs, search, "a1", "a2")
-    (first,) = receive(sqs, search, 1, VisibilityTimeout=1)
+    (first,) = receive(sqs, search, 1, VisibilityTimeout=6)
     sqs.change_message_visibility(QueueUrl=search, ReceiptHandle=first["ReceiptHandle"], VisibilityTimeout=60)
-    assert texts(sqs, search, WaitTimeSeconds=2) == []
+    assert texts(sqs, search, WaitTimeSeconds=8) == []
     delete(sqs, search, first)
     assert texts(sqs, search) == ["a2"]
 

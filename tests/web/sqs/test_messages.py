@@ -14,7 +14,7 @@ from botocore.exceptions import ReadTimeoutError
 
 from tests.harness.world import World, eventually
 from tests.web.conftest import ADMIN, client
-from tests.web.sqs.conftest import refused, sqs_client
+from tests.web.sqs.conftest import refused, serving_sqs, sqs_client
 
 NUMBER = {"n": {"DataType": "Number", "StringValue": "1"}}
 
@@ -25,7 +25,7 @@ def receive(sqs: Any, url: str, **named: Any) -> list[dict[str, Any]]:
 
 
 def one(sqs: Any, url: str, **named: Any) -> dict[str, Any]:
-    (found,) = receive(sqs, url, WaitTimeSeconds=5, **named)
+    (found,) = receive(sqs, url, WaitTimeSeconds=20, **named)
     return found
 
 
@@ -194,6 +194,18 @@ def test_ten_messages_at_most(sqs: Any, billing: str) -> None:
     assert len(receive(sqs, billing, MaxNumberOfMessages=10)) == 5
 
 
+def test_an_answer_is_bounded_and_the_rest_is_given_back(world18: World) -> None:
+    with serving_sqs(world18, max_answer="1kB") as url, closing(sqs_client(url)) as sqs:
+        billing = sqs.get_queue_url(QueueName="billing")["QueueUrl"]
+        for _ in range(3):
+            sqs.send_message(QueueUrl=billing, MessageBody="x" * 700)
+        for _ in range(3):
+            (found,) = receive(sqs, billing, MaxNumberOfMessages=10, AttributeNames=["All"])
+            assert found["Attributes"]["ApproximateReceiveCount"] == "1"
+            sqs.delete_message(QueueUrl=billing, ReceiptHandle=found["ReceiptHandle"])
+        assert receive(sqs, billing) == []
+
+
 def test_a_long_poll_is_woken_by_the_message(sqs: Any, billing: str, url: str, world18: World) -> None:
     found: list[Any] = []
     with closing(sqs_client(url)) as other:
@@ -228,7 +240,7 @@ def test_a_caller_that_disconnects_gives_its_messages_back(sqs: Any, billing: st
 
 def test_a_message_is_invisible_for_its_timeout(sqs: Any, billing: str) -> None:
     sqs.send_message(QueueUrl=billing, MessageBody="x")
-    first = one(sqs, billing, VisibilityTimeout=2)
+    first = one(sqs, billing, VisibilityTimeout=5)
     assert receive(sqs, billing) == []
     second = one(sqs, billing)
     assert second["MessageId"] == first["MessageId"] and second["ReceiptHandle"] != first["ReceiptHandle"]
@@ -242,10 +254,10 @@ def test_a_message_with_timeout_zero_is_visible_at_once(sqs: Any, billing: str) 
 
 def test_the_visibility_is_changed(sqs: Any, billing: str) -> None:
     sqs.send_message(QueueUrl=billing, MessageBody="x")
-    found = one(sqs, billing, VisibilityTimeout=2)
+    found = one(sqs, billing, VisibilityTimeout=6)
     handle = {"QueueUrl": billing, "ReceiptHandle": found["ReceiptHandle"]}
     sqs.change_message_visibility(**handle, VisibilityTimeout=60)
-    assert receive(sqs, billing, WaitTimeSeconds=3) == []
+    assert receive(sqs, billing, WaitTimeSeconds=8) == []
     sqs.change_message_visibility(**handle, VisibilityTimeout=0)
     assert one(sqs, billing)["MessageId"] == found["MessageId"]
     refused("InvalidParameterValue", sqs.change_message_visibility, **handle, VisibilityTimeout=43_201)

@@ -199,6 +199,60 @@ def test_a_parameter_of_another_type(wire: Wire, action: str, fields: dict[str, 
     assert error(wire.json(action, QueueUrl="billing", **fields), 400) in {"InvalidParameterValue", "MissingParameter"}
 
 
+@pytest.mark.parametrize(
+    ("action", "fields", "expected"),
+    [
+        ("GetQueueAttributes", {"QueueUrl": "http://["}, "AWS.SimpleQueueService.NonExistentQueue"),
+        ("SetQueueAttributes", {"Attributes": {"VisibilityTimeout": "9" * 5000}}, "InvalidAttributeValue"),
+        (
+            "SetQueueAttributes",
+            {"Attributes": {"RedrivePolicy": f'{{"maxReceiveCount": "{"9" * 5000}"}}'}},
+            "InvalidAttributeValue",
+        ),
+        ("ReceiveMessage", {"MaxNumberOfMessages": "9" * 5000}, "InvalidParameterValue"),
+        ("ReceiveMessage", {"MessageAttributeNames": ["x"] * 101}, "InvalidParameterValue"),
+        (
+            "SendMessage",
+            {"MessageBody": "x", "MessageAttributes": {"b": {"DataType": "Binary", "BinaryValue": "é"}}},
+            "InvalidParameterValue",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_read(wire: Wire, action: str, fields: dict[str, Any], expected: str) -> None:
+    assert error(wire.json(action, **{"QueueUrl": "billing", **fields}), 400) == expected
+
+
+def test_base64_that_is_none_fails_alone(wire: Wire) -> None:
+    wrong = {"b": {"DataType": "Binary", "BinaryValue": "é"}}
+    entries = [{"Id": "a", "MessageBody": "x", "MessageAttributes": wrong}, {"Id": "b", "MessageBody": "x"}]
+    answer = wire.json("SendMessageBatch", QueueUrl="billing", Entries=entries).json()
+    assert [one["Id"] for one in answer["Successful"]] == ["b"] and [one["Id"] for one in answer["Failed"]] == ["a"]
+
+
+def test_a_date_beyond_the_last_year_is_a_failed_login(wire: Wire, http: httpx.Client) -> None:
+    headers = {"Authorization": f"AWS4-HMAC-SHA256 Credential={OPS[0]}/20270101/x/sqs/aws4_request,"
+               f" SignedHeaders=host, Signature={'0' * 64}", "Date": "Fri, 31 Dec 9999 23:59:59 -1200"}  # fmt: skip
+    answers = [http.post("/", headers=headers) for _ in range(11)]
+    assert [one.status_code for one in answers] == [400] * 10 + [429]
+
+
+def test_characters_that_xml_does_not_know(wire: Wire, world18: World) -> None:
+    world18.execute("select cdcbridge.publish('t', e'\\x01\\x1f', '{}'::json)")
+    answer = wire.form(Action="ReceiveMessage", QueueUrl="billing", AttributeName__1="MessageGroupId")
+    assert xml(answer, "ReceiveMessageResult/Message/Attribute/Value") == ["\\u0001\\u001f"]
+    assert error(wire.form(Action="\x01"), 400) == "InvalidAction"
+
+
+def test_requests_are_counted(wire: Wire, http: httpx.Client) -> None:
+    wire.json("ListQueues")
+    wire.json("None1")
+    found = http.get("/metrics", headers={"Authorization": f"Bearer {ADMIN}"}).text
+    counted = [line for line in found.splitlines() if line.startswith("cdcbridge_api_request_seconds_count")]
+    assert any('path="/ (SQS ListQueues)"' in line and 'status="200"' in line for line in counted)
+    assert any('path="/ (SQS)"' in line and 'status="400"' in line for line in counted)
+    assert "None1" not in found
+
+
 def test_who_may_call(wire: Wire, http: httpx.Client, url: str) -> None:
     assert error(Wire(url, http, (OPS[0], "wrong")).json("ListQueues"), 403) == "SignatureDoesNotMatch"
     assert error(Wire(url, http, ("AKIANOBODY", "x")).json("ListQueues"), 403) == "InvalidClientTokenId"

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from tests.harness.world import World, eventually
-from tests.web.sqs.conftest import BILLING, REGION, VIEWER, refused, sqs_client
+from tests.web.sqs.conftest import BILLING, REGION, VIEWER, refused, serving_sqs, sqs_client
 
 OLD = "AWS.SimpleQueueService."
 ALL = ["All"]
@@ -189,7 +189,7 @@ def test_dead_letters_keep_their_attributes(sqs: Any, billing: str) -> None:
     assert found["Body"] == "x" and found["MessageAttributes"] == attributes
 
 
-def test_dead_letters_wake_a_poll(sqs: Any, billing: str, world18: World) -> None:
+def test_a_poll_finds_a_message_that_dies_while_it_waits(sqs: Any, billing: str, world18: World) -> None:
     sqs.send_message(QueueUrl=billing, MessageBody="x")
     letters = f"{billing}-dead"
     found: list[Any] = []
@@ -340,6 +340,47 @@ def test_roles(sqs: Any, billing: str, url: str) -> None:
             assert "token" in told
         assert viewer.get_queue_attributes(QueueUrl=billing, AttributeNames=ALL)["Attributes"]
         mine.delete_message(**handle)
+
+
+def test_nobody_learns_which_queues_of_others_exist(billing: str, url: str) -> None:
+    with closing(sqs_client(url, BILLING)) as mine:
+        told = {}
+        for name in ("search", "nobody", "search-dead", "nobody-dead", "search.fifo", "nobody.fifo"):
+            other = billing.replace("billing", name)
+            told[name] = (
+                refused("AccessDenied", mine.get_queue_url, QueueName=name),
+                refused("AccessDenied", mine.receive_message, QueueUrl=other),
+            )
+        for ends in ("", "-dead", ".fifo"):
+            assert [one.replace("search", "nobody") for one in told[f"search{ends}"]] == [*told[f"nobody{ends}"]]
+        assert mine.get_queue_url(QueueName="billing-dead")["QueueUrl"]
+
+
+def test_a_delete_of_a_message_that_died_is_refused(sqs: Any, billing: str) -> None:
+    sqs.send_message(QueueUrl=billing, MessageBody="x")
+    handles = [receive(sqs, billing, VisibilityTimeout=0)[0]["ReceiptHandle"] for _ in range(2)]
+    assert receive(sqs, billing) == []  # it becomes a dead letter
+    handle = {"QueueUrl": billing, "ReceiptHandle": handles[-1]}
+    assert "dead letter" in refused("InvalidParameterValue", sqs.delete_message, **handle)
+    entries = [{"Id": "1", "ReceiptHandle": handles[-1]}]
+    answer = sqs.delete_message_batch(QueueUrl=billing, Entries=entries)
+    assert [one["Code"] for one in answer["Failed"]] == ["InvalidParameterValue"] and not answer.get("Successful")
+    assert [one["Body"] for one in receive(sqs, f"{billing}-dead")] == ["x"]
+
+
+def test_a_timeout_of_zero_and_one_beyond_the_limit(world18: World) -> None:
+    world18.store_settings = {"retention": "1h", "max_retention": "1h"}
+    with serving_sqs(world18) as url, closing(sqs_client(url)) as sqs:
+        world18.execute("select cdcbridge_internal.set_max_retention('1 hour')")
+        billing = sqs.get_queue_url(QueueName="billing")["QueueUrl"]
+        long = {"QueueUrl": billing, "Attributes": {"VisibilityTimeout": "7200"}}
+        refused("InvalidAttributeValue", sqs.set_queue_attributes, **long)
+        sqs.set_queue_attributes(QueueUrl=billing, Attributes={"VisibilityTimeout": "0"})
+        sqs.send_message(QueueUrl=billing, MessageBody="x")
+        assert receive(sqs, billing)
+        (found,) = receive(sqs, billing)
+        changed = {"QueueUrl": billing, "ReceiptHandle": found["ReceiptHandle"], "VisibilityTimeout": 7200}
+        refused("InvalidParameterValue", sqs.change_message_visibility, **changed)
 
 
 def test_a_purge_is_in_the_audit_log(sqs: Any, billing: str, world18: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -12,11 +13,11 @@ import pytest
 from botocore.auth import SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from cdcbridge.web.sqs.errors import SqsError
-from cdcbridge.web.sqs.signature import SignedRequest, is_signed, signature_of, verify
+from cdcbridge.web.sqs.signature import SignedRequest, _refuse_old, is_signed, signature_of, verify
 
 KEY, SECRET = "AKIATEST", "a secret/with+signs"
 NOW = datetime.now(UTC)
@@ -132,6 +133,10 @@ def without(request: SignedRequest, *names: str) -> list[tuple[str, str]]:
         (lambda r: [*without(r, "authorization"), ("authorization", "AWS4-HMAC-SHA256 x")], "IncompleteSignature"),
         (lambda r: without(r, "x-amz-date"), "IncompleteSignature"),
         (lambda r: [*without(r, "x-amz-date"), ("x-amz-date", "yesterday")], "IncompleteSignature"),
+        (
+            lambda r: [*without(r, "x-amz-date"), ("date", "Fri, 31 Dec 9999 23:59:59 -1200")],
+            "IncompleteSignature",
+        ),
         (lambda r: [*r.headers, ("x-amz-target", "AmazonSQS.PurgeQueue")], "SignatureDoesNotMatch"),
         (lambda r: [*without(r, "host"), ("host", "other")], "SignatureDoesNotMatch"),
     ],
@@ -139,6 +144,49 @@ def without(request: SignedRequest, *names: str) -> list[tuple[str, str]]:
 def test_headers_that_are_wrong(change: Any, expected: str) -> None:
     request = signed()
     assert code(request._replace(headers=change(request))) == expected
+
+
+# Of each kind of character that a header can have once it is decoded.
+ANY = st.text(st.characters(max_codepoint=0x24F, exclude_characters="\r\n") | st.sampled_from("\udc80\udcff🐘١"))
+
+
+@given(
+    name=st.sampled_from(["authorization", "date", "x-amz-date", "host", "x-amz-content-sha256"]),
+    value=ANY | st.builds(lambda zone: f"Fri, 31 Dec 9999 23:59:59 {zone:+05}", st.integers(-9999, 9999)),
+)
+@example("date", "Fri, 31 Dec 9999 23:59:59 -1200")
+@example("authorization", f"AWS4-HMAC-SHA256 Credential={KEY}/\udc80, SignedHeaders=host, Signature={'0' * 64}")
+def test_no_header_fails_in_another_way(name: str, value: str) -> None:
+    request = signed()
+    dropped = {name, "x-amz-date"} if name == "date" else {name}
+    with suppress(SqsError):
+        check(request._replace(headers=[*without(request, *dropped), (name, value)]))
+
+
+@given(region=ANY.filter(lambda one: one and not set(one) & set("/, \t") and not one.isspace()))
+@example("\udc80")
+def test_no_region_fails_in_another_way(region: str) -> None:
+    request = signed()
+    changed = [(name, value.replace("eu-central-1", region)) for name, value in request.headers]
+    assert code(request._replace(headers=changed)) in {"SignatureDoesNotMatch", "IncompleteSignature"}
+
+
+@given(name=st.sampled_from(["Expires", "Date", "Credential", "SignedHeaders", "Signature"]), value=ANY)
+@example("Signature", "é")
+@example("Date", "99991231T235959Z")
+def test_no_parameter_of_a_presigned_url_fails_in_another_way(name: str, value: str) -> None:
+    request = signed("GET", presigned=60)
+    given = quote(value.encode(errors="replace"))
+    query = "&".join(f"X-Amz-{name}={given}" if part.startswith(f"X-Amz-{name}=") else part
+                     for part in request.query.split("&"))  # fmt: skip
+    with suppress(SqsError):
+        check(request._replace(query=query))
+
+
+def test_a_signature_of_the_last_year() -> None:
+    found = signature_of(signed("GET", presigned=60))._replace(time=datetime.max.replace(tzinfo=UTC))
+    with pytest.raises(SqsError, match="not yet current"):
+        _refuse_old(found, datetime.now(UTC))
 
 
 @pytest.mark.parametrize("name", ["X-Amz-Expires", "X-Amz-Date", "X-Amz-Credential", "X-Amz-Signature"])

@@ -230,11 +230,11 @@ async def _delete(call: SqsCall, queue: NamedQueue, receipts: list[str]) -> froz
     done = await call.store.value(statements_of(queue).delete, values)
     if done == len(receipts) or queue.letters:
         return frozenset()
-    seqs = {int(receipt.partition("-")[0]): receipt for receipt in receipts}
-    found = await call.store.rows(_DEAD, (queue.id, list(seqs)))
+    seqs = [_place(receipt)[1] for receipt in receipts]
+    left = await call.store.rows(_DEAD, (queue.id, seqs))
     if queue.fifo:
-        found += await call.store.rows(_SEQS, (queue.id, list(seqs)))
-    return frozenset(seqs[seq] for (seq,) in found)
+        left += await call.store.rows(_SEQS, (queue.id, seqs))
+    return frozenset(receipt for receipt, seq in zip(receipts, seqs, strict=True) if (seq,) in left)
 
 
 def _expired(handle: str) -> SqsError:
@@ -298,7 +298,7 @@ def _place(receipt: str) -> tuple[int, int]:
 
 async def _not_in_flight(call: SqsCall, queue: NamedQueue, receipt: str) -> SqsError:
     """Return the error for a message that is not in flight under this receipt: it waits, or it is gone."""
-    seq = int(receipt.partition("-")[0])
+    seq = _place(receipt)[1]
     if queue.letters or await call.store.rows(_SEQS, (queue.id, [seq])):
         return SqsError(NOT_IN_FLIGHT, "The message referred to isn't in flight.")
     return SqsError(

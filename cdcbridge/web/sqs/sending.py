@@ -1,8 +1,8 @@
 """Send messages: publish them to the first topic of the consumer.
 
 A body that is a JSON object or array becomes the record of the message as it is, and any other body becomes a JSON
-string. The rest, such as message attributes, is kept in the field `sqs` of the message's data. For example, the body "hello"
-is {"op": "message", "record": "hello", …, "sqs": {}}. All messages of a batch are published in one statement.
+string. The rest, such as message attributes, is kept in the field `sqs` of the message's data. For example, the body
+"hello" is {"op": "message", "record": "hello", …, "sqs": {}}. All messages of a batch are published in one statement.
 """
 
 from __future__ import annotations

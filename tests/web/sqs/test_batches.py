@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness.world import World
 from tests.web.sqs.conftest import refused, sqs_client
 
 OLD = "AWS.SimpleQueueService."
@@ -66,6 +67,11 @@ def test_batches_with_the_same_ids_do_not_wait_for_each_other_for_ever(sqs: Any,
     in_both_orders(url, lambda other, entries: other.send_message_batch(QueueUrl=search, Entries=entries), rounds)
     shown = sqs.get_queue_attributes(QueueUrl=search, AttributeNames=["ApproximateNumberOfMessages"])["Attributes"]
     assert shown == {"ApproximateNumberOfMessages": "600"}
+
+
+def test_a_batch_is_published_with_the_planner_settings_of_publish(search: str, world18: World) -> None:
+    ((found,),) = world18.rows("select proconfig from pg_proc where proname = 'publish_batch'")
+    assert {"enable_seqscan=off", "plan_cache_mode=force_generic_plan"} <= set(found)
 
 
 def test_batches_of_changes_do_not_wait_for_each_other_for_ever(sqs: Any, billing: str, url: str) -> None:

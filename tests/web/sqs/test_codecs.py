@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -20,8 +21,18 @@ from moto.sqs.models import Message
 from cdcbridge.errors import StoreUnavailable, UsageError
 from cdcbridge.web.problems import RequestRefused
 from cdcbridge.web.sqs.answers import json_error, xml_answer, xml_error
-from cdcbridge.web.sqs.attributes import check_body, md5_of_attributes, sent_attributes, size_of, wanted
+from cdcbridge.web.sqs.attributes import (
+    check_body,
+    md5_of_attributes,
+    safe_for_xml,
+    sent_attributes,
+    sent_trace,
+    size_of,
+    wanted,
+)
+from cdcbridge.web.sqs.directory import name_in_arn, name_in_url
 from cdcbridge.web.sqs.errors import BAD_VALUE, SqsError, sqs_error
+from cdcbridge.web.sqs.managing import _policy, _token, _whole
 from cdcbridge.web.sqs.receiving import body_of
 from cdcbridge.web.sqs.requests import Given, from_json, from_query
 from cdcbridge.web.sqs.sending import Sending, message_id
@@ -224,6 +235,46 @@ def test_errors_of_the_api_and_of_the_store() -> None:
 )
 def test_names_that_are_wanted(names: list[str], expected: bool) -> None:
     assert wanted(names, "a.b") is expected
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.text("0123456789+/=-_. é١"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(ANYTHING, st.sampled_from(["String", "Number", "Binary", "Binary.x"]))
+@example("é", "Binary")
+@example("a===", "Binary")
+def test_no_value_fails_in_another_way(value: Any, kind: str) -> None:
+    typed = {"DataType": kind, "StringValue": value, "BinaryValue": value}
+    given_ = Given({"x": value})
+    calls: list[Callable[[], object]] = [
+        lambda: sent_attributes(value),
+        lambda: md5_of_attributes(sent_attributes({"a": typed})),
+        lambda: size_of("x", sent_attributes({"a": typed})),
+        lambda: sent_trace({"AWSTraceHeader": typed}),
+        lambda: given_.optional("x"),
+        lambda: given_.number("x", 0, 10),
+        lambda: given_.names("x"),
+        lambda: given_.map("x"),
+        lambda: Given({"Entries": value}).entries(),
+        lambda: _whole("x", value if isinstance(value, str) else "", 0, 10),
+        lambda: _policy(value if isinstance(value, str) else ""),
+        lambda: _token(value if isinstance(value, str) else ""),
+        lambda: name_in_url(str(value)),
+        lambda: name_in_arn(str(value)),
+    ]
+    for call in calls:
+        with suppress(SqsError):
+            call()
+
+
+@given(st.text())
+def test_xml_is_always_well_formed(text: str) -> None:
+    assert ET.fromstring(xml_error(SqsError(BAD_VALUE, text), "1")) is not None
+    assert safe_for_xml(safe_for_xml(text)) == safe_for_xml(text)
 
 
 def test_ids_of_messages_are_uuids() -> None:

@@ -38,7 +38,7 @@ _MOST_QUEUES: Final = 1000  # in an answer
 _PURGED_AT_ONCE: Final = 1000  # rows, which may have several messages each
 _PAUSE: Final = 0.1  # seconds between two looks at rows that another session has locked
 _LONGEST: Final = 15.0  # seconds for a purge or a move
-_PURGE: Final = "select purged, rest from purge_queue(%s, %s)"
+_PURGE: Final = "select purged, rest from purge_messages(%s, %s)"
 _PURGE_LETTERS: Final = "select purged, rest from purge_all_letters(%s, %s)"
 _WHOLE: Final = re.compile("[0-9]{1,9}")
 _COUNTS: Final = "select pending, in_flight, delayed from consumer_lag() where name = %s"

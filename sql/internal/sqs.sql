@@ -174,14 +174,15 @@ begin
     return purged;
 end $$;
 
--- purge_messages(consumer, at_most) -> how many messages were finished without a delivery, and whether
--- some are left.
+-- purge_messages(consumer, at_most) -> how many messages were finished without a delivery, and
+-- whether some are left.
 --
 -- These are messages that wait, messages that were given back or published for later, and messages
 -- in flight, at most so many rows of each. Call it until none is left. If it purged none and some
 -- are left, another session has locked their rows. A paused consumer is purged too.
 -- Locks: the rows that it deletes, by SKIP LOCKED.
-create or replace function purge_messages(consumer text, at_most int, out purged int, out rest boolean)
+create or replace function purge_messages(consumer text, at_most int, out purged int,
+                                          out rest boolean)
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set plan_cache_mode = force_generic_plan as $$

@@ -702,17 +702,20 @@ create table alert_notifications (
 );
 
 -- The attempts at a notification, a row for each URL of its destination. The notification is
--- deleted once each URL has it.
+-- deleted once done_at is set for each URL.
 --   url_id        the first characters of the URL's SHA-256, because the URL itself is a secret
 --   service       the kind of the URL, for example Slack
+--   refusals      how often in succession the service refused the notification, for example by 400
 --   error         the error of the last attempt; null: it was delivered
+--   done_at       when it was delivered or, with an error, given up here; null: it waits
 create table alert_deliveries (
     notification_id bigint      not null references alert_notifications on delete cascade,
     url_id          text        not null,
     service         text        not null,
     attempts        int         not null default 0,
+    refusals        int         not null default 0,
     tried_at        timestamptz,
     error           text,
-    delivered_at    timestamptz,
+    done_at         timestamptz,
     primary key (notification_id, url_id)
 );

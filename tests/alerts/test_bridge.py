@@ -168,7 +168,10 @@ def test_a_message_that_a_service_refuses_does_not_hold_up_the_next(world18: Wor
     kill_message(world18)
     http_target.wait(1)
     world18.rows("select redrive('billing')")
-    eventually(lambda: f"Over: {DEAD}" in titles(http_target), "the end is told")
+    eventually(lambda: f"Over: {DEAD}" in titles(http_target), "the end is told", patience=90)
+    all_delivered(world18)
+    assert titles(http_target) == [*[DEAD] * 3, f"Over: {DEAD}"], "the beginning never follows its end"
+    assert "alert.gave_up" in world18.log()
 
 
 def test_what_cannot_be_delivered_for_three_days_is_given_up(world18: World, http_target: HttpTarget) -> None:

@@ -22,7 +22,7 @@ _ALERTS: Final = (
 )
 _UNDELIVERED: Final = """
     select n.destination, n.title, n.created_at, d.service, d.attempts, d.error
-    from alert_notifications n left join alert_deliveries d on d.notification_id = n.id and d.delivered_at is null
+    from alert_notifications n left join alert_deliveries d on d.notification_id = n.id and d.done_at is null
     order by n.id limit 20"""
 _SILENCES: Final = "select rule, until from alert_silences where until > clock_timestamp() order by rule"
 

@@ -65,7 +65,13 @@ class AlertUrl:
         self.id = hashlib.sha256(url.encode()).hexdigest()[:8]
         self._secrets = sorted(_secrets(url), key=len, reverse=True)
         asset = apprise.AppriseAsset(
-            app_id="cdcbridge", app_desc="cdcbridge", image_url_mask="", image_url_logo="", image_path_mask=""
+            app_id="cdcbridge",
+            app_desc="cdcbridge",
+            image_url_mask="",
+            image_url_logo="",
+            image_path_mask="",
+            # With a limit, Apprise sends in a few threads that all URLs share, and the process cannot end before they do.
+            service_timeout=0,
         )
         made = apprise.Apprise(asset=asset)
         scheme = url.partition("://")[0]

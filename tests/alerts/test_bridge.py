@@ -160,6 +160,21 @@ def test_a_destination_that_hangs_holds_up_nobody(world18: World, http_target: H
         http_target.resume()
 
 
+@pytest.mark.parametrize("how", ["silent", "dripping"])
+def test_a_bridge_ends_while_a_destination_hangs(world18: World, http_target: HttpTarget, how: str) -> None:
+    declare(world18, f"{url(http_target)}?rto=300")
+    http_target.otherwise = Answer(drips=how == "dripping")
+    if how == "silent":
+        http_target.pause()
+    bridge = world18.start_process()
+    streams(world18)
+    kill_message(world18)
+    http_target.wait(1)
+    bridge.terminate()
+    assert bridge.wait(30) == 0
+    assert len(http_target.requests) == 1
+
+
 def test_a_message_that_a_service_refuses_does_not_hold_up_the_next(world18: World, http_target: HttpTarget) -> None:
     declare(world18, url(http_target))
     http_target.otherwise = lambda request: Answer(400 if b'"warning"' in request.body else 200)

@@ -6,6 +6,7 @@ import contextlib
 import email.policy
 import json
 import re
+import threading
 from collections.abc import Iterator
 from email.message import EmailMessage
 from email.parser import BytesParser
@@ -199,3 +200,16 @@ def test_which_answers_refuse_a_message(https: HttpTarget, url: str, status: int
     https.answer(Answer(status, b'{"error": "see error=404"}'))
     reason = target(f"jsons://127.0.0.1:{https.port}/hook" if url == "json" else url).send(notice())
     assert reason is not None and is_refusal(reason) is refused, reason
+
+
+def test_destinations_that_hang_hold_up_no_other_one(https: HttpTarget, http_target: HttpTarget) -> None:
+    https.pause()
+    hanging = [target(f"jsons://127.0.0.1:{https.port}/{number}") for number in range(20)]
+    threads = [threading.Thread(target=one.send, args=(notice(),), daemon=True) for one in hanging]
+    for thread in threads:
+        thread.start()
+    https.wait(20, patience=10)  # less than the time that a destination has for its answer
+    assert target(f"json://127.0.0.1:{http_target.port}/").send(notice()) is None
+    https.resume()
+    for thread in threads:
+        thread.join()

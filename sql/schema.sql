@@ -665,6 +665,7 @@ insert into alert_state default values;
 --   rule         the name of the rule, for example dead_letters
 --   subject      what the condition is about, for example the name of a consumer
 --   message      the condition and the next step, as found last
+--   query        the query of the session that is the cause, which may contain data; '' if none
 --   since        when it was found first
 --   began_at     when it had lasted for long enough to be announced; null: not yet
 --   notified_at  when a notification was queued last; null: never, for example in a silence
@@ -674,6 +675,7 @@ create table alert_conditions (
     subject     text        not null,
     severity    text        not null check (severity in ('warning', 'critical')),
     message     text        not null,
+    query       text        not null default '',
     since       timestamptz not null,
     began_at    timestamptz,
     notified_at timestamptz,

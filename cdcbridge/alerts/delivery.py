@@ -70,7 +70,7 @@ class AlertUrl:
             image_url_mask="",
             image_url_logo="",
             image_path_mask="",
-            # With a limit, Apprise sends in a few threads that all URLs share, and the process cannot end before they do.
+            # With a limit, Apprise sends in a few threads that all URLs share.
             service_timeout=0,
         )
         made = apprise.Apprise(asset=asset)

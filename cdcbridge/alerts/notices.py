@@ -83,5 +83,6 @@ def _paragraph(kind: Kind, one: Open, now: dt.datetime) -> str:
     since = f"{one.since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
     if kind == "ends":
         return f"{label(one)}: over. It lasted from {since} for {lasted}."
-    text = one.text if len(one.text) <= _LONGEST else f"{one.text[: _LONGEST - 1]}…"
+    text = f"{one.text} Its query is `{one.query}`." if one.query else one.text
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
     return f"{one.severity}: {label(one)}\n{text}\nSince {since} ({lasted})."

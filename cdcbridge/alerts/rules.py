@@ -21,7 +21,8 @@ from cdcbridge.source.wal_room import other_alarms
 from cdcbridge.store.holders import ConsumerHolder, told
 from cdcbridge.units import human_duration
 
-Found: TypeAlias = Iterable[tuple[str, str]]  # for each condition, its subject and its text
+# For each condition, its subject, its text and, if a session is the cause, the query of that session.
+Found: TypeAlias = Iterable[tuple[str, str] | tuple[str, str, str]]
 _LIMITS: Final = ("slot_unreserved", "slot_limit_near", "slot_limit_in_sight", "disk_full_in_sight")
 # Critical conditions that can pass by themselves within seconds. Like warnings, they have to last.
 _MUST_LAST: Final = frozenset({"no_leader", "slot_inactive", "sink_failing", "consumer_faulty"})
@@ -40,13 +41,15 @@ class Condition:
 
     Attributes:
         text: What is wrong, and the next step.
-        at_once: Whether to announce it at once. Otherwise it has to last until the next judgement.
+        at_once: Whether to announce it at once. Otherwise it has to last until the next evaluation.
+        query: The query of the session that is the cause, or ''. It may contain data, so it is not in the text.
     """
 
     key: Key
     severity: Severity
     text: str
     at_once: bool
+    query: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -83,11 +86,13 @@ def judge(facts: Facts, rules: Rules, limits: Limits) -> Judgement:
             unknown.add(name)
             continue
         texts: dict[str, list[str]] = {}
-        for subject, text in judged:
+        queries: dict[str, str] = {}
+        for subject, text, *query in judged:
             texts.setdefault(subject, []).append(text)
+            queries.setdefault(subject, "".join(query))
         for subject, said in texts.items():
             at_once = rule.severity == "critical" and _is_sure(facts, name, subject)
-            found.append(Condition(Key(name, subject), rule.severity, " ".join(said), at_once))
+            found.append(Condition(Key(name, subject), rule.severity, " ".join(said), at_once, queries[subject]))
     found = _without_consequences(found)
     found.sort(key=lambda one: one.severity != "critical")
     return Judgement(tuple(found), frozenset(unknown), frozenset(active))
@@ -153,7 +158,8 @@ def _xmin_held(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if facts.lag is None or facts.lag.source_error is not None or facts.lag.store_error is not None:
         return None
     old = [one for one in facts.lag.horizon if one.age_seconds is not None and one.age_seconds > rule.above]
-    return [(f"{one.server}: {_holder_name(one)}", _xmin_text(one)) for one in old]
+    # `query` describes a prepared transaction, which has no session.
+    return [(f"{one.server}: {_holder_name(one)}", _xmin_text(one), _line(one.query if one.pid else "")) for one in old]
 
 
 def _holder_name(holder: HorizonHolder) -> str:
@@ -169,7 +175,7 @@ def _xmin_text(holder: HorizonHolder) -> str:
         f" cannot remove rows that were deleted since then{wal}."
     )
     if holder.pid is not None:
-        return f"{text} {_query(holder.query)}If it is not needed, end it: `{_end(holder.pid)}`"
+        return f"{text} If it is not needed, end it: `{_end(holder.pid)}`"
     name = (holder.name or "").replace("'", "''")
     return f"{text} ({holder.query}) Commit it, or end it: `rollback prepared '{name}'`"
 
@@ -284,7 +290,7 @@ def _consumer_held(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
         old = one.age_seconds is not None and one.age_seconds > rule.above and one.messages != 0
         if old and one.kind != "publisher" and _wanted(rule, one.consumer):
             by_consumer.setdefault(one.consumer, []).append(one)
-    return [(name, _held_text(held, facts.users)) for name, held in by_consumer.items()]
+    return [(name, _held_text(held, facts.users), _line(held[0].query)) for name, held in by_consumer.items()]
 
 
 def _held_text(held: list[ConsumerHolder], users: Mapping[int, str]) -> str:
@@ -292,13 +298,14 @@ def _held_text(held: list[ConsumerHolder], users: Mapping[int, str]) -> str:
     first = held[0]
     user = f" Its user is {users[first.pid]}." if first.pid is not None and first.pid in users else ""
     more = f" {len(held) - 1} more transactions hold messages: `cdcbridge lag` lists them." if len(held) > 1 else ""
-    return f"{_ended(told([first])[0])}{user} {_query(first.query)}{more}".strip()
+    return f"{_ended(told([first])[0])}{user}{more}"
 
 
 def _safe_seq_held(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
-    return [(f"pid {one.pid}", _seq_text(one, facts.users)) for one in lag.holders if one.age_seconds > rule.above]
+    old = [one for one in lag.holders if one.age_seconds > rule.above]
+    return [(f"pid {one.pid}", _seq_text(one, facts.users), _line(one.query)) for one in old]
 
 
 def _seq_text(holder: OpenPublisher, users: Mapping[int, str]) -> str:
@@ -306,7 +313,7 @@ def _seq_text(holder: OpenPublisher, users: Mapping[int, str]) -> str:
     return (
         f"On the store, the transaction of pid {holder.pid}{user} has published and been open for"
         f" {human_duration(holder.age_seconds)}. No group and no fifo consumer reads seq {holder.seq} or a later one"
-        f" before it ends. {_query(holder.query)}Commit it, or end it: `{_end(holder.pid)}`"
+        f" before it ends. Commit it, or end it: `{_end(holder.pid)}`"
     )
 
 
@@ -319,8 +326,8 @@ def _end(pid: int) -> str:
     return f"select pg_terminate_backend({pid})"
 
 
-def _query(query: str | None) -> str:
-    return f"Its query is `{' '.join(query.split())}`. " if query else ""
+def _line(query: str | None) -> str:
+    return " ".join((query or "").split())
 
 
 def _sentence(text: str) -> str:

@@ -28,6 +28,7 @@ class Open:
         began_at: When it had lasted for long enough to be announced. None: not yet.
         notified_at: When a notification was queued last. None: never, for example in a silence.
         missing_at: When it was not found any more. None: it was found last time.
+        query: The query of the session that is the cause, or ''.
     """
 
     key: Key
@@ -37,6 +38,7 @@ class Open:
     began_at: dt.datetime | None = None
     notified_at: dt.datetime | None = None
     missing_at: dt.datetime | None = None
+    query: str = ""
 
 
 @dataclass(slots=True)
@@ -89,7 +91,7 @@ def _holds(
     made: Step, had: Open | None, condition: Condition, *, silent: bool, now: dt.datetime, every: dt.timedelta
 ) -> None:
     one = Open(condition.key, condition.severity, condition.text, now) if had is None else had
-    one = replace(one, severity=condition.severity, text=condition.text, missing_at=None)
+    one = replace(one, severity=condition.severity, text=condition.text, query=condition.query, missing_at=None)
     if one.began_at is None and (condition.at_once or now - one.since >= every):
         one = replace(one, began_at=now)
         made.began.append(one)

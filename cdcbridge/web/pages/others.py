@@ -17,7 +17,7 @@ _AUDIT: Final = (
 
 
 _ALERTS: Final = (
-    "select rule, subject, severity, message, since, notified_at from alert_conditions where began_at is not null"
+    "select rule, subject, severity, message, query, since, notified_at from alert_conditions where began_at is not null"
     " order by severity, since limit 100"
 )
 _UNDELIVERED: Final = """
@@ -48,7 +48,7 @@ async def alarms(visit: Visit) -> Page:
     store = visit.services.store
     return Page("alarms.html", {
         "title": "Alarms",
-        "alerts": await store.records(_ALERTS) if mine else [],
+        "alerts": visit.sessions(await store.records(_ALERTS)) if mine else [],
         "undelivered": await store.records(_UNDELIVERED) if mine else [],
         "silences": await store.rows(_SILENCES) if mine else [],
         "found_alarms": visible_alarms(caller, figures),

@@ -452,8 +452,8 @@ def test_a_browser_gets_a_page_for_each_error(guarded: str) -> None:
 @pytest.mark.parametrize(("settings", "token", "shown"), [
     ({"tokens": TOKENS}, ADMIN, True),
     ({"tokens": TOKENS, "browse": False}, VIEWER, False),
-    ({"tokens": TOKENS, "mask": ["record.name"]}, VIEWER, False),
-    ({"tokens": TOKENS, "mask": ["record.name"]}, ADMIN, True),
+    ({"tokens": TOKENS, "mask": {"name": "hash"}}, VIEWER, False),
+    ({"tokens": TOKENS, "mask": {"name": "hash"}}, ADMIN, True),
 ])  # fmt: skip
 def test_the_query_in_an_alert_is_for_those_who_may_see_data(
     world18: World, settings: dict[str, Any], token: str, shown: bool

@@ -25,7 +25,17 @@ from cdcbridge.units import human_duration
 Found: TypeAlias = Iterable[tuple[str, str] | tuple[str, str, str]]
 _LIMITS: Final = ("slot_unreserved", "slot_limit_near", "slot_limit_in_sight", "disk_full_in_sight")
 # Critical conditions that can pass by themselves within seconds. Like warnings, they have to last.
-_MUST_LAST: Final = frozenset({"no_leader", "slot_inactive", "sink_failing", "consumer_faulty"})
+_MUST_LAST: Final = frozenset(
+    {
+        "slot_retained",  # a bulk load that the bridge is about to catch up with
+        "slot_inactive",
+        "slot_limit",  # a forecast by the rate of the last seconds
+        "no_leader",
+        "bridge_stalled",
+        "sink_failing",
+        "consumer_faulty",
+    }
+)
 
 
 class Key(NamedTuple):

@@ -670,6 +670,7 @@ insert into alert_state default values;
 --   began_at     when it had lasted for long enough to be announced; null: not yet
 --   notified_at  when a notification was queued last; null: never, for example in a silence
 --   missing_at   when it was not found any more; null: it was found last time
+--   told         the highest severity with which its beginning was queued; null: it was not queued
 create table alert_conditions (
     rule        text        not null,
     subject     text        not null,
@@ -680,6 +681,7 @@ create table alert_conditions (
     began_at    timestamptz,
     notified_at timestamptz,
     missing_at  timestamptz,
+    told        text        check (told in ('warning', 'critical')),
     primary key (rule, subject)
 );
 

@@ -196,9 +196,10 @@ class Judge(Background):
             self._away = Open(Key("store_away", "store"), rule.severity, text, now)
         lasted = (now - self._away.since).total_seconds()
         if self._away.notified_at is None and self._failures > 1 and lasted > rule.above:
-            self._away = replace(self._away, notified_at=now, text=text)
+            begins = replace(self._away, text=text)
+            self._away = replace(begins, notified_at=now, told=rule.severity)
             log.warning("alert.began", rule="store_away", subject="store", severity=rule.severity, text=text)
-            self._tell("begins", self._away)
+            self._tell("begins", begins)
 
     def _is_silent(self, rule: str, now: dt.datetime) -> bool:
         return self._silences.get(rule, now) > now

@@ -54,10 +54,18 @@ def write(
     made = []
     for destination in destinations:
         for kind, found in conditions.items():
-            chosen = [one for one in found if destination.gets(one.severity)]
+            chosen = [one for one in found if _is_for(destination, kind, one)]
             if chosen:
                 made.append(_notice(destination.name, kind, chosen, source, now))
     return made
+
+
+def _is_for(destination: AlertDestination, kind: Kind, one: Open) -> bool:
+    """Return whether a destination gets this: a beginning that is new to it, or the end of one that it got."""
+    knows = one.told is not None and destination.gets(one.told)
+    if kind == "ends":
+        return knows
+    return destination.gets(one.severity) and not (kind == "begins" and knows)
 
 
 def _notice(destination: str, kind: Kind, found: Sequence[Open], source: str, now: dt.datetime) -> Notice:

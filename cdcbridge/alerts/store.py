@@ -18,8 +18,8 @@ from cdcbridge.alerts.rules import Key
 from cdcbridge.alerts.tracking import Open
 from cdcbridge.database import Connection
 
-GIVEN_UP_AFTER: Final = dt.timedelta(days=3)
-_OPEN: Final = "rule, subject, severity, message, since, began_at, notified_at, missing_at, query"
+GIVEN_UP_AFTER: Final = dt.timedelta(days=14)  # longer than a holiday of the people who look after a destination
+_OPEN: Final = "rule, subject, severity, message, since, began_at, notified_at, missing_at, query, told"
 # The lock of one URL: while a bridge delivers to it, no other bridge does.
 _LOCK: Final = "select pg_try_advisory_lock('alert_notifications'::regclass::oid::int, hashtext(%s))"
 _WAITING: Final = """
@@ -137,11 +137,15 @@ def write(store: Connection, conditions: Sequence[Open], notices: Iterable[Notic
     )
     with store.cursor() as cursor:
         cursor.executemany(
-            f"insert into alert_conditions ({_OPEN}) values (%s, %s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608
+            f"insert into alert_conditions ({_OPEN}) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608
             " on conflict (rule, subject) do update set severity = excluded.severity, message = excluded.message, query = excluded.query,"
-            " began_at = excluded.began_at, notified_at = excluded.notified_at, missing_at = excluded.missing_at",
+            " began_at = excluded.began_at, notified_at = excluded.notified_at, missing_at = excluded.missing_at,"
+            " told = excluded.told",
             [
-                (*one.key, one.severity, one.text, one.since, one.began_at, one.notified_at, one.missing_at, one.query)
+                (
+                    *(*one.key, one.severity, one.text, one.since, one.began_at, one.notified_at, one.missing_at),
+                    *(one.query, one.told),
+                )
                 for one in conditions
             ],
         )

@@ -29,6 +29,8 @@ class Open:
         notified_at: When a notification was queued last. None: never, for example in a silence.
         missing_at: When it was not found any more. None: it was found last time.
         query: The query of the session that is the cause, or ''.
+        told: The highest severity with which the beginning was notified. Destinations that get only a higher one know
+            nothing of the condition. None: nobody does.
     """
 
     key: Key
@@ -39,6 +41,7 @@ class Open:
     notified_at: dt.datetime | None = None
     missing_at: dt.datetime | None = None
     query: str = ""
+    told: Severity | None = None
 
 
 @dataclass(slots=True)
@@ -96,10 +99,12 @@ def _holds(
         one = replace(one, began_at=now)
         made.began.append(one)
     if one.began_at is not None and not silent:
-        kind: Kind = "begins" if one.notified_at is None else "lasts"
-        if one.notified_at is None or now - one.notified_at >= REPEAT:
+        if one.told is None or (one.told == "warning" and one.severity == "critical"):
+            made.note("begins", one)  # `told` still says to which destinations this is new
+            one = replace(one, notified_at=now, told=one.severity)
+        elif one.notified_at is None or now - one.notified_at >= REPEAT:
             one = replace(one, notified_at=now)
-            made.note(kind, one)
+            made.note("lasts", one)
     made.open.append(one)
 
 
@@ -120,5 +125,5 @@ def _missing(made: Step, one: Open, judgement: Judgement, now: dt.datetime, ever
         made.open.append(one)
     else:
         made.ended.append(one)
-        if one.notified_at is not None:
+        if one.told is not None:
             made.note("ends", one)

@@ -189,14 +189,18 @@ def test_a_message_that_a_service_refuses_does_not_hold_up_the_next(world18: Wor
     assert "alert.gave_up" in world18.log()
 
 
-def test_what_cannot_be_delivered_for_three_days_is_given_up(world18: World, http_target: HttpTarget) -> None:
+def test_what_cannot_be_delivered_for_two_weeks_is_given_up(world18: World, http_target: HttpTarget) -> None:
     declare(world18, url(http_target))
     http_target.otherwise = Answer(503)
     world18.start_process()
     streams(world18)
     kill_message(world18)
     http_target.wait(1)
-    world18.rows("update alert_notifications set created_at = created_at - interval '3 days' returning 1")
+    world18.rows("update alert_notifications set created_at = created_at - interval '13 days' returning 1")
+    judges(world18, 2)
+    assert "alert.gave_up" not in world18.log(), "nothing is lost in a long weekend"
+    world18.rows("update alert_notifications set created_at = created_at + interval '13 days' returning 1")
+    world18.rows("update alert_notifications set created_at = created_at - interval '14 days' returning 1")
     eventually(lambda: "alert.gave_up" in world18.log(), "the notification is given up")
     assert world18.rows("select from alert_notifications") == []
 

@@ -7,11 +7,11 @@ clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from cdcbridge.alerts.facts import Facts
-from cdcbridge.config.alerts import Rules, Severity
+from cdcbridge.config.alerts import Paused, Rules, Severity
 from cdcbridge.observe.alarms import alarms
 from cdcbridge.observe.lag import Lag, slot_state
 from cdcbridge.observe.lag_store import OpenPublisher
@@ -53,6 +53,7 @@ class Condition:
         text: What is wrong, and the next step.
         at_once: Whether to announce it at once. Otherwise it has to last until the next evaluation.
         query: The query of the session that is the cause, or ''. It may contain data, so it is not in the text.
+        after: How long it has to last at least, in seconds, because the facts do not say since when it holds.
     """
 
     key: Key
@@ -60,6 +61,7 @@ class Condition:
     text: str
     at_once: bool
     query: str = ""
+    after: float = 0.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -102,7 +104,8 @@ def judge(facts: Facts, rules: Rules, limits: Limits) -> Judgement:
             queries.setdefault(subject, "".join(query))
         for subject, said in texts.items():
             at_once = rule.severity == "critical" and _is_sure(facts, name, subject)
-            found.append(Condition(Key(name, subject), rule.severity, " ".join(said), at_once, queries[subject]))
+            made = Condition(Key(name, subject), rule.severity, " ".join(said), at_once, queries[subject])
+            found.append(replace(made, at_once=False, after=rule.above) if isinstance(rule, Paused) else made)
     found = _without_consequences(found)
     found.sort(key=lambda one: one.severity != "critical")
     return Judgement(tuple(found), frozenset(unknown), frozenset(active))
@@ -258,6 +261,13 @@ def _held_by(lag: Lag, consumer: str) -> str:
     return next(iter(told(one for one in lag.consumer_holders if one.consumer == consumer)), "")
 
 
+def _paused(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
+    if (lag := _store(facts)) is None:
+        return None
+    text = "{0} is paused, and {1} messages wait. If that is no longer wanted: `cdcbridge consumers resume {0}`"
+    return [(o.name, text.format(o.name, o.pending)) for o in lag.consumers if o.paused and _wanted(rule, o.name)]
+
+
 def _sink_failing(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
@@ -361,6 +371,7 @@ _JUDGES: Final[Mapping[str, Callable[[Facts, Any, Limits], Found | None]]] = {
     "bridge_stalled": _bridge_stalled,
     "dead_letters": _dead_letters,
     "oldest_age": _oldest_age,
+    "paused": _paused,
     "sink_failing": _sink_failing,
     "consumer_faulty": _consumer_faulty,
     "backfill_failed": _backfill_failed,

@@ -138,9 +138,9 @@ def write(store: Connection, conditions: Sequence[Open], notices: Iterable[Notic
     with store.cursor() as cursor:
         cursor.executemany(
             f"insert into alert_conditions ({_OPEN}) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608
-            " on conflict (rule, subject) do update set severity = excluded.severity, message = excluded.message, query = excluded.query,"
-            " began_at = excluded.began_at, notified_at = excluded.notified_at, missing_at = excluded.missing_at,"
-            " told = excluded.told",
+            " on conflict (rule, subject) do update set severity = excluded.severity, message = excluded.message,"
+            " query = excluded.query, began_at = excluded.began_at, notified_at = excluded.notified_at,"
+            " missing_at = excluded.missing_at, told = excluded.told",
             [
                 (
                     *(*one.key, one.severity, one.text, one.since, one.began_at, one.notified_at, one.missing_at),

@@ -95,7 +95,7 @@ def _holds(
 ) -> None:
     one = Open(condition.key, condition.severity, condition.text, now) if had is None else had
     one = replace(one, severity=condition.severity, text=condition.text, query=condition.query, missing_at=None)
-    if one.began_at is None and (condition.at_once or now - one.since >= every):
+    if one.began_at is None and (condition.at_once or now - one.since >= _least(condition, every)):
         one = replace(one, began_at=now)
         made.began.append(one)
     if one.began_at is not None and not silent:
@@ -106,6 +106,11 @@ def _holds(
             one = replace(one, notified_at=now)
             made.note("lasts", one)
     made.open.append(one)
+
+
+def _least(condition: Condition, every: dt.timedelta) -> dt.timedelta:
+    """Return how long a condition has to last before it begins."""
+    return max(every, dt.timedelta(seconds=condition.after))
 
 
 def _missing(made: Step, one: Open, judgement: Judgement, now: dt.datetime, every: dt.timedelta) -> None:

@@ -106,6 +106,16 @@ class OldestAge(Model):
     consumers: _ConsumersKey = ()
 
 
+class Paused(Model):
+    """A consumer is paused, perhaps forgotten."""
+
+    severity: _SeverityKey = "warning"
+    above: Annotated[
+        Duration, Field(description="For longer than this, since the bridge found it first.", examples=["4h"])
+    ] = 3600.0
+    consumers: _ConsumersKey = ()
+
+
 class SinkFailing(Model):
     """A sink does not deliver, although messages wait for it."""
 
@@ -164,7 +174,7 @@ class StoreAway(Model):
 
 AnyRule = (
     SlotRetained | SlotLost | SlotInactive | SlotLimit | NoLeader | BridgeStalled | DeadLetters | OldestAge
-    | SinkFailing | ConsumerFaulty | BackfillFailed | ConsumerHeld | SafeSeqHeld | XminHeld | StoreAway
+    | Paused | SinkFailing | ConsumerFaulty | BackfillFailed | ConsumerHeld | SafeSeqHeld | XminHeld | StoreAway
 )  # fmt: skip
 
 
@@ -202,6 +212,13 @@ class Rules(Model):
             examples=["{above: 10m, consumers: [billing]}"],
         ),
     ] = OldestAge()
+    paused: Annotated[
+        _OrOff[Paused],
+        Field(
+            description="A consumer is paused. Its messages become dead letters after `store.max_retention`.",
+            examples=["{above: 4h, consumers: [billing]}"],
+        ),
+    ] = Paused()
     sink_failing: Annotated[
         _OrOff[SinkFailing],
         Field(

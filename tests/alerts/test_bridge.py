@@ -46,6 +46,18 @@ def test_a_condition_is_told_once_when_it_begins_and_once_when_it_ends(world18: 
     assert conditions(world18) == []
 
 
+def test_a_consumer_that_stays_paused_is_told(world18: World, http_target: HttpTarget) -> None:
+    declare(world18, url(http_target), paused={"above": "2s"})
+    world18.start_process()
+    streams(world18)
+    eventually(lambda: world18.value("select count(*) from consumers") == 1)
+    assert world18.run_program("consumers", "pause", "billing").returncode == 0
+    http_target.wait(1)
+    assert world18.run_program("consumers", "resume", "billing").returncode == 0
+    http_target.wait(2)
+    assert titles(http_target) == ["shop: paused: billing", "Over: shop: paused: billing"]
+
+
 def test_it_is_told_again_after_a_day(world18: World, http_target: HttpTarget) -> None:
     declare(world18, url(http_target))
     world18.start_process()

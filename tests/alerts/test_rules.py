@@ -83,6 +83,8 @@ WRONG: list[tuple[str, str, str, bool, Facts, list[str]]] = [
      Facts(lag(consumers=[replace(QUEUE, oldest_due_age_seconds=901.0)],
                consumer_holders=(replace(RECEIVER, age_seconds=2.0),))),
      ["billing: 3 messages are held by the transaction of pid 4711 (worker)", "pg_terminate_backend(4711)"]),
+    ("paused", "billing", "warning", False, Facts(lag(consumers=[replace(QUEUE, paused=True)])),
+     ["billing is paused, and 5 messages wait.", "`cdcbridge consumers resume billing`"]),
     ("sink_failing", "events", "critical", False, Facts(lag(sinks=(SINK,))),
      ["The sink of events (kafka) delivers nothing: no broker answers; 4 messages wait", "`cdcbridge sinks check events`"]),
     ("consumer_faulty", "billing", "critical", False,
@@ -148,7 +150,8 @@ def test_every_rule_is_in_the_table() -> None:
         (Facts(lag({"lag_seconds": 301.0, "active": False})), {}),
         (Facts(lag(consumers=[replace(QUEUE, dead=3)])), {"dead_letters": {"above": 3}}),
         (Facts(lag(consumers=[replace(QUEUE, dead=3)])), {"dead_letters": {"consumers": ["audit"]}}),
-        (Facts(lag(consumers=[replace(QUEUE, oldest_due_age_seconds=901.0, paused=True)])), {}),
+        (Facts(lag(consumers=[replace(QUEUE, oldest_due_age_seconds=901.0, paused=True)])), {"paused": "off"}),
+        (Facts(lag(consumers=[replace(QUEUE, paused=True)])), {"paused": {"consumers": ["audit"]}}),
         (Facts(lag(consumers=[replace(QUEUE, oldest_age_seconds=901.0)])), {}),
         (Facts(lag(consumers=[replace(QUEUE, oldest_due_age_seconds=901.0)])), {"oldest_age": {"above": "16m"}}),
         (Facts(lag(sinks=(replace(SINK, behind=0),))), {}),
@@ -166,7 +169,7 @@ def test_facts_within_the_limits(facts: Facts, rules: dict[str, Any]) -> None:
 
 SOURCE = {"slot_retained", "slot_lost", "slot_inactive", "slot_limit", "bridge_stalled", "xmin_held"}
 STORE = {
-    "dead_letters", "oldest_age", "sink_failing", "consumer_faulty", "backfill_failed", "consumer_held", "safe_seq_held"
+    "dead_letters", "oldest_age", "paused", "sink_failing", "consumer_faulty", "backfill_failed", "consumer_held", "safe_seq_held"
 }  # fmt: skip
 
 
@@ -205,3 +208,10 @@ def test_critical_conditions_are_first_and_one_subject_has_one_condition() -> No
         ("consumer_held", "billing"),
     ]
     assert "1 more transactions hold messages" in found[2].text
+
+
+@pytest.mark.parametrize("severity", ["warning", "critical"])
+def test_a_pause_has_to_last(severity: str) -> None:
+    facts = Facts(lag(consumers=[replace(QUEUE, paused=True)]), ended="broken")
+    (found,) = (one for one in judged(facts, paused={"severity": severity}).conditions if one.key.rule == "paused")
+    assert (found.at_once, found.after) == (False, 3600.0)

@@ -203,3 +203,16 @@ def test_a_critical_destination_gets_no_end_without_a_beginning() -> None:
     oncall = AlertDestination.model_validate({"name": "oncall", "urls": ["json://x"], "severity": "critical"})
     one = Open(DEAD, "critical", "text", START, START, START, told="warning")
     assert write({"ends": [one]}, [oncall], "shop", START) == []
+
+
+def test_a_condition_lasts_for_as_long_as_its_rule_says() -> None:
+    paused = Condition(Key("paused", "billing"), "warning", "text", at_once=False, after=100.0)
+    before: list[Open] = []
+    heard = []
+    for number in range(6):  # every 30 s
+        found = step(
+            before, Judgement((paused,), frozenset(), frozenset({"paused"})), {}, START + number * EVERY, EVERY
+        )
+        before = found.open
+        heard.append(bool(found.notices))
+    assert heard == [False, False, False, False, True, False]

@@ -17,8 +17,8 @@ _AUDIT: Final = (
 
 
 _ALERTS: Final = (
-    "select rule, subject, severity, message, query, since, notified_at from alert_conditions where began_at is not null"
-    " order by severity, since limit 100"
+    "select rule, subject, severity, message, query, since, notified_at from alert_conditions"
+    " where began_at is not null order by severity, since limit 100"
 )
 _UNDELIVERED: Final = """
     select n.destination, n.title, n.created_at, d.service, d.attempts, d.error

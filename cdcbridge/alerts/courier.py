@@ -1,7 +1,7 @@
 """Deliver the notifications of one URL, in a thread of its own, so that a slow destination delays no other one.
 
 At least once, in order, and again after a failure: first after 5 s, later every 5 minutes. A notification that fails
-holds up the later ones, unless the service refuses only that one. Never applies a rule.
+holds up the later ones, unless the service refuses only that one. Never evaluates a rule.
 """
 
 from __future__ import annotations

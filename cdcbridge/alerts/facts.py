@@ -1,4 +1,4 @@
-"""Collect the facts that the rules judge: the lag, the bridges, and the state of this bridge.
+"""Collect the facts of the rules: the lag, the bridges, and the state of this bridge.
 
 This module only reads.
 """

@@ -1,7 +1,7 @@
-"""Judge the rules periodically, in a thread of the bridge that leads, or of any bridge while none leads.
+"""Evaluate the rules periodically, in a thread of the bridge that leads, or of any bridge while none leads.
 
 The facts are those that the bridge measures for its metrics anyway. The thread opens a session on the store for each
-judgement. It never contacts a destination.
+evaluation. It never contacts a destination.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cdcbridge.instants import reach
 from cdcbridge.observe.health import Health
 from cdcbridge.store.migrate import schema_version
 
-_START: Final = 30.0  # seconds that a bridge may take to lead, or to stand by, before it is judged
+_START: Final = 30.0  # seconds that a bridge may take to lead, or to stand by, before the first evaluation
 _LOOK_AGAIN: Final = 0.2  # seconds between two looks whether it does
 _LAST_TRIES: Final = 5.0  # seconds to evaluate once more after the bridge has ended, of the 10 s that it waits for that
 _LEADS: Final = ("preparing", "streaming")  # states of a bridge that leads
@@ -72,7 +72,7 @@ class Judge(Background):
         self._couriers = couriers
         self._metrics = metrics
         self._limits = Limits(config.source.max_retained_wal, config.source.max_slot_inactive)
-        # Two judgements of one measurement are not two.
+        # Two evaluations of one measurement are not two.
         self._apart = dt.timedelta(seconds=max(alerts.every, measured.interval))
         self._here = f"{socket.gethostname()} pid {os.getpid()}"  # as in `leaders`
         self._began = time.monotonic()
@@ -84,7 +84,7 @@ class Judge(Background):
         self._away: Open | None = None  # the condition store_away, which the store cannot keep
 
     def finish(self, error: str) -> None:
-        """Judge once more, after the bridge has ended with an error, then let everything be delivered, and end."""
+        """Evaluate the rules once more, let everything be delivered, and end, because the bridge has ended."""
         self._ended = error
         self._woken.set()
 
@@ -174,7 +174,10 @@ class Judge(Background):
     # the store is away
 
     def _failed(self, error: str) -> None:
-        """Note that nothing could be judged, and tell people if that lasts. The store cannot keep that notification."""
+        """Note that nothing could be evaluated, and tell people if that lasts.
+
+        The store cannot keep that notification.
+        """
         log.warning("alert.judging_failed", error=error)
         self._metrics.not_judged()
         self._failures += 1
@@ -189,8 +192,8 @@ class Judge(Background):
         if not isinstance(rule, StoreAway) or self._is_silent("store_away", now):
             return
         text = (
-            f"The bridge {self._here} cannot judge alerts: {error}. Until it can, it tells of nothing else. `cdcbridge"
-            " status` says more."
+            f"The bridge {self._here} cannot evaluate the rules of the alerts: {error}. Until it can, it tells of"
+            " nothing else. `cdcbridge status` says more."
         )
         if self._away is None:
             self._away = Open(Key("store_away", "store"), rule.severity, text, now)

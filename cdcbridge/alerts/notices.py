@@ -1,4 +1,4 @@
-"""Write the notifications: one for all conditions that begin, last or end in the same judgement, for each destination.
+"""Write the notifications: one for all conditions that begin, last or end in the same evaluation, for each destination.
 
 A hundred stuck consumers make one message and not a hundred. This module is pure.
 """
@@ -43,13 +43,13 @@ class Notice:
 def write(
     conditions: Mapping[Kind, Sequence[Open]], destinations: Iterable[AlertDestination], source: str, now: dt.datetime
 ) -> list[Notice]:
-    """Return the messages for the conditions of one judgement.
+    """Return the messages for the conditions of one evaluation.
 
     Args:
         conditions: The conditions to notify of, by kind.
         destinations: The destinations of the configuration.
         source: The name of the source, for people.
-        now: The time of the judgement.
+        now: The time of the evaluation.
     """
     made = []
     for destination in destinations:

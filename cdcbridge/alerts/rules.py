@@ -1,4 +1,4 @@
-"""Judge facts by the rules: find the conditions of which people have to know.
+"""Evaluate the rules on facts: find the conditions of which people have to know.
 
 Each text says what is wrong, with its age and its numbers, and the next step. This module never reads a database or a
 clock.
@@ -74,7 +74,7 @@ class Limits:
 
 @dataclass(slots=True, frozen=True)
 class Judgement:
-    """The result of judging the facts.
+    """The result of one evaluation.
 
     Attributes:
         conditions: The conditions that hold, critical ones first.
@@ -338,7 +338,7 @@ def _seq_text(holder: OpenPublisher, users: Mapping[int, str]) -> str:
 
 
 def _store_away(_facts: Facts, _rule: Any, _limits: Limits) -> Found:
-    """Find nothing: facts exist, so the store answers. The judge reports its own failure (alerts/judging.py)."""
+    """Find nothing: facts exist, so the store answers. The thread reports its own failure (alerts/judging.py)."""
     return ()
 
 

@@ -1,7 +1,7 @@
 """Keep open conditions, silences and undelivered notifications in the store.
 
 A notification is inserted in the transaction that changes its conditions. So none is lost and none is made twice,
-wherever a bridge is killed. This module never judges a rule, and never contacts a destination.
+wherever a bridge is killed. This module never evaluates a rule, and never contacts a destination.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Waiting:
 
 @dataclass(slots=True, frozen=True)
 class Turn:
-    """The right to judge, until the end of the transaction.
+    """The right to evaluate the rules, until the end of the transaction.
 
     Attributes:
         now: The time of the store.

@@ -1,6 +1,6 @@
 """Follow conditions over time: when each one begins, lasts and ends, and which notifications that makes.
 
-A condition begins when it has been found in two successive judgements, and ends when it has been missing in two. So a
+A condition begins when it has been found in two successive evaluations, and ends when it has been missing in two. So a
 value that swings around its limit sends no storm of messages. Critical conditions that cannot pass by themselves begin
 at once. This module is pure.
 """
@@ -46,7 +46,7 @@ class Open:
 
 @dataclass(slots=True)
 class Step:
-    """What one judgement changes.
+    """The changes of one evaluation.
 
     Attributes:
         open: The conditions that are open now.
@@ -77,8 +77,8 @@ def step(
         before: The conditions that were open.
         judgement: The conditions that hold now.
         silences: For each silenced rule, the time until which it makes no notification.
-        now: The time of the judgement.
-        every: The time between two judgements.
+        now: The time of the evaluation.
+        every: The time between two evaluations.
     """
     known = {one.key: one for one in before}
     made = Step()

@@ -166,7 +166,7 @@ class XminHeld(Model):
 
 
 class StoreAway(Model):
-    """Alerts cannot be judged, usually because the store is out of reach."""
+    """The rules cannot be evaluated, usually because the store is out of reach."""
 
     severity: _SeverityKey = "critical"
     above: Annotated[Duration, Field(description="For longer than this.", examples=["5m"])] = 60.0
@@ -251,7 +251,9 @@ class Rules(Model):
     ] = XminHeld()
     store_away: Annotated[
         _OrOff[StoreAway],
-        Field(description="Alerts cannot be judged, usually because the store is away.", examples=["{above: 5m}"]),
+        Field(
+            description="The rules cannot be evaluated, usually because the store is away.", examples=["{above: 5m}"]
+        ),
     ] = StoreAway()
 
     def active(self) -> Iterator[tuple[str, AnyRule]]:
@@ -313,7 +315,7 @@ class Alerts(Model):
     every: Annotated[
         Duration,
         Field(ge=1, le=3600),
-        Field(description="How often the bridge judges the rules.", examples=["30s"]),
+        Field(description="How often the bridge evaluates the rules.", examples=["30s"]),
     ] = 30.0
     to: Annotated[
         tuple[AlertDestination, ...],

@@ -45,7 +45,7 @@ def test_one_bridge_at_a_time_delivers_to_a_url(world18: World, http_target: Htt
     assert titles(http_target) == ["first"]
 
 
-def test_it_delivers_what_waits_and_then_ends(world18: World, http_target: HttpTarget) -> None:
+def test_it_delivers_every_waiting_message_and_then_ends(world18: World, http_target: HttpTarget) -> None:
     declare(world18, url(http_target))
     for title in ("first", "second"):
         queue(world18, title)

@@ -58,6 +58,6 @@ class AlertMetrics:
             self._waiting.labels(name).set(waiting.get(name, 0))
 
     def not_judged(self) -> None:
-        """Show nothing: another bridge evaluates the rules, or nothing is known. Old values would look like new ones."""
+        """Show nothing: another bridge evaluates, or nothing is known. Old values would look like new ones."""
         self._open.clear()
         self._waiting.clear()

@@ -124,37 +124,41 @@ class Courier(Background):
         return ""
 
     def _from_store(self) -> Left:
-        """Deliver the notifications in the store in their order, and stop at the first failure.
+        with connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge alerts") as store:
+            if not queue.lock_url(store, self._url.id):
+                return "elsewhere"
+            done = self._deliver(store)
+            queue.forget_delivered(store, self.destination, self._url_ids)
+            return "" if done else "failed"
+
+    def _deliver(self, store: Connection) -> bool:
+        """Deliver the notifications in the store in their order, stop at the first failure, and return whether all are.
 
         If a service has refused a notification a few times, the first later one that it has not refused as often is
         tried, too. If that is accepted, the service works and refuses only the earlier ones. They are given up, because
         they may no longer arrive: a beginning after its end would look like a new incident. If it is refused as well,
         the reason is the destination, for example a token that has expired. Then all of them wait.
         """
-        with connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge alerts") as store:
-            if not queue.lock_url(store, self._url.id):
-                return "elsewhere"
-            passed: list[queue.Waiting] = []
-            for one in queue.waiting(store, self.destination, self._url.id):
-                if self._stop.is_set():
-                    return "failed"
-                if passed and one.refusals >= _REFUSALS:
-                    passed.append(one)
-                    continue
-                error = self._send(one.notice)
-                if error is None:
-                    reach("alert accepted")
-                refused = is_refusal(error)
-                queue.note_attempt(store, one.number, self._url.id, self._url.service, error, refused=refused)
-                if error is None:
-                    self._give_up(store, passed)
-                    passed = []
-                elif passed or not refused or one.refusals + 1 < _REFUSALS:
-                    return "failed"
-                else:
-                    passed.append(one)
-            queue.forget_delivered(store, self.destination, self._url_ids)
-            return "failed" if passed else ""
+        passed: list[queue.Waiting] = []
+        for one in queue.waiting(store, self.destination, self._url.id):
+            if self._stop.is_set():
+                return False
+            if passed and one.refusals >= _REFUSALS:
+                passed.append(one)
+                continue
+            error = self._send(one.notice)
+            if error is None:
+                reach("alert accepted")
+            refused = is_refusal(error)
+            queue.note_attempt(store, one.number, self._url.id, self._url.service, error, refused=refused)
+            if error is None:
+                self._give_up(store, passed)
+                passed = []
+            elif passed or not refused or one.refusals + 1 < _REFUSALS:
+                return False
+            else:
+                passed.append(one)
+        return not passed
 
     def _give_up(self, store: Connection, refused: Sequence[queue.Waiting]) -> None:
         for one in refused:

@@ -84,6 +84,7 @@ def test_only_a_message_that_is_refused_again_and_again_is_given_up(world18: Wor
     one = courier(world18)
     http_target.otherwise = lambda request: Answer(422 if b'"refused"' in request.body else 200)
     assert once(one) and once(one) and titles(http_target) == ["good", "refused", "refused"]
+    assert world18.rows("select title from alert_notifications order by id") == [("refused",), ("later",)]
     assert not once(one) and titles(http_target)[3:] == ["refused", "later"]
     all_delivered(world18)
 

@@ -665,19 +665,23 @@ insert into alert_state default values;
 --   rule         the name of the rule, for example dead_letters
 --   subject      what the condition is about, for example the name of a consumer
 --   message      the condition and the next step, as found last
+--   query        the query of the session that is the cause, which may contain data; '' if none
 --   since        when it was found first
 --   began_at     when it had lasted for long enough to be announced; null: not yet
 --   notified_at  when a notification was queued last; null: never, for example in a silence
 --   missing_at   when it was not found any more; null: it was found last time
+--   told         the highest severity with which its beginning was queued; null: it was not queued
 create table alert_conditions (
     rule        text        not null,
     subject     text        not null,
     severity    text        not null check (severity in ('warning', 'critical')),
     message     text        not null,
+    query       text        not null default '',
     since       timestamptz not null,
     began_at    timestamptz,
     notified_at timestamptz,
     missing_at  timestamptz,
+    told        text        check (told in ('warning', 'critical')),
     primary key (rule, subject)
 );
 
@@ -702,17 +706,20 @@ create table alert_notifications (
 );
 
 -- The attempts at a notification, a row for each URL of its destination. The notification is
--- deleted once each URL has it.
+-- deleted once done_at is set for each URL.
 --   url_id        the first characters of the URL's SHA-256, because the URL itself is a secret
 --   service       the kind of the URL, for example Slack
+--   refusals      how often in succession the service refused the notification, for example by 400
 --   error         the error of the last attempt; null: it was delivered
+--   done_at       when it was delivered or, with an error, given up here; null: it waits
 create table alert_deliveries (
     notification_id bigint      not null references alert_notifications on delete cascade,
     url_id          text        not null,
     service         text        not null,
     attempts        int         not null default 0,
+    refusals        int         not null default 0,
     tried_at        timestamptz,
     error           text,
-    delivered_at    timestamptz,
+    done_at         timestamptz,
     primary key (notification_id, url_id)
 );

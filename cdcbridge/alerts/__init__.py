@@ -1,1 +1,1 @@
-"""Alerts: judge the rules, queue notifications in the store, and deliver them to people."""
+"""Alerts: evaluate the rules, queue notifications in the store, and deliver them to people."""

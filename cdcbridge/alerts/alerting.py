@@ -1,4 +1,4 @@
-"""Run the threads of the alerts beside a bridge: one that judges, and one for each URL that delivers.
+"""Run the threads of the alerts beside a bridge: one that evaluates the rules, and one for each URL that delivers.
 
 Never keeps the bridge waiting, except for a few seconds when the bridge has ended with an error.
 """
@@ -19,7 +19,7 @@ from cdcbridge.errors import CdcbridgeError
 from cdcbridge.observe.health import Health
 from cdcbridge.observe.metrics import Metrics
 
-_LAST: Final = 10.0  # seconds to judge and deliver once more when the bridge has ended with an error
+_LAST: Final = 10.0  # seconds to evaluate and deliver once more when the bridge has ended with an error
 _PATIENCE: Final = 5.0  # seconds for the end of all threads
 
 
@@ -62,7 +62,7 @@ class Alerting:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def bridge_ended(self, error: Exception) -> None:
-        """Judge and deliver once more, for a few seconds at most, because the bridge has ended with an error.
+        """Evaluate and deliver once more, for a few seconds at most, because the bridge has ended with an error.
 
         Notifications that are not delivered by then stay in the store, and the next bridge delivers them.
         """

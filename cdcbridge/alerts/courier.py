@@ -1,6 +1,7 @@
 """Deliver the notifications of one URL, in a thread of its own, so that a slow destination delays no other one.
 
-At least once, in order, and again after a failure: first after 5 s, later every 5 minutes. Never judges a rule.
+At least once, in order, and again after a failure: first after 5 s, later every 5 minutes. A notification that fails
+holds up the later ones, unless the service refuses only that one. Never evaluates a rule.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from typing import Final, Literal
 import structlog
 
 from cdcbridge.alerts import store as queue
-from cdcbridge.alerts.delivery import AlertUrl
+from cdcbridge.alerts.delivery import AlertUrl, is_refusal
 from cdcbridge.alerts.metrics import AlertMetrics
 from cdcbridge.alerts.notices import Notice
 from cdcbridge.background import Background
 from cdcbridge.config import Config
-from cdcbridge.database import connect_store
+from cdcbridge.database import Connection, connect_store
 from cdcbridge.instants import reach
 
 _SHORTEST: Final = 5.0  # seconds before the second attempt
 _LONGEST: Final = 300.0  # seconds between two attempts
-_IN_SUCCESSION: Final = 3  # failures after which the destination counts as away
+_REFUSALS: Final = 3  # refusals in succession of a notification after which a later one is tried
 _NOBODY: Final = 2.0  # seconds before another look while another bridge delivers to the URL
 Left = Literal["", "failed", "elsewhere"]  # why something is left to deliver: another bridge may be delivering it
 log = structlog.get_logger()
@@ -50,6 +51,7 @@ class Courier(Background):
         self._woken = threading.Event()
         self._hurried = threading.Event()  # ends a pause after a failure, too
         self._direct: deque[Notice] = deque()  # notices without the store; any thread appends, the courier removes
+        self._direct_refusals = 0  # of the first one
         self._last_round = threading.Event()
         self._failed_rounds = 0
 
@@ -110,32 +112,61 @@ class Courier(Background):
 
     def _from_memory(self) -> Left:
         while self._direct and not self._stop.is_set():
-            if self._send(self._direct[0]) is not None:
+            error = self._send(self._direct[0])
+            self._direct_refusals = self._direct_refusals + 1 if is_refusal(error) else 0
+            given_up = error is not None and self._direct_refusals == _REFUSALS
+            if error is not None and not given_up:
                 return "failed"
-            self._direct.popleft()
+            notice = self._direct.popleft()
+            self._direct_refusals = 0
+            if given_up:
+                self._gave_up(notice, error)
         return ""
 
     def _from_store(self) -> Left:
-        """Deliver the notifications in the store, the oldest first.
-
-        A message that a service refuses for good does not hold up the later ones. After a few failures in succession
-        the destination counts as away.
-        """
         with connect_store(self._config.store_dsn, self._config.store.schema_, "cdcbridge alerts") as store:
             if not queue.lock_url(store, self._url.id):
                 return "elsewhere"
-            left: Left = ""
-            failed = 0
-            for number, notice in queue.waiting(store, self.destination, self._url.id):
-                if self._stop.is_set() or failed == _IN_SUCCESSION:
-                    return "failed"
-                error = self._send(notice)
-                if error is None:
-                    reach("alert accepted")
-                failed, left = (0, left) if error is None else (failed + 1, "failed")
-                queue.note_attempt(store, number, self._url.id, self._url.service, error)
+            done = self._deliver(store)
             queue.forget_delivered(store, self.destination, self._url_ids)
-            return left
+            return "" if done else "failed"
+
+    def _deliver(self, store: Connection) -> bool:
+        """Deliver the notifications in the store in their order, stop at the first failure, and return whether all are.
+
+        If a service has refused a notification a few times, the first later one that it has not refused as often is
+        tried, too. If that is accepted, the service works and refuses only the earlier ones. They are given up, because
+        they may no longer arrive: a beginning after its end would look like a new incident. If it is refused as well,
+        the reason is the destination, for example a token that has expired. Then all of them wait.
+        """
+        passed: list[queue.Waiting] = []
+        for one in queue.waiting(store, self.destination, self._url.id):
+            if self._stop.is_set():
+                return False
+            if passed and one.refusals >= _REFUSALS:
+                passed.append(one)
+                continue
+            error = self._send(one.notice)
+            if error is None:
+                reach("alert accepted")
+            refused = is_refusal(error)
+            queue.note_attempt(store, one.number, self._url.id, self._url.service, error, refused=refused)
+            if error is None:
+                self._give_up(store, passed)
+                passed = []
+            elif passed or not refused or one.refusals + 1 < _REFUSALS:
+                return False
+            else:
+                passed.append(one)
+        return not passed
+
+    def _give_up(self, store: Connection, refused: Sequence[queue.Waiting]) -> None:
+        for one in refused:
+            error = queue.give_up_at(store, one.number, self._url.id)
+            self._gave_up(one.notice, error)
+
+    def _gave_up(self, notice: Notice, error: str | None) -> None:
+        log.error("alert.gave_up", destination=self.destination, title=notice.headline, error=error)
 
     def _send(self, notice: Notice) -> str | None:
         """Send a notification. Return None, or the reason why it was not accepted."""

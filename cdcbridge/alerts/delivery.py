@@ -26,6 +26,9 @@ _RESPONSE: Final = re.compile(r"""Response Details:\s*b?['"](.*)['"]\s*$""", re.
 _EXCEPTION: Final = re.compile(r"Exception: (.+)", re.DOTALL)
 # The cause inside the text of an exception of urllib3, which otherwise repeats the URL.
 _CAUSE: Final = re.compile(r"\[Errno -?\d+\] [\w ]+|[Tt]imed? ?out|certificate verify failed[\w :-]*")
+# The status in a reason: Apprise writes `error=403` for HTTP, and an exception of SMTP begins with `(554, `.
+_STATUS: Final = re.compile(r"\berror=(\d{3})\b|\((\d{3}), ")
+_PASSING: Final = frozenset({408, 425, 429})  # statuses 4xx of HTTP that say nothing about the message
 _TYPES: Final = {"critical": apprise.NotifyType.FAILURE, "warning": apprise.NotifyType.WARNING}
 
 
@@ -62,7 +65,13 @@ class AlertUrl:
         self.id = hashlib.sha256(url.encode()).hexdigest()[:8]
         self._secrets = sorted(_secrets(url), key=len, reverse=True)
         asset = apprise.AppriseAsset(
-            app_id="cdcbridge", app_desc="cdcbridge", image_url_mask="", image_url_logo="", image_path_mask=""
+            app_id="cdcbridge",
+            app_desc="cdcbridge",
+            image_url_mask="",
+            image_url_logo="",
+            image_path_mask="",
+            # With a limit, Apprise sends in a few threads that all URLs share.
+            service_timeout=0,
         )
         made = apprise.Apprise(asset=asset)
         scheme = url.partition("://")[0]
@@ -105,6 +114,22 @@ class AlertUrl:
             text = text.replace(secret, "…")
         text = " ".join(text.split())
         return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def is_refusal(reason: str | None) -> bool:
+    """Return whether a service refused the message, as by 400, and would probably refuse it again.
+
+    A service that is away, overloaded or limits the rate of messages does not refuse it.
+
+    Example:
+        `is_refusal("Failed to send to Slack: Forbidden, error=403")` is true. It is false for error=503 and None.
+    """
+    found = _STATUS.search(reason or "")
+    if found is None:
+        return False
+    if found[1]:
+        return 400 <= int(found[1]) < 500 and int(found[1]) not in _PASSING
+    return found[2].startswith("5")
 
 
 def urls(alerts: Alerts) -> list[AlertUrl]:

@@ -1,4 +1,4 @@
-"""Collect the facts that the rules judge: the lag, the bridges, and the state of this bridge.
+"""Collect the facts of the rules: the lag, the bridges, and the state of this bridge.
 
 This module only reads.
 """
@@ -15,7 +15,7 @@ from cdcbridge.database import Connection
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable
 from cdcbridge.observe.health import Health
 from cdcbridge.observe.lag import Lag, measure, measure_store
-from cdcbridge.store.presence import running
+from cdcbridge.store.presence import Process, running
 
 OLD: Final = 60.0  # seconds after which a measurement no longer counts
 _USERS: Final = "select pid, usename::text from pg_stat_activity where pid = any (%s) and usename is not null"
@@ -53,9 +53,9 @@ class Measured(Protocol):
     looked: threading.Event
 
 
-def is_led(store: Connection) -> bool:
-    """Return whether a bridge leads."""
-    return any(process.leads for process in running(store))
+def leader(store: Connection) -> Process | None:
+    """Return the bridge that leads."""
+    return next((process for process in running(store) if process.leads), None)
 
 
 def usable_lag(config: Config, measured: Measured) -> Lag | None:

@@ -49,7 +49,7 @@ class AlertMetrics:
         self._failed.labels(destination).inc()
 
     def judged(self, conditions: Iterable[Open], waiting: Mapping[str, int]) -> None:
-        """Show the result of a judgement by this bridge."""
+        """Show the result of an evaluation by this bridge."""
         counts = Counts((one.key.rule, one.severity) for one in conditions if one.began_at is not None)
         self._open.clear()
         for labels, number in counts.items():
@@ -58,6 +58,6 @@ class AlertMetrics:
             self._waiting.labels(name).set(waiting.get(name, 0))
 
     def not_judged(self) -> None:
-        """Show nothing, because another bridge judges, or nothing is known. Old values would look like new ones."""
+        """Show nothing: another bridge evaluates, or nothing is known. Old values would look like new ones."""
         self._open.clear()
         self._waiting.clear()

@@ -1,4 +1,4 @@
-"""Write the notifications: one for all conditions that begin, last or end in the same judgement, for each destination.
+"""Write the notifications: one for all conditions that begin, last or end in the same evaluation, for each destination.
 
 A hundred stuck consumers make one message and not a hundred. This module is pure.
 """
@@ -43,21 +43,29 @@ class Notice:
 def write(
     conditions: Mapping[Kind, Sequence[Open]], destinations: Iterable[AlertDestination], source: str, now: dt.datetime
 ) -> list[Notice]:
-    """Return the messages for the conditions of one judgement.
+    """Return the messages for the conditions of one evaluation.
 
     Args:
         conditions: The conditions to notify of, by kind.
         destinations: The destinations of the configuration.
         source: The name of the source, for people.
-        now: The time of the judgement.
+        now: The time of the evaluation.
     """
     made = []
     for destination in destinations:
         for kind, found in conditions.items():
-            chosen = [one for one in found if destination.gets(one.severity)]
+            chosen = [one for one in found if _is_for(destination, kind, one)]
             if chosen:
                 made.append(_notice(destination.name, kind, chosen, source, now))
     return made
+
+
+def _is_for(destination: AlertDestination, kind: Kind, one: Open) -> bool:
+    """Return whether a destination gets this: a beginning that is new to it, or the end of one that it got."""
+    knows = one.told is not None and destination.gets(one.told)
+    if kind == "ends":
+        return knows
+    return destination.gets(one.severity) and not (kind == "begins" and knows)
 
 
 def _notice(destination: str, kind: Kind, found: Sequence[Open], source: str, now: dt.datetime) -> Notice:
@@ -83,5 +91,6 @@ def _paragraph(kind: Kind, one: Open, now: dt.datetime) -> str:
     since = f"{one.since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
     if kind == "ends":
         return f"{label(one)}: over. It lasted from {since} for {lasted}."
-    text = one.text if len(one.text) <= _LONGEST else f"{one.text[: _LONGEST - 1]}…"
+    text = f"{one.text} Its query is `{one.query}`." if one.query else one.text
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
     return f"{one.severity}: {label(one)}\n{text}\nSince {since} ({lasted})."

@@ -1,4 +1,4 @@
-"""Judge facts by the rules: find the conditions of which people have to know.
+"""Evaluate the rules on facts: find the conditions of which people have to know.
 
 Each text says what is wrong, with its age and its numbers, and the next step. This module never reads a database or a
 clock.
@@ -7,11 +7,11 @@ clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from cdcbridge.alerts.facts import Facts
-from cdcbridge.config.alerts import Rules, Severity
+from cdcbridge.config.alerts import Paused, Rules, Severity
 from cdcbridge.observe.alarms import alarms
 from cdcbridge.observe.lag import Lag, slot_state
 from cdcbridge.observe.lag_store import OpenPublisher
@@ -21,10 +21,21 @@ from cdcbridge.source.wal_room import other_alarms
 from cdcbridge.store.holders import ConsumerHolder, told
 from cdcbridge.units import human_duration
 
-Found: TypeAlias = Iterable[tuple[str, str]]  # for each condition, its subject and its text
+# For each condition, its subject, its text and, if a session is the cause, the query of that session.
+Found: TypeAlias = Iterable[tuple[str, str] | tuple[str, str, str]]
 _LIMITS: Final = ("slot_unreserved", "slot_limit_near", "slot_limit_in_sight", "disk_full_in_sight")
 # Critical conditions that can pass by themselves within seconds. Like warnings, they have to last.
-_MUST_LAST: Final = frozenset({"no_leader", "slot_inactive", "sink_failing", "consumer_faulty"})
+_MUST_LAST: Final = frozenset(
+    {
+        "slot_retained",  # a bulk load that the bridge is about to catch up with
+        "slot_inactive",
+        "slot_limit",  # a forecast by the rate of the last seconds
+        "no_leader",
+        "bridge_stalled",
+        "sink_failing",
+        "consumer_faulty",
+    }
+)
 
 
 class Key(NamedTuple):
@@ -40,13 +51,17 @@ class Condition:
 
     Attributes:
         text: What is wrong, and the next step.
-        at_once: Whether to announce it at once. Otherwise it has to last until the next judgement.
+        at_once: Whether to announce it at once. Otherwise it has to last until the next evaluation.
+        query: The query of the session that is the cause, or ''. It may contain data, so it is not in the text.
+        after: How long it has to last at least, in seconds, because the facts do not say since when it holds.
     """
 
     key: Key
     severity: Severity
     text: str
     at_once: bool
+    query: str = ""
+    after: float = 0.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -59,7 +74,7 @@ class Limits:
 
 @dataclass(slots=True, frozen=True)
 class Judgement:
-    """The result of judging the facts.
+    """The result of one evaluation.
 
     Attributes:
         conditions: The conditions that hold, critical ones first.
@@ -83,11 +98,14 @@ def judge(facts: Facts, rules: Rules, limits: Limits) -> Judgement:
             unknown.add(name)
             continue
         texts: dict[str, list[str]] = {}
-        for subject, text in judged:
+        queries: dict[str, str] = {}
+        for subject, text, *query in judged:
             texts.setdefault(subject, []).append(text)
+            queries.setdefault(subject, "".join(query))
         for subject, said in texts.items():
             at_once = rule.severity == "critical" and _is_sure(facts, name, subject)
-            found.append(Condition(Key(name, subject), rule.severity, " ".join(said), at_once))
+            made = Condition(Key(name, subject), rule.severity, " ".join(said), at_once, queries[subject])
+            found.append(replace(made, at_once=False, after=rule.above) if isinstance(rule, Paused) else made)
     found = _without_consequences(found)
     found.sort(key=lambda one: one.severity != "critical")
     return Judgement(tuple(found), frozenset(unknown), frozenset(active))
@@ -153,7 +171,8 @@ def _xmin_held(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if facts.lag is None or facts.lag.source_error is not None or facts.lag.store_error is not None:
         return None
     old = [one for one in facts.lag.horizon if one.age_seconds is not None and one.age_seconds > rule.above]
-    return [(f"{one.server}: {_holder_name(one)}", _xmin_text(one)) for one in old]
+    # `query` describes a prepared transaction, which has no session.
+    return [(f"{one.server}: {_holder_name(one)}", _xmin_text(one), _line(one.query if one.pid else "")) for one in old]
 
 
 def _holder_name(holder: HorizonHolder) -> str:
@@ -169,7 +188,7 @@ def _xmin_text(holder: HorizonHolder) -> str:
         f" cannot remove rows that were deleted since then{wal}."
     )
     if holder.pid is not None:
-        return f"{text} {_query(holder.query)}If it is not needed, end it: `{_end(holder.pid)}`"
+        return f"{text} If it is not needed, end it: `{_end(holder.pid)}`"
     name = (holder.name or "").replace("'", "''")
     return f"{text} ({holder.query}) Commit it, or end it: `rollback prepared '{name}'`"
 
@@ -242,6 +261,13 @@ def _held_by(lag: Lag, consumer: str) -> str:
     return next(iter(told(one for one in lag.consumer_holders if one.consumer == consumer)), "")
 
 
+def _paused(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
+    if (lag := _store(facts)) is None:
+        return None
+    text = "{0} is paused, and {1} messages wait. If that is no longer wanted: `cdcbridge consumers resume {0}`"
+    return [(o.name, text.format(o.name, o.pending)) for o in lag.consumers if o.paused and _wanted(rule, o.name)]
+
+
 def _sink_failing(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
@@ -284,7 +310,7 @@ def _consumer_held(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
         old = one.age_seconds is not None and one.age_seconds > rule.above and one.messages != 0
         if old and one.kind != "publisher" and _wanted(rule, one.consumer):
             by_consumer.setdefault(one.consumer, []).append(one)
-    return [(name, _held_text(held, facts.users)) for name, held in by_consumer.items()]
+    return [(name, _held_text(held, facts.users), _line(held[0].query)) for name, held in by_consumer.items()]
 
 
 def _held_text(held: list[ConsumerHolder], users: Mapping[int, str]) -> str:
@@ -292,13 +318,14 @@ def _held_text(held: list[ConsumerHolder], users: Mapping[int, str]) -> str:
     first = held[0]
     user = f" Its user is {users[first.pid]}." if first.pid is not None and first.pid in users else ""
     more = f" {len(held) - 1} more transactions hold messages: `cdcbridge lag` lists them." if len(held) > 1 else ""
-    return f"{_ended(told([first])[0])}{user} {_query(first.query)}{more}".strip()
+    return f"{_ended(told([first])[0])}{user}{more}"
 
 
 def _safe_seq_held(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
-    return [(f"pid {one.pid}", _seq_text(one, facts.users)) for one in lag.holders if one.age_seconds > rule.above]
+    old = [one for one in lag.holders if one.age_seconds > rule.above]
+    return [(f"pid {one.pid}", _seq_text(one, facts.users), _line(one.query)) for one in old]
 
 
 def _seq_text(holder: OpenPublisher, users: Mapping[int, str]) -> str:
@@ -306,12 +333,12 @@ def _seq_text(holder: OpenPublisher, users: Mapping[int, str]) -> str:
     return (
         f"On the store, the transaction of pid {holder.pid}{user} has published and been open for"
         f" {human_duration(holder.age_seconds)}. No group and no fifo consumer reads seq {holder.seq} or a later one"
-        f" before it ends. {_query(holder.query)}Commit it, or end it: `{_end(holder.pid)}`"
+        f" before it ends. Commit it, or end it: `{_end(holder.pid)}`"
     )
 
 
 def _store_away(_facts: Facts, _rule: Any, _limits: Limits) -> Found:
-    """Find nothing: facts exist, so the store answers. The judge reports its own failure (alerts/judging.py)."""
+    """Find nothing: facts exist, so the store answers. The thread reports its own failure (alerts/judging.py)."""
     return ()
 
 
@@ -319,8 +346,8 @@ def _end(pid: int) -> str:
     return f"select pg_terminate_backend({pid})"
 
 
-def _query(query: str | None) -> str:
-    return f"Its query is `{' '.join(query.split())}`. " if query else ""
+def _line(query: str | None) -> str:
+    return " ".join((query or "").split())
 
 
 def _sentence(text: str) -> str:
@@ -344,6 +371,7 @@ _JUDGES: Final[Mapping[str, Callable[[Facts, Any, Limits], Found | None]]] = {
     "bridge_stalled": _bridge_stalled,
     "dead_letters": _dead_letters,
     "oldest_age": _oldest_age,
+    "paused": _paused,
     "sink_failing": _sink_failing,
     "consumer_faulty": _consumer_faulty,
     "backfill_failed": _backfill_failed,

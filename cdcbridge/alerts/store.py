@@ -1,7 +1,7 @@
 """Keep open conditions, silences and undelivered notifications in the store.
 
 A notification is inserted in the transaction that changes its conditions. So none is lost and none is made twice,
-wherever a bridge is killed. This module never judges a rule, and never contacts a destination.
+wherever a bridge is killed. This module never evaluates a rule, and never contacts a destination.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from cdcbridge.alerts.rules import Key
 from cdcbridge.alerts.tracking import Open
 from cdcbridge.database import Connection
 
-GIVEN_UP_AFTER: Final = dt.timedelta(days=3)
-_OPEN: Final = "rule, subject, severity, message, since, began_at, notified_at, missing_at"
+GIVEN_UP_AFTER: Final = dt.timedelta(days=14)  # longer than a holiday of the people who look after a destination
+_OPEN: Final = "rule, subject, severity, message, since, began_at, notified_at, missing_at, query, told"
 # The lock of one URL: while a bridge delivers to it, no other bridge does.
 _LOCK: Final = "select pg_try_advisory_lock('alert_notifications'::regclass::oid::int, hashtext(%s))"
 _WAITING: Final = """
-    select n.id, n.kind, n.severity, n.title, n.body
+    select n.id, coalesce(d.refusals, 0), n.kind, n.severity, n.title, n.body
     from alert_notifications n
-    where n.destination = %(destination)s
-      and not exists (select from alert_deliveries d
-                      where d.notification_id = n.id and d.url_id = %(url)s and d.delivered_at is not null)
+    left join alert_deliveries d on d.notification_id = n.id and d.url_id = %(url)s
+    where n.destination = %(destination)s and d.done_at is null
     order by n.id
 """
 _NOTE: Final = """
-    insert into alert_deliveries as d (notification_id, url_id, service, attempts, tried_at, error, delivered_at)
-    select n.id, %(url)s, %(service)s, 1, clock_timestamp(), %(error)s,
+    insert into alert_deliveries as d (notification_id, url_id, service, attempts, refusals, tried_at, error, done_at)
+    select n.id, %(url)s, %(service)s, 1, %(refused)s::boolean::int, clock_timestamp(), %(error)s,
            case when %(error)s::text is null then clock_timestamp() end
     from alert_notifications n where n.id = %(id)s for key share
     on conflict (notification_id, url_id) do update
         set attempts = d.attempts + 1, tried_at = excluded.tried_at, error = excluded.error,
-            service = excluded.service, delivered_at = excluded.delivered_at
+            refusals = case when excluded.refusals > 0 then d.refusals + 1 else 0 end,
+            service = excluded.service, done_at = excluded.done_at
 """
 _FORGET: Final = """
     delete from alert_notifications n
     where n.destination = %s and not exists (
         select from unnest(%s::text[]) u(url) where not exists (
             select from alert_deliveries d
-            where d.notification_id = n.id and d.url_id = u.url and d.delivered_at is not null))
+            where d.notification_id = n.id and d.url_id = u.url and d.done_at is not null))
 """
 _UNDELIVERED: Final = """
     select n.id, n.destination, n.kind, n.severity, n.title, n.created_at,
            coalesce(jsonb_agg(jsonb_build_object('service', d.service, 'attempts', d.attempts,
                                                  'tried_at', d.tried_at, 'error', d.error,
-                                                 'delivered', d.delivered_at is not null) order by d.service)
+                                                 'delivered', d.done_at is not null) order by d.service)
                     filter (where d.url_id is not null), '[]') as deliveries
     from alert_notifications n left join alert_deliveries d on d.notification_id = n.id
     group by n.id order by n.id
@@ -58,8 +58,22 @@ _UNDELIVERED: Final = """
 
 
 @dataclass(slots=True, frozen=True)
+class Waiting:
+    """A notification that a URL has not received.
+
+    Attributes:
+        number: Its id.
+        refusals: How often in succession the service has refused it.
+    """
+
+    number: int
+    refusals: int
+    notice: Notice
+
+
+@dataclass(slots=True, frozen=True)
 class Turn:
-    """The right to judge, until the end of the transaction.
+    """The right to evaluate the rules, until the end of the transaction.
 
     Attributes:
         now: The time of the store.
@@ -123,11 +137,15 @@ def write(store: Connection, conditions: Sequence[Open], notices: Iterable[Notic
     )
     with store.cursor() as cursor:
         cursor.executemany(
-            f"insert into alert_conditions ({_OPEN}) values (%s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608
+            f"insert into alert_conditions ({_OPEN}) values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"  # noqa: S608
             " on conflict (rule, subject) do update set severity = excluded.severity, message = excluded.message,"
-            " began_at = excluded.began_at, notified_at = excluded.notified_at, missing_at = excluded.missing_at",
+            " query = excluded.query, began_at = excluded.began_at, notified_at = excluded.notified_at,"
+            " missing_at = excluded.missing_at, told = excluded.told",
             [
-                (*one.key, one.severity, one.text, one.since, one.began_at, one.notified_at, one.missing_at)
+                (
+                    *(*one.key, one.severity, one.text, one.since, one.began_at, one.notified_at, one.missing_at),
+                    *(one.query, one.told),
+                )
                 for one in conditions
             ],
         )
@@ -161,19 +179,32 @@ def lock_url(store: Connection, url_id: str) -> bool:
     return store.execute(_LOCK, (url_id,)).fetchone() == (True,)
 
 
-def waiting(store: Connection, destination: str, url_id: str) -> list[tuple[int, Notice]]:
+def waiting(store: Connection, destination: str, url_id: str) -> list[Waiting]:
     """Return the notifications that a URL of a destination has not received, the oldest first."""
     rows = store.execute(_WAITING, {"destination": destination, "url": url_id}).fetchall()
-    return [(row[0], Notice(destination, *row[1:])) for row in rows]
+    return [Waiting(number, refusals, Notice(destination, *rest)) for number, refusals, *rest in rows]
 
 
-def note_attempt(store: Connection, number: int, url_id: str, service: str, error: str | None) -> None:
+def note_attempt(
+    store: Connection, number: int, url_id: str, service: str, error: str | None, *, refused: bool = False
+) -> None:
     """Store the result of an attempt. An error of None means that the URL has the notification."""
-    store.execute(_NOTE, {"id": number, "url": url_id, "service": service, "error": error})
+    values = {"id": number, "url": url_id, "service": service, "error": error, "refused": refused}
+    store.execute(_NOTE, values)
+
+
+def give_up_at(store: Connection, number: int, url_id: str) -> str | None:
+    """Never try a notification at this URL again, and return its last error."""
+    row = store.execute(
+        "update alert_deliveries set done_at = clock_timestamp() where (notification_id, url_id) = (%s, %s)"
+        " returning error",
+        (number, url_id),
+    ).fetchone()
+    return row[0] if row else None
 
 
 def forget_delivered(store: Connection, destination: str, url_ids: Sequence[str]) -> None:
-    """Delete the notifications that every URL of a destination has received."""
+    """Delete the notifications that every URL of a destination has received, or that were given up there."""
     store.execute(_FORGET, (destination, list(url_ids)))
 
 

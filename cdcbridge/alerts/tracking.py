@@ -1,6 +1,6 @@
 """Follow conditions over time: when each one begins, lasts and ends, and which notifications that makes.
 
-A condition begins when it has been found in two successive judgements, and ends when it has been missing in two. So a
+A condition begins when it has been found in two successive evaluations, and ends when it has been missing in two. So a
 value that swings around its limit sends no storm of messages. Critical conditions that cannot pass by themselves begin
 at once. This module is pure.
 """
@@ -28,6 +28,9 @@ class Open:
         began_at: When it had lasted for long enough to be announced. None: not yet.
         notified_at: When a notification was queued last. None: never, for example in a silence.
         missing_at: When it was not found any more. None: it was found last time.
+        query: The query of the session that is the cause, or ''.
+        told: The highest severity with which the beginning was notified. Destinations that get only a higher one know
+            nothing of the condition. None: nobody does.
     """
 
     key: Key
@@ -37,11 +40,13 @@ class Open:
     began_at: dt.datetime | None = None
     notified_at: dt.datetime | None = None
     missing_at: dt.datetime | None = None
+    query: str = ""
+    told: Severity | None = None
 
 
 @dataclass(slots=True)
 class Step:
-    """What one judgement changes.
+    """The changes of one evaluation.
 
     Attributes:
         open: The conditions that are open now.
@@ -72,8 +77,8 @@ def step(
         before: The conditions that were open.
         judgement: The conditions that hold now.
         silences: For each silenced rule, the time until which it makes no notification.
-        now: The time of the judgement.
-        every: The time between two judgements.
+        now: The time of the evaluation.
+        every: The time between two evaluations.
     """
     known = {one.key: one for one in before}
     made = Step()
@@ -89,16 +94,23 @@ def _holds(
     made: Step, had: Open | None, condition: Condition, *, silent: bool, now: dt.datetime, every: dt.timedelta
 ) -> None:
     one = Open(condition.key, condition.severity, condition.text, now) if had is None else had
-    one = replace(one, severity=condition.severity, text=condition.text, missing_at=None)
-    if one.began_at is None and (condition.at_once or now - one.since >= every):
+    one = replace(one, severity=condition.severity, text=condition.text, query=condition.query, missing_at=None)
+    if one.began_at is None and (condition.at_once or now - one.since >= _least(condition, every)):
         one = replace(one, began_at=now)
         made.began.append(one)
     if one.began_at is not None and not silent:
-        kind: Kind = "begins" if one.notified_at is None else "lasts"
-        if one.notified_at is None or now - one.notified_at >= REPEAT:
+        if one.told is None or (one.told == "warning" and one.severity == "critical"):
+            made.note("begins", one)  # `told` still says to which destinations this is new
+            one = replace(one, notified_at=now, told=one.severity)
+        elif one.notified_at is None or now - one.notified_at >= REPEAT:
             one = replace(one, notified_at=now)
-            made.note(kind, one)
+            made.note("lasts", one)
     made.open.append(one)
+
+
+def _least(condition: Condition, every: dt.timedelta) -> dt.timedelta:
+    """Return how long a condition has to last before it begins."""
+    return max(every, dt.timedelta(seconds=condition.after))
 
 
 def _missing(made: Step, one: Open, judgement: Judgement, now: dt.datetime, every: dt.timedelta) -> None:
@@ -118,5 +130,5 @@ def _missing(made: Step, one: Open, judgement: Judgement, now: dt.datetime, ever
         made.open.append(one)
     else:
         made.ended.append(one)
-        if one.notified_at is not None:
+        if one.told is not None:
             made.note("ends", one)

@@ -118,6 +118,7 @@ def _as_json(one: Open) -> dict[str, Any]:
         "subject": one.key.subject,
         "severity": one.severity,
         "text": one.text,
+        "query": one.query or None,
         "since": one.since,
         "notified_at": one.notified_at,
     }

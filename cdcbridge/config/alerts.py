@@ -106,6 +106,16 @@ class OldestAge(Model):
     consumers: _ConsumersKey = ()
 
 
+class Paused(Model):
+    """A consumer is paused, perhaps forgotten."""
+
+    severity: _SeverityKey = "warning"
+    above: Annotated[
+        Duration, Field(description="For longer than this, since the bridge found it first.", examples=["4h"])
+    ] = 3600.0
+    consumers: _ConsumersKey = ()
+
+
 class SinkFailing(Model):
     """A sink does not deliver, although messages wait for it."""
 
@@ -156,7 +166,7 @@ class XminHeld(Model):
 
 
 class StoreAway(Model):
-    """Alerts cannot be judged, usually because the store is out of reach."""
+    """The rules cannot be evaluated, usually because the store is out of reach."""
 
     severity: _SeverityKey = "critical"
     above: Annotated[Duration, Field(description="For longer than this.", examples=["5m"])] = 60.0
@@ -164,7 +174,7 @@ class StoreAway(Model):
 
 AnyRule = (
     SlotRetained | SlotLost | SlotInactive | SlotLimit | NoLeader | BridgeStalled | DeadLetters | OldestAge
-    | SinkFailing | ConsumerFaulty | BackfillFailed | ConsumerHeld | SafeSeqHeld | XminHeld | StoreAway
+    | Paused | SinkFailing | ConsumerFaulty | BackfillFailed | ConsumerHeld | SafeSeqHeld | XminHeld | StoreAway
 )  # fmt: skip
 
 
@@ -202,6 +212,13 @@ class Rules(Model):
             examples=["{above: 10m, consumers: [billing]}"],
         ),
     ] = OldestAge()
+    paused: Annotated[
+        _OrOff[Paused],
+        Field(
+            description="A consumer is paused. Its messages become dead letters after `store.max_retention`.",
+            examples=["{above: 4h, consumers: [billing]}"],
+        ),
+    ] = Paused()
     sink_failing: Annotated[
         _OrOff[SinkFailing],
         Field(
@@ -234,7 +251,9 @@ class Rules(Model):
     ] = XminHeld()
     store_away: Annotated[
         _OrOff[StoreAway],
-        Field(description="Alerts cannot be judged, usually because the store is away.", examples=["{above: 5m}"]),
+        Field(
+            description="The rules cannot be evaluated, usually because the store is away.", examples=["{above: 5m}"]
+        ),
     ] = StoreAway()
 
     def active(self) -> Iterator[tuple[str, AnyRule]]:
@@ -296,7 +315,7 @@ class Alerts(Model):
     every: Annotated[
         Duration,
         Field(ge=1, le=3600),
-        Field(description="How often the bridge judges the rules.", examples=["30s"]),
+        Field(description="How often the bridge evaluates the rules.", examples=["30s"]),
     ] = 30.0
     to: Annotated[
         tuple[AlertDestination, ...],

@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from cdcbridge.config.file import ConfigFile, Location
 from cdcbridge.words import as_given, did_you_mean, one_of
 
+# Keys that hold secrets wherever they are, also in places that no model describes.
+_SECRET_KEYS: Final = frozenset({"secret", "token", "tokens", "password", "urls", "url", "credentials", "headers"})
+_HIDDEN: Final = object()  # stands for a value that may contain a secret
 _CHOICE: Final = re.compile(r"'([^']*)'")
 # The meaning of the patterns in this package's models, by the last key of the path.
 _FORMS: Final = {
@@ -58,7 +61,8 @@ def describe(file: ConfigFile, model: type[BaseModel], problems: Iterable[Any]) 
         location = _location(file.values, model, tuple(problem["loc"]))
         lines.setdefault((*location, "\0value") if problem["type"] == "value_error" else location, []).append(problem)
     ordered = sorted(lines.items(), key=lambda item: file.line(_real(item[0])) or 0)
-    return [f"{_where(file, _real(location))}: {_text(model, _real(location), ps)}" for location, ps in ordered]
+    described = [(at := _real(location), _text(model, at, _hide(model, at, found))) for location, found in ordered]
+    return [f"{_where(file, at)}: {text}" for at, text in described]
 
 
 def _real(location: Location) -> Location:
@@ -120,9 +124,9 @@ def _text(model: type[BaseModel], location: Location, problems: list[Any]) -> st
     if "missing" in kinds:
         return "missing"
     if kinds == {"value_error"}:
-        return str(problem["msg"]).removeprefix("Value error, ") + _given_after(location, problem)
+        return str(problem["msg"]).removeprefix("Value error, ") + _given_after(problem)
     if len(problems) > 1:
-        return _not_one_of(location, problem, [name for p in problems for name in _allowed(p)])
+        return _not_one_of(problem, [name for p in problems for name in _allowed(p)])
     if kinds & {"model_type", "model_attributes_type", "dict_type"}:
         return _no_mapping(model, location, problem)
     return _single(location, problem)
@@ -135,7 +139,7 @@ def _no_mapping(model: type[BaseModel], location: Location, problem: Any) -> str
     fields = parent.model_fields if parent is not None else {}
     field = next((f for name, f in fields.items() if location and location[-1] in (name, f.alias)), None)
     example = field.examples[0] if field is not None and field.examples else f"{{{known[0] if known else 'key'}: …}}"
-    given = "nothing" if problem.get("input") is None else _shown(location, problem["input"])
+    given = _shown(problem.get("input"))
     keys = f". Its keys: {', '.join(known)}" if known else ""
     return f"{given} is given, but expected keys with values, as in {example}{keys}"
 
@@ -143,22 +147,22 @@ def _no_mapping(model: type[BaseModel], location: Location, problem: Any) -> str
 def _single(location: Location, problem: Any) -> str:
     kind, given, context = problem["type"], problem.get("input"), problem.get("ctx") or {}
     if kind in ("literal_error", "enum"):
-        return _not_one_of(location, problem, _allowed(problem))
+        return _not_one_of(problem, _allowed(problem))
     if kind == "string_pattern_mismatch" or (kind == "string_type" and location[-1] in _FORMS and given is not None):
         form = _FORMS.get(str(location[-1]), f"it must match {context.get('pattern')}")
-        return f"{_shown(location, given)} cannot be used: {form}"
+        return f"{_shown(given)} cannot be used: {form}"
     if kind in _BOUNDS:
         key, words = _BOUNDS[kind]
         limit = context.get(key)
-        return f"{_shown(location, given)} is out of range: write {words.format(as_given(limit))}"
+        return f"{_shown(given)} is out of range: write {words.format(as_given(limit))}"
     if kind == "string_too_short":
         return "must not be empty"
     if kind == "string_too_long":
-        return f"{_shown(location, given)} is too long: at most {context.get('max_length')} characters"
+        return f"{_shown(given)} is too long: at most {context.get('max_length')} characters"
     expected = _KINDS.get(re.split(r"_", kind)[0])
     if expected is not None:
-        return f"{'nothing' if given is None else _shown(location, given)} is given, but expected {expected}"
-    return f"{str(problem['msg'])[:1].lower()}{str(problem['msg'])[1:]}{_given_after(location, problem)}"
+        return f"{_shown(given)} is given, but expected {expected}"
+    return f"{str(problem['msg'])[:1].lower()}{str(problem['msg'])[1:]}{_given_after(problem)}"
 
 
 def _allowed(problem: Any) -> list[str]:
@@ -168,10 +172,10 @@ def _allowed(problem: Any) -> list[str]:
     return ["true", "false"] if kind.startswith("bool") else [_KINDS.get(kind.split("_")[0], kind).partition(";")[0]]
 
 
-def _not_one_of(location: Location, problem: Any, allowed: list[str]) -> str:
+def _not_one_of(problem: Any, allowed: list[str]) -> str:
     given, names = problem.get("input"), list(dict.fromkeys(allowed))
     near = did_you_mean(given, names) if isinstance(given, str) else ""
-    return f"{_shown(location, given)} is not {'one of ' if len(names) > 2 else ''}{one_of(names)}{near}"
+    return f"{_shown(given)} is not {'one of ' if len(names) > 2 else ''}{one_of(names)}{near}"
 
 
 def _known(model: type[BaseModel], location: Location) -> list[str]:
@@ -185,20 +189,41 @@ def _annotation(model: Any, location: Location) -> Any:
     return model
 
 
-def _secret(location: Location) -> bool:
-    if "urls" in location[-2:] or "token" in location[-1:]:
+def _hide(model: type[BaseModel], location: Location, problems: list[Any]) -> list[Any]:
+    """Return the problems without the given values, if these may contain a secret."""
+    if not _secret(model, location):
+        return problems
+    return [{**one, "input": None if one.get("input") is None else _HIDDEN} for one in problems]
+
+
+def _secret(model: type[BaseModel], location: Location) -> bool:
+    """Return whether a value at this place may contain a secret, by the key or by the type that is expected there.
+
+    A value of the wrong type counts, too: people write `alerts: slack://…` where keys with values are expected.
+    """
+    keys = [str(part) for part in location if isinstance(part, str)]
+    if any(key in _SECRET_KEYS for key in keys[-2:]) or (keys and keys[-1].endswith("dsn")):
         return True
-    return str(location[-1:] and location[-1]).endswith("dsn") or location in (("source",), ("store",))
+    return _holds_secrets(_annotation(model, location))
 
 
-def _shown(location: Location, given: Any) -> str:
-    """Return the value as it was given, unless it may contain a password."""
-    return "the value" if _secret(location) else as_given(given)
+def _holds_secrets(annotation: Any) -> bool:
+    """Return whether a type is a secret, or contains one at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, SecretStr):
+        return True
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return any(_holds_secrets(field.annotation) for field in annotation.model_fields.values())
+    return any(_holds_secrets(arg) for arg in get_args(annotation))
 
 
-def _given_after(location: Location, problem: Any) -> str:
+def _shown(given: Any) -> str:
+    """Return the value as it was given, unless it may contain a secret."""
+    return "the value" if given is _HIDDEN else as_given(given)
+
+
+def _given_after(problem: Any) -> str:
     given = problem.get("input")
-    if isinstance(given, dict | list | tuple | Mapping) or _secret(location):
+    if given is _HIDDEN or isinstance(given, dict | list | tuple | Mapping):
         return ""
     shown = as_given(given)
     return "" if shown in problem["msg"] else f" (given {shown})"

@@ -46,6 +46,18 @@ def test_a_condition_is_told_once_when_it_begins_and_once_when_it_ends(world18: 
     assert conditions(world18) == []
 
 
+def test_a_consumer_that_stays_paused_is_told(world18: World, http_target: HttpTarget) -> None:
+    declare(world18, url(http_target), paused={"above": "2s"})
+    world18.start_process()
+    streams(world18)
+    eventually(lambda: world18.value("select count(*) from consumers") == 1)
+    assert world18.run_program("consumers", "pause", "billing").returncode == 0
+    http_target.wait(1)
+    assert world18.run_program("consumers", "resume", "billing").returncode == 0
+    http_target.wait(2)
+    assert titles(http_target) == ["shop: paused: billing", "Over: shop: paused: billing"]
+
+
 def test_it_is_told_again_after_a_day(world18: World, http_target: HttpTarget) -> None:
     declare(world18, url(http_target))
     world18.start_process()
@@ -160,6 +172,21 @@ def test_a_destination_that_hangs_holds_up_nobody(world18: World, http_target: H
         http_target.resume()
 
 
+@pytest.mark.parametrize("how", ["silent", "dripping"])
+def test_a_bridge_ends_while_a_destination_hangs(world18: World, http_target: HttpTarget, how: str) -> None:
+    declare(world18, f"{url(http_target)}?rto=300")
+    http_target.otherwise = Answer(drips=how == "dripping")
+    if how == "silent":
+        http_target.pause()
+    bridge = world18.start_process()
+    streams(world18)
+    kill_message(world18)
+    http_target.wait(1)
+    bridge.terminate()
+    assert bridge.wait(30) == 0
+    assert len(http_target.requests) == 1
+
+
 def test_a_message_that_a_service_refuses_does_not_hold_up_the_next(world18: World, http_target: HttpTarget) -> None:
     declare(world18, url(http_target))
     http_target.otherwise = lambda request: Answer(400 if b'"warning"' in request.body else 200)
@@ -168,17 +195,24 @@ def test_a_message_that_a_service_refuses_does_not_hold_up_the_next(world18: Wor
     kill_message(world18)
     http_target.wait(1)
     world18.rows("select redrive('billing')")
-    eventually(lambda: f"Over: {DEAD}" in titles(http_target), "the end is told")
+    eventually(lambda: f"Over: {DEAD}" in titles(http_target), "the end is told", patience=90)
+    all_delivered(world18)
+    assert titles(http_target) == [*[DEAD] * 3, f"Over: {DEAD}"], "the beginning never follows its end"
+    assert "alert.gave_up" in world18.log()
 
 
-def test_what_cannot_be_delivered_for_three_days_is_given_up(world18: World, http_target: HttpTarget) -> None:
+def test_what_cannot_be_delivered_for_two_weeks_is_given_up(world18: World, http_target: HttpTarget) -> None:
     declare(world18, url(http_target))
     http_target.otherwise = Answer(503)
     world18.start_process()
     streams(world18)
     kill_message(world18)
     http_target.wait(1)
-    world18.rows("update alert_notifications set created_at = created_at - interval '3 days' returning 1")
+    world18.rows("update alert_notifications set created_at = created_at - interval '13 days' returning 1")
+    judges(world18, 2)
+    assert "alert.gave_up" not in world18.log(), "nothing is lost in a long weekend"
+    world18.rows("update alert_notifications set created_at = created_at + interval '13 days' returning 1")
+    world18.rows("update alert_notifications set created_at = created_at - interval '14 days' returning 1")
     eventually(lambda: "alert.gave_up" in world18.log(), "the notification is given up")
     assert world18.rows("select from alert_notifications") == []
 

@@ -6,6 +6,7 @@ import contextlib
 import email.policy
 import json
 import re
+import threading
 from collections.abc import Iterator
 from email.message import EmailMessage
 from email.parser import BytesParser
@@ -18,7 +19,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 from apprise.plugins.slack import NotifySlack
 from apprise.plugins.whatsapp import NotifyWhatsApp
 
-from cdcbridge.alerts.delivery import AlertUrl, urls
+from cdcbridge.alerts.delivery import AlertUrl, is_refusal, urls
 from cdcbridge.alerts.notices import Notice
 from cdcbridge.alerts.tracking import Kind
 from cdcbridge.config.alerts import AlertDestination, Alerts
@@ -162,11 +163,15 @@ def test_mail() -> None:
         assert part is not None and "billing has 2 dead letters." in part.get_content()
         wrong = target(url.format("a-wrong-password", port)).send(notice())
         assert wrong is not None and "535" in wrong and "a-wrong-password" not in wrong
+        assert is_refusal(wrong)
         box.answer = "452 mailbox full"
         full = good.send(notice())
-        assert full is not None and "mailbox full" in full, full
+        assert full is not None and "mailbox full" in full and not is_refusal(full), full
+        box.answer = "554 looks like spam"
+        spam = good.send(notice())
+        assert spam is not None and is_refusal(spam), spam
     away = good.send(notice())
-    assert away is not None and "Connection refused" in away, away
+    assert away is not None and "Connection refused" in away and not is_refusal(away), away
 
 
 @pytest.mark.parametrize("url", [SLACK, PAGERDUTY, WHATSAPP, "mailto://me:a-secret-word@127.0.0.1:1/?from=x@mine.de"])
@@ -184,3 +189,27 @@ def test_a_url_that_apprise_refuses(url: str, capfd: pytest.CaptureFixture[str])
     with pytest.raises(UsageError, match=r"^alerts\.to\.team\.urls: Apprise does not accept entry 2") as caught:
         urls(settings)
     assert "a-secret" not in f"{caught.value} {caught.value.hint}{''.join(capfd.readouterr())}"
+
+
+@pytest.mark.parametrize(("status", "refused"), [
+    (400, True), (401, True), (403, True), (404, True), (410, True), (413, True), (422, True),
+    (408, False), (425, False), (429, False), (500, False), (502, False), (503, False),
+])  # fmt: skip
+@pytest.mark.parametrize("url", [SLACK, PAGERDUTY, WHATSAPP, "json"])
+def test_which_answers_refuse_a_message(https: HttpTarget, url: str, status: int, refused: bool) -> None:
+    https.answer(Answer(status, b'{"error": "see error=404"}'))
+    reason = target(f"jsons://127.0.0.1:{https.port}/hook" if url == "json" else url).send(notice())
+    assert reason is not None and is_refusal(reason) is refused, reason
+
+
+def test_destinations_that_hang_hold_up_no_other_one(https: HttpTarget, http_target: HttpTarget) -> None:
+    https.pause()
+    hanging = [target(f"jsons://127.0.0.1:{https.port}/{number}") for number in range(20)]
+    threads = [threading.Thread(target=one.send, args=(notice(),), daemon=True) for one in hanging]
+    for thread in threads:
+        thread.start()
+    https.wait(20, patience=10)  # less than the time that a destination has for its answer
+    assert target(f"json://127.0.0.1:{http_target.port}/").send(notice()) is None
+    https.resume()
+    for thread in threads:
+        thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 
 import pytest
 from hypothesis import strategies as st
@@ -76,7 +77,11 @@ def test_a_silence() -> None:
     assert play("xxx.....", LOST, silences=until) == "b...e...", "another rule"
     late = {"dead_letters": START + dt.timedelta(days=9)}
     before = step(
-        [Open(DEAD, "warning", "", START, START, START)], Judgement((), frozenset(), ACTIVE), late, START, EVERY
+        [Open(DEAD, "warning", "", START, START, START, told="warning")],
+        Judgement((), frozenset(), ACTIVE),
+        late,
+        START,
+        EVERY,
     )
     found = step(before.open, Judgement((), frozenset(), ACTIVE), late, START + EVERY, EVERY)
     assert told(found) == [("ends", DEAD)], "people know of the beginning"
@@ -152,7 +157,12 @@ def test_each_destination_gets_one_message_of_its_severity() -> None:
     ]
     team = AlertDestination.model_validate({"name": "team", "urls": ["json://x"]})
     oncall = AlertDestination.model_validate({"name": "oncall", "urls": ["json://x"], "severity": "critical"})
-    made = write({"begins": some, "ends": some[1:]}, [team, oncall], "shop", START + dt.timedelta(minutes=5))
+    made = write(
+        {"begins": some, "ends": [replace(some[1], told="warning")]},
+        [team, oncall],
+        "shop",
+        START + dt.timedelta(minutes=5),
+    )
     assert [(one.destination, one.kind, one.severity, one.headline) for one in made] == [
         ("team", "begins", "critical", "shop: 2 alerts: slot lost, dead letters"),
         ("team", "ends", "warning", "Over: shop: dead letters: billing"),
@@ -169,3 +179,40 @@ def test_each_destination_gets_one_message_of_its_severity() -> None:
 def test_severities(severity: Severity, least: Severity, gets: bool) -> None:
     destination = AlertDestination.model_validate({"name": "a", "urls": ["json://x"], "severity": least})
     assert destination.gets(severity) is gets
+
+
+def test_a_severity_that_changes_reaches_each_destination_once() -> None:
+    """As after a restart with another severity in the configuration."""
+    team = AlertDestination.model_validate({"name": "team", "urls": ["json://x"]})
+    oncall = AlertDestination.model_validate({"name": "oncall", "urls": ["json://x"], "severity": "critical"})
+    before: list[Open] = []
+    heard: list[str] = []
+    for number, severity in enumerate(["warning", "warning", "critical", "critical", "warning", "", "", ""]):
+        condition = Condition(DEAD, severity, "text", at_once=True)  # type: ignore[arg-type]
+        found = step(
+            before, Judgement((condition,) if severity else (), frozenset(), ACTIVE), {}, START + number * EVERY, EVERY
+        )
+        before = found.open
+        heard += [
+            f"{number} {one.destination} {one.kind}" for one in write(found.notices, [team, oncall], "shop", START)
+        ]
+    assert heard == ["0 team begins", "2 oncall begins", "6 team ends", "6 oncall ends"]
+
+
+def test_a_critical_destination_gets_no_end_without_a_beginning() -> None:
+    oncall = AlertDestination.model_validate({"name": "oncall", "urls": ["json://x"], "severity": "critical"})
+    one = Open(DEAD, "critical", "text", START, START, START, told="warning")
+    assert write({"ends": [one]}, [oncall], "shop", START) == []
+
+
+def test_a_condition_lasts_for_as_long_as_its_rule_says() -> None:
+    paused = Condition(Key("paused", "billing"), "warning", "text", at_once=False, after=100.0)
+    before: list[Open] = []
+    heard = []
+    for number in range(6):  # every 30 s
+        found = step(
+            before, Judgement((paused,), frozenset(), frozenset({"paused"})), {}, START + number * EVERY, EVERY
+        )
+        before = found.open
+        heard.append(bool(found.notices))
+    assert heard == [False, False, False, False, True, False]

@@ -129,3 +129,44 @@ def test_no_word_of_the_library_and_no_secret(tmp_path: Path) -> None:
         assert not any(word in message.lower() for word in ("input", "valid", "should", "pydantic", "none", "union")), (
             message
         )
+
+
+@pytest.mark.parametrize("section", [
+    "alerts: {to: {name: x, urls: ['slack://HUSH1234/b/c']}}",
+    "alerts: {to: ['slack://HUSH1234/b/c']}",
+    "alerts: {to: 'slack://HUSH1234/b/c'}",
+    "alerts: 'slack://HUSH1234/b/c'",
+    "alerts: ['slack://HUSH1234/b/c']",
+    "alerts: {to: [{name: x, urls: 'slack://HUSH1234/b/c'}]}",
+    "alerts: {to: [{name: x, urls: [['slack://HUSH1234/b/c']]}]}",
+    "alerts: {to: [{name: x, urls: [{url: 'slack://HUSH1234/b/c'}]}]}",
+    "alerts: {to: [{name: x, urls: [HUSH1234]}]}",
+    "alerts: {to: [{name: x, urls: ['slack://HUSH1234', 'slack://HUSH1234']}]}",
+    "api: {listen: '127.0.0.1:1', tokens: {name: a, token: HUSH1234, role: admin}}",
+    "api: {listen: '127.0.0.1:1', tokens: [HUSH1234]}",
+    "api: {listen: '127.0.0.1:1', tokens: HUSH1234}",
+    "api: {listen: '127.0.0.1:1', tokens: [{name: a, token: [HUSH1234], role: admin}]}",
+    "api: HUSH1234",
+    "api: [{token: HUSH1234}]",
+    "api: {listen: '127.0.0.1:1', sqs: [{id: a, secret: HUSH1234, token: b}]}",
+    "api: {listen: '127.0.0.1:1', sqs: HUSH1234}",
+    "api: {listen: '127.0.0.1:1', sqs: {access_keys: {id: a, secret: HUSH1234, token: b}}}",
+    "api: {listen: '127.0.0.1:1', sqs: {access_keys: [HUSH1234]}}",
+    "api: {listen: '127.0.0.1:1', sqs: {access_keys: [{id: a, secret: 712345678, token: b}]}}",
+    "consumers: [{name: a, topics: [t], sink: {type: http, url: [HUSH1234]}}]",
+    "consumers: [{name: a, topics: [t], sink: {type: http, url: 'http://x', headers: HUSH1234}}]",
+    "consumers: [{name: a, topics: [t], sink: {type: http, url: 'http://x', headers: {Authorization: [HUSH1234]}}}]",
+    "consumers: [{name: a, topics: [t], sink: {type: nats, url: 'nats://x', subject: a, credentials: [HUSH1234]}}]",
+    "consumers: [{name: a, topics: [t], sink: 'https://HUSH1234'}]",
+    "store: {dsn: [HUSH1234]}",
+    "store: [HUSH1234]",
+])  # fmt: skip
+def test_no_secret_is_shown(tmp_path: Path, section: str) -> None:
+    shown = "\n".join(messages(tmp_path, f"{TOP}{section}\n"))
+    assert "HUSH" not in shown and "12345678" not in shown
+
+
+def test_what_is_no_secret_is_shown(tmp_path: Path) -> None:
+    section = "alerts: {every: often, to: [{name: 'a b', urls: ['json://x'], severity: high}], rules: {dead_letters: {above: x}}}"
+    shown = "\n".join(messages(tmp_path, f"{TOP}{section}\n"))
+    assert "'often'" in shown and "'a b'" in shown and "'high'" in shown and "'x'" in shown

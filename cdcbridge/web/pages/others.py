@@ -17,12 +17,12 @@ _AUDIT: Final = (
 
 
 _ALERTS: Final = (
-    "select rule, subject, severity, message, since, notified_at from alert_conditions where began_at is not null"
-    " order by severity, since limit 100"
+    "select rule, subject, severity, message, query, since, notified_at from alert_conditions"
+    " where began_at is not null order by severity, since limit 100"
 )
 _UNDELIVERED: Final = """
     select n.destination, n.title, n.created_at, d.service, d.attempts, d.error
-    from alert_notifications n left join alert_deliveries d on d.notification_id = n.id and d.delivered_at is null
+    from alert_notifications n left join alert_deliveries d on d.notification_id = n.id and d.done_at is null
     order by n.id limit 20"""
 _SILENCES: Final = "select rule, until from alert_silences where until > clock_timestamp() order by rule"
 
@@ -48,7 +48,7 @@ async def alarms(visit: Visit) -> Page:
     store = visit.services.store
     return Page("alarms.html", {
         "title": "Alarms",
-        "alerts": await store.records(_ALERTS) if mine else [],
+        "alerts": visit.sessions(await store.records(_ALERTS)) if mine else [],
         "undelivered": await store.records(_UNDELIVERED) if mine else [],
         "silences": await store.rows(_SILENCES) if mine else [],
         "found_alarms": visible_alarms(caller, figures),

@@ -35,6 +35,7 @@ class Answer:
     Attributes:
         delay: Seconds to wait before the answer.
         cut: Reset the connection before the answer begins, or in the middle of its body.
+        drips: Send a byte of the body again and again, without an end.
     """
 
     status: int = 200
@@ -42,6 +43,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
     cut: Literal["before", "middle"] | None = None
+    drips: bool = False
 
 
 Script = Answer | Callable[[Request], Answer]
@@ -157,7 +159,15 @@ class HttpTarget:
         if self.token is not None and headers.get("authorization") != f"Bearer {self.token}":
             answer = Answer(401)
         await asyncio.sleep(answer.delay)
-        return await self._send(request, answer)
+        return await (self._drip(request) if answer.drips else self._send(request, answer))
+
+    async def _drip(self, request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while not self._ended.is_set():
+            await response.write(b".")
+            await asyncio.sleep(0.1)
+        return response
 
     def _next(self, request: Request) -> Script:
         with self._arrived:

@@ -447,3 +447,22 @@ def test_a_browser_gets_a_page_for_each_error(guarded: str) -> None:
             answer = client.request(method, path)
             assert answer.status_code == 404 and "<h1" in answer.text and "content-security-policy" in answer.headers
         assert client.get("/api/nothing").headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(("settings", "token", "shown"), [
+    ({"tokens": TOKENS}, ADMIN, True),
+    ({"tokens": TOKENS, "browse": False}, VIEWER, False),
+    ({"tokens": TOKENS, "mask": {"name": "hash"}}, VIEWER, False),
+    ({"tokens": TOKENS, "mask": {"name": "hash"}}, ADMIN, True),
+])  # fmt: skip
+def test_the_query_in_an_alert_is_for_those_who_may_see_data(
+    world18: World, settings: dict[str, Any], token: str, shown: bool
+) -> None:
+    live(world18)
+    world18.rows(
+        "insert into alert_conditions (rule, subject, severity, message, query, since, began_at)"
+        " values ('xmin_held', 'store: pid 7', 'warning', 'It is open.', 'select a_secret', now(), now()) returning 1"
+    )
+    with serving(world18, **settings) as url, session(url, token) as client:
+        page = client.get("/alarms").text
+    assert "It is open." in page and ("select a_secret" in page) is shown

@@ -1,4 +1,4 @@
-"""Measure the SQS endpoint: messages/s of a client that receives and deletes batches of 10, beside two other servers.
+"""Measure the SQS endpoint: messages/s of a client that receives and deletes batches of 10, and the same for two other servers.
 
 All servers answer the same clients of boto3 in the same run. ministack and moto keep their queues in memory.
 """
@@ -110,7 +110,7 @@ def _bridge(server: EmbeddedServer) -> Iterator[dict[str, Any]]:
 
 
 def _rate(connection: dict[str, Any], messages: int, clients: int) -> float:
-    """Return messages/s of so many clients, who together receive and delete the messages of a full queue."""
+    """Return messages/s of so many clients that together receive and delete the messages of a full queue."""
     client = _client(connection)
     url = client.get_queue_url(QueueName="billing")["QueueUrl"]
     entries = [{"Id": str(n), "MessageBody": BODY} for n in range(10)]

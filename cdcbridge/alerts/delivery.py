@@ -1,4 +1,4 @@
-"""Send a notification to one URL by Apprise, and find out what the destination answered.
+"""Send a notification to one URL by Apprise, and report the answer of the destination.
 
 URLs are secrets. No part of one, apart from the kind of service, is ever in a log line, an error or an output.
 """

@@ -1,6 +1,6 @@
 """Evaluate the rules on facts: find the conditions of which people have to know.
 
-Each text says what is wrong, with its age and its numbers, and the next step. This module never reads a database or a
+Each text has the problem, its age and numbers, and the next step. This module never reads a database or a
 clock.
 """
 

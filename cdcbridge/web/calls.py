@@ -60,7 +60,7 @@ class Body(BaseModel):
 
 @dataclass(slots=True, frozen=True)
 class Services:
-    """What all calls of a process share.
+    """The objects that all calls of a process share.
 
     Attributes:
         newest: The newest measurement, for the pages of the dashboard.

@@ -1,4 +1,4 @@
-"""What the API and the pages do alike with a request: its address, its body with limits, and its line in the log.
+"""Shared handling of a request by the API and the pages: its address, its body with limits, its line in the log.
 
 Never logs a token, a body or a query.
 """

@@ -89,6 +89,10 @@ class StoreUnavailable(CdcbridgeError):
     """The store's database cannot be reached, or closed the connection. The caller should try again."""
 
 
+class TargetUnavailable(CdcbridgeError):
+    """The target of a mirror cannot be reached, or closed the connection. The caller should try again."""
+
+
 class LockedOut(StoreUnavailable):
     """Another session has held a lock for too long, so nothing was changed.
 

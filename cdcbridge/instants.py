@@ -37,10 +37,18 @@ AlertInstant: TypeAlias = Literal[
     "alert queued",  # a judgement is in the store with its notifications, and nothing of it is delivered yet
     "alert accepted",  # a destination has accepted a notification, and the store does not know it yet
 ]
+MirrorInstant: TypeAlias = Literal[
+    "mirror prepared",  # the mirror knows the place from which it continues
+    "mirror begun",  # a transaction in the target has its marker, and nothing else
+    "mirror applied",  # the rows of a chunk are written
+    "mirror about to commit",  # the whole transaction is written, without its place
+    "mirror committed",  # the target has the rows and the place, and the source's store does not know it
+]
 INSTANTS: Final[tuple[Instant, ...]] = get_args(Instant)
 SINK_INSTANTS: Final[tuple[SinkInstant, ...]] = get_args(SinkInstant)
+MIRROR_INSTANTS: Final[tuple[MirrorInstant, ...]] = get_args(MirrorInstant)
 ALERT_INSTANTS: Final[tuple[AlertInstant, ...]] = get_args(AlertInstant)
-AnyInstant: TypeAlias = Instant | SinkInstant | AlertInstant
+AnyInstant: TypeAlias = Instant | SinkInstant | AlertInstant | MirrorInstant
 Listener: TypeAlias = Callable[[AnyInstant], None]
 _Thing = TypeVar("_Thing")
 

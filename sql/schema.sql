@@ -108,6 +108,9 @@ create table leaders (
 --   unfinished   the options with which decoding began, if the position is inside a transaction;
 --                otherwise null
 --   commit_time  the log contains every wanted change that the source committed before this time
+--   effective_time  the greatest commit time of the transactions up to here, in microseconds since
+--                   2000-01-01 UTC, so that mirrors can order the commits of a clock that stepped
+--                   back
 create table positions (
     id          bigint      generated always as identity primary key,
     commit_lsn  pg_lsn      not null,
@@ -115,7 +118,8 @@ create table positions (
     end_lsn     pg_lsn      not null,
     unfinished  jsonb,
     commit_time timestamptz not null,
-    recorded_at timestamptz not null default now()
+    recorded_at timestamptz not null default now(),
+    effective_time bigint
 );
 
 -- Transactions that the source sends before they commit. No consumer sees them. The table is
@@ -723,3 +727,49 @@ create table alert_deliveries (
     done_at         timestamptz,
     primary key (notification_id, url_id)
 );
+
+
+-- 11. Mirrors: consumers whose changes cdcbridge applies to another PostgreSQL
+
+-- Notes about transactions, which the bridge inserts as it appends them.
+--   source, lsn     a mirror applied the transaction: its changes came from the database `source`,
+--                   whose changes were applied up to the commit LSN `lsn`. Null: it was written here.
+--   effective_time  the commit time that decides conflicts, in microseconds since 2000-01-01 UTC;
+--                   null: the commit time itself, which is not less than an earlier one
+create table transaction_marks (
+    commit_lsn     pg_lsn primary key,
+    source         text,
+    lsn            pg_lsn,
+    effective_time bigint
+);
+create index transaction_marks_source on transaction_marks (source, commit_lsn)
+    where source is not null;
+
+-- What the applier of each mirror has done. The target itself has the place up to which it has all
+-- changes, because that place is committed together with the rows.
+--   target_seq    the place that the target had at the last commit. If the target has less now, it
+--                 lost its tail, for example in a failover.
+--   strict_from   from this seq on, no backfill brings rows any more, so a row that is missing in
+--                 the target is a sign of a mistake
+--   stopped       why the mirror has stopped until `cdcbridge mirror resume`; null: it runs
+--   error         the last error, which is tried again; null after the next commit
+--   note          the last finding that is no error, for example a tail that the source has lost
+--   transactions, changes, conflicts  how many were applied, and found, since the mirror began
+--   commit_time   when the source committed the last applied transaction
+create table mirrors (
+    consumer_id  int         primary key references consumers on delete cascade,
+    target_seq   bigint,
+    strict_from  bigint,
+    stopped      text,
+    hint         text,
+    stopped_at   timestamptz,
+    error        text,
+    error_at     timestamptz,
+    note         text,
+    note_at      timestamptz,
+    transactions bigint      not null default 0,
+    changes      bigint      not null default 0,
+    conflicts    bigint      not null default 0,
+    applied_at   timestamptz,
+    commit_time  timestamptz
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);

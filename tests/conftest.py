@@ -31,7 +31,7 @@ DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/b
 NEWER = Path(os.environ["CDCBRIDGE_TEST_PG18"]) if "CDCBRIDGE_TEST_PG18" in os.environ else wheel_binaries()
 # Tests kill processes, not the machine: fsync would only be slow. Without a limit `check` warns of each slot.
 FAST = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "1GB", "max_connections": "300",
-        "max_slot_wal_keep_size": "50GB", "autovacuum_naptime": "1min"}  # fmt: skip
+        "max_slot_wal_keep_size": "50GB", "autovacuum_naptime": "1min", "track_commit_timestamp": "on"}  # fmt: skip
 
 # A server's files in memory: ext4 takes 0.5 ms to make a file where many were deleted seconds ago, and a test's database
 # has 300 of them. TMPDIR=/tmp keeps them on disk.

@@ -76,6 +76,23 @@ class ChildProcess(Background):
             return process.wait()
 
 
+class MirrorSupervisor(ChildProcess):
+    """The thread that supervises the process of the mirrors, as long as the file has any.
+
+    Args:
+        path: The configuration file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "mirrors", ["mirror", "run"])
+
+    def is_wanted(self) -> bool:
+        try:
+            return bool(load(self._path).mirrors)
+        except (ConfigError, OSError):
+            return False  # the bridge reports it
+
+
 class SinkSupervisor(ChildProcess):
     """The thread that supervises the process of the sinks, as long as the file has any.
 

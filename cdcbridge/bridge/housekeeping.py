@@ -66,7 +66,7 @@ class Housekeeper(Background):
                 if time.monotonic() >= next_retention:
                     while self._drop_segments(store) and not self._stop.is_set():
                         pass
-                    store.execute("select forget_hints(), forget_settled(), note_safe_point()")
+                    store.execute("select forget_hints(), forget_settled(), note_safe_point(), forget_marks()")
                     next_retention = time.monotonic() + _RETENTION_INTERVAL
                 self._stop.wait(min(_BURY_INTERVAL, interval))
 

@@ -93,6 +93,7 @@ class StreamingSession:
             tail.end_lsn,
             self._backfills.handed.take,
             TableGuard(ready.router, self._catalog.has_identity, self._catalog.columns(), ready.left_out),
+            tail.effective_time,
         )
         self._notices = Notices(self._collector, ready.router, self._found, ready.left_out, ready.missing)
         self._stream.on_notice = self._notices.note

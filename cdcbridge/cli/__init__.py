@@ -38,6 +38,7 @@ _MODULES: Final = {
     "backfill": ("backfill", "verify"),
     "slot": ("lag", "slot"),
     "sinks": ("sinks",),
+    "mirror": ("mirror",),
     "serve": ("serve",),
     "alerts": ("alerts",),
 }
@@ -52,6 +53,7 @@ _SECTIONS: Final = {
         "lag",
         "consumers",
         "sinks",
+        "mirror",
         "alerts",
         "serve",
         "config",

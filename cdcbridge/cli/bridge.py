@@ -15,7 +15,7 @@ from click.shell_completion import get_completion_class
 
 from cdcbridge import __version__
 from cdcbridge.background import log_failure
-from cdcbridge.bridge.child_process import ChildProcess, SinkSupervisor
+from cdcbridge.bridge.child_process import ChildProcess, MirrorSupervisor, SinkSupervisor
 from cdcbridge.bridge.supervisor import Bridge
 from cdcbridge.changes.wal2json_file import decode_file
 from cdcbridge.checks.server import check, refuse_unconvertible
@@ -134,15 +134,16 @@ def migrate(app: App, as_json: bool) -> None:
     " faster; holds one snapshot, and all WAL, until that is done.",
 )
 @click.option("--no-sinks", is_flag=True, help="Leave the sinks to `cdcbridge sinks run`.")
+@click.option("--no-mirrors", is_flag=True, help="Leave the mirrors to `cdcbridge mirror run`.")
 @click.option("--serve", is_flag=True, help="Also answer the HTTP API, in a process of its own.")
 @pass_app
-def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool, serve: bool) -> None:
+def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool, no_mirrors: bool, serve: bool) -> None:
     """Run the bridge.
 
     It migrates the store, applies the file's consumers, and streams changes until SIGTERM or SIGINT.
 
     While another bridge leads, it waits as a standby. While a server is away, it keeps trying. Sinks have a process of
-    their own, which `run` starts again whenever it ends. So has the API with `--serve`.
+    their own, which `run` starts again whenever it ends. So have mirrors, and the API with `--serve`.
     """
     config = app.config
     if serve:
@@ -160,6 +161,8 @@ def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool, serve: bool) 
         watcher = beside.enter_context(Watcher(config, metrics))
         if not no_sinks:
             beside.enter_context(SinkSupervisor(app.path))
+        if not no_mirrors:
+            beside.enter_context(MirrorSupervisor(app.path))
         if serve:
             beside.enter_context(ChildProcess(app.path, "api", ["serve"]))
         with ExitStack() as last:

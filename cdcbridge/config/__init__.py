@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from cdcbridge.config.alerts import Alerts
 from cdcbridge.config.consumer import Consumer
 from cdcbridge.config.file import checked_text, read
+from cdcbridge.config.mirror import Mirror, consumer_of
 from cdcbridge.config.problems import describe
 from cdcbridge.config.sink_base import Model
 from cdcbridge.config.web import Api, Http
@@ -30,7 +31,7 @@ from cdcbridge.errors import ConfigError
 from cdcbridge.schemas import INTERNAL
 from cdcbridge.units import Duration, Size, format_duration
 
-__all__ = ["Alerts", "Api", "Config", "Consumer", "Http", "Log", "Source", "Store", "load"]
+__all__ = ["Alerts", "Api", "Config", "Consumer", "Http", "Log", "Mirror", "Source", "Store", "load"]
 _IDENTIFIER: Final = r"^[a-z_][a-z0-9_]{0,62}$"
 _SCHEMA: Final = r"^[a-z_][a-z0-9_]{0,53}$"  # the internal schema has a longer name (schemas.py), of 63 at most
 
@@ -251,6 +252,13 @@ class Config(BaseSettings):
             examples=["[{name: billing, tables: [public.orders]}]"],
         ),
     ] = ()
+    mirrors: Annotated[
+        tuple[Mirror, ...],
+        Field(
+            description="Other PostgreSQL databases to which changes are applied. See docs/MIRRORS.md.",
+            examples=['[{name: to_b, target: {dsn: "${B_DSN}"}, tables: ["public.*"]}]'],
+        ),
+    ] = ()
     _path: Path = PrivateAttr(default=Path("cdcbridge.yaml"))
 
     @property
@@ -278,6 +286,23 @@ class Config(BaseSettings):
                 raise ValueError(f"two consumers are named {consumer.name!r}")
             seen.add(consumer.name)
         return value
+
+    @model_validator(mode="after")
+    def _a_mirror_reads_as_a_consumer(self) -> Self:
+        """Add a consumer for each mirror, so that all code that serves consumers serves mirrors as well."""
+        taken = {consumer.name for consumer in self.consumers}
+        for mirror in self.mirrors:
+            if mirror.name in taken:
+                raise ValueError(f"the mirror {mirror.name!r} has the name of a consumer or of another mirror")
+            taken.add(mirror.name)
+        two_way = [mirror.name for mirror in self.mirrors if mirror.two_way is not None]
+        if len(two_way) > 1:
+            raise ValueError(
+                f"the mirrors {' and '.join(two_way)} have two_way, but a database can have one peer. Three sides that "
+                "write cannot agree by the rules of two (docs/TWO_WAY.md)"
+            )
+        self.__dict__["consumers"] = (*self.consumers, *map(consumer_of, self.mirrors))  # the model is frozen
+        return self
 
     @model_validator(mode="after")
     def _tokens_name_consumers(self) -> Self:

@@ -27,6 +27,7 @@ from cdcbridge.errors import (
     SourceUnavailable,
     StaleReceipt,
     StoreUnavailable,
+    TargetUnavailable,
     UsageError,
 )
 from cdcbridge.problem import refuse
@@ -179,6 +180,23 @@ def connect_source(
         return connection
 
 
+def connect_target(dsn: str, schema: str) -> Connection:
+    """Open a session on the target of a mirror, with `schema` in its search_path.
+
+    Args:
+        dsn: The DSN of the target.
+        schema: The schema of the mirror's own tables.
+
+    Raises:
+        TargetUnavailable: The target cannot be reached.
+        BehindPooler: The DSN leads to a connection pooler.
+        OperatorNeeded: The role may not change a setting on which the session depends.
+    """
+    with target_errors():
+        path = sql.SQL("{}, pg_temp").format(sql.Identifier(schema)).as_string(None)
+        return _connect(conninfo(dsn, "cdcbridge mirror"), {"search_path": path}, "target")
+
+
 def connect_store(
     dsn: str,
     schema: str,
@@ -294,6 +312,13 @@ def source_errors() -> Iterator[None]:
 def store_errors() -> Iterator[None]:
     """Turn psycopg's errors into ours, for work on the store."""
     with _errors(StoreUnavailable, "store"):
+        yield
+
+
+@contextmanager
+def target_errors() -> Iterator[None]:
+    """Turn psycopg's errors into ours, for work on the target of a mirror."""
+    with _errors(TargetUnavailable, "target"):
         yield
 
 

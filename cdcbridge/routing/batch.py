@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cdcbridge.changes.position import START, Position
+from cdcbridge.routing.mirror_marks import TransactionMark
 from cdcbridge.routing.overtaken import Chunk
 
 ROW_OVERHEAD: Final = 100  # bytes of memory that a row costs in addition to its data; they count for a batch's size
@@ -50,6 +51,8 @@ class AppendBatch:
         open: Whether the position is inside a transaction, the rest of which has not arrived yet.
         commit_time: The commit time of the last transaction, in microseconds since 2000-01-01 UTC. None: the source had
             sent everything.
+        effective_time: The greatest commit time of the transactions up to here, in the same unit.
+        marks: Notes about transactions, for the mirrors, by commit LSN.
     """
 
     rows: list[bytes] = field(default_factory=list)
@@ -76,3 +79,5 @@ class AppendBatch:
     end_lsn: int = 0
     open: bool = False
     commit_time: int | None = None
+    effective_time: int = 0
+    marks: dict[int, TransactionMark] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from cdcbridge.routing.copy_format import encode_data, message_row, published_ro
 from cdcbridge.routing.dead_reasons import oversized
 from cdcbridge.routing.judged import Changed
 from cdcbridge.routing.logical_messages import TOPIC_PREFIX, Published, read_published
+from cdcbridge.routing.mirror_marks import MARKER_PREFIX, PROBE_PREFIX, Marker, TransactionMark
 from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Watch
 from cdcbridge.routing.router import Route, Router
 from cdcbridge.routing.subscription import Subscription
@@ -42,6 +43,7 @@ class Collector:
         end_lsn: int,
         handed: Callable[[bytes], Watch | Chunk | None] = lambda _token: None,
         guard: TableGuard | None = None,
+        effective_time: int = 0,
     ) -> None:
         """Begin after the position that the store has.
 
@@ -54,6 +56,7 @@ class Collector:
                 None for a token that is not known.
             guard: Looks at each version of a table that the stream brings. None: one without knowledge of earlier
                 versions.
+            effective_time: The greatest commit time of the transactions before, in microseconds since 2000-01-01 UTC.
         """
         self._router = router
         self._partitions = partitions
@@ -69,6 +72,7 @@ class Collector:
         self.end_lsn = end_lsn
         self._batch = AppendBatch()
         self._commit_time: int | None = None
+        self._effective_time = effective_time
         self._handed = handed
         self._guard = guard or TableGuard(router)
         self._watches: dict[str, list[Watch]] = {}  # by topic
@@ -96,7 +100,7 @@ class Collector:
     @property
     def waiting(self) -> bool:
         """True if there are rows or chunks to append, or if the store must soon have the position of a watermark."""
-        return bool(self._batch.rows or self._batch.chunks or self._awaited)
+        return bool(self._batch.rows or self._batch.chunks or self._batch.marks or self._awaited)
 
     @property
     def size(self) -> int:
@@ -109,6 +113,7 @@ class Collector:
         batch.position, batch.end_lsn, batch.open = self.position, self.end_lsn, self.open
         batch.in_order = self._router.in_order
         batch.commit_time = self._commit_time
+        batch.effective_time = self._effective_time
         return batch
 
     def add_reads(self, *, beside: bool) -> None:
@@ -180,7 +185,9 @@ class Collector:
         elif type(event) is Relation:
             self._guard.require_identity(event, self.position)
         elif type(event) is LogicalMessage and not event.transactional:
-            if event.prefix.startswith(TOPIC_PREFIX):  # it has no position, so it is dropped
+            if event.prefix == PROBE_PREFIX:
+                self._pass_probe(event)
+            elif event.prefix.startswith(TOPIC_PREFIX):  # it has no position, so it is dropped
                 self._refuse(
                     "published.outside", event, "it was not transactional, and does not belong to a transaction"
                 )
@@ -196,6 +203,7 @@ class Collector:
             raise DecodeError("stream", f"unexpected {event!r}", lsn=event.commit_lsn)
         self._begin = event
         self._commit_time = event.commit_time
+        self._effective_time = max(self._effective_time, event.commit_time)
         self._ordinal = -1
         self._shared = {}
         if event.commit_lsn < self._done.commit_lsn:
@@ -285,6 +293,18 @@ class Collector:
         elif handed is not None:
             self._chunks.append(handed)
 
+    def _mark(self, marker: Marker | None) -> None:
+        """Note that a mirror applied the open transaction."""
+        begin = self._begin
+        if marker is not None and begin is not None and begin.commit_lsn is not None:
+            self._batch.marks[begin.commit_lsn] = TransactionMark(begin.commit_lsn, marker, None)
+
+    def _pass_probe(self, event: LogicalMessage) -> None:
+        """Let the store soon have the place of a message by which a mirror finds out how far the log is."""
+        if self._begin is None and event.lsn is not None:
+            self.end_lsn = max(self.end_lsn, event.lsn)
+            self._awaited = True
+
     def _published(self, event: LogicalMessage) -> None:
         """Add a message that an application wrote into the WAL, if a consumer lists its topic.
 
@@ -292,6 +312,8 @@ class Collector:
         """
         if event.prefix == WATERMARK_PREFIX:
             self._watermark(event.content)
+        elif event.prefix == MARKER_PREFIX:
+            self._mark(Marker.read(event.content))
         if not event.prefix.startswith(TOPIC_PREFIX):
             return
         topic = event.prefix.removeprefix(TOPIC_PREFIX)
@@ -336,6 +358,9 @@ class Collector:
         begin = self._begin
         if begin is None or begin.commit_lsn is None or begin.xid is None or begin.commit_time is None:
             raise DecodeError("stream", f"a change of {topic} outside a transaction")
+        if begin.commit_time < self._effective_time and self._router.two_way:
+            late = TransactionMark(begin.commit_lsn, None, self._effective_time)
+            self._batch.marks.setdefault(begin.commit_lsn, late)
         shared = self._shared[topic] = shared_part(topic, begin.commit_lsn, begin.xid, begin.commit_time)
         return shared
 

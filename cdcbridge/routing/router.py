@@ -59,6 +59,7 @@ class Router:
                     self._named.setdefault(name, []).append(subscription)
             else:
                 self._wild.append(subscription)
+        self.two_way = any(s.two_way for s in subscriptions)
         self.patterns = list(dict.fromkeys(pattern for s in subscriptions for pattern in whole(s.tables)))
         self._by_topic: dict[str, list[Subscription]] = {}
         for subscription in subscriptions:

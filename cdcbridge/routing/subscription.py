@@ -29,6 +29,7 @@ class Subscription:
         reads_log: Whether the mode is stream, which gets no fan-out rows.
         columns: All columns that its `key` and `columns` settings name.
         on_leave: Whether a row that leaves the filter is delivered as a delete.
+        two_way: Whether it is a mirror with a second direction, which decides conflicts by commit times.
     """
 
     consumer_id: int
@@ -43,6 +44,7 @@ class Subscription:
     reads_log: bool = False
     columns: frozenset[str] = frozenset()
     on_leave: bool = False
+    two_way: bool = False
 
     @property
     def plain(self) -> bool:
@@ -74,6 +76,7 @@ class Subscription:
             mode == "stream",
             frozenset([*(config.get("key") or ()), *(name for names in chosen.values() for name in names or ())]),
             config.get("on_leave") == "delete",
+            "two_way" in config.get("mirror", ()),
         )
 
     def dump(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class Subscription:
             "topics": list(self.topics),
             "columns": sorted(self.columns),
             "on_leave": self.on_leave,
+            "two_way": self.two_way,
         }
 
     @classmethod
@@ -109,4 +113,5 @@ class Subscription:
             entry.get("reads_log", False),
             frozenset(entry.get("columns", ())),
             entry.get("on_leave", False),
+            entry.get("two_way", False),
         )

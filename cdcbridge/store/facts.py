@@ -46,11 +46,13 @@ class Tail:
         end_lsn: The end of the last complete transaction.
         unfinished: If the position is inside a transaction, the options with which that transaction was begun, else
             None.
+        effective_time: The greatest commit time of the transactions in the log, in microseconds since 2000-01-01 UTC.
     """
 
     position: Position = START
     end_lsn: int = 0
     unfinished: dict[str, Any] | None = None
+    effective_time: int = 0
 
     @property
     def known_lsn(self) -> int:
@@ -90,5 +92,6 @@ def look_at_store(connection: Connection) -> StoreFacts:
     tail = Tail()
     if position is not None:
         where = Position(parse_lsn(position["commit_lsn"]), position["ordinal"])
-        tail = Tail(where, parse_lsn(position["end_lsn"]), position.get("unfinished"))
+        latest = position.get("effective_time") or 0
+        tail = Tail(where, parse_lsn(position["end_lsn"]), position.get("unfinished"), latest)
     return StoreFacts(History(*(source.get(name) for name in names)), tail, source.get("capture"))

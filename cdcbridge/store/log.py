@@ -273,6 +273,8 @@ class BridgeStore:
                 connection.execute("insert into gaps (record, consumers) values (%s, %s)", (Jsonb(record), told))
             if batch.capture is not None:
                 connection.execute("update source set capture = %s", (Jsonb(batch.capture),))
+            if batch.marks:
+                self._mark(connection, batch)
             if batch.fed_again is not None:
                 place = ["unfed", str(batch.fed_again)]
                 connection.execute("update source set feeds = feeds #- %s", (place,))
@@ -339,11 +341,24 @@ class BridgeStore:
                 copy.write_row(row)
         connection.execute("delete from spilled where xid = any (%s)", (batch.unspilled,))
 
+    def _mark(self, connection: Connection, batch: AppendBatch) -> None:
+        """Store the notes about transactions that mirrors need."""
+        marks = batch.marks.values()
+        connection.execute(
+            "select mark_transactions(%s::pg_lsn[], %s, %s::pg_lsn[], %s)",
+            (
+                [format_lsn(mark.commit_lsn) for mark in marks],
+                [mark.marker and mark.marker.source for mark in marks],
+                [mark.marker and format_lsn(mark.marker.lsn) for mark in marks],
+                [mark.effective_time for mark in marks],
+            ),
+        )
+
     def _finish(
         self, connection: Connection, batch: AppendBatch, unfinished: dict[str, Any] | None, woken: str | None
     ) -> None:
         connection.execute(
-            "select finish_append(%s::pg_lsn, %s, %s::pg_lsn, %s, %s, %s)",
+            "select finish_append(%s::pg_lsn, %s, %s::pg_lsn, %s, %s, %s, %s)",
             (
                 format_lsn(batch.position.commit_lsn),
                 batch.position.ordinal,
@@ -351,6 +366,7 @@ class BridgeStore:
                 None if unfinished is None else Jsonb(unfinished),
                 batch.commit_time,
                 woken,
+                batch.effective_time,
             ),
             prepare=True,
         )

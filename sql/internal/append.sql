@@ -31,24 +31,26 @@ begin
     return low;
 end $$;
 
--- finish_append(commit_lsn, ordinal, end_lsn, unfinished, commit_time, consumers): Store the
--- position that the log has reached, and notify the receivers.
+-- finish_append(commit_lsn, ordinal, end_lsn, unfinished, commit_time, consumers, effective_time):
+-- Store the position that the log has reached, and notify the receivers.
 --
 -- Parameters:
 --   commit_time  when the last transaction committed, in microseconds since 2000-01-01 UTC;
 --                null: the source had nothing more to send, so the current time is stored
 --   consumers    the ids of the consumers that received messages, separated by commas. They are
 --                sent in one notification on the channel that has the name of the schema.
+--   effective_time  the greatest commit time so far, in microseconds since 2000-01-01 UTC
 create or replace function finish_append(commit_lsn pg_lsn, ordinal int, end_lsn pg_lsn,
-                                         unfinished jsonb, commit_time bigint, consumers text)
+                                         unfinished jsonb, commit_time bigint, consumers text,
+                                         effective_time bigint)
 returns void
 language plpgsql set search_path from current as $$
 declare
     -- Read from the right end of the index. Dead rows that an old snapshot keeps are to its left.
     previous constant bigint := (select p.id from positions p order by p.id desc limit 1);
 begin
-    insert into positions (commit_lsn, ordinal, end_lsn, unfinished, commit_time)
-    values (commit_lsn, ordinal, end_lsn, unfinished,
+    insert into positions (commit_lsn, ordinal, end_lsn, unfinished, effective_time, commit_time)
+    values (commit_lsn, ordinal, end_lsn, unfinished, effective_time,
             coalesce(timestamptz '2000-01-01 00:00:00+00'
                          + commit_time * interval '1 microsecond', clock_timestamp()));
     delete from positions where id = previous;

@@ -10,6 +10,7 @@
 --   - No queue or fifo consumer has an unfinished message in it. Redriven messages do not count,
 --     because they have their data with them.
 --   - No member of a group is reading there now.
+--   - Every mirror has applied it, or it is older than max_retention.
 -- If groups compact, the messages that they need move to messages_compacted. That table is dropped
 -- like a segment when no group compacts any more.
 --
@@ -65,7 +66,9 @@ begin
         if newest <= moment() - max_retention then
             expired := expired + expire_before(beyond);
         end if;
-        held_by := coalesce(unfinished_before(beyond), reading_before(beyond));
+        held_by := coalesce(unfinished_before(beyond), reading_before(beyond),
+                            case when (newest <= moment() - max_retention) is not true
+                                 then mirror_behind(beyond) end);
         exit when held_by is not null;
         bytes := bytes - pg_total_relation_size(segment::regclass);
         doomed := doomed || segment;

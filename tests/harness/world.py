@@ -117,6 +117,7 @@ class World:
         self.store_settings: dict[str, Any] = {}
         self.top_settings: dict[str, Any] = {}
         self.consumers: list[dict[str, Any]] = []
+        self.mirrors: list[dict[str, Any]] = []
         self._sql: psycopg.Connection[Any] | None = None
         self._store_session: psycopg.Connection[Any] | None = None
         self._store_is = ("", "")
@@ -174,6 +175,7 @@ class World:
             "http": None,
             **self.top_settings,
             "consumers": self.consumers,
+            **({"mirrors": self.mirrors} if self.mirrors else {}),
         }
         store = {"dsn": self.store_dsn} if self.store_dsn else {}
         document["store"] = {"schema": self.schema, **store, **self.store_settings}
@@ -283,6 +285,15 @@ class World:
     ) -> Running:
         """`cdcbridge sinks run` as a process; `crash` and `environment` as for start_process()."""
         return self._start(["sinks", "run", *names], "sinks.log", crash, None, environment)
+
+    def start_mirrors(
+        self,
+        *names: str,
+        crash: tuple[AnyInstant, int] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Running:
+        """`cdcbridge mirror run` as a process; `crash` and `environment` as for start_process()."""
+        return self._start(["mirror", "run", *names], "mirrors.log", crash, None, environment)
 
     def _start(
         self,

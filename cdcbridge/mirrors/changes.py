@@ -1,0 +1,123 @@
+"""Take the messages of the log apart without parsing the rows in them.
+
+The target's server turns the JSON of a row into values. This module only cuts the row's JSON text out of the message's
+`data`, whose members always have the order op, record, old, unchanged (docs/CONSUMERS.md). It is pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, NamedTuple
+
+import orjson
+
+from cdcbridge.lsn import format_lsn
+from cdcbridge.routing.logical_messages import members
+
+_PLAIN_END: Final = b',"old":null,"unchanged":[]}'
+_END: Final = b',"unchanged":[]}'
+_OLD: Final = b'},"old":'
+_OP_START: Final = len(b'{"op":"')
+_RECORD: Final = len(b'","record":')
+
+
+class LogRow(NamedTuple):
+    """A message as read_mirror() returns it.
+
+    `lsn` is the commit LSN. `ends` is true for the last message that the mirror gets of a transaction.
+    """
+
+    seq: int
+    topic: str
+    data: bytes
+    key: str | None
+    old_key: str | None
+    lsn: int
+    ordinal: int
+    commit_time: datetime | None
+    ends: bool = True
+
+
+@dataclass(slots=True)
+class MirroredChange:
+    """A change that a mirror has to apply.
+
+    Attributes:
+        row: The message in the log.
+        op: insert, update, delete, truncate or read.
+        record: The row after the change, as JSON text, or None. A delete has none.
+        old: The row before the change or its key, as JSON text, or None.
+        unchanged: The columns that `record` lacks because the change did not touch them.
+    """
+
+    row: LogRow
+    op: str
+    record: bytes | None
+    old: bytes | None
+    unchanged: tuple[str, ...]
+
+    @property
+    def position(self) -> str:
+        """The position of the change, for example `16/B374D848#3`."""
+        return f"{format_lsn(self.row.lsn)}#{self.row.ordinal}"
+
+
+def take_apart(row: LogRow) -> MirroredChange:
+    """Return the parts of a message.
+
+    Most messages have one of two forms, which need two comparisons. All others are read member by member.
+    """
+    data = row.data
+    end = data.index(b'"', _OP_START)
+    op = data[_OP_START:end].decode()
+    start = end + _RECORD
+    if data.endswith(_PLAIN_END):
+        record = data[start : -len(_PLAIN_END)]
+        if op == "delete":
+            return MirroredChange(row, op, None, record, ())
+        return MirroredChange(row, op, None if record == b"null" else record, None, ())
+    if data.endswith(_END) and data.count(_OLD) == 1:
+        middle = data.index(_OLD) + 1
+        return MirroredChange(row, op, data[start:middle], data[middle + len(_OLD) - 1 : -len(_END)], ())
+    return _by_members(row, op)
+
+
+def _by_members(row: LogRow, op: str) -> MirroredChange:
+    found = dict(members(row.data.decode()))
+    record, old = found.get("record", "null"), found.get("old", "null")
+    if op == "delete":
+        record, old = "null", record
+    return MirroredChange(
+        row,
+        op,
+        None if record == "null" else record.encode(),
+        None if old == "null" else old.encode(),
+        tuple(orjson.loads(found.get("unchanged", "[]"))),
+    )
+
+
+def columns_of(record: bytes) -> tuple[str, ...]:
+    """Return the names of the columns in the JSON text of a row, in their order."""
+    try:
+        return tuple(orjson.loads(record))
+    except orjson.JSONDecodeError:  # for example a number such as 1e400, which PostgreSQL accepts
+        return tuple(name for name, _ in members(record.decode()))
+
+
+def effective_time(row: LogRow) -> int:
+    """Return the commit time of a message in microseconds since 2000-01-01 UTC, or 0 if it has none."""
+    return 0 if row.commit_time is None else _microseconds(row.commit_time)
+
+
+def raw(document: str | bytes) -> bytes:
+    """Return a JSON document as its bytes, so that psycopg does not parse it."""
+    return document.encode() if isinstance(document, str) else bytes(document)
+
+
+_EPOCH: Final = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
+
+
+def _microseconds(time: datetime) -> int:
+    since = time - _EPOCH
+    return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds

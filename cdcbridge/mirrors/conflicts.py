@@ -1,0 +1,81 @@
+"""Store conflicts in the target, in the transaction that decides them. Never decides one itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from cdcbridge.mirrors.changes import MirroredChange
+from cdcbridge.mirrors.rule import Kind, Winner
+from cdcbridge.mirrors.target import RowsJson, Target
+
+_INSERT: Final = """
+    insert into conflicts (mirror, table_name, key, kind, source_row, target_row, source_position, target_position,
+                           rule, winner, state, note)
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""
+
+
+@dataclass(slots=True, frozen=True)
+class ConflictRow:
+    """A row for the table `conflicts`.
+
+    Attributes:
+        change: The source's change.
+        table: The table in the target, as schema.table.
+        kind: The kind of the conflict.
+        target_row: The target's row as JSON text, or None if there was none.
+        target_position: The position of the target's last write of the row, or None.
+        rule: The rule that decided, for example newest.
+        winner: The side whose write is kept, or None for a hold.
+        state: decided or held.
+        note: The reason, if the rest does not give it.
+    """
+
+    change: MirroredChange
+    table: str
+    kind: Kind
+    target_row: str | None
+    target_position: str | None
+    rule: str
+    winner: Winner | None
+    state: Literal["decided", "held"] = "decided"
+    note: str | None = None
+
+
+def store_conflicts(target: Target, mirror: str, rows: Sequence[ConflictRow]) -> None:
+    """Insert the rows into the target's table `conflicts`."""
+    if not rows:
+        return
+    with target.connection.cursor() as cursor:
+        cursor.executemany(
+            _INSERT,
+            [
+                (
+                    mirror,
+                    one.table,
+                    one.change.row.key,
+                    one.kind,
+                    None if one.change.record is None else RowsJson(one.change.record),
+                    one.target_row,
+                    one.change.position,
+                    one.target_position,
+                    one.rule,
+                    one.winner,
+                    one.state,
+                    one.note,
+                )
+                for one in rows
+            ],
+        )
+
+
+def end_holds(target: Target, mirror: str, keys: Iterable[tuple[str, str]]) -> None:
+    """Note that later writes of these rows, given as (table, key), have decided what was on hold."""
+    tables, texts = zip(*keys, strict=True) if keys else ((), ())
+    target.connection.execute(
+        "update conflicts c set state = 'superseded' from unnest(%s::text[], %s::text[]) k (table_name, key)"
+        " where c.mirror = %s and c.state = 'held' and c.table_name = k.table_name and c.key = k.key",
+        (list(tables), list(texts), mirror),
+    )

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backfill, claims, decode, fan_out, latency, memory, routing, sinks, sqs, streams
+from benchmarks import backfill, claims, decode, fan_out, latency, memory, mirrors, routing, sinks, sqs, streams
 from cdcbridge.demo.embedded import EmbeddedServer
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
@@ -29,9 +29,16 @@ PARTS = {
     "backfill": backfill,
     "sinks": sinks,
     "sqs": sqs,
+    "mirrors": mirrors,
 }
 # Commits are durable, as in production. WAL files are recycled, so that no time is spent on creating new ones.
-SETTINGS = {"shared_buffers": "1GB", "min_wal_size": "4GB", "max_wal_size": "16GB", "checkpoint_timeout": "30min"}
+SETTINGS = {
+    "shared_buffers": "1GB",
+    "min_wal_size": "4GB",
+    "max_wal_size": "16GB",
+    "checkpoint_timeout": "30min",
+    "track_commit_timestamp": "on",
+}
 
 
 def main() -> None:

@@ -88,9 +88,9 @@ def fill(session: psycopg.Connection[Any], rows: int, per_transaction: int) -> s
 
 
 @contextlib.contextmanager
-def bridge(config: Path) -> Iterator[subprocess.Popen[bytes]]:
+def bridge(config: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run `cdcbridge run` as a process for the duration of a `with` block."""
-    process = subprocess.Popen([sys.executable, "-m", "cdcbridge", "-c", str(config), "run"])
+    process = subprocess.Popen([sys.executable, "-m", "cdcbridge", "-c", str(config), "run", *options])
     try:
         yield process
     finally:

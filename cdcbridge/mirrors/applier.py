@@ -24,9 +24,10 @@ from cdcbridge.instants import reach
 from cdcbridge.mirrors.applying import Applying, Unexpected
 from cdcbridge.mirrors.careful import Careful
 from cdcbridge.mirrors.changes import LogRow, MirroredChange, take_apart
-from cdcbridge.mirrors.log_reader import CHUNK_ROWS, LogReader, Marks, MirrorState
+from cdcbridge.mirrors.log_reader import LogReader, Marks, MirrorState
 from cdcbridge.mirrors.peer_log import PeerLog
 from cdcbridge.mirrors.place import begin_at
+from cdcbridge.mirrors.read_ahead import AHEAD_ROWS, ReadAhead
 from cdcbridge.mirrors.segments import Segment, segments
 from cdcbridge.mirrors.source_tables import SourceTables
 from cdcbridge.mirrors.target import Place, Target
@@ -121,10 +122,10 @@ class Session:
             return
         self._prepare(state)
         while not self._stopping() and self._may_run():
-            rows = self._reader.read(self._state.consumer_id, self._progress.place.seq)
+            rows = self._ahead.take(self._progress.place.seq)
             if rows:
                 self._apply_chunk(rows)
-            if not self._target.open and len(rows) < CHUNK_ROWS // 2:
+            if not self._target.open and len(rows) < AHEAD_ROWS:
                 self._rest(idle=not rows)
         self._target.roll_back()
         self._note()
@@ -144,6 +145,7 @@ class Session:
         )
         place = begin_at(self._mirror.name, state, self._target.place(), self._reader)
         self._progress = _Progress(place)
+        self._ahead = self._stack.enter_context(closing(ReadAhead(self._reader, state.consumer_id)))
         self._reader.listen()
         reach("mirror prepared")
         log.info("mirror.started", mirror=self._mirror.name, after_seq=place.seq, origin=self._target.origin)
@@ -158,6 +160,8 @@ class Session:
         elif not rows[-1].ends:
             ends = [number for number, row in enumerate(rows, 1) if row.ends]
             rows = rows[: ends[-1]] if ends else rows
+        if len(rows) >= AHEAD_ROWS:
+            self._ahead.begin(rows[-1].seq)
         marks = self._reader.marks(rows, self._other)
         taken = [row for row in rows if not marks.is_foreign(row.lsn)]
         try:
@@ -223,7 +227,7 @@ class Session:
         return self._careful.apply(Segment([gone, new]), marks)
 
     def _tell_gap(self, row: LogRow) -> None:
-        text = f"the source's log has a gap: {row.data.decode()}. Compare the tables with `cdcbridge mirror verify`"
+        text = f"the source's log has a gap: {row.data}. Compare the tables with `cdcbridge mirror verify`"
         log.warning("mirror.gap", mirror=self._mirror.name, message=text)
         self._reader.note(self._state.consumer_id, text)
 

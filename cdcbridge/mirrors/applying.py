@@ -17,7 +17,7 @@ import psycopg
 from cdcbridge.config import Mirror
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.mirrors.changes import MirroredChange, columns_of
-from cdcbridge.mirrors.segments import Net, Segment
+from cdcbridge.mirrors.segments import Segment
 from cdcbridge.mirrors.source_tables import SourceTables
 from cdcbridge.mirrors.tables import HISTORY, TargetTable
 from cdcbridge.mirrors.target import Target
@@ -35,7 +35,7 @@ class Group:
     """Rows of one table that one statement writes: the names of their columns, and their JSON texts."""
 
     columns: tuple[str, ...]
-    rows: list[bytes]
+    rows: list[str]
 
 
 class Applying:
@@ -71,26 +71,36 @@ class Applying:
             self._insert_keyless(self._tables.get(topic), rows)
         suffix = "_mirrored" if mirrored_only else ""
         for topic, net in segment.net.items():
-            table = self._tables.get(topic)
-            gone = [one for one in net.values() if one.change.op == "delete"]
-            self._delete([one.change for one in gone if not one.fresh], table, f"delete{suffix}", strict=strict)
-            if not strict:
-                self._delete([one.change for one in gone if one.fresh], table, "delete", strict=False)
-            elif mirrored_only and any(one.fresh for one in gone):
-                raise Unexpected
-            written = [one for one in net.values() if one.change.op != "delete"]
-            self._write(table, written, strict=strict, suffix=suffix)
+            table, fresh = self._tables.get(topic), segment.fresh[topic]
+            gone = [change for change in net.values() if change.op == "delete"]
+            if gone:
+                self._remove(table, gone, fresh, strict=strict, suffix=suffix)
+            written = [change for change in net.values() if change.op != "delete"] if gone else list(net.values())
+            self._write(table, written, fresh, strict=strict, suffix=suffix)
 
-    def _write(self, table: TargetTable, written: Sequence[Net], *, strict: bool, suffix: str) -> None:
-        whole = [one for one in written if not one.change.unchanged]
-        for group in self.grouped(table, [one.change for one in whole if one.fresh or not strict]):
+    def _remove(
+        self, table: TargetTable, gone: Sequence[MirroredChange], fresh: set[str], *, strict: bool, suffix: str
+    ) -> None:
+        known = [change for change in gone if change.row.key not in fresh]
+        if strict and suffix and len(known) < len(gone):
+            raise Unexpected  # rows that came and went in this segment, and that the target may have had before
+        self._delete(known, table, f"delete{suffix}", strict=strict)
+        if not strict:
+            self._delete([change for change in gone if change.row.key in fresh], table, "delete", strict=False)
+
+    def _write(
+        self, table: TargetTable, written: Sequence[MirroredChange], fresh: set[str], *, strict: bool, suffix: str
+    ) -> None:
+        whole = [change for change in written if not change.unchanged]
+        new = [change for change in whole if change.row.key in fresh] if strict else whole
+        for group in self.grouped(table, new):
             self._target.run(table.statement("insert" if strict else "upsert", group.columns), [group.rows])
-        for group in self.grouped(table, [one.change for one in whole if strict and not one.fresh]):
-            self._update(table, group, suffix)
-        parts = [one.change for one in written if one.change.unchanged]
-        for group in self.grouped(table, parts):
-            if self._target.run(table.statement(f"update{suffix}", group.columns), [group.rows]) != len(group.rows):
-                raise Unexpected
+        if strict and len(new) < len(whole):
+            for group in self.grouped(table, [change for change in whole if change.row.key not in fresh]):
+                self._update(table, group, suffix)
+        if len(whole) < len(written):
+            for group in self.grouped(table, [change for change in written if change.unchanged]):
+                self._update(table, group, suffix)
 
     def _update(self, table: TargetTable, group: Group, suffix: str) -> None:
         if self._target.run(table.statement(f"update{suffix}", group.columns), [group.rows]) != len(group.rows):
@@ -99,7 +109,7 @@ class Applying:
     def _delete(self, changes: Sequence[MirroredChange], table: TargetTable, name: str, *, strict: bool) -> None:
         if not changes:
             return
-        rows = [change.old or b"{}" for change in changes]
+        rows = [change.old or "{}" for change in changes]
         if self._target.run(table.statement(name, table.key), [rows]) != len(rows) and strict:
             raise Unexpected
 
@@ -123,9 +133,9 @@ class Applying:
     def rekey(self, change: MirroredChange) -> bool:
         """Apply an update that changed the key. Return whether the target had the row."""
         table = self._tables.get(change.row.topic)
-        record = change.record or b"{}"
+        record = change.record or "{}"
         columns = table.written(self.checked_columns(table, change))
-        return self._target.run(table.statement("rekey", columns), [[record], [change.old or b"{}"]]) == 1
+        return self._target.run(table.statement("rekey", columns), [[record], [change.old or "{}"]]) == 1
 
     def upsert(self, table: TargetTable, changes: Sequence[MirroredChange]) -> None:
         """Write rows whether the target has them or not."""
@@ -151,7 +161,7 @@ class Applying:
                 self._target.run(table.statement("append", group.columns), [group.rows])
             rest = [change for change in rows if change.record is None]
             if rest:
-                texts = [_with_history(change, change.old or b"{}") for change in rest]
+                texts = [_with_history(change, change.old or "{}") for change in rest]
                 self._target.run(table.statement("append", table.key), [texts])
 
     def _require_history(self, table: TargetTable) -> None:
@@ -180,10 +190,10 @@ class Applying:
             return []
         groups: dict[tuple[str, ...], Group] = {}
         uniform = not any(change.unchanged for change in changes)
-        first, last = (columns_of(changes[place].record or b"{}") for place in (0, -1))
+        first, last = (columns_of(changes[place].record or "{}") for place in (0, -1))
         uniform = uniform and first == last
         for change in changes:
-            record = change.record or b"{}"
+            record = change.record or "{}"
             columns = first if uniform else columns_of(record)
             group = groups.get(columns)
             if group is None:
@@ -198,7 +208,7 @@ class Applying:
         Raises:
             OperatorNeeded: The target lacks one.
         """
-        columns = columns_of(change.record or b"{}")
+        columns = columns_of(change.record or "{}")
         self._check(table, columns, change)
         return columns
 
@@ -220,19 +230,11 @@ class Applying:
         )
 
 
-def _with_history(change: MirroredChange, record: bytes) -> bytes:
+def _with_history(change: MirroredChange, record: str) -> str:
     """Return the row of a history table: the row with op, position and commit time in front."""
     time = change.row.commit_time
     head = orjson.dumps(
         {"op": change.op, "position": change.position, "commit_time": None if time is None else time.isoformat()}
-    )
+    ).decode()
     rest = record[1:]
-    return head[:-1] + (b"" if rest.lstrip().startswith(b"}") else b",") + rest
-
-
-def net_of(changes: Iterable[MirroredChange]) -> dict[str, dict[str, MirroredChange]]:
-    """Return the last change of each key, by table."""
-    found: dict[str, dict[str, MirroredChange]] = {}
-    for change in changes:
-        found.setdefault(change.row.topic, {})[change.row.key or ""] = change
-    return found
+    return head[:-1] + ("" if rest.lstrip().startswith("}") else ",") + rest

@@ -91,7 +91,7 @@ class Careful:
         for change in keyed:
             by_topic.setdefault(change.row.topic, []).append(change)
         for topic, changes in segment.keyless.items():
-            self._applying.apply(Segment(changes, {}, {topic: changes}), strict=True, mirrored_only=False)
+            self._applying.apply(Segment(changes, keyless={topic: changes}), strict=True, mirrored_only=False)
         conflicts: list[ConflictRow] = []
         for topic, changes in by_topic.items():
             self._table(topic, changes, marks, conflicts)
@@ -103,8 +103,7 @@ class Careful:
 
         Such a row is missing as if it had never been there, so only the target's log can tell.
         """
-        fresh = {topic: [key for key, net in keys.items() if net.fresh] for topic, keys in segment.net.items()}
-        fresh = {topic: keys for topic, keys in fresh.items() if keys}
+        fresh = {topic: list(keys) for topic, keys in segment.fresh.items() if keys}
         if not fresh or self._peer is None:
             return False
         self._peer.catch_up(self._target.connection)
@@ -173,7 +172,7 @@ class Careful:
     def _lock(self, table: TargetTable, identities: dict[str, MirroredChange]) -> dict[str, _Row]:
         """Lock the target's rows, and return those that are there by their key."""
         keys = list(identities)
-        texts = [change.record or change.old or b"{}" for change in identities.values()]
+        texts = [change.record or change.old or "{}" for change in identities.values()]
         if self._target.origin is None or self._peer is None:
             statement = table.statement("present", table.key)
         else:
@@ -224,7 +223,7 @@ class Careful:
 
     def _source_time(self, table: TargetTable, change: MirroredChange) -> int | None:
         """Return the commit time of a source's row that a backfill read, or None if the row is another one now."""
-        return self._source.written_at(table.topic, table.key, change.record or b"{}")
+        return self._source.written_at(table.topic, table.key, change.record or "{}")
 
     def _completed(self, table: TargetTable, change: MirroredChange, row: _Row) -> MirroredChange:
         """Return the change with all columns, if the target does not have the row that it leaves in part as it was."""
@@ -273,7 +272,7 @@ class Careful:
 
     def _write_together(self, table: TargetTable, changes: Iterable[MirroredChange]) -> None:
         for segment in segments(changes):
-            net = [one.change for one in segment.net.get(table.topic, {}).values()]
+            net = list(segment.net.get(table.topic, {}).values())
             self._applying.delete(table, [change for change in net if change.op == "delete"])
             self._applying.upsert(table, [change for change in net if change.op != "delete"])
 
@@ -320,18 +319,18 @@ class Careful:
         if not columns:
             return []
         unique = replace(table, key=columns, statements={})
-        rows = self._target.fetch(unique.statement("lock", columns), [change.record or b"{}"])
+        rows = self._target.fetch(unique.statement("lock", columns), [change.record or "{}"])
         return [_Row(True, bool(mirrored), text, at) for _, text, mirrored, at in rows]
 
     def _remove_loser(self, table: TargetTable, change: MirroredChange, others: Sequence[_Row], *, later: bool) -> None:
         """Delete the older row on this side. The other side deletes it as well, by the same comparison."""
         if later:
             for one in others:
-                text = (one.text or "{}").encode()
+                text = one.text or "{}"
                 self._target.run(table.statement("delete", table.key), [[text]])
             self._write_together(table, [change])
         else:
-            self._target.run(table.statement("delete", table.key), [[change.record or b"{}"]])
+            self._target.run(table.statement("delete", table.key), [[change.record or "{}"]])
 
     def _end_holds(self, table: TargetTable, winners: Sequence[MirroredChange]) -> None:
         name = table.full_name

@@ -15,11 +15,11 @@ import orjson
 from cdcbridge.lsn import format_lsn
 from cdcbridge.routing.logical_messages import members
 
-_PLAIN_END: Final = b',"old":null,"unchanged":[]}'
-_END: Final = b',"unchanged":[]}'
-_OLD: Final = b'},"old":'
-_OP_START: Final = len(b'{"op":"')
-_RECORD: Final = len(b'","record":')
+_PLAIN_END: Final = ',"old":null,"unchanged":[]}'
+_END: Final = ',"unchanged":[]}'
+_OLD: Final = '},"old":'
+_OP_START: Final = len('{"op":"')
+_RECORD: Final = len('","record":')
 
 
 class LogRow(NamedTuple):
@@ -30,13 +30,13 @@ class LogRow(NamedTuple):
 
     seq: int
     topic: str
-    data: bytes
+    data: str
     key: str | None
     old_key: str | None
     lsn: int
     ordinal: int
-    commit_time: datetime | None
     ends: bool = True
+    commit_time: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -53,8 +53,8 @@ class MirroredChange:
 
     row: LogRow
     op: str
-    record: bytes | None
-    old: bytes | None
+    record: str | None
+    old: str | None
     unchanged: tuple[str, ...]
 
     @property
@@ -69,14 +69,14 @@ def take_apart(row: LogRow) -> MirroredChange:
     Most messages have one of two forms, which need two comparisons. All others are read member by member.
     """
     data = row.data
-    end = data.index(b'"', _OP_START)
-    op = data[_OP_START:end].decode()
+    end = data.index('"', _OP_START)
+    op = data[_OP_START:end]
     start = end + _RECORD
     if data.endswith(_PLAIN_END):
         record = data[start : -len(_PLAIN_END)]
         if op == "delete":
             return MirroredChange(row, op, None, record, ())
-        return MirroredChange(row, op, None if record == b"null" else record, None, ())
+        return MirroredChange(row, op, None if record == "null" else record, None, ())
     if data.endswith(_END) and data.count(_OLD) == 1:
         middle = data.index(_OLD) + 1
         return MirroredChange(row, op, data[start:middle], data[middle + len(_OLD) - 1 : -len(_END)], ())
@@ -84,35 +84,30 @@ def take_apart(row: LogRow) -> MirroredChange:
 
 
 def _by_members(row: LogRow, op: str) -> MirroredChange:
-    found = dict(members(row.data.decode()))
+    found = dict(members(row.data))
     record, old = found.get("record", "null"), found.get("old", "null")
     if op == "delete":
         record, old = "null", record
     return MirroredChange(
         row,
         op,
-        None if record == "null" else record.encode(),
-        None if old == "null" else old.encode(),
+        None if record == "null" else record,
+        None if old == "null" else old,
         tuple(orjson.loads(found.get("unchanged", "[]"))),
     )
 
 
-def columns_of(record: bytes) -> tuple[str, ...]:
+def columns_of(record: str) -> tuple[str, ...]:
     """Return the names of the columns in the JSON text of a row, in their order."""
     try:
         return tuple(orjson.loads(record))
     except orjson.JSONDecodeError:  # for example a number such as 1e400, which PostgreSQL accepts
-        return tuple(name for name, _ in members(record.decode()))
+        return tuple(name for name, _ in members(record))
 
 
 def effective_time(row: LogRow) -> int:
     """Return the commit time of a message in microseconds since 2000-01-01 UTC, or 0 if it has none."""
     return 0 if row.commit_time is None else _microseconds(row.commit_time)
-
-
-def raw(document: str | bytes) -> bytes:
-    """Return a JSON document as its bytes, so that psycopg does not parse it."""
-    return document.encode() if isinstance(document, str) else bytes(document)
 
 
 _EPOCH: Final = datetime.fromisoformat("2000-01-01T00:00:00+00:00")

@@ -57,7 +57,7 @@ def store_conflicts(target: Target, mirror: str, rows: Sequence[ConflictRow]) ->
                     one.table,
                     one.change.row.key,
                     one.kind,
-                    None if one.change.record is None else RowsJson(one.change.record),
+                    None if one.change.record is None else RowsJson(one.change.record.encode()),
                     one.target_row,
                     one.change.position,
                     one.target_position,

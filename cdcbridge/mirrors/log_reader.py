@@ -6,20 +6,21 @@ Never writes anything but the mirror's offset, its counters and its state.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from psycopg.types.json import set_json_loads
-
 from cdcbridge.config import Config, Mirror
-from cdcbridge.database import connect_store, store_errors
+from cdcbridge.database import connect_store, cut_off, store_errors
 from cdcbridge.errors import StoreUnavailable
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.mirrors.changes import LogRow, raw
+from cdcbridge.mirrors.changes import LogRow
 from cdcbridge.routing.mirror_marks import source_identity
 
+_READ: Final = """
+    select seq, topic, data::text, key, old, lsn, ordinal, ends, commit_time from read_mirror(%s, %s, %s, %s)
+"""
 CHUNK_ROWS: Final = 10_000
 CHUNK_BYTES: Final = 4 << 20  # of stored data
 
@@ -72,8 +73,12 @@ class Marks:
         return self.seen[at - 1] if at else self.seen_before
 
 
+def _log_rows(_cursor: object) -> Callable[[Sequence[Any]], LogRow]:
+    return LogRow._make
+
+
 class LogReader:
-    """A session on the source's store.
+    """Two sessions on the source's store, of which one only reads messages.
 
     Args:
         config: The configuration.
@@ -83,10 +88,17 @@ class LogReader:
     def __init__(self, config: Config, mirror: Mirror) -> None:
         self._name = mirror.name
         self.connection = connect_store(config.store_dsn, config.store.schema_, "cdcbridge mirror")
-        set_json_loads(raw, self.connection)
+
+        self._reading = connect_store(config.store_dsn, config.store.schema_, "cdcbridge mirror")
+        self._rows = self._reading.cursor(binary=True, row_factory=_log_rows)
 
     def close(self) -> None:
+        self._reading.close()
         self.connection.close()
+
+    def cut_off(self) -> None:
+        """Let a read() that another thread has begun end at once."""
+        cut_off(self._reading)
 
     def identity(self) -> str:
         """Return the identity of the source.
@@ -120,13 +132,8 @@ class LogReader:
     def read(self, consumer_id: int, after: int) -> list[LogRow]:
         """Return the next messages, of complete transactions only."""
         with store_errors():
-            found = self.connection.execute(
-                "select * from read_mirror(%s, %s, %s, %s)",
-                (consumer_id, after, CHUNK_ROWS, CHUNK_BYTES),
-                prepare=True,
-                binary=True,
-            ).fetchall()
-        return [LogRow(*row) for row in found]
+            self._rows.execute(_READ, (consumer_id, after, CHUNK_ROWS, CHUNK_BYTES), prepare=True)
+            return self._rows.fetchall()
 
     def end(self, consumer_id: int, after: int) -> int:
         """Return a seq up to which the mirror has no messages after `after`."""

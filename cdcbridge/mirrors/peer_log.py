@@ -11,13 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from psycopg.types.json import set_json_loads
-
 from cdcbridge.config import Mirror
 from cdcbridge.database import Connection, connect_store, store_errors, target_errors
 from cdcbridge.errors import OperatorNeeded, TargetUnavailable
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.mirrors.changes import raw
 from cdcbridge.mirrors.rule import Write
 from cdcbridge.routing.mirror_marks import PROBE_PREFIX, source_identity
 
@@ -37,7 +34,7 @@ class OwnWrite:
 
     write: Write
     ordinal: int
-    record: bytes | None
+    record: str | None
 
     @property
     def position(self) -> str:
@@ -63,7 +60,6 @@ class PeerLog:
         self._source = source
         with target_errors():
             self._connection = connect_store(given.get_secret_value(), mirror.target.schema_, "cdcbridge mirror")
-        set_json_loads(raw, self._connection)
 
     def close(self) -> None:
         self._connection.close()
@@ -171,7 +167,8 @@ class PeerLog:
         """
         with store_errors():
             rows = self._connection.execute(
-                "select key, op, lsn::text, ordinal, effective_time, case when op <> 'delete' then data -> 'record' end"
+                "select key, op, lsn::text, ordinal, effective_time,"
+                " case when op <> 'delete' then (data -> 'record')::text end"
                 " from own_writes(%s, %s, %s, %s::pg_lsn)",
                 (topic, None if keys is None else list(keys), self._source, format_lsn(after)),
                 prepare=True,

@@ -16,33 +16,22 @@ _FRESH = ("insert", "read")
 
 
 @dataclass(slots=True)
-class Net:
-    """The last change of a key in a segment.
-
-    Attributes:
-        change: The change.
-        fresh: Whether the row did not exist before the segment, because the first change of the key is an insert,
-            or a row that a backfill read.
-    """
-
-    change: MirroredChange
-    fresh: bool
-
-
-@dataclass(slots=True)
 class Segment:
     """Changes that are applied together.
 
     Attributes:
         changes: All changes, in their order.
         net: The last change of each key, by table and key.
+        fresh: The keys whose first change is an insert, or a row that a backfill read, by table. Their rows did not
+            exist before the segment.
         keyless: Changes of tables without a key, by table.
         alone: A change that has to be applied by itself: a truncate, or an update that changed a key. None: there is
             none, and the other attributes count.
     """
 
     changes: list[MirroredChange] = field(default_factory=list)
-    net: dict[str, dict[str, Net]] = field(default_factory=dict)
+    net: dict[str, dict[str, MirroredChange]] = field(default_factory=dict)
+    fresh: dict[str, set[str]] = field(default_factory=dict)
     keyless: dict[str, list[MirroredChange]] = field(default_factory=dict)
     alone: MirroredChange | None = None
 
@@ -59,31 +48,33 @@ def segments(changes: Iterable[MirroredChange], *, in_order: bool = False) -> It
     kind = ("", "")
     for change in changes:
         row = change.row
-        if change.op == "truncate" or (row.old_key is not None and row.old_key != row.key):
+        topic, key = row.topic, row.key
+        if change.op == "truncate" or (row.old_key is not None and row.old_key != key):
             if segment.changes:
                 yield segment
             yield Segment([change], alone=change)
             segment = Segment()
             continue
-        if in_order and segment.changes and kind != (row.topic, change.op):
+        if in_order and segment.changes and kind != (topic, change.op):
             yield segment
             segment = Segment()
-        kind = (row.topic, change.op)
-        if row.key is None:
-            segment.keyless.setdefault(row.topic, []).append(change)
+        kind = (topic, change.op)
+        if key is None:
+            segment.keyless.setdefault(topic, []).append(change)
             segment.changes.append(change)
             continue
-        net = segment.net.setdefault(row.topic, {})
-        before = net.get(row.key)
-        if before is None:
-            net[row.key] = Net(change, change.op in _FRESH)
-        elif change.unchanged or in_order:
+        net = segment.net.get(topic)
+        if net is not None and key in net and (change.unchanged or in_order):
             # The columns that this change lacks are in the one before, so that one has to be applied first.
             yield segment
             segment = Segment()
-            segment.net[row.topic] = {row.key: Net(change, change.op in _FRESH)}
-        else:
-            before.change = change
+            net = None
+        if net is None:
+            net = segment.net[topic] = {}
+            segment.fresh[topic] = set()
+        if key not in net and change.op in _FRESH:
+            segment.fresh[topic].add(key)
+        net[key] = change
         segment.changes.append(change)
     if segment.changes:
         yield segment

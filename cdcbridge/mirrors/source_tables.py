@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from psycopg import sql
-from psycopg.types.json import set_json_loads
 
 from cdcbridge.changes.keys import key_columns
 from cdcbridge.database import connect_source, source_errors
 from cdcbridge.errors import OperatorNeeded
-from cdcbridge.mirrors.changes import columns_of, raw
+from cdcbridge.mirrors.changes import columns_of
 
 _COLUMNS: Final = """
     select a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity <> '',
@@ -79,7 +78,6 @@ class SourceTables:
 
     def __init__(self, dsn: str) -> None:
         self._connection = connect_source(dsn, "cdcbridge mirror", reads=True)
-        set_json_loads(raw, self._connection)
 
     def close(self) -> None:
         self._connection.close()
@@ -110,7 +108,7 @@ class SourceTables:
             row = self._connection.execute(_LEFT_OUT, (quoted(topic),)).fetchone()
         return list(row[0]) if row else []
 
-    def row(self, topic: str, key: Sequence[str], identity: bytes, columns: Sequence[str]) -> bytes | None:
+    def row(self, topic: str, key: Sequence[str], identity: str, columns: Sequence[str]) -> str | None:
         """Return some columns of one row as it is now, as JSON text, or None if the row is gone.
 
         Args:
@@ -131,10 +129,10 @@ class SourceTables:
             sql.SQL(" and ").join(sql.SQL("t.{0} = k.{0}").format(sql.Identifier(column)) for column in key),
         )
         with source_errors():
-            row = self._connection.execute(query, (identity.decode(),)).fetchone()
-        return row[0].encode() if row else None
+            row = self._connection.execute(query, (identity,)).fetchone()
+        return row[0] if row else None
 
-    def written_at(self, topic: str, key: Sequence[str], record: bytes) -> int | None:
+    def written_at(self, topic: str, key: Sequence[str], record: str) -> int | None:
         """Return when a row was committed, in microseconds since 2000-01-01 UTC, or 0 if that is not known.
 
         Args:
@@ -160,7 +158,7 @@ class SourceTables:
             sql.SQL(", ").join(sql.Identifier("k", column) for column in columns),
         )
         with source_errors():
-            row = self._connection.execute(query, (record.decode(),)).fetchone()
+            row = self._connection.execute(query, (record,)).fetchone()
         return row[0] if row else None
 
 

@@ -217,17 +217,20 @@ class Target:
             with target_errors():
                 self.connection.execute("rollback")
 
-    def run(self, statement: sql.Composed, rows: Sequence[Iterable[bytes]]) -> int:
+    def run(self, statement: sql.Composed, rows: Sequence[Iterable[str]]) -> int:
         """Run a statement of tables.py, and return the number of rows that it wrote.
 
         Args:
             statement: The statement.
             rows: For each of its parameters, the JSON texts of the rows.
         """
-        parameters = [RowsJson(b"[" + b",".join(texts) + b"]") for texts in rows]
+        parameters = [_array(texts) for texts in rows]
         return self.connection.execute(statement, parameters, prepare=True).rowcount
 
-    def fetch(self, statement: sql.Composed, rows: Iterable[bytes]) -> list[tuple[Any, ...]]:
+    def fetch(self, statement: sql.Composed, rows: Iterable[str]) -> list[tuple[Any, ...]]:
         """Run a statement of tables.py that returns rows."""
-        parameter = RowsJson(b"[" + b",".join(rows) + b"]")
-        return self.connection.execute(statement, [parameter], prepare=True).fetchall()
+        return self.connection.execute(statement, [_array(rows)], prepare=True).fetchall()
+
+
+def _array(texts: Iterable[str]) -> RowsJson:
+    return RowsJson(f"[{','.join(texts)}]".encode())

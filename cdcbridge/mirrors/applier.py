@@ -6,6 +6,7 @@ commit contains the place. Any error ends the session. The next one continues fr
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -61,11 +62,12 @@ class Applier(Background):
             try:
                 with ExitStack() as stack, server_errors():
                     Session(self._config, self.mirror, self._stop.is_set, stack).run()
+                self._stop.wait(_WAIT)  # paused, stopped, or not in the store yet
             except CdcbridgeError as error:
                 log.warning("mirror.failed", mirror=self.mirror.name, error=str(error), hint=error.hint)
                 self._note(error)
-            wait = _RETRY[0] if time.monotonic() - began > _RETRY[1] else min(2 * wait, _RETRY[1])
-            self._stop.wait(wait)
+                wait = _RETRY[0] if time.monotonic() - began > _RETRY[1] else min(2 * wait, _RETRY[1])
+                self._stop.wait(wait)
 
     def _note(self, error: CdcbridgeError) -> None:
         """Store the error. An error that passes by itself is tried again, and any other one stops the mirror."""
@@ -107,12 +109,10 @@ class Session:
     """
 
     def __init__(self, config: Config, mirror: Mirror, stopping: Callable[[], bool], stack: ExitStack) -> None:
+        self._config = config
         self._mirror = mirror
         self._stopping = stopping
         self._reader = stack.enter_context(closing(LogReader(config, mirror)))
-        self._side = self._reader.identity()
-        self._target = stack.enter_context(closing(Target(mirror, self._side)))
-        self._source = stack.enter_context(closing(SourceTables(config.source_dsn)))
         self._stack = stack
 
     def run(self) -> None:
@@ -131,8 +131,11 @@ class Session:
         self._note()
 
     def _prepare(self, state: MirrorState) -> None:
-        self._target.prepare()
         self._state = state
+        self._side = self._reader.identity()
+        self._target = self._stack.enter_context(closing(Target(self._mirror, self._side)))
+        self._source = self._stack.enter_context(closing(SourceTables(self._config.source_dsn)))
+        self._target.prepare()
         self._other = self._target.identity()
         self._tables = TargetTables(self._mirror, self._source, self._target.connection)
         self._applying = Applying(self._mirror, self._target, self._tables, self._source)
@@ -164,8 +167,16 @@ class Session:
             self._ahead.begin(rows[-1].seq)
         marks = self._reader.marks(rows, self._other)
         taken = [row for row in rows if not marks.is_foreign(row.lsn)]
+        continued = self._target.open
         try:
             self._apply(taken, marks)
+        except CdcbridgeError as error:
+            self._target.roll_back()
+            if continued or isinstance(error, _PASSING) or rows[0].lsn == rows[-1].lsn:
+                raise
+            for _, transaction in itertools.groupby(rows, key=lambda row: row.lsn):
+                self._apply_chunk(list(transaction))  # the error is raised again by the transaction that causes it
+            return
         except BaseException:
             self._target.roll_back()
             raise

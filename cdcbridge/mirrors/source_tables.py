@@ -78,6 +78,8 @@ class SourceTables:
 
     def __init__(self, dsn: str) -> None:
         self._connection = connect_source(dsn, "cdcbridge mirror", reads=True)
+        with source_errors():  # so that types and defaults come with the names of their schemas
+            self._connection.execute("set search_path = ''")
 
     def close(self) -> None:
         self._connection.close()

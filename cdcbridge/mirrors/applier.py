@@ -37,6 +37,8 @@ from cdcbridge.routing.copy_format import GAP_TOPIC
 _WAIT: Final = 0.5  # seconds until the next look at the log, if no notification arrives
 _NOTE_EVERY: Final = 0.5  # seconds between two notes in the source's store
 _RETRY: Final = (0.2, 10.0)  # seconds: the shortest and the longest wait after an error
+_ALONE: Final = 50  # source transactions that are applied one by one after a conflict or a deadlock
+_CLASHES: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _PASSING: Final = (SourceUnavailable, StoreUnavailable, TargetUnavailable)
 log = structlog.get_logger()
 
@@ -96,6 +98,10 @@ class _Progress:
     noted_at: float = field(default_factory=time.monotonic)
 
 
+class _TryAgain(Exception):
+    """The chunk was undone, and is applied again, one source transaction at a time."""
+
+
 class Session:
     """The sessions and the loop of an applier, from its beginning to the first error.
 
@@ -114,6 +120,7 @@ class Session:
         self._target = stack.enter_context(closing(Target(mirror, self._side)))
         self._source = stack.enter_context(closing(SourceTables(config.source_dsn)))
         self._stack = stack
+        self._alone_left = 0
 
     def run(self) -> None:
         """Apply the log until the mirror is paused, stopped or ended."""
@@ -160,15 +167,26 @@ class Session:
         elif not rows[-1].ends:
             ends = [number for number, row in enumerate(rows, 1) if row.ends]
             rows = rows[: ends[-1]] if ends else rows
+        if self._alone_left:
+            rows = [row for row in rows if row.lsn == rows[0].lsn]
         if len(rows) >= AHEAD_ROWS:
             self._ahead.begin(rows[-1].seq)
         marks = self._reader.marks(rows, self._other)
         taken = [row for row in rows if not marks.is_foreign(row.lsn)]
+        several = rows[0].lsn != rows[-1].lsn
         try:
-            self._apply(taken, marks)
-        except BaseException:
+            self._apply(taken, marks, several=several)
+        except _TryAgain:
             self._target.roll_back()
+            self._alone_left = _ALONE
+            return
+        except BaseException as error:
+            self._target.roll_back()
+            if isinstance(error.__cause__, _CLASHES):
+                self._alone_left = _ALONE
+                return
             raise
+        self._alone_left = max(self._alone_left - 1, 0)
         self._progress.place = Place(rows[-1].seq, rows[-1].lsn)
         if taken:
             self._progress.commit_time = rows[-1].commit_time
@@ -176,7 +194,7 @@ class Session:
         if self._target.open and rows[-1].ends:
             self._commit()
 
-    def _apply(self, rows: Sequence[LogRow], marks: Marks) -> None:
+    def _apply(self, rows: Sequence[LogRow], marks: Marks, *, several: bool) -> None:
         if not rows:
             return
         if not self._target.open:
@@ -193,13 +211,19 @@ class Session:
             else:
                 in_order = self._mirror.triggers == "fire"
                 for segment in segments(changes, in_order=in_order):
-                    self._progress.conflicts += self._segment(segment, marks, strict=strict)
+                    self._progress.conflicts += self._segment(segment, marks, strict=strict, several=several)
         reach("mirror applied")
 
-    def _segment(self, segment: Segment, marks: Marks, *, strict: bool) -> int:
-        """Apply a segment in the usual way, or in the careful way if that does not fit. Return the conflicts."""
+    def _segment(self, segment: Segment, marks: Marks, *, strict: bool, several: bool) -> int:
+        """Apply a segment in the usual way, or in the careful way if that does not fit. Return the conflicts.
+
+        The careful way waits for the target's log, and locks stay meanwhile. In two-way mode it is therefore taken only
+        in target transactions that have one source transaction.
+        """
         two_way = self._mirror.two_way is not None
         if segment.alone is not None:
+            if two_way and several:
+                raise _TryAgain
             return self._alone(segment.alone, marks)
         try:
             with self._target.connection.transaction():
@@ -208,6 +232,8 @@ class Session:
                     raise Unexpected
             return 0
         except (Unexpected, psycopg.errors.UniqueViolation):
+            if two_way and several:
+                raise _TryAgain from None
             found = self._careful.apply(segment, marks)
             return found if strict or two_way else 0
 

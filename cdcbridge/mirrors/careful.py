@@ -160,7 +160,7 @@ class Careful:
             if decision.kind is not None and self._reports(decision):
                 conflicts.append(self._conflict(table, change, row, own.get(key), decision))
             if decision.apply:
-                winners.append(self._completed(table, change, row))
+                winners.append(self._completed(table, change, beaten=decision.kind is not None, exists=row.exists))
                 row.exists, row.mirrored = change.op != "delete", True
         self._write(table, winners, marks, conflicts)
         self._end_holds(table, winners)
@@ -225,9 +225,12 @@ class Careful:
         """Return the commit time of a source's row that a backfill read, or None if the row is another one now."""
         return self._source.written_at(table.topic, table.key, change.record or "{}")
 
-    def _completed(self, table: TargetTable, change: MirroredChange, row: _Row) -> MirroredChange:
-        """Return the change with all columns, if the target does not have the row that it leaves in part as it was."""
-        if not change.unchanged or row.exists or change.record is None:
+    def _completed(self, table: TargetTable, change: MirroredChange, *, beaten: bool, exists: bool) -> MirroredChange:
+        """Return the change with all columns, if the target does not have the row that it leaves in part as it was.
+
+        The target then has no row, or one that the change has beaten, whose other columns have lost as well.
+        """
+        if not change.unchanged or (exists and not beaten) or change.record is None:
             return change
         columns = (*columns_of(change.record), *change.unchanged)
         record = self._source.row(table.topic, table.key, change.record, columns)

@@ -137,6 +137,11 @@ class Applying:
         columns = table.written(self.checked_columns(table, change))
         return self._target.run(table.statement("rekey", columns), [[record], [change.old or "{}"]]) == 1
 
+    def insert(self, table: TargetTable, changes: Sequence[MirroredChange]) -> None:
+        """Insert rows that the target does not have."""
+        for group in self.grouped(table, changes):
+            self._target.run(table.statement("insert", group.columns), [group.rows])
+
     def upsert(self, table: TargetTable, changes: Sequence[MirroredChange]) -> None:
         """Write rows whether the target has them or not."""
         for group in self.grouped(table, [change for change in changes if not change.unchanged]):

@@ -31,6 +31,10 @@ from cdcbridge.mirrors.target_tables import TargetTables
 _NEVER: Final = 1 << 62  # the LSN of a row that a backfill read on the other side: no write has seen it
 
 
+class _Appeared(Exception):
+    """A row that was missing is there now, because the target committed it in the meantime."""
+
+
 @dataclass(slots=True)
 class _Row:
     """A row of the target as the changes of the segment leave it.
@@ -140,12 +144,27 @@ class Careful:
     # one table
 
     def _table(self, topic: str, changes: Sequence[MirroredChange], marks: Marks, conflicts: list[ConflictRow]) -> None:
+        """Decide about the changes of one table, again and again until no missing row appears meanwhile."""
         table = self._tables.get(topic)
+        before = len(conflicts)
+        while True:
+            try:
+                with self._target.connection.transaction():
+                    self._decide_all(table, changes, marks, conflicts)
+                return
+            except _Appeared:
+                del conflicts[before:]
+
+    def _decide_all(
+        self, table: TargetTable, changes: Sequence[MirroredChange], marks: Marks, conflicts: list[ConflictRow]
+    ) -> None:
         identities = {change.row.key or "": change for change in reversed(changes)}
         rows = self._lock(table, identities)
         own: dict[str, OwnWrite] = {}
+        missing = {key: change for key, change in identities.items() if key not in rows}
         if self._peer is not None:
             self._peer.catch_up(self._target.connection)
+            self._require_missing(table, missing)
             own = self._own(table, list(identities), marks.seen_by(changes[0].row.lsn))
         equal = self._equal(table, [change for change in changes if change.op == "read"])
         winners: list[MirroredChange] = []
@@ -162,8 +181,17 @@ class Careful:
             if decision.apply:
                 winners.append(self._completed(table, change, beaten=decision.kind is not None, exists=row.exists))
                 row.exists, row.mirrored = change.op != "delete", True
-        self._write(table, winners, marks, conflicts)
+        self._write(table, winners, missing, marks, conflicts)
         self._end_holds(table, winners)
+
+    def _require_missing(self, table: TargetTable, missing: dict[str, MirroredChange]) -> None:
+        """Check that these rows are still missing. Nothing can lock a row that is not there.
+
+        Raises:
+            _Appeared: One of them is there.
+        """
+        if missing and self._lock(table, missing):
+            raise _Appeared
 
     def _reports(self, decision: Decision) -> bool:
         """Return whether a conflict is stored. A delete of a row that both sides deleted loses nothing."""
@@ -262,22 +290,35 @@ class Careful:
     # writing the winners
 
     def _write(
-        self, table: TargetTable, winners: Sequence[MirroredChange], marks: Marks, conflicts: list[ConflictRow]
+        self,
+        table: TargetTable,
+        winners: Sequence[MirroredChange],
+        missing: dict[str, MirroredChange],
+        marks: Marks,
+        conflicts: list[ConflictRow],
     ) -> None:
+        """Write the winners. The rows of `missing` are inserted, so that a row that appeared is not overwritten."""
         if not winners:
             return
         try:
             with self._target.connection.transaction():
-                self._write_together(table, winners)
+                self._write_together(table, winners, missing)
         except psycopg.errors.UniqueViolation:
+            self._require_missing(table, missing)
             for change in winners:
                 self._write_alone(table, change, marks, conflicts)
 
-    def _write_together(self, table: TargetTable, changes: Iterable[MirroredChange]) -> None:
+    def _write_together(
+        self, table: TargetTable, changes: Iterable[MirroredChange], missing: Iterable[str] = ()
+    ) -> None:
+        absent = set(missing)
         for segment in segments(changes):
-            net = list(segment.net.get(table.topic, {}).values())
-            self._applying.delete(table, [change for change in net if change.op == "delete"])
-            self._applying.upsert(table, [change for change in net if change.op != "delete"])
+            net = segment.net.get(table.topic, {})
+            self._applying.delete(table, [change for change in net.values() if change.op == "delete"])
+            written = {key: change for key, change in net.items() if change.op != "delete"}
+            self._applying.insert(table, [change for key, change in written.items() if key in absent])
+            self._applying.upsert(table, [change for key, change in written.items() if key not in absent])
+            absent -= net.keys()
 
     def _write_alone(
         self, table: TargetTable, change: MirroredChange, marks: Marks, conflicts: list[ConflictRow]

@@ -121,8 +121,8 @@ class Machine(RuleBasedStateMachine):
         side.effective = max(side.effective, clock)
         record = {"id": key, "v": len(self.ops) - 1}
         document = {"op": op, "record": record, "old": None, "unchanged": []}
-        row = LogRow(len(side.log) + 1, "public.t", orjson.dumps(document), key, None, side.lsn, 0,
-                     EPOCH + timedelta(microseconds=clock))  # fmt: skip
+        row = LogRow(len(side.log) + 1, "public.t", orjson.dumps(document).decode(), key, None, side.lsn, 0,
+                     commit_time=EPOCH + timedelta(microseconds=clock))  # fmt: skip
         side.log.append(Logged(side.lsn, row, len(self.ops) - 1, side.effective))
         side.cells[key] = Cell(len(self.ops) - 1, not delete, False, clock)
 
@@ -156,20 +156,20 @@ class Machine(RuleBasedStateMachine):
         seen = marks.seen_by(segment.changes[0].row.lsn)
         own = {key: _own_write(here, key, seen) for key in segment.net["public.t"]}
         usual = self.tombstones
-        for key, net in segment.net["public.t"].items():
+        for key, change in segment.net["public.t"].items():
             cell = here.cells.get(key)
             there_is = cell is not None and cell.exists
-            if net.fresh:
-                usual &= not there_is and own[key] is None and net.change.op != "delete"
+            if key in segment.fresh["public.t"]:
+                usual &= not there_is and own[key] is None and change.op != "delete"
             else:
                 usual &= there_is and cell is not None and cell.mirrored
         if usual:
             for key, net in segment.net["public.t"].items():
-                number, cell = numbers[net.change.row.lsn], here.cells.get(key)
+                number, cell = numbers[net.row.lsn], here.cells.get(key)
                 assert cell is None or cell.number in self.saw[number], "the usual way replaced an unseen write"
                 here.known.setdefault(key, set()).update(numbers[change.row.lsn] for change in segment.changes
                                                          if change.row.key == key)  # fmt: skip
-                self._put(here, key, net.change.op, number, effective_time(net.change.row))
+                self._put(here, key, net.op, number, effective_time(net.row))
             return
         for change in segment.changes:
             key, lsn = change.row.key or "", change.row.lsn

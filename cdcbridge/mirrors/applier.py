@@ -6,11 +6,10 @@ commit contains the place. Any error ends the session. The next one continues fr
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -22,14 +21,14 @@ from cdcbridge.config import Config, Mirror
 from cdcbridge.database import server_errors, target_errors
 from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable, TargetUnavailable
 from cdcbridge.instants import reach
-from cdcbridge.mirrors.applying import Applying, Unexpected
+from cdcbridge.mirrors.applying import Applying
 from cdcbridge.mirrors.careful import Careful
-from cdcbridge.mirrors.changes import LogRow, MirroredChange, take_apart
+from cdcbridge.mirrors.changes import LogRow, take_apart
+from cdcbridge.mirrors.directions import Direction, History, OneWay, TwoWay
 from cdcbridge.mirrors.log_reader import LogReader, Marks, MirrorState
 from cdcbridge.mirrors.peer_log import PeerLog
 from cdcbridge.mirrors.place import begin_at
 from cdcbridge.mirrors.read_ahead import AHEAD_ROWS, ReadAhead
-from cdcbridge.mirrors.segments import Segment, segments
 from cdcbridge.mirrors.source_tables import SourceTables
 from cdcbridge.mirrors.target import Place, Target
 from cdcbridge.mirrors.target_tables import TargetTables
@@ -38,6 +37,14 @@ from cdcbridge.routing.copy_format import GAP_TOPIC
 _WAIT: Final = 0.5  # seconds until the next look at the log, if no notification arrives
 _NOTE_EVERY: Final = 0.5  # seconds between two notes in the source's store
 _RETRY: Final = (0.2, 10.0)  # seconds: the shortest and the longest wait after an error
+_TELL_EVERY: Final = 10.0  # seconds between two log lines about clashes with other sessions
+_MOST: Final = 10_000  # the most source transactions that are applied in one commit
+# Another session waits for us, or we have waited for it too long.
+_CLASHES: Final = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.LockNotAvailable,
+)
 _PASSING: Final = (SourceUnavailable, StoreUnavailable, TargetUnavailable)
 log = structlog.get_logger()
 
@@ -114,6 +121,9 @@ class Session:
         self._stopping = stopping
         self._reader = stack.enter_context(closing(LogReader(config, mirror)))
         self._stack = stack
+        self._pending: list[LogRow] = []  # messages that were read and not applied yet
+        self._most = _MOST
+        self._tell_clash_at = 0.0
 
     def run(self) -> None:
         """Apply the log until the mirror is paused, stopped or ended."""
@@ -122,10 +132,10 @@ class Session:
             return
         self._prepare(state)
         while not self._stopping() and self._may_run():
-            rows = self._ahead.take(self._progress.place.seq)
+            rows = self._take()
             if rows:
-                self._apply_chunk(rows)
-            if not self._target.open and len(rows) < AHEAD_ROWS:
+                self._apply_piece(rows)
+            if not self._target.open and len(self._pending) < AHEAD_ROWS:
                 self._rest(idle=not rows)
         self._target.roll_back()
         self._note()
@@ -138,14 +148,7 @@ class Session:
         self._target.prepare()
         self._other = self._target.identity()
         self._tables = TargetTables(self._mirror, self._source, self._target.connection)
-        self._applying = Applying(self._mirror, self._target, self._tables, self._source)
-        peer = None
-        if self._mirror.two_way is not None:
-            peer = self._stack.enter_context(closing(PeerLog(self._mirror, self._side)))
-            peer.require_peer(self._other)
-        self._careful = Careful(
-            self._mirror, self._target, self._tables, self._source, self._applying, (self._side, self._other), peer
-        )
+        self._direction = self._choose_direction()
         place = begin_at(self._mirror.name, state, self._target.place(), self._reader)
         self._progress = _Progress(place)
         self._ahead = self._stack.enter_context(closing(ReadAhead(self._reader, state.consumer_id)))
@@ -153,43 +156,64 @@ class Session:
         reach("mirror prepared")
         log.info("mirror.started", mirror=self._mirror.name, after_seq=place.seq, origin=self._target.origin)
 
-    # one chunk
+    def _choose_direction(self) -> Direction:
+        mirror, target, tables = self._mirror, self._target, self._tables
+        applying = Applying(mirror, target, tables, self._source)
+        if mirror.apply == "append":
+            return History(applying)
+        peer = None
+        if mirror.two_way is not None:
+            peer = self._stack.enter_context(closing(PeerLog(mirror, self._side)))
+            peer.require_peer(self._other)
+        careful = Careful(mirror, target, tables, self._source, applying, (self._side, self._other), peer)
+        if peer is not None:
+            return TwoWay(target, applying, careful)
+        return OneWay(target, applying, careful, in_order=mirror.triggers == "fire")
 
-    def _apply_chunk(self, rows: list[LogRow]) -> None:
-        """Apply the messages of a chunk, and commit if it ends with a whole transaction."""
+    # one piece of the log
+
+    def _take(self) -> list[LogRow]:
+        """Return the messages of the next whole transactions, or a part of one that is larger than a chunk.
+
+        After an error, fewer transactions are taken together, see _smaller().
+        """
+        if not self._pending:
+            self._pending = self._ahead.take(self._progress.place.seq)
+            if len(self._pending) >= AHEAD_ROWS:
+                self._ahead.begin(self._pending[-1].seq)
+        rows = self._pending
         if self._target.open:  # in the middle of a transaction that is larger than a chunk
-            inside = self._progress.place.lsn
-            rows = [row for row in rows if row.lsn == inside]
-        elif not rows[-1].ends:
-            ends = [number for number, row in enumerate(rows, 1) if row.ends]
-            rows = rows[: ends[-1]] if ends else rows
-        if len(rows) >= AHEAD_ROWS:
-            self._ahead.begin(rows[-1].seq)
+            return [row for row in rows if row.lsn == self._progress.place.lsn]
+        ends = [number for number, row in enumerate(rows, 1) if row.ends]
+        if not ends:
+            return rows
+        return rows[: ends[min(self._most, len(ends)) - 1]]
+
+    def _apply_piece(self, rows: list[LogRow]) -> None:
+        """Apply these messages, and commit if they end with a whole transaction."""
         marks = self._reader.marks(rows, self._other)
         taken = [row for row in rows if not marks.is_foreign(row.lsn)]
-        continued = self._target.open
+        before, continued = replace(self._progress), self._target.open
         try:
-            self._apply(taken, marks)
+            self._progress.conflicts += self._apply(taken, marks)
+            self._advance(rows[-1], len(taken))
+            if self._target.open and rows[-1].ends:
+                self._commit()
         except CdcbridgeError as error:
             self._target.roll_back()
-            if continued or isinstance(error, _PASSING) or rows[0].lsn == rows[-1].lsn:
+            self._progress = before
+            if continued or not self._smaller(rows, error):
                 raise
-            for _, transaction in itertools.groupby(rows, key=lambda row: row.lsn):
-                self._apply_chunk(list(transaction))  # the error is raised again by the transaction that causes it
             return
         except BaseException:
             self._target.roll_back()
             raise
-        self._progress.place = Place(rows[-1].seq, rows[-1].lsn)
-        if taken:
-            self._progress.commit_time = rows[-1].commit_time
-            self._progress.changes += len(taken)
-        if self._target.open and rows[-1].ends:
-            self._commit()
+        self._most = min(2 * self._most, _MOST)
+        self._pending = self._pending[len(rows) :]
 
-    def _apply(self, rows: Sequence[LogRow], marks: Marks) -> None:
+    def _apply(self, rows: Sequence[LogRow], marks: Marks) -> int:
         if not rows:
-            return
+            return 0
         if not self._target.open:
             self._target.begin(rows[-1].lsn)
             reach("mirror begun")
@@ -199,43 +223,33 @@ class Session:
                 self._tell_gap(row)
         strict = self._state.strict_from is not None and rows[0].seq > self._state.strict_from
         with target_errors():
-            if self._mirror.apply == "append":
-                self._applying.append(changes)
-            else:
-                in_order = self._mirror.triggers == "fire"
-                for segment in segments(changes, in_order=in_order):
-                    self._progress.conflicts += self._segment(segment, marks, strict=strict)
+            conflicts = self._direction.apply(changes, marks, strict=strict)
         reach("mirror applied")
+        return conflicts
 
-    def _segment(self, segment: Segment, marks: Marks, *, strict: bool) -> int:
-        """Apply a segment in the usual way, or in the careful way if that does not fit. Return the conflicts."""
-        two_way = self._mirror.two_way is not None
-        if segment.alone is not None:
-            return self._alone(segment.alone, marks)
-        try:
-            with self._target.connection.transaction():
-                self._applying.apply(segment, strict=strict or two_way, mirrored_only=two_way)
-                if two_way and self._careful.has_rival(segment, marks):
-                    raise Unexpected
-            return 0
-        except (Unexpected, psycopg.errors.UniqueViolation):
-            found = self._careful.apply(segment, marks)
-            return found if strict or two_way else 0
+    def _advance(self, last: LogRow, changes: int) -> None:
+        self._progress.place = Place(last.seq, last.lsn)
+        self._progress.changes += changes
+        if changes:
+            self._progress.commit_time = last.commit_time
 
-    def _alone(self, change: MirroredChange, marks: Marks) -> int:
-        if change.op == "truncate":
-            return self._careful.truncate(change, marks)
-        if self._mirror.two_way is None:
-            try:
-                with self._target.connection.transaction():
-                    if self._applying.rekey(change):
-                        return 0
-            except psycopg.errors.UniqueViolation:
-                pass
-        row = change.row
-        gone = MirroredChange(row._replace(key=row.old_key, old_key=None), "delete", None, change.old, ())
-        new = MirroredChange(row._replace(old_key=None), "insert", change.record, None, change.unchanged)
-        return self._careful.apply(Segment([gone, new]), marks)
+    def _smaller(self, rows: Sequence[LogRow], error: CdcbridgeError) -> bool:
+        """Take fewer transactions together from now on. Return whether that may help against the error.
+
+        A clash with other sessions is less likely for fewer rows. Any other error is brought down to the transaction
+        that causes it, so that those before it are applied.
+        """
+        transactions = len({row.lsn for row in rows})
+        if isinstance(error.__cause__, _CLASHES):
+            self._most = max(transactions // 4, 1)
+            if time.monotonic() > self._tell_clash_at:
+                self._tell_clash_at = time.monotonic() + _TELL_EVERY
+                log.warning("mirror.clash", mirror=self._mirror.name, transactions=transactions, error=str(error))
+            return True
+        if transactions == 1 or isinstance(error, _PASSING):
+            return False
+        self._most = 1
+        return True
 
     def _tell_gap(self, row: LogRow) -> None:
         text = f"the source's log has a gap: {row.data}. Compare the tables with `cdcbridge mirror verify`"

@@ -130,12 +130,22 @@ class Applying:
         names = psycopg.sql.SQL(", ").join(self._tables.get(topic).identifier for topic in topics)
         self._target.connection.execute(psycopg.sql.SQL("truncate only {}").format(names))
 
-    def rekey(self, change: MirroredChange) -> bool:
-        """Apply an update that changed the key. Return whether the target had the row."""
+    def rekey(self, change: MirroredChange) -> None:
+        """Apply an update that changed the key.
+
+        Raises:
+            Unexpected: The target did not have the row.
+        """
         table = self._tables.get(change.row.topic)
         record = change.record or "{}"
         columns = table.written(self.checked_columns(table, change))
-        return self._target.run(table.statement("rekey", columns), [[record], [change.old or "{}"]]) == 1
+        if self._target.run(table.statement("rekey", columns), [[record], [change.old or "{}"]]) != 1:
+            raise Unexpected
+
+    def insert(self, table: TargetTable, changes: Sequence[MirroredChange]) -> None:
+        """Insert rows that the target does not have."""
+        for group in self.grouped(table, changes):
+            self._target.run(table.statement("insert", group.columns), [group.rows])
 
     def upsert(self, table: TargetTable, changes: Sequence[MirroredChange]) -> None:
         """Write rows whether the target has them or not."""

@@ -1,13 +1,13 @@
-"""Apply a segment with a look at each row: lock the target's rows, decide about each change, apply the winners.
+"""Apply changes with a look at each row: lock the target's rows, decide about each change, apply the winners.
 
-This is the way for segments in which something is unusual: a row that the target wrote itself, a row that is missing or
-there already, or a constraint that is violated. Each change is decided in its order, by rule.py. The rows are still
+This is the way for changes among which something is unusual: a row that the target wrote itself, a row that is missing
+or there already, or a constraint that is violated. Each change is decided in its order, by rule.py. The rows are still
 locked and written by a few statements. Never commits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -31,6 +31,10 @@ from cdcbridge.mirrors.target_tables import TargetTables
 _NEVER: Final = 1 << 62  # the LSN of a row that a backfill read on the other side: no write has seen it
 
 
+class _Appeared(Exception):
+    """A row that was missing is there now, because the target committed it in the meantime."""
+
+
 @dataclass(slots=True)
 class _Row:
     """A row of the target as the changes of the segment leave it.
@@ -40,12 +44,31 @@ class _Row:
         mirrored: Whether this mirror wrote it last.
         text: The row as JSON text before the segment, or None.
         written_at: Its commit time, in microseconds since 2000-01-01 UTC, or None if not known.
+        touched: Whether one of the changes was applied to it.
     """
 
     exists: bool = False
     mirrored: bool = False
     text: str | None = None
     written_at: int | None = None
+    touched: bool = False
+
+
+@dataclass(slots=True)
+class _Look:
+    """What a transaction has found in one table of the target.
+
+    Attributes:
+        table: The table.
+        changes: The changes to decide.
+        rows: The target's rows, locked, by key.
+        missing: A change of each key that has no row.
+    """
+
+    table: TargetTable
+    changes: list[MirroredChange]
+    rows: dict[str, _Row]
+    missing: dict[str, MirroredChange]
 
 
 class Careful:
@@ -79,36 +102,43 @@ class Careful:
         self._side, self._other = sides
         self._peer = peer
 
-    def apply(self, segment: Segment, marks: Marks) -> int:
-        """Apply a segment, and return the number of conflicts.
+    def apply(self, changes: Sequence[MirroredChange], marks: Marks) -> int:
+        """Apply changes, and return the number of conflicts.
 
         Args:
-            segment: The changes.
+            changes: The changes, without truncates and without changes of a key.
             marks: The notes about their transactions.
         """
-        keyed = [change for change in segment.changes if change.row.key is not None]
         by_topic: dict[str, list[MirroredChange]] = {}
-        for change in keyed:
-            by_topic.setdefault(change.row.topic, []).append(change)
-        for topic, changes in segment.keyless.items():
-            self._applying.apply(Segment(changes, keyless={topic: changes}), strict=True, mirrored_only=False)
-        conflicts: list[ConflictRow] = []
-        for topic, changes in by_topic.items():
-            self._table(topic, changes, marks, conflicts)
+        keyless: dict[str, list[MirroredChange]] = {}
+        for change in changes:
+            (by_topic if change.row.key is not None else keyless).setdefault(change.row.topic, []).append(change)
+        self._applying.apply(Segment(keyless=keyless), strict=True, mirrored_only=False)
+        while True:
+            conflicts: list[ConflictRow] = []
+            try:
+                with self._target.connection.transaction():
+                    self._decide_all([self._look(topic, rows) for topic, rows in by_topic.items()], marks, conflicts)
+                break
+            except _Appeared:
+                continue
         store_conflicts(self._target, self._mirror.name, conflicts)
         return len(conflicts)
 
-    def has_rival(self, segment: Segment, marks: Marks) -> bool:
-        """Return whether the target deleted a row that the segment inserts, without the source having seen it.
+    def has_rival(self, fresh: Iterable[tuple[str, Collection[str]]], after: int) -> bool:
+        """Return whether the target deleted a row that the source inserts, without the source having seen it.
 
         Such a row is missing as if it had never been there, so only the target's log can tell.
+
+        Args:
+            fresh: The keys of rows that were inserted, by table.
+            after: The LSN of the target up to which the source had seen its writes.
         """
-        fresh = {topic: list(keys) for topic, keys in segment.fresh.items() if keys}
-        if not fresh or self._peer is None:
+        given = [(topic, keys) for topic, keys in fresh if keys]
+        if not given or self._peer is None:
             return False
         self._peer.catch_up(self._target.connection)
-        after = marks.seen_by(segment.changes[0].row.lsn)
-        return any(self._own(self._tables.get(topic), keys, after) for topic, keys in fresh.items())
+        return any(self._own(self._tables.get(topic), list(keys), after) for topic, keys in given)
 
     def truncate(self, change: MirroredChange, marks: Marks) -> int:
         """Empty a table, except for rows that the target wrote and the source had not seen. Return the conflicts."""
@@ -137,22 +167,35 @@ class Careful:
         store_conflicts(self._target, self._mirror.name, conflicts)
         return len(conflicts)
 
-    # one table
+    # all tables
 
-    def _table(self, topic: str, changes: Sequence[MirroredChange], marks: Marks, conflicts: list[ConflictRow]) -> None:
+    def _look(self, topic: str, changes: list[MirroredChange]) -> _Look:
+        """Lock the target's rows that these changes of a table concern."""
         table = self._tables.get(topic)
         identities = {change.row.key or "": change for change in reversed(changes)}
         rows = self._lock(table, identities)
-        own: dict[str, OwnWrite] = {}
+        missing = {key: change for key, change in identities.items() if key not in rows}
+        return _Look(table, changes, rows, missing)
+
+    def _decide_all(self, looks: Sequence[_Look], marks: Marks, conflicts: list[ConflictRow]) -> None:
+        """Decide about the changes of each table, after the target's log has all that the target had committed."""
         if self._peer is not None:
             self._peer.catch_up(self._target.connection)
-            own = self._own(table, list(identities), marks.seen_by(changes[0].row.lsn))
-        equal = self._equal(table, [change for change in changes if change.op == "read"])
+        for look in looks:
+            own: dict[str, OwnWrite] = {}
+            if self._peer is not None:
+                self._require_missing(look.table, look.missing)
+                own = self._own(look.table, list(look.rows | look.missing), marks.seen_by(look.changes[0].row.lsn))
+            self._decide_table(look, own, marks, conflicts)
+
+    def _decide_table(self, look: _Look, own: dict[str, OwnWrite], marks: Marks, conflicts: list[ConflictRow]) -> None:
+        table = look.table
+        equal = self._equal(table, [change for change in look.changes if change.op == "read"])
         winners: list[MirroredChange] = []
-        for change in changes:
+        for change in look.changes:
             key = change.row.key or ""
-            row = rows.setdefault(key, _Row())
-            if change.op == "read" and key in equal and not winners:
+            row = look.rows.setdefault(key, _Row())
+            if change.op == "read" and key in equal and not row.touched:
                 continue  # both sides have it
             decision = self._decide(table, change, row, own.get(key), marks)
             if decision is None:
@@ -160,10 +203,19 @@ class Careful:
             if decision.kind is not None and self._reports(decision):
                 conflicts.append(self._conflict(table, change, row, own.get(key), decision))
             if decision.apply:
-                winners.append(self._completed(table, change, row))
-                row.exists, row.mirrored = change.op != "delete", True
-        self._write(table, winners, marks, conflicts)
+                winners.append(self._completed(table, change, beaten=decision.kind is not None, exists=row.exists))
+                row.exists, row.mirrored, row.touched = change.op != "delete", True, True
+        self._write(table, winners, look.missing, marks, conflicts)
         self._end_holds(table, winners)
+
+    def _require_missing(self, table: TargetTable, missing: dict[str, MirroredChange]) -> None:
+        """Check that these rows are still missing. Nothing can lock a row that is not there.
+
+        Raises:
+            _Appeared: One of them is there.
+        """
+        if missing and self._lock(table, missing):
+            raise _Appeared
 
     def _reports(self, decision: Decision) -> bool:
         """Return whether a conflict is stored. A delete of a row that both sides deleted loses nothing."""
@@ -225,9 +277,12 @@ class Careful:
         """Return the commit time of a source's row that a backfill read, or None if the row is another one now."""
         return self._source.written_at(table.topic, table.key, change.record or "{}")
 
-    def _completed(self, table: TargetTable, change: MirroredChange, row: _Row) -> MirroredChange:
-        """Return the change with all columns, if the target does not have the row that it leaves in part as it was."""
-        if not change.unchanged or row.exists or change.record is None:
+    def _completed(self, table: TargetTable, change: MirroredChange, *, beaten: bool, exists: bool) -> MirroredChange:
+        """Return the change with all columns, if the target does not have the row that it leaves in part as it was.
+
+        The target then has no row, or one that the change has beaten, whose other columns have lost as well.
+        """
+        if not change.unchanged or (exists and not beaten) or change.record is None:
             return change
         columns = (*columns_of(change.record), *change.unchanged)
         record = self._source.row(table.topic, table.key, change.record, columns)
@@ -259,22 +314,35 @@ class Careful:
     # writing the winners
 
     def _write(
-        self, table: TargetTable, winners: Sequence[MirroredChange], marks: Marks, conflicts: list[ConflictRow]
+        self,
+        table: TargetTable,
+        winners: Sequence[MirroredChange],
+        missing: dict[str, MirroredChange],
+        marks: Marks,
+        conflicts: list[ConflictRow],
     ) -> None:
+        """Write the winners. The rows of `missing` are inserted, so that a row that appeared is not overwritten."""
         if not winners:
             return
         try:
             with self._target.connection.transaction():
-                self._write_together(table, winners)
+                self._write_together(table, winners, missing)
         except psycopg.errors.UniqueViolation:
+            self._require_missing(table, missing)
             for change in winners:
                 self._write_alone(table, change, marks, conflicts)
 
-    def _write_together(self, table: TargetTable, changes: Iterable[MirroredChange]) -> None:
+    def _write_together(
+        self, table: TargetTable, changes: Iterable[MirroredChange], missing: Iterable[str] = ()
+    ) -> None:
+        absent = set(missing)
         for segment in segments(changes):
-            net = list(segment.net.get(table.topic, {}).values())
-            self._applying.delete(table, [change for change in net if change.op == "delete"])
-            self._applying.upsert(table, [change for change in net if change.op != "delete"])
+            net = segment.net.get(table.topic, {})
+            self._applying.delete(table, [change for change in net.values() if change.op == "delete"])
+            written = {key: change for key, change in net.items() if change.op != "delete"}
+            self._applying.insert(table, [change for key, change in written.items() if key in absent])
+            self._applying.upsert(table, [change for key, change in written.items() if key not in absent])
+            absent -= net.keys()
 
     def _write_alone(
         self, table: TargetTable, change: MirroredChange, marks: Marks, conflicts: list[ConflictRow]

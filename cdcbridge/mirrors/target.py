@@ -27,6 +27,7 @@ from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.routing.mirror_marks import MARKER_PREFIX, Marker, source_identity
 
 _JSON_OID: Final = 114
+_LOCK_TIMEOUT: Final = "500ms"
 _FUNCTIONS: Final = (
     "pg_replication_origin_create(text)",
     "pg_replication_origin_oid(text)",
@@ -99,6 +100,9 @@ class Target:
             self._take_lock()
             self._make_tables()
             self._set_up_origin()
+            # A transaction of the target that waits for one of ours must not become the victim of a deadlock. The
+            # server looks for deadlocks after a second.
+            self.connection.execute(f"set lock_timeout = '{_LOCK_TIMEOUT}'".encode())
             if self._mirror.triggers == "replica":
                 self._silence_triggers()
 

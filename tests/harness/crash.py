@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from typing import cast
 
 from cdcbridge import cli
-from cdcbridge.instants import ALERT_INSTANTS, INSTANTS, SINK_INSTANTS, AnyInstant, Instant, listen
+from cdcbridge.instants import ALERT_INSTANTS, INSTANTS, MIRROR_INSTANTS, SINK_INSTANTS, AnyInstant, Instant, listen
 
 
 def die_at(instant: AnyInstant, count: int) -> None:
     """Let this process die at the instant, the `count`-th time that it comes there."""
-    assert instant in (*INSTANTS, *SINK_INSTANTS, *ALERT_INSTANTS), instant
+    assert instant in (*INSTANTS, *SINK_INSTANTS, *ALERT_INSTANTS, *MIRROR_INSTANTS), instant
     left = count
     number = getattr(signal, os.environ.get("CRASH_SIGNAL", "SIGKILL"))
 

@@ -95,9 +95,11 @@ class Writer(threading.Thread):
     def run(self) -> None:
         try:
             while not self._over():
-                with contextlib.suppress(psycopg.OperationalError):
-                    with psycopg.connect(self._dsn(), connect_timeout=3, autocommit=True) as session:
-                        self._session(session)
+                with (
+                    contextlib.suppress(psycopg.OperationalError),
+                    psycopg.connect(self._dsn(), connect_timeout=3, autocommit=True) as session,
+                ):
+                    self._session(session)
                 self._ended.wait(0.1)
         except BaseException as error:
             self.error = error

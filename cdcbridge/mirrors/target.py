@@ -118,6 +118,8 @@ class Target:
             return
         script = (resources.files("cdcbridge") / "sql" / "target" / "mirror.sql").read_text()
         with self.connection.transaction():
+            # Another mirror may begin on the same target at this moment, and would create the same tables.
+            self.connection.execute("select pg_advisory_xact_lock(hashtextextended('cdcbridge mirror tables', 0))")
             if self._found("select to_regnamespace(%s)", f'"{schema}"') is None:
                 self.connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
             self.connection.execute(script.encode())

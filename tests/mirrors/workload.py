@@ -70,6 +70,7 @@ class Writer(threading.Thread):
         transactions: After how many transactions the writer ends by itself. None: at stop().
         pause: The longest pause between two transactions, in seconds.
         tables: The tables to write to.
+        skew: Commits claim times that are wrong by up to so many seconds, forwards and backwards. 0: the server's time.
     """
 
     def __init__(
@@ -82,12 +83,13 @@ class Writer(threading.Thread):
         transactions: int | None = None,
         pause: float = 0.02,
         tables: Sequence[str] = ("hot", "hot", "wide", "uniq", "lines"),
+        skew: float = 0.0,
     ) -> None:
         super().__init__(name=f"writer {number}", daemon=True)
         self._dsn, self._ledger, self._tables = dsn, ledger, tables
         self._chance = random.Random(f"{seed} {number}")
         self._numbers = itertools.count(number * 1_000_000_000 + 1)
-        self._left, self._pause = transactions, pause
+        self._left, self._pause, self.skew = transactions, pause, skew
         self._ended = threading.Event()
         self.error: BaseException | None = None
         self.start()
@@ -108,6 +110,8 @@ class Writer(threading.Thread):
         return self._ended.is_set() or self._left == 0
 
     def _session(self, session: psycopg.Connection[Any]) -> None:
+        if self.skew:
+            take_origin(session, f"clock of {self.name}")
         while not self._over():
             tx = next(self._numbers)
             entries: list[Entry] = []
@@ -116,6 +120,8 @@ class Writer(threading.Thread):
                     session.execute("insert into local.done values (%s)", (tx,))
                     for _ in range(self._chance.choice(ROWS)):
                         self._write(session, tx, entries)
+                    if self.skew:
+                        pin_time(session, self._chance.uniform(-self.skew, self.skew))
                     with self._ledger.lock:
                         self._ledger.entries += entries
             except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
@@ -187,9 +193,13 @@ class Writer(threading.Thread):
         session.execute("insert into lines values (%s)", (v,))
         return [(None, v)]
 
+    def end(self) -> None:
+        """Let the writer end after its transaction."""
+        self._ended.set()
+
     def stop(self) -> None:
         """End, and raise what the writer raised."""
-        self._ended.set()
+        self.end()
         self.finish()
 
     def finish(self, patience: float = 60) -> None:
@@ -198,6 +208,22 @@ class Writer(threading.Thread):
         assert not self.is_alive(), f"{self.name} still writes"
         if self.error is not None:
             raise self.error
+
+
+def take_origin(session: psycopg.Connection[Any], name: str) -> None:
+    """Let a session claim commit times. It is still a session of its own side: no mirror wrote what it writes."""
+    session.execute(
+        "select pg_replication_origin_create(%s) where pg_replication_origin_oid(%s) is null", (name, name)
+    )
+    session.execute("select pg_replication_origin_session_setup(%s)", (name,))
+
+
+def pin_time(session: psycopg.Connection[Any], seconds: float) -> None:
+    """Let the open transaction commit at a time that is wrong by so many seconds."""
+    session.execute(
+        "select pg_replication_origin_xact_setup(pg_current_wal_insert_lsn(), clock_timestamp() + %s * interval '1 s')",
+        (seconds,),
+    )
 
 
 def _one(session: psycopg.Connection[Any], query: str, *values: Any) -> Any:
@@ -255,6 +281,20 @@ def examine(sides: Sequence[psycopg.Connection[Any]], ledger: Ledger, tables: Se
     return found
 
 
+def examine_without_conflicts(sides: Sequence[psycopg.Connection[Any]], ledger: Ledger) -> Findings:
+    """Count the rows that differ, and the writes that are lost and that nobody saw."""
+    found = Findings()
+    entries = ledger.committed(sides)
+    kept = {one.saw for one in entries}
+    for table in KEYS:
+        rows = [_rows(side, table) for side in sides]
+        kept |= {row["v"] for one in rows for row in one.values()}
+        found.differing += sum(rows[0].get(key) != rows[1].get(key) for key in rows[0].keys() | rows[1].keys())
+    found.wrong = [str(one.wrote) for one in entries if one.wrote is not None and one.wrote not in kept]
+    found.writes = len(entries)
+    return found
+
+
 def _conflicts(side: psycopg.Connection[Any]) -> list[Any]:
     rows = side.execute(
         "select table_name, state, winner, source_row, target_row from cdcbridge.conflicts order by id"
@@ -264,9 +304,7 @@ def _conflicts(side: psycopg.Connection[Any]) -> list[Any]:
 
 def _rows(side: psycopg.Connection[Any], table: str) -> dict[Any, dict[str, Any]]:
     columns = "id, v, n, md5(big) as big" if table == "hot" else "*"
-    rows = [
-        row for (row,) in side.execute(f"select to_json(x) from (select {columns} from {table}) x".encode()).fetchall()
-    ]
+    rows = [row for (row,) in side.execute(f"select to_json(x) from (select {columns} from {table}) x".encode()).fetchall()]
     found = {_key(table, row): row for row in rows}
     assert len(found) == len(rows), f"{table} has a row twice"
     return found

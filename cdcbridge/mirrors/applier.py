@@ -26,7 +26,7 @@ from cdcbridge.mirrors.careful import Careful
 from cdcbridge.mirrors.changes import LogRow, take_apart
 from cdcbridge.mirrors.directions import Direction, History, OneWay, TwoWay
 from cdcbridge.mirrors.log_reader import LogReader, Marks, MirrorState
-from cdcbridge.mirrors.peer_log import PeerLog
+from cdcbridge.mirrors.peer_log import BehindPeer, PeerLog
 from cdcbridge.mirrors.place import begin_at
 from cdcbridge.mirrors.read_ahead import AHEAD_ROWS, ReadAhead
 from cdcbridge.mirrors.source_tables import SourceTables
@@ -37,6 +37,7 @@ from cdcbridge.routing.copy_format import GAP_TOPIC
 _WAIT: Final = 0.5  # seconds until the next look at the log, if no notification arrives
 _NOTE_EVERY: Final = 0.5  # seconds between two notes in the source's store
 _RETRY: Final = (0.2, 10.0)  # seconds: the shortest and the longest wait after an error
+_TRIES: Final = 10  # attempts to decide once more, against clashes
 _TELL_EVERY: Final = 10.0  # seconds between two log lines about clashes with other sessions
 _MOST: Final = 10_000  # the most source transactions that are applied in one commit
 # Another session waits for us, or we have waited for it too long.
@@ -61,6 +62,7 @@ class Applier(Background):
         super().__init__(f"mirror {mirror.name}", patience=None)
         self._config = config
         self.mirror = mirror
+        self._told = ""
 
     def _work(self) -> None:
         wait = _RETRY[0]
@@ -71,13 +73,15 @@ class Applier(Background):
                     Session(self._config, self.mirror, self._stop.is_set, stack).run()
                 self._stop.wait(_WAIT)  # paused, stopped, or not in the store yet
             except CdcbridgeError as error:
-                log.warning("mirror.failed", mirror=self.mirror.name, error=str(error), hint=error.hint)
                 self._note(error)
                 wait = _RETRY[0] if time.monotonic() - began > _RETRY[1] else min(2 * wait, _RETRY[1])
                 self._stop.wait(wait)
 
     def _note(self, error: CdcbridgeError) -> None:
         """Store the error. An error that passes by itself is tried again, and any other one stops the mirror."""
+        if str(error) != self._told:  # an error that lasts is logged once
+            self._told = str(error)
+            log.warning("mirror.failed", mirror=self.mirror.name, error=str(error), hint=error.hint)
         try:
             with closing(LogReader(self._config, self.mirror)) as reader:
                 state = reader.state()
@@ -167,7 +171,7 @@ class Session:
             peer.require_peer(self._other)
         careful = Careful(mirror, target, tables, self._source, applying, (self._side, self._other), peer)
         if peer is not None:
-            return TwoWay(target, applying, careful)
+            return TwoWay(target, applying, careful, peer)
         return OneWay(target, applying, careful, in_order=mirror.triggers == "fire")
 
     # one piece of the log
@@ -199,6 +203,8 @@ class Session:
             self._advance(rows[-1], len(taken))
             if self._target.open and rows[-1].ends:
                 self._commit()
+                if isinstance(self._direction, TwoWay):
+                    self._settle(self._direction, marks)
         except CdcbridgeError as error:
             self._target.roll_back()
             self._progress = before
@@ -240,21 +246,40 @@ class Session:
         that causes it, so that those before it are applied.
         """
         transactions = len({row.lsn for row in rows})
+        if isinstance(error, BehindPeer):
+            self._tell_clash(error, transactions)
+            return True  # the locks are free meanwhile
         if isinstance(error.__cause__, _CLASHES):
             self._most = max(transactions // 4, 1)
-            if time.monotonic() > self._tell_clash_at:
-                self._tell_clash_at = time.monotonic() + _TELL_EVERY
-                log.warning("mirror.clash", mirror=self._mirror.name, transactions=transactions, error=str(error))
+            self._tell_clash(error, transactions)
             return True
         if transactions == 1 or isinstance(error, _PASSING):
             return False
         self._most = 1
         return True
 
+    def _tell_clash(self, error: CdcbridgeError, transactions: int) -> None:
+        if time.monotonic() > self._tell_clash_at:
+            self._tell_clash_at = time.monotonic() + _TELL_EVERY
+            log.warning("mirror.clash", mirror=self._mirror.name, transactions=transactions, error=str(error))
+            self._reader.fails(self._state.consumer_id, str(error))
+
     def _tell_gap(self, row: LogRow) -> None:
         text = f"the source's log has a gap: {row.data}. Compare the tables with `cdcbridge mirror verify`"
         log.warning("mirror.gap", mirror=self._mirror.name, message=text)
         self._reader.note(self._state.consumer_id, text)
+
+    def _settle(self, direction: TwoWay, marks: Marks) -> None:
+        """Decide once more what the transaction could not lock. It is committed, so a clash is tried again here."""
+        for _ in range(_TRIES):
+            try:
+                with target_errors():
+                    direction.settle(self._progress.place, marks)
+                return
+            except CdcbridgeError as error:
+                self._target.roll_back()
+                if not isinstance(error.__cause__, _CLASHES):
+                    raise
 
     # commits and notes
 

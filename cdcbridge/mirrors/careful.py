@@ -15,18 +15,18 @@ import psycopg
 
 from cdcbridge.config import Mirror
 from cdcbridge.config.mirror import ConflictRule
-from cdcbridge.errors import OperatorNeeded
 from cdcbridge.mirrors.applying import Applying
 from cdcbridge.mirrors.changes import MirroredChange, columns_of, effective_time
-from cdcbridge.mirrors.conflicts import ConflictRow, end_holds, store_conflicts
+from cdcbridge.mirrors.conflicts import ConflictRow, conflict_of, end_holds, store_conflicts
 from cdcbridge.mirrors.log_reader import Marks
 from cdcbridge.mirrors.peer_log import OwnWrite, PeerLog
-from cdcbridge.mirrors.rule import Decision, Incoming, Kind, Local, Write, decide
-from cdcbridge.mirrors.segments import Segment, segments
+from cdcbridge.mirrors.rule import Decision, Incoming, Local, Write, decide
+from cdcbridge.mirrors.segments import Segment
 from cdcbridge.mirrors.source_tables import SourceTables
 from cdcbridge.mirrors.tables import TargetTable
 from cdcbridge.mirrors.target import Target
 from cdcbridge.mirrors.target_tables import TargetTables
+from cdcbridge.mirrors.winners import MaybeAppeared, Winners
 
 _NEVER: Final = 1 << 62  # the LSN of a row that a backfill read on the other side: no write has seen it
 
@@ -101,13 +101,26 @@ class Careful:
         self._applying = applying
         self._side, self._other = sides
         self._peer = peer
+        self._winners = Winners(mirror, target, applying, sides)
+        self._void: list[MirroredChange] = []
 
-    def apply(self, changes: Sequence[MirroredChange], marks: Marks) -> int:
+    def take_void(self) -> list[MirroredChange]:
+        """Return the deletes since the last call that found no row.
+
+        Nothing can lock a row that is not there. Until the commit, a session of the target may therefore have inserted
+        the row again, without having seen the delete. After the commit these deletes are decided once more.
+        """
+        void, self._void = self._void, []
+        return void
+
+    def apply(self, changes: Sequence[MirroredChange], marks: Marks, until: int | None = None) -> int:
         """Apply changes, and return the number of conflicts.
 
         Args:
             changes: The changes, without truncates and without changes of a key.
             marks: The notes about their transactions.
+            until: The commit LSN in the target with which these changes arrived there first. Writes after it have seen
+                them. None: they have not arrived yet.
         """
         by_topic: dict[str, list[MirroredChange]] = {}
         keyless: dict[str, list[MirroredChange]] = {}
@@ -118,7 +131,8 @@ class Careful:
             conflicts: list[ConflictRow] = []
             try:
                 with self._target.connection.transaction():
-                    self._decide_all([self._look(topic, rows) for topic, rows in by_topic.items()], marks, conflicts)
+                    looks = [self._look(topic, rows) for topic, rows in by_topic.items()]
+                    self._decide_all(looks, marks, until, conflicts)
                 break
             except _Appeared:
                 continue
@@ -160,7 +174,8 @@ class Careful:
             decision = self._decide(table, one, row, rival, marks)
             if decision is None or decision.kind is None:
                 continue
-            conflicts.append(self._conflict(table, one, row, rival, decision, "the source truncated the table"))
+            note = "the source truncated the table"
+            conflicts.append(conflict_of(table, one, row.text, rival, decision, self._rule(table), note))
             if not decision.apply:
                 kept.append(rival.record)
         self._target.run(table.statement("delete_others", table.key), [kept])
@@ -177,7 +192,9 @@ class Careful:
         missing = {key: change for key, change in identities.items() if key not in rows}
         return _Look(table, changes, rows, missing)
 
-    def _decide_all(self, looks: Sequence[_Look], marks: Marks, conflicts: list[ConflictRow]) -> None:
+    def _decide_all(
+        self, looks: Sequence[_Look], marks: Marks, until: int | None, conflicts: list[ConflictRow]
+    ) -> None:
         """Decide about the changes of each table, after the target's log has all that the target had committed."""
         if self._peer is not None:
             self._peer.catch_up(self._target.connection)
@@ -186,6 +203,9 @@ class Careful:
             if self._peer is not None:
                 self._require_missing(look.table, look.missing)
                 own = self._own(look.table, list(look.rows | look.missing), marks.seen_by(look.changes[0].row.lsn))
+                if until is not None:
+                    unseen = {key for key, one in own.items() if one.write.lsn < until}
+                    look.changes = [change for change in look.changes if change.row.key in unseen]
             self._decide_table(look, own, marks, conflicts)
 
     def _decide_table(self, look: _Look, own: dict[str, OwnWrite], marks: Marks, conflicts: list[ConflictRow]) -> None:
@@ -200,12 +220,19 @@ class Careful:
             decision = self._decide(table, change, row, own.get(key), marks)
             if decision is None:
                 continue
+            if decision.kind == "delete_missing" and self._peer is not None:
+                self._void.append(change)
             if decision.kind is not None and self._reports(decision):
-                conflicts.append(self._conflict(table, change, row, own.get(key), decision))
+                conflicts.append(conflict_of(table, change, row.text, own.get(key), decision, self._rule(table)))
             if decision.apply:
                 winners.append(self._completed(table, change, beaten=decision.kind is not None, exists=row.exists))
                 row.exists, row.mirrored, row.touched = change.op != "delete", True, True
-        self._write(table, winners, look.missing, marks, conflicts)
+        if winners:
+            try:
+                self._winners.write(table, winners, look.missing)
+            except MaybeAppeared:
+                self._require_missing(table, look.missing)
+                conflicts += self._winners.write_one_by_one(table, winners, marks)
         self._end_holds(table, winners)
 
     def _require_missing(self, table: TargetTable, missing: dict[str, MirroredChange]) -> None:
@@ -289,116 +316,6 @@ class Careful:
         if record is None:
             return replace(change, op="delete", record=None, old=change.record, unchanged=())  # deleted meanwhile
         return replace(change, record=record, unchanged=())
-
-    def _conflict(
-        self,
-        table: TargetTable,
-        change: MirroredChange,
-        row: _Row,
-        own: OwnWrite | None,
-        decision: Decision,
-        note: str | None = None,
-    ) -> ConflictRow:
-        return ConflictRow(
-            change,
-            table.full_name,
-            decision.kind or "update_exists",
-            row.text,
-            None if own is None else own.position,
-            self._rule(table),
-            decision.winner,
-            "held" if decision.winner is None else "decided",
-            note,
-        )
-
-    # writing the winners
-
-    def _write(
-        self,
-        table: TargetTable,
-        winners: Sequence[MirroredChange],
-        missing: dict[str, MirroredChange],
-        marks: Marks,
-        conflicts: list[ConflictRow],
-    ) -> None:
-        """Write the winners. The rows of `missing` are inserted, so that a row that appeared is not overwritten."""
-        if not winners:
-            return
-        try:
-            with self._target.connection.transaction():
-                self._write_together(table, winners, missing)
-        except psycopg.errors.UniqueViolation:
-            self._require_missing(table, missing)
-            for change in winners:
-                self._write_alone(table, change, marks, conflicts)
-
-    def _write_together(
-        self, table: TargetTable, changes: Iterable[MirroredChange], missing: Iterable[str] = ()
-    ) -> None:
-        absent = set(missing)
-        for segment in segments(changes):
-            net = segment.net.get(table.topic, {})
-            self._applying.delete(table, [change for change in net.values() if change.op == "delete"])
-            written = {key: change for key, change in net.items() if change.op != "delete"}
-            self._applying.insert(table, [change for key, change in written.items() if key in absent])
-            self._applying.upsert(table, [change for key, change in written.items() if key not in absent])
-            absent -= net.keys()
-
-    def _write_alone(
-        self, table: TargetTable, change: MirroredChange, marks: Marks, conflicts: list[ConflictRow]
-    ) -> None:
-        """Write one row. If another row of the target has the same unique value, hold it or remove the other one."""
-        try:
-            with self._target.connection.transaction():
-                self._write_together(table, [change])
-            return
-        except psycopg.errors.UniqueViolation as error:
-            if self._peer is None:
-                raise OperatorNeeded(
-                    f"target: {error.diag.message_primary} at the change {change.position} of {table.topic}:"
-                    f" {error.diag.message_detail}",
-                    hint="Remove or change the row of the target that is in the way, then: cdcbridge mirror resume"
-                    f" {self._mirror.name}",
-                ) from error
-            violated = error
-        others = self._in_the_way(table, change, str(violated.diag.constraint_name))
-        at = marks.times.get(change.row.lsn, effective_time(change.row))
-        later = all((at, self._side) > (one.written_at or 0, self._other) for one in others)
-        note = f"{violated.diag.constraint_name}: {violated.diag.message_detail}"
-        kind: Kind = "insert_exists" if change.op in ("insert", "read") else "update_exists"
-        if len(others) > 1:
-            kind = "multiple_unique_conflicts"
-        text = others[0].text if others else None
-        decision = Decision(False, kind, None)
-        if self._mirror.unique == "newest":
-            decision = Decision(later, kind, "source" if later else "target")
-            self._remove_loser(table, change, others, later=later)
-        conflicts.append(self._conflict(table, change, _Row(True, False, text), None, decision, note))
-
-    def _in_the_way(self, table: TargetTable, change: MirroredChange, constraint: str) -> list[_Row]:
-        """Return the target's rows that have the same value in the columns of a unique constraint, and lock them."""
-        found = self._target.connection.execute(
-            "select a.attname from pg_index i cross join unnest(i.indkey::int2[]) with ordinality u (attnum, n)"
-            " join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.attnum"
-            " where i.indexrelid = to_regclass(%s) order by u.n",
-            (psycopg.sql.Identifier(table.schema, constraint).as_string(None),),
-        ).fetchall()
-        columns = tuple(name for (name,) in found)
-        if not columns:
-            return []
-        unique = replace(table, key=columns, statements={})
-        rows = self._target.fetch(unique.statement("lock", columns), [change.record or "{}"])
-        return [_Row(True, bool(mirrored), text, at) for _, text, mirrored, at in rows]
-
-    def _remove_loser(self, table: TargetTable, change: MirroredChange, others: Sequence[_Row], *, later: bool) -> None:
-        """Delete the older row on this side. The other side deletes it as well, by the same comparison."""
-        if later:
-            for one in others:
-                text = one.text or "{}"
-                self._target.run(table.statement("delete", table.key), [[text]])
-            self._write_together(table, [change])
-        else:
-            self._target.run(table.statement("delete", table.key), [[change.record or "{}"]])
 
     def _end_holds(self, table: TargetTable, winners: Sequence[MirroredChange]) -> None:
         name = table.full_name

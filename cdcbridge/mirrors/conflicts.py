@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from cdcbridge.mirrors.changes import MirroredChange
-from cdcbridge.mirrors.rule import Kind, Winner
+from cdcbridge.mirrors.peer_log import OwnWrite
+from cdcbridge.mirrors.rule import Decision, Kind, Winner
+from cdcbridge.mirrors.tables import TargetTable
 from cdcbridge.mirrors.target import RowsJson, Target
 
 _INSERT: Final = """
@@ -42,6 +44,39 @@ class ConflictRow:
     winner: Winner | None
     state: Literal["decided", "held"] = "decided"
     note: str | None = None
+
+
+def conflict_of(
+    table: TargetTable,
+    change: MirroredChange,
+    target_row: str | None,
+    own: OwnWrite | None,
+    decision: Decision,
+    rule: str,
+    note: str | None = None,
+) -> ConflictRow:
+    """Return the row for a decision.
+
+    Args:
+        table: The table of the target.
+        change: The source's change.
+        target_row: The target's row as JSON text, or None if there was none.
+        own: The target's last write of the row, or None if it is not known.
+        decision: The decision.
+        rule: The rule that decided.
+        note: The reason, if the rest does not give it.
+    """
+    return ConflictRow(
+        change,
+        table.full_name,
+        decision.kind or "update_exists",
+        target_row,
+        None if own is None else own.position,
+        rule,
+        decision.winner,
+        "held" if decision.winner is None else "decided",
+        note,
+    )
 
 
 def store_conflicts(target: Target, mirror: str, rows: Sequence[ConflictRow]) -> None:

@@ -17,8 +17,9 @@ from cdcbridge.mirrors.applying import Applying, Unexpected
 from cdcbridge.mirrors.careful import Careful
 from cdcbridge.mirrors.changes import MirroredChange
 from cdcbridge.mirrors.log_reader import Marks
+from cdcbridge.mirrors.peer_log import PeerLog
 from cdcbridge.mirrors.segments import segments
-from cdcbridge.mirrors.target import Target
+from cdcbridge.mirrors.target import Place, Target
 
 
 class Direction(Protocol):
@@ -94,12 +95,14 @@ class TwoWay:
         target: The session.
         applying: Writes the rows in the usual way.
         careful: Decides about each row.
+        peer: The target's log.
     """
 
-    def __init__(self, target: Target, applying: Applying, careful: Careful) -> None:
+    def __init__(self, target: Target, applying: Applying, careful: Careful, peer: PeerLog) -> None:
         self._target = target
         self._applying = applying
         self._careful = careful
+        self._peer = peer
 
     def apply(self, changes: Sequence[MirroredChange], marks: Marks, *, strict: bool) -> int:
         del strict  # the target's own writes are expected at any time
@@ -115,6 +118,27 @@ class TwoWay:
             except (Unexpected, psycopg.errors.UniqueViolation):
                 conflicts += self._careful.apply(part, marks)
         return conflicts
+
+    def settle(self, place: Place, marks: Marks) -> None:
+        """Decide once more, after the commit, about the deletes that found no row and could lock none.
+
+        Args:
+            place: The place that was committed.
+            marks: The notes about the transactions of the last changes.
+        """
+        void = self._careful.take_void()
+        if not void:
+            return
+        self._peer.catch_up(self._target.connection)
+        arrived = self._peer.arrived_at(place.lsn)
+        if arrived is None:
+            return
+        self._target.begin(place.lsn)
+        if self._careful.apply(void, marks, until=arrived):
+            self._target.commit(place, void[-1].row.commit_time)
+        else:
+            self._target.roll_back()
+        self._careful.take_void()
 
     def _usual_way(self, changes: Sequence[MirroredChange], marks: Marks) -> None:
         fresh: dict[str, set[str]] = {}

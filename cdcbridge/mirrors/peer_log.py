@@ -149,6 +149,19 @@ class PeerLog:
                 )
             time.sleep(_PAUSE)
 
+    def arrived_at(self, lsn: int) -> int | None:
+        """Return the commit LSN in the target of the transaction that applied the source's changes up to `lsn`.
+
+        None if the target's log does not have that transaction.
+        """
+        with store_errors():
+            row = self._connection.execute(
+                "select commit_lsn::text from transaction_marks where source = %s and lsn = %s::pg_lsn"
+                " order by commit_lsn desc limit 1",
+                (self._source, format_lsn(lsn)),
+            ).fetchone()
+        return parse_lsn(row[0]) if row else None
+
     def _log_end(self) -> int:
         with store_errors():
             row = self._connection.execute(

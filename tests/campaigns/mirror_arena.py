@@ -82,7 +82,9 @@ class MirrorArena:
         for number in range(4):
             side = self.sides[number // 2]
             skew = 3600.0 if number == 3 else 0.0
-            self.writers.append(Writer(number, lambda side=side: side.dsn, self.ledger, self.seed, pause=pause, skew=skew))
+            self.writers.append(
+                Writer(number, lambda side=side: side.dsn, self.ledger, self.seed, pause=pause, skew=skew)
+            )
 
     def kill_backend(self, number: int, which: str) -> None:
         """Kill a backend with SIGKILL. Its server ends all sessions and recovers."""
@@ -106,7 +108,9 @@ class MirrorArena:
         self.mend(time.monotonic())
         with contextlib.suppress(psycopg.OperationalError):
             path = "-c search_path=cdcbridge,cdcbridge_internal,public"
-            with psycopg.connect(self.servers[number].dsn(), autocommit=True, connect_timeout=3, options=path) as session:
+            with psycopg.connect(
+                self.servers[number].dsn(), autocommit=True, connect_timeout=3, options=path
+            ) as session:
                 cursor = session.execute(query.encode())
                 return [cursor.fetchall() if cursor.description else []]
         return []

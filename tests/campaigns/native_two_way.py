@@ -26,9 +26,7 @@ def run_native(seconds: float, seed: int, pause: float) -> None:
     """Write for so many seconds, wait until all is quiet, and print what differs."""
     with contextlib.ExitStack() as beside:
         servers = [beside.enter_context(EmbeddedServer(wheel_binaries(), settings=SETTINGS)) for _ in range(2)]
-        sessions = [
-            beside.enter_context(psycopg.connect(server.dsn(), autocommit=True)) for server in servers
-        ]
+        sessions = [beside.enter_context(psycopg.connect(server.dsn(), autocommit=True)) for server in servers]
         for session in sessions:
             for statement in (*SCHEMA, "create publication p for tables in schema public"):
                 session.execute(statement.encode())

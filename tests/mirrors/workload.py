@@ -212,9 +212,7 @@ class Writer(threading.Thread):
 
 def take_origin(session: psycopg.Connection[Any], name: str) -> None:
     """Let a session claim commit times. It is still a session of its own side: no mirror wrote what it writes."""
-    session.execute(
-        "select pg_replication_origin_create(%s) where pg_replication_origin_oid(%s) is null", (name, name)
-    )
+    session.execute("select pg_replication_origin_create(%s) where pg_replication_origin_oid(%s) is null", (name, name))
     session.execute("select pg_replication_origin_session_setup(%s)", (name,))
 
 
@@ -304,7 +302,9 @@ def _conflicts(side: psycopg.Connection[Any]) -> list[Any]:
 
 def _rows(side: psycopg.Connection[Any], table: str) -> dict[Any, dict[str, Any]]:
     columns = "id, v, n, md5(big) as big" if table == "hot" else "*"
-    rows = [row for (row,) in side.execute(f"select to_json(x) from (select {columns} from {table}) x".encode()).fetchall()]
+    rows = [
+        row for (row,) in side.execute(f"select to_json(x) from (select {columns} from {table}) x".encode()).fetchall()
+    ]
     found = {_key(table, row): row for row in rows}
     assert len(found) == len(rows), f"{table} has a row twice"
     return found

@@ -30,12 +30,20 @@ class TargetColumn:
     Attributes:
         type: The type as SQL, for example `character varying(20)`.
         as_text: Whether its values are read as text and then cast.
+        elements: The type of the elements of an array of composite values, whose elements are read as texts. None: it
+            is no such array.
         generated: Whether the server computes its values.
     """
 
     type: str
     as_text: bool
+    elements: str | None
     generated: bool
+
+    @property
+    def read_as(self) -> str:
+        """The type with which json_to_recordset() reads it."""
+        return "json" if self.elements else "text" if self.as_text else self.type
 
 
 @dataclass(slots=True)
@@ -88,18 +96,17 @@ class TargetTable:
 
     def rows(self, columns: Sequence[str], alias: str = "r") -> sql.Composed:
         """Return a FROM item that makes rows of the JSON array in the parameter, with these columns."""
-        given = [
-            sql.SQL("{} {}").format(
-                sql.Identifier(name), sql.SQL("text" if self.columns[name].as_text else self.columns[name].type)
-            )
-            for name in columns
-        ]
+        given = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(self.columns[name].read_as)) for name in columns]
         return sql.SQL("json_to_recordset(%s) as {} ({})").format(sql.Identifier(alias), COMMA.join(given))
 
     def value(self, column: str, alias: str = "r") -> sql.Composable:
         """Return the value of a column in the FROM item of rows()."""
         named = sql.Identifier(alias, column)
         known = self.columns[column]
+        if known.elements:
+            return sql.SQL(
+                "case when {0} is not null then array(select x::{1} from json_array_elements_text({0}) x)::{2} end"
+            ).format(named, sql.SQL(known.elements), sql.SQL(known.type))
         return sql.SQL("{}::{}").format(named, sql.SQL(known.type)) if known.as_text else named
 
     def matches(self, alias: str = "r") -> sql.Composed:

@@ -18,7 +18,8 @@ from cdcbridge.mirrors.source_tables import SourceColumn, SourceTables, quoted
 from cdcbridge.mirrors.tables import COMMA, HISTORY, TargetColumn, TargetTable
 
 _COLUMNS: Final = """
-    select a.attname, format_type(a.atttypid, a.atttypmod), b.typtype = 'c' or e.typtype = 'c', a.attgenerated <> ''
+    select a.attname, format_type(a.atttypid, a.atttypmod), b.typtype = 'c',
+           case when e.typtype = 'c' then format_type(e.oid, null) end, a.attgenerated <> ''
     from pg_attribute a
     join pg_type t on t.oid = a.atttypid
     join pg_type b on b.oid = case when t.typtype = 'd' then t.typbasetype else t.oid end
@@ -83,7 +84,7 @@ class TargetTables:
     def _read_columns(self, table: TargetTable) -> None:
         with target_errors():
             rows = self._connection.execute(_COLUMNS, (quoted(table.full_name),)).fetchall()
-        table.columns = {name: TargetColumn(kind, bool(text), generated) for name, kind, text, generated in rows}
+        table.columns = {name: TargetColumn(*rest) for name, *rest in rows}
 
     def _require_key(self, table: TargetTable) -> None:
         name = table.full_name

@@ -66,6 +66,7 @@ TYPES = {
     "pair[]": "ARRAY['(1,a)'::pair, '(2,\"x\"\"y\")']",
     "hidden": "'(3,c)'",
 }
+NOT_IN_WAL2JSON = {"numeric(6,2)", "double precision"}  # version 2.5 writes NaN and Infinity as null (docs/MIRRORS.md)
 OWN = (
     "create type mood as enum ('sad', 'happy')",
     "create domain positive as int check (value > 0)",
@@ -97,6 +98,8 @@ def test_every_type(both: Pair) -> None:
         a.execute(f"insert into t values (3, {values})", "update t set id = 4 where id = 1", "update t set c0 = 5")
         both.settle()
     for n, kind in enumerate(TYPES):
+        if kind in NOT_IN_WAL2JSON and a.plugin == "wal2json":
+            continue
         query = f"select id, c{n}::text from t order by id".encode()
         assert a.sql.execute(query).fetchall() == b.sql.execute(query).fetchall(), kind
     assert both.conflicts(b) == []

@@ -34,6 +34,8 @@ NOT_RUN = {
     "README.md": 1,
     "CONSUMERS.md": 1,
     "GETTING_STARTED.md": 1,
+    "MIRRORS.md": 1,
+    "TWO_WAY.md": 1,
     "OPERATIONS.md": 2,
     "ROLES.md": 4,
     "SQS.md": 1,

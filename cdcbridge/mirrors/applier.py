@@ -37,6 +37,7 @@ from cdcbridge.routing.copy_format import GAP_TOPIC
 _WAIT: Final = 0.5  # seconds until the next look at the log, if no notification arrives
 _NOTE_EVERY: Final = 0.5  # seconds between two notes in the source's store
 _RETRY: Final = (0.2, 10.0)  # seconds: the shortest and the longest wait after an error
+_HOLDS_EVERY: Final = 1.0  # seconds between two looks at the rows on hold
 _TRIES: Final = 10  # attempts to decide once more, against clashes
 _TELL_EVERY: Final = 10.0  # seconds between two log lines about clashes with other sessions
 _MOST: Final = 10_000  # the most source transactions that are applied in one commit
@@ -128,6 +129,7 @@ class Session:
         self._pending: list[LogRow] = []  # messages that were read and not applied yet
         self._most = _MOST
         self._tell_clash_at = 0.0
+        self._look_at_holds_at = 0.0
 
     def run(self) -> None:
         """Apply the log until the mirror is paused, stopped or ended."""
@@ -171,7 +173,7 @@ class Session:
             peer.require_peer(self._other)
         careful = Careful(mirror, target, tables, self._source, applying, (self._side, self._other), peer)
         if peer is not None:
-            return TwoWay(target, applying, careful, peer)
+            return TwoWay(target, applying, careful, peer, mirror.name, self._other)
         return OneWay(target, applying, careful, in_order=mirror.triggers == "fire")
 
     # one piece of the log
@@ -320,6 +322,10 @@ class Session:
                 self._progress.place = Place(seq, self._progress.place.lsn)
             self._note()
         self._watch_copy()
+        if isinstance(self._direction, TwoWay) and time.monotonic() > self._look_at_holds_at:
+            self._look_at_holds_at = time.monotonic() + _HOLDS_EVERY
+            with target_errors():
+                self._direction.watch_holds()
         if idle:
             self._reader.wait(_WAIT)
 

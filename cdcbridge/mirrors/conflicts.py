@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from cdcbridge.lsn import parse_lsn
 from cdcbridge.mirrors.changes import MirroredChange
 from cdcbridge.mirrors.peer_log import OwnWrite
 from cdcbridge.mirrors.rule import Decision, Kind, Winner
@@ -14,8 +15,8 @@ from cdcbridge.mirrors.target import RowsJson, Target
 
 _INSERT: Final = """
     insert into conflicts (mirror, table_name, key, kind, source_row, target_row, source_position, target_position,
-                           rule, winner, state, note)
-    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+                           rule, winner, state, note, held_lsn)
+    values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, case when %s then pg_current_wal_insert_lsn() end)
 """
 
 
@@ -44,6 +45,16 @@ class ConflictRow:
     winner: Winner | None
     state: Literal["decided", "held"] = "decided"
     note: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Hold:
+    """A row on hold: the id of its conflict, its table and key, and the LSN of the target at that time."""
+
+    number: int
+    table: str
+    key: str
+    lsn: int
 
 
 def conflict_of(
@@ -100,10 +111,24 @@ def store_conflicts(target: Target, mirror: str, rows: Sequence[ConflictRow]) ->
                     one.winner,
                     one.state,
                     one.note,
+                    one.state == "held",
                 )
                 for one in rows
             ],
         )
+
+
+def holds(target: Target, mirror: str) -> list[Hold]:
+    """Return the rows that are on hold."""
+    found = target.connection.execute(
+        "select id, table_name, key, held_lsn::text from conflicts where mirror = %s and state = 'held'", (mirror,)
+    ).fetchall()
+    return [Hold(number, table, key, parse_lsn(lsn)) for number, table, key, lsn in found]
+
+
+def end_hold(target: Target, number: int) -> None:
+    """Note that the target itself has written the row again, which decides what was on hold."""
+    target.connection.execute("update conflicts set state = 'superseded' where id = %s and state = 'held'", (number,))
 
 
 def end_holds(target: Target, mirror: str, keys: Iterable[tuple[str, str]]) -> None:

@@ -16,6 +16,7 @@ import psycopg
 from cdcbridge.mirrors.applying import Applying, Unexpected
 from cdcbridge.mirrors.careful import Careful
 from cdcbridge.mirrors.changes import MirroredChange
+from cdcbridge.mirrors.conflicts import end_hold, holds
 from cdcbridge.mirrors.log_reader import Marks
 from cdcbridge.mirrors.peer_log import PeerLog
 from cdcbridge.mirrors.segments import segments
@@ -96,13 +97,20 @@ class TwoWay:
         applying: Writes the rows in the usual way.
         careful: Decides about each row.
         peer: The target's log.
+        mirror: The name of the mirror.
+        other: The identity of the target.
     """
 
-    def __init__(self, target: Target, applying: Applying, careful: Careful, peer: PeerLog) -> None:
+    def __init__(
+        self, target: Target, applying: Applying, careful: Careful, peer: PeerLog, mirror: str, other: str
+    ) -> None:
         self._target = target
         self._applying = applying
         self._careful = careful
         self._peer = peer
+        self._mirror = mirror
+        self._other = other
+        self._looked_at = 0  # the LSN of the target up to which its writes of rows on hold are known
 
     def apply(self, changes: Sequence[MirroredChange], marks: Marks, *, strict: bool) -> int:
         del strict  # the target's own writes are expected at any time
@@ -139,6 +147,19 @@ class TwoWay:
         else:
             self._target.roll_back()
         self._careful.take_void()
+
+    def watch_holds(self) -> None:
+        """End the holds of rows that the target itself has written again."""
+        found = holds(self._target, self._mirror)
+        end = self._peer.log_end()
+        for table in {one.table for one in found}:
+            held = [one for one in found if one.table == table]
+            after = max(self._looked_at, min(one.lsn for one in held))
+            own = self._peer.own_writes(table, [one.key for one in held], after, self._other)
+            for one in held:
+                if one.key in own and own[one.key].write.lsn > one.lsn:
+                    end_hold(self._target, one.number)
+        self._looked_at = end
 
     def _usual_way(self, changes: Sequence[MirroredChange], marks: Marks) -> None:
         fresh: dict[str, set[str]] = {}

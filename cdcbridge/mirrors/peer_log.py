@@ -141,7 +141,7 @@ class PeerLog:
             ).fetchone()
         wanted = parse_lsn(row[0]) if row else 0
         deadline = time.monotonic() + PATIENCE
-        while self._log_end() < wanted:
+        while self.log_end() < wanted:
             if time.monotonic() > deadline:
                 raise BehindPeer(
                     "target: its own bridge has not read its newest changes in time",
@@ -162,7 +162,8 @@ class PeerLog:
             ).fetchone()
         return parse_lsn(row[0]) if row else None
 
-    def _log_end(self) -> int:
+    def log_end(self) -> int:
+        """Return the LSN up to which the log has everything."""
         with store_errors():
             row = self._connection.execute(
                 "select end_lsn::text from positions order by id desc limit 1", prepare=True

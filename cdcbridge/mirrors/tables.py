@@ -193,9 +193,9 @@ def _lock(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     mirror wrote the row last.
     """
     return sql.SQL(
-        "select r.n, row_to_json(t)::text, {mirrored},"
+        'select r."#", row_to_json(t)::text, {mirrored},'
         " (extract(epoch from (pg_xact_commit_timestamp_origin(t.xmin)).timestamp) * 1000000)::bigint - 946684800000000"
-        " from {table} t, (select row_number() over () as n, {values} from {rows}) r where {matches}"
+        ' from {table} t, (select row_number() over () as "#", {values} from {rows}) r where {matches}'
         " order by {order} for update of t"
     ).format(mirrored=sql.SQL(_MIRRORED), **_parts(table, columns))
 
@@ -214,8 +214,8 @@ def _parts(table: TargetTable, columns: tuple[str, ...]) -> dict[str, sql.Compos
 def _present(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     """Lock the rows as _lock() does, on a server that does not know who wrote a row last."""
     return sql.SQL(
-        "select r.n, row_to_json(t)::text, false, null::bigint"
-        " from {table} t, (select row_number() over () as n, {values} from {rows}) r where {matches}"
+        'select r."#", row_to_json(t)::text, false, null::bigint'
+        ' from {table} t, (select row_number() over () as "#", {values} from {rows}) r where {matches}'
         " order by {order} for update of t"
     ).format(**_parts(table, columns))
 
@@ -230,7 +230,7 @@ def _delete_others(table: TargetTable, _columns: tuple[str, ...]) -> sql.Compose
 def _equal(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     """Return the ordinals, from 1 on, of the rows in the parameter that the target has exactly so."""
     return sql.SQL(
-        "select r.n from {table} t, (select row_number() over () as n, {values} from {rows}) r where {matches}"
+        'select r."#" from {table} t, (select row_number() over () as "#", {values} from {rows}) r where {matches}'
         " and (select row_to_json(x)::text from (select {mine}) x)"
         " = (select row_to_json(x)::text from (select {its}) x)"
     ).format(

@@ -31,6 +31,7 @@ create table if not exists mirror_places (
 --   winner           source or target; null: the row is on hold, and nobody has decided yet
 --   state            `decided`; `held` until a person or a later write decides; `flipped` by
 --                    `cdcbridge mirror conflicts flip`; `superseded` by a later write of the row
+--   held_lsn         the place in the target's WAL when the row was put on hold; null: it was not
 --   note             the reason, for example the unique constraint that was violated
 create table if not exists conflicts (
     id              bigint      generated always as identity primary key,
@@ -47,6 +48,7 @@ create table if not exists conflicts (
     winner          text        check (winner in ('source', 'target')),
     state           text        not null default 'decided'
                                 check (state in ('decided', 'held', 'flipped', 'superseded')),
+    held_lsn        pg_lsn,
     note            text
 );
 create index if not exists conflicts_held on conflicts (mirror, table_name, key)

@@ -15,16 +15,24 @@ from cdcbridge.changes.position import Position
 from cdcbridge.errors import DecodeError
 from cdcbridge.routing.backfill_rows import inject
 from cdcbridge.routing.batch import ROW_OVERHEAD, AppendBatch
-from cdcbridge.routing.copy_format import encode_data, message_row, published_row, shared_part, with_old_key
+from cdcbridge.routing.copy_format import (
+    Encoder,
+    annotating,
+    encode_data,
+    message_row,
+    published_row,
+    shared_part,
+    with_old_key,
+)
 from cdcbridge.routing.dead_reasons import oversized
 from cdcbridge.routing.judged import Changed
-from cdcbridge.routing.logical_messages import TOPIC_PREFIX, Published, read_published
+from cdcbridge.routing.logical_messages import ANNOTATE, TOPIC_PREFIX, Published, read_annotation, read_published
 from cdcbridge.routing.mirror_marks import MARKER_PREFIX, PROBE_PREFIX, Marker, TransactionMark
 from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Watch
 from cdcbridge.routing.router import Route, Router
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.table_guard import TableGuard
-from cdcbridge.routing.verdict import Bury, Pass, Take, verdict
+from cdcbridge.routing.verdict import Bury, Pass, Take, verdict, verdicts
 
 # The most rows of a chunk. A chunk that would raise the rows of a batch above this waits for the next batch.
 READ_ROWS = 10000
@@ -66,6 +74,7 @@ class Collector:
         self._op = ""
         self._plan: Route | None = None
         self._shared: dict[str, bytes] = {}  # the columns that rows of the open transaction share, by topic
+        self._encode: Encoder = encode_data  # adds the annotation of the open transaction, if it has one
         self._ordinal = -1
         self._skip_through = -1
         self._position = done
@@ -193,8 +202,11 @@ class Collector:
                 )
         else:
             self._ordinal += 1
-            if type(event) is LogicalMessage and self._ordinal > self._skip_through:
-                self._published(event)
+            if type(event) is LogicalMessage:
+                if event.prefix == TOPIC_PREFIX + ANNOTATE:
+                    self._annotate(event)
+                elif self._ordinal > self._skip_through:
+                    self._published(event)
 
     # transactions
 
@@ -206,6 +218,7 @@ class Collector:
         self._effective_time = max(self._effective_time, event.commit_time)
         self._ordinal = -1
         self._shared = {}
+        self._encode = encode_data
         if event.commit_lsn < self._done.commit_lsn:
             self._skip_through = 1 << 62
         else:
@@ -235,11 +248,12 @@ class Collector:
         old_key = None if change.old is None else key_text(change.old, relation.key)
         if self._watches:
             self._note(change, key, old_key)
-        message = Changed(change, key, old_key, self._begin, self._ordinal) if plan.special else None
-        wanted = None if message is None else _wanted(plan.special, message)
+        encode = self._encode
+        message = Changed(change, key, old_key, self._begin, self._ordinal, encode) if plan.special else None
+        wanted = None if message is None else verdicts(plan.special, message)
         if wanted is not None and not wanted and not plan.plain and not plan.streams:
             return
-        data = encode_data(change.op, change.record, change.old, change.unchanged) if message is None else message.data
+        data = encode(change.op, change.record, change.old, change.unchanged) if message is None else message.data
         shared = self._shared.get(relation.topic) or self._share(relation.topic)
         if old_key is not None and old_key != key:
             shared = with_old_key(shared, old_key)
@@ -339,6 +353,18 @@ class Collector:
             else:
                 self._give(reader, message, index)
 
+    def _annotate(self, event: LogicalMessage) -> None:
+        """Add an annotation to the changes that follow it in its transaction.
+
+        It also counts if it is before the position that the store has: a restart may have skipped it together with the
+        first part of its transaction, and the rest still needs it.
+        """
+        annotation, malformed = read_annotation(event.content)
+        if malformed is None:
+            self._encode = annotating(annotation)
+        elif self._ordinal > self._skip_through:
+            self._refuse("published.malformed", event, malformed)
+
     def _give(self, reader: Subscription, message: Published, index: int) -> None:
         """Fan a published message out to a queue or fifo consumer: at once, at a later time, or as a dead letter."""
         said = verdict(reader, message)
@@ -387,13 +413,3 @@ class Collector:
                 keys.append(said.key)
             else:
                 batch.groups.setdefault((consumer,), []).append(index)
-
-
-def _wanted(special: Iterable[Subscription], message: Changed) -> list[tuple[Subscription, Take | Bury]]:
-    """Return the verdicts of those consumers that take or bury the message."""
-    found = []
-    for subscription in special:
-        said = verdict(subscription, message)
-        if not isinstance(said, Pass):
-            found.append((subscription, said))
-    return found

@@ -20,6 +20,8 @@ import orjson
 from cdcbridge.changes.keys import key_text
 
 TOPIC_PREFIX: Final = "cdcbridge:"
+# The topic of annotations: each is added to the changes that follow it in its transaction, and is no message itself.
+ANNOTATE: Final = "annotate"
 _MEMBERS: Final = frozenset({"key", "data", "deliver_at"})
 _TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]|[^\s",:{}\[\]]+')
 
@@ -87,6 +89,18 @@ def read_published(content: bytes) -> Published:
         return _malformed(content, "deliver_at is not a time with its zone, such as 2026-05-01T10:00:00Z")
     text = key if key is None or isinstance(key, str) else parts["key"]
     return Published(text, parts["data"].encode(), deliver_at=deliver_at)
+
+
+def read_annotation(content: bytes) -> tuple[bytes, str | None]:
+    """Return an annotation as JSON text on one line, and why it cannot be read or None.
+
+    Any JSON value is an annotation, for example `{"reverts": {"seqs": [17]}}`.
+    """
+    try:
+        _parsed(content)
+    except orjson.JSONDecodeError as error:
+        return b"", f"not JSON: {error.msg}"
+    return content.strip().replace(b"\n", b" ").replace(b"\r", b" "), None
 
 
 def _time(value: object) -> str | None:

@@ -7,7 +7,8 @@ items. The module is pure and never looks at a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from cdcbridge.revert.messages import TextRow, canonical
@@ -45,29 +46,45 @@ def ordered(
     """
     if not references:
         return list(steps)
-    parents, children = _by_topic(references, "parent"), _by_topic(references, "child")
-    events: dict[_Values, list[tuple[int, bool]]] = {}  # the steps that make or remove these values of a parent
-    for index, step in enumerate(steps):
-        for reference in parents.get(step.change.message.topic, ()):
-            was, becomes = (_values(row, reference.keys, reference) for row in (step.start, step.result))
-            if was == becomes:
-                continue
-            if was is not None:
-                events.setdefault(was, []).append((index, False))
-            if becomes is not None:
-                events.setdefault(becomes, []).append((index, True))
-    earlier = _earlier_of_the_row(steps, tables)
+    needs = _Needs(steps, references, tables)
+    return [steps[index] for index in _each_after_its_needs(len(steps), needs)]
 
-    def needed(index: int) -> list[int]:
-        found = list(earlier[index])
-        for reference in children.get(steps[index].change.message.topic, ()):
-            values = _values(steps[index].result, reference.columns, reference)
-            maker = None if values is None else _maker(events.get(values, ()), index)
+
+class _Needs:
+    """The steps that must run before each step. Steps are known by their places in the reverse order."""
+
+    def __init__(
+        self, steps: Sequence[UndoStep], references: Sequence[Reference], tables: Mapping[str, RevertTable]
+    ) -> None:
+        self._steps = steps
+        self._parents, self._children = _by_topic(references, "parent"), _by_topic(references, "child")
+        self._earlier = _earlier_of_the_row(steps, tables)
+        self._events: dict[_Values, list[tuple[int, bool]]] = {}  # the steps that remove or make values of a parent
+        self._leaving: dict[_Values, list[int]] = {}  # the steps after which a row does not refer to values any more
+        for index, step in enumerate(steps):
+            for reference in self._parents.get(step.change.message.topic, ()):
+                was, becomes = (_values(row, reference.keys, reference) for row in (step.start, step.result))
+                for values, made in ((was, False), (becomes, True)):
+                    if values is not None and was != becomes:
+                        self._events.setdefault(values, []).append((index, made))
+            for reference in self._children.get(step.change.message.topic, ()):
+                was, becomes = (_values(row, reference.columns, reference) for row in (step.start, step.result))
+                if was is not None and was != becomes:
+                    self._leaving.setdefault(was, []).append(index)
+
+    def __call__(self, index: int) -> list[int]:
+        """Return the steps that the step at `index` needs."""
+        step, found = self._steps[index], list(self._earlier[index])
+        for reference in self._children.get(step.change.message.topic, ()):
+            values = _values(step.result, reference.columns, reference)
+            maker = None if values is None else _maker(self._events.get(values, ()), index)
             if maker is not None:
                 found.append(maker)
+        for reference in self._parents.get(step.change.message.topic, ()) if step.act == "delete" else ():
+            values = _values(step.start, reference.keys, reference)
+            if values is not None:
+                found += _leavers(self._leaving.get(values, ()), self._events.get(values, ()), index)
         return found
-
-    return [steps[index] for index in _each_after_its_needs(len(steps), needed)]
 
 
 def _by_topic(references: Sequence[Reference], side: str) -> dict[str, list[Reference]]:
@@ -85,11 +102,28 @@ def _values(row: TextRow | None, columns: Sequence[str], reference: Reference) -
 
 
 def _maker(events: Sequence[tuple[int, bool]], index: int) -> int | None:
-    """Return the step that makes the values for the step at `index`: the last one before it, else the next one."""
-    before = [event for event in events if event[0] < index]
-    if before and before[-1][1]:
-        return before[-1][0]
-    return next((at for at, made in events if at > index and made), None)
+    """Return the step that makes the values for the step at `index`, or None if they are there now.
+
+    It is the last step before, unless that one removed them. Then it is the next one.
+    """
+    last, following = None, None
+    for event in events:
+        if event[0] > index:
+            following = event
+            break
+        last = event if event[0] < index else last
+    if last is not None and last[1]:
+        return last[0]
+    return following[0] if following is not None and following[1] else None
+
+
+def _leavers(leaving: Sequence[int], events: Sequence[tuple[int, bool]], index: int) -> list[int]:
+    """Return the steps that must leave a row before the step at `index` deletes it.
+
+    They come later in the reverse order if a deferred foreign key let its row come first.
+    """
+    again = next((at for at, made in events if at > index and made), None)
+    return [at for at in leaving if at > index and (again is None or at < again)]
 
 
 def _earlier_of_the_row(steps: Sequence[UndoStep], tables: Mapping[str, RevertTable]) -> list[list[int]]:
@@ -123,12 +157,25 @@ def _each_after_its_needs(count: int, needed: Callable[[int], list[int]]) -> lis
     return list(done)
 
 
-def net_referring(steps: Sequence[UndoStep], reference: Reference, parent: TextRow) -> int:
-    """Return how many rows that refer to the parent's row the steps remove, minus those that they add."""
-    target = _values(parent, reference.keys, reference)
-    return sum(
-        (_values(step.start, reference.columns, reference) == target)
-        - (_values(step.result, reference.columns, reference) == target)
-        for step in steps
-        if step.change.message.topic == reference.child
-    )
+def referring(
+    rows: Iterable[tuple[str, TextRow | None]], references: Sequence[Reference]
+) -> Counter[tuple[Reference, _Values]]:
+    """Return how many of these rows refer to each row, by foreign key.
+
+    Args:
+        rows: The topic of each row, and the row or None.
+        references: The foreign keys.
+    """
+    children = _by_topic(references, "child")
+    found: Counter[tuple[Reference, _Values]] = Counter()
+    for topic, row in rows:
+        for reference in children.get(topic, ()):
+            values = _values(row, reference.columns, reference)
+            if values is not None:
+                found[reference, values] += 1
+    return found
+
+
+def referred(parent: TextRow, reference: Reference) -> _Values | None:
+    """Return the values by which rows refer to this one, or None if no row can refer to it."""
+    return _values(parent, reference.keys, reference)

@@ -181,21 +181,25 @@ def trace(
 
     A row may have had another key before. The messages of such keys are read as well, until there are no more.
     """
-    wanted = frozenset(one.seq for one in changes)
-    since = _complete_since(store, config, {one.topic for one in changes})
+    if not changes:
+        return []
+    wanted, topics = frozenset(one.seq for one in changes), {one.topic for one in changes}
+    since = _complete_since(store, config, topics)
     keys: set[Place] = {(one.topic, key) for one in changes for key in (one.key, one.old_key) if key is not None}
     while True:
         tracer = RowTracer(wanted, floats, since)
-        for message in _of_keys(store, keys, wanted):
+        for message in _of_keys(store, topics, keys, wanted):
             tracer.feed(message)
+        if len(tracer.traced) != len(wanted):
+            raise CdcbridgeError("messages of the log were dropped meanwhile", hint="Run the command again.")
         if tracer.former <= keys:
             return tracer.traced
         keys |= tracer.former
 
 
-def _of_keys(store: Connection, keys: set[Place], wanted: frozenset[int]) -> Iterator[Recorded]:
+def _of_keys(store: Connection, topics: set[str], keys: set[Place], wanted: frozenset[int]) -> Iterator[Recorded]:
     given = {
-        "topics": sorted({topic for topic, _ in keys}) or [""],
+        "topics": sorted(topics),
         "keys": sorted({key for _, key in keys}),
         "seqs": sorted(wanted),
     }

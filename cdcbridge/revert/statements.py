@@ -152,7 +152,7 @@ def _at_key(where: TextRow, shape: ReadShape) -> sql.Composable:
 def _at_image(image: TextRow, shape: ReadShape) -> sql.Composable:
     """Return the condition for rows with the same bytes in all columns, which works for types without `=`."""
     columns = [column for column in shape.columns if column.name in image]
-    return sql.SQL("row({}) operator(pg_catalog.*=) row({})").format(
+    return sql.SQL("record_image_eq(row({}), row({}))").format(
         COMMA.join(column.of_t for column in columns),
         COMMA.join(sql.SQL("{}::{}").format(_value(c, image[c.name], shape), sql.SQL(c.type)) for c in columns),
     )

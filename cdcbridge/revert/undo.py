@@ -6,10 +6,11 @@ from them. Never changes a row of which the same columns changed since, unless t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg import sql
@@ -20,7 +21,8 @@ from cdcbridge.database.patience import patiently
 from cdcbridge.errors import OperatorNeeded, RevertRefused
 from cdcbridge.revert import tables as looking
 from cdcbridge.revert.history import Traced
-from cdcbridge.revert.order import Reference, net_referring, ordered
+from cdcbridge.revert.messages import TextRow
+from cdcbridge.revert.order import Reference, ordered, referred, referring
 from cdcbridge.revert.plan import RevertConflict, RevertPlan, RevertTable, UndoStep, make_plan, rows_to_find
 from cdcbridge.revert.selection import Selection, selected, trace
 from cdcbridge.revert.statements import annotation, statement
@@ -35,6 +37,9 @@ _CASCADES: Final = {
     "n": "would lose the reference",
     "d": "would refer to the default",
 }
+
+
+_PREVENTS: Final = "prevent the delete"
 
 
 @dataclass(slots=True)
@@ -122,8 +127,14 @@ def _run(source: Connection, revert: Revert, *, force: bool) -> list[UndoStep]:
         looking.refuse_altered(source, mine)
         plan = _plan(source, revert, force=force, locked=True)
     refuse(plan, force=force)
+    nothing: Counter[Any] = Counter()
     for step in plan.steps:
-        _execute(source, step, revert.shapes[step.change.message.topic])
+        topic = step.change.message.topic
+        if step.act == "delete" and step.start is not None and step.conflict is None:
+            # Seen only now: rows that followed a key which an earlier step changed (on update cascade).
+            step.conflict = _referred(source, revert, topic, step.start, nothing)
+            refuse(plan, force=force)
+        _execute(source, step, revert.shapes[topic])
     with _refusals("the end of the transaction"):
         source.execute(sql.SQL("set constraints all immediate"))
     return plan.steps
@@ -175,9 +186,10 @@ def _plan(source: Connection, revert: Revert, *, force: bool, locked: bool) -> R
         rows, counts = looking.look(source, places, revert.shapes, locked=locked)
         plan = make_plan(revert.changes, revert.tables, rows, counts, force=force)
         plan.steps = ordered(plan.steps, revert.references, revert.tables)
+        mine = referring(((topic, row) for (topic, _), row in rows.items()), revert.references)
         for step in plan.steps:
             if step.act == "delete" and step.conflict is None and step.start is not None:
-                step.conflict = _referred(source, revert, plan.steps, step, step.start)
+                step.conflict = _referred(source, revert, step.change.message.topic, step.start, mine)
     return plan
 
 
@@ -188,21 +200,28 @@ def _nothing() -> Iterator[None]:
 
 
 def _referred(
-    source: Connection, revert: Revert, steps: Sequence[UndoStep], step: UndoStep, row: dict[str, str]
+    source: Connection, revert: Revert, topic: str, row: TextRow, mine: Counter[Any]
 ) -> RevertConflict | None:
-    """Return the conflict if rows that no step removes refer to a row that the step deletes."""
+    """Return the conflict if rows refer to a row that a step deletes.
+
+    Args:
+        source: The session.
+        revert: The revert.
+        topic: The table of the row.
+        row: The row.
+        mine: How many rows that the revert itself changes refer to each row, as referring() returns it.
+    """
     for reference in revert.references:
-        if reference.parent != step.change.message.topic or any(row.get(k, "null") == "null" for k in reference.keys):
+        values = referred(row, reference) if reference.parent == topic else None
+        if values is None:
             continue
-        number = looking.refers(source, revert.shapes[reference.child], reference, row)
-        number -= net_referring(steps, reference, row)
+        child = revert.shapes[reference.child]
+        number = looking.refers(source, child, reference, row) - mine[reference, values]
         if number > 0:
             action = _CASCADES.get(reference.on_delete)
-            then = action or "prevent the delete"
             rows = f"{number} row{'s' if number > 1 else ''} of {reference.child}"
-            return RevertConflict(
-                f"{rows} that the revert leaves refer to it ({reference.name}), and {then}", now=row, certain=not action
-            )
+            reason = f"{rows} that the revert leaves refer to it ({reference.name}), and {action or _PREVENTS}"
+            return RevertConflict(reason, now=row, certain=not action)
     return None
 
 

@@ -7,6 +7,7 @@ never decides what is undone.
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -106,15 +107,26 @@ def differs(before: str, after: str, *, rounded: bool) -> bool:
     return True
 
 
-def canonical(text: str) -> Any:
+def canonical(text: str) -> Hashable:
     """Return a value that is equal for two JSON texts of the same value.
 
     A text that Python cannot read stays as it is.
     """
     try:
-        return json.loads(text, parse_int=Decimal, parse_float=Decimal, object_pairs_hook=tuple)
+        return _hashable(json.loads(text, parse_int=Decimal, parse_float=Decimal, object_pairs_hook=_members))
     except (ValueError, RecursionError, ArithmeticError):
         return text
+
+
+def _members(pairs: list[tuple[str, Any]]) -> tuple[Any, ...]:
+    return "object", *((name, _hashable(value)) for name, value in pairs)
+
+
+def _hashable(value: Any) -> Hashable:
+    """Return a list as a tuple, and a truth value as no number: for Python, true equals 1."""
+    if isinstance(value, list):
+        return "array", *map(_hashable, value)
+    return ("truth", value) if isinstance(value, bool) else value
 
 
 def as_value(text: str) -> str | None:

@@ -8,13 +8,13 @@ items. The module is pure and never looks at a table.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from cdcbridge.revert.messages import TextRow, canonical
 from cdcbridge.revert.plan import Identity, RevertTable, UndoStep, identity
 
-_Values: TypeAlias = tuple[str, tuple[str, ...], str]  # a topic, columns, and their values
+_Values: TypeAlias = tuple[str, tuple[str, ...], tuple[Hashable, ...]]  # a topic, columns, and their values
 
 
 class Reference(NamedTuple):
@@ -98,7 +98,7 @@ def _values(row: TextRow | None, columns: Sequence[str], reference: Reference) -
     """Return the values to which, or with which, a row refers. None if it has none, or one of them is null."""
     if row is None or any(row.get(name, "null") == "null" for name in columns):
         return None
-    return reference.parent, reference.keys, repr([canonical(row[name]) for name in columns])
+    return reference.parent, reference.keys, tuple(canonical(row[name]) for name in columns)
 
 
 def _maker(events: Sequence[tuple[int, bool]], index: int) -> int | None:

@@ -8,7 +8,7 @@ module is pure and never looks at a table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -16,7 +16,7 @@ from cdcbridge.revert.history import RowThen, Traced
 from cdcbridge.revert.messages import TextRow, canonical, same
 from cdcbridge.words import one_of
 
-Identity: TypeAlias = tuple[str, str]  # a topic, and the values that identify a row of it
+Identity: TypeAlias = tuple[str, tuple[Hashable, ...]]  # a topic, and the values that identify a row of it
 Act: TypeAlias = Literal["insert", "update", "delete", "nothing"]
 _WITHOUT_KEY: Final = (
     "{} has no primary key and no REPLICA IDENTITY FULL, so its rows cannot be told apart. Undo the change by hand"
@@ -112,7 +112,7 @@ def identity(table: RevertTable, row: TextRow) -> Identity | None:
     names = table.key or tuple(sorted(row))
     if any(name not in row for name in names):
         return None
-    return table.topic, repr([canonical(row[name]) for name in names])
+    return table.topic, tuple(canonical(row[name]) for name in names)
 
 
 def rows_to_find(changes: Iterable[Traced], tables: Mapping[str, RevertTable]) -> dict[Identity, TextRow]:
@@ -174,7 +174,7 @@ class _Planner:
         values = {name: before.columns[name] for name in table.columns if name in before.columns}
         added = [name for name in table.columns if name not in before.columns]
         notes = _dropped(before.columns, table) + tuple(
-            f"column {n} gets its default: it was added later" for n in added
+            f"column {n} was added later, and gets its default" for n in added
         )
         now = self._rows.get(place)
         result = self._rows[place] = {**(now or {}), **values}
@@ -292,9 +292,7 @@ def _conflict(change: Traced, now: TextRow | None, others: Sequence[str]) -> Rev
 
 
 def _dropped(names: Iterable[str], table: RevertTable) -> tuple[str, ...]:
-    return tuple(
-        f"column {n} is left out: the table does not have it any more" for n in names if n not in table.columns
-    )
+    return tuple(f"column {n} is left out, because the table lacks it now" for n in names if n not in table.columns)
 
 
 def _lacks_key(table: RevertTable) -> str:

@@ -13,12 +13,13 @@ from psycopg import sql
 
 from cdcbridge.revert.messages import TextRow, as_value
 from cdcbridge.revert.plan import UndoStep
-from cdcbridge.routing.logical_messages import ANNOTATE, TOPIC_PREFIX
+from cdcbridge.routing.logical_messages import ANNOTATE, TOPIC_PREFIX, elements
 from cdcbridge.source.row_sql import COMMA, record_of, shown
 from cdcbridge.source.shapes import JSON, ReadColumn, ReadShape
 
 _JSONB: Final = 3802
 _VECTORS: Final = (22, 30)  # int2vector and oidvector, whose text has no braces
+_JSON_ARRAYS: Final = (199, 3807)  # json[] and jsonb[]
 _AND: Final = sql.SQL(" and ")
 
 
@@ -81,6 +82,16 @@ def read_back(values: TextRow, shape: ReadShape) -> sql.Composed:
     return sql.SQL("select {} from (select {}) r").format(record_of("r", columns), COMMA.join(written))
 
 
+def ambiguous(column: ReadColumn, text: str) -> bool:
+    """Return whether the value has one form in JSON, and several ones in the column.
+
+    For example, [[1]] may be a json[] of one array, or one of two dimensions with the number 1.
+    """
+    return (
+        column.base in _JSON_ARRAYS and "[" in {element[0] for element in elements(text)} if text != "null" else False
+    )
+
+
 def referring(shape: ReadShape, columns: Sequence[str], row: TextRow, keys: Sequence[str]) -> sql.Composed:
     """Return the query for the number of rows of the table that refer to a row of another one.
 
@@ -109,6 +120,10 @@ def _value(column: ReadColumn, text: str, shape: ReadShape) -> sql.Composable:
         return sql.SQL("null")
     if column.base in (JSON, _JSONB):
         written: str | None = text
+    elif column.base in _JSON_ARRAYS:
+        return sql.SQL("array[{}]::{}").format(
+            COMMA.join(sql.SQL("null") if e == "null" else _literal(e) for e in elements(text)), sql.SQL(column.type)
+        )
     elif text.startswith("[") and column.base in _VECTORS:
         written = " ".join(str(item) for item in orjson.loads(text))
     elif text.startswith("["):
@@ -144,7 +159,11 @@ def _one(where: TextRow, shape: ReadShape) -> sql.Composable:
 
 def _at_key(where: TextRow, shape: ReadShape) -> sql.Composable:
     return _AND.join(
-        sql.SQL("{} {} {}").format(key.sorted, key.operators[2], _value(key.column, where[key.column.name], shape))
+        sql.SQL("{} {} {}").format(
+            key.sorted,
+            sql.SQL("=") if key.ordinary else key.operators[2],
+            _value(key.column, where[key.column.name], shape),
+        )
         for key in shape.order
     )
 

@@ -17,7 +17,7 @@ from cdcbridge.errors import RevertRefused, UsageError
 from cdcbridge.revert.messages import TextRow, same, text_row
 from cdcbridge.revert.order import Reference
 from cdcbridge.revert.plan import Identity, RevertTable
-from cdcbridge.revert.statements import count, find, lock, read_back, referring
+from cdcbridge.revert.statements import ambiguous, count, find, lock, read_back, referring
 from cdcbridge.source import shapes
 from cdcbridge.source.sessions import refuse_row_security
 from cdcbridge.source.shapes import ReadShape
@@ -100,7 +100,7 @@ def look(
     """
     rows: dict[Identity, TextRow | None] = {}
     counts: dict[Identity, int] = {}
-    for place, row in sorted(places.items(), key=lambda item: item[0]):
+    for place, row in sorted(places.items(), key=lambda item: repr(item[0])):
         shape = known[place[0]]
         with _naming(place):
             if not shape.order:
@@ -146,9 +146,12 @@ def unreadable(source: Connection, values: TextRow, shape: ReadShape) -> str | N
     """
     if not values:
         return None
+    unclear = [c.name for c in shape.columns if c.name in values and ambiguous(c, values[c.name])]
+    if unclear:
+        return f"the dimensions of the arrays of {', '.join(unclear)} are not in the log"
     try:
         found = source.execute(read_back(values, shape)).fetchone()
-    except (psycopg.DataError, psycopg.IntegrityError) as error:
+    except (psycopg.DataError, psycopg.IntegrityError, psycopg.NotSupportedError) as error:
         return f"the table cannot hold a value any more: {error.diag.message_primary}"
     row = text_row(found[0]) if found else None
     wrong = [name for name, value in values.items() if row is None or not same(value, row.get(name, ""))]

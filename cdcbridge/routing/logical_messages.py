@@ -171,6 +171,17 @@ def members(text: str) -> Iterator[tuple[str, str]]:
             position = _past_space(text, position + 1)
 
 
+def elements(text: str) -> Iterator[str]:
+    """Yield the elements of a JSON array, each as the text that was written."""
+    position = _past_space(text, text.index("[") + 1)
+    while text[position] != "]":
+        end = _value_end(text, position)
+        yield text[position:end]
+        position = _past_space(text, end)
+        if text[position] == ",":
+            position = _past_space(text, position + 1)
+
+
 def _value_end(text: str, start: int) -> int:
     """Return the place where the value that begins at `start` ends.
 

@@ -11,8 +11,10 @@ TABLES = ("parent", "child", "whole", "keyless")
 SETUP = (
     "create table parent (id int primary key, n int, amount numeric, note text, ratio float8)",
     "alter table parent alter note set storage external",
-    "create table child (id int, part text, parent_id int references parent on delete cascade on update cascade,"
-    " tags text[], doc jsonb, twice int generated always as (id * 2) stored, primary key (id, part))",
+    (
+        "create table child (id int, part text, parent_id int references parent on delete cascade on update cascade,"
+        " tags text[], doc jsonb, twice int generated always as (id * 2) stored, primary key (id, part))"
+    ),
     "create table whole (id bigint generated always as identity primary key, a text, j json, at timestamptz)",
     "alter table whole replica identity full",
     "create table keyless (a int, b text, big text)",
@@ -71,7 +73,9 @@ class Workload:
         if pick < 0.6:
             return f"update parent set n = {self._id()}, amount = {self._number()} where id = {one}"
         if pick < 0.7:
-            return f"update parent set note = {self._text()}, ratio = {self._number()} where id < {one} and id > {one} - 4"
+            return (
+                f"update parent set note = {self._text()}, ratio = {self._number()} where id < {one} and id > {one} - 4"
+            )
         if pick < 0.85:
             return f"update parent set id = {self._id()} where id = {one}"
         return f"delete from parent where id = {one}"

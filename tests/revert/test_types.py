@@ -17,6 +17,10 @@ LOST = [
     ("int4[]", "'[2:3][0:1]={{1,2},{3,4}}'", "[2:3][0:1]={{1,2},{3,4}}", "{{1,2},{3,4}}"),
 ]
 
+# No server reads a pg_node_tree, and PostgreSQL makes no array of vectors from JSON: a revert refuses such a row.
+UNWRITTEN = ("pg_node_tree", "int2vector[]", "oidvector[]")
+JSON_ARRAYS = ("json[]", "jsonb[]")  # the log does not have their dimensions
+
 
 def texts(world: World, count: int) -> tuple[str, ...]:
     """The text of each column of the only row."""
@@ -26,9 +30,8 @@ def texts(world: World, count: int) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "default"])
 def test_every_type_of_the_server(world: World, full: bool) -> None:
-    # No server reads a pg_node_tree, and the log has no dimensions of json arrays.
     types = [
-        (name, None if name == "pg_node_tree" or (name in ("json[]", "jsonb[]") and "[[" in str(value)) else value)
+        (name, None if name in UNWRITTEN or (name in JSON_ARRAYS and "[[" in str(value)) else value)
         for name, value in all_types(world)
     ]
     columns = ", ".join(f"c{n} {name}" for n, (name, _) in enumerate(types))

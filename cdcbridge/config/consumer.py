@@ -11,9 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from cdcbridge.config.sink import Sink, destination_of
 from cdcbridge.config.sink_base import Model, SinkBase
+from cdcbridge.routing.annotations import ANNOTATE
 from cdcbridge.routing.destination import Destination
 from cdcbridge.routing.filters import Filter, refuse_on_leave
-from cdcbridge.routing.logical_messages import ANNOTATE
 from cdcbridge.routing.patterns import refuse_bad_patterns
 from cdcbridge.routing.router import OPERATIONS
 from cdcbridge.units import Duration, Size

@@ -13,7 +13,8 @@ from psycopg import sql
 
 from cdcbridge.revert.messages import TextRow, as_value
 from cdcbridge.revert.plan import UndoStep
-from cdcbridge.routing.logical_messages import ANNOTATE, TOPIC_PREFIX, elements
+from cdcbridge.routing.annotations import PREFIX
+from cdcbridge.routing.logical_messages import elements
 from cdcbridge.source.row_sql import COMMA, record_of, shown
 from cdcbridge.source.shapes import JSON, ReadColumn, ReadShape
 
@@ -26,9 +27,7 @@ _AND: Final = sql.SQL(" and ")
 def annotation(reverts: dict[str, object]) -> sql.Composed:
     """Return the statement that annotates the transaction with what it reverts."""
     content = orjson.dumps({"reverts": reverts}).decode()
-    return sql.SQL("select pg_logical_emit_message(true, {}, {})").format(
-        sql.Literal(TOPIC_PREFIX + ANNOTATE), _literal(content)
-    )
+    return sql.SQL("select pg_logical_emit_message(true, {}, {})").format(sql.Literal(PREFIX), _literal(content))
 
 
 def statement(step: UndoStep, shape: ReadShape) -> sql.Composed | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Container, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Container, Sequence
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -30,8 +30,6 @@ _LENGTH = struct.Struct("!I")
 _SIGNED_LENGTH = struct.Struct("!i")
 _NULL_LENGTH: Final = 0xFFFFFFFF  # _NULL as an unsigned number
 _INT8_OID, _TEXT_OID = 20, 25
-# Makes `data` from op, record, old and unchanged, as encode_data() does.
-Encoder: TypeAlias = Callable[[str, "Row | None", "Row | None", Sequence[str]], bytes]
 
 MESSAGE_COLUMNS: Final = "seq, ordinal, partition, key, data, topic, commit_lsn, xid, commit_time, old_key, reader"
 CHUNK_COLUMNS: Final = "consumer_id, ord, seqs, keys"
@@ -47,20 +45,6 @@ SMALL_APPEND: Final = 128  # messages; up to here each has a row of its own, so 
 def encode_data(op: str, record: Row | None, old: Row | None, unchanged: Sequence[str]) -> bytes:
     """Return the `data` of a message as JSON text."""
     return orjson.dumps({"op": op, "record": record, "old": old, "unchanged": unchanged})
-
-
-def annotating(annotation: bytes) -> Encoder:
-    """Return the encoder of the changes that follow an annotation in its transaction.
-
-    Args:
-        annotation: JSON text, which becomes the member `annotation` of each `data`.
-    """
-    end = b',"annotation":%b}' % annotation
-
-    def encode(op: str, record: Row | None, old: Row | None, unchanged: Sequence[str]) -> bytes:
-        return encode_data(op, record, old, unchanged)[:-1] + end
-
-    return encode
 
 
 def shared_part(topic: str, commit_lsn: int, xid: int, commit_time: int) -> bytes:

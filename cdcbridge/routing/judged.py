@@ -15,7 +15,8 @@ import orjson
 from cdcbridge.changes.events import Begin, Change, Row
 from cdcbridge.changes.keys import key_text
 from cdcbridge.lsn import format_lsn
-from cdcbridge.routing.copy_format import GAP_TOPIC, Encoder, annotating, encode_data
+from cdcbridge.routing.annotations import PLAIN, Encoder, annotating
+from cdcbridge.routing.copy_format import GAP_TOPIC
 from cdcbridge.routing.filters import FilterError, PartialRow, natives
 from cdcbridge.routing.logical_messages import members
 
@@ -32,7 +33,7 @@ class Changed:
         old_key: str | None,
         begin: Begin | None,
         ordinal: int,
-        encode: Encoder = encode_data,
+        encode: Encoder = PLAIN,
     ) -> None:
         """Take the change and its place in the WAL.
 
@@ -154,7 +155,7 @@ class Logged(NamedTuple):
     def encode(self) -> Encoder:
         """The function that makes `data` with the annotation of the message, if it has one."""
         annotation = dict(members(_as_text(self.text))).get("annotation")
-        return encode_data if annotation is None else annotating(annotation.encode())
+        return PLAIN if annotation is None else annotating(annotation.encode())
 
     def environment(self) -> tuple[dict[str, Any], Sequence[str]]:
         """Return the values of a filter's variables, and the columns that the WAL did not carry.

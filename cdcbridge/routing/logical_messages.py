@@ -20,8 +20,6 @@ import orjson
 from cdcbridge.changes.keys import key_text
 
 TOPIC_PREFIX: Final = "cdcbridge:"
-# The topic of annotations: each is added to the changes that follow it in its transaction, and is no message itself.
-ANNOTATE: Final = "annotate"
 _MEMBERS: Final = frozenset({"key", "data", "deliver_at"})
 _TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]|[^\s",:{}\[\]]+')
 
@@ -91,11 +89,8 @@ def read_published(content: bytes) -> Published:
     return Published(text, parts["data"].encode(), deliver_at=deliver_at)
 
 
-def read_annotation(content: bytes) -> tuple[bytes, str | None]:
-    """Return an annotation as JSON text on one line, and why it cannot be read or None.
-
-    Any JSON value is an annotation, for example `{"reverts": {"seqs": [17]}}`.
-    """
+def read_json(content: bytes) -> tuple[bytes, str | None]:
+    """Return content that is any JSON value on one line, and why it cannot be read or None."""
     try:
         _parsed(content)
     except orjson.JSONDecodeError as error:

@@ -49,13 +49,13 @@ def revert(
 ) -> int:
     """Undo changes in the source, in reverse order.
 
-    Without --apply, the command prints what would change and the SQL, and changes nothing. The row before a change
+    Without --apply, the command prints a plan and its SQL, and changes nothing. The row before a change
     comes from `old` of its message, or from earlier messages of its key. If the log has neither, the command says so.
 
     A row whose same columns changed since is a conflict. The command shows all versions of it, and needs --force to
     undo the change.
 
-    --apply undoes everything in one transaction. Its changes reach all consumers, annotated with what they revert.
+    --apply undoes everything in one transaction. Its changes reach all consumers, with an annotation.
     It exits with 2 if a change cannot be undone, or is in conflict.
 
     \b

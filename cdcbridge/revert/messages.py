@@ -1,7 +1,7 @@
 """Read messages of the log for a revert, and compare the values of columns.
 
 A value stays the JSON text that it is in the log, because a number could lose digits in Python. The module is pure and
-never decides what is undone.
+never chooses a change to undo.
 """
 
 from __future__ import annotations

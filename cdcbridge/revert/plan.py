@@ -105,7 +105,7 @@ class RevertPlan:
 
 
 def identity(table: RevertTable, row: TextRow) -> Identity | None:
-    """Return what identifies the row, or None if the row lacks a column of the key.
+    """Return the values that identify the row, or None if the row lacks a column of the key.
 
     A row of a table without a key is identified by all its columns.
     """

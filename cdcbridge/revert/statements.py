@@ -25,7 +25,7 @@ _AND: Final = sql.SQL(" and ")
 
 
 def annotation(reverts: dict[str, object]) -> sql.Composed:
-    """Return the statement that annotates the transaction with what it reverts."""
+    """Return the statement that annotates the transaction as a revert."""
     content = orjson.dumps({"reverts": reverts}).decode()
     return sql.SQL("select pg_logical_emit_message(true, {}, {})").format(sql.Literal(PREFIX), _literal(content))
 

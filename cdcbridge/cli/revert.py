@@ -72,7 +72,7 @@ def revert(
     if not as_json:
         _show(found)
     refused = bool(found.plan.problems) or (bool(found.plan.conflicts) and not force)
-    if run and not refused and found.changes:
+    if run and not refused and _effective(found):
         found.plan.steps = apply(app.config, found, force=force)
     if as_json:
         print_json(_document(found, applied=run and not refused))
@@ -174,7 +174,7 @@ def _short(value: str | None) -> str:
 def _document(found: Revert, *, applied: bool) -> dict[str, Any]:
     plan: RevertPlan = found.plan
     return {
-        "applied": applied and bool(found.changes),
+        "applied": applied and _effective(found) > 0,
         "reverts": found.reverts,
         "problems": [{"seq": seq, "reason": reason} for seq, reason in sorted(plan.problems.items())],
         "steps": [_step_document(step) for step in plan.steps],
@@ -213,8 +213,13 @@ def _fragment(text: str | None) -> Any:
     return None if text is None else orjson.Fragment(text)
 
 
+def _effective(found: Revert) -> int:
+    """Return the number of steps that change a row."""
+    return sum(step.act != "nothing" for step in found.plan.steps)
+
+
 def _tell_end(found: Revert, *, applied: bool) -> None:
-    number = len(found.changes)
+    number = _effective(found)
     changes = f"{number} change{'' if number == 1 else 's'}"
     if not number:
         say("There is nothing to undo.")

@@ -22,6 +22,7 @@ from cdcbridge.store.consumers import all_subscriptions
 from cdcbridge.store.log import log_end
 
 _AT_ONCE: Final = 1000  # rows that are fetched at a time
+_ANNOTATED: Final = 100  # seqs that an annotation lists
 _NAMED: Final = 10  # changes that an error lists
 _ROWS: Final = (
     "select m.seq, m.topic, m.key, m.old_key, m.data::text, m.commit_lsn::text, m.inserted_at from messages m where "
@@ -33,6 +34,7 @@ _OF_KEYS: Final = (
     ' and c.config -> \'operations\' @> \'["insert", "update", "delete", "truncate"]\'))'
     f" or m.topic = '{GAP_TOPIC}' order by m.seq"
 )
+_OF_ROWS: Final = (*CHANGES, "truncate")
 _NO_CHANGE: Final = {
     "read": "is a row that a backfill read, and not a change",
     "message": "is a published message, and not a change of a table",
@@ -65,7 +67,12 @@ class Selection:
 
     @property
     def named(self) -> dict[str, object]:
-        """The selection for the annotation, for example `{"table": "public.orders", "key": "17", "to": 40}`."""
+        """The selection for the annotation, for example `{"table": "public.orders", "key": "17", "to": 40}`.
+
+        It is short, because each change of the revert carries it. The seqs are in rising order.
+        """
+        if len(self.seqs) > _ANNOTATED:
+            return {"first_seq": self.seqs[0], "last_seq": self.seqs[-1]}
         if self.seqs:
             return {"seqs": list(self.seqs)}
         named = {"transaction": self.transaction, "table": self.table, "key": self.key, "to": self.to}
@@ -149,7 +156,7 @@ def _since(store: Connection, selection: Selection, to: int) -> list[Recorded]:
         selection.key,
         to,
     )
-    return [one for one in found if (one.op in CHANGES and one.key is not None) or one.op == "truncate"]
+    return _of_key(found)
 
 
 def _of_span(store: Connection, selection: Selection) -> list[Recorded]:
@@ -161,7 +168,12 @@ def _of_span(store: Connection, selection: Selection) -> list[Recorded]:
         condition += " and (m.key = %s or m.old_key = %s or m.key is null)"
         given += (selection.key, selection.key)
     found = _read(store, condition + " order by m.seq", *given)
-    return [one for one in found if one.op in CHANGES or one.op == "truncate"]
+    return _of_key(found) if selection.key is not None else [one for one in found if one.op in _OF_ROWS]
+
+
+def _of_key(found: list[Recorded]) -> list[Recorded]:
+    """Leave out rows without a key. A truncate also removes the rows of every key."""
+    return [one for one in found if one.op == "truncate" or (one.op in CHANGES and one.key is not None)]
 
 
 def _read(store: Connection, condition: LiteralString, *given: Any) -> list[Recorded]:

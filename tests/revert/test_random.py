@@ -30,10 +30,11 @@ def test_a_thousand_random_transactions_are_undone(world: World) -> None:
         last = caught_up(world)
         assert checksum(world, *TABLES) != before and last - first > TRANSACTIONS
         config = world.config()
-        seqs = tuple(seq for (seq,) in world.rows("select seq from messages where seq > %s", first))
+        seqs = tuple(seq for (seq,) in world.rows("select seq from messages where seq > %s order by seq", first))
         with connect_store(config.store_dsn, config.store.schema_, "test") as store:
             found = prepare(config, store, Selection(seqs=seqs), force=False)
             assert not found.plan.problems
+            assert found.reverts == {"first_seq": min(seqs), "last_seq": max(seqs), "changes": len(seqs)}  # short
             assert not found.plan.conflicts, found.plan.conflicts[0].conflict
             apply(config, found, force=False)
     assert checksum(world, *TABLES) == before

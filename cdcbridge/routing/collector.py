@@ -190,11 +190,10 @@ class Collector:
             self._outside(event)
         else:
             self._ordinal += 1
-            if type(event) is LogicalMessage:
-                if event.prefix == PREFIX:
-                    self._annotate(event)
-                elif self._ordinal > self._skip_through:
-                    self._published(event)
+            if type(event) is LogicalMessage and event.prefix == PREFIX:
+                self._annotate(event)
+            elif type(event) is LogicalMessage and self._ordinal > self._skip_through:
+                self._published(event)
 
     # transactions
 

@@ -371,8 +371,8 @@ MUTANTS = (
            f"{REVERTS}refused.py::test_a_gap_or_a_filter_makes_earlier_messages_worthless"),
     Mutant("I123", "cdcbridge/revert/undo.py", "ordered(plan.steps, revert.references, revert.tables)", "list(plan.steps)",
            f"{REVERTS}revert.py::test_a_transaction_is_undone_in_reverse_order[pg18-pgoutput]"),
-    Mutant("I124", "cdcbridge/routing/collector.py", "                    self._annotate(event)\n",
-           "                    self._ordinal > self._skip_through and self._annotate(event)\n",
+    Mutant("I124", "cdcbridge/routing/collector.py", "                self._annotate(event)\n",
+           "                self._ordinal > self._skip_through and self._annotate(event)\n",
            f"{REVERTS}annotations.py::test_a_restart_inside_the_transaction_keeps_the_annotation"),
 )  # fmt: skip
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from cdcbridge.database import connect_store
 from cdcbridge.revert.selection import Selection
 from cdcbridge.revert.undo import apply, prepare
@@ -14,6 +16,7 @@ from tests.revert.workload import SETUP, TABLES, Workload
 TRANSACTIONS = 1000
 
 
+@pytest.mark.timeout(900)  # 6,000 changes, each with a look at its row
 def test_a_thousand_random_transactions_are_undone(world: World) -> None:
     seed = random.randrange(1 << 32)
     print("seed", seed)

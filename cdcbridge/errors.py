@@ -44,6 +44,13 @@ class CheckFailed(UsageError):
         self.problems = tuple(problems)
 
 
+class RevertRefused(UsageError):
+    """Changes that `cdcbridge revert` does not undo, because a row before is not known, or the rows changed since.
+
+    Nothing was changed.
+    """
+
+
 class BehindPooler(UsageError):
     """A connection pooler between the bridge and a server, which would share the bridge's sessions with others."""
 

@@ -36,6 +36,7 @@ _MODULES: Final = {
     "dead": ("dead",),
     "offsets": ("offsets",),
     "backfill": ("backfill", "verify"),
+    "revert": ("revert",),
     "slot": ("lag", "slot"),
     "sinks": ("sinks",),
     "mirror": ("mirror",),
@@ -63,7 +64,7 @@ _SECTIONS: Final = {
     ),
     "Queues": ("publish", "receive", "ack", "nack", "extend", "peek", "dead"),
     "Streams": ("read", "tail", "offsets"),
-    "Repair": ("backfill", "verify", "filter", "slot", "decode"),
+    "Repair": ("backfill", "verify", "revert", "filter", "slot", "decode"),
 }
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cdcbridge.config.sink import Sink, destination_of
 from cdcbridge.config.sink_base import Model, SinkBase
+from cdcbridge.routing.annotations import ANNOTATE
 from cdcbridge.routing.destination import Destination
 from cdcbridge.routing.filters import Filter, refuse_on_leave
 from cdcbridge.routing.patterns import refuse_bad_patterns
@@ -210,6 +211,11 @@ class Consumer(Model):
         for topic in value:
             if not topic or "." in topic:
                 raise ValueError(f"{topic!r} is not a topic: a published topic has a name without a dot")
+            if topic == ANNOTATE:
+                raise ValueError(
+                    f"{topic!r} is reserved: such a message in the WAL annotates the changes after it, and is not"
+                    " published"
+                )
         return value
 
     @field_validator("operations", "key")

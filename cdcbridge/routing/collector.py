@@ -13,9 +13,10 @@ from cdcbridge.changes.events import Begin, Change, Commit, Event, LogicalMessag
 from cdcbridge.changes.keys import key_text, partition_of
 from cdcbridge.changes.position import Position
 from cdcbridge.errors import DecodeError
+from cdcbridge.routing.annotations import PLAIN, PREFIX, read_annotation
 from cdcbridge.routing.backfill_rows import inject
 from cdcbridge.routing.batch import ROW_OVERHEAD, AppendBatch
-from cdcbridge.routing.copy_format import encode_data, message_row, published_row, shared_part, with_old_key
+from cdcbridge.routing.copy_format import message_row, published_row, shared_part, with_old_key
 from cdcbridge.routing.dead_reasons import oversized
 from cdcbridge.routing.judged import Changed
 from cdcbridge.routing.logical_messages import TOPIC_PREFIX, Published, read_published
@@ -24,7 +25,7 @@ from cdcbridge.routing.overtaken import WATERMARK_PREFIX, Chunk, Watch
 from cdcbridge.routing.router import Route, Router
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.table_guard import TableGuard
-from cdcbridge.routing.verdict import Bury, Pass, Take, verdict
+from cdcbridge.routing.verdict import Bury, Pass, Take, verdict, verdicts
 
 # The most rows of a chunk. A chunk that would raise the rows of a batch above this waits for the next batch.
 READ_ROWS = 10000
@@ -66,6 +67,7 @@ class Collector:
         self._op = ""
         self._plan: Route | None = None
         self._shared: dict[str, bytes] = {}  # the columns that rows of the open transaction share, by topic
+        self._encode = PLAIN  # adds the annotation of the open transaction, if it has one
         self._ordinal = -1
         self._skip_through = -1
         self._position = done
@@ -185,15 +187,12 @@ class Collector:
         elif type(event) is Relation:
             self._guard.require_identity(event, self.position)
         elif type(event) is LogicalMessage and not event.transactional:
-            if event.prefix == PROBE_PREFIX:
-                self._pass_probe(event)
-            elif event.prefix.startswith(TOPIC_PREFIX):  # it has no position, so it is dropped
-                self._refuse(
-                    "published.outside", event, "it was not transactional, and does not belong to a transaction"
-                )
+            self._outside(event)
         else:
             self._ordinal += 1
-            if type(event) is LogicalMessage and self._ordinal > self._skip_through:
+            if type(event) is LogicalMessage and event.prefix == PREFIX:
+                self._annotate(event)
+            elif type(event) is LogicalMessage and self._ordinal > self._skip_through:
                 self._published(event)
 
     # transactions
@@ -206,6 +205,7 @@ class Collector:
         self._effective_time = max(self._effective_time, event.commit_time)
         self._ordinal = -1
         self._shared = {}
+        self._encode = PLAIN
         if event.commit_lsn < self._done.commit_lsn:
             self._skip_through = 1 << 62
         else:
@@ -235,11 +235,11 @@ class Collector:
         old_key = None if change.old is None else key_text(change.old, relation.key)
         if self._watches:
             self._note(change, key, old_key)
-        message = Changed(change, key, old_key, self._begin, self._ordinal) if plan.special else None
-        wanted = None if message is None else _wanted(plan.special, message)
+        message = Changed(change, key, old_key, self._begin, self._ordinal, self._encode) if plan.special else None
+        wanted = None if message is None else verdicts(plan.special, message)
         if wanted is not None and not wanted and not plan.plain and not plan.streams:
             return
-        data = encode_data(change.op, change.record, change.old, change.unchanged) if message is None else message.data
+        data = self._encode(change.op, change.record, change.old, change.unchanged) if message is None else message.data
         shared = self._shared.get(relation.topic) or self._share(relation.topic)
         if old_key is not None and old_key != key:
             shared = with_old_key(shared, old_key)
@@ -299,11 +299,13 @@ class Collector:
         if marker is not None and begin is not None and begin.commit_lsn is not None:
             self._batch.marks[begin.commit_lsn] = TransactionMark(begin.commit_lsn, marker, None)
 
-    def _pass_probe(self, event: LogicalMessage) -> None:
-        """Let the store soon have the place of a message by which a mirror finds out how far the log is."""
-        if self._begin is None and event.lsn is not None:
-            self.end_lsn = max(self.end_lsn, event.lsn)
+    def _outside(self, event: LogicalMessage) -> None:
+        """Handle a message that belongs to no transaction: a mirror's question how far the log is, or a mistake."""
+        if event.prefix == PROBE_PREFIX and self._begin is None and event.lsn is not None:
+            self.end_lsn = max(self.end_lsn, event.lsn)  # the store soon has this place
             self._awaited = True
+        elif event.prefix.startswith(TOPIC_PREFIX):  # it has no position, so it is dropped
+            self._refuse("published.outside", event, "it was not transactional, and does not belong to a transaction")
 
     def _published(self, event: LogicalMessage) -> None:
         """Add a message that an application wrote into the WAL, if a consumer lists its topic.
@@ -338,6 +340,14 @@ class Collector:
                 batch.streams.add(reader.consumer_id)
             else:
                 self._give(reader, message, index)
+
+    def _annotate(self, event: LogicalMessage) -> None:
+        """Annotate the changes that follow, also if the store has the first part of their transaction already."""
+        encode, malformed = read_annotation(event.content)
+        if malformed is None:
+            self._encode = encode
+        elif self._ordinal > self._skip_through:
+            self._refuse("published.malformed", event, malformed)
 
     def _give(self, reader: Subscription, message: Published, index: int) -> None:
         """Fan a published message out to a queue or fifo consumer: at once, at a later time, or as a dead letter."""
@@ -387,13 +397,3 @@ class Collector:
                 keys.append(said.key)
             else:
                 batch.groups.setdefault((consumer,), []).append(index)
-
-
-def _wanted(special: Iterable[Subscription], message: Changed) -> list[tuple[Subscription, Take | Bury]]:
-    """Return the verdicts of those consumers that take or bury the message."""
-    found = []
-    for subscription in special:
-        said = verdict(subscription, message)
-        if not isinstance(said, Pass):
-            found.append((subscription, said))
-    return found

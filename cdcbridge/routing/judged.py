@@ -15,7 +15,8 @@ import orjson
 from cdcbridge.changes.events import Begin, Change, Row
 from cdcbridge.changes.keys import key_text
 from cdcbridge.lsn import format_lsn
-from cdcbridge.routing.copy_format import GAP_TOPIC, encode_data
+from cdcbridge.routing.annotations import PLAIN, Encoder, annotating
+from cdcbridge.routing.copy_format import GAP_TOPIC
 from cdcbridge.routing.filters import FilterError, PartialRow, natives
 from cdcbridge.routing.logical_messages import members
 
@@ -23,9 +24,17 @@ from cdcbridge.routing.logical_messages import members
 class Changed:
     """A change of a row, or a truncate, as the stream brings it."""
 
-    __slots__ = ("_begin", "_change", "_data", "_environment", "_ordinal", "key", "old_key")
+    __slots__ = ("_begin", "_change", "_data", "_environment", "_ordinal", "encode", "key", "old_key")
 
-    def __init__(self, change: Change, key: str | None, old_key: str | None, begin: Begin | None, ordinal: int) -> None:
+    def __init__(
+        self,
+        change: Change,
+        key: str | None,
+        old_key: str | None,
+        begin: Begin | None,
+        ordinal: int,
+        encode: Encoder = PLAIN,
+    ) -> None:
         """Take the change and its place in the WAL.
 
         Args:
@@ -34,7 +43,9 @@ class Changed:
             old_key: The log's key of the row before the change, if the WAL carried the old row.
             begin: The transaction, or None.
             ordinal: The place of the change in the transaction.
+            encode: Makes `data`. It adds the annotation of the transaction, if there is one.
         """
+        self.encode = encode
         self._change = change
         self._begin = begin
         self._ordinal = ordinal
@@ -58,7 +69,7 @@ class Changed:
         """The log's `data` of it, as JSON text."""
         if self._data is None:
             change = self._change
-            self._data = encode_data(change.op, change.record, change.old, change.unchanged)
+            self._data = self.encode(change.op, change.record, change.old, change.unchanged)
         return self._data
 
     @property
@@ -139,6 +150,12 @@ class Logged(NamedTuple):
     def own_key(self, columns: Sequence[str]) -> str | None:  # noqa: ARG002 - the store has made it of these
         """Return the key that the consumer's columns make."""
         return self.its_key
+
+    @property
+    def encode(self) -> Encoder:
+        """The function that makes `data` with the annotation of the message, if it has one."""
+        annotation = dict(members(_as_text(self.text))).get("annotation")
+        return PLAIN if annotation is None else annotating(annotation.encode())
 
     def environment(self) -> tuple[dict[str, Any], Sequence[str]]:
         """Return the values of a filter's variables, and the columns that the WAL did not carry.

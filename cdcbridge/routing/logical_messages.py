@@ -89,6 +89,15 @@ def read_published(content: bytes) -> Published:
     return Published(text, parts["data"].encode(), deliver_at=deliver_at)
 
 
+def read_json(content: bytes) -> tuple[bytes, str | None]:
+    """Return content that is any JSON value on one line, and why it cannot be read or None."""
+    try:
+        _parsed(content)
+    except orjson.JSONDecodeError as error:
+        return b"", f"not JSON: {error.msg}"
+    return content.strip().replace(b"\n", b" ").replace(b"\r", b" "), None
+
+
 def _time(value: object) -> str | None:
     """Return a member's time.
 
@@ -152,6 +161,17 @@ def members(text: str) -> Iterator[tuple[str, str]]:
         start = _past_space(text, text.index(":", end) + 1)
         end = _value_end(text, start)
         yield name, text[start:end]
+        position = _past_space(text, end)
+        if text[position] == ",":
+            position = _past_space(text, position + 1)
+
+
+def elements(text: str) -> Iterator[str]:
+    """Yield the elements of a JSON array, each as the text that was written."""
+    position = _past_space(text, text.index("[") + 1)
+    while text[position] != "]":
+        end = _value_end(text, position)
+        yield text[position:end]
         position = _past_space(text, end)
         if text[position] == ",":
             position = _past_space(text, position + 1)

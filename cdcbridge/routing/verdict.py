@@ -17,11 +17,11 @@ answer counts as yes. For example, an order changes from paid to cancelled, and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from cdcbridge.changes.events import Row
 from cdcbridge.changes.keys import key_text
-from cdcbridge.routing.copy_format import encode_data
 from cdcbridge.routing.dead_reasons import filter_error, not_loaded, oversized, undecodable
 from cdcbridge.routing.filters import Filter, FilterError
 from cdcbridge.routing.judged import Changed, Logged, known_before
@@ -83,9 +83,20 @@ def verdict(wanted: Subscription, message: Changed | Logged | Published) -> Verd
                 return PASS
             if said == "left":
                 row = message.row_that_left()
-                data, key = deletion(row), _key_before(wanted, message, row)
+                # This message reports that the row left the filter.
+                data, key = message.encode("delete", row, None, ()), _key_before(wanted, message, row)
     reason = _too_large(message, data, wanted.max_bytes) or (None if failed is None else filter_error(failed))
     return Take(key, data) if reason is None else Bury(reason, key, data)
+
+
+def verdicts(special: Iterable[Subscription], message: Changed) -> list[tuple[Subscription, Take | Bury]]:
+    """Return the verdicts of those consumers that take or bury the message."""
+    found = []
+    for subscription in special:
+        said = verdict(subscription, message)
+        if not isinstance(said, Pass):
+            found.append((subscription, said))
+    return found
 
 
 def _too_large(message: Changed | Logged | Published, data: bytes | None, limit: int) -> str | None:
@@ -97,11 +108,6 @@ def _too_large(message: Changed | Logged | Published, data: bytes | None, limit:
         return not_loaded(message.least, limit)
     size = message.size if data is None else len(data)
     return oversized(size, limit) if size > limit else None
-
-
-def deletion(row: Row) -> bytes:
-    """Return the `data` of the message which reports that the row left the filter."""
-    return encode_data("delete", row, None, ())
 
 
 def _filtered(wanted: Filter, message: Changed | Logged, *, on_leave: bool) -> Literal["taken", "passed", "left"]:

@@ -63,8 +63,9 @@ end $$;
 -- Raises: an error of class 22 for a document that json operators refuse.
 create or replace function project_columns(data json, columns jsonb) returns json
 language plpgsql immutable as $$
-begin
-    return json_build_object(
+declare
+    annotation constant json := data -> 'annotation';
+    projected constant json := json_build_object(
         'op', op_of(data),
         'record', project_row(data -> 'record', columns),
         'old', project_row(data -> 'old', columns),
@@ -72,6 +73,10 @@ begin
                       from json_array_elements_text(data -> 'unchanged') c
                       where coalesce(columns -> 'include' ? c, true)
                         and not coalesce(columns -> 'exclude' ? c, false)));
+begin
+    return case when annotation is null then projected
+                else (rtrim(projected::text, '}') || ', "annotation" : ' || annotation || '}')::json
+           end;
 end $$;
 
 -- record_values(data, columns) -> the values of these columns in a message's record, as JSON texts.

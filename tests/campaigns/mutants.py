@@ -55,6 +55,7 @@ APPLY = "tests/integration/test_apply.py::test_"
 UNINSTALL = "tests/acceptance/test_uninstall.py::test_"
 ALERTS = "tests/alerts/test_bridge.py::"
 PAGES = "tests/web/pages/test_actions.py::"
+REVERTS = "tests/revert/test_"
 VERDICT = "tests/unit/test_verdict.py::test_both_ways"
 MUTANTS = (
     Mutant("I1", "cdcbridge/bridge/session.py", "self._stream.confirm(written, self._progress.confirm())",
@@ -357,6 +358,22 @@ MUTANTS = (
     Mutant("I106", "cdcbridge/web/pages/login.py", "hashlib.sha256(token.token.get_secret_value().encode()).digest()",
            "hashlib.sha256(token.name.encode()).digest()",
            f"{PAGES}test_a_cookie_that_was_changed_or_is_old_is_no_session"),
+    Mutant("I121", "cdcbridge/revert/undo.py", "force=force, locked=True)", "force=force, locked=False)",
+           f"{REVERTS}refused.py::test_a_writer_between_the_plan_and_its_application"
+           "[open-update t set a = 7 where id = 1-a changed since]"),
+    Mutant("I121", "cdcbridge/revert/plan.py", "if name in now and not same(after[name], now[name])]\n        conflict = _conflict(change, now, others)",
+           "if False]\n        conflict = _conflict(change, now, others)",
+           f"{REVERTS}refused.py::test_a_writer_between_the_plan_and_its_application"
+           "[committed-update t set a = 7 where id = 1-a changed since]"),
+    Mutant("I122", "cdcbridge/revert/history.py", "self._rows.clear()  # ", "pass  # ",
+           f"{REVERTS}refused.py::test_a_gap_or_a_filter_makes_earlier_messages_worthless"),
+    Mutant("I122", "cdcbridge/revert/selection.py", "s.filter is None and s.operations == frozenset(OPERATIONS)]", "True]",
+           f"{REVERTS}refused.py::test_a_gap_or_a_filter_makes_earlier_messages_worthless"),
+    Mutant("I123", "cdcbridge/revert/undo.py", "ordered(plan.steps, revert.references, revert.tables)", "list(plan.steps)",
+           f"{REVERTS}revert.py::test_a_transaction_is_undone_in_reverse_order[pg18-pgoutput]"),
+    Mutant("I124", "cdcbridge/routing/collector.py", "                self._annotate(event)\n",
+           "                self._ordinal > self._skip_through and self._annotate(event)\n",
+           f"{REVERTS}annotations.py::test_a_restart_inside_the_transaction_keeps_the_annotation"),
 )  # fmt: skip
 
 

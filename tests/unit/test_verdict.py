@@ -184,9 +184,9 @@ def test_a_value_keeps_its_text_and_a_table_without_known_identity_its_row() -> 
     assert orjson.loads(said.data)["record"]["status"] == "open"
 
 
-def test_what_nobody_takes_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_takes_is_not_encoded() -> None:
     change, _ = both("insert", row("open"), None)
-    monkeypatch.setattr("cdcbridge.routing.judged.encode_data", None)
+    change.encode = None
     assert verdict(wanted(PAID), change) == PASS
 
 

@@ -34,6 +34,7 @@ from cdcbridge.routing.copy_format import (
 from cdcbridge.routing.fan_out import barrier_rows, waiting_rows
 from cdcbridge.store.facts import History, StoreFacts, look_at_store
 from cdcbridge.store.feeds import Fault, Feeds, describe
+from cdcbridge.store.marks import mark_transactions
 from cdcbridge.store.migrate import migrate
 from cdcbridge.store.replay import keep_own
 
@@ -274,7 +275,7 @@ class BridgeStore:
             if batch.capture is not None:
                 connection.execute("update source set capture = %s", (Jsonb(batch.capture),))
             if batch.marks:
-                self._mark(connection, batch)
+                mark_transactions(connection, batch.marks.values())
             if batch.fed_again is not None:
                 place = ["unfed", str(batch.fed_again)]
                 connection.execute("update source set feeds = feeds #- %s", (place,))
@@ -340,19 +341,6 @@ class BridgeStore:
             for row in batch.spilled:
                 copy.write_row(row)
         connection.execute("delete from spilled where xid = any (%s)", (batch.unspilled,))
-
-    def _mark(self, connection: Connection, batch: AppendBatch) -> None:
-        """Store the notes about transactions that mirrors need."""
-        marks = batch.marks.values()
-        connection.execute(
-            "select mark_transactions(%s::pg_lsn[], %s, %s::pg_lsn[], %s)",
-            (
-                [format_lsn(mark.commit_lsn) for mark in marks],
-                [mark.marker and mark.marker.source for mark in marks],
-                [mark.marker and format_lsn(mark.marker.lsn) for mark in marks],
-                [mark.effective_time for mark in marks],
-            ),
-        )
 
     def _finish(
         self, connection: Connection, batch: AppendBatch, unfinished: dict[str, Any] | None, woken: str | None

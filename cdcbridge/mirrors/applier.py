@@ -155,7 +155,10 @@ class Session:
         self._other = self._target.identity()
         self._tables = TargetTables(self._mirror, self._source, self._target.connection)
         self._direction = self._choose_direction()
-        place = begin_at(self._mirror.name, state, self._target.place(), self._reader)
+        before = self._target.place()
+        place = begin_at(self._mirror.name, state, before, self._reader)
+        if before is not None and place.seq < before.seq:
+            self._target.go_back(place)
         self._progress = _Progress(place)
         self._ahead = self._stack.enter_context(closing(ReadAhead(self._reader, state.consumer_id)))
         self._reader.listen()
@@ -205,8 +208,6 @@ class Session:
             self._advance(rows[-1], len(taken))
             if self._target.open and rows[-1].ends:
                 self._commit()
-                if isinstance(self._direction, TwoWay):
-                    self._settle(self._direction, marks)
         except CdcbridgeError as error:
             self._target.roll_back()
             self._progress = before
@@ -218,11 +219,15 @@ class Session:
             raise
         self._most = min(2 * self._most, _MOST)
         self._pending = self._pending[len(rows) :]
+        if isinstance(self._direction, TwoWay) and not self._target.open:
+            self._settle(self._direction, marks)
 
     def _apply(self, rows: Sequence[LogRow], marks: Marks) -> int:
         if not rows:
             return 0
         if not self._target.open:
+            if isinstance(self._direction, TwoWay):
+                self._direction.begin()
             self._target.begin(rows[-1].lsn)
             reach("mirror begun")
         changes = [take_apart(row) for row in rows if row.topic != GAP_TOPIC]
@@ -273,14 +278,14 @@ class Session:
 
     def _settle(self, direction: TwoWay, marks: Marks) -> None:
         """Decide once more what the transaction could not lock. It is committed, so a clash is tried again here."""
-        for _ in range(_TRIES):
+        for left in reversed(range(_TRIES)):
             try:
                 with target_errors():
                     direction.settle(self._progress.place, marks)
                 return
             except CdcbridgeError as error:
                 self._target.roll_back()
-                if not isinstance(error.__cause__, _CLASHES):
+                if not left or not (isinstance(error, BehindPeer) or isinstance(error.__cause__, _CLASHES)):
                     raise
 
     # commits and notes

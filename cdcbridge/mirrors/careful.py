@@ -16,7 +16,7 @@ import psycopg
 from cdcbridge.config import Mirror
 from cdcbridge.config.mirror import ConflictRule
 from cdcbridge.mirrors.applying import Applying
-from cdcbridge.mirrors.changes import MirroredChange, columns_of, effective_time
+from cdcbridge.mirrors.changes import MirroredChange, effective_time
 from cdcbridge.mirrors.conflicts import ConflictRow, conflict_of, end_holds, store_conflicts
 from cdcbridge.mirrors.log_reader import Marks
 from cdcbridge.mirrors.peer_log import OwnWrite, PeerLog
@@ -104,14 +104,18 @@ class Careful:
         self._winners = Winners(mirror, target, applying, sides)
         self._void: list[MirroredChange] = []
 
-    def take_void(self) -> list[MirroredChange]:
-        """Return the deletes since the last call that found no row.
+    def forget_void(self) -> None:
+        """Forget the deletes that void() returns."""
+        self._void.clear()
+
+    @property
+    def void(self) -> list[MirroredChange]:
+        """The deletes since forget_void() that found no row.
 
         Nothing can lock a row that is not there. Until the commit, a session of the target may therefore have inserted
         the row again, without having seen the delete. After the commit these deletes are decided once more.
         """
-        void, self._void = self._void, []
-        return void
+        return list(self._void)
 
     def apply(self, changes: Sequence[MirroredChange], marks: Marks, until: int | None = None) -> int:
         """Apply changes, and return the number of conflicts.
@@ -311,11 +315,11 @@ class Careful:
         """
         if not change.unchanged or (exists and not beaten) or change.record is None:
             return change
-        columns = (*columns_of(change.record), *change.unchanged)
-        record = self._source.row(table.topic, table.key, change.record, columns)
-        if record is None:
+        # Only these columns: the others may have changed since, and that is a change of its own.
+        rest = self._source.row(table.topic, table.key, change.record, change.unchanged)
+        if rest is None:
             return replace(change, op="delete", record=None, old=change.record, unchanged=())  # deleted meanwhile
-        return replace(change, record=record, unchanged=())
+        return replace(change, record=f"{change.record[:-1]},{rest[1:]}", unchanged=())
 
     def _end_holds(self, table: TargetTable, winners: Sequence[MirroredChange]) -> None:
         name = table.full_name

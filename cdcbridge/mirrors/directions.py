@@ -134,7 +134,7 @@ class TwoWay:
             place: The place that was committed.
             marks: The notes about the transactions of the last changes.
         """
-        void = self._careful.take_void()
+        void = self._careful.void
         if not void:
             return
         self._peer.catch_up(self._target.connection)
@@ -146,7 +146,11 @@ class TwoWay:
             self._target.commit(place, void[-1].row.commit_time)
         else:
             self._target.roll_back()
-        self._careful.take_void()
+        self._careful.forget_void()
+
+    def begin(self) -> None:
+        """Forget what an earlier transaction, or one that was undone, has found."""
+        self._careful.forget_void()
 
     def watch_holds(self) -> None:
         """End the holds of rows that the target itself has written again."""

@@ -38,6 +38,19 @@ _FUNCTIONS: Final = (
 )
 
 
+# A place that lies before the present one violates the not-null constraint. So nothing is ever applied twice.
+_PUT_PLACE: Final = """
+    with put as (
+        insert into mirror_places (mirror, source, seq, commit_lsn)
+        values (%s, %s,
+                case when not exists (select from mirror_places p
+                                      where p.seq > %s and p.mirror = %s and p.source = %s) then %s::bigint end,
+                %s::pg_lsn)
+        returning id)
+    delete from mirror_places p using put where p.mirror = %s and p.source = %s and p.id < put.id
+"""
+
+
 class RowsJson(bytes):
     """JSON text that is sent to the server as it is."""
 
@@ -177,6 +190,16 @@ class Target:
             ).fetchone()
         return Place(row[0], parse_lsn(row[1])) if row else None
 
+    def go_back(self, place: Place) -> None:
+        """Put the place back, because the source has lost what the target has after it."""
+        names = (self._mirror.name, self._source)
+        with target_errors(), self.connection.transaction():
+            self.connection.execute("delete from mirror_places where mirror = %s and source = %s", names)
+            self.connection.execute(
+                "insert into mirror_places (mirror, source, seq, commit_lsn) values (%s, %s, %s, %s::pg_lsn)",
+                (*names, place.seq, format_lsn(place.lsn)),
+            )
+
     # transactions
 
     def begin(self, lsn: int) -> None:
@@ -201,10 +224,8 @@ class Target:
         with target_errors():
             with self.connection.pipeline():
                 self.connection.execute(
-                    "with put as (insert into mirror_places (mirror, source, seq, commit_lsn)"
-                    " values (%s, %s, %s, %s::pg_lsn) returning id)"
-                    " delete from mirror_places p using put where p.mirror = %s and p.source = %s and p.id < put.id",
-                    (*names, place.seq, format_lsn(place.lsn), *names),
+                    _PUT_PLACE,
+                    (*names, place.seq, *names, place.seq, format_lsn(place.lsn), *names),
                     prepare=True,
                 )
                 if self.origin is not None and place.lsn:

@@ -57,6 +57,11 @@ def leave_gap(
     if reason is not None:
         record["reason"] = reason
     data = orjson.dumps({"op": "gap", "record": record, "old": None, "unchanged": []})
+    if timeline is not None:
+        with store_errors():  # what the lost transactions had seen is void, too
+            store.connection.execute(
+                "delete from transaction_marks where commit_lsn > %s::pg_lsn", (format_lsn(first),)
+            )
     subscriptions = consumers.all_subscriptions(store.connection)
     shared = shared_part(GAP_TOPIC, go_on, 0, postgres_now())
     if consumer is not None:

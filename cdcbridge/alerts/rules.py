@@ -15,6 +15,7 @@ from cdcbridge.config.alerts import Paused, Rules, Severity
 from cdcbridge.observe.alarms import alarms
 from cdcbridge.observe.lag import Lag, slot_state
 from cdcbridge.observe.lag_store import OpenPublisher
+from cdcbridge.observe.mirrors import held_text, mirror_alarms
 from cdcbridge.observe.sinks import sink_alarms
 from cdcbridge.observe.xmin_holders import HorizonHolder
 from cdcbridge.source.wal_room import other_alarms
@@ -33,6 +34,7 @@ _MUST_LAST: Final = frozenset(
         "no_leader",
         "bridge_stalled",
         "sink_failing",
+        "mirror_stopped",
         "consumer_faulty",
     }
 )
@@ -245,13 +247,17 @@ def _oldest_age(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
     found = []
+    mirrors = {one.name for one in lag.mirrors}
     for one in lag.consumers:
         age = one.oldest_due_age_seconds
         if age is not None and age > rule.above and not one.paused and _wanted(rule, one.name):
             held = f" {_ended(holder)}" if (holder := _held_by(lag, one.name)) else ""
+            look = f"Look whether its receivers run: `cdcbridge peek {one.name}`"
+            if one.name in mirrors:
+                look = f"Look at the mirror: `cdcbridge mirror show {one.name}`"
             text = (
                 f"The oldest due message of {one.name} has waited for {human_duration(age)}: {one.pending} wait,"
-                f" {one.in_flight} are in flight.{held} Look whether its receivers run: `cdcbridge peek {one.name}`"
+                f" {one.in_flight} are in flight.{held} {look}"
             )
             found.append((one.name, text))
     return found
@@ -274,6 +280,20 @@ def _sink_failing(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     found = (alarm for alarm in sink_alarms(lag.sinks) if _wanted(rule, alarm.consumer))
     text = "{} `cdcbridge sinks check {}` reaches the destination."
     return [(name := alarm.consumer or "", text.format(_sentence(alarm.message), name)) for alarm in found]
+
+
+def _mirror_stopped(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
+    if (lag := _store(facts)) is None:
+        return None
+    found = (alarm for alarm in mirror_alarms(lag.mirrors) if alarm.code != "mirror_held")
+    return [(a.consumer or "", _sentence(a.message)) for a in found if _wanted(rule, a.consumer)]
+
+
+def _mirror_held(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
+    if (lag := _store(facts)) is None:
+        return None
+    found = (one for one in lag.mirrors if one.held > rule.above and _wanted(rule, one.name))
+    return [(one.name, _sentence(held_text(one))) for one in found]
 
 
 def _consumer_faulty(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
@@ -373,6 +393,8 @@ _JUDGES: Final[Mapping[str, Callable[[Facts, Any, Limits], Found | None]]] = {
     "oldest_age": _oldest_age,
     "paused": _paused,
     "sink_failing": _sink_failing,
+    "mirror_stopped": _mirror_stopped,
+    "mirror_held": _mirror_held,
     "consumer_faulty": _consumer_faulty,
     "backfill_failed": _backfill_failed,
     "consumer_held": _consumer_held,

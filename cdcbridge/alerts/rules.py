@@ -239,25 +239,22 @@ def _dead_letters(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
         "{0} has {1} dead letter{2}. `cdcbridge dead list {0}` shows each with its reason, and `cdcbridge dead redrive"
         " {0}` delivers them again."
     )
-    found = (one for one in lag.consumers if one.dead > rule.above and _wanted(rule, one.name))
-    return [(one.name, text.format(one.name, one.dead, "" if one.dead == 1 else "s")) for one in found]
+    found = (o for o in lag.consumers if o.dead > rule.above and _wanted(rule, o.name))
+    return [(o.name, text.format(o.name, o.dead, "" if o.dead == 1 else "s")) for o in found]
 
 
 def _oldest_age(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
     found = []
-    mirrors = {one.name for one in lag.mirrors}
     for one in lag.consumers:
         age = one.oldest_due_age_seconds
         if age is not None and age > rule.above and not one.paused and _wanted(rule, one.name):
             held = f" {_ended(holder)}" if (holder := _held_by(lag, one.name)) else ""
-            look = f"Look whether its receivers run: `cdcbridge peek {one.name}`"
-            if one.name in mirrors:
-                look = f"Look at the mirror: `cdcbridge mirror show {one.name}`"
+            look = "mirror show" if one.name in [mirror.name for mirror in lag.mirrors] else "peek"
             text = (
                 f"The oldest due message of {one.name} has waited for {human_duration(age)}: {one.pending} wait,"
-                f" {one.in_flight} are in flight.{held} {look}"
+                f" {one.in_flight} are in flight.{held} Look whether they are read: `cdcbridge {look} {one.name}`"
             )
             found.append((one.name, text))
     return found
@@ -285,22 +282,21 @@ def _sink_failing(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
 def _mirror_stopped(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
-    found = (alarm for alarm in mirror_alarms(lag.mirrors) if alarm.code != "mirror_held")
-    return [(a.consumer or "", _sentence(a.message)) for a in found if _wanted(rule, a.consumer)]
+    found = [a for a in mirror_alarms(lag.mirrors) if a.code != "mirror_held" and _wanted(rule, a.consumer)]
+    return [(a.consumer or "", _sentence(a.message)) for a in found]
 
 
 def _mirror_held(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
-    found = (one for one in lag.mirrors if one.held > rule.above and _wanted(rule, one.name))
-    return [(one.name, _sentence(held_text(one))) for one in found]
+    return [(o.name, _sentence(held_text(o))) for o in lag.mirrors if o.held > rule.above and _wanted(rule, o.name)]
 
 
 def _consumer_faulty(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
-    found = lag.feeds.alarms() if lag.feeds else ()
-    return [(a.consumer or "", _sentence(a.message)) for a in found if _wanted(rule, a.consumer)]
+    found = [a for a in (lag.feeds.alarms() if lag.feeds else ()) if _wanted(rule, a.consumer)]
+    return [(a.consumer or "", _sentence(a.message)) for a in found]
 
 
 def _backfill_failed(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
@@ -313,12 +309,10 @@ def _backfill_failed(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     found = (one for one in lag.backfills if one["state"] == "failed" and _wanted(rule, one["consumer"]))
     return [
         (
-            f"{one['consumer']} {one['table_name']}",
-            text.format(
-                one["consumer"], one["table_name"], one["rows"], _sentence(one["note"] or "no reason is known")
-            ),
+            f"{o['consumer']} {o['table_name']}",
+            text.format(o["consumer"], o["table_name"], o["rows"], _sentence(o["note"] or "no reason is known")),
         )
-        for one in found
+        for o in found
     ]
 
 

@@ -71,7 +71,7 @@ def list_command(app: App, as_json: bool) -> None:
 @as_json
 @pass_app
 def show(app: App, name: str, as_json: bool) -> None:
-    """Show everything about one mirror: state, rules, tables and places.
+    """Show the state, rules, tables and places of one mirror.
 
     The target's place is a seq of the source's log. The target has everything up to it.
     """

@@ -8,7 +8,7 @@ import click
 import orjson
 
 from cdcbridge.cli.context import DURATION, App, TextType, as_json, name_argument, pass_app, print_json, say
-from cdcbridge.mirrors.compare import Compared, Difference
+from cdcbridge.mirrors.compare import Compared, RowDifference
 from cdcbridge.mirrors.process import mirrors_of
 from cdcbridge.mirrors.repair import Side
 from cdcbridge.mirrors.verify import verify as compare
@@ -41,7 +41,7 @@ _WORDS: Final = {"missing": "not in the target", "extra": "not in the source", "
 def verify(
     app: App, name: str, table: str | None, repair: Side | None, wait: float, pause: float, as_json: bool
 ) -> int:
-    """Compare the tables of a mirror with the target, and list the keys that differ.
+    """Compare the tables of both sides, and list keys that differ.
 
     Both sides may be written to meanwhile. A row is listed if it differs at two looks, and nobody wrote it in between.
 
@@ -107,7 +107,7 @@ def _print(one: Compared, *, repaired: bool) -> None:
         say(f"{one.table}: {one.moving} rows differed and are being written, so they are not listed")
 
 
-def _named(one: Difference) -> str:
+def _named(one: RowDifference) -> str:
     """Return the key of a row, with the columns that differ, for example `5 (name, price)`."""
     said = [*one.columns, *(["on hold"] if one.held else [])]
     return f"{one_line(one.key)} ({', '.join(said)})" if said else one_line(one.key)

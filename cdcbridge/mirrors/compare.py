@@ -47,7 +47,7 @@ class Seen:
 
 
 @dataclass(slots=True, frozen=True)
-class Difference:
+class RowDifference:
     """A row that differs and is quiet.
 
     Attributes:
@@ -83,7 +83,7 @@ class Compared:
     table: str
     target: str
     rows: int = 0
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[RowDifference] = field(default_factory=list)
     moving: int = 0
     notes: list[str] = field(default_factory=list)
     fault: str | None = None
@@ -150,7 +150,7 @@ class Comparison:
             key = row_key(seen.identity, self.ours.key)
             kind: Kind = "different" if seen.converted and seen.target else "missing" if seen.converted else "extra"
             columns = differing(seen.converted, seen.target) if seen.converted and seen.target else ()
-            self.result.differences.append(Difference(key, kind, columns, key in on_hold, seen))
+            self.result.differences.append(RowDifference(key, kind, columns, key in on_hold, seen))
 
     def look(self, identities: Sequence[str], *, lock: Literal["source", "target"] | None = None) -> list[Seen]:
         """Return rows as both sides have them now.

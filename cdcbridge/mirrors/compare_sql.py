@@ -26,7 +26,7 @@ def chunk(table: TargetTable, *, first: bool) -> sql.Composed:
     texts = COMMA.join(sql.SQL("t.{}::text").format(sql.Identifier(name)) for name in table.key)
     return sql.SQL(
         "with c as materialized (select row_number() over (order by {keys}) as n,"
-        " (select row_to_json(k)::text from (select {shown}) k) as identity, array[{texts}] as texts"
+        " (select row_to_json(k.*)::text from (select {shown}) k) as identity, array[{texts}] as texts"
         " from {table} t {after} order by {keys} limit %s)"
         " select count(*), '[' || string_agg(identity, ',' order by n) || ']',"
         " (select texts from c order by n desc limit 1) from c"
@@ -45,7 +45,8 @@ def hashes(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
 
 def _hashes(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     return sql.SQL(
-        "select r.cdcbridge_n as n, md5(convert_to((select row_to_json(s)::text from (select {shown}) s), 'UTF8')) as h"
+        "select r.cdcbridge_n as n,"
+        " md5(convert_to((select row_to_json(s.*)::text from (select {shown}) s), 'UTF8')) as h"
         " from {given} join {table} t on {matches}"
     ).format(shown=_shown(table, columns), given=_given(table), table=table.identifier, matches=_matches(table))
 
@@ -53,7 +54,7 @@ def _hashes(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
 def rows(table: TargetTable, columns: tuple[str, ...], *, lock: bool = False) -> sql.Composed:
     """Return the rows with a key in the parameter as JSON texts, each after the ordinal of its key from 1 on."""
     return sql.SQL(
-        "select r.cdcbridge_n, (select row_to_json(s)::text from (select {shown}) s)"
+        "select r.cdcbridge_n, (select row_to_json(s.*)::text from (select {shown}) s)"
         " from {given} join {table} t on {matches} order by {keys}{lock}"
     ).format(
         shown=_shown(table, columns),
@@ -68,7 +69,8 @@ def rows(table: TargetTable, columns: tuple[str, ...], *, lock: bool = False) ->
 def converted(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     """Return the rows in the parameter as the table's types write them, in the same order."""
     shown = COMMA.join(_as_in_log(table, name, table.value(name)) for name in columns)
-    return sql.SQL("select (select row_to_json(s)::text from (select {}) s) from {}").format(shown, table.rows(columns))
+    query = sql.SQL("select (select row_to_json(s.*)::text from (select {}) s) from {}")
+    return query.format(shown, table.rows(columns))
 
 
 def _keys(table: TargetTable) -> sql.Composed:

@@ -135,8 +135,7 @@ def mirror_alarms(mirrors: Iterable[MirrorLag]) -> list[Alarm]:
     found = []
     for one in mirrors:
         if one.state == "stopped":
-            hint = f". {one.hint}" if one.hint and "mirror resume" not in one.hint else ""
-            text = f"the mirror {one.name} has stopped: {one.reason}{hint}, then `cdcbridge mirror resume {one.name}`"
+            text = f"the mirror {one.name} has stopped: {one.reason}. {_next_step(one)}"
             found.append(Alarm("mirror_stopped", "", text, one.name))
         elif one.state in ("waiting", "not running") and one.lag_seconds is not None and one.lag_seconds > AWAY:
             code = f"mirror_{one.state.replace(' ', '_')}"
@@ -148,6 +147,13 @@ def mirror_alarms(mirrors: Iterable[MirrorLag]) -> list[Alarm]:
         if one.held:
             found.append(Alarm("mirror_held", "", held_text(one), one.name))
     return found
+
+
+def _next_step(one: MirrorLag) -> str:
+    resume = f"cdcbridge mirror resume {one.name}"
+    if one.hint is not None and resume in one.hint:
+        return one.hint
+    return f"{one.hint or 'Remove the cause.'} Then: `{resume}`"
 
 
 def held_text(one: MirrorLag) -> str:

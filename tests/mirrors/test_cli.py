@@ -28,7 +28,9 @@ def test_list_and_show(pair18: Pair) -> None:
         pair18.settle()
         a.execute("insert into t values (6, 'y')")
         pair18.settle()
-        shown = eventually(lambda: (one := state(pair18))["state"] == "running" and one["changes"] == 6 and one, "running")
+        shown = eventually(
+            lambda: (one := state(pair18))["state"] == "running" and one["changes"] == 6 and one, "running"
+        )
         assert shown["behind"] == 0 and shown["lag_seconds"] is None and shown["conflicts"] == shown["held"] == 0
         assert str(shown["target"]).endswith(f"/{b.database}") and shown["transactions"] >= 1
         document = a.json("mirror", "show", "to_b", "--json")
@@ -123,7 +125,7 @@ def test_commands_of_consumers_know_a_mirror(pair18: Pair) -> None:
             a.rows("select commit_offset('to_b', 0, 1)")
     a.mirrors = []
     a.consumer("other", ("public.t",))
-    assert a.run_program("consumers", "remove", "to_b").returncode == 0
+    assert a.run_program("consumers", "remove", "to_b", "--yes").returncode == 0
     assert "to_b" not in a.run_program("consumers", "list").stdout
     assert a.value("select count(*) from mirrors") == 0
 
@@ -136,13 +138,10 @@ def conflicting(pair: Pair, rule: str = "hold") -> None:
     with pair.running():
         a.execute("insert into t values (1, 'both', 0)")
         pair.settle("t")
-        for side, name in ((a, "to_b"), (b, "to_a")):
-            side.json("mirror", "pause", name)
-            eventually(lambda side=side: not side.value("select mirror_runs(id) from consumers"), "paused")
+        pair.pause()
         a.execute("update t set v = 'from a' where id = 1")
         b.execute("update t set v = 'from b' where id = 1")
-        for side, name in ((a, "to_b"), (b, "to_a")):
-            side.json("mirror", "resume", name)
+        pair.resume()
         eventually(lambda: len(pair.conflicts(a)) == len(pair.conflicts(b)) == 1, "a conflict on both sides")
         pair.settle()
 
@@ -198,13 +197,10 @@ def test_flip_deletes_the_row_if_the_delete_lost(pair15: Pair) -> None:
     with pair15.running():
         a.execute("insert into t values (1, 'both', 0), (2, 'stays', 0)")
         pair15.settle("t")
-        for side, name in ((a, "to_b"), (b, "to_a")):
-            side.json("mirror", "pause", name)
-            eventually(lambda side=side: not side.value("select mirror_runs(id) from consumers"), "paused")
+        pair15.pause()
         a.execute("delete from t where id = 1")
         b.execute("update t set v = 'from b' where id = 1")
-        for side, name in ((a, "to_b"), (b, "to_a")):
-            side.json("mirror", "resume", name)
+        pair15.resume()
         pair15.settle("t")
         (lost,) = a.json("mirror", "conflicts", "list", "--json")
         assert lost["winner"] == "target" and lost["source_row"] is None

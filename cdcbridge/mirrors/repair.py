@@ -12,7 +12,7 @@ from typing import Final, Literal
 import psycopg
 
 from cdcbridge.config import Mirror
-from cdcbridge.database import source_errors, target_errors
+from cdcbridge.database import Connection, source_errors, target_errors
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded
 from cdcbridge.mirrors.compare import Comparison, RowDifference
 from cdcbridge.mirrors.row_texts import array
@@ -22,7 +22,7 @@ _AT_ONCE: Final = 100  # rows of a transaction
 Side = Literal["source", "target"]
 
 
-def silence_triggers(comparison: Comparison, mirror: Mirror) -> None:
+def silence_triggers(target: Connection, mirror: Mirror) -> None:
     """Keep triggers and foreign keys of the target from running, as the mirror does.
 
     Raises:
@@ -31,9 +31,9 @@ def silence_triggers(comparison: Comparison, mirror: Mirror) -> None:
     if mirror.triggers != "replica":
         return
     try:
-        comparison.target.execute("set session_replication_role = replica")
+        target.execute("set session_replication_role = replica")
     except psycopg.errors.InsufficientPrivilege as error:
-        row = comparison.target.execute("select quote_ident(current_user)").fetchone()
+        row = target.execute("select quote_ident(current_user)").fetchone()
         raise OperatorNeeded(
             f"target: the role lacks a right that triggers: replica needs: {error.diag.message_primary}",
             hint=f"As a superuser of the target: {rights_needed(row[0] if row else '')[-1]}",

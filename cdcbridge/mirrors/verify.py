@@ -62,6 +62,7 @@ def verify(
 
     Raises:
         UsageError: The mirror does not take the table, or its target has a history.
+        CdcbridgeError: A row cannot be repaired, or a mirror is too far behind for that.
     """
     if mirror.apply == "append":
         raise UsageError(
@@ -73,9 +74,9 @@ def verify(
         target = stack.enter_context(open_target(mirror))
         found = VerifiedMirror()
         comparisons = []
+        tables = stack.enter_context(closing(SourceTables(config.source_dsn)))
         for topic in _topics(config, mirror, source, table):
-            with closing(SourceTables(config.source_dsn)) as tables:
-                compared = _begin(mirror, topic, source, target, tables)
+            compared = _begin(mirror, topic, source, target, tables)
             if isinstance(compared, Comparison):
                 compared.first_look()
                 comparisons.append(compared)
@@ -87,10 +88,21 @@ def verify(
         for one in comparisons:
             one.second_look(_held(config, mirror, one))
         if right is not None:
+            _require_applied(mirror, right, found.notes)
+            if right == "source":
+                silence_triggers(target, mirror)
             for one in comparisons:
-                silence_triggers(one, mirror)
                 repair(one, right)
     return found
+
+
+def _require_applied(mirror: Mirror, right: Side, notes: list[str]) -> None:
+    """Raise CdcbridgeError if a repair might replace a newer row by an older one that it has not reached yet."""
+    if notes and (right == "target" or mirror.two_way is not None):
+        raise CdcbridgeError(
+            f"nothing was repaired: {notes[0]}",
+            hint="Let the mirrors apply everything first. `cdcbridge mirror list` shows what they wait for.",
+        )
 
 
 def _topics(config: Config, mirror: Mirror, source: Connection, table: str | None) -> list[str]:

@@ -75,6 +75,8 @@ def test_two_way_repair_from_either_side(pair18: Pair) -> None:
         paused = verified(pair18, "--wait", "0", code=2)
         assert any("is paused" in note for note in paused["notes"])
         assert paused["tables"][0]["different"] == ["1", "2"] and paused["tables"][0]["missing"] == ["3", "4"]
+        refused = a.run_program("mirror", "verify", "to_b", "--wait", "0", "--pause", "0", "--repair", "target")
+        assert refused.returncode == 1 and "nothing was repaired" in refused.stderr
         pair18.resume()
         pair18.settle()
         before = pair18.table(a, "t")

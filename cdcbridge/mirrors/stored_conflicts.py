@@ -199,7 +199,7 @@ def _described(target: Connection, source: SourceTables, mirror: Mirror, conflic
 
 def _columns(table: TargetTable, row: str) -> tuple[str, ...]:
     """Return those columns of a stored row that the table still has and that can be written."""
-    return table.written(name for name in columns_of(row.encode()) if name in table.columns)
+    return table.written(name for name in columns_of(row) if name in table.columns)
 
 
 def _require_same(

@@ -89,7 +89,7 @@ def test_a_plain_role_one_way(pair18: Pair) -> None:
     b.execute(*(one["fix"] for code, one in found.items() if code != "mirror_origin_rights"))
     assert set(mirror_problems(a)) == {"mirror_origin_rights"}
     with pair18.running():
-        pair18.settle("t")
+        eventually(lambda: b.value("select to_regclass('public.t') is not null"), "the table")
         a.execute("insert into t values (2)", "update t set id = 3 where id = 1")
         pair18.settle("t")
     b.execute(f"drop owned by {role} cascade", f"drop role {role}")

@@ -94,7 +94,7 @@ class Compared:
         return self.fault is None and self.fixed == len(self.differences)
 
 
-class Comparison:
+class TableComparison:
     """The comparison of one table.
 
     Args:

@@ -14,7 +14,7 @@ import psycopg
 from cdcbridge.config import Mirror
 from cdcbridge.database import Connection, source_errors, target_errors
 from cdcbridge.errors import CdcbridgeError, OperatorNeeded
-from cdcbridge.mirrors.compare import Comparison, RowDifference
+from cdcbridge.mirrors.compare import RowDifference, TableComparison
 from cdcbridge.mirrors.row_texts import array
 from cdcbridge.mirrors.target import rights_needed
 
@@ -40,7 +40,7 @@ def silence_triggers(target: Connection, mirror: Mirror) -> None:
         ) from error
 
 
-def repair(comparison: Comparison, right: Side) -> None:
+def repair(comparison: TableComparison, right: Side) -> None:
     """Write the rows that differ, and count them in the result. Rows on hold are left alone.
 
     Args:
@@ -55,7 +55,7 @@ def repair(comparison: Comparison, right: Side) -> None:
         comparison.result.fixed += _write(comparison, right, found[start : start + _AT_ONCE])
 
 
-def _write(comparison: Comparison, right: Side, found: list[RowDifference]) -> int:
+def _write(comparison: TableComparison, right: Side, found: list[RowDifference]) -> int:
     wrong: Side = "target" if right == "source" else "source"
     connection = getattr(comparison, wrong)
     table = comparison.theirs if wrong == "target" else comparison.ours

@@ -18,7 +18,7 @@ from cdcbridge.config import Config, Mirror
 from cdcbridge.database import Connection, connect_source, connect_store, source_errors, store_errors, target_errors
 from cdcbridge.errors import CdcbridgeError, UsageError
 from cdcbridge.lsn import parse_lsn
-from cdcbridge.mirrors.compare import Compared, Comparison, compared_columns
+from cdcbridge.mirrors.compare import Compared, TableComparison, compared_columns
 from cdcbridge.mirrors.repair import Side, repair, silence_triggers
 from cdcbridge.mirrors.source_tables import SourceTables
 from cdcbridge.mirrors.stored_conflicts import open_target
@@ -77,7 +77,7 @@ def verify(
         tables = stack.enter_context(closing(SourceTables(config.source_dsn)))
         for topic in _topics(config, mirror, source, table):
             compared = _begin(mirror, topic, source, target, tables)
-            if isinstance(compared, Comparison):
+            if isinstance(compared, TableComparison):
                 compared.first_look()
                 comparisons.append(compared)
                 compared = compared.result
@@ -124,7 +124,7 @@ def _topics(config: Config, mirror: Mirror, source: Connection, table: str | Non
 
 def _begin(
     mirror: Mirror, topic: str, source: Connection, target: Connection, tables: SourceTables
-) -> Comparison | Compared:
+) -> TableComparison | Compared:
     """Return the comparison of a table, or the result if the table cannot be compared."""
     route = mirror.route(topic)
     name = route.to or topic
@@ -141,7 +141,7 @@ def _begin(
     missing = [column for column in key if column not in columns]
     if missing:
         return Compared(topic, name, fault=f"the target lacks the column {missing[0]} of the key")
-    made = Comparison(source, target, ours, theirs, columns)
+    made = TableComparison(source, target, ours, theirs, columns)
     made.result.notes += notes
     return made
 
@@ -151,7 +151,7 @@ def _parts(topic: str) -> tuple[str, str]:
     return schema, name
 
 
-def _held(config: Config, mirror: Mirror, one: Comparison) -> Iterator[str]:
+def _held(config: Config, mirror: Mirror, one: TableComparison) -> Iterator[str]:
     """Yield the keys of a table about which a conflict on either side waits for a decision."""
     with target_errors():
         yield from _held_on(one.target, mirror.target.schema_, one.theirs.full_name)

@@ -756,6 +756,7 @@ create index transaction_marks_source on transaction_marks (source, commit_lsn)
 --   error         the last error, which is tried again; null after the next commit
 --   note          the last finding that is no error, for example a tail that the source has lost
 --   transactions, changes, conflicts  how many were applied, and found, since the mirror began
+--   held          how many conflicts in the target wait for a decision, at most 1,000
 --   commit_time   when the source committed the last applied transaction
 create table mirrors (
     consumer_id  int         primary key references consumers on delete cascade,
@@ -771,6 +772,7 @@ create table mirrors (
     transactions bigint      not null default 0,
     changes      bigint      not null default 0,
     conflicts    bigint      not null default 0,
+    held         int         not null default 0,
     applied_at   timestamptz,
     commit_time  timestamptz
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);

@@ -15,6 +15,7 @@ from cdcbridge.config.alerts import Paused, Rules, Severity
 from cdcbridge.observe.alarms import alarms
 from cdcbridge.observe.lag import Lag, slot_state
 from cdcbridge.observe.lag_store import OpenPublisher
+from cdcbridge.observe.mirrors import held_text, mirror_alarms
 from cdcbridge.observe.sinks import sink_alarms
 from cdcbridge.observe.xmin_holders import HorizonHolder
 from cdcbridge.source.wal_room import other_alarms
@@ -33,6 +34,7 @@ _MUST_LAST: Final = frozenset(
         "no_leader",
         "bridge_stalled",
         "sink_failing",
+        "mirror_stopped",
         "consumer_faulty",
     }
 )
@@ -237,8 +239,8 @@ def _dead_letters(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
         "{0} has {1} dead letter{2}. `cdcbridge dead list {0}` shows each with its reason, and `cdcbridge dead redrive"
         " {0}` delivers them again."
     )
-    found = (one for one in lag.consumers if one.dead > rule.above and _wanted(rule, one.name))
-    return [(one.name, text.format(one.name, one.dead, "" if one.dead == 1 else "s")) for one in found]
+    found = (o for o in lag.consumers if o.dead > rule.above and _wanted(rule, o.name))
+    return [(o.name, text.format(o.name, o.dead, "" if o.dead == 1 else "s")) for o in found]
 
 
 def _oldest_age(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
@@ -249,9 +251,10 @@ def _oldest_age(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
         age = one.oldest_due_age_seconds
         if age is not None and age > rule.above and not one.paused and _wanted(rule, one.name):
             held = f" {_ended(holder)}" if (holder := _held_by(lag, one.name)) else ""
+            look = "mirror show" if one.name in [mirror.name for mirror in lag.mirrors] else "peek"
             text = (
                 f"The oldest due message of {one.name} has waited for {human_duration(age)}: {one.pending} wait,"
-                f" {one.in_flight} are in flight.{held} Look whether its receivers run: `cdcbridge peek {one.name}`"
+                f" {one.in_flight} are in flight.{held} Look whether they are read: `cdcbridge {look} {one.name}`"
             )
             found.append((one.name, text))
     return found
@@ -276,11 +279,24 @@ def _sink_failing(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     return [(name := alarm.consumer or "", text.format(_sentence(alarm.message), name)) for alarm in found]
 
 
+def _mirror_stopped(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
+    if (lag := _store(facts)) is None:
+        return None
+    found = [a for a in mirror_alarms(lag.mirrors) if a.code != "mirror_held" and _wanted(rule, a.consumer)]
+    return [(a.consumer or "", _sentence(a.message)) for a in found]
+
+
+def _mirror_held(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
+    if (lag := _store(facts)) is None:
+        return None
+    return [(o.name, _sentence(held_text(o))) for o in lag.mirrors if o.held > rule.above and _wanted(rule, o.name)]
+
+
 def _consumer_faulty(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     if (lag := _store(facts)) is None:
         return None
-    found = lag.feeds.alarms() if lag.feeds else ()
-    return [(a.consumer or "", _sentence(a.message)) for a in found if _wanted(rule, a.consumer)]
+    found = [a for a in (lag.feeds.alarms() if lag.feeds else ()) if _wanted(rule, a.consumer)]
+    return [(a.consumer or "", _sentence(a.message)) for a in found]
 
 
 def _backfill_failed(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
@@ -293,12 +309,10 @@ def _backfill_failed(facts: Facts, rule: Any, _limits: Limits) -> Found | None:
     found = (one for one in lag.backfills if one["state"] == "failed" and _wanted(rule, one["consumer"]))
     return [
         (
-            f"{one['consumer']} {one['table_name']}",
-            text.format(
-                one["consumer"], one["table_name"], one["rows"], _sentence(one["note"] or "no reason is known")
-            ),
+            f"{o['consumer']} {o['table_name']}",
+            text.format(o["consumer"], o["table_name"], o["rows"], _sentence(o["note"] or "no reason is known")),
         )
-        for one in found
+        for o in found
     ]
 
 
@@ -373,6 +387,8 @@ _JUDGES: Final[Mapping[str, Callable[[Facts, Any, Limits], Found | None]]] = {
     "oldest_age": _oldest_age,
     "paused": _paused,
     "sink_failing": _sink_failing,
+    "mirror_stopped": _mirror_stopped,
+    "mirror_held": _mirror_held,
     "consumer_faulty": _consumer_faulty,
     "backfill_failed": _backfill_failed,
     "consumer_held": _consumer_held,

@@ -28,6 +28,7 @@ from cdcbridge.config import Alerts, Config, load
 from cdcbridge.database import connect_store, database_place
 from cdcbridge.demo.run import demo as run_demo
 from cdcbridge.errors import DecodeError, NotLeader, UsageError
+from cdcbridge.mirrors.check import check_mirrors
 from cdcbridge.observe.health import Health
 from cdcbridge.observe.lag_watcher import Watcher
 from cdcbridge.observe.metrics import Metrics
@@ -66,7 +67,7 @@ def check_command(app: App, as_json: bool, fixes: bool) -> int:
       cdcbridge check
       cdcbridge check --fixes > fixes.sql
     """
-    problems = [*check(app.config), *_alert_problems(app.config)]
+    problems = [*check(app.config), *check_mirrors(app.config), *_alert_problems(app.config)]
     ok = not any(problem.severity == "error" for problem in problems)
     if fixes and not as_json:
         click.echo(script(problems), nl=False)
@@ -244,8 +245,10 @@ def config() -> None:
 @pass_app
 def config_check(app: App) -> None:
     """Report mistakes in the file, without connecting."""
-    count = len(app.config.consumers)
-    click.echo(f"{app.path}: ok, {count} consumer{'' if count == 1 else 's'}")
+    mirrors = len(app.config.mirrors)
+    count = len(app.config.consumers) - mirrors
+    also = f", {mirrors} mirror{'' if mirrors == 1 else 's'}" if mirrors else ""
+    click.echo(f"{app.path}: ok, {count} consumer{'' if count == 1 else 's'}{also}")
 
 
 @config.command("show")
@@ -257,6 +260,8 @@ def config_show(app: App, as_json: bool) -> None:
     Secrets are masked.
     """
     shown = _masked(app.config.model_dump(mode="json", by_alias=True))
+    mirrors = {mirror["name"] for mirror in shown["mirrors"]}
+    shown["consumers"] = [consumer for consumer in shown["consumers"] if consumer["name"] not in mirrors]
     if as_json:
         print_json(shown)
     else:

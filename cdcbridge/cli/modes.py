@@ -43,5 +43,8 @@ def right_command() -> str | None:
     group = context.parent.info_name if context.parent else None
     if group == "dead" and context.info_name == "redrive":
         return None  # the function's hint is better: a stream with a sink has dead letters, but cannot redrive them
+    mirrors = context.obj.config.mirrors if context.obj is not None else ()
+    if any(mirror.name == context.params.get("name") for mirror in mirrors):
+        return None  # the function's hint is better: the consumer belongs to a mirror
     hint = _RIGHT.get("dead" if group == "dead" else context.info_name or "")
     return hint and hint.format(name=context.params.get("name"))

@@ -14,6 +14,7 @@ from cdcbridge.cli.backfill import print_backfills
 from cdcbridge.cli.consumers import print_consumers
 from cdcbridge.cli.context import App, DurationType, as_json, pass_app, print_json, print_table, say
 from cdcbridge.cli.lag_words import headline, print_other_slots, say_alarms, say_rest
+from cdcbridge.cli.mirror_words import print_mirrors
 from cdcbridge.cli.sink_words import print_sinks
 from cdcbridge.config import Config
 from cdcbridge.database import connect_source
@@ -121,10 +122,13 @@ def _print(found: Lag, config: Config, as_json: bool) -> None:
 
 
 def _print_below(found: Lag) -> None:
-    """Print the sinks and the backfills, if there are any."""
+    """Print the sinks, the mirrors and the backfills, if there are any."""
     if found.sinks:
         click.echo()
         print_sinks(found.sinks)
+    if found.mirrors:
+        click.echo()
+        print_mirrors(found.mirrors)
     if found.backfills:
         click.echo()
         print_backfills(found.backfills)

@@ -33,6 +33,10 @@ _ConsumersKey = Annotated[
     tuple[str, ...],
     Field(description="Only these consumers. Without it, all consumers.", examples=["[billing]"]),
 ]
+_MirrorsKey = Annotated[
+    tuple[str, ...],
+    Field(description="Only these mirrors. Without it, all mirrors.", examples=["[to_b]"]),
+]
 
 
 class SlotRetained(Model):
@@ -123,6 +127,21 @@ class SinkFailing(Model):
     consumers: _ConsumersKey = ()
 
 
+class MirrorStopped(Model):
+    """A mirror has stopped, or does not apply although messages wait for it."""
+
+    severity: _SeverityKey = "critical"
+    consumers: _MirrorsKey = ()
+
+
+class MirrorHeld(Model):
+    """A mirror has conflicts that wait for a decision."""
+
+    severity: _SeverityKey = "warning"
+    above: Annotated[int, Field(ge=0), Field(description="More conflicts than this.", examples=["10"])] = 0
+    consumers: _MirrorsKey = ()
+
+
 class ConsumerFaulty(Model):
     """A consumer cannot work with its settings in the leader's file."""
 
@@ -174,7 +193,8 @@ class StoreAway(Model):
 
 AnyRule = (
     SlotRetained | SlotLost | SlotInactive | SlotLimit | NoLeader | BridgeStalled | DeadLetters | OldestAge
-    | Paused | SinkFailing | ConsumerFaulty | BackfillFailed | ConsumerHeld | SafeSeqHeld | XminHeld | StoreAway
+    | Paused | SinkFailing | MirrorStopped | MirrorHeld | ConsumerFaulty | BackfillFailed | ConsumerHeld
+    | SafeSeqHeld | XminHeld | StoreAway
 )  # fmt: skip
 
 
@@ -225,6 +245,17 @@ class Rules(Model):
             description="A sink does not deliver, although messages wait for it.", examples=["{consumers: [events]}"]
         ),
     ] = SinkFailing()
+    mirror_stopped: Annotated[
+        _OrOff[MirrorStopped],
+        Field(
+            description="A mirror has stopped until `mirror resume`, or does not reach its target for a minute.",
+            examples=["{consumers: [to_b]}"],
+        ),
+    ] = MirrorStopped()
+    mirror_held: Annotated[
+        _OrOff[MirrorHeld],
+        Field(description="A mirror has conflicts on hold, which wait for a decision.", examples=["{above: 10}"]),
+    ] = MirrorHeld()
     consumer_faulty: Annotated[
         _OrOff[ConsumerFaulty],
         Field(

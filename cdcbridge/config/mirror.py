@@ -203,7 +203,9 @@ class Mirror(Model):
                 "with two_way, triggers have run where the row was written. Their changes are mirrored, and would "
                 "happen twice with triggers: fire"
             )
-        given = self.model_fields_set & {"conflict", "unique"}
+        given = {
+            name for name in ("conflict", "unique") if getattr(self, name) != type(self).model_fields[name].default
+        }
         if self.two_way is None and given:
             raise ValueError(
                 f"{' and '.join(sorted(given))} decide between two sides that write. This mirror has one, so remove "
@@ -229,6 +231,11 @@ class Mirror(Model):
             fitting = [one for pattern, one in self.tables.items() if _fits(pattern, topic)]
             found = _route(exact if exact is not None else fitting[0] if fitting else topic)
         return found if found.to is not None else found.model_copy(update={"to": topic})
+
+    def topic(self, table: str) -> str:
+        """Return the table in the source that becomes a table of the target, for example `reporting.orders`."""
+        given = self.tables.items() if isinstance(self.tables, dict) else ()
+        return next((topic for topic, one in given if _route(one).to == table), table)
 
     def rule(self, topic: str) -> ConflictRule:
         """Return the rule for conflicts in a table. The first pattern that takes the table counts."""

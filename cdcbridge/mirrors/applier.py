@@ -24,6 +24,7 @@ from cdcbridge.instants import reach
 from cdcbridge.mirrors.applying import Applying
 from cdcbridge.mirrors.careful import Careful
 from cdcbridge.mirrors.changes import LogRow, take_apart
+from cdcbridge.mirrors.conflicts import count_held
 from cdcbridge.mirrors.directions import Direction, History, OneWay, TwoWay
 from cdcbridge.mirrors.log_reader import LogReader, Marks, MirrorState
 from cdcbridge.mirrors.peer_log import BehindPeer, PeerLog
@@ -132,10 +133,11 @@ class Session:
         self._look_at_holds_at = 0.0
 
     def run(self) -> None:
-        """Apply the log until the mirror is paused, stopped or ended."""
-        state = self._reader.state()
-        if state is None or state.paused or state.stopped is not None:
-            return
+        """Wait until the mirror may run, and apply the log until it is paused, stopped or ended."""
+        while (state := self._reader.state()) is None or state.paused or state.stopped is not None:
+            if self._stopping():
+                return
+            self._reader.wait(_WAIT)
         self._prepare(state)
         while not self._stopping() and self._may_run():
             rows = self._take()
@@ -155,6 +157,9 @@ class Session:
         self._other = self._target.identity()
         self._tables = TargetTables(self._mirror, self._source, self._target.connection)
         self._direction = self._choose_direction()
+        self._reader.be_present(state.consumer_id)
+        self._held = -1  # not known
+        self._count_held()
         before = self._target.place()
         place = begin_at(self._mirror.name, state, before, self._reader)
         if before is not None and place.seq < before.seq:
@@ -317,7 +322,17 @@ class Session:
             conflicts=done.conflicts,
             commit_time=done.commit_time,
         )
+        if done.conflicts or (self._held and done.changes):
+            self._count_held()
         self._progress = _Progress(done.place)
+
+    def _count_held(self) -> None:
+        """Note how many conflicts wait for a decision, which later writes of their rows may have made."""
+        with target_errors():
+            held = count_held(self._target.connection, self._mirror.name)
+        if held != self._held:
+            self._reader.note_held(self._state.consumer_id, held)
+            self._held = held
 
     def _rest(self, *, idle: bool) -> None:
         """Note the progress, and wait for messages if there are none."""

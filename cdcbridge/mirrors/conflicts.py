@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from cdcbridge.database import Connection
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.mirrors.changes import MirroredChange
 from cdcbridge.mirrors.peer_log import OwnWrite
@@ -139,3 +140,11 @@ def end_holds(target: Target, mirror: str, keys: Iterable[tuple[str, str]]) -> N
         " where c.mirror = %s and c.state = 'held' and c.table_name = k.table_name and c.key = k.key",
         (list(tables), list(texts), mirror),
     )
+
+
+def count_held(target: Connection, mirror: str) -> int:
+    """Return how many conflicts of a mirror wait for a decision, at most 1,000."""
+    row = target.execute(
+        "select count(*) from (select from conflicts where state = 'held' and mirror = %s limit 1000) h", (mirror,)
+    ).fetchone()
+    return row[0] if row else 0

@@ -244,6 +244,16 @@ class LogReader:
                 "update mirrors set error = %s, error_at = now() where consumer_id = %s", (error, consumer_id)
             )
 
+    def note_held(self, consumer_id: int, held: int) -> None:
+        """Note how many conflicts in the target wait for a decision."""
+        with store_errors():
+            self.connection.execute("update mirrors set held = %s where consumer_id = %s", (held, consumer_id))
+
+    def be_present(self, consumer_id: int) -> None:
+        """Show as long as this session lasts that a process applies the mirror."""
+        with store_errors():
+            self.connection.execute("select pg_advisory_lock_shared(mirror_lock(%s))", (consumer_id,))
+
     def note(self, consumer_id: int, text: str) -> None:
         """Note a finding that a person has to know."""
         with store_errors():

@@ -59,10 +59,10 @@ class PeerLog:
         self._mirror = mirror
         self._source = source
         with target_errors():
-            self._connection = connect_store(given.get_secret_value(), mirror.target.schema_, "cdcbridge mirror")
+            self.connection = connect_store(given.get_secret_value(), mirror.target.schema_, "cdcbridge mirror")
 
     def close(self) -> None:
-        self._connection.close()
+        self.connection.close()
 
     def require_peer(self, target: str) -> None:
         """Check that the target's store is that of the target, and has the peer with fitting rules.
@@ -76,14 +76,14 @@ class PeerLog:
         """
         peer = self._mirror.two_way.peer if self._mirror.two_way else ""
         with store_errors():
-            known = self._connection.execute("select to_regclass('transaction_marks')").fetchone()
+            known = self.connection.execute("select to_regclass('transaction_marks')").fetchone()
             if known is None or known[0] is None:
                 raise TargetUnavailable(
                     "target: two_way needs the target's own bridge, which has not run yet",
                     hint=f"Run `cdcbridge run` beside the target, with a mirror named {peer!r} in its file.",
                 )
-            source = self._connection.execute("select system_identifier, database_oid from source").fetchone()
-            row = self._connection.execute(
+            source = self.connection.execute("select system_identifier, database_oid from source").fetchone()
+            row = self.connection.execute(
                 "select config -> 'mirror' ->> 'conflict', config -> 'mirror' ->> 'unique',"
                 " config -> 'mirror' -> 'two_way' ->> 'peer' from consumers where name = %s and config ? 'mirror'",
                 (peer,),
@@ -155,7 +155,7 @@ class PeerLog:
         None if the target's log does not have that transaction.
         """
         with store_errors():
-            row = self._connection.execute(
+            row = self.connection.execute(
                 "select commit_lsn::text from transaction_marks where source = %s and lsn = %s::pg_lsn"
                 " order by commit_lsn desc limit 1",
                 (self._source, format_lsn(lsn)),
@@ -165,7 +165,7 @@ class PeerLog:
     def log_end(self) -> int:
         """Return the LSN up to which the log has everything."""
         with store_errors():
-            row = self._connection.execute(
+            row = self.connection.execute(
                 "select end_lsn::text from positions order by id desc limit 1", prepare=True
             ).fetchone()
         return parse_lsn(row[0]) if row else 0
@@ -180,7 +180,7 @@ class PeerLog:
             target: The identity of the target.
         """
         with store_errors():
-            rows = self._connection.execute(
+            rows = self.connection.execute(
                 "select key, op, lsn::text, ordinal, effective_time,"
                 " case when op <> 'delete' then (data -> 'record')::text end"
                 " from own_writes(%s, %s, %s, %s::pg_lsn)",

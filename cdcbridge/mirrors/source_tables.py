@@ -122,7 +122,7 @@ class SourceTables:
         schema, _, name = topic.partition(".")
         table = sql.Identifier(schema, name)
         query = sql.SQL(
-            "select row_to_json(x)::text from (select {} from {} t,"
+            "select row_to_json(x.*)::text from (select {} from {} t,"
             " json_populate_record(null::{}, %s::json) k where {}) x"
         ).format(
             sql.SQL(", ").join(sql.Identifier("t", column) for column in columns),
@@ -151,7 +151,8 @@ class SourceTables:
         query = sql.SQL(
             "select coalesce((extract(epoch from pg_xact_commit_timestamp(t.xmin)) * 1000000)::bigint"
             " - 946684800000000, 0) from {} t, json_populate_record(null::{}, %s::json) k where {}"
-            " and (select row_to_json(x)::text from (select {}) x) = (select row_to_json(x)::text from (select {}) x)"
+            " and (select row_to_json(x.*)::text from (select {}) x)"
+            " = (select row_to_json(x.*)::text from (select {}) x)"
         ).format(
             table,
             table,

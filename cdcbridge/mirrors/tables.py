@@ -193,7 +193,7 @@ def _lock(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     mirror wrote the row last.
     """
     return sql.SQL(
-        'select r."#", row_to_json(t)::text, {mirrored},'
+        'select r."#", row_to_json(t.*)::text, {mirrored},'
         " (extract(epoch from (pg_xact_commit_timestamp_origin(t.xmin)).timestamp) * 1000000)::bigint - 946684800000000"
         ' from {table} t, (select row_number() over () as "#", {values} from {rows}) r where {matches}'
         " order by {order} for update of t"
@@ -214,7 +214,7 @@ def _parts(table: TargetTable, columns: tuple[str, ...]) -> dict[str, sql.Compos
 def _present(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     """Lock the rows as _lock() does, on a server that does not know who wrote a row last."""
     return sql.SQL(
-        'select r."#", row_to_json(t)::text, false, null::bigint'
+        'select r."#", row_to_json(t.*)::text, false, null::bigint'
         ' from {table} t, (select row_number() over () as "#", {values} from {rows}) r where {matches}'
         " order by {order} for update of t"
     ).format(**_parts(table, columns))
@@ -231,8 +231,8 @@ def _equal(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     """Return the ordinals, from 1 on, of the rows in the parameter that the target has exactly so."""
     return sql.SQL(
         'select r."#" from {table} t, (select row_number() over () as "#", {values} from {rows}) r where {matches}'
-        " and (select row_to_json(x)::text from (select {mine}) x)"
-        " = (select row_to_json(x)::text from (select {its}) x)"
+        " and (select row_to_json(x.*)::text from (select {mine}) x)"
+        " = (select row_to_json(x.*)::text from (select {its}) x)"
     ).format(
         **_parts(table, columns),
         mine=COMMA.join(sql.SQL("t.{}").format(sql.Identifier(name)) for name in columns),

@@ -28,7 +28,7 @@ from cdcbridge.routing.mirror_marks import MARKER_PREFIX, Marker, source_identit
 
 _JSON_OID: Final = 114
 _LOCK_TIMEOUT: Final = "500ms"
-_FUNCTIONS: Final = (
+ORIGIN_FUNCTIONS: Final = (
     "pg_replication_origin_create(text)",
     "pg_replication_origin_oid(text)",
     "pg_replication_origin_session_setup(text)",
@@ -72,7 +72,7 @@ class Place:
 
 def rights_needed(role: str) -> list[str]:
     """Return the statements by which a superuser lets a plain role use replication origins."""
-    grants = [f"grant execute on function {name} to {role};" for name in _FUNCTIONS]
+    grants = [f"grant execute on function {name} to {role};" for name in ORIGIN_FUNCTIONS]
     return [*grants, f"grant set on parameter session_replication_role to {role};"]
 
 

@@ -69,24 +69,29 @@ class TargetTables:
         """Look at the tables again, because they may have changed."""
         self._found.clear()
 
-    def _look(self, topic: str) -> TargetTable:
+    def described(self, topic: str) -> TargetTable:
+        """Return the target's table for a topic as it is. It has no columns if there is no such table."""
         route = self._mirror.route(topic)
         schema, _, name = (route.to or topic).partition(".")
         table = TargetTable(topic, schema, name, {}, self._source.key(topic), route)
         self._read_columns(table)
+        return table
+
+    def _look(self, topic: str) -> TargetTable:
+        table = self.described(topic)
         if not table.columns:
             self._create(table)
             self._read_columns(table)
         if table.key and self._mirror.apply == "upsert":
-            self._require_key(table)
+            self.require_key(table)
         return table
 
     def _read_columns(self, table: TargetTable) -> None:
         with target_errors():
-            rows = self._connection.execute(_COLUMNS, (quoted(table.full_name),)).fetchall()
-        table.columns = {name: TargetColumn(*rest) for name, *rest in rows}
+            table.columns = read_columns(self._connection, table.full_name)
 
-    def _require_key(self, table: TargetTable) -> None:
+    def require_key(self, table: TargetTable) -> None:
+        """Raise OperatorNeeded if the table has no unique index on the key."""
         name = table.full_name
         with target_errors():
             row = self._connection.execute(_UNIQUE, (quoted(name), list(table.key))).fetchone()
@@ -106,10 +111,7 @@ class TargetTables:
                 f"target: there is no table {name} for the changes of {table.topic}",
                 hint="Create it, or let the mirror do so with create_tables: true.",
             )
-        options = self._mirror.create_tables
-        defaults = isinstance(options, CreateTables) and options.defaults
-        columns = [one for one in self._source.columns(table.topic) if one.name in table.mirrored([one.name])]
-        statement = self._definition(table, columns, defaults=defaults)
+        statement = self.definition(table)
         with target_errors():
             if self._connection.execute("select to_regnamespace(quote_ident(%s))", (table.schema,)).fetchone() == (
                 None,
@@ -117,11 +119,22 @@ class TargetTables:
                 self._connection.execute(sql.SQL("create schema {}").format(sql.Identifier(table.schema)))
             self._connection.execute(statement)
         left_out = self._source.left_out(table.topic)
-        if not defaults and any(one.default is not None or one.identity for one in columns):
+        columns = self._columns(table)
+        if not self._with_defaults and any(one.default is not None or one.identity for one in columns):
             left_out.append("defaults")
         log.info("mirror.table_created", mirror=self._mirror.name, table=name, left_out=left_out)
 
-    def _definition(self, table: TargetTable, columns: list[SourceColumn], *, defaults: bool) -> sql.Composed:
+    @property
+    def _with_defaults(self) -> bool:
+        options = self._mirror.create_tables
+        return isinstance(options, CreateTables) and options.defaults
+
+    def _columns(self, table: TargetTable) -> list[SourceColumn]:
+        return [one for one in self._source.columns(table.topic) if one.name in table.mirrored([one.name])]
+
+    def definition(self, table: TargetTable) -> sql.Composed:
+        """Return the statement that creates a table for the source's rows."""
+        columns = self._columns(table)
         parts: list[sql.Composable] = []
         history = self._mirror.apply == "append"
         if history:
@@ -138,12 +151,18 @@ class TargetTables:
                 )
                 for name, kind in HISTORY
             ]
-        parts += [_column(one, history=history, defaults=defaults) for one in columns]
+        parts += [_column(one, history=history, defaults=self._with_defaults) for one in columns]
         if history:
             parts.append(sql.SQL("primary key (position)"))
         elif table.key:
             parts.append(sql.SQL("primary key ({})").format(COMMA.join(map(sql.Identifier, table.key))))
         return sql.SQL("create table {} ({})").format(table.identifier, COMMA.join(parts))
+
+
+def read_columns(connection: Connection, table: str) -> dict[str, TargetColumn]:
+    """Return the columns of a table by name. Empty if there is no such table."""
+    rows = connection.execute(_COLUMNS, (quoted(table),)).fetchall()
+    return {name: TargetColumn(*rest) for name, *rest in rows}
 
 
 def _column(column: SourceColumn, *, history: bool, defaults: bool) -> sql.Composed:

@@ -30,6 +30,7 @@ from cdcbridge.observe.alarms import (
 )
 from cdcbridge.observe.consumer_lag import ConsumerLag
 from cdcbridge.observe.lag_store import OpenPublisher, StoreSide, store_side
+from cdcbridge.observe.mirrors import MirrorLag, mirror_alarms
 from cdcbridge.observe.sinks import SinkState, sink_alarms
 from cdcbridge.observe.wal_growth import look_again
 from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
@@ -104,6 +105,7 @@ class Lag:
     feeds: Feeds | None = None  # which consumers the bridge feeds; None before the first streaming session
     source_error: str | None = None  # why the source could not be measured
     sinks: tuple[SinkState, ...] = ()
+    mirrors: tuple[MirrorLag, ...] = ()
 
     @property
     def lost(self) -> list[str]:
@@ -126,6 +128,7 @@ class Lag:
             "other_slots": [asdict(s) for s in self.room.others],
             "consumer_feeds": [{"name": c.name, **feed_of(self.feeds, c.name)} for c in self.consumers],
             "sinks": [one.as_json() for one in self.sinks],
+            "mirrors": [one.as_json() for one in self.mirrors],
             "holders": [asdict(h) for h in self.holders],
             "backfills": list(self.backfills),
             "xmin_holders": [asdict(h) for h in self.horizon],
@@ -212,6 +215,7 @@ def measure(config: Config, before: Sequence[Lag] | None = None) -> Lag:
         side.guest,
         side.feeds,
         sinks=side.sinks,
+        mirrors=side.mirrors,
     )
 
 
@@ -236,13 +240,14 @@ def measure_store(config: Config, error: SourceUnavailable) -> Lag:
         feeds=side.feeds,
         source_error=str(error),
         sinks=side.sinks,
+        mirrors=side.mirrors,
     )
 
 
 def _consumer_alarms(config: Config, side: StoreSide) -> tuple[Alarm, ...]:
     timeouts = {consumer.name: consumer.visibility_timeout for consumer in config.consumers}
     fed = side.feeds.alarms() if side.feeds else ()
-    return (*held_alarms(side.held, timeouts), *fed, *sink_alarms(side.sinks))
+    return (*held_alarms(side.held, timeouts), *fed, *sink_alarms(side.sinks), *mirror_alarms(side.mirrors))
 
 
 def stored_slot(config: Config) -> str | None:

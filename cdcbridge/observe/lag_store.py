@@ -15,6 +15,7 @@ from cdcbridge.database import Connection, store_errors
 from cdcbridge.database.pooled import connect_for_calls
 from cdcbridge.database.rights import Guest, guest
 from cdcbridge.observe.consumer_lag import ConsumerLag, consumer_lags
+from cdcbridge.observe.mirrors import MirrorLag, mirror_lags
 from cdcbridge.observe.sinks import SinkState, sink_states
 from cdcbridge.observe.xmin_holders import HorizonHolder, horizon_holders
 from cdcbridge.store.feed_watch import stored_feeds
@@ -58,6 +59,7 @@ class StoreSide:
     guest: Guest | None = None
     feeds: Feeds | None = None
     sinks: tuple[SinkState, ...] = ()
+    mirrors: tuple[MirrorLag, ...] = ()
 
 
 def store_side(config: Config) -> StoreSide:
@@ -95,6 +97,7 @@ def store_side(config: Config) -> StoreSide:
                 held=tuple(consumer_holders(store, seconds=HELD_FOR)),
                 feeds=stored_feeds(store),
                 sinks=tuple(sink_states(store, config, consumers)),
+                mirrors=tuple(mirror_lags(store, config, consumers)),
             )
 
 

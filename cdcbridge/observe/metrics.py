@@ -10,7 +10,7 @@ If a database cannot be reached, its gauges are removed. A gauge with its last v
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -59,6 +59,16 @@ _SINK_GAUGES: Final = {
     "sink_behind_messages": ("behind", "Messages that the sink has not acknowledged yet"),
     "sink_behind_seconds": ("oldest_seconds", "How long the oldest of these has waited"),
     "sink_processes": ("processes", "Processes that deliver for the sink"),
+}
+_MIRROR_COUNTERS: Final = {
+    "mirror_transactions": ("transactions", "Transactions of the target that applied changes"),
+    "mirror_changes": ("changes", "Changes that the mirror has applied"),
+    "mirror_conflicts": ("conflicts", "Conflicts that the mirror has found"),
+}
+_MIRROR_GAUGES: Final = {
+    "mirror_behind_messages": ("behind", "Messages that the mirror has not applied yet"),
+    "mirror_behind_seconds": ("lag_seconds", "Age of the oldest of these"),
+    "mirror_held_conflicts": ("held", "Conflicts that wait for a decision, at most 1000"),
 }
 _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
@@ -206,6 +216,7 @@ class Measurements(Collector):
             yield from self._consumers(lag)
             yield from self._feeds(lag)
             yield from self._sinks(lag)
+            yield from self._mirrors(lag)
 
     def _slots(self, lag: Lag) -> Iterator[Metric]:
         for name, (field, text) in _SLOT_GAUGES.items():
@@ -261,17 +272,7 @@ class Measurements(Collector):
 
     def _sinks(self, lag: Lag) -> Iterator[Metric]:
         labels = ["consumer", "type"]
-        families: list[tuple[str, CounterMetricFamily | GaugeMetricFamily]] = [
-            *(
-                (field, CounterMetricFamily(f"cdcbridge_{name}", text, labels=labels))
-                for name, (field, text) in _SINK_COUNTERS.items()
-            ),
-            *(
-                (field, GaugeMetricFamily(f"cdcbridge_{name}", text, labels=labels))
-                for name, (field, text) in _SINK_GAUGES.items()
-            ),
-        ]
-        for field, family in families:
+        for field, family in _families(_SINK_COUNTERS, _SINK_GAUGES, labels):
             for sink in lag.sinks:
                 if (value := getattr(sink, field)) is not None:
                     family.add_metric([sink.name, sink.type], float(value))
@@ -282,6 +283,24 @@ class Measurements(Collector):
         for sink in lag.sinks:
             failing.add_metric([sink.name, sink.type], float(sink.state in ("failing", "blocked")))
         yield failing
+
+    def _mirrors(self, lag: Lag) -> Iterator[Metric]:
+        for field, family in _families(_MIRROR_COUNTERS, _MIRROR_GAUGES, ["mirror"]):
+            for mirror in lag.mirrors:
+                if (value := getattr(mirror, field)) is not None:
+                    family.add_metric([mirror.name], float(value))
+            yield family
+        running = GaugeMetricFamily(
+            "cdcbridge_mirror_running", "1 while a process applies the mirror", labels=["mirror"]
+        )
+        stopped = GaugeMetricFamily(
+            "cdcbridge_mirror_stopped", "1 if the mirror has stopped until `mirror resume`", labels=["mirror"]
+        )
+        for mirror in lag.mirrors:
+            running.add_metric([mirror.name], float(mirror.state in ("running", "copying")))
+            stopped.add_metric([mirror.name], float(mirror.state == "stopped"))
+        yield running
+        yield stopped
 
     def _feeds(self, lag: Lag) -> Iterator[Metric]:
         fed = GaugeMetricFamily(
@@ -299,3 +318,13 @@ class Measurements(Collector):
                 faulty.add_metric([name], float(bool(lag.feeds.faulty(name))))
         yield fed
         yield faulty
+
+
+def _families(
+    counters: Mapping[str, tuple[str, str]], gauges: Mapping[str, tuple[str, str]], labels: list[str]
+) -> list[tuple[str, CounterMetricFamily | GaugeMetricFamily]]:
+    """Return an empty family for each metric, with the name of the field that has its values."""
+    return [
+        *((f, CounterMetricFamily(f"cdcbridge_{name}", text, labels=labels)) for name, (f, text) in counters.items()),
+        *((f, GaugeMetricFamily(f"cdcbridge_{name}", text, labels=labels)) for name, (f, text) in gauges.items()),
+    ]

@@ -15,7 +15,7 @@
 -- Returns: true if the offset moved, false if it was at seq already.
 -- Raises:
 --   CB001  no consumer has this name
---   CB002  the consumer is not a stream
+--   CB002  the consumer is not a stream, or is a mirror
 --   CB003  the text is not a receipt of this partition
 --   CB004  the log has no such partition, or seq is null, below the offset, or after the log's end
 --   CB005  the isolation level is above READ COMMITTED

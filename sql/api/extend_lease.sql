@@ -9,7 +9,7 @@
 --   lease      how long from now the partition stays leased, at most store.max_retention
 -- Raises:
 --   CB001  no consumer has this name
---   CB002  the consumer is not a stream
+--   CB002  the consumer is not a stream, or is a mirror
 --   CB003  the text is not a receipt of this partition
 --   CB004  lease is null, not positive or longer than store.max_retention, or the log has no such
 --          partition

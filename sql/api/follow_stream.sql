@@ -17,7 +17,7 @@
 -- Returns: the messages, and a row with a seq alone.
 -- Raises:
 --   CB001  no consumer has this name
---   CB002  the consumer is not a stream
+--   CB002  the consumer is not a stream, or is a mirror
 --   CB004  max_messages is null or below 1, place is not a valid target of seek(), or the position
 --          is after the end of the log
 --   CB005  the isolation level is above READ COMMITTED

@@ -24,7 +24,7 @@ returns table (partition int, seq bigint, messages bigint, seconds float8, lease
 language plpgsql volatile security definer set search_path from current as $$
 #variable_conflict use_column
 declare
-    c constant consumers := stream_named(consumer);
+    c constant consumers := stream_named(consumer, mirrors => true);
 begin
     return query select * from group_lag_of(c.id, wish_of(c));
 end $$;

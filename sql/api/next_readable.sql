@@ -11,7 +11,7 @@
 -- paused. Null if the group has read everything.
 -- Raises:
 --   CB001  no consumer has this name
---   CB002  the consumer is not a stream
+--   CB002  the consumer is not a stream, or is a mirror
 --   CB008  the caller may not read this consumer
 -- Example:
 --   select cdcbridge.next_readable('audit');

@@ -28,7 +28,7 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 as $$
 #variable_conflict use_column
 declare
-    c constant consumers := stream_named(consumer);
+    c constant consumers := stream_named(consumer, mirrors => true);
     w constant stream_wish := wish_of(c);
     -- Read in a statement of its own, before the statements that read the log.
     safe constant bigint := case when w.topics <> '{}' then max_safe_seq()

@@ -21,7 +21,7 @@
 --   partition  the partition that all these messages are in
 -- Raises:
 --   CB001  no consumer has this name
---   CB002  the consumer is not a stream
+--   CB002  the consumer is not a stream, or is a mirror
 --   CB004  max_messages is null or below 1, or lease is not positive or longer than
 --          store.max_retention
 --   CB005  the isolation level is above READ COMMITTED

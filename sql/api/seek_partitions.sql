@@ -20,7 +20,7 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 set random_page_cost = 0 set seq_page_cost = 0 as $$
 #variable_conflict use_column
 declare
-    c constant consumers := stream_named(consumer);
+    c constant consumers := stream_named(consumer, mirrors => true);
     goal bigint;
     wanted int[];
     held int; -- a partition that another transaction holds

@@ -9,7 +9,7 @@
 --   channel  the NOTIFY channel of appends, as in queue_settings()
 -- Raises:
 --   CB001  no consumer has this name
---   CB002  the consumer is not a stream
+--   CB002  the consumer is not a stream, or is a mirror
 --   CB008  the caller may not read this consumer
 create or replace function stream_settings(consumer text, out id int, out channel text)
 language plpgsql stable security definer set search_path from current as $$

@@ -48,7 +48,7 @@ end $$;
 -- refuse_queue(consumer): Raise the errors of queue_named() for a consumer that exists.
 --
 -- Raises:
---   CB002  the consumer is a stream
+--   CB002  the consumer is a stream or a mirror
 --   CB008  the caller may not read the consumer
 create or replace function refuse_queue(consumer consumers) returns void
 language plpgsql stable as $$
@@ -59,12 +59,29 @@ begin
             using errcode = 'CB002', hint =
                 'To send a dead letter again, write its row or publish its message once more. '
                 'docs/SINKS.md has an example.';
-    elsif consumer.mode = 'stream' then
+    end if;
+    perform refuse_mirror(consumer);
+    if consumer.mode = 'stream' then
         raise exception 'consumer % reads the log as a stream', quote_literal(consumer.name)
             using errcode = 'CB002', hint =
     'Read it with read_stream(), with Stream.connect() in Python, or with `cdcbridge read`.';
     end if;
     perform refuse_stranger(consumer);
+end $$;
+
+-- refuse_mirror(consumer): Raise an error if the consumer belongs to a mirror.
+--
+-- The mirror's process alone reads its messages and moves its offset.
+-- Raises: CB002
+create or replace function refuse_mirror(consumer consumers) returns void
+language plpgsql stable as $$
+begin
+    if consumer.config ? 'mirror' then
+        raise exception 'consumer % is a mirror, whose messages cdcbridge applies to its target',
+            quote_literal(consumer.name)
+            using errcode = 'CB002', hint = format('`cdcbridge mirror show %s` shows it. For the '
+                'messages, add a consumer with the same tables.', consumer.name);
+    end if;
 end $$;
 
 -- refuse_stranger(consumer): Raise an error if the caller may not read the consumer.
@@ -105,13 +122,14 @@ begin
     return found;
 end $$;
 
--- stream_named(name) -> the row of the stream consumer with this name.
+-- stream_named(name, mirrors) -> the row of the stream consumer with this name.
 --
 -- Raises:
 --   CB001  no consumer has that name
---   CB002  the consumer is a queue or fifo consumer
+--   CB002  the consumer is a queue or fifo consumer, or a mirror unless `mirrors` is true
 --   CB008  the caller may not read the consumer
-create or replace function stream_named(name text) returns consumers
+create or replace function stream_named(name text, mirrors boolean default false)
+returns consumers
 language plpgsql stable as $$
 declare
     found consumers := consumer_named(name);
@@ -120,6 +138,9 @@ begin
         raise exception 'consumer % is a %, not a stream', quote_literal(name), found.mode
             using errcode = 'CB002', hint =
             'Read it with receive(), with Queue.connect() in Python, or with `cdcbridge receive`.';
+    end if;
+    if not mirrors then
+        perform refuse_mirror(found);
     end if;
     perform refuse_stranger(found);
     return found;

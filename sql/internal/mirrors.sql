@@ -124,6 +124,24 @@ begin
     where m.consumer_id = move_mirror.consumer_id;
 end $$;
 
+-- mirror_lock(consumer_id) -> the key of the advisory lock that the process of a mirror holds.
+--
+-- The lock is shared, so it keeps nobody out. It shows that the process runs.
+create or replace function mirror_lock(consumer_id int) returns bigint
+language sql stable as $$
+    select ('mirrors'::regclass::oid::bigint << 32) | mirror_lock.consumer_id
+$$;
+
+-- mirror_runs(consumer_id) -> whether a process applies the mirror.
+create or replace function mirror_runs(consumer_id int) returns boolean
+language sql stable as $$
+    select exists (select from pg_locks l
+                   where l.locktype = 'advisory' and l.objsubid = 1
+                     and l.database = (select d.oid from pg_database d
+                                       where d.datname = current_database())
+                     and l.classid = 'mirrors'::regclass and l.objid = mirror_runs.consumer_id::oid)
+$$;
+
 -- mirror_behind(seq) -> the name of a mirror that has not applied everything below seq, or null.
 --
 -- Retention keeps these messages, as it keeps those of a queue.

@@ -20,7 +20,7 @@ BAD = "caf\udce9"  # an argument that is not UTF-8, as Python hands it over
 VALUES = {
     "name": "c", "receipts": "1-1", "topic": "news", "table": "public.t", "ids": "1", "shell": "bash",
     "target": "earliest", "start": "earliest", "to": "0/1", "by": "1s",
-    "rule": "dead_letters", "seconds": "1s",
+    "rule": "dead_letters", "seconds": "1s", "number": "1",
 }  # fmt: skip
 MORE = {"decode": ["--plugin", "wal2json"], "verify": ["--wait", "0"]}
 

@@ -13,6 +13,7 @@ from cdcbridge.config.alerts import RULES, Rules
 from cdcbridge.observe.consumer_lag import ConsumerLag
 from cdcbridge.observe.lag import Lag, SlotLag
 from cdcbridge.observe.lag_store import OpenPublisher
+from cdcbridge.observe.mirrors import MirrorLag
 from cdcbridge.observe.sinks import SinkState
 from cdcbridge.observe.xmin_holders import HorizonHolder
 from cdcbridge.source.wal_room import OtherSlot, WalRoom
@@ -33,6 +34,7 @@ PUBLISHER = OpenPublisher(815, 42, 61.0, "idle in transaction", "select publish(
 HOLDER = HorizonHolder("source", "transaction", 7, "pg_dump", 9, 3601.0, "active", "copy t to stdout", False, "backup")
 BACKFILL = {"consumer": "billing", "table_name": "public.t", "state": "failed", "note": "no right on t", "rows": 7}
 SINK = SinkState("events", "kafka", "t", "failing", "no broker answers", behind=4, oldest_seconds=70.0)
+MIRROR = MirrorLag("to_b", "h/b", "stopped", "no column x")
 
 
 def lag(slot: dict[str, Any] | None = None, **changes: Any) -> Lag:
@@ -87,6 +89,13 @@ WRONG: list[tuple[str, str, str, bool, Facts, list[str]]] = [
      ["billing is paused, and 5 messages wait.", "`cdcbridge consumers resume billing`"]),
     ("sink_failing", "events", "critical", False, Facts(lag(sinks=(SINK,))),
      ["The sink of events (kafka) delivers nothing: no broker answers; 4 messages wait", "`cdcbridge sinks check events`"]),
+    ("mirror_stopped", "to_b", "critical", False, Facts(lag(mirrors=(MIRROR,))),
+     ["The mirror to_b has stopped: no column x.", "`cdcbridge mirror resume to_b`"]),
+    ("mirror_stopped", "to_b", "critical", False,
+     Facts(lag(mirrors=(replace(MIRROR, state="waiting", reason="no server", behind=4, lag_seconds=61.0),))),
+     ["The mirror to_b applies nothing: no server; 4 messages wait, the oldest for 1m 1s"]),
+    ("mirror_held", "to_b", "warning", False, Facts(lag(mirrors=(replace(MIRROR, state="running", held=2),))),
+     ["to_b has 2 conflicts on hold", "`cdcbridge mirror conflicts list --mirror to_b --held`"]),
     ("consumer_faulty", "billing", "critical", False,
      Facts(lag(feeds=Feeds(1, "h", "f", {"billing": Feed("refused", "no table t", "create it")}))),
      ["The consumer billing gets nothing: no table t. Fix: create it."]),
@@ -169,7 +178,8 @@ def test_facts_within_the_limits(facts: Facts, rules: dict[str, Any]) -> None:
 
 SOURCE = {"slot_retained", "slot_lost", "slot_inactive", "slot_limit", "bridge_stalled", "xmin_held"}
 STORE = {
-    "dead_letters", "oldest_age", "paused", "sink_failing", "consumer_faulty", "backfill_failed", "consumer_held", "safe_seq_held"
+    "dead_letters", "oldest_age", "paused", "sink_failing", "mirror_stopped", "mirror_held", "consumer_faulty",
+    "backfill_failed", "consumer_held", "safe_seq_held",
 }  # fmt: skip
 
 

@@ -78,6 +78,17 @@ class Pair:
         name = side.mirrors[0]["name"]
         eventually(partial(side.value, query, seq, name), f"{name} has applied seq {seq}")
 
+    def pause(self) -> None:
+        """Pause the mirrors of both sides, and wait until none applies."""
+        for side in self.sides:
+            side.json("mirror", "pause", side.mirrors[0]["name"])
+        for side in self.sides:
+            eventually(partial(side.value, "select not mirror_runs(id) from consumers"), "paused")
+
+    def resume(self) -> None:
+        for side in self.sides:
+            side.json("mirror", "resume", side.mirrors[0]["name"])
+
     def conflicts(self, side: World) -> list[tuple[Any, ...]]:
         """The conflicts that the mirror to this side has decided."""
         return side.rows("select kind, key, winner, state from cdcbridge.conflicts order by id")

@@ -83,10 +83,12 @@ create table source (
 
 -- The source's timelines: the one on which each message of the log was committed. The identity of a
 -- message contains it, so the identity stays the same after the source is promoted.
---   from_seq  the first seq of the timeline
+--   from_seq    the first seq of the timeline
+--   branch_lsn  the LSN at which it left the timeline before; null: not known
 create table timelines (
-    from_seq bigint primary key,
-    timeline int    not null
+    from_seq   bigint primary key,
+    timeline   int    not null,
+    branch_lsn pg_lsn
 );
 
 -- One row for each epoch. Only the bridge with the newest epoch may append. Each streaming session

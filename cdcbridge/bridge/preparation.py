@@ -309,7 +309,7 @@ def _follow_timeline(plan: Plan, branch: Branch, sides: Sides) -> None:
     store = sides.store
     if branch.gap is not None:
         leave_gap(store, branch.gap.first, branch.gap.last, go_on=branch.gap.first, timeline=plan.timeline)
-    store.set_timeline(plan.timeline)
+    store.set_timeline(plan.timeline, branch.lsn)
     where = {"branch": format_lsn(branch.lsn), "store_end": format_lsn(sides.facts.store.tail.end_lsn)}
     log.warning("source.timeline", old=branch.left, new=plan.timeline, **where)
 

@@ -114,7 +114,7 @@ def recreate_slot(config: Config, say: Callable[[str], None]) -> tuple[int, int]
         start = end if facts.branch is None else min(end, facts.branch)
         timeline = None if facts.branch is None else facts.timeline
         leave_gap(store, start, max(end, lsn), go_on=lsn, timeline=timeline)
-        store.set_timeline(facts.timeline)
+        store.set_timeline(facts.timeline, facts.branch)
         return start, max(end, lsn)
 
 

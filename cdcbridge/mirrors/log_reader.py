@@ -189,11 +189,15 @@ class LogReader:
             )
         )  # fmt: skip
 
-    def first_after(self, lsn: int) -> int:
-        """Return the seq before the first message that committed after `lsn`, or the log's end."""
+    def last_common(self, lsn: int) -> int:
+        """Return the last seq that a target has which applied everything up to `lsn`, before the source lost its tail.
+
+        If the source was promoted, the target's changes after the branch are not in the new history.
+        """
         return int(
             self._one(
-                "select coalesce(seq_of_lsn(%s::pg_lsn) - 1, pg_sequence_last_value('messages_seq'), 0)",
+                "select coalesce(seq_of_lsn(least(%s::pg_lsn, (select t.branch_lsn from timelines t"
+                " order by t.from_seq desc limit 1))) - 1, pg_sequence_last_value('messages_seq'), 0)",
                 format_lsn(lsn),
             )
         )

@@ -36,7 +36,7 @@ def begin_at(name: str, state: MirrorState, place: Place | None, reader: LogRead
             _tell(reader, name, state, "the target lost everything that the mirror had applied")
         return Place(state.offset if state.target_seq is None else _NEW, 0)
     if not reader.holds(place.seq, place.lsn):
-        seq = min(reader.first_after(place.lsn), place.seq)
+        seq = min(reader.last_common(place.lsn), place.seq)
         _tell(
             reader,
             name,

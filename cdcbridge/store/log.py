@@ -166,20 +166,21 @@ class BridgeStore:
                     history.database_oid,
                 ),
             )
-            self._connection.execute("insert into timelines values (0, %s)", (history.timeline,))
+            self._connection.execute("insert into timelines (from_seq, timeline) values (0, %s)", (history.timeline,))
             self._finish(self._connection, AppendBatch(end_lsn=lsn), None, None)
 
-    def set_timeline(self, timeline: int) -> None:
-        """Store the timeline of a source that was promoted.
+    def set_timeline(self, timeline: int, branch: int | None) -> None:
+        """Store the timeline of a source that was promoted, and the LSN at which it left the one before.
 
         All changes in the log are part of the new timeline's history, too.
         """
+        left = None if branch is None else format_lsn(branch)
         with store_errors(), self._connection.transaction():
             self._connection.execute("update source set timeline = %s, recorded_at = now()", (timeline,))
             self._connection.execute(
-                "insert into timelines select coalesce(pg_sequence_last_value('messages_seq'), 0) + 1, %s"
-                " on conflict (from_seq) do update set timeline = excluded.timeline",
-                (timeline,),
+                "insert into timelines select coalesce(pg_sequence_last_value('messages_seq'), 0) + 1, %s, %s::pg_lsn"
+                " on conflict (from_seq) do update set timeline = excluded.timeline, branch_lsn = excluded.branch_lsn",
+                (timeline, left),
             )
 
     def set_database(self, name: str, oid: int) -> None:

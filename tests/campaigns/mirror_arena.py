@@ -121,7 +121,7 @@ class MirrorArena:
         for number in (0, 1):
             probe = 2 * time.monotonic_ns() + number
             self.ask(number, f"insert into probe values ({probe}) on conflict do nothing")
-            there = f"select from probe where id = {probe}"
+            there = f"select 1 from probe where id = {probe}"
             eventually(lambda: self.ask(1 - number, there), "the other side has a later change", PATIENCE)  # noqa: B023
         return time.monotonic() - began
 

@@ -166,10 +166,10 @@ def _drain(arena: MirrorArena, number: int) -> None:
     """Wait until the mirror of this side has applied everything that the side has committed."""
     lsn = arena.ask(number, "select pg_current_wal_insert_lsn()")[0][0]
     arena.ask(number, "select pg_logical_emit_message(true, 'cdcbridge.heartbeat', '')")
-    end = f"select from positions where end_lsn >= '{lsn}'"
+    end = f"select 1 from positions where end_lsn >= '{lsn}'"
     eventually(partial(arena.ask, number, end), "the log", PATIENCE)
     seq = arena.ask(number, "select coalesce(max(seq), 0) from messages")[0][0]
-    done = f"select from newest_offsets((select min(id) from consumers)) o having min(o.seq) >= {seq}"
+    done = f"select 1 from newest_offsets((select min(id) from consumers)) o having min(o.seq) >= {seq}"
     eventually(partial(arena.ask, number, done), f"everything of side {number} is applied", 4 * PATIENCE)
 
 

@@ -153,6 +153,8 @@ def _report(arena: MirrorArena, told: list[Told]) -> None:
         seconds = sorted(one.seconds for one in told if one.fault == name)
         if seconds:
             print(f"| {name} | {len(seconds)} | {seconds[len(seconds) // 2]:.1f} s | {seconds[-1]:.1f} s |")
+    for side in arena.sides:
+        side.leave()  # its sessions may be from before a crash
     found = examine([side.sql for side in arena.sides], arena.ledger)
     print(f"\n{found.writes:,} writes, {found.conflicts:,} conflicts, {found.held} rows on hold, of which"
           f" {found.differing} differ; {len(found.wrong)} promises broken", flush=True)  # fmt: skip

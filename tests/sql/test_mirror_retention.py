@@ -16,7 +16,8 @@ def test_the_log_keeps_what_a_mirror_has_not_applied(queue: StoreQueue) -> None:
     assert queue.all(DROP, None) == [{"dropped": 0, "held_by": "to_b"}]
     queue.session.execute("set search_path = cdcbridge, cdcbridge_internal")  # as a mirror has it
     queue.session.execute(
-        "select cdcbridge_internal.move_mirror(id, %s, null, 1, 3, 0, now()) from cdcbridge.consumers", (last,)
+        "select cdcbridge_internal.move_mirror(id, mirror_end(id, %s), null, 1, 3, 0, now()) from cdcbridge.consumers",
+        (last,),
     )
     assert queue.all(DROP, None) == [{"dropped": 1, "held_by": None}]
 

@@ -26,6 +26,10 @@ from tests.campaigns.native_two_way import run_native
 from tests.harness.world import eventually
 from tests.mirrors.workload import examine
 
+_LAST_CONFLICTS = (
+    "select id, at, table_name, key, kind, winner, state, note, source_row ->> 'v', target_row ->> 'v', source_position,"
+    " target_position from conflicts where table_name <> 'public.lines' order by id desc limit 300"
+)
 Mend = Callable[[], None]
 
 
@@ -158,6 +162,8 @@ def _report(arena: MirrorArena, told: list[Told]) -> None:
     found = examine([side.sql for side in arena.sides], arena.ledger)
     print(f"\n{found.writes:,} writes, {found.conflicts:,} conflicts, {found.held} rows on hold, of which"
           f" {found.differing} differ; {len(found.wrong)} promises broken", flush=True)  # fmt: skip
+    for number in (0, 1) if found.wrong else ():
+        print(f"conflicts of side {number}:", *arena.ask(number, _LAST_CONFLICTS), sep="\n", flush=True)
     assert not found.wrong, found.wrong[:10]
     before = _places(arena)
     time.sleep(5)  # nothing may happen, so there is nothing to wait for

@@ -13,7 +13,7 @@ from tests.mirrors.pair import Pair
 
 
 def begin(pair: Pair, **settings: object) -> None:
-    """One row on both sides, mirrored in both directions by the processes of the bridges."""
+    """One row on both sides, mirrored in both directions by processes."""
     pair.both("create table t (id int primary key, v text)")
     pair.two_way(create_tables=False, **settings)
 
@@ -36,6 +36,7 @@ def test_a_row_that_appears_is_not_overwritten(pair18: Pair, case: str) -> None:
     begin(pair18)
     processes = [side.start_process() for side in pair18.sides]
     eventually(lambda: a.active() and b.active(), "both bridges stream")
+    mirrors = [side.start_mirrors() for side in pair18.sides]
     a.execute("insert into t values (1, 'both know it')")
     pair18.settle("t")
     processes[1].send_signal(signal.SIGSTOP)
@@ -47,6 +48,6 @@ def test_a_row_that_appears_is_not_overwritten(pair18: Pair, case: str) -> None:
     processes[1].send_signal(signal.SIGCONT)
     pair18.settle("t")
     assert [v for _, v in pair18.table(a, "t")] == ["b again"]
-    for process in processes:
+    for process in (*mirrors, *processes):
         process.terminate()
         process.wait(timeout=30)

@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class MirrorArena:
             side = self.sides[number // 2]
             skew = 3600.0 if number == 3 else 0.0
             self.writers.append(
-                Writer(number, lambda side=side: side.dsn, self.ledger, self.seed, pause=pause, skew=skew)
+                Writer(number, partial(getattr, side, "dsn"), self.ledger, self.seed, pause=pause, skew=skew)
             )
 
     def kill_backend(self, number: int, which: str) -> None:

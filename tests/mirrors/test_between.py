@@ -12,10 +12,10 @@ from tests.harness.world import World, eventually
 from tests.mirrors.pair import Pair
 
 
-def begin(pair: Pair, **settings: object) -> None:
+def begin(pair: Pair) -> None:
     """One row on both sides, mirrored in both directions by processes."""
     pair.both("create table t (id int primary key, v text)")
-    pair.two_way(create_tables=False, **settings)
+    pair.two_way(create_tables=False)
 
 
 def in_between(pair: Pair, stopped: World, act: Callable[[], None]) -> None:

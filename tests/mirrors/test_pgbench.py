@@ -24,8 +24,8 @@ TABLES = (
     "create table pgbench_branches (bid int primary key, bbalance int not null)",
     "create table pgbench_tellers (tid int primary key, bid int, tbalance int not null)",
     "create table pgbench_accounts (aid int primary key, bid int, abalance int not null)",
-    "create table pgbench_history (id int generated always as identity, side int, tid int, bid int, aid int,"
-    " delta int, primary key (side, id))",
+    """create table pgbench_history (id int generated always as identity, side int, tid int, bid int, aid int, delta int,
+       primary key (side, id))""",
     "insert into pgbench_branches select b, 0 from generate_series(1, 2) b",
     "insert into pgbench_tellers select 10 * b + t, b, 0 from generate_series(1, 2) b, generate_series(1, 3) t",
     "insert into pgbench_accounts select 100 * b + a, b, 0 from generate_series(1, 2) b, generate_series(1, 20) a",
@@ -36,9 +36,9 @@ NAMES = ("pgbench_branches", "pgbench_tellers", "pgbench_accounts", "pgbench_his
 def start(side: World, branch: int) -> subprocess.Popen[bytes]:
     script = side.folder / "script.sql"
     script.write_text(SCRIPT.format(branch=branch))
-    command = [side.server.binaries / "pgbench", "-n", "-c", "2", "-t", "150", "-f", script,
+    command = [str(part) for part in (side.server.binaries / "pgbench", "-n", "-c", "2", "-t", "150", "-f", script,
                "-h", side.server.dsn().split("host=")[1].split()[0], "-p", str(side.server.port), "-U", "postgres",
-               side.database]  # fmt: skip
+               side.database)]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=own_environment())
 
 

@@ -87,6 +87,10 @@ soak-streams: $(BIN)/.installed servers ## groups whose members die and seek, fo
 faults: $(BIN)/.installed servers ## everything that production does, at random, for a quarter of an hour (FAULTS=60, SEED=1)
 	$(BIN)/python -m tests.campaigns.faults --seconds $(or $(FAULTS),900) $(if $(SEED),--seed $(SEED))
 
+.PHONY: mirror-faults
+mirror-faults: $(BIN)/.installed servers ## both sides of a mirror write, and everything fails, for a quarter of an hour (FAULTS=60, SEED=1)
+	$(BIN)/python -m tests.campaigns.mirror_faults --seconds $(or $(FAULTS),900) $(if $(SEED),--seed $(SEED))
+
 .PHONY: fuzz
 fuzz: $(BIN)/.installed ## both decoders against mutated input for a minute (FUZZ=600, SEED=1)
 	$(BIN)/python -m tests.campaigns.fuzz --seconds $(or $(FUZZ),60) $(if $(SEED),--seed $(SEED))

@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class MirrorArena:
             side = self.sides[number // 2]
             skew = 3600.0 if number == 3 else 0.0
             self.writers.append(
-                Writer(number, lambda side=side: side.dsn, self.ledger, self.seed, pause=pause, skew=skew)
+                Writer(number, partial(getattr, side, "dsn"), self.ledger, self.seed, pause=pause, skew=skew)
             )
 
     def kill_backend(self, number: int, which: str) -> None:
@@ -121,7 +122,7 @@ class MirrorArena:
         for number in (0, 1):
             probe = 2 * time.monotonic_ns() + number
             self.ask(number, f"insert into probe values ({probe}) on conflict do nothing")
-            there = f"select from probe where id = {probe}"
+            there = f"select 1 from probe where id = {probe}"
             eventually(lambda: self.ask(1 - number, there), "the other side has a later change", PATIENCE)  # noqa: B023
         return time.monotonic() - began
 

@@ -26,6 +26,10 @@ from tests.campaigns.native_two_way import run_native
 from tests.harness.world import eventually
 from tests.mirrors.workload import examine
 
+_LAST_CONFLICTS = (
+    "select id, at, table_name, key, kind, winner, state, note, source_row ->> 'v', target_row ->> 'v', source_position,"
+    " target_position from conflicts where table_name <> 'public.lines' order by id desc limit 300"
+)
 Mend = Callable[[], None]
 
 
@@ -153,9 +157,13 @@ def _report(arena: MirrorArena, told: list[Told]) -> None:
         seconds = sorted(one.seconds for one in told if one.fault == name)
         if seconds:
             print(f"| {name} | {len(seconds)} | {seconds[len(seconds) // 2]:.1f} s | {seconds[-1]:.1f} s |")
+    for side in arena.sides:
+        side.leave()  # its sessions may be from before a crash
     found = examine([side.sql for side in arena.sides], arena.ledger)
     print(f"\n{found.writes:,} writes, {found.conflicts:,} conflicts, {found.held} rows on hold, of which"
           f" {found.differing} differ; {len(found.wrong)} promises broken", flush=True)  # fmt: skip
+    for number in (0, 1) if found.wrong else ():
+        print(f"conflicts of side {number}:", *arena.ask(number, _LAST_CONFLICTS), sep="\n", flush=True)
     assert not found.wrong, found.wrong[:10]
     before = _places(arena)
     time.sleep(5)  # nothing may happen, so there is nothing to wait for
@@ -166,10 +174,10 @@ def _drain(arena: MirrorArena, number: int) -> None:
     """Wait until the mirror of this side has applied everything that the side has committed."""
     lsn = arena.ask(number, "select pg_current_wal_insert_lsn()")[0][0]
     arena.ask(number, "select pg_logical_emit_message(true, 'cdcbridge.heartbeat', '')")
-    end = f"select from positions where end_lsn >= '{lsn}'"
+    end = f"select 1 from positions where end_lsn >= '{lsn}'"
     eventually(partial(arena.ask, number, end), "the log", PATIENCE)
     seq = arena.ask(number, "select coalesce(max(seq), 0) from messages")[0][0]
-    done = f"select from newest_offsets((select min(id) from consumers)) o having min(o.seq) >= {seq}"
+    done = f"select 1 from newest_offsets((select min(id) from consumers)) o having min(o.seq) >= {seq}"
     eventually(partial(arena.ask, number, done), f"everything of side {number} is applied", 4 * PATIENCE)
 
 

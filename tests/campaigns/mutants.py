@@ -33,6 +33,8 @@ STREAM = "tests/sql/test_read_stream.py::"
 SEGMENTS = "tests/sql/test_segments.py::"
 SPILL = "tests/properties/test_spill.py::test_each_comes_whole_at_its_commit_or_not_at_all"
 SESSIONS = "tests/integration/test_sessions.py::"
+MIRROR_RULE = "tests/properties/test_mirror_rule.py::test_two_sides_agree"
+MIRROR_CLOCK = "tests/mirrors/test_clock.py::test_a_clock_that_steps_back_divides_nobody"
 FAILOVER = "tests/acceptance/test_failover.py::test_"
 TAKEOVER = (
     "tests/acceptance/test_takeover.py"
@@ -358,6 +360,26 @@ MUTANTS = (
     Mutant("I106", "cdcbridge/web/pages/login.py", "hashlib.sha256(token.token.get_secret_value().encode()).digest()",
            "hashlib.sha256(token.name.encode()).digest()",
            f"{PAGES}test_a_cookie_that_was_changed_or_is_old_is_no_session"),
+    Mutant("I113", "cdcbridge/mirrors/target.py", '" values (%s, %s, %s, %s::pg_lsn) returning id)"',
+           '" select %s, %s, %s, %s::pg_lsn where false returning id)"',
+           "tests/mirrors/test_kill.py::test_each_change_once[mirror committed]"),
+    Mutant("I114", "cdcbridge/routing/collector.py", "            self._mark(Marker.read(event.content))\n",
+           "            pass\n", "tests/mirrors/test_one_way.py::test_two_way"),
+    Mutant("I115", "cdcbridge/mirrors/careful.py", "if missing and self._lock(table, missing):", "if missing is None:",
+           "tests/mirrors/test_between.py::test_a_row_that_appears_is_not_overwritten[update against delete]"),
+    Mutant("I116", "cdcbridge/mirrors/rule.py", "if own is None or own.lsn <= incoming.seen:", "if own is None:",
+           f"{MIRROR_RULE}[newest]"),
+    Mutant("I117", "cdcbridge/mirrors/rule.py", "(write.effective_time, write.side) > (rival.effective_time, rival.side)",
+           "write.effective_time > rival.effective_time", f"{MIRROR_RULE}[newest]"),
+    Mutant("I117", "cdcbridge/routing/collector.py", "max(self._effective_time, event.commit_time)", "event.commit_time",
+           MIRROR_CLOCK),
+    Mutant("I118", "cdcbridge/mirrors/careful.py", "            if decision.kind is not None and self._reports(decision):\n",
+           "            if decision.kind is not None and decision.apply:\n", MIRROR_CLOCK),
+    Mutant("I119", "cdcbridge/mirrors/applier.py", "            if self._target.open and rows[-1].ends:\n",
+           "            if self._target.open:\n",
+           "tests/mirrors/test_kill.py::test_a_large_transaction_is_whole_or_missing"),
+    Mutant("I120", "cdcbridge/mirrors/target.py", "        if row is None or not row[0]:\n", "        if row is None:\n",
+           "tests/mirrors/test_kill.py::test_a_second_process_waits_for_the_first"),
     Mutant("I121", "cdcbridge/revert/undo.py", "force=force, locked=True)", "force=force, locked=False)",
            f"{REVERTS}refused.py::test_a_writer_between_the_plan_and_its_application"
            "[open-update t set a = 7 where id = 1-a changed since]"),
@@ -374,6 +396,8 @@ MUTANTS = (
     Mutant("I124", "cdcbridge/routing/collector.py", "                self._annotate(event)\n",
            "                self._ordinal > self._skip_through and self._annotate(event)\n",
            f"{REVERTS}annotations.py::test_a_restart_inside_the_transaction_keeps_the_annotation"),
+    Mutant("I125", "cdcbridge/sql/internal/retention.sql", "then mirror_behind(beyond) end", "then null end",
+           "tests/sql/test_mirror_retention.py::test_the_log_keeps_what_a_mirror_has_not_applied"),
 )  # fmt: skip
 
 

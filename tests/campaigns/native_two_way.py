@@ -37,8 +37,7 @@ def run_native(seconds: float, seed: int, pause: float) -> None:
             )
         ledger = Ledger()
         writers = [
-            Writer(n, lambda n=n: servers[n // 2].dsn(), ledger, seed, pause=pause, skew=3600.0 if n == 3 else 0.0)
-            for n in range(4)
+            Writer(n, servers[n // 2].dsn, ledger, seed, pause=pause, skew=3600.0 if n == 3 else 0.0) for n in range(4)
         ]
         stops = 0
         end = time.monotonic() + seconds

@@ -54,3 +54,32 @@ def test_each_change_once(pair18: Pair, instant: MirrorInstant) -> None:
         process.terminate()
         assert process.wait(30) == 0
     assert pair18.conflicts(b) == []
+
+
+def test_a_large_transaction_is_whole_or_missing(pair18: Pair) -> None:
+    """A transaction that is larger than what the mirror reads at once is committed at its end only."""
+    a, b = pair18.sides
+    pair18.both("create table t (id int primary key)")
+    pair18.mirror(start="now")
+    with a.bridge():
+        process = a.start_mirrors(crash=("mirror committed", 1))
+        a.execute("insert into t select generate_series(1, 25000)")
+        assert process.wait(30) == -signal.SIGKILL
+        assert b.value("select count(*) from t") == 25000
+
+
+def test_a_second_process_waits_for_the_first(pair18: Pair) -> None:
+    a, b = pair18.sides
+    pair18.both("create table t (id int primary key)")
+    pair18.mirror(start="now")
+    with a.bridge():
+        first = a.start_mirrors()
+        eventually(lambda: "mirror.started" in a.log("mirrors.log"), "the first one applies")
+        second = a.start_mirrors()
+        eventually(lambda: "another process applies the mirror 'to_b'" in a.log("mirrors.log"), "the second one waits")
+        first.kill()
+        first.wait()
+        a.execute("insert into t values (1)")
+        eventually(lambda: b.value("select count(*) from t") == 1, "the second one applies")
+        second.terminate()
+        assert second.wait(30) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def write_on_both(pair: Pair, seed: int, transactions: int = TRANSACTIONS) -> Le
     """Two writers on each side, until all have written their transactions."""
     ledger = Ledger()
     writers = [
-        Writer(2 * number + n, lambda side=side: side.dsn, ledger, seed, transactions=transactions)
+        Writer(2 * number + n, partial(getattr, side, "dsn"), ledger, seed, transactions=transactions)
         for number, side in enumerate(pair.sides)
         for n in range(2)
     ]

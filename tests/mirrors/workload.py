@@ -318,7 +318,7 @@ def _short(row: dict[str, Any] | None) -> str:
     return "no row" if row is None else str({name: str(value)[:12] for name, value in row.items()})
 
 
-def _ancestors(parents: dict[int | None, int | None], write: int) -> set[int]:
+def _ancestors(parents: dict[int, int | None], write: int) -> set[int]:
     found: set[int] = set()
     before = parents.get(write)
     while before is not None:

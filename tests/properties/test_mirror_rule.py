@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import orjson
 import pytest
@@ -122,7 +122,7 @@ class Machine(RuleBasedStateMachine):
         side.lsn += 10
         side.effective = max(side.effective, clock)
         record = {"id": key, "v": len(self.ops) - 1}
-        document = {"op": op, "record": record, "old": None, "unchanged": []}
+        document: dict[str, Any] = {"op": op, "record": record, "old": None, "unchanged": []}
         row = LogRow(len(side.log) + 1, "public.t", orjson.dumps(document).decode(), key, None, side.lsn, 0,
                      commit_time=EPOCH + timedelta(microseconds=clock))  # fmt: skip
         side.log.append(Logged(side.lsn, row, len(self.ops) - 1, side.effective))
@@ -180,7 +180,11 @@ class Machine(RuleBasedStateMachine):
             cell = here.cells.get(key)
             local = Local(cell is not None and cell.exists, cell is not None and cell.mirrored, own[key])
             if not self.tombstones:
-                local = Local(local.exists, local.mirrored, cell and Write("update", here.lsn, cell.time, here.name))
+                local = Local(
+                    local.exists,
+                    local.mirrored,
+                    None if cell is None else Write("update", here.lsn, cell.time, here.name),
+                )
             self._check(here, key, numbers[lsn], type(self).decider(incoming, local, here.rule), change.op)
 
     def _check(self, here: Side, key: str, number: int, decision: Decision, op: str) -> None:

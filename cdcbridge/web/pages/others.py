@@ -1,4 +1,4 @@
-"""The pages of sinks, backfills, alarms and the audit log."""
+"""The pages of sinks, mirrors, backfills, alarms and the audit log."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from cdcbridge.web.pages.site import Page, View, Visit, visible_alarms
 _BACKFILLS: Final = (
     "select consumer, table_name, state, note, rows, percent, rows_per_second, seconds_left, condition, created_at"
     " from backfill_status() order by id desc limit 100"
+)
+_HAS_CONFLICTS: Final = "select to_regclass('conflicts') is not null"
+_CONFLICTS: Final = (
+    "select id, at, mirror, table_name, key, kind, rule, winner, state from conflicts order by id desc limit 100"
 )
 _AUDIT: Final = (
     "select id, at, caller, role, address, action, subject, details::text from audit where id < %s order by id desc"
@@ -31,6 +35,19 @@ async def sinks(visit: Visit) -> Page:
     """Show the sinks: what they deliver, and why they do not."""
     found = [one for one in visit.figures.rows("sinks") if visit.caller.sees(one["name"])]
     return Page("sinks.html", {"title": "Sinks", "sinks": found})
+
+
+async def mirrors(visit: Visit) -> Page:
+    """Show the mirrors, and the conflicts that mirrors to this database have decided.
+
+    A conflict that one of these mirrors decided is in its target.
+    """
+    found = [one for one in visit.figures.rows("mirrors") if visit.caller.sees(one["name"])]
+    store = visit.services.store
+    shown = visit.caller.consumers is None and visit.shows_data
+    known = shown and (await store.rows(_HAS_CONFLICTS))[0][0]
+    decided = await store.records(_CONFLICTS) if known else []
+    return Page("mirrors.html", {"title": "Mirrors", "mirrors": found, "conflicts": decided, "shown": shown})
 
 
 async def backfills(visit: Visit) -> Page:
@@ -68,6 +85,7 @@ async def audit(visit: Visit) -> Page:
 
 VIEWS: Final = (
     View("GET", "/sinks", "look", sinks),
+    View("GET", "/mirrors", "look", mirrors),
     View("GET", "/backfills", "look", backfills),
     View("GET", "/alarms", "look", alarms),
     View("GET", "/audit", "look", audit),

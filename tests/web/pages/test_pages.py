@@ -17,7 +17,7 @@ from tests.web.pages.conftest import live, visiting
 PAGES = (
     "/", "/consumers", "/consumers?q=bil", "/consumers/billing", "/consumers/search", "/consumers/audit", "/streams", "/dead",
     "/consumers/billing/dead", "/consumers/billing/dead?reason=nacked", "/consumers/billing/dead/1", "/log",
-    "/log?topic=t&key=k3", "/log/history?topic=t&key=k3", "/log/3", "/sinks", "/backfills", "/alarms", "/audit",
+    "/log?topic=t&key=k3", "/log/history?topic=t&key=k3", "/log/3", "/sinks", "/mirrors", "/backfills", "/alarms", "/audit",
     "/consumers/billing/pause", "/consumers/billing/dead/purge", "/consumers/billing/dead/1/retry",
     "/consumers/billing/filter",
 )  # fmt: skip
@@ -28,6 +28,7 @@ EMPTY = {
     "/dead": "No consumer has a dead letter",
     "/log": "The log has no message yet",
     "/sinks": "No consumer has a sink",
+    "/mirrors": "The file has no mirror",
     "/backfills": "cdcbridge backfill start",
     "/alarms": "No alarm",
     "/audit": "Nobody has changed anything yet",

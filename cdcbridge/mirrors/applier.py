@@ -1,6 +1,6 @@
 """The thread of one mirror: read the log, apply whole transactions to the target, note how far it is.
 
-Read Session.run() from top to bottom. A transaction of the source is applied whole or not at all, and the target's
+Read ApplierSession.run() from top to bottom. A transaction of the source is applied whole or not at all, and the target's
 commit contains the place. Any error ends the session. The next one continues from the place that the target has.
 """
 
@@ -23,15 +23,15 @@ from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable
 from cdcbridge.instants import reach
 from cdcbridge.mirrors.applying import Applying
 from cdcbridge.mirrors.careful import Careful
-from cdcbridge.mirrors.changes import LogRow, take_apart
+from cdcbridge.mirrors.changes import MirrorRow, take_apart
 from cdcbridge.mirrors.conflicts import count_held
-from cdcbridge.mirrors.directions import Direction, History, OneWay, TwoWay
+from cdcbridge.mirrors.directions import ApplyHistory, ApplyOneWay, ApplyTwoWay, Direction
 from cdcbridge.mirrors.log_reader import LogReader, Marks, MirrorState
 from cdcbridge.mirrors.peer_log import BehindPeer, PeerLog
 from cdcbridge.mirrors.place import begin_at
 from cdcbridge.mirrors.read_ahead import AHEAD_ROWS, ReadAhead
 from cdcbridge.mirrors.source_tables import SourceTables
-from cdcbridge.mirrors.target import Place, Target
+from cdcbridge.mirrors.target import Place, TargetSession
 from cdcbridge.mirrors.target_tables import TargetTables
 from cdcbridge.routing.copy_format import GAP_TOPIC
 
@@ -72,7 +72,7 @@ class Applier(Background):
             began = time.monotonic()
             try:
                 with ExitStack() as stack, server_errors():
-                    Session(self._config, self.mirror, self._stop.is_set, stack).run()
+                    ApplierSession(self._config, self.mirror, self._stop.is_set, stack).run()
                 self._stop.wait(_WAIT)  # paused, stopped, or not in the store yet
             except CdcbridgeError as error:
                 self._note(error)
@@ -111,7 +111,7 @@ class _Progress:
     noted_at: float = field(default_factory=time.monotonic)
 
 
-class Session:
+class ApplierSession:
     """The sessions and the loop of an applier, from its beginning to the first error.
 
     Args:
@@ -127,7 +127,7 @@ class Session:
         self._stopping = stopping
         self._reader = stack.enter_context(closing(LogReader(config, mirror)))
         self._stack = stack
-        self._pending: list[LogRow] = []  # messages that were read and not applied yet
+        self._pending: list[MirrorRow] = []  # messages that were read and not applied yet
         self._most = _MOST
         self._tell_clash_at = 0.0
         self._look_at_holds_at = 0.0
@@ -151,7 +151,7 @@ class Session:
     def _prepare(self, state: MirrorState) -> None:
         self._state = state
         self._side = self._reader.identity()
-        self._target = self._stack.enter_context(closing(Target(self._mirror, self._side)))
+        self._target = self._stack.enter_context(closing(TargetSession(self._mirror, self._side)))
         self._source = self._stack.enter_context(closing(SourceTables(self._config.source_dsn)))
         self._target.prepare()
         self._other = self._target.identity()
@@ -174,19 +174,19 @@ class Session:
         mirror, target, tables = self._mirror, self._target, self._tables
         applying = Applying(mirror, target, tables, self._source)
         if mirror.apply == "append":
-            return History(applying)
+            return ApplyHistory(applying)
         peer = None
         if mirror.two_way is not None:
             peer = self._stack.enter_context(closing(PeerLog(mirror, self._side)))
             peer.require_peer(self._other)
         careful = Careful(mirror, target, tables, self._source, applying, (self._side, self._other), peer)
         if peer is not None:
-            return TwoWay(target, applying, careful, peer, mirror.name, self._other)
-        return OneWay(target, applying, careful, in_order=mirror.triggers == "fire")
+            return ApplyTwoWay(target, applying, careful, peer, mirror.name, self._other)
+        return ApplyOneWay(target, applying, careful, in_order=mirror.triggers == "fire")
 
     # one piece of the log
 
-    def _take(self) -> list[LogRow]:
+    def _take(self) -> list[MirrorRow]:
         """Return the messages of the next whole transactions, or a part of one that is larger than a chunk.
 
         After an error, fewer transactions are taken together, see _smaller().
@@ -203,7 +203,7 @@ class Session:
             return rows
         return rows[: ends[min(self._most, len(ends)) - 1]]
 
-    def _apply_piece(self, rows: list[LogRow]) -> None:
+    def _apply_piece(self, rows: list[MirrorRow]) -> None:
         """Apply these messages, and commit if they end with a whole transaction."""
         marks = self._reader.marks(rows, self._other)
         taken = [row for row in rows if not marks.is_foreign(row.lsn)]
@@ -224,14 +224,14 @@ class Session:
             raise
         self._most = min(2 * self._most, _MOST)
         self._pending = self._pending[len(rows) :]
-        if isinstance(self._direction, TwoWay) and not self._target.open:
+        if isinstance(self._direction, ApplyTwoWay) and not self._target.open:
             self._settle(self._direction, marks)
 
-    def _apply(self, rows: Sequence[LogRow], marks: Marks) -> int:
+    def _apply(self, rows: Sequence[MirrorRow], marks: Marks) -> int:
         if not rows:
             return 0
         if not self._target.open:
-            if isinstance(self._direction, TwoWay):
+            if isinstance(self._direction, ApplyTwoWay):
                 self._direction.begin()
             self._target.begin(rows[-1].lsn)
             reach("mirror begun")
@@ -245,13 +245,13 @@ class Session:
         reach("mirror applied")
         return conflicts
 
-    def _advance(self, last: LogRow, changes: int) -> None:
+    def _advance(self, last: MirrorRow, changes: int) -> None:
         self._progress.place = Place(last.seq, last.lsn)
         self._progress.changes += changes
         if changes:
             self._progress.commit_time = last.commit_time
 
-    def _smaller(self, rows: Sequence[LogRow], error: CdcbridgeError) -> bool:
+    def _smaller(self, rows: Sequence[MirrorRow], error: CdcbridgeError) -> bool:
         """Take fewer transactions together from now on. Return whether that may help against the error.
 
         A clash with other sessions is less likely for fewer rows. Any other error is brought down to the transaction
@@ -276,12 +276,12 @@ class Session:
             log.warning("mirror.clash", mirror=self._mirror.name, transactions=transactions, error=str(error))
             self._reader.fails(self._state.consumer_id, str(error))
 
-    def _tell_gap(self, row: LogRow) -> None:
+    def _tell_gap(self, row: MirrorRow) -> None:
         text = f"the source's log has a gap: {row.data}. Compare the tables with `cdcbridge mirror verify`"
         log.warning("mirror.gap", mirror=self._mirror.name, message=text)
         self._reader.note(self._state.consumer_id, text)
 
-    def _settle(self, direction: TwoWay, marks: Marks) -> None:
+    def _settle(self, direction: ApplyTwoWay, marks: Marks) -> None:
         """Decide once more what the transaction could not lock. It is committed, so a clash is tried again here."""
         for left in reversed(range(_TRIES)):
             try:
@@ -342,7 +342,7 @@ class Session:
                 self._progress.place = Place(seq, self._progress.place.lsn)
             self._note()
         self._watch_copy()
-        if isinstance(self._direction, TwoWay) and time.monotonic() > self._look_at_holds_at:
+        if isinstance(self._direction, ApplyTwoWay) and time.monotonic() > self._look_at_holds_at:
             self._look_at_holds_at = time.monotonic() + _HOLDS_EVERY
             with target_errors():
                 self._direction.watch_holds()

@@ -20,7 +20,7 @@ from cdcbridge.mirrors.changes import MirroredChange, columns_of
 from cdcbridge.mirrors.segments import Segment
 from cdcbridge.mirrors.source_tables import SourceTables
 from cdcbridge.mirrors.tables import HISTORY, TargetTable
-from cdcbridge.mirrors.target import Target
+from cdcbridge.mirrors.target import TargetSession
 from cdcbridge.mirrors.target_tables import TargetTables
 
 _HISTORY: Final = tuple(name for name, _ in HISTORY)
@@ -31,7 +31,7 @@ class Unexpected(Exception):
 
 
 @dataclass(slots=True)
-class Group:
+class RowGroup:
     """Rows of one table that one statement writes: the names of their columns, and their JSON texts."""
 
     columns: tuple[str, ...]
@@ -48,7 +48,7 @@ class Applying:
         source: Answers questions about the source's rows.
     """
 
-    def __init__(self, mirror: Mirror, target: Target, tables: TargetTables, source: SourceTables) -> None:
+    def __init__(self, mirror: Mirror, target: TargetSession, tables: TargetTables, source: SourceTables) -> None:
         self._mirror = mirror
         self._target = target
         self._tables = tables
@@ -102,7 +102,7 @@ class Applying:
             for group in self.grouped(table, [change for change in written if change.unchanged]):
                 self._update(table, group, suffix)
 
-    def _update(self, table: TargetTable, group: Group, suffix: str) -> None:
+    def _update(self, table: TargetTable, group: RowGroup, suffix: str) -> None:
         if self._target.run(table.statement(f"update{suffix}", group.columns), [group.rows]) != len(group.rows):
             raise Unexpected
 
@@ -185,7 +185,7 @@ class Applying:
 
     # columns
 
-    def grouped(self, table: TargetTable, changes: Sequence[MirroredChange], *, by_row: bool = False) -> list[Group]:
+    def grouped(self, table: TargetTable, changes: Sequence[MirroredChange], *, by_row: bool = False) -> list[RowGroup]:
         """Return the rows of the changes, in groups with the same columns.
 
         The rows of a table have the same columns until its definition changes, and the definition changes between
@@ -198,7 +198,7 @@ class Applying:
         """
         if not changes:
             return []
-        groups: dict[tuple[str, ...], Group] = {}
+        groups: dict[tuple[str, ...], RowGroup] = {}
         uniform = not any(change.unchanged for change in changes)
         first, last = (columns_of(changes[place].record or "{}") for place in (0, -1))
         uniform = uniform and first == last
@@ -208,7 +208,7 @@ class Applying:
             group = groups.get(columns)
             if group is None:
                 self._check(table, columns, change)
-                group = groups[columns] = Group(table.written(columns), [])
+                group = groups[columns] = RowGroup(table.written(columns), [])
             group.rows.append(_with_history(change, record) if by_row else record)
         return list(groups.values())
 

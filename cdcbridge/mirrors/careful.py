@@ -24,7 +24,7 @@ from cdcbridge.mirrors.rule import Decision, Incoming, Local, Write, decide
 from cdcbridge.mirrors.segments import Segment
 from cdcbridge.mirrors.source_tables import SourceTables
 from cdcbridge.mirrors.tables import TargetTable
-from cdcbridge.mirrors.target import Target
+from cdcbridge.mirrors.target import TargetSession
 from cdcbridge.mirrors.target_tables import TargetTables
 from cdcbridge.mirrors.winners import MaybeAppeared, Winners
 
@@ -87,7 +87,7 @@ class Careful:
     def __init__(
         self,
         mirror: Mirror,
-        target: Target,
+        target: TargetSession,
         tables: TargetTables,
         source: SourceTables,
         applying: Applying,

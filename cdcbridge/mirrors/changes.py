@@ -22,7 +22,7 @@ _OP_START: Final = len('{"op":"')
 _RECORD: Final = len('","record":')
 
 
-class LogRow(NamedTuple):
+class MirrorRow(NamedTuple):
     """A message as read_mirror() returns it.
 
     `lsn` is the commit LSN. `ends` is true for the last message that the mirror gets of a transaction.
@@ -51,7 +51,7 @@ class MirroredChange:
         unchanged: The columns that `record` lacks because the change did not touch them.
     """
 
-    row: LogRow
+    row: MirrorRow
     op: str
     record: str | None
     old: str | None
@@ -63,7 +63,7 @@ class MirroredChange:
         return f"{format_lsn(self.row.lsn)}#{self.row.ordinal}"
 
 
-def take_apart(row: LogRow) -> MirroredChange:
+def take_apart(row: MirrorRow) -> MirroredChange:
     """Return the parts of a message.
 
     Most messages have one of two forms, which need two comparisons. All others are read member by member.
@@ -83,7 +83,7 @@ def take_apart(row: LogRow) -> MirroredChange:
     return _by_members(row, op)
 
 
-def _by_members(row: LogRow, op: str) -> MirroredChange:
+def _by_members(row: MirrorRow, op: str) -> MirroredChange:
     found = dict(members(row.data))
     record, old = found.get("record", "null"), found.get("old", "null")
     if op == "delete":
@@ -105,7 +105,7 @@ def columns_of(record: str) -> tuple[str, ...]:
         return tuple(name for name, _ in members(record))
 
 
-def effective_time(row: LogRow) -> int:
+def effective_time(row: MirrorRow) -> int:
     """Return the commit time of a message in microseconds since 2000-01-01 UTC, or 0 if it has none."""
     return 0 if row.commit_time is None else _microseconds(row.commit_time)
 

@@ -18,7 +18,7 @@ from cdcbridge.errors import CdcbridgeError, OperatorNeeded, SourceUnavailable, 
 from cdcbridge.mirrors.peer_log import PeerLog
 from cdcbridge.mirrors.source_tables import SourceTables, quoted
 from cdcbridge.mirrors.tables import HISTORY, TargetTable
-from cdcbridge.mirrors.target import ORIGIN_FUNCTIONS, Target, rights_needed
+from cdcbridge.mirrors.target import ORIGIN_FUNCTIONS, TargetSession, rights_needed
 from cdcbridge.mirrors.target_tables import TargetTables
 from cdcbridge.problem import Problem, Severity
 from cdcbridge.source.tables import tables_of
@@ -59,7 +59,7 @@ def check_mirrors(config: Config) -> list[Problem]:
     found: list[Problem] = []
     for mirror in config.mirrors:
         try:
-            with closing(Target(mirror, "")) as target, target_errors():
+            with closing(TargetSession(mirror, "")) as target, target_errors():
                 found += _Checks(config, mirror, target).all()
         except TargetUnavailable as error:
             fix = error.hint or "Start the target's server, or correct target.dsn. Also check the network."
@@ -80,7 +80,7 @@ class _Checks:
         target: Its session on the target, without an origin.
     """
 
-    def __init__(self, config: Config, mirror: Mirror, target: Target) -> None:
+    def __init__(self, config: Config, mirror: Mirror, target: TargetSession) -> None:
         self._config = config
         self._mirror = mirror
         self._target = target

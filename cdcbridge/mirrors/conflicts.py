@@ -12,7 +12,7 @@ from cdcbridge.mirrors.changes import MirroredChange
 from cdcbridge.mirrors.peer_log import OwnWrite
 from cdcbridge.mirrors.rule import Decision, Kind, Winner
 from cdcbridge.mirrors.tables import TargetTable
-from cdcbridge.mirrors.target import RowsJson, Target
+from cdcbridge.mirrors.target import RowsJson, TargetSession
 
 _INSERT: Final = """
     insert into conflicts (mirror, table_name, key, kind, source_row, target_row, source_position, target_position,
@@ -91,7 +91,7 @@ def conflict_of(
     )
 
 
-def store_conflicts(target: Target, mirror: str, rows: Sequence[ConflictRow]) -> None:
+def store_conflicts(target: TargetSession, mirror: str, rows: Sequence[ConflictRow]) -> None:
     """Insert the rows into the target's table `conflicts`."""
     if not rows:
         return
@@ -119,7 +119,7 @@ def store_conflicts(target: Target, mirror: str, rows: Sequence[ConflictRow]) ->
         )
 
 
-def holds(target: Target, mirror: str) -> list[Hold]:
+def holds(target: TargetSession, mirror: str) -> list[Hold]:
     """Return the rows that are on hold."""
     found = target.connection.execute(
         "select id, table_name, key, held_lsn::text from conflicts where mirror = %s and state = 'held'", (mirror,)
@@ -127,12 +127,12 @@ def holds(target: Target, mirror: str) -> list[Hold]:
     return [Hold(number, table, key, parse_lsn(lsn)) for number, table, key, lsn in found]
 
 
-def end_hold(target: Target, number: int) -> None:
+def end_hold(target: TargetSession, number: int) -> None:
     """Note that the target itself has written the row again, which decides what was on hold."""
     target.connection.execute("update conflicts set state = 'superseded' where id = %s and state = 'held'", (number,))
 
 
-def end_holds(target: Target, mirror: str, keys: Iterable[tuple[str, str]]) -> None:
+def end_holds(target: TargetSession, mirror: str, keys: Iterable[tuple[str, str]]) -> None:
     """Note that later writes of these rows, given as (table, key), have decided what was on hold."""
     tables, texts = zip(*keys, strict=True) if keys else ((), ())
     target.connection.execute(

@@ -20,7 +20,7 @@ from cdcbridge.mirrors.conflicts import end_hold, holds
 from cdcbridge.mirrors.log_reader import Marks
 from cdcbridge.mirrors.peer_log import PeerLog
 from cdcbridge.mirrors.segments import segments
-from cdcbridge.mirrors.target import Place, Target
+from cdcbridge.mirrors.target import Place, TargetSession
 
 
 class Direction(Protocol):
@@ -37,7 +37,7 @@ class Direction(Protocol):
         ...
 
 
-class History:
+class ApplyHistory:
     """Append each change to the history of its table (`apply: append`)."""
 
     def __init__(self, applying: Applying) -> None:
@@ -49,7 +49,7 @@ class History:
         return 0
 
 
-class OneWay:
+class ApplyOneWay:
     """Make the target's tables equal to the source's.
 
     Args:
@@ -59,7 +59,7 @@ class OneWay:
         in_order: Whether operations of different tables must not change places.
     """
 
-    def __init__(self, target: Target, applying: Applying, careful: Careful, *, in_order: bool) -> None:
+    def __init__(self, target: TargetSession, applying: Applying, careful: Careful, *, in_order: bool) -> None:
         self._target = target
         self._applying = applying
         self._careful = careful
@@ -89,7 +89,7 @@ class OneWay:
             self._applying.truncate([change.row.topic for change in some])
 
 
-class TwoWay:
+class ApplyTwoWay:
     """Apply what the target's own writes do not forbid.
 
     Args:
@@ -102,7 +102,7 @@ class TwoWay:
     """
 
     def __init__(
-        self, target: Target, applying: Applying, careful: Careful, peer: PeerLog, mirror: str, other: str
+        self, target: TargetSession, applying: Applying, careful: Careful, peer: PeerLog, mirror: str, other: str
     ) -> None:
         self._target = target
         self._applying = applying

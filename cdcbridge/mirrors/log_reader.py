@@ -15,7 +15,7 @@ from cdcbridge.config import Config, Mirror
 from cdcbridge.database import connect_store, cut_off, store_errors
 from cdcbridge.errors import StoreUnavailable
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.mirrors.changes import LogRow
+from cdcbridge.mirrors.changes import MirrorRow
 from cdcbridge.routing.mirror_marks import source_identity
 
 _READ: Final = """
@@ -73,8 +73,8 @@ class Marks:
         return self.seen[at - 1] if at else self.seen_before
 
 
-def _log_rows(_cursor: object) -> Callable[[Sequence[Any]], LogRow]:
-    return LogRow._make
+def _log_rows(_cursor: object) -> Callable[[Sequence[Any]], MirrorRow]:
+    return MirrorRow._make
 
 
 class LogReader:
@@ -129,7 +129,7 @@ class LogReader:
                 )
         return MirrorState(*row) if row else None
 
-    def read(self, consumer_id: int, after: int) -> list[LogRow]:
+    def read(self, consumer_id: int, after: int) -> list[MirrorRow]:
         """Return the next messages, of complete transactions only."""
         with store_errors():
             self._rows.execute(_READ, (consumer_id, after, CHUNK_ROWS, CHUNK_BYTES), prepare=True)
@@ -139,7 +139,7 @@ class LogReader:
         """Return a seq up to which the mirror has no messages after `after`."""
         return int(self._one("select mirror_end(%s, %s)", consumer_id, after))
 
-    def marks(self, rows: Sequence[LogRow], target: str) -> Marks:
+    def marks(self, rows: Sequence[MirrorRow], target: str) -> Marks:
         """Return the notes about the transactions of these messages.
 
         Args:

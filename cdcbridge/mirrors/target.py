@@ -81,7 +81,7 @@ def origin_name(mirror: str, source: str) -> str:
     return f"cdcbridge:{mirror}:{source}"
 
 
-class Target:
+class TargetSession:
     """The session, with at most one transaction open.
 
     Args:

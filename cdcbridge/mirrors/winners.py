@@ -20,7 +20,7 @@ from cdcbridge.mirrors.log_reader import Marks
 from cdcbridge.mirrors.rule import Decision, Kind
 from cdcbridge.mirrors.segments import segments
 from cdcbridge.mirrors.tables import TargetTable
-from cdcbridge.mirrors.target import Target
+from cdcbridge.mirrors.target import TargetSession
 
 # The columns of a unique index, in their order.
 _INDEXED = """
@@ -57,7 +57,7 @@ class Winners:
         sides: The identities of the source and the target.
     """
 
-    def __init__(self, mirror: Mirror, target: Target, applying: Applying, sides: tuple[str, str]) -> None:
+    def __init__(self, mirror: Mirror, target: TargetSession, applying: Applying, sides: tuple[str, str]) -> None:
         self._mirror = mirror
         self._target = target
         self._applying = applying

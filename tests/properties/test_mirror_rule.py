@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from cdcbridge.config.mirror import ConflictRule
-from cdcbridge.mirrors.changes import LogRow, effective_time, take_apart
+from cdcbridge.mirrors.changes import MirrorRow, effective_time, take_apart
 from cdcbridge.mirrors.log_reader import Marks
 from cdcbridge.mirrors.rule import Decision, Incoming, Local, Write, decide
 from cdcbridge.mirrors.segments import Segment, segments
@@ -39,7 +39,7 @@ class Logged:
     """A message of a log. `number` names the write on both sides. `seen` is set if a mirror applied the transaction."""
 
     lsn: int
-    row: LogRow
+    row: MirrorRow
     number: int
     effective: int
     seen: int | None = None
@@ -123,7 +123,7 @@ class Machine(RuleBasedStateMachine):
         side.effective = max(side.effective, clock)
         record = {"id": key, "v": len(self.ops) - 1}
         document: dict[str, Any] = {"op": op, "record": record, "old": None, "unchanged": []}
-        row = LogRow(len(side.log) + 1, "public.t", orjson.dumps(document).decode(), key, None, side.lsn, 0,
+        row = MirrorRow(len(side.log) + 1, "public.t", orjson.dumps(document).decode(), key, None, side.lsn, 0,
                      commit_time=EPOCH + timedelta(microseconds=clock))  # fmt: skip
         side.log.append(Logged(side.lsn, row, len(self.ops) - 1, side.effective))
         side.cells[key] = Cell(len(self.ops) - 1, not delete, False, clock)

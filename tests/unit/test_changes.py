@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdcbridge.mirrors.changes import LogRow, columns_of, effective_time, take_apart
+from cdcbridge.mirrors.changes import MirrorRow, columns_of, effective_time, take_apart
 
 NAMES = ["id", "old", "unchanged", "record", "op", '},"old":', ',"unchanged":[]}', "null"]
 VALUES = st.recursive(
@@ -21,8 +21,8 @@ VALUES = st.recursive(
 ROWS = st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=4)
 
 
-def row(document: dict[str, Any], **fields: Any) -> LogRow:
-    return LogRow(1, "public.t", orjson.dumps(document).decode(), "1", None, 0x16B374D848, 3, **fields)
+def row(document: dict[str, Any], **fields: Any) -> MirrorRow:
+    return MirrorRow(1, "public.t", orjson.dumps(document).decode(), "1", None, 0x16B374D848, 3, **fields)
 
 
 @given(st.sampled_from(["insert", "update", "read"]), ROWS, st.none() | ROWS, st.lists(st.sampled_from(NAMES)))

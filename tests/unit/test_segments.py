@@ -7,12 +7,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdcbridge.mirrors.changes import LogRow, MirroredChange
+from cdcbridge.mirrors.changes import MirroredChange, MirrorRow
 from cdcbridge.mirrors.segments import Segment, segments
 
 
 def change(op: str, key: str | None, *, old_key: str | None = None, unchanged: tuple[str, ...] = ()) -> MirroredChange:
-    return MirroredChange(LogRow(1, "public.t", "", key, old_key, 1, 0), op, "{}", None, unchanged)
+    return MirroredChange(MirrorRow(1, "public.t", "", key, old_key, 1, 0), op, "{}", None, unchanged)
 
 
 def test_the_last_change_of_a_key_counts() -> None:

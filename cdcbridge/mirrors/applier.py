@@ -1,7 +1,8 @@
 """The thread of one mirror: read the log, apply whole transactions to the target, note how far it is.
 
-Read ApplierSession.run() from top to bottom. A transaction of the source is applied whole or not at all, and the target's
-commit contains the place. Any error ends the session. The next one continues from the place that the target has.
+Read ApplierSession.run() from top to bottom. A transaction of the source is applied whole or not at all, and the
+target's commit contains the place. Any error ends the session. The next one continues from the place that the target
+has.
 """
 
 from __future__ import annotations

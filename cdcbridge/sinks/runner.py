@@ -16,6 +16,7 @@ from cdcbridge.errors import CdcbridgeError, StoreUnavailable, UsageError
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.sinks.claims import SIDE_BY_SIDE, ClaimDelivery, SharedTarget
 from cdcbridge.sinks.lanes import LEASE, TICK, Lanes
+from cdcbridge.sinks.log_session import LogSession
 from cdcbridge.sinks.pace import Backoff, Rate
 from cdcbridge.sinks.parts import Parts, wait_for
 from cdcbridge.sinks.shaper import Names, Shaper
@@ -64,9 +65,10 @@ class Runner:
         backoff = Backoff()
         while not self._stopping.is_set():
             store, ticks = self._session(), self._session()
+            reading = LogSession(self._config.store_dsn, self._config.store.schema_)
             wait = 0.0
             try:
-                if await self._deliver(store, ticks):
+                if await self._deliver(store, ticks, reading):
                     backoff.reset()
                 wait = TICK
             except StoreUnavailable as error:
@@ -78,6 +80,7 @@ class Runner:
                 wait = backoff.next()
             finally:
                 await self._leave(ticks)
+                await reading.close()
                 await store.close()
                 await ticks.close()
             await wait_for(self._stopping, wait)
@@ -85,7 +88,7 @@ class Runner:
     def _session(self) -> SinkStore:
         return SinkStore(self._config.store_dsn, self._config.store.schema_, self._member)
 
-    async def _deliver(self, store: SinkStore, ticks: SinkStore) -> bool:
+    async def _deliver(self, store: SinkStore, ticks: SinkStore, reading: LogSession) -> bool:
         """Deliver until the consumer is paused or removed, or the process is to end.
 
         Return False if the store does not know the consumer yet, or if it is paused.
@@ -96,7 +99,7 @@ class Runner:
         self.consumer_id = found[0]
         origin = await store.origin()
         parts = self._parts = self._put_together(
-            store, Names(self._config.source.name or origin.database, origin.database)
+            store, reading, Names(self._config.source.name or origin.database, origin.database)
         )
         partitions = await store.partitions()
         if self.consumer.mode == "stream":
@@ -109,7 +112,7 @@ class Runner:
             await self._claim(parts, ticks, partitions)
         return True
 
-    def _put_together(self, store: SinkStore, names: Names) -> Parts:
+    def _put_together(self, store: SinkStore, reading: LogSession, names: Names) -> Parts:
         consumer, sink = self.consumer, self.consumer.needed_sink
         adapter = target_class(sink)
         if sink.content_mode == "binary" and adapter.attribute_prefix is None:
@@ -126,6 +129,7 @@ class Runner:
             adapter,
             Shaper(consumer, names, adapter.attribute_prefix),
             store,
+            reading,
             self._stats,
             Rate(sink.rate),
             self._stopping,

@@ -25,6 +25,7 @@ from cdcbridge.sinks.debezium import Debezium
 from cdcbridge.sinks.formats import JSON, CloudEvents, Content, Format, cdcbridge, headers_of
 from cdcbridge.sinks.mask import masked
 from cdcbridge.sinks.message import SinkMessage
+from cdcbridge.sinks.plain_form import Place
 from cdcbridge.sinks.target import Outgoing
 
 SINK: str = "sink: "  # the beginning of the reason of a message that a sink refused
@@ -68,11 +69,13 @@ class Shaper:
     def __init__(self, consumer: Consumer, names: Names, attribute_prefix: str | None) -> None:
         sink = consumer.needed_sink
         self._destination = Destination(destination_of(sink))
+        self._by_key = "key" in self._destination.placeholders
         self._fill = lru_cache(_DESTINATIONS)(self._filled)
         self._mask: Mapping[str, str] = sink.mask
         self._transform = Transform(sink.transform) if sink.transform is not None else None
         self._format = _format(sink, names, attribute_prefix)
         self._source = names.source
+        self._plain = not self._mask and self._transform is None and self._format is cdcbridge
         # Debezium's tombstone, for topics that Kafka compacts.
         self._tombstones = sink.format == "debezium" and sink.type == "kafka"
 
@@ -96,11 +99,20 @@ class Shaper:
             return (one, one._replace(id=f"{one.id}/tombstone", body=None))
         return (one,)
 
+    @property
+    def plain_place(self) -> Place | None:
+        """Where messages are delivered, if their content is that of the log. None: their content is another one."""
+        if not self._plain:
+            return None
+        return self._at if self._destination.placeholders else self._destination.template
+
     def _place(self, message: SinkMessage) -> str:
-        names = self._destination.placeholders
-        if not names:
+        if not self._destination.placeholders:
             return self._destination.template
-        return self._fill(message.topic, message.op, message.key if "key" in names else None, message.partition)
+        return self._at(message.topic, message.op, message.key, message.partition)
+
+    def _at(self, topic: str, op: str, key: str | None, partition: int) -> str:
+        return self._fill(topic, op, key if self._by_key else None, partition)
 
     def _filled(self, topic: str, op: str, key: str | None, partition: int) -> str:
         schema, dot, table = topic.partition(".")

@@ -33,6 +33,7 @@ class SinkMessage(NamedTuple):
         commit_time: The JSON text of the time of the commit, or `null`.
         inserted_at: The JSON text of the time at which the message was added to the log.
         deliver_count: The number of deliveries, this one included.
+        old_key: The key before an update that changed it. None: the same key, or the mode is not `stream`.
     """
 
     seq: int
@@ -48,6 +49,7 @@ class SinkMessage(NamedTuple):
     commit_time: str
     inserted_at: str
     deliver_count: int = 1
+    old_key: str | None = None
 
 
 class Origin(NamedTuple):

@@ -78,7 +78,8 @@ def judge(row: LogRow, wanted: Subscription, origin: Origin, *, projected: bool)
             data = in_one_line(shown)
     identity = origin.identity(seq, op, commit_lsn, ordinal)
     times = time_json(commit_time), time_json(inserted_at)
-    message = SinkMessage(seq, identity, topic, key, partition, op, data, commit_lsn, ordinal, xid, *times)
+    old_key = old_key if wanted.key is None else None  # of the log's key
+    message = SinkMessage(seq, identity, topic, key, partition, op, data, commit_lsn, ordinal, xid, *times, 1, old_key)
     return message if reason is None else Unshaped(message, reason)
 
 

@@ -21,7 +21,7 @@ from cdcbridge.routing.destination import Destination, NoDestination
 from cdcbridge.routing.filters import FilterError
 from cdcbridge.routing.judged import Logged
 from cdcbridge.routing.transform import Transform
-from cdcbridge.sinks.debezium import Debezium
+from cdcbridge.sinks.debezium import NEW_KEY, OLD_KEY, Debezium, of_moved_row
 from cdcbridge.sinks.formats import JSON, CloudEvents, Content, Format, cdcbridge, headers_of
 from cdcbridge.sinks.mask import masked
 from cdcbridge.sinks.message import SinkMessage
@@ -81,6 +81,8 @@ class Shaper:
 
     def shape(self, message: SinkMessage) -> Sequence[Outgoing] | Unshaped:
         """Return the message in the form in which it is delivered, or why it cannot be."""
+        if self._tombstones and message.old_key is not None:
+            return self._moved(message)
         try:
             if self._mask and "." in message.topic:
                 message = message._replace(data=masked(message.data, self._mask))
@@ -98,6 +100,20 @@ class Shaper:
         if self._tombstones and message.op == "delete" and message.key is not None:
             return (one, one._replace(id=f"{one.id}/tombstone", body=None))
         return (one,)
+
+    def _moved(self, message: SinkMessage) -> Sequence[Outgoing] | Unshaped:
+        """Return Debezium's events of an update that changed the key: a delete, a tombstone and a create."""
+        deleted, created = of_moved_row(message)
+        ends, begins = self.shape(deleted), self.shape(created)
+        if isinstance(ends, Unshaped):
+            return ends
+        if isinstance(begins, Unshaped):
+            return begins
+        new, old = {NEW_KEY: message.key or ""}, {OLD_KEY: message.old_key or ""}
+        return [
+            *(one._replace(headers={**one.headers, **new}) for one in ends),
+            *(one._replace(headers={**one.headers, **old}) for one in begins),
+        ]
 
     @property
     def plain_place(self) -> Place | None:

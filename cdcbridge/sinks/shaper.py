@@ -14,7 +14,7 @@ import orjson
 
 from cdcbridge import __version__
 from cdcbridge.config import Consumer
-from cdcbridge.config.sink import destination_of
+from cdcbridge.config.sink import destination_of, shown_destination
 from cdcbridge.config.sink_base import SinkBase
 from cdcbridge.routing.dead_reasons import undecodable
 from cdcbridge.routing.destination import Destination, NoDestination
@@ -68,7 +68,7 @@ class Shaper:
 
     def __init__(self, consumer: Consumer, names: Names, attribute_prefix: str | None) -> None:
         sink = consumer.needed_sink
-        self._destination = Destination(destination_of(sink))
+        self._destination = Destination(destination_of(sink), shown_destination(sink))
         self._by_key = "key" in self._destination.placeholders
         self._fill = lru_cache(_DESTINATIONS)(self._filled)
         self._mask: Mapping[str, str] = sink.mask

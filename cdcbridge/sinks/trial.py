@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from psycopg.types.json import Jsonb
+from pydantic import SecretStr
 
 from cdcbridge.config import Config, Consumer
+from cdcbridge.config.sink import HttpSink, shown_destination
 from cdcbridge.database import Connection
 from cdcbridge.errors import UsageError
 from cdcbridge.routing.subscription import Subscription
@@ -57,6 +59,9 @@ def trial(
     if lacking := set(seqs) - {row[0] for row in rows}:
         raise UsageError(f"the log has no message {min(lacking)}")
     sink = consumer.needed_sink
+    if isinstance(sink, HttpSink):  # the address may have secrets
+        shown_sink = sink.model_copy(update={"url": SecretStr(shown_destination(sink))})
+        consumer = consumer.model_copy(update={"sink": shown_sink})
     adapter = target_class(sink)
     names = Names(config.source.name or origin.database, origin.database)
     shaper = Shaper(consumer, names, adapter.attribute_prefix)

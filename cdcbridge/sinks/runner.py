@@ -105,7 +105,7 @@ class Runner:
         if self.consumer.mode == "stream":
             lanes = Lanes(parts, ticks, origin.store, partitions)
             try:
-                await self._tick(ticks, lanes)
+                await self._tick(ticks, lanes, parts.rate)
             finally:
                 await lanes.close()
         else:
@@ -135,13 +135,15 @@ class Runner:
             self._stopping,
         )
 
-    async def _tick(self, ticks: SinkStore, lanes: Lanes | None) -> None:
+    async def _tick(self, ticks: SinkStore, lanes: Lanes | None, rate: Rate) -> None:
         """Renew leases and store the counters, until the consumer is paused or removed, or the process is to end."""
         while not self._stopping.is_set():
             if lanes is not None:
                 await lanes.tick()
             else:
                 await ticks.lease(self.consumer_id, 0, LEASE)  # no lanes, but the presence of this process
+                if rate.most is not None:
+                    rate.share(1 / await ticks.members(self.consumer_id, LEASE))
             found = await ticks.consumer(self.consumer.name)
             if found is None or found[1] or found[0] != self.consumer_id:
                 return
@@ -154,7 +156,7 @@ class Runner:
         attempts: dict[int, int] = {}
         deliveries = [ClaimDelivery(parts, shared, partitions, attempts) for _ in range(SIDE_BY_SIDE)]
         tasks = [asyncio.create_task(one.run()) for one in deliveries]
-        tasks.append(asyncio.create_task(self._tick(ticks, None)))
+        tasks.append(asyncio.create_task(self._tick(ticks, None, parts.rate)))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping.is_set():

@@ -16,6 +16,9 @@ from cdcbridge.errors import StoreUnavailable
 from cdcbridge.sinks.log_session import PATIENCE
 from cdcbridge.sinks.message import Origin
 
+_MEMBERS: Final = (
+    "select count(*) from sink_members where consumer_id = %s and seen_at >= moment() - make_interval(secs => %s)"
+)
 _LEASE: Final = "select lane, seq, first_seq, surplus from lease_lanes(%s, %s, %s, make_interval(secs => %s))"
 
 
@@ -123,6 +126,10 @@ class SinkStore:
         """Renew the leases of this process, and take free lanes up to its share. Return the lanes that it holds."""
         rows = await self.rows(_LEASE, (consumer, self.member, lanes, seconds))
         return [Held(*row) for row in rows]
+
+    async def members(self, consumer: int, seconds: float) -> int:
+        """Return the number of processes that deliver for a consumer, at least 1."""
+        return max(1, int(await self.value(_MEMBERS, (consumer, seconds))))
 
     async def leave(self, consumer: int, lane: int | None) -> None:
         """Give a lane back, or all lanes of the consumer for None."""

@@ -48,10 +48,10 @@ ROWS = {
     "redis": 400_000,
     "nats": 200_000,
     "rabbitmq_stream": 200_000,
-    "rabbitmq_exchange": 40_000,
-    "mqtt": 40_000,
+    "rabbitmq_exchange": 10_000,
+    "mqtt": 10_000,
     "http": 10_000,
-    "sqs": 5_000,
+    "sqs": 2_000,
 }
 _FEW_NOTES = 3
 RUNS = 3

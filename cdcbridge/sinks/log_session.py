@@ -67,7 +67,7 @@ class LogSession:
 
         Raises:
             StoreUnavailable: The store cannot be reached.
-            StreamDataLost: Retention dropped messages that the lane had not read.
+            CdcbridgeError: Retention dropped messages that the lane had not read.
         """
         loop = asyncio.get_running_loop()
         async with self._free:

@@ -41,9 +41,8 @@ def plain_form(rows: Sequence[LogRow], origin: Origin, place: Place, max_bytes: 
     before: tuple[Any, ...] = ()
     for seq, topic, key, partition, text, _, lsn, ordinal, _, commit_time, inserted_at, _ in rows:
         timeline = only if only is not None or lsn is None else origin.timeline(seq)
-        if (
-            same := (lsn, topic, inserted_at, commit_time, timeline)
-        ) != before:  # most rows are of the transaction of the last
+        same = (lsn, topic, inserted_at, commit_time, timeline)
+        if same != before:  # most rows are of the same transaction as the row before
             before = same
             at = lsn_text(lsn)
             committed = f"{origin.system}/{timeline}/{at}/"

@@ -131,8 +131,8 @@ end $$;
 -- Returns: the messages, in order of seq.
 --   shown  with `columns`: the data with only the columns that the sink gets, or null if they
 --          cannot be separated; otherwise null
--- The function has no SET clause, so that PostgreSQL puts it into the calling statement. The session
--- of the sink has the settings instead.
+-- The function has no SET clause, so that PostgreSQL puts it into the calling statement. The
+-- session of the sink has the settings instead.
 create or replace function scan_lane(lane int, lanes int, after bigint, most int, wish stream_wish,
                                      columns jsonb, upper_end bigint)
 returns table (seq bigint, topic text, key text, partition int, data json, shown json,

@@ -89,3 +89,16 @@ def one_line(text: str) -> str:
 def without_secrets(address: str) -> str:
     """Return an address without its user and password: `https://user:secret@host/x` becomes `https://host/x`."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", address)
+
+
+def without_path(address: str) -> str:
+    """Return an address with `***` for each part that may be secret. Placeholders in braces remain.
+
+    For example, `https://user:secret@host/T0/{table}?key=x` becomes `https://host/***/{table}?***`.
+    """
+    found = re.fullmatch(r"(\w+://)(?:[^/?#]*@)?([^/?#]*)([^?#]*)(.*)", address, re.DOTALL)
+    if found is None:
+        return "***"
+    scheme, host, path, rest = found.groups()
+    path = re.sub(r"(\{[^{}]*\})|[^/{}]+", lambda part: part[1] or "***", path)
+    return f"{scheme}{host}{path}" + ("?***" if rest else "")

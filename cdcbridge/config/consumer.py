@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cdcbridge.config.sink import Sink, destination_of
+from cdcbridge.config.sink import Sink, destination_of, shown_destination
 from cdcbridge.config.sink_base import Model, SinkBase
 from cdcbridge.routing.annotations import ANNOTATE
 from cdcbridge.routing.destination import Destination
@@ -262,7 +262,7 @@ class Consumer(Model):
     def _published_messages_have_a_destination(self) -> Self:
         if self.sink is not None and self.topics and Destination(destination_of(self.sink)).of_tables:
             raise ValueError(
-                f"published messages have no schema and no table, which {destination_of(self.sink)!r} needs; "
+                f"published messages have no schema and no table, which {shown_destination(self.sink)!r} needs; "
                 "write {topic}, or give the topics to another consumer"
             )
         return self

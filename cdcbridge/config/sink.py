@@ -20,6 +20,7 @@ from pydantic import (
 from cdcbridge.config.sink_base import Model, SinkBase, Tls
 from cdcbridge.routing.destination import Destination
 from cdcbridge.units import Duration, Size
+from cdcbridge.words import without_path, without_secrets
 
 
 def _as_property(value: Any) -> Any:
@@ -221,7 +222,7 @@ class HttpSink(SinkBase):
     @field_validator("url")
     @classmethod
     def _url(cls, value: SecretStr) -> SecretStr:
-        _template(value.get_secret_value())
+        Destination(value.get_secret_value(), without_path(value.get_secret_value()))
         if not value.get_secret_value().startswith(("http://", "https://")):
             raise ValueError("it must begin with http:// or https://")
         return value
@@ -287,6 +288,12 @@ Sink: TypeAlias = Annotated[
     NatsSink | KafkaSink | RedisSink | RabbitmqSink | SqsSink | HttpSink | FileSink | CustomSink,
     Field(discriminator="type"),
 ]
+
+
+def shown_destination(sink: SinkBase) -> str:
+    """Return the template of the sink's destination for people, without secrets."""
+    template = destination_of(sink)
+    return without_path(template) if isinstance(sink, HttpSink) else without_secrets(template)
 
 
 def destination_of(sink: SinkBase) -> str:

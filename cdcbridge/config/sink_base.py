@@ -122,7 +122,10 @@ class SinkBase(Model):
     ] = "block"
     rate: Annotated[
         Annotated[float, Field(gt=0)] | None,
-        Field(description="At most so many messages are delivered in a second. Without it, as many as possible."),
+        Field(
+            description="At most so many messages are delivered in a second, by all processes together. Without it, as "
+            "many as possible."
+        ),
         Field(examples=["100"]),
     ] = None
     timeout: Annotated[

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from cdcbridge.config import Config
-from cdcbridge.config.sink import destination_of
+from cdcbridge.config.sink import shown_destination
 from cdcbridge.config.sink_base import SinkBase
 from cdcbridge.database import Connection, store_errors
 from cdcbridge.observe.consumer_lag import ConsumerLag
 from cdcbridge.problem import Alarm
 from cdcbridge.units import human_duration
-from cdcbridge.words import without_secrets
 
 State = Literal["delivering", "failing", "blocked", "paused", "not running", "new"]
 _ALIVE: Final = 5.0  # seconds after which a process that has not stored its presence counts as gone
@@ -88,7 +87,7 @@ def sink_states(store: Connection, config: Config, consumers: Iterable[ConsumerL
 
 
 def _state(name: str, sink: SinkBase, row: Sequence[Any] | None, lag: ConsumerLag | None) -> SinkState:
-    destination = without_secrets(destination_of(sink))
+    destination = shown_destination(sink)
     if row is None or lag is None:
         return SinkState(name, sink.type, destination, "new", _NEW)
     delivered, failed, retried, batches, seconds, error, blocked, processes = row

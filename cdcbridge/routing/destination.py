@@ -25,6 +25,7 @@ class Destination:
 
     Args:
         template: The text, for example `shop.{schema}.{table}`.
+        shown: The same text without secrets, for messages. None: the template has none.
 
     Attributes:
         placeholders: The names of the placeholders that the template contains.
@@ -33,8 +34,9 @@ class Destination:
         ValueError: The template contains an unknown placeholder or a single brace.
     """
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str, shown: str | None = None) -> None:
         self.template = template
+        self._shown = template if shown is None else shown
         names = _PART.findall(template)
         for name in names:
             if name not in PLACEHOLDERS:
@@ -43,7 +45,7 @@ class Destination:
                     f"{{{name}}} is not a placeholder{did_you_mean(name, PLACEHOLDERS)}; there are {known}"
                 )
         if "{" in (rest := _PART.sub("", template)) or "}" in rest:
-            raise ValueError(f"{template!r} has a brace without a partner; a placeholder is for example {{topic}}")
+            raise ValueError(f"{self._shown!r} has a brace without a partner; a placeholder is for example {{topic}}")
         self.placeholders = frozenset(names)
 
     @property
@@ -67,5 +69,5 @@ class Destination:
     def _value(self, values: Mapping[str, str | None], name: str) -> str:
         value = values.get(name)
         if value is None:
-            raise NoDestination(f"the message has no {name}, which {self.template!r} needs")
+            raise NoDestination(f"the message has no {name}, which {self._shown!r} needs")
         return value

@@ -18,10 +18,14 @@ import orjson
 from cdcbridge.lsn import parse_lsn
 from cdcbridge.routing.logical_messages import members
 from cdcbridge.sinks.formats import Content, headers_of, quoted
+from cdcbridge.sinks.mask import json_object
 from cdcbridge.sinks.message import SinkMessage
 
 _OPS: Final = {"insert": "c", "update": "u", "delete": "d", "truncate": "t", "read": "r", "message": "m", "gap": "m"}
 _WITHOUT_ROWS: Final = ("message", "gap")
+# The headers with the other key of a row whose key changed.
+NEW_KEY: Final = "__debezium.newkey"
+OLD_KEY: Final = "__debezium.oldkey"
 # The value of a column that the WAL did not carry, as in Debezium.
 UNAVAILABLE: Final = '"__debezium_unavailable_value"'
 
@@ -71,6 +75,19 @@ class Debezium:
             f'"sequence":{sequence},"schema":{quoted(schema)},"table":{quoted(table)},"txId":{xid},"lsn":{lsn},'
             '"xmin":null,"origin":null,"origin_lsn":null}'
         )
+
+
+def of_moved_row(message: SinkMessage) -> tuple[SinkMessage, SinkMessage]:
+    """Return an update that changed the key as a delete under the old key and an insert under the new one.
+
+    A topic that Kafka compacts would otherwise keep the old key for ever.
+    """
+    parts = dict(members(message.data))
+    gone = {"op": '"delete"', "record": parts.get("old", "null"), "old": "null", "unchanged": "[]"}
+    come = {**parts, "op": '"insert"', "old": "null"}
+    end = message._replace(id=f"{message.id}/delete", op="delete", key=message.old_key, data=json_object(gone))
+    begin = message._replace(op="insert", data=json_object(come))
+    return end._replace(old_key=None), begin._replace(old_key=None)
 
 
 def _with_unavailable(record: str, unchanged: str) -> str:

@@ -34,7 +34,7 @@ def headers_of(message: SinkMessage) -> dict[str, str]:
 
 def cdcbridge(message: SinkMessage) -> Content:
     """Return the message as the log has it, with its identity."""
-    seq, identity, topic, key, _, _, data, commit_lsn, at, _, commit_time, inserted_at, _ = message
+    seq, identity, topic, key, _, _, data, commit_lsn, at, _, commit_time, inserted_at, _, _ = message
     lsn = "null" if commit_lsn is None else f'"{commit_lsn}"'
     ordinal = "null" if at is None else at
     body = (

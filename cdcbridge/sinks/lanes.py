@@ -55,6 +55,7 @@ class Lanes:
                 raise StoreUnavailable("store: the leases of the lanes cannot be renewed") from error
             return
         self._valid_until = asked + LEASE
+        self._parts.rate.share(len(held) / self._count)
         for one in held:
             self._hold(one)
         for number in self._running.keys() - {one.lane for one in held}:

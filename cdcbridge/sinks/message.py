@@ -1,6 +1,6 @@
 """A message of the log as a sink reads it, and its identity.
 
-The module is pure and never reads the log: `lane_store` and `claims` do.
+The module is pure and never reads the log: `log_session` and `claims` do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 _OP: Final = re.compile(r'\s*\{\s*"op"\s*:\s*"(\w+)"')
-_HEAD: Final = 20  # characters in which the operation of a change ends: few texts, which are remembered
+HEAD: Final = 20  # characters in which the operation of a change ends: few texts, which are remembered
 _BREAKS: Final = re.compile(r"[\r\n]")
 
 
@@ -33,6 +33,7 @@ class SinkMessage(NamedTuple):
         commit_time: The JSON text of the time of the commit, or `null`.
         inserted_at: The JSON text of the time at which the message was added to the log.
         deliver_count: The number of deliveries, this one included.
+        old_key: The key before an update that changed it. None: the same key, or the mode is not `stream`.
     """
 
     seq: int
@@ -48,6 +49,7 @@ class SinkMessage(NamedTuple):
     commit_time: str
     inserted_at: str
     deliver_count: int = 1
+    old_key: str | None = None
 
 
 class Origin(NamedTuple):
@@ -80,9 +82,10 @@ class Origin(NamedTuple):
         """
         if commit_lsn is None or op == "read":
             return f"{self.system}/seq/{seq}"
-        return f"{self.system}/{self._timeline(seq)}/{commit_lsn}/{ordinal}"
+        return f"{self.system}/{self.timeline(seq)}/{commit_lsn}/{ordinal}"
 
-    def _timeline(self, seq: int) -> int:
+    def timeline(self, seq: int) -> int:
+        """Return the timeline on which a message was committed."""
         if len(self.timelines) == 1:
             return self.timelines[0]
         return self.timelines[bisect_right(self.from_seqs, seq) - 1]
@@ -90,7 +93,7 @@ class Origin(NamedTuple):
 
 def op_of(data: str) -> str:
     """Return the operation that a message's `data` contains."""
-    return _op_at_start(data[:_HEAD]) or _operation(data) or "message"
+    return op_at_start(data[:HEAD]) or _operation(data) or "message"
 
 
 def _operation(text: str) -> str | None:
@@ -98,7 +101,7 @@ def _operation(text: str) -> str | None:
     return found[1] if found is not None else None
 
 
-_op_at_start: Final = lru_cache(256)(_operation)
+op_at_start: Final = lru_cache(256)(_operation)
 
 
 def in_one_line(data: str) -> str:

@@ -34,15 +34,21 @@ class Backoff:
 
 
 class Rate:
-    """A limit of messages in a second.
+    """A limit of messages in a second, of which this process has a share.
 
     Args:
-        limit: The number of messages, or None for no limit.
+        limit: The number of messages of all processes together, or None for no limit.
     """
 
     def __init__(self, limit: float | None) -> None:
+        self._whole = limit
         self._limit = limit
         self._free_at = 0.0
+
+    def share(self, part: float) -> None:
+        """Set the share of this process, for example 0.5. With 0 it delivers nothing, so that the last one remains."""
+        if self._whole is not None and part > 0:
+            self._limit = self._whole * part
 
     @property
     def most(self) -> int | None:

@@ -12,7 +12,9 @@ from typing import Any
 from cdcbridge.config import Consumer
 from cdcbridge.config.sink_base import SinkBase
 from cdcbridge.routing.subscription import Subscription
+from cdcbridge.sinks.log_session import LogSession
 from cdcbridge.sinks.pace import Rate
+from cdcbridge.sinks.plain_form import Place
 from cdcbridge.sinks.shaper import Shaper
 from cdcbridge.sinks.stats import Stats
 from cdcbridge.sinks.store import SinkStore
@@ -30,7 +32,8 @@ class Parts:
         wanted: The consumer's filter and key, which a stream applies while it reads.
         target_class: The adapter.
         shaper: Makes the form in which messages are delivered.
-        store: The session that reads and settles messages.
+        store: The session that claims and settles messages.
+        log: The session that reads the log for lanes.
         stats: The counters.
         rate: The limit of messages in a second.
         stopping: Set when the process is to end after the batches in progress.
@@ -44,10 +47,16 @@ class Parts:
     target_class: type[Target[Any]]
     shaper: Shaper
     store: SinkStore
+    log: LogSession
     stats: Stats
     rate: Rate
     stopping: asyncio.Event
     wakeups: set[asyncio.Event] = field(default_factory=set)
+
+    @property
+    def plain_place(self) -> Place | None:
+        """The place of messages that need no judgement and have the content of the log. None: they need more."""
+        return self.shaper.plain_place if self.wanted.plain and self.consumer.columns is None else None
 
     @property
     def name(self) -> str:

@@ -29,6 +29,7 @@ from cdcbridge.sinks.store import SinkStore
 
 _FILE_EVERY: Final = 1.0  # seconds between two looks at the configuration file
 _GRACE: Final = 10.0  # seconds that the process has to end beside the longest time limit of its sinks
+_SWITCH: Final = 0.0005  # seconds after which the threads of the log and of the targets get the interpreter
 _COLLECT_AFTER: Final = (50_000, 20, 20)  # objects, and collections of the younger generation
 log = structlog.get_logger()
 
@@ -79,6 +80,7 @@ class SinkProcess:
                 bridge, however that ends.
         """
         _collect_less()
+        sys.setswitchinterval(_SWITCH)
         loop = asyncio.get_running_loop()
         if until_stdin_ends:
             loop.add_reader(sys.stdin.fileno(), self._stdin_ended)  # nobody writes: it is readable at its end

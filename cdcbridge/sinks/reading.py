@@ -6,7 +6,9 @@ Batches are made ahead, while another one is delivered. Never moves an offset.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, Sequence
+from itertools import accumulate
 from time import monotonic
 from typing import Final, NamedTuple
 
@@ -18,10 +20,11 @@ from cdcbridge.routing.judged import Logged
 from cdcbridge.routing.logical_messages import members
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.routing.verdict import Bury, Pass, verdict
+from cdcbridge.sinks.log_row import LogRow, lsn_text, time_json
 from cdcbridge.sinks.message import Origin, SinkMessage, in_one_line, op_of
 from cdcbridge.sinks.parts import Parts, wait_for
+from cdcbridge.sinks.plain_form import plain_form
 from cdcbridge.sinks.shaper import Unshaped
-from cdcbridge.sinks.store import LogRow
 from cdcbridge.sinks.target import Outgoing
 
 LOOK_EVERY: Final = 2.0  # seconds between two looks, in case a notification is lost
@@ -54,7 +57,8 @@ def judge(row: LogRow, wanted: Subscription, origin: Origin, *, projected: bool)
         projected: Whether the sink gets `row.shown`, which has only some columns.
     """
     # Unpacked, because this runs for each message, and reading an attribute of a tuple takes five times as long.
-    seq, topic, key, partition, text, shown, commit_lsn, ordinal, xid, commit_time, inserted_at, old_key = row
+    seq, topic, key, partition, text, shown, lsn, ordinal, xid, commit_time, inserted_at, old_key = row
+    commit_lsn = lsn_text(lsn)
     data = in_one_line(text)
     op = op_of(data)
     reason: str | None = None
@@ -73,9 +77,9 @@ def judge(row: LogRow, wanted: Subscription, origin: Origin, *, projected: bool)
         else:
             data = in_one_line(shown)
     identity = origin.identity(seq, op, commit_lsn, ordinal)
-    message = SinkMessage(
-        seq, identity, topic, key, partition, op, data, commit_lsn, ordinal, xid, commit_time, inserted_at
-    )
+    times = time_json(commit_time), time_json(inserted_at)
+    old_key = old_key if wanted.key is None else None  # of the log's key
+    message = SinkMessage(seq, identity, topic, key, partition, op, data, commit_lsn, ordinal, xid, *times, 1, old_key)
     return message if reason is None else Unshaped(message, reason)
 
 
@@ -110,28 +114,35 @@ class LaneReader:
         """Yield batches until the process is to end. While there are no messages, wait for a notification."""
         parts, limits = self._parts, self._parts.sink.batching
         parts.wakeups.add(self._wakeup)
+        ahead: asyncio.Task[list[LogRow]] | None = None
         try:
             while not parts.stopping.is_set():
                 self._wakeup.clear()
                 most = self._most()
-                rows = await self._read(most)
+                rows = await (ahead or self._read(most))
+                more = len(rows) >= most
                 if rows and len(rows) < min(most, limits.max_messages) and limits.linger:
                     await parts.sleep(limits.linger)
                     rows += await self._read(limits.max_messages - len(rows))
+                # The log is read while these rows are shaped and delivered.
+                ahead = asyncio.create_task(self._read(self._most())) if more else None
                 for batch in self._cut(rows, await parts.store.origin() if rows else None):
                     yield batch
-                if len(rows) < most:
+                if not more:
                     if not rows and (rest := await self._rest()) is not None:
                         yield rest
                     await wait_for(self._wakeup, LOOK_EVERY)
         finally:
             parts.wakeups.discard(self._wakeup)
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
 
     async def _read(self, most: int) -> list[LogRow]:
-        rows = await self._parts.store.read(self._parts.consumer_id, self._lane, self._lanes, self._after, most)
+        rows = await self._parts.log.read(self._parts.consumer_id, self._lane, self._lanes, self._after, most)
         if rows:
             self._after = rows[-1].seq
-            self._size = sum(len(row.data) for row in rows) / len(rows)
+            self._size = sum([len(row.data) for row in rows]) / len(rows)
         return rows
 
     def _most(self) -> int:
@@ -161,6 +172,14 @@ class LaneReader:
             return []
         parts, limits = self._parts, self._parts.sink.batching
         most = min(limits.max_messages, parts.rate.most or limits.max_messages)
+        if (place := parts.plain_place) is not None:
+            messages = plain_form(rows, origin, place, parts.wanted.max_bytes)
+            if messages is not None:
+                return _whole(messages, most, limits.max_bytes)
+        return self._judged(rows, origin, most)
+
+    def _judged(self, rows: Sequence[LogRow], origin: Origin, most: int) -> list[LaneBatch]:
+        parts, limits = self._parts, self._parts.sink.batching
         wanted, shape, projected = parts.wanted, parts.shaper.shape, parts.consumer.columns is not None
         found: list[LaneBatch] = []
         messages: list[Outgoing] = []
@@ -181,3 +200,15 @@ class LaneReader:
         if rows and (not found or found[-1].upto < rows[-1].seq):
             found.append(LaneBatch(messages, refused, rows[-1].seq))
         return found
+
+
+def _whole(messages: list[Outgoing], most: int, max_bytes: int) -> list[LaneBatch]:
+    """Cut messages into batches of at most so many messages, each of which ends with the message that fills it."""
+    ends = [*accumulate([len(one.body or b"") for one in messages], initial=0)]
+    found: list[LaneBatch] = []
+    first = 0
+    while first < len(messages):
+        end = min(first + most, bisect_left(ends, ends[first] + max_bytes, first + 1))
+        found.append(LaneBatch(messages[first:end], [], messages[min(end, len(messages)) - 1].seq))
+        first = end
+    return found

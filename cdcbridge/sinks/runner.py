@@ -16,6 +16,7 @@ from cdcbridge.errors import CdcbridgeError, StoreUnavailable, UsageError
 from cdcbridge.routing.subscription import Subscription
 from cdcbridge.sinks.claims import SIDE_BY_SIDE, ClaimDelivery, SharedTarget
 from cdcbridge.sinks.lanes import LEASE, TICK, Lanes
+from cdcbridge.sinks.log_session import LogSession
 from cdcbridge.sinks.pace import Backoff, Rate
 from cdcbridge.sinks.parts import Parts, wait_for
 from cdcbridge.sinks.shaper import Names, Shaper
@@ -64,9 +65,10 @@ class Runner:
         backoff = Backoff()
         while not self._stopping.is_set():
             store, ticks = self._session(), self._session()
+            reading = LogSession(self._config.store_dsn, self._config.store.schema_)
             wait = 0.0
             try:
-                if await self._deliver(store, ticks):
+                if await self._deliver(store, ticks, reading):
                     backoff.reset()
                 wait = TICK
             except StoreUnavailable as error:
@@ -78,6 +80,7 @@ class Runner:
                 wait = backoff.next()
             finally:
                 await self._leave(ticks)
+                await reading.close()
                 await store.close()
                 await ticks.close()
             await wait_for(self._stopping, wait)
@@ -85,7 +88,7 @@ class Runner:
     def _session(self) -> SinkStore:
         return SinkStore(self._config.store_dsn, self._config.store.schema_, self._member)
 
-    async def _deliver(self, store: SinkStore, ticks: SinkStore) -> bool:
+    async def _deliver(self, store: SinkStore, ticks: SinkStore, reading: LogSession) -> bool:
         """Deliver until the consumer is paused or removed, or the process is to end.
 
         Return False if the store does not know the consumer yet, or if it is paused.
@@ -96,20 +99,20 @@ class Runner:
         self.consumer_id = found[0]
         origin = await store.origin()
         parts = self._parts = self._put_together(
-            store, Names(self._config.source.name or origin.database, origin.database)
+            store, reading, Names(self._config.source.name or origin.database, origin.database)
         )
         partitions = await store.partitions()
         if self.consumer.mode == "stream":
             lanes = Lanes(parts, ticks, origin.store, partitions)
             try:
-                await self._tick(ticks, lanes)
+                await self._tick(ticks, lanes, parts.rate)
             finally:
                 await lanes.close()
         else:
             await self._claim(parts, ticks, partitions)
         return True
 
-    def _put_together(self, store: SinkStore, names: Names) -> Parts:
+    def _put_together(self, store: SinkStore, reading: LogSession, names: Names) -> Parts:
         consumer, sink = self.consumer, self.consumer.needed_sink
         adapter = target_class(sink)
         if sink.content_mode == "binary" and adapter.attribute_prefix is None:
@@ -126,18 +129,21 @@ class Runner:
             adapter,
             Shaper(consumer, names, adapter.attribute_prefix),
             store,
+            reading,
             self._stats,
             Rate(sink.rate),
             self._stopping,
         )
 
-    async def _tick(self, ticks: SinkStore, lanes: Lanes | None) -> None:
+    async def _tick(self, ticks: SinkStore, lanes: Lanes | None, rate: Rate) -> None:
         """Renew leases and store the counters, until the consumer is paused or removed, or the process is to end."""
         while not self._stopping.is_set():
             if lanes is not None:
                 await lanes.tick()
             else:
                 await ticks.lease(self.consumer_id, 0, LEASE)  # no lanes, but the presence of this process
+                if rate.most is not None:
+                    rate.share(1 / await ticks.members(self.consumer_id, LEASE))
             found = await ticks.consumer(self.consumer.name)
             if found is None or found[1] or found[0] != self.consumer_id:
                 return
@@ -150,7 +156,7 @@ class Runner:
         attempts: dict[int, int] = {}
         deliveries = [ClaimDelivery(parts, shared, partitions, attempts) for _ in range(SIDE_BY_SIDE)]
         tasks = [asyncio.create_task(one.run()) for one in deliveries]
-        tasks.append(asyncio.create_task(self._tick(ticks, None)))
+        tasks.append(asyncio.create_task(self._tick(ticks, None, parts.rate)))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping.is_set():

@@ -14,17 +14,18 @@ import orjson
 
 from cdcbridge import __version__
 from cdcbridge.config import Consumer
-from cdcbridge.config.sink import destination_of
+from cdcbridge.config.sink import destination_of, shown_destination
 from cdcbridge.config.sink_base import SinkBase
 from cdcbridge.routing.dead_reasons import undecodable
 from cdcbridge.routing.destination import Destination, NoDestination
 from cdcbridge.routing.filters import FilterError
 from cdcbridge.routing.judged import Logged
 from cdcbridge.routing.transform import Transform
-from cdcbridge.sinks.debezium import Debezium
+from cdcbridge.sinks.debezium import NEW_KEY, OLD_KEY, Debezium, of_moved_row
 from cdcbridge.sinks.formats import JSON, CloudEvents, Content, Format, cdcbridge, headers_of
 from cdcbridge.sinks.mask import masked
 from cdcbridge.sinks.message import SinkMessage
+from cdcbridge.sinks.plain_form import Place
 from cdcbridge.sinks.target import Outgoing
 
 SINK: str = "sink: "  # the beginning of the reason of a message that a sink refused
@@ -67,17 +68,21 @@ class Shaper:
 
     def __init__(self, consumer: Consumer, names: Names, attribute_prefix: str | None) -> None:
         sink = consumer.needed_sink
-        self._destination = Destination(destination_of(sink))
+        self._destination = Destination(destination_of(sink), shown_destination(sink))
+        self._by_key = "key" in self._destination.placeholders
         self._fill = lru_cache(_DESTINATIONS)(self._filled)
         self._mask: Mapping[str, str] = sink.mask
         self._transform = Transform(sink.transform) if sink.transform is not None else None
         self._format = _format(sink, names, attribute_prefix)
         self._source = names.source
+        self._plain = not self._mask and self._transform is None and self._format is cdcbridge
         # Debezium's tombstone, for topics that Kafka compacts.
         self._tombstones = sink.format == "debezium" and sink.type == "kafka"
 
     def shape(self, message: SinkMessage) -> Sequence[Outgoing] | Unshaped:
         """Return the message in the form in which it is delivered, or why it cannot be."""
+        if self._tombstones and message.old_key is not None:
+            return self._moved(message)
         try:
             if self._mask and "." in message.topic:
                 message = message._replace(data=masked(message.data, self._mask))
@@ -96,11 +101,34 @@ class Shaper:
             return (one, one._replace(id=f"{one.id}/tombstone", body=None))
         return (one,)
 
+    def _moved(self, message: SinkMessage) -> Sequence[Outgoing] | Unshaped:
+        """Return Debezium's events of an update that changed the key: a delete, a tombstone and a create."""
+        deleted, created = of_moved_row(message)
+        ends, begins = self.shape(deleted), self.shape(created)
+        if isinstance(ends, Unshaped):
+            return ends
+        if isinstance(begins, Unshaped):
+            return begins
+        new, old = {NEW_KEY: message.key or ""}, {OLD_KEY: message.old_key or ""}
+        return [
+            *(one._replace(headers={**one.headers, **new}) for one in ends),
+            *(one._replace(headers={**one.headers, **old}) for one in begins),
+        ]
+
+    @property
+    def plain_place(self) -> Place | None:
+        """Where messages are delivered, if their content is that of the log. None: their content is another one."""
+        if not self._plain:
+            return None
+        return self._at if self._destination.placeholders else self._destination.template
+
     def _place(self, message: SinkMessage) -> str:
-        names = self._destination.placeholders
-        if not names:
+        if not self._destination.placeholders:
             return self._destination.template
-        return self._fill(message.topic, message.op, message.key if "key" in names else None, message.partition)
+        return self._at(message.topic, message.op, message.key, message.partition)
+
+    def _at(self, topic: str, op: str, key: str | None, partition: int) -> str:
+        return self._fill(topic, op, key if self._by_key else None, partition)
 
     def _filled(self, topic: str, op: str, key: str | None, partition: int) -> str:
         schema, dot, table = topic.partition(".")

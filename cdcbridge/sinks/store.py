@@ -1,12 +1,11 @@
-"""The sessions of a sinks' process on the store: lanes and their leases, messages of the log, counters.
+"""The sessions of a sinks' process on the store: lanes and their leases, outcomes, counters.
 
 Never contacts a target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -14,13 +13,12 @@ import orjson
 from cdcbridge.client._session_async import AsyncSession, open_session
 from cdcbridge.database import behind_pooler, search_path, store_errors
 from cdcbridge.errors import StoreUnavailable
+from cdcbridge.sinks.log_session import PATIENCE
 from cdcbridge.sinks.message import Origin
 
-PATIENCE: Final = 60.0  # seconds for the answer to a statement, which may scan messages of other consumers
-_READ: Final = """
-    select seq, topic, key, partition, data::text, shown::text, commit_lsn::text, ordinal, xid,
-           coalesce(to_json(commit_time)::text, 'null'), to_json(inserted_at)::text, old_key
-    from read_lane(%s, %s, %s, %s, %s)"""
+_MEMBERS: Final = (
+    "select count(*) from sink_members where consumer_id = %s and seen_at >= moment() - make_interval(secs => %s)"
+)
 _LEASE: Final = "select lane, seq, first_seq, surplus from lease_lanes(%s, %s, %s, make_interval(secs => %s))"
 
 
@@ -38,27 +36,6 @@ class Held(NamedTuple):
     seq: int
     first_seq: int
     surplus: bool
-
-
-class LogRow(NamedTuple):
-    """A message of the log as read_lane() returns it. Times are JSON texts."""
-
-    seq: int
-    topic: str
-    key: str | None
-    partition: int
-    data: str
-    shown: str | None
-    commit_lsn: str | None
-    ordinal: int | None
-    xid: int | None
-    commit_time: str
-    inserted_at: str
-    old_key: str | None
-
-
-# LogRow(*row) takes three times as long, and this runs for each message.
-_log_row: Final[Callable[[tuple[Any, ...]], LogRow]] = partial(tuple.__new__, LogRow)
 
 
 class SinkStore:
@@ -150,14 +127,13 @@ class SinkStore:
         rows = await self.rows(_LEASE, (consumer, self.member, lanes, seconds))
         return [Held(*row) for row in rows]
 
+    async def members(self, consumer: int, seconds: float) -> int:
+        """Return the number of processes that deliver for a consumer, at least 1."""
+        return max(1, int(await self.value(_MEMBERS, (consumer, seconds))))
+
     async def leave(self, consumer: int, lane: int | None) -> None:
         """Give a lane back, or all lanes of the consumer for None."""
         await self.rows("select leave_lane(%s, %s, %s)", (consumer, self.member, lane))
-
-    async def read(self, consumer: int, lane: int, lanes: int, after: int, most: int) -> list[LogRow]:
-        """Return up to `most` messages of a lane after a seq, in order."""
-        rows = await self.rows(_READ, (consumer, lane, lanes, after, most))
-        return [*map(_log_row, rows)]
 
     async def end(self, consumer: int, lane: int, lanes: int, after: int) -> int:
         """Return a seq up to which the lane has no messages after `after`, now or later."""

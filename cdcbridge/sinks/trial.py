@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from psycopg.types.json import Jsonb
+from pydantic import SecretStr
 
 from cdcbridge.config import Config, Consumer
+from cdcbridge.config.sink import HttpSink, shown_destination
 from cdcbridge.database import Connection
 from cdcbridge.errors import UsageError
 from cdcbridge.routing.subscription import Subscription
+from cdcbridge.sinks.log_row import LogRow, read_integers
 from cdcbridge.sinks.message import Origin, SinkMessage
 from cdcbridge.sinks.reading import judge
 from cdcbridge.sinks.shaper import Names, Shaper, Unshaped, as_json
-from cdcbridge.sinks.store import LogRow
 from cdcbridge.sinks.targets import target_class
 from cdcbridge.store.consumers import stored_config
 from cdcbridge.store.replay import latest
@@ -25,8 +27,7 @@ from cdcbridge.store.replay import latest
 _LAST: Final = 5  # messages that are shown if no seq is given
 _ROWS: Final = """
     select m.seq, m.topic, m.key, m.partition, m.data::text, project(m.data, nullif(%s::jsonb, 'null'))::text,
-           m.commit_lsn::text, m.ordinal, m.xid, coalesce(to_json(m.commit_time)::text, 'null'),
-           to_json(m.inserted_at)::text, m.old_key
+           m.commit_lsn, m.ordinal, m.xid, m.commit_time, m.inserted_at, m.old_key
     from messages m where m.seq = any (%s) order by m.seq"""
 
 
@@ -52,10 +53,15 @@ def trial(
     if found is None:
         raise UsageError("the log is empty: no bridge has read the source yet", hint="Start it: cdcbridge run")
     origin = Origin(*found)
-    rows = store.execute(_ROWS, (Jsonb(stored.get("columns")), chosen)).fetchall()
+    cursor = store.cursor(binary=True)
+    read_integers(cursor)
+    rows = cursor.execute(_ROWS, (Jsonb(stored.get("columns")), chosen)).fetchall()
     if lacking := set(seqs) - {row[0] for row in rows}:
         raise UsageError(f"the log has no message {min(lacking)}")
     sink = consumer.needed_sink
+    if isinstance(sink, HttpSink):  # the address may have secrets
+        shown_sink = sink.model_copy(update={"url": SecretStr(shown_destination(sink))})
+        consumer = consumer.model_copy(update={"sink": shown_sink})
     adapter = target_class(sink)
     names = Names(config.source.name or origin.database, origin.database)
     shaper = Shaper(consumer, names, adapter.attribute_prefix)

@@ -76,20 +76,24 @@ language sql volatile as $$
     delete from sink_members m where m.consumer_id = $1 and m.member = $2 and $3 is null
 $$;
 
--- read_lane(consumer_id, lane, lanes, after, most) -> the next messages of a lane.
+-- begin_lane_read(consumer_id, lane, lanes) -> how scan_lane() or scan_partition() is to be called
+-- in the same transaction.
 --
--- Parameters:
---   after  the seq after which to read
---   most   the most messages to return
--- Returns: the messages, in order of seq.
---   shown  with `columns`: the data with only the columns that the sink gets, or null if they
---          cannot be separated; otherwise null
+-- Two statements, because the answer must be older than the snapshot that reads the log, and
+-- because PostgreSQL puts a scan_...() into the statement that calls it. A function in PL/pgSQL
+-- stores its rows first, which takes as long as everything else that the server does for a message.
+--
+-- Returns:
+--   wish       the messages that the consumer takes
+--   columns    the consumer's `columns`, or null
+--   upper_end  the last seq that may be read now
+--   partition  the partition of the lane, if the lane has only one
+-- Locks: ACCESS SHARE on messages, to the end of the transaction, so that retention drops nothing
+-- between this look and the reading.
 -- Raises:
 --   CB009  retention dropped messages that the lane had not read
-create or replace function read_lane(consumer_id int, lane int, lanes int, after bigint, most int)
-returns table (seq bigint, topic text, key text, partition int, data json, shown json,
-               commit_lsn pg_lsn, ordinal int, xid bigint, commit_time timestamptz,
-               inserted_at timestamptz, old_key text)
+create or replace function begin_lane_read(consumer_id int, lane int, lanes int)
+returns table (wish stream_wish, columns jsonb, upper_end bigint, partition int)
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
 set random_page_cost = 0 set seq_page_cost = 0
@@ -98,45 +102,70 @@ set plan_cache_mode = force_generic_plan as $$
 declare
     c consumers;
     w stream_wish;
-    columns jsonb;
-    upper_end bigint;
+    safe bigint;
     spots offsets[];
     ours constant int[] := lane_partitions(lane, lanes);
     o offsets;
 begin
+    lock table only messages in access share mode;
     select x.* into c from consumers x where x.id = consumer_id;
     w := wish_of(c);
-    columns := c.config -> 'columns';
-    -- Read in a statement of its own, before the statements that read the log.
-    upper_end := case when w.topics <> '{}' then max_safe_seq() end;
+    safe := case when w.topics <> '{}' then max_safe_seq() end;
     spots := array(select n from newest_offsets(c.id) n);
     foreach o in array spots loop
         if o.lost is not null and o.partition = any (ours) then
             perform refuse_lost(c.name, o);
         end if;
     end loop;
-    upper_end := least(coalesce(upper_end, 9223372036854775807), end_of_era(w, spots));
-    if cardinality(ours) = 1 then
-        return query
-            select m.seq, m.topic, m.key, m.partition, m.data,
-                   case when columns is not null then project(m.data, columns) end, m.commit_lsn,
-                   m.ordinal, m.xid, m.commit_time, m.inserted_at, m.old_key
-            from messages m
-            where m.partition = ours[1] and m.seq > after and m.seq <= upper_end
-              and is_wanted(m.topic, m.data, m.reader, w)
-            order by m.seq limit most;
-    else
-        return query
-            select m.seq, m.topic, m.key, m.partition, m.data,
-                   case when columns is not null then project(m.data, columns) end, m.commit_lsn,
-                   m.ordinal, m.xid, m.commit_time, m.inserted_at, m.old_key
-            from messages m
-            where m.seq > after and m.seq <= upper_end
-              and (lanes = 1 or m.partition % lanes = lane)
-              and is_wanted(m.topic, m.data, m.reader, w)
-            order by m.seq limit most;
-    end if;
+    return query select w, c.config -> 'columns',
+                        least(coalesce(safe, 9223372036854775807), end_of_era(w, spots)),
+                        case when cardinality(ours) = 1 then ours[1] end;
 end $$;
+
+-- scan_lane(lane, lanes, after, most, wish, columns, upper_end) -> the next messages of a lane.
+--
+-- Parameters:
+--   after                     the seq after which to read
+--   most                      the most messages to return
+--   wish, columns, upper_end  from begin_lane_read()
+-- Returns: the messages, in order of seq.
+--   shown  with `columns`: the data with only the columns that the sink gets, or null if they
+--          cannot be separated; otherwise null
+-- The function has no SET clause, so that PostgreSQL puts it into the calling statement. The
+-- session of the sink has the settings instead.
+create or replace function scan_lane(lane int, lanes int, after bigint, most int, wish stream_wish,
+                                     columns jsonb, upper_end bigint)
+returns table (seq bigint, topic text, key text, partition int, data json, shown json,
+               commit_lsn pg_lsn, ordinal int, xid bigint, commit_time timestamptz,
+               inserted_at timestamptz, old_key text)
+language sql stable as $$
+    select m.seq, m.topic, m.key, m.partition, m.data,
+           case when columns is not null then project(m.data, columns) end, m.commit_lsn, m.ordinal,
+           m.xid, m.commit_time, m.inserted_at, m.old_key
+    from messages m
+    where m.seq > after and m.seq <= upper_end and (lanes = 1 or m.partition % lanes = lane)
+      and is_wanted(m.topic, m.data, m.reader, wish)
+    order by m.seq limit most
+$$;
+
+-- scan_partition(number, after, most, wish, columns, upper_end) -> the next messages of a lane that
+-- is one partition.
+--
+-- It is like scan_lane(), but reads along the index of the partition.
+create or replace function scan_partition(number int, after bigint, most int, wish stream_wish,
+                                          columns jsonb, upper_end bigint)
+returns table (seq bigint, topic text, key text, partition int, data json, shown json,
+               commit_lsn pg_lsn, ordinal int, xid bigint, commit_time timestamptz,
+               inserted_at timestamptz, old_key text)
+language sql stable as $$
+    select m.seq, m.topic, m.key, m.partition, m.data,
+           case when columns is not null then project(m.data, columns) end, m.commit_lsn, m.ordinal,
+           m.xid, m.commit_time, m.inserted_at, m.old_key
+    from messages m
+    where m.partition = number and m.seq > after and m.seq <= upper_end
+      and is_wanted(m.topic, m.data, m.reader, wish)
+    order by m.seq limit most
+$$;
 
 -- end_of_lane(consumer_id, lane, lanes, after) -> a seq up to which the lane has no messages after
 -- `after`, now or later.
@@ -146,14 +175,21 @@ create or replace function end_of_lane(consumer_id int, lane int, lanes int, aft
 returns bigint
 language plpgsql volatile
 set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
+set random_page_cost = 0 set seq_page_cost = 0
 set plan_cache_mode = force_generic_plan as $$
 declare
     safe constant bigint := max_safe_seq(); -- read before the log is
+    v record;
     first bigint;
 begin
-    select r.seq into first
-    from read_lane(end_of_lane.consumer_id, end_of_lane.lane, end_of_lane.lanes,
-                   end_of_lane.after, 1) r;
+    select b.* into v from begin_lane_read(consumer_id, lane, lanes) b;
+    if v.partition is null then
+        select s.seq into first
+        from scan_lane(lane, lanes, after, 1, v.wish, v.columns, v.upper_end) s;
+    else
+        select s.seq into first
+        from scan_partition(v.partition, after, 1, v.wish, v.columns, v.upper_end) s;
+    end if;
     return greatest(least(coalesce(first - 1, safe), safe), after);
 end $$;
 

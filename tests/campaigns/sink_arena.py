@@ -23,6 +23,7 @@ from tests.harness.brokers.http import Answer, HttpTarget, Request
 from tests.harness.brokers.kafka import Kafka
 from tests.harness.brokers.nats import Nats
 from tests.harness.brokers.redis import Redis
+from tests.harness.brokers.sqs import Ministack
 from tests.harness.proxy import Proxy
 from tests.harness.world import World, clean_environment
 from tests.sinks.case import Case, Received
@@ -32,20 +33,25 @@ from tests.sinks.cases.kafka import KafkaCase
 from tests.sinks.cases.nats import NatsCase
 from tests.sinks.cases.rabbitmq import RabbitmqStreamCase, steady_rabbitmq
 from tests.sinks.cases.redis import RedisCase
+from tests.sinks.cases.sqs import SqsCase
 
 TABLES = ("public.pgbench_tellers", "public.probe")  # the ten keys of the first are changed all the time
 PARTITIONS = 4
 PROCESSES = 2  # `cdcbridge sinks run`, beside the children of the bridges
-SETTINGS = {"visibility_timeout": "5s", "max_deliveries": 10_000, "retry_delay": {"initial": "100ms", "max": "2s"}}
+SETTINGS = {"max_deliveries": 10_000, "retry_delay": {"initial": "100ms", "max": "2s"}}
 
 
 class Sink(NamedTuple):
-    """A consumer, and its destination in a target. `target`: the key of the target, or None for a file."""
+    """A consumer, and its destination in a target. `target`: the key of the target, or None for a file.
+
+    `seconds`: the time limit of an answer and of a claim. A slow target needs more of it.
+    """
 
     name: str
     mode: str
     case: Case
     target: str | None
+    seconds: int = 5
 
 
 class Webhook(HttpCase):
@@ -92,6 +98,7 @@ class Sinks:
         self.servers: dict[str, Any] = {}
         self.proxies: dict[str, Proxy] = {}
         self.down: set[str] = set()  # targets that are ended, or starting
+        self.forgetful: set[str] = set()  # targets that keep nothing when they are ended
         self.processes: list[subprocess.Popen[str]] = []
         self.deaths = 0  # at a named instant
         self.waits: dict[str, float] = {}  # the greatest age of an unfinished message that was seen
@@ -102,7 +109,10 @@ class Sinks:
         beside.callback(self.close)
 
     def _serve(self, chance: random.Random, beside: contextlib.ExitStack) -> list[Sink]:
-        """Start the targets, and declare the consumers. A run has either Kafka or RabbitMQ, which need much of a machine."""
+        """Start the targets, and declare the consumers.
+
+        A run has Kafka, RabbitMQ or SQS. Together they need more than a machine has.
+        """
         redis, nats, http = Redis(), Nats(), HttpTarget()
         servers: dict[str, Redis | Nats | HttpTarget] = {"redis": redis, "nats": nats, "webhook": http}
         for name, server in servers.items():
@@ -112,7 +122,7 @@ class Sinks:
             Sink("to_file", "stream", FileCase(None, "faults"), None),
             Sink("to_redis", "stream", RedisCase(redis, "stream", partitions=PARTITIONS), "redis"),
             Sink("to_nats", "stream", NatsCase(nats, "faults"), "nats"),
-            chance.choice([self._kafka, self._rabbitmq])(beside),
+            chance.choice([self._kafka, self._rabbitmq, self._sqs])(beside),
             Sink("to_webhook", "fifo", Webhook(http, "faults", chance), "webhook"),
             Sink("to_redis_queue", "queue", RedisCase(redis, "queue", partitions=PARTITIONS), "redis"),
         ]
@@ -137,6 +147,13 @@ class Sinks:
         server.restart()
         return Sink("to_rabbitmq", "stream", RabbitmqStreamCase(server, "faults"), "rabbitmq")
 
+    def _sqs(self, beside: contextlib.ExitStack) -> Sink:
+        """A FIFO queue of ministack, which takes a message once within five minutes, and forgets its queues at its end."""
+        server = beside.enter_context(Ministack())
+        self._add("sqs", server, server.port, beside)
+        self.forgetful.add("sqs")
+        return Sink("to_sqs", "fifo", SqsCase(server, "faults"), "sqs", seconds=20)
+
     def _add(self, name: str, server: Any, port: int, beside: contextlib.ExitStack) -> None:
         """Put a proxy in front of a target's port."""
         self.servers[name], self.proxies[name] = server, beside.enter_context(Proxy(port))
@@ -151,10 +168,11 @@ class Sinks:
             server = self.servers[sink.target]
             port = server.stream_port if sink.target == "rabbitmq" else server.port
             found = found.replace(f"127.0.0.1:{port}", self._through(sink.target))
-        settings: dict[str, Any] = {} if sink.mode == "stream" else SETTINGS
+        limit = f"{sink.seconds}s"
+        settings: dict[str, Any] = {} if sink.mode == "stream" else {**SETTINGS, "visibility_timeout": limit}
         self._world.consumer(
             sink.name, TABLES, mode=sink.mode, **settings,
-            sink={**json.loads(found), "timeout": "5s", "batch": {"max_messages": batch}},
+            sink={**json.loads(found), "timeout": limit, "batch": {"max_messages": batch}},
         )  # fmt: skip
 
     # processes

@@ -1,7 +1,7 @@
 """The faults of sinks in the faults campaign: their processes die and stop, their targets are away, slow and refusing.
 
 Each fault takes the arena, and gives back what mends it, if it does not pass by itself. Never breaks what a target has
-acknowledged: all targets keep their data when they are killed.
+acknowledged: it kills no target that would lose its data.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def kill_target(arena: Arena) -> Callable[[], None] | None:
 
 
 def _target(arena: Arena) -> str | None:
-    """One of the targets that are up."""
-    up = sorted(arena.sinks.servers.keys() - arena.sinks.down)
+    """One of the targets that are up and keep their messages."""
+    up = sorted(arena.sinks.servers.keys() - arena.sinks.down - arena.sinks.forgetful)
     return arena.chance.choice(up) if up else None
 
 

@@ -7,26 +7,28 @@ from typing import Any
 
 from cdcbridge.config import Consumer
 from cdcbridge.routing.subscription import Subscription
+from cdcbridge.sinks.log_row import LogRow
 from cdcbridge.sinks.message import Origin, SinkMessage
 from cdcbridge.sinks.reading import judge
 from cdcbridge.sinks.shaper import Names, Shaper
-from cdcbridge.sinks.store import LogRow
 from cdcbridge.store.consumers import stored_config
 
 ORIGIN = Origin("7412", "shop", "slot", [0], [1])
 INSERT = (
     '{"op":"insert","record":{"id":7,"total":12345678901234567890.10,"email":"a@b.example"},"old":null,"unchanged":[]}'
 )
-TIME = '"2026-05-01T10:00:00.123456+00:00"'
+LSN = 0x16B3748
+TIME = 830_944_800_123_456  # 2026-05-01T10:00:00.123456+00:00
 
 
 def row(data: str = INSERT, seq: int = 5, **changes: Any) -> LogRow:
-    made = LogRow(seq, "public.orders", "7", 3, data, None, "0/16B3748", 2, 900, TIME, TIME, None)
+    made = LogRow(seq, "public.orders", "7", 3, data, None, LSN, 2, 900, TIME, TIME, None)
     return made._replace(**changes)
 
 
 def consumer(mode: str = "stream", **settings: Any) -> Consumer:
-    sink = {"type": "file", "path": "out", **settings.pop("sink", {})}
+    given = settings.pop("sink", {})
+    sink = given if "type" in given else {"type": "file", "path": "out", **given}
     return Consumer.model_validate({"name": "events", "mode": mode, "tables": ["public.*"], "sink": sink, **settings})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cdcbridge.sinks.lanes import TICK
 from tests.harness.brokers.http import Answer, HttpTarget, Request
 from tests.harness.brokers.redis import Redis
 from tests.harness.world import World, eventually
@@ -399,6 +400,32 @@ def test_a_rate_is_kept(world: World, out: Path) -> None:
         began = time.monotonic()
         eventually(lambda: len(ids(out)) == 60, "all")
         assert time.monotonic() - began > 1.5
+
+
+@pytest.mark.parametrize("mode", ["stream", "queue"])
+def test_two_processes_share_a_rate(world: World, http_target: HttpTarget, mode: str) -> None:
+    world.consumer("events", mode=mode, sink={"type": "http", "url": http_target.url + mode, "rate": 40})
+    with world.bridge():
+        world.start_sinks()
+        world.start_sinks()
+        eventually(lambda: living(world) == 2, "both are there")
+        eventually(lambda: shares(world, mode), "both have a share")
+        world.execute("insert into t select generate_series(1, 200)")
+
+        def arrived() -> list[float]:
+            return [one.at for one in http_target.requests if one.path == f"/{mode}"]
+
+        eventually(lambda: len(arrived()) == 200, "all arrive")
+        assert max(arrived()) - min(arrived()) > 3  # at twice the rate it would take 1.5 s
+
+
+def shares(world: World, mode: str) -> bool:
+    """Whether two processes have their share of a sink: two lanes each, or two looks at the other one."""
+    if mode == "queue":
+        time.sleep(2 * TICK)
+        return True
+    held = world.rows("select count(*) from sink_lanes where member is not null group by member")
+    return sorted(held) == [(2,), (2,)]
 
 
 def test_run_starts_the_sinks_and_starts_them_again(world: World, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from cdcbridge.sinks.target import Lane, TargetAway, Unusable
 from cdcbridge.sinks.targets.hold_back import WAITS
 from tests.harness.brokers.certificates import Certificates
-from tests.harness.brokers.rabbitmq import RabbitMQ
+from tests.harness.brokers.rabbitmq import RabbitMQ, RabbitMQCluster
 from tests.harness.brokers.server import free_port
 from tests.harness.world import eventually
 from tests.sinks.cases.rabbitmq import RabbitmqExchangeCase, RabbitmqStreamCase, steady_rabbitmq
@@ -88,6 +89,39 @@ def test_a_killed_server_lost_nothing_that_it_confirmed(own: RabbitMQ, case: Cas
         assert found == list(range(1, len(found) + 1)) and len(found) > confirmed
     else:
         assert set(found) == set(range(1, confirmed + 101))
+
+
+def test_the_leader_of_a_stream_is_killed() -> None:
+    """The other nodes choose a leader among the replicas, which have each message that was confirmed."""
+
+    async def run() -> None:
+        sent, killed = 0, False
+        while sent < 3000:
+            with suppress(TargetAway):
+                async with target(one) as sink:
+                    await sink.open()
+                    sent = await sink.position() or 0
+                    while sent < 3000:
+                        batch = [message(seq, TOPIC, key=None) for seq in range(sent + 1, sent + 101)]
+                        delivering = asyncio.create_task(sink.deliver(batch))
+                        if sent >= 1000 and not killed:
+                            killed = True
+                            await asyncio.to_thread(leader.kill)
+                        assert await delivering == {}
+                        sent += 100
+            assert time.monotonic() < deadline
+        assert killed
+
+    with RabbitMQCluster() as cluster:
+        first, second = cluster.nodes[:2]
+        case = RabbitmqStreamCase(second, "shop")
+        leader = cluster.leader("shop")
+        assert leader is second  # the node that creates a stream leads it
+        one = sink_of(case, url=first.stream_url)
+        deadline = time.monotonic() + 90
+        asyncio.run(run())
+        case.server = first
+        assert seqs(case) == list(range(1, 3001))
 
 
 def test_a_full_server_takes_nothing_and_no_message_counts(own: RabbitMQ, case: Case) -> None:

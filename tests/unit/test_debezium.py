@@ -14,7 +14,10 @@ from cdcbridge.sinks.message import SinkMessage
 from cdcbridge.sinks.reading import judge
 from cdcbridge.sinks.shaper import Names, Shaper, Unshaped
 from cdcbridge.store.consumers import stored_config
+from tests.debezium.record import FOLDER
 from tests.harness.shaping import ORIGIN, body, row, shaped
+
+EVENTS = FOLDER / "events.jsonl"
 
 
 def test_debeziums_envelope() -> None:
@@ -51,6 +54,29 @@ def test_debezium_has_a_tombstone_after_a_delete_in_kafka_alone() -> None:
     assert [(one.body is None, one.key, one.seq) for one in two] == [(False, "7", 5), (True, "7", 5)]
     assert len({one.id for one in two}) == 2
     assert len(shaped(row(delete), sink={"format": "debezium"})) == 1
+
+
+def test_a_changed_key_is_a_delete_a_tombstone_and_a_create_in_kafka() -> None:
+    update = '{"op":"update","record":{"id":3,"name":"Ada \\"x\\" ü"},"old":{"id":1},"unchanged":["n"]}'
+    kafka = {"type": "kafka", "bootstrap_servers": ["b:1"], "topic": "{topic}", "format": "debezium"}
+    deleted, tombstone, created = shaped(row(update, key="3", old_key="1"), sink=kafka)
+    theirs = [json.loads(line) for line in EVENTS.read_text().splitlines()]
+    at = next(n for n, (key, value) in enumerate(theirs) if key == {"id": 1} and value and value["op"] == "d")
+    for mine, (key, value) in zip((deleted, tombstone, created), theirs[at : at + 3], strict=True):
+        assert mine.key == str(key["id"])
+        event = None if mine.body is None else json.loads(mine.body)
+        assert (event is None) is (value is None)
+        if event is not None:
+            assert event["op"] == value["op"]
+            assert (event["before"] is None, event["after"] is None) == (
+                value["before"] is None,
+                value["after"] is None,
+            )
+    assert json.loads(created.body)["after"]["n"] == UNAVAILABLE.strip('"')
+    assert deleted.headers["__debezium.newkey"] == tombstone.headers["__debezium.newkey"] == "3"
+    assert created.headers["__debezium.oldkey"] == "1"
+    assert created.id == "7412/1/0/16B3748/2" and len({deleted.id, tombstone.id, created.id}) == 3
+    assert len(shaped(row(update, key="3", old_key="1"), sink={"format": "debezium"})) == 1
 
 
 def test_debezium_carries_a_published_message() -> None:

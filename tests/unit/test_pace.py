@@ -30,6 +30,19 @@ def test_a_rate_is_never_exceeded(limit: float, batches: list[int]) -> None:
     assert now >= sum(batches[:-1]) / limit * 0.999
 
 
+def test_processes_share_a_rate() -> None:
+    rates = [Rate(100), Rate(100)]
+    for rate, part in zip(rates, (0.75, 0.25), strict=True):
+        rate.share(part)
+    assert [rate.most for rate in rates] == [75, 25]
+    assert [rate.wait(75, 0.0) + rate.wait(1, 0.0) for rate in rates] == [1.0, 3.0]
+    rates[0].share(0)  # its last lane has gone to the other process
+    assert rates[0].most == 75
+    unlimited = Rate(None)
+    unlimited.share(0.5)
+    assert unlimited.most is None
+
+
 def test_without_a_rate_nothing_waits() -> None:
     rate = Rate(None)
     assert rate.most is None and [rate.wait(10**6, 0.0) for _ in range(3)] == [0.0] * 3

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.harness.brokers.amqp import channel
 from tests.harness.brokers.certificates import Certificates
-from tests.harness.brokers.server import PATIENCE, Server, free_port
+from tests.harness.brokers.server import PATIENCE, Cluster, Server, free_port
 from tests.harness.proxy import Proxy
 from tests.harness.world import eventually
 
@@ -33,7 +33,8 @@ class RabbitMQ(Server):
 
     def __init__(self, *, tls: Certificates | None = None, settings: Mapping[str, str] | None = None) -> None:
         super().__init__()
-        self.stream_port, self.tls_port, self._distribution, self._mapper = (free_port() for _ in range(4))
+        self.stream_port, self.tls_port, self._distribution, self.mapper = (free_port() for _ in range(4))
+        self.maps = True  # whether it starts the port mapper, which a cluster shares
         self.certificates = tls
         self.settings = {
             "listeners.tcp.default": self.address,
@@ -62,6 +63,11 @@ class RabbitMQ(Server):
             }
 
     @property
+    def node(self) -> str:
+        """The name of the node."""
+        return f"tests{self.port}@localhost"
+
+    @property
     def url(self) -> str:
         """For AMQP, with user and password."""
         return f"amqp://{self.user}:{self.password}@{self.address}/"
@@ -83,9 +89,9 @@ class RabbitMQ(Server):
     def environment(self) -> Mapping[str, str]:
         return {
             "HOME": str(self.folder),  # of the cookie
-            "ERL_EPMD_PORT": str(self._mapper),
+            "ERL_EPMD_PORT": str(self.mapper),
             "ERL_EPMD_ADDRESS": self.host,
-            "RABBITMQ_NODENAME": f"tests{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self.folder),
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
@@ -99,9 +105,15 @@ class RabbitMQ(Server):
         lines = "".join(f"{name} = {value}\n" for name, value in self.settings.items())
         (self.folder / "rabbitmq.conf").write_text(lines)
         (self.folder / "enabled_plugins").write_text("[rabbitmq_stream].")
+        server = str(_script("rabbitmq-server"))
+        if not self.maps:
+            return [server]
         # A mapper that is no daemon ends with the group of the server.
-        mapper = shlex.join(["epmd", "-port", str(self._mapper), "-address", self.host])
-        return ["sh", "-c", f"{mapper} & exec {shlex.quote(str(_script('rabbitmq-server')))}"]
+        return ["sh", "-c", f"{shlex.join(self.map_ports())} & exec {shlex.quote(server)}"]
+
+    def map_ports(self) -> Sequence[str]:
+        """Return the command of the Erlang port mapper."""
+        return ["epmd", "-port", str(self.mapper), "-address", self.host]
 
     def ask(self) -> None:
         asyncio.run(self._ask())
@@ -137,6 +149,48 @@ class RabbitMQ(Server):
 
     def _alarms(self) -> str:
         return self.control("eval", "rabbit_alarm:get_alarms().")
+
+
+class RabbitMQCluster(Cluster[RabbitMQ]):
+    """Three nodes. A stream has a replica on each, and two of them must have a message before it is confirmed."""
+
+    def __init__(self) -> None:
+        super().__init__([RabbitMQ() for _ in range(3)])
+        first = self.nodes[0]
+        self._mapper: subprocess.Popen[bytes] | None = None
+        for node in self.nodes:
+            node.mapper, node.maps = first.mapper, False
+            node.settings["cluster_formation.peer_discovery_backend"] = "classic_config"
+            for number, one in enumerate(self.nodes, 1):
+                node.settings[f"cluster_formation.classic_config.nodes.{number}"] = one.node
+            cookie = node.folder / ".erlang.cookie"
+            cookie.write_text("tests")
+            cookie.chmod(0o400)
+
+    def start(self) -> None:
+        self._mapper = self._mapper or subprocess.Popen(self.nodes[0].map_ports())
+        self.nodes[0].start()  # the others join it
+        for node in self.nodes[1:]:
+            node.launch()
+        for node in self.nodes[1:]:
+            node.wait()
+        self.wait()
+
+    def leader(self, stream: str) -> RabbitMQ:
+        """Return the node that leads a stream."""
+        rows = self.nodes[0].control("-q", "list_queues", "--no-table-headers", "name", "leader").splitlines()
+        found = dict(row.split("\t") for row in rows)
+        return next(node for node in self.nodes if node.node == found[stream])
+
+    def ask(self) -> None:
+        running = self.nodes[0].control("eval", "length(rabbit_mnesia:cluster_nodes(running)).")
+        assert int(running) == len(self.nodes)
+
+    def remove(self) -> None:
+        super().remove()
+        if self._mapper is not None:
+            self._mapper.kill()
+            self._mapper.wait()
 
 
 def _script(name: str) -> Path:

@@ -24,7 +24,7 @@ from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable
 from cdcbridge.instants import reach
 from cdcbridge.mirrors.applying import Applying
 from cdcbridge.mirrors.careful import Careful
-from cdcbridge.mirrors.changes import MirrorRow, take_apart
+from cdcbridge.mirrors.changes import Chunk, MirrorRow, take_apart
 from cdcbridge.mirrors.conflicts import count_held
 from cdcbridge.mirrors.directions import ApplyHistory, ApplyOneWay, ApplyTwoWay, Direction
 from cdcbridge.mirrors.log_reader import LogReader, Marks, MirrorState
@@ -128,7 +128,7 @@ class ApplierSession:
         self._stopping = stopping
         self._reader = stack.enter_context(closing(LogReader(config, mirror)))
         self._stack = stack
-        self._pending: list[MirrorRow] = []  # messages that were read and not applied yet
+        self._pending = Chunk([])  # messages that were read and not applied yet
         self._most = _MOST
         self._tell_clash_at = 0.0
         self._look_at_holds_at = 0.0
@@ -141,11 +141,11 @@ class ApplierSession:
             self._reader.wait(_WAIT)
         self._prepare(state)
         while not self._stopping() and self._may_run():
-            rows = self._take()
-            if rows:
-                self._apply_piece(rows)
-            if not self._target.open and len(self._pending) < AHEAD_ROWS:
-                self._rest(idle=not rows)
+            piece = self._take()
+            if piece.rows:
+                self._apply_piece(piece)
+            if not self._target.open and len(self._pending.rows) < AHEAD_ROWS:
+                self._rest(idle=not piece.rows)
         self._target.roll_back()
         self._note()
 
@@ -187,32 +187,31 @@ class ApplierSession:
 
     # one piece of the log
 
-    def _take(self) -> list[MirrorRow]:
+    def _take(self) -> Chunk:
         """Return the messages of the next whole transactions, or a part of one that is larger than a chunk.
 
         After an error, fewer transactions are taken together, see _smaller().
         """
-        if not self._pending:
+        if not self._pending.rows:
             self._pending = self._ahead.take(self._progress.place.seq)
-            if len(self._pending) >= AHEAD_ROWS:
-                self._ahead.begin(self._pending[-1].seq)
-        rows = self._pending
-        if self._target.open:  # in the middle of a transaction that is larger than a chunk
-            return [row for row in rows if row.lsn == self._progress.place.lsn]
-        ends = [number for number, row in enumerate(rows, 1) if row.ends]
+            if len(self._pending.rows) >= AHEAD_ROWS:
+                self._ahead.begin(self._pending.rows[-1].seq)
+        ends = self._pending.ends()
         if not ends:
-            return rows
-        return rows[: ends[min(self._most, len(ends)) - 1]]
+            return self._pending
+        most = 1 if self._target.open else self._most  # in the middle of a transaction that is larger than a chunk
+        return Chunk(self._pending.rows[: ends[min(most, len(ends)) - 1]])
 
-    def _apply_piece(self, rows: list[MirrorRow]) -> None:
+    def _apply_piece(self, piece: Chunk) -> None:
         """Apply these messages, and commit if they end with a whole transaction."""
+        rows = piece.rows
         marks = self._reader.marks(rows, self._other)
         taken = [row for row in rows if not marks.is_foreign(row.lsn)]
         before, continued = replace(self._progress), self._target.open
         try:
             self._progress.conflicts += self._apply(taken, marks)
             self._advance(rows[-1], len(taken))
-            if self._target.open and rows[-1].ends:
+            if self._target.open and piece.whole:
                 self._commit()
         except CdcbridgeError as error:
             self._target.roll_back()
@@ -224,7 +223,7 @@ class ApplierSession:
             self._target.roll_back()
             raise
         self._most = min(2 * self._most, _MOST)
-        self._pending = self._pending[len(rows) :]
+        self._pending = Chunk(self._pending.rows[len(rows) :], self._pending.whole)
         if isinstance(self._direction, ApplyTwoWay) and not self._target.open:
             self._settle(self._direction, marks)
 

@@ -23,10 +23,7 @@ _RECORD: Final = len('","record":')
 
 
 class MirrorRow(NamedTuple):
-    """A message as read_mirror() returns it.
-
-    `lsn` is the commit LSN. `ends` is true for the last message that the mirror gets of a transaction.
-    """
+    """A message as scan_mirror() returns it. `lsn` is the commit LSN."""
 
     seq: int
     topic: str
@@ -35,8 +32,26 @@ class MirrorRow(NamedTuple):
     old_key: str | None
     lsn: int
     ordinal: int
-    ends: bool = True
     commit_time: datetime | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Chunk:
+    """Messages that were read together.
+
+    Attributes:
+        rows: The messages, in order of seq.
+        whole: Whether the log has no more messages of the last transaction.
+    """
+
+    rows: list[MirrorRow]
+    whole: bool = True
+
+    def ends(self) -> list[int]:
+        """Return the numbers of messages with which a transaction ends, for example [2, 5] for two and three."""
+        rows = self.rows
+        inner = [number for number in range(1, len(rows)) if rows[number].lsn != rows[number - 1].lsn]
+        return [*inner, len(rows)] if self.whole and rows else inner
 
 
 @dataclass(slots=True)

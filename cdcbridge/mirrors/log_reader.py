@@ -6,21 +6,34 @@ Never writes anything but the mirror's offset, its counters and its state.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from cdcbridge.config import Config, Mirror
-from cdcbridge.database import connect_store, cut_off, store_errors
+from cdcbridge.database import connect_store, cut_off, libpq, store_errors
 from cdcbridge.errors import StoreUnavailable
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.mirrors.changes import MirrorRow
+from cdcbridge.mirrors.changes import Chunk, MirrorRow
 from cdcbridge.routing.mirror_marks import source_identity
 
-_READ: Final = """
-    select seq, topic, data::text, key, old, lsn, ordinal, ends, commit_time from read_mirror(%s, %s, %s, %s)
-"""
+_PREPARED: Final = {
+    b"begin_mirror_read": "select wish::text, complete::text from begin_mirror_read($1)",
+    b"scan_mirror": "select seq, topic, data, key, old_key, lsn, ordinal, commit_time"
+    " from scan_mirror($1, $2, $3, $4, $5)",
+    b"mirror_continues": "select mirror_continues($1, $2, $3)",
+}
+# scan_mirror() has no SET clauses, so that it is inlined. One plan serves for all reads, and reads along an index.
+_SETTINGS: Final = {
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "random_page_cost": "0",
+    "seq_page_cost": "0",
+    "plan_cache_mode": "force_generic_plan",
+}
+_HEADER: Final = 8  # bytes that a stored value may have beside its text
 CHUNK_ROWS: Final = 10_000
 CHUNK_BYTES: Final = 4 << 20  # of stored data
 
@@ -73,10 +86,6 @@ class Marks:
         return self.seen[at - 1] if at else self.seen_before
 
 
-def _log_rows(_cursor: object) -> Callable[[Sequence[Any]], MirrorRow]:
-    return MirrorRow._make
-
-
 class LogReader:
     """Two sessions on the source's store, of which one only reads messages.
 
@@ -89,8 +98,10 @@ class LogReader:
         self._name = mirror.name
         self.connection = connect_store(config.store_dsn, config.store.schema_, "cdcbridge mirror")
 
-        self._reading = connect_store(config.store_dsn, config.store.schema_, "cdcbridge mirror")
-        self._rows = self._reading.cursor(binary=True, row_factory=_log_rows)
+        self._reading = connect_store(config.store_dsn, config.store.schema_, "cdcbridge mirror", _SETTINGS)
+        with store_errors():
+            for name, statement in _PREPARED.items():
+                libpq.prepare(self._reading.pgconn, name, statement)
 
     def close(self) -> None:
         self._reading.close()
@@ -129,11 +140,24 @@ class LogReader:
                 )
         return MirrorState(*row) if row else None
 
-    def read(self, consumer_id: int, after: int) -> list[MirrorRow]:
+    def read(self, consumer_id: int, after: int) -> Chunk:
         """Return the next messages, of complete transactions only."""
-        with store_errors():
-            self._rows.execute(_READ, (consumer_id, after, CHUNK_ROWS, CHUNK_BYTES), prepare=True)
-            return self._rows.fetchall()
+        with store_errors(), libpq.transaction(self._reading.pgconn):
+            ((wish, complete),) = libpq.rows(tuple, self._reading, b"begin_mirror_read", consumer_id)
+            values = (after, CHUNK_ROWS, CHUNK_BYTES, wish, complete)
+            found = libpq.rows(MirrorRow._make, self._reading, b"scan_mirror", *values)
+            if found and self._may_continue(found):
+                last = found[-1]
+                ((more,),) = libpq.rows(
+                    tuple, self._reading, b"mirror_continues", consumer_id, last.seq, format_lsn(last.lsn)
+                )
+                return Chunk(found, whole=not more)
+        return Chunk(found)
+
+    @staticmethod
+    def _may_continue(rows: Sequence[MirrorRow]) -> bool:
+        """Return whether the chunk may have ended before its last transaction, because of its size."""
+        return len(rows) == CHUNK_ROWS or sum(len(row.data) + _HEADER for row in rows) >= CHUNK_BYTES
 
     def end(self, consumer_id: int, after: int) -> int:
         """Return a seq up to which the mirror has no messages after `after`."""

@@ -11,23 +11,16 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar, cast
+from typing import Final
 
 from psycopg import OperationalError
-from psycopg.adapt import Transformer
-from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, Format
-from psycopg.pq.abc import PGconn, PGresult
-from psycopg.rows import RowMaker
 
 from cdcbridge.client._session import Session, open_session
-from cdcbridge.database import behind_pooler, search_path, store_errors
+from cdcbridge.database import behind_pooler, libpq, search_path, store_errors
 from cdcbridge.errors import StoreUnavailable
 from cdcbridge.sinks.log_row import COLUMNS, LogRow, log_row, read_integers
 
-_Row = TypeVar("_Row")
 PATIENCE: Final = 60.0  # seconds for the answer to a statement, which may scan messages of other consumers
 _LEAVING: Final = 5.0  # seconds to wait for the end of the thread
 _PREPARED: Final = {
@@ -87,11 +80,13 @@ class LogSession:
 
     def _read(self, consumer: int, lane: int, lanes: int, after: int, most: int) -> list[LogRow]:
         session = self._open()
-        with store_errors(), _transaction(session.pgconn):
-            ((wish, columns, upper_end, partition),) = _rows(tuple, session, b"begin_lane_read", consumer, lane, lanes)
+        with store_errors(), libpq.transaction(session.pgconn):
+            ((wish, columns, upper_end, partition),) = libpq.rows(
+                tuple, session, b"begin_lane_read", consumer, lane, lanes
+            )
             if partition is None:
-                return _rows(log_row, session, b"scan_lane", lane, lanes, after, most, wish, columns, upper_end)
-            return _rows(log_row, session, b"scan_partition", partition, after, most, wish, columns, upper_end)
+                return libpq.rows(log_row, session, b"scan_lane", lane, lanes, after, most, wish, columns, upper_end)
+            return libpq.rows(log_row, session, b"scan_partition", partition, after, most, wish, columns, upper_end)
 
     def _open(self) -> Session:
         if self._session is None or self._session.gone:
@@ -106,7 +101,7 @@ class LogSession:
                 for setting, value in settings.items():
                     session.execute("select set_config(%s, %s, false)", (setting, value))
                 for name, statement in _PREPARED.items():
-                    _done(session.pgconn.prepare(name, statement.encode()))
+                    libpq.prepare(session.pgconn, name, statement)
             self._session, self._socket = session, socket.socket(fileno=os.dup(session.fileno()))
         return self._session
 
@@ -124,35 +119,3 @@ class LogSession:
                 session.close()
         if line is not None:
             line.close()
-
-
-def _rows(make: RowMaker[_Row], session: Session, prepared: bytes, *values: Any) -> list[_Row]:
-    """Run a prepared statement, and return its rows.
-
-    libpq alone waits and takes the answer, so that other threads can run. psycopg would take the interpreter's lock for
-    each 8 kB of it.
-    """
-    given = [None if value is None else str(value).encode() for value in values]
-    result = _done(session.pgconn.exec_prepared(prepared, cast("Sequence[bytes]", given), result_format=Format.BINARY))
-    transformer = Transformer(session)
-    transformer.set_pgresult(result)
-    return transformer.load_rows(0, result.ntuples, make)
-
-
-@contextlib.contextmanager
-def _transaction(session: PGconn) -> Iterator[None]:
-    """Run a transaction. After a rollback by psycopg, the session would have no prepared statements any more."""
-    _done(session.exec_(b"begin"))
-    try:
-        yield
-    except BaseException:
-        session.exec_(b"rollback")  # on a lost connection, a result that is not looked at
-        raise
-    _done(session.exec_(b"commit"))
-
-
-def _done(result: PGresult) -> PGresult:
-    """Return the result of a statement, unless it is an error."""
-    if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-        raise error_from_result(result)
-    return result

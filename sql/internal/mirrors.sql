@@ -17,56 +17,76 @@ language sql as $$
         effective_time = coalesce(excluded.effective_time, m.effective_time)
 $$;
 
--- read_mirror(consumer_id, after, most, bytes) -> the next messages of a mirror.
+-- begin_mirror_read(consumer_id) -> how scan_mirror() is to be called in the same transaction.
 --
--- The function reads only transactions of which the log has every change.
+-- Two statements, for the reasons that begin_lane_read() names.
 --
--- Parameters:
---   after  the seq after which to read
---   most   the most messages to return
---   bytes  the function returns nothing after the message with which the stored size of the data
---          exceeds this
--- Returns: the messages, in order of seq.
---   lsn     the commit LSN as a number
---   old     the key before an update that changed it
---   ends    whether it is the last message that the mirror gets of its transaction
+-- Returns:
+--   wish      the messages that the mirror takes
+--   complete  the LSN before which the log has every change of each transaction
+-- Locks: ACCESS SHARE on messages, to the end of the transaction.
 -- Raises:
 --   CB009  retention dropped messages that the mirror had not read
-create or replace function read_mirror(consumer_id int, after bigint, most int, bytes bigint)
-returns table (seq bigint, topic text, data json, key text, old text, lsn bigint, ordinal int,
-               commit_time timestamptz, ends boolean)
-language plpgsql volatile
-set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off
-set random_page_cost = 0 set seq_page_cost = 0
-set plan_cache_mode = force_generic_plan as $$
+create or replace function begin_mirror_read(consumer_id int)
+returns table (wish stream_wish, complete pg_lsn)
+language plpgsql volatile as $$
 #variable_conflict use_column
 declare
     c consumers;
-    w stream_wish;
-    complete pg_lsn;
     o offsets;
 begin
+    lock table only messages in access share mode;
     select x.* into c from consumers x where x.id = consumer_id;
-    w := wish_of(c);
     for o in select n.* from newest_offsets(c.id) n where n.lost is not null limit 1 loop
         perform refuse_lost(c.name, o);
     end loop;
-    select p.end_lsn into complete from positions p order by p.id desc limit 1;
-    return query
-        select f.seq, f.topic, f.data, f.key, f.old_key, (f.commit_lsn - '0/0')::bigint, f.ordinal,
-               f.commit_time, f.ends
-        from (select n.*, row_number() over w as number,
-                     lead(n.commit_lsn) over w is distinct from n.commit_lsn as ends,
-                     sum(pg_column_size(n.data)) over w - pg_column_size(n.data) as before
-              from (select m.seq, m.topic, m.data, m.key, m.old_key, m.commit_lsn, m.ordinal,
-                           m.commit_time
-                    from messages m
-                    where m.seq > after and m.commit_lsn < complete
-                      and is_wanted(m.topic, m.data, m.reader, w)
-                    order by m.seq limit most + 1) n
-              window w as (order by n.seq)) f
-        where f.number <= most and f.before < bytes
-        order by f.seq;
+    return query select wish_of(c), (select p.end_lsn from positions p order by p.id desc limit 1);
+end $$;
+
+-- scan_mirror(after, most, bytes, wish, complete) -> the next messages of a mirror.
+--
+-- Parameters:
+--   after           the seq after which to read
+--   most            the most messages to return
+--   bytes           the function returns nothing after the message with which the stored size of
+--                   the data exceeds this
+--   wish, complete  from begin_mirror_read()
+-- Returns: the messages of complete transactions, in order of seq. `lsn` is the commit LSN as a
+-- number.
+-- The function has no SET clause, so that PostgreSQL puts it into the calling statement. The
+-- mirror's session has the settings instead.
+create or replace function scan_mirror(after bigint, most int, bytes bigint, wish stream_wish,
+                                       complete pg_lsn)
+returns table (seq bigint, topic text, data text, key text, old_key text, lsn bigint, ordinal int,
+               commit_time timestamptz)
+language sql stable as $$
+    select f.seq, f.topic, f.data::text, f.key, f.old_key, (f.commit_lsn - '0/0')::bigint,
+           f.ordinal, f.commit_time
+    from (select n.*, sum(pg_column_size(n.data)) over (order by n.seq
+                          rows unbounded preceding exclude current row) as before
+          from (select m.seq, m.topic, m.data, m.key, m.old_key, m.commit_lsn, m.ordinal,
+                       m.commit_time
+                from messages m
+                where m.seq > after and m.commit_lsn < complete
+                  and is_wanted(m.topic, m.data, m.reader, wish)
+                order by m.seq limit most) n) f
+    where (f.before < bytes) is not false
+    order by f.seq
+$$;
+
+-- mirror_continues(consumer_id, after, lsn) -> whether the mirror has a message after `after` of
+-- the transaction that committed at the LSN.
+create or replace function mirror_continues(consumer_id int, after bigint, lsn pg_lsn)
+returns boolean
+language plpgsql stable
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+declare
+    w constant stream_wish := (select wish_of(c) from consumers c where c.id = consumer_id);
+begin
+    return coalesce((select m.commit_lsn = lsn from messages m
+                     where m.seq > after and m.commit_lsn is not null
+                       and is_wanted(m.topic, m.data, m.reader, w)
+                     order by m.seq limit 1), false);
 end $$;
 
 -- mirror_end(consumer_id, after) -> a seq up to which the mirror has no messages after `after`, now
@@ -79,16 +99,14 @@ set search_path from current set jit = off set enable_seqscan = off set enable_b
 set plan_cache_mode = force_generic_plan as $$
 declare
     safe constant bigint := max_safe_seq(); -- read before the log is
-    complete constant pg_lsn := (select p.end_lsn from positions p order by p.id desc limit 1);
+    w constant stream_wish := (select wish_of(c) from consumers c where c.id = consumer_id);
     next_one bigint;
-    unfinished bigint;
 begin
-    select r.seq into next_one from read_mirror(mirror_end.consumer_id, after, 1, 1) r;
-    if next_one is null then
-        select m.seq into unfinished from messages m
-        where m.seq > after and m.commit_lsn >= complete order by m.seq limit 1;
-    end if;
-    return greatest(least(coalesce(next_one - 1, unfinished - 1, safe), safe), after);
+    -- A message of an unfinished transaction counts, too.
+    select m.seq into next_one from messages m
+    where m.seq > after and m.commit_lsn is not null and is_wanted(m.topic, m.data, m.reader, w)
+    order by m.seq limit 1;
+    return greatest(least(coalesce(next_one - 1, safe), safe), after);
 end $$;
 
 -- move_mirror(consumer_id, seq, target_seq, transactions, changes, conflicts, commit_time): Note

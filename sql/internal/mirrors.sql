@@ -62,15 +62,15 @@ returns table (seq bigint, topic text, data text, key text, old_key text, lsn bi
 language sql stable as $$
     select f.seq, f.topic, f.data::text, f.key, f.old_key, (f.commit_lsn - '0/0')::bigint,
            f.ordinal, f.commit_time
-    from (select n.*, sum(pg_column_size(n.data)) over (order by n.seq
-                          rows unbounded preceding exclude current row) as before
+    from (select n.*, sum(pg_column_size(n.data)) over (order by n.seq rows unbounded preceding)
+                          - pg_column_size(n.data) as before
           from (select m.seq, m.topic, m.data, m.key, m.old_key, m.commit_lsn, m.ordinal,
                        m.commit_time
                 from messages m
                 where m.seq > after and m.commit_lsn < complete
                   and is_wanted(m.topic, m.data, m.reader, wish)
                 order by m.seq limit most) n) f
-    where (f.before < bytes) is not false
+    where f.before < bytes
     order by f.seq
 $$;
 

@@ -1,6 +1,7 @@
 """Measure the SQS endpoint: messages/s of a client that receives and deletes batches of 10, and the same for two other servers.
 
-All servers answer the same clients of boto3 in the same run. ministack and moto keep their queues in memory.
+All servers answer the same clients of boto3 in the same run. ministack and moto keep their queues in memory. The limit is
+a server that answers with prepared bytes, so no server can be faster with these clients.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import yaml
 from botocore.config import Config as ClientConfig
 
 from benchmarks.common import database, median, workspace
+from benchmarks.sqs_limit import limit_server
 from cdcbridge.demo.embedded import EmbeddedServer
 from tests.harness.brokers.server import free_port, listening
 from tests.harness.brokers.sqs import REGION, Ministack, Moto
 
 BODY: Final = '{"id": 17, "note": "' + "x" * 200 + '"}'
 AIMS: Final = {"ministack": 3.0, "moto": 20.0}
-MESSAGES: Final = {"cdcbridge": 10_000, "ministack": 10_000, "moto": 600}
+MESSAGES: Final = {"cdcbridge": 10_000, "ministack": 10_000, "moto": 600, "limit": 10_000}
 CLIENTS: Final = (1, 2)
 RUNS: Final = 3
 PATIENCE: Final = 60.0  # seconds
@@ -36,11 +38,13 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
     """Print and return a row for each number of clients."""
     runs = 1 if quick else RUNS
     print(f"messages/s received and deleted in batches of 10 with boto3, medians of {runs} runs\n")
-    print("| clients | cdcbridge | ministack | ratio | moto | ratio |\n|---|---|---|---|---|---|", flush=True)
+    print("| clients | cdcbridge | ministack | ratio | moto | ratio | limit | share of the limit |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     kinds: dict[str, Callable[[], Any]] = {
         "cdcbridge": lambda: _bridge(server),
         "ministack": lambda: _other(Ministack()),
         "moto": lambda: _other(Moto()),
+        "limit": lambda: limit_server(BODY),
     }
     results = []
     for clients in CLIENTS:
@@ -58,7 +62,8 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
         results.append(row)
         print(
             f"| {clients} | {row['cdcbridge']:,.0f} | {row['ministack']:,.0f} | {row['ratios']['ministack']:.1f}"
-            f" | {row['moto']:,.0f} | {row['ratios']['moto']:.0f} |",
+            f" | {row['moto']:,.0f} | {row['ratios']['moto']:.0f}"
+            f" | {row['limit']:,.0f} | {row['cdcbridge'] / row['limit']:.0%} |",
             flush=True,
         )
     return results

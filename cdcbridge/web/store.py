@@ -15,7 +15,8 @@ import asyncio
 import select
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias
+from functools import cached_property
+from typing import Any, Final
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -26,9 +27,16 @@ from cdcbridge.database import behind_pooler, conninfo, search_path, store_error
 from cdcbridge.database.session import pin
 from cdcbridge.errors import StoreUnavailable
 
-Session: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 _PATIENCE: Final = 5.0  # seconds for a free session
 _LONGEST: Final = "15s"  # a statement that takes longer is ended
+
+
+class Session(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A session with a cursor for all its statements. To make one takes a sixth of the time of a small statement."""
+
+    @cached_property
+    def reader(self) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+        return self.cursor()
 
 
 class WebStore:
@@ -62,7 +70,7 @@ class WebStore:
             BehindPooler: The DSN leads to a connection pooler.
         """
         with store_errors():
-            session: Session = await psycopg.AsyncConnection.connect(conninfo(self._dsn, name), autocommit=True)
+            session = await Session.connect(conninfo(self._dsn, name), autocommit=True)
             try:
                 pid = session.info.backend_pid
                 row = await (await session.execute(pin(self._settings, pid))).fetchone()
@@ -80,14 +88,10 @@ class WebStore:
         Raises:
             StoreUnavailable: The store cannot be reached, or no session became free within five seconds.
         """
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                await self._places.acquire()
-        except TimeoutError:
-            raise StoreUnavailable(
-                f"store: all {self._most} sessions have been busy for {_PATIENCE:g} s",
-                hint="Start another `serve`, or allow more `api.connections`.",
-            ) from None
+        if self._places.locked():
+            await self._wait_for_place()
+        else:
+            await self._places.acquire()  # at once
         self.in_use += 1
         try:
             session = await self._take()
@@ -102,6 +106,16 @@ class WebStore:
         finally:
             self.in_use -= 1
             self._places.release()
+
+    async def _wait_for_place(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._places.acquire()
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"store: all {self._most} sessions have been busy for {_PATIENCE:g} s",
+                hint="Start another `serve`, or allow more `api.connections`.",
+            ) from None
 
     async def _take(self) -> Session:
         while self._free:
@@ -118,7 +132,7 @@ class WebStore:
             CdcbridgeError: The statement failed. The SQLSTATE is that of `__cause__`.
         """
         async with self.session() as session:
-            return await (await session.execute(query.encode(), values or None)).fetchall()
+            return await (await session.reader.execute(query.encode(), values or None)).fetchall()
 
     async def records(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return the rows of a statement, each as a dictionary by the names of its columns.

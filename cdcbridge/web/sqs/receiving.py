@@ -42,6 +42,8 @@ _KNOWN: Final = {
 _OP: Final = re.compile(r'\s*\{\s*"op"\s*:\s*"([a-z]+)"')
 _BEFORE: Final = '{"op":"message","record":'  # as append_published() writes it
 _AFTER: Final = ',"old":null,"unchanged":[],"sqs":'
+_RECEIPT: Final = re.compile("[0-9]{1,18}-[0-9]{1,18}")
+_PLAIN: Final = str.maketrans("-_+/", "+/  ")  # handles have the alphabet of URLs
 _DEAD: Final = "select seq from dead_messages where consumer_id = %s and seq = any (%s::bigint[])"
 _SEQS: Final = "select seq from consumer_messages where consumer_id = %s and seq = any (%s::bigint[])"
 
@@ -189,13 +191,12 @@ def receipt_of(queue: NamedQueue, given: Given) -> str:
         SqsError: It is not a handle of this queue.
     """
     handle = given.text("ReceiptHandle")
-    prefix = f"{statements_of(queue).kind}:{queue.consumer}:"
     try:
-        text = base64.b64decode(handle.encode("ascii"), altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, UnicodeError):
+        text = binascii.a2b_base64(handle.translate(_PLAIN), strict_mode=True).decode("ascii")
+    except ValueError:
         text = ""
-    receipt = text.removeprefix(prefix)
-    if receipt == text or not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}", receipt):
+    owner, _, receipt = text.rpartition(":")
+    if owner != f"{statements_of(queue).kind}:{queue.consumer}" or not _RECEIPT.fullmatch(receipt):
         raise SqsError(BAD_RECEIPT, f'The input receipt handle "{handle[:200]}" is not a valid receipt handle.')
     return receipt
 

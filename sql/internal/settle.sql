@@ -326,3 +326,52 @@ begin
         where d.consumer_id = forget_redriven.consumer_id and d.seq = any (seqs);
     end if;
 end $$;
+
+-- make_counters(consumer_id): Create the sequences in which count_acked() counts.
+create or replace function make_counters(consumer_id int) returns void
+language plpgsql as $$
+declare
+    unit int;
+begin
+    foreach unit in array '{1,10,100}'::int[] loop
+        -- Each nextval() adds the unit, so the last value is what the sequence has counted.
+        execute format('create sequence %I increment %s start %2$s owned by %I.consumer_id',
+                       'acked_' || consumer_id || '_' || unit, unit, 'waiting_' || consumer_id);
+    end loop;
+end $$;
+
+-- count_acked(consumer_id, number): Add to the number of messages that were acked.
+--
+-- An update of a row would make each ack wait for the others. A sequence does not wait, and it
+-- writes to the WAL at each 32nd call only. For example, 127 acks are a call of the sequence of
+-- hundreds, two of the sequence of tens, and seven of the sequence of ones.
+-- An ack that is rolled back is counted, too. A crash of the server can add up to 32 calls of each
+-- sequence.
+create or replace function count_acked(consumer_id int, number int) returns void
+language plpgsql volatile as $$
+declare
+    unit int;
+    counter regclass;
+    counted bigint;
+begin
+    foreach unit in array '{100,10,1}'::int[] loop
+        if number >= unit then
+            counter := 'acked_' || consumer_id || '_' || unit;
+            while number >= unit loop
+                counted := nextval(counter); -- an expression costs less than a statement
+                number := number - unit;
+            end loop;
+        end if;
+    end loop;
+end $$;
+
+-- acked_messages(consumer_id) -> how many messages were acked since the consumer was added.
+--
+-- Returns: null for a stream.
+create or replace function acked_messages(consumer_id int) returns bigint
+language sql stable as $$
+    select sum(coalesce(pg_sequence_last_value(s.counter), 0))::bigint
+    from (select to_regclass('acked_' || $1 || '_' || u.unit) as counter
+          from unnest('{1,10,100}'::int[]) u (unit)) s
+    where s.counter is not null
+$$;

@@ -28,6 +28,7 @@ begin
         perform forget_redriven(c.id, rest);
         done := done || rest;
     end if;
+    perform count_acked(c.id, cardinality(done));
     return cardinality(done);
 end $$;
 

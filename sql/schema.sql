@@ -653,6 +653,15 @@ create table audit (
     subject text        not null,
     details jsonb       not null default '{}'
 );
+create index audit_at on audit (at);
+
+-- Sessions of the dashboard that ended by a logout, before their time was over.
+--   digest  the SHA-256 sum of the cookie, in hexadecimal
+--   until   when the session would have ended by itself
+create table ended_sessions (
+    digest text        primary key,
+    until  timestamptz not null
+);
 
 
 -- 10. Alerts: conditions that people are told about, and the notifications that are on their way

@@ -36,6 +36,26 @@ begin
     end if;
 end $$;
 
+-- forget_changes(keep) -> how many rows of the audit log were deleted, at most 10,000.
+--
+-- These are the rows that are older than the interval.
+create or replace function forget_changes(keep interval) returns bigint
+language sql volatile set search_path from current as $$
+    with gone as (
+        delete from audit a using (select o.id from audit o where o.at < moment() - keep
+                                   order by o.at limit 10000) o
+        where a.id = o.id returning 1)
+    select count(*) from gone
+$$;
+
+-- end_session(digest, lasts): End a session of the dashboard. Also forget the ended sessions whose
+-- time is over.
+create or replace function end_session(digest text, lasts interval) returns void
+language sql volatile set search_path from current as $$
+    delete from ended_sessions where until < moment();
+    insert into ended_sessions values (digest, moment() + lasts) on conflict do nothing;
+$$;
+
 -- finished_messages(consumer) -> how many messages of a consumer were acked, or delivered by its
 -- sink, since the consumer was added.
 --

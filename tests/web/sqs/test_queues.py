@@ -222,6 +222,22 @@ def test_a_move_that_is_refused(sqs: Any, code: str, named: dict[str, str]) -> N
     refused(code, sqs.start_message_move_task, **named)
 
 
+def test_a_move_of_very_many_letters_ends_in_time(url: str, world18: World) -> None:
+    world18.sql.execute(
+        "insert into cdcbridge.dead_messages"
+        " (consumer_id, seq, topic, key, data, deliver_count, reason, history, inserted_at)"
+        " select (select id from cdcbridge.consumers where name = 'billing'), n, 't', 'k', '{}', 3, 'no', '[]', now()"
+        " from generate_series(1, 1000000) n"
+    )
+    left = "select count(*) from cdcbridge.dead_messages"
+    with closing(sqs_client(url, read_timeout=60)) as sqs:
+        told = refused("ServiceUnavailable", sqs.start_message_move_task, SourceArn=f"{ARN}billing-dead")
+        assert f"{world18.value(left)} dead letters of billing are left after 15 s. Call StartMessageMoveTask" in told
+    assert 0 < world18.value(left) < 1_000_000
+    (details,) = world18.rows("select details from cdcbridge.audit")[0]
+    assert details["redriven"] == 1_000_000 - world18.value(left) and "left after 15 s" in details["error"]
+
+
 def test_dead_letters_are_purged(sqs: Any, billing: str) -> None:
     letters = dead(sqs, billing, "x")
     sqs.purge_queue(QueueUrl=letters)

@@ -385,6 +385,12 @@ create table dead_messages (
     primary key (consumer_id, id)
 ) partition by list (consumer_id);
 alter sequence dead_messages_id_seq owned by dead_messages.id;
+-- For the SQS endpoint, which reads dead letters as a queue (sql/internal/sqs.sql): letters that
+-- nobody has read, and those that become visible again.
+create index dead_messages_unread on dead_messages (consumer_id, id)
+    where not_visible_until is null;
+create index dead_messages_read on dead_messages (consumer_id, not_visible_until)
+    where not_visible_until is not null;
 
 -- The content of redriven and replayed messages until they are finished. They have their own
 -- content here because their segment of the log may be dropped. A consumer with `on_leave: delete`

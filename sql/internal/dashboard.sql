@@ -25,6 +25,7 @@ begin
           select c.value ->> 'name',
                  jsonb_build_object('pending', c.value -> 'pending',
                                     'in_flight', c.value -> 'in_flight', 'dead', c.value -> 'dead',
+                                    'delayed', c.value -> 'delayed',
                                     'oldest_age_seconds', c.value -> 'oldest_age_seconds',
                                     'at', extract(epoch from moment()),
                                     'finished', finished_messages(c.value ->> 'name'))

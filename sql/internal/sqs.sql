@@ -94,6 +94,7 @@ end $$;
 
 -- read_letters(consumer, max_messages, visibility_timeout) -> dead letters, the oldest first.
 --
+-- These are letters that nobody has read, and those whose timeout has passed, the longest ago first.
 -- Each stays invisible to other readers for the timeout. deliver_count is how often the letter was
 -- read.
 -- Raises:
@@ -105,7 +106,8 @@ create or replace function read_letters(consumer text, max_messages int,
                                         visibility_timeout interval)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
                commit_lsn pg_lsn, inserted_at timestamptz)
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile
+set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
     c consumers := letters_named(consumer);
@@ -115,11 +117,18 @@ declare
 begin
     perform refuse_too_long('visibility_timeout', visibility_timeout);
     return query
-        with chosen as materialized (
+        -- Each part has an index of its own, so that no letter which is invisible is looked at.
+        with unread as materialized (
             select d.id from dead_messages d
-            where d.consumer_id = c.id
-              and (d.not_visible_until is null or d.not_visible_until <= moment)
+            where d.consumer_id = c.id and d.not_visible_until is null
             order by d.id limit max_messages for update skip locked
+        ), back as materialized (
+            select d.id from dead_messages d
+            where d.consumer_id = c.id and d.not_visible_until <= moment
+            order by d.not_visible_until limit max_messages for update skip locked
+        ), chosen as (
+            select u.id from unread u union all select b.id from back b
+            order by id limit max_messages
         ), taken as (
             update dead_messages d
             set not_visible_until = until, read_count = d.read_count + 1

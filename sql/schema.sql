@@ -491,6 +491,7 @@ create type key_place as (
 --                 smallest id is the least recently read one. The receipt of a lease contains the
 --                 id.
 --   leased_until  a member reads the partition under a lease until this time
+--   member        the application_name of the session that took the lease; null: it had none
 --   lost          the number of messages that retention dropped before the group had read them. The
 --                 group reads nothing more in this partition until a seek.
 create table offsets (
@@ -501,6 +502,7 @@ create table offsets (
     leased_until timestamptz,
     lost         bigint,
     updated_at   timestamptz not null,
+    member       text,
     primary key (consumer_id, partition, id)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);

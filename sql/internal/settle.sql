@@ -134,7 +134,6 @@ declare
     claims constant bigint[] := array(select distinct r.claim_id from unnest(receipts) r);
     gone bigint[];
     whole lease_id[];
-    marked bigint[];
 begin
     with removed as (
         delete from leases l
@@ -157,20 +156,27 @@ begin
            (select coalesce(array_agg(u.seq), '{}')
             from removed r cross join lateral unnest(r.seqs) as u (seq))
     into whole, gone from removed r;
-    if whole is not null then
-        -- A statement of its own: it sees the marks that another session made while the deletion
-        -- waited.
-        with cleared as (
-            delete from settled s using unnest(whole) w
-            where s.consumer_id = settle_whole.consumer_id and s.claim_id = w.claim_id
-                and s.part = w.part
-            returning s.seq)
-        select array(select c.seq from cleared c) into marked;
-        if marked <> '{}' then
-            gone := without(gone, marked);
-        end if;
-    end if;
-    return gone;
+    return case when whole is null then gone else clear_marks(consumer_id, whole, gone) end;
+end $$;
+
+-- clear_marks(consumer_id, whole, gone) -> the messages of deleted rows of leases that had not been
+-- settled before.
+--
+-- It also deletes the marks of these rows. As a statement of its own, it sees the marks that another
+-- session made while the deletion of the rows waited.
+create or replace function clear_marks(consumer_id int, whole lease_id[], gone bigint[])
+returns bigint[]
+language plpgsql volatile as $$
+declare
+    marked bigint[];
+begin
+    with cleared as (
+        delete from settled s using unnest(whole) w
+        where s.consumer_id = clear_marks.consumer_id and s.claim_id = w.claim_id
+            and s.part = w.part
+        returning s.seq)
+    select array(select c.seq from cleared c) into marked;
+    return case when marked = '{}' then gone else without(gone, marked) end;
 end $$;
 
 -- settle_some(consumer_id, receipts, gone, moment, moved) -> the seqs that this call has marked as

@@ -236,7 +236,6 @@ language plpgsql volatile as $$
 declare
     gone bigint[];
     whole lease_id[];
-    marked bigint[];
 begin
     with chosen as materialized (
         select l.claim_id, l.part from leases l where l.consumer_id = purge_leases.consumer_id
@@ -250,17 +249,7 @@ begin
            (select coalesce(array_agg(u.seq), '{}')
             from removed r cross join lateral unnest(r.seqs) as u (seq))
     into whole, gone from removed r;
-    if whole is not null then
-        -- A statement of its own: it sees the marks that were committed before the lock.
-        with cleared as (
-            delete from settled s using unnest(whole) w
-            where s.consumer_id = purge_leases.consumer_id and s.claim_id = w.claim_id
-                and s.part = w.part
-            returning s.seq)
-        select array(select c.seq from cleared c) into marked;
-        gone := without(gone, marked);
-    end if;
-    return gone;
+    return case when whole is null then '{}' else clear_marks(consumer_id, whole, gone) end;
 end $$;
 
 -- purge_all_letters(consumer, at_most) -> how many dead letters were deleted for good, at most so

@@ -314,7 +314,7 @@ MUTANTS = (
            "tests/sinks/test_engine.py::test_a_process_that_was_stopped_delivers_no_claim_of_another[fifo]"),
     Mutant("I88", "cdcbridge/web/access.py", "if consumer is not None and not self.sees(consumer):", "if False:",
            "tests/web/test_access.py::test_each_role_may_do_what_it_says_and_nothing_else"),
-    Mutant("I89", "cdcbridge/web/queues.py", "if gone or document is None]", "if document is None]",
+    Mutant("I89", "cdcbridge/web/calls.py", "if left or row[document] is None]", "if row[document] is None]",
            "tests/web/test_rest.py::test_a_caller_that_disconnects_during_the_claim_gives_its_messages_back"),
     Mutant("I89", "cdcbridge/web/events.py", "                await self._source.give_back(unsent)\n",
            "                pass\n", "tests/web/test_events.py"
@@ -325,7 +325,7 @@ MUTANTS = (
            "        return\n", "tests/web/test_arrivals.py::test_a_poll_that_fails_wakes_the_next_one"),
     Mutant("I92", "sql/api/follow_stream.sql", "then 9223372036854775807 else safe end", "then 0 else 9223372036854775807 end",
            "tests/sql/test_follow.py::test_a_message_that_commits_late_is_not_missed[pg18]"),
-    Mutant("I93", "cdcbridge/web/queues.py", "if gone or document is None]", "if gone]",
+    Mutant("I93", "cdcbridge/web/calls.py", "if left or row[document] is None]", "if left]",
            "tests/web/test_bounds.py::test_a_large_answer_has_fewer_messages_and_the_others_are_free"),
     Mutant("I94", "cdcbridge/alerts/judging.py",
            "            queue.write(store, result.open, write(result.notices, self._alerts.to, self._source, turn.now))\n"
@@ -361,7 +361,7 @@ MUTANTS = (
            "hashlib.sha256(token.name.encode()).digest()",
            f"{PAGES}test_a_cookie_that_was_changed_or_is_old_is_no_session"),
     Mutant("I107", "cdcbridge/web/sqs/signature.py",
-           "if not hmac.compare_digest(expected.encode(), signature.value.encode(errors=\"replace\")):", "if False:",
+           'if not hmac.compare_digest(expected.encode(), signature.value.encode(errors="replace")):', "if False:",
            "tests/web/sqs/test_signature.py::test_a_change_is_noticed"),
     Mutant("I108", "cdcbridge/web/sqs/receiving.py",
            'if owner != f"{statements_of(queue).kind}:{queue.consumer}" or not', "if not",

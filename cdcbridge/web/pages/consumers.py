@@ -23,7 +23,7 @@ _DELAYED: Final = "select seq, topic, key, data::text, not_visible_until from pe
 _OFFSETS: Final = """
     select c.name, o.partition, o.seq, o.updated_at,
            case when o.leased_until > clock_timestamp() then o.leased_until end, o.lost,
-           coalesce(pg_sequence_last_value('messages_seq'), 0) - o.seq
+           coalesce(pg_sequence_last_value('messages_seq'), 0) - o.seq, o.member
     from consumers c cross join lateral newest_offsets(c.id) o where c.name = any (%s) order by c.name, o.partition"""
 _SHOWN: Final = 200  # consumers on one page
 _PAUSE: Final = "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id"

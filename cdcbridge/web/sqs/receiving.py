@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from cdcbridge.web.calls import Polled
 from cdcbridge.web.sqs.attributes import md5, md5_of_attributes, safe_for_xml, wanted
 from cdcbridge.web.sqs.calls import SqsAnswer, SqsCall
 from cdcbridge.web.sqs.deliveries import ANY_ORDER, IN_ORDER, LETTERS, DeliveryStatements
@@ -95,21 +96,12 @@ def _grouped(queue: NamedQueue, found: list[Delivered]) -> list[Delivered]:
 
 
 async def _poll(call: SqsCall, queue: NamedQueue, values: tuple[Any, ...], wait: float) -> list[Delivered]:
-    statements, name = statements_of(queue), queue.consumer
-
-    async def look() -> list[tuple[Any, ...]]:
-        return await call.store.rows(statements.receive, (call.services.config.api.max_answer, name, *values))
-
-    async def due() -> tuple[int, float | None]:
-        row = (await call.store.rows(statements.due, (name, name)))[0]
-        return row[0], row[1]
-
+    statements, name, services = statements_of(queue), queue.consumer, call.services
     room = f"{name} {statements.kind}" if queue.letters else name
-    rows = await call.services.arrivals.poll(room, wait, look, due, call.gone)
-    gone = bool(rows) and await call.gone()
-    if unsent := [row[0] for row in rows if gone or row[4] is None]:
-        await call.store.patiently(statements.give_back, (name, unsent))
-    return [] if gone else [Delivered(*row) for row in rows if row[4] is not None]
+    polled = Polled(statements.receive, (services.config.api.max_answer, name, *values), statements.due, room)
+    rows = await services.poll(polled, name, wait, call.gone)
+    kept = await services.sent(rows, call.gone, statements.give_back, name, receipt=0, document=4)
+    return [Delivered(*row) for row in kept]
 
 
 def _shown(call: SqsCall, queue: NamedQueue, one: Delivered, names: list[str], system: list[str]) -> dict[str, Any]:

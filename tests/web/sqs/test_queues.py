@@ -238,12 +238,18 @@ def test_invisible_letters_are_not_looked_at(url: str, world18: World) -> None:
     with world18.sql.transaction():
         found = run("select seq from cdcbridge_internal.read_letters('billing', 20, '1 hour')").fetchall()
         row = run(looked).fetchone()
-    assert sorted(found) == [(n + one,) for n in range(20000, 30001, 1000) for one in (0, 1) if 20000 < n + one <= 30000]
+    assert sorted(found) == [
+        (n + one,) for n in range(20000, 30001, 1000) for one in (0, 1) if 20000 < n + one <= 30000
+    ]
     assert row is not None and row[0] < 500, "of 30,000"
     with closing(sqs_client(url)) as sqs:
         letters = sqs.get_queue_url(QueueName="billing-dead")["QueueUrl"]
         shown = sqs.get_queue_attributes(QueueUrl=letters, AttributeNames=ALL)["Attributes"]
-    assert [shown[f"ApproximateNumberOfMessages{kind}"] for kind in ("", "NotVisible", "Delayed")] == ["0", "30000", "0"]
+    assert [shown[f"ApproximateNumberOfMessages{kind}"] for kind in ("", "NotVisible", "Delayed")] == [
+        "0",
+        "30000",
+        "0",
+    ]
 
 
 def test_many_messages_are_not_counted_again(sqs: Any, billing: str, world18: World) -> None:

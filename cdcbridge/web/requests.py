@@ -40,10 +40,10 @@ async def body_of(request: Request, most: int) -> bytes:
     try:
         async with asyncio.timeout(_UPLOAD):
             while (message := await request.receive())["type"] == "http.request":
-                found += message["body"]
+                found += message.get("body", b"")
                 if len(found) > most:
                     raise _too_large(most)
-                if not message["more_body"]:
+                if not message.get("more_body", False):
                     return bytes(found)
     except TimeoutError:
         raise RequestRefused(408, f"the request was not complete within {_UPLOAD:g} s") from None

@@ -101,7 +101,8 @@ set enable_seqscan = off set enable_bitmapscan = off as $$
         where n.at > extract(epoch from moment()) - 300
     )
     select p.subject,
-           case when p.finished is not null then greatest(0, (p.finished + p.grown) / p.seconds) end,
+           case when p.finished is not null
+                then greatest(0, (p.finished + p.grown) / p.seconds) end,
            p.finished / p.seconds, p.grown / p.seconds, p.seconds
     from pairs p where p.grown is not null order by p.subject
 $$;

@@ -162,8 +162,8 @@ end $$;
 -- clear_marks(consumer_id, whole, gone) -> the messages of deleted rows of leases that had not been
 -- settled before.
 --
--- It also deletes the marks of these rows. As a statement of its own, it sees the marks that another
--- session made while the deletion of the rows waited.
+-- It also deletes the marks of these rows. As a statement of its own, it sees the marks that
+-- another session made while the deletion of the rows waited.
 create or replace function clear_marks(consumer_id int, whole lease_id[], gone bigint[])
 returns bigint[]
 language plpgsql volatile as $$

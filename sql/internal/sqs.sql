@@ -94,7 +94,8 @@ end $$;
 
 -- read_letters(consumer, max_messages, visibility_timeout) -> dead letters, the oldest first.
 --
--- These are letters that nobody has read, and those whose timeout has passed, the longest ago first.
+-- These are letters that nobody has read, and those whose timeout has passed, the longest ago
+-- first.
 -- Each stays invisible to other readers for the timeout. deliver_count is how often the letter was
 -- read.
 -- Raises:
@@ -107,7 +108,8 @@ create or replace function read_letters(consumer text, max_messages int,
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
                commit_lsn pg_lsn, inserted_at timestamptz)
 language plpgsql volatile
-set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path from current set jit = off
+set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
     c consumers := letters_named(consumer);

@@ -31,7 +31,7 @@ _PATIENCE: Final = 5.0  # seconds for a free session
 _LONGEST: Final = "15s"  # a statement that takes longer is ended
 
 
-class Session(psycopg.AsyncConnection[tuple[Any, ...]]):
+class WebSession(psycopg.AsyncConnection[tuple[Any, ...]]):
     """A session with a cursor for all its statements. To make one takes a sixth of the time of a small statement."""
 
     @cached_property
@@ -51,7 +51,7 @@ class WebStore:
         self._settings = {"search_path": search_path(config.store.schema_), "statement_timeout": _LONGEST}
         self._most = config.api.connections
         self._places = asyncio.Semaphore(self._most)
-        self._free: list[Session] = []
+        self._free: list[WebSession] = []
         self.in_use = 0  # sessions that are lent
 
     async def close(self) -> None:
@@ -59,7 +59,7 @@ class WebStore:
         while self._free:
             await self._free.pop().close()
 
-    async def connect(self, name: str = "cdcbridge serve, listening") -> Session:
+    async def connect(self, name: str = "cdcbridge serve, listening") -> WebSession:
         """Open a session that does not count.
 
         Args:
@@ -70,7 +70,7 @@ class WebStore:
             BehindPooler: The DSN leads to a connection pooler.
         """
         with store_errors():
-            session = await Session.connect(conninfo(self._dsn, name), autocommit=True)
+            session = await WebSession.connect(conninfo(self._dsn, name), autocommit=True)
             try:
                 pid = session.info.backend_pid
                 row = await (await session.execute(pin(self._settings, pid))).fetchone()
@@ -82,7 +82,7 @@ class WebStore:
             return session
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
+    async def session(self) -> AsyncIterator[WebSession]:
         """Lend a session for the duration of a `with` block. A free one is used, or a new one opened.
 
         Raises:
@@ -117,7 +117,7 @@ class WebStore:
                 hint="Start another `serve`, or allow more `api.connections`.",
             ) from None
 
-    async def _take(self) -> Session:
+    async def _take(self) -> WebSession:
         while self._free:
             session = self._free.pop()
             if not _was_ended(session):
@@ -161,7 +161,7 @@ class WebStore:
         return (await self.rows(query, values))[0][0]
 
 
-def _was_ended(session: Session) -> bool:
+def _was_ended(session: WebSession) -> bool:
     """Return whether the server has ended a free session. This reads the socket, and sends nothing.
 
     The server sends nothing to a free session but the notice that ends it.

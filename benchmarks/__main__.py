@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backfill, claims, decode, fan_out, latency, memory, mirrors, routing, sinks, sqs, streams
+from benchmarks import backfill, claims, decode, fan_out, latency, memory, mirrors, rest, routing, sinks, sqs, streams
 from cdcbridge.demo.embedded import EmbeddedServer
 
 DEBIAN_15 = Path(os.environ.get("CDCBRIDGE_TEST_PG15", "/usr/lib/postgresql/15/bin"))
@@ -30,6 +30,7 @@ PARTS = {
     "sinks": sinks,
     "sqs": sqs,
     "mirrors": mirrors,
+    "rest": rest,
 }
 # Commits are durable, as in production. WAL files are recycled, so that no time is spent on creating new ones.
 SETTINGS = {

@@ -1,32 +1,30 @@
 """Measure the SQS endpoint: messages/s of a client that receives and deletes batches of 10, and the same for two other servers.
 
-All servers answer the same clients of boto3 in the same run. ministack and moto keep their queues in memory.
+All servers answer the same clients of boto3 in the same run. ministack and moto keep their queues in memory. The limit is
+a server that answers with prepared bytes, so no server can be faster with these clients.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from typing import Any, Final
 
 import boto3
-import yaml
 from botocore.config import Config as ClientConfig
 
-from benchmarks.common import database, median, workspace
+from benchmarks.common import database, median
+from benchmarks.serving import serving
+from benchmarks.sqs_limit import limit_server
 from cdcbridge.demo.embedded import EmbeddedServer
-from tests.harness.brokers.server import free_port, listening
 from tests.harness.brokers.sqs import REGION, Ministack, Moto
 
 BODY: Final = '{"id": 17, "note": "' + "x" * 200 + '"}'
 AIMS: Final = {"ministack": 3.0, "moto": 20.0}
-MESSAGES: Final = {"cdcbridge": 10_000, "ministack": 10_000, "moto": 600}
+MESSAGES: Final = {"cdcbridge": 10_000, "ministack": 10_000, "moto": 600, "limit": 10_000}
 CLIENTS: Final = (1, 2)
 RUNS: Final = 3
 PATIENCE: Final = 60.0  # seconds
@@ -36,11 +34,13 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
     """Print and return a row for each number of clients."""
     runs = 1 if quick else RUNS
     print(f"messages/s received and deleted in batches of 10 with boto3, medians of {runs} runs\n")
-    print("| clients | cdcbridge | ministack | ratio | moto | ratio |\n|---|---|---|---|---|---|", flush=True)
+    print("| clients | cdcbridge | ministack | ratio | moto | ratio | limit | share of the limit |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     kinds: dict[str, Callable[[], Any]] = {
         "cdcbridge": lambda: _bridge(server),
         "ministack": lambda: _other(Ministack()),
         "moto": lambda: _other(Moto()),
+        "limit": lambda: limit_server(BODY),
     }
     results = []
     for clients in CLIENTS:
@@ -58,7 +58,8 @@ def measure(server: EmbeddedServer, *, quick: bool) -> list[dict[str, Any]]:
         results.append(row)
         print(
             f"| {clients} | {row['cdcbridge']:,.0f} | {row['ministack']:,.0f} | {row['ratios']['ministack']:.1f}"
-            f" | {row['moto']:,.0f} | {row['ratios']['moto']:.0f} |",
+            f" | {row['moto']:,.0f} | {row['ratios']['moto']:.0f}"
+            f" | {row['limit']:,.0f} | {row['cdcbridge'] / row['limit']:.0%} |",
             flush=True,
         )
     return results
@@ -74,39 +75,16 @@ def _other(made: Ministack | Moto) -> Iterator[dict[str, Any]]:
 @contextmanager
 def _bridge(server: EmbeddedServer) -> Iterator[dict[str, Any]]:
     """Run `serve` on a store with one queue."""
-    port = free_port()
-    with database(server, "bench_sqs"), workspace() as folder:
-        path = Path(folder) / "cdcbridge.yaml"
-        document = {
-            "source": {"dsn": server.dsn("bench_sqs", tcp=True), "slot": "bench_sqs"},
-            "log": {"level": "warning"},
-            "consumers": [{"name": "billing", "topics": ["t"]}],
-            "api": {
-                "listen": f"127.0.0.1:{port}",
-                "tokens": [{"name": "t", "token": "t", "role": "admin"}],
-                "sqs": {"access_keys": [{"id": "testing", "secret": "testing", "token": "t"}]},
-            },
+    with (
+        database(server, "bench_sqs"),
+        serving(server, "bench_sqs", [{"name": "billing", "topics": ["t"]}]) as port,
+    ):
+        yield {
+            "endpoint_url": f"http://127.0.0.1:{port}",
+            "region_name": REGION,
+            "aws_access_key_id": "testing",
+            "aws_secret_access_key": "testing",
         }
-        path.write_text(yaml.safe_dump(document))
-        command = [sys.executable, "-m", "cdcbridge", "-c", str(path)]
-        for part in ("migrate", "consumers apply"):
-            subprocess.run([*command, *part.split()], check=True, capture_output=True)
-        process = subprocess.Popen([*command, "serve"])
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while not listening(port):
-                if time.monotonic() > deadline:
-                    raise TimeoutError("`serve` does not listen")
-                time.sleep(0.05)
-            yield {
-                "endpoint_url": f"http://127.0.0.1:{port}",
-                "region_name": REGION,
-                "aws_access_key_id": "testing",
-                "aws_secret_access_key": "testing",
-            }
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def _rate(connection: dict[str, Any], messages: int, clients: int) -> float:

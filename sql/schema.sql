@@ -385,6 +385,12 @@ create table dead_messages (
     primary key (consumer_id, id)
 ) partition by list (consumer_id);
 alter sequence dead_messages_id_seq owned by dead_messages.id;
+-- For the SQS endpoint, which reads dead letters as a queue (sql/internal/sqs.sql): letters that
+-- nobody has read, and those that become visible again.
+create index dead_messages_unread on dead_messages (consumer_id, id)
+    where not_visible_until is null;
+create index dead_messages_read on dead_messages (consumer_id, not_visible_until)
+    where not_visible_until is not null;
 
 -- The content of redriven and replayed messages until they are finished. They have their own
 -- content here because their segment of the log may be dropped. A consumer with `on_leave: delete`
@@ -485,6 +491,7 @@ create type key_place as (
 --                 smallest id is the least recently read one. The receipt of a lease contains the
 --                 id.
 --   leased_until  a member reads the partition under a lease until this time
+--   member        the application_name of the session that took the lease; null: it had none
 --   lost          the number of messages that retention dropped before the group had read them. The
 --                 group reads nothing more in this partition until a seek.
 create table offsets (
@@ -495,6 +502,7 @@ create table offsets (
     leased_until timestamptz,
     lost         bigint,
     updated_at   timestamptz not null,
+    member       text,
     primary key (consumer_id, partition, id)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
@@ -652,6 +660,15 @@ create table audit (
     action  text        not null,
     subject text        not null,
     details jsonb       not null default '{}'
+);
+create index audit_at on audit (at);
+
+-- Sessions of the dashboard that ended by a logout, before their time was over.
+--   digest  the SHA-256 sum of the cookie, in hexadecimal
+--   until   when the session would have ended by itself
+create table ended_sessions (
+    digest text        primary key,
+    until  timestamptz not null
 );
 
 

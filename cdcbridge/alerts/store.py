@@ -19,6 +19,10 @@ from cdcbridge.alerts.tracking import Open
 from cdcbridge.database import Connection
 
 GIVEN_UP_AFTER: Final = dt.timedelta(days=14)  # longer than a holiday of the people who look after a destination
+SILENCE: Final = (  # takes the rule and the seconds
+    "insert into alert_silences values (%s, clock_timestamp() + make_interval(secs => %s))"
+    " on conflict (rule) do update set until = excluded.until returning until"
+)
 _OPEN: Final = "rule, subject, severity, message, since, began_at, notified_at, missing_at, query, told"
 # The lock of one URL: while a bridge delivers to it, no other bridge does.
 _LOCK: Final = "select pg_try_advisory_lock('alert_notifications'::regclass::oid::int, hashtext(%s))"
@@ -119,11 +123,7 @@ def silences(store: Connection) -> dict[str, dt.datetime]:
 
 def silence(store: Connection, rule: str, seconds: float) -> dt.datetime:
     """Make no notifications of a rule for some time, and return the end of that time."""
-    row = store.execute(
-        "insert into alert_silences values (%s, clock_timestamp() + make_interval(secs => %s))"
-        " on conflict (rule) do update set until = excluded.until returning until",
-        (rule, seconds),
-    ).fetchone()
+    row = store.execute(SILENCE, (rule, seconds)).fetchone()
     until: dt.datetime = row[0] if row else dt.datetime.now(dt.UTC)
     return until
 

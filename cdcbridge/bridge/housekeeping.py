@@ -67,6 +67,9 @@ class Housekeeper(Background):
                     while self._drop_segments(store) and not self._stop.is_set():
                         pass
                     store.execute("select forget_hints(), forget_settled(), note_safe_point(), forget_marks()")
+                    store.execute(
+                        "select forget_changes(make_interval(secs => %s))", (self._config.store.audit_retention,)
+                    )
                     next_retention = time.monotonic() + _RETENTION_INTERVAL
                 self._stop.wait(min(_BURY_INTERVAL, interval))
 

@@ -169,6 +169,15 @@ class Store(Model):
             examples=["30d"],
         ),
     ] = 30 * 86400.0
+    audit_retention: Annotated[
+        Duration,
+        Field(gt=0),
+        Field(
+            description="How long the audit log of the dashboard and of the HTTP API is kept. The bridge deletes older"
+            " rows.",
+            examples=["90d"],
+        ),
+    ] = 365 * 86400.0
 
     @field_validator("schema_")
     @classmethod

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -16,7 +17,6 @@ import orjson
 import structlog
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -37,7 +37,7 @@ from cdcbridge.web.pages import log as log_pages
 from cdcbridge.web.pages.samples import Sparks
 from cdcbridge.web.pages.site import Site
 from cdcbridge.web.problems import RequestRefused, problem_of
-from cdcbridge.web.requests import address_of, body_of, log_request
+from cdcbridge.web.requests import address_of, body_of, has_gone, log_request
 from cdcbridge.web.sqs.endpoint import SqsFront
 from cdcbridge.web.states import measured
 from cdcbridge.web.store import WebStore
@@ -75,7 +75,7 @@ class Application:
         paths: dict[str, dict[str, Endpoint]] = {}
         for one in ENDPOINTS:
             paths.setdefault(one.path, {})[one.method] = one
-        self.app = Starlette(
+        pages = Starlette(
             routes=[
                 Route("/live", self._live),
                 Route("/ready", self._ready),
@@ -86,11 +86,11 @@ class Application:
                 ),
                 *site.routes(),
             ],
-            middleware=[Middleware(SqsFront, services=self.services, failures=self._failures)],
             lifespan=self._lifespan,
             exception_handlers={404: _for_people(site, _no_such_path), 405: _for_people(site, _no_such_method)},
         )
-        self.app.router.redirect_slashes = False  # a redirection would name the caller's header Host
+        pages.router.redirect_slashes = False  # a redirection would name the caller's header Host
+        self.app = SqsFront(pages, self.services, self._failures)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -179,7 +179,7 @@ class Application:
                 body = model.model_validate(given) if is_query else model.model_validate_json(raw or b"{}", strict=True)
             except ValidationError as error:
                 raise RequestRefused(422, _described(error)) from None
-        return Call(self.services, caller, request.path_params, body, raw, request.is_disconnected, request.headers)
+        return Call(self.services, caller, request.path_params, body, raw, partial(has_gone, request), request.headers)
 
 
 def _parsed(raw: bytes) -> Any:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -58,6 +58,22 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Polled(NamedTuple):
+    """What a long poll asks for.
+
+    Attributes:
+        query: The statement that claims messages.
+        values: Its values.
+        due: The statement for the consumer's id and the seconds until the next look. Its two values are the name.
+        room: The name of the waiting room. Its default is the name of the consumer.
+    """
+
+    query: str
+    values: Sequence[Any]
+    due: str
+    room: str | None = None
+
+
 @dataclass(slots=True, frozen=True)
 class Services:
     """The objects that all calls of a process share.
@@ -83,6 +99,46 @@ class Services:
     def now() -> float:
         """Return the time in seconds since 1970."""
         return time.time()
+
+    async def poll(self, polled: Polled, name: str, wait: float, gone: Gone) -> list[tuple[Any, ...]]:
+        """Return the rows of a query as soon as there are any, or [] when the time is over.
+
+        Args:
+            polled: The query.
+            name: The name of the consumer.
+            wait: Seconds to wait.
+            gone: Returns whether the caller has disconnected.
+        """
+
+        async def look() -> list[tuple[Any, ...]]:
+            return await self.store.rows(polled.query, polled.values)
+
+        async def next_look() -> tuple[int, float | None]:
+            row = (await self.store.rows(polled.due, (name, name)))[0]
+            return row[0], row[1]
+
+        return await self.arrivals.poll(polled.room or name, wait, look, next_look, gone)
+
+    async def sent(
+        self, rows: list[tuple[Any, ...]], gone: Gone, give_back: str, name: str, receipt: int, document: int
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows of claimed messages that the answer will have, and give the others back.
+
+        These are all of them if the caller has disconnected. Otherwise they are the ones without a document, because
+        the answer would be too large.
+
+        Args:
+            rows: The messages.
+            gone: Returns whether the caller has disconnected.
+            give_back: The statement that gives messages back. It takes the name of the consumer, and receipts.
+            name: The name of the consumer.
+            receipt: The column of the receipt.
+            document: The column of the document.
+        """
+        left = bool(rows) and await gone()
+        if unsent := [row[receipt] for row in rows if left or row[document] is None]:
+            await self.store.patiently(give_back, (name, unsent))
+        return [] if left else [row for row in rows if row[document] is not None]
 
     async def beside(self, call: Callable[..., T], *arguments: Any) -> T:
         """Run a function that blocks in a thread.
@@ -145,17 +201,8 @@ class Call:
             wait: Seconds to wait. By default the `wait` of the body.
             gone: Returns whether the caller has disconnected, if the request cannot tell.
         """
-        name = self.path["name"]
-
-        async def look() -> list[tuple[Any, ...]]:
-            return await self.store.rows(query, values)
-
-        async def next_look() -> tuple[int, float | None]:
-            row = (await self.store.rows(due, (name, name)))[0]
-            return row[0], row[1]
-
         seconds = self.body.wait if wait is None else wait
-        return await self.services.arrivals.poll(name, seconds, look, next_look, gone or self.gone)
+        return await self.services.poll(Polled(query, values, due), self.path["name"], seconds, gone or self.gone)
 
 
 Answer: TypeAlias = Mapping[str, Any]  # becomes JSON

@@ -13,17 +13,18 @@ import termios
 from contextlib import suppress
 from typing import Final
 
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _HEADERS: Final = 15.0  # seconds for the line and the headers of a request
+_MOST_HEADERS: Final = 65_536  # bytes of them that are kept while they are incomplete
 _READING: Final = 60.0  # seconds in which the peer reads nothing, while more than 64 kB wait
 _AT_THE_END: Final = 2.0  # the same, when the process is asked to end
 
 
-class HttpConnection(H11Protocol):
-    """A connection with limits for the times in which the peer sends and reads nothing."""
+class HttpConnection(HttpToolsProtocol):
+    """A connection with limits for the times in which the peer sends and reads nothing, and for its headers."""
 
-    transport: asyncio.Transport
+    _head = 0  # bytes since the last headers that were complete, or the last part of a body
     _late: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
 
@@ -32,12 +33,24 @@ class HttpConnection(H11Protocol):
         self._expect_request()
 
     def data_received(self, data: bytes) -> None:
+        self._head += len(data)
         super().data_received(data)
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and not cycle.response_complete:
+        answering = cycle is not None and not cycle.response_complete
+        if self._head > _MOST_HEADERS:
+            self._refuse_headers(answering)
+        if answering:
             self._expect_nothing()
         elif self._late is None:
             self._expect_request()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._head = 0
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._head = 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -59,6 +72,12 @@ class HttpConnection(H11Protocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = self.loop.call_later(_AT_THE_END, self.transport.abort)
+
+    def _refuse_headers(self, answering: bool) -> None:
+        if answering:  # the headers of a next request must not end up in the middle of this answer
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.send_400_response("The headers of the request are too large.")
 
     def _expect_request(self) -> None:
         self._late = self.loop.call_later(_HEADERS, self.transport.abort)

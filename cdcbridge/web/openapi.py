@@ -36,6 +36,7 @@ _SCHEMAS: Final = {
                    "deliver_count": _COUNT, "reason": {"type": "string"}, "died_at": {"type": "string"}},
     "ConsumerLag": {"name": {"type": "string"}, "mode": {"enum": ["queue", "fifo", "stream"]}, "pending": _COUNT,
                     "in_flight": _COUNT, "dead": _COUNT, "oldest_age_seconds": _SECONDS},
+    "Rates": {"per_second_in": _SECONDS, "per_second_out": _SECONDS, "growth": _SECONDS, "seconds": {"type": "number"}},
     "Problem": {"type": {"type": "string"}, "title": {"type": "string"}, "status": _COUNT, "detail": {"type": "string"},
                 "code": {"type": "string"}, "hint": {"type": "string"}},
 }  # fmt: skip

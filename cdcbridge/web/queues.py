@@ -104,10 +104,7 @@ async def receive(call: Call) -> Answer:
     name, body = call.path["name"], call.body
     values = (call.services.config.api.max_answer, name, body.max_messages, body.visibility_timeout)
     found = await call.poll(RECEIVE, values, DUE)
-    gone = bool(found) and await call.gone()
-    if unsent := [receipt for document, receipt in found if gone or document is None]:
-        await call.store.patiently(GIVE_BACK, (name, unsent))
-    return {"messages": [] if gone else documents(found)}
+    return {"messages": documents(await call.services.sent(found, call.gone, GIVE_BACK, name, receipt=1, document=0))}
 
 
 async def ack(call: Call) -> Answer:

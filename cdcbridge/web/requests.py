@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Final
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from cdcbridge.web.access import Caller
 from cdcbridge.web.problems import RequestRefused
@@ -34,19 +34,39 @@ async def body_of(request: Request, most: int) -> bytes:
     Raises:
         RequestRefused: 413 or 408. The body is too large, or was not complete within 30 seconds.
     """
-    too_large = RequestRefused(413, f"the request is larger than {most} bytes", hint="`api.max_body` is the limit.")
     if int(request.headers.get("content-length") or 0) > most:
-        raise too_large
+        raise _too_large(most)
     found = bytearray()
     try:
         async with asyncio.timeout(_UPLOAD):
-            async for piece in request.stream():
-                found += piece
+            while (message := await request.receive())["type"] == "http.request":
+                found += message.get("body", b"")
                 if len(found) > most:
-                    raise too_large
+                    raise _too_large(most)
+                if not message.get("more_body", False):
+                    return bytes(found)
     except TimeoutError:
         raise RequestRefused(408, f"the request was not complete within {_UPLOAD:g} s") from None
-    return bytes(found)
+    raise ClientDisconnect
+
+
+def _too_large(most: int) -> RequestRefused:
+    return RequestRefused(413, f"the request is larger than {most} bytes", hint="`api.max_body` is the limit.")
+
+
+async def has_gone(request: Request) -> bool:
+    """Return whether the caller has disconnected. The body must have been read.
+
+    The server's function for the next message waits until the caller disconnects. Therefore it runs up to the point
+    where it would wait, and no further. The same function of starlette makes and cancels a scope of anyio each time.
+    """
+    step = request.receive().__await__()
+    try:
+        next(step)
+    except StopIteration as end:
+        return bool(end.value["type"] == "http.disconnect")
+    step.close()
+    return False
 
 
 def log_request(request: Request, status: int, began: float, caller: Caller | None, **more: str) -> float:

@@ -14,7 +14,8 @@ from cdcbridge.web.calls import Answer, Call, Endpoint, documents
 
 _CONSUMERS: Final = "select to_json(c)::text, c.name from consumer_lag() c order by c.name"
 _CONSUMER: Final = (
-    "select to_json(c)::text, (select to_json(l)::text from consumer_lag(c.name) l)"
+    "select to_json(c)::text, (select to_json(l)::text from consumer_lag(c.name) l), (select to_json(r)::text"
+    " from (select per_second_in, per_second_out, growth, seconds from consumer_rates(c.name)) r)"
     " from (select id, name, mode, paused, created_at, updated_at, config from show_consumer(%s)) c"
 )
 _PAUSE: Final = "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id"
@@ -27,9 +28,13 @@ async def consumers(call: Call) -> Answer:
 
 
 async def consumer(call: Call) -> Answer:
-    """Show the settings, the state and the unfinished messages of a consumer."""
-    shown, lag = (await call.store.rows(_CONSUMER, (call.path["name"],)))[0]
-    return {"consumer": documents([(shown,)])[0], "lag": documents([(lag,)])[0]}
+    """Show the settings, the state, the unfinished messages and the rates of a consumer."""
+    shown, lag, rates = (await call.store.rows(_CONSUMER, (call.path["name"],)))[0]
+    return {
+        "consumer": documents([(shown,)])[0],
+        "lag": documents([(lag,)])[0],
+        "rates": None if rates is None else documents([(rates,)])[0],
+    }
 
 
 async def pause(call: Call) -> Answer:
@@ -78,7 +83,11 @@ ENDPOINTS = (
         "GET",
         _OF,
         "look",
-        {"consumer": {"type": "object"}, "lag": {"$ref": "#/components/schemas/ConsumerLag"}},
+        {
+            "consumer": {"type": "object"},
+            "lag": {"$ref": "#/components/schemas/ConsumerLag"},
+            "rates": {"anyOf": [{"$ref": "#/components/schemas/Rates"}, {"type": "null"}]},
+        },
         consumer,
     ),
     Endpoint("POST", f"{_OF}/pause", "operate", {"paused": {"type": "string"}}, pause),

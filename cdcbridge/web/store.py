@@ -15,7 +15,8 @@ import asyncio
 import select
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias
+from functools import cached_property
+from typing import Any, Final
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -26,9 +27,16 @@ from cdcbridge.database import behind_pooler, conninfo, search_path, store_error
 from cdcbridge.database.session import pin
 from cdcbridge.errors import StoreUnavailable
 
-Session: TypeAlias = psycopg.AsyncConnection[tuple[Any, ...]]
 _PATIENCE: Final = 5.0  # seconds for a free session
 _LONGEST: Final = "15s"  # a statement that takes longer is ended
+
+
+class WebSession(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A session with a cursor for all its statements. To make one takes a sixth of the time of a small statement."""
+
+    @cached_property
+    def reader(self) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+        return self.cursor()
 
 
 class WebStore:
@@ -43,7 +51,7 @@ class WebStore:
         self._settings = {"search_path": search_path(config.store.schema_), "statement_timeout": _LONGEST}
         self._most = config.api.connections
         self._places = asyncio.Semaphore(self._most)
-        self._free: list[Session] = []
+        self._free: list[WebSession] = []
         self.in_use = 0  # sessions that are lent
 
     async def close(self) -> None:
@@ -51,7 +59,7 @@ class WebStore:
         while self._free:
             await self._free.pop().close()
 
-    async def connect(self, name: str = "cdcbridge serve, listening") -> Session:
+    async def connect(self, name: str = "cdcbridge serve, listening") -> WebSession:
         """Open a session that does not count.
 
         Args:
@@ -62,7 +70,7 @@ class WebStore:
             BehindPooler: The DSN leads to a connection pooler.
         """
         with store_errors():
-            session: Session = await psycopg.AsyncConnection.connect(conninfo(self._dsn, name), autocommit=True)
+            session = await WebSession.connect(conninfo(self._dsn, name), autocommit=True)
             try:
                 pid = session.info.backend_pid
                 row = await (await session.execute(pin(self._settings, pid))).fetchone()
@@ -74,20 +82,16 @@ class WebStore:
             return session
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
+    async def session(self) -> AsyncIterator[WebSession]:
         """Lend a session for the duration of a `with` block. A free one is used, or a new one opened.
 
         Raises:
             StoreUnavailable: The store cannot be reached, or no session became free within five seconds.
         """
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                await self._places.acquire()
-        except TimeoutError:
-            raise StoreUnavailable(
-                f"store: all {self._most} sessions have been busy for {_PATIENCE:g} s",
-                hint="Start another `serve`, or allow more `api.connections`.",
-            ) from None
+        if self._places.locked():
+            await self._wait_for_place()
+        else:
+            await self._places.acquire()  # at once
         self.in_use += 1
         try:
             session = await self._take()
@@ -103,7 +107,17 @@ class WebStore:
             self.in_use -= 1
             self._places.release()
 
-    async def _take(self) -> Session:
+    async def _wait_for_place(self) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._places.acquire()
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"store: all {self._most} sessions have been busy for {_PATIENCE:g} s",
+                hint="Start another `serve`, or allow more `api.connections`.",
+            ) from None
+
+    async def _take(self) -> WebSession:
         while self._free:
             session = self._free.pop()
             if not _was_ended(session):
@@ -118,7 +132,7 @@ class WebStore:
             CdcbridgeError: The statement failed. The SQLSTATE is that of `__cause__`.
         """
         async with self.session() as session:
-            return await (await session.execute(query.encode(), values or None)).fetchall()
+            return await (await session.reader.execute(query.encode(), values or None)).fetchall()
 
     async def records(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Return the rows of a statement, each as a dictionary by the names of its columns.
@@ -147,7 +161,7 @@ class WebStore:
         return (await self.rows(query, values))[0][0]
 
 
-def _was_ended(session: Session) -> bool:
+def _was_ended(session: WebSession) -> bool:
     """Return whether the server has ended a free session. This reads the socket, and sends nothing.
 
     The server sends nothing to a free session but the notice that ends it.

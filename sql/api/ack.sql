@@ -56,5 +56,8 @@ begin
         given := parse_receipts(receipts);
         perform refuse_stale(consumer, given, acked);
     end if;
+    if count_acked(c.id, cardinality(acked)) is null then
+        null;
+    end if;
     return cardinality(acked);
 end $$;

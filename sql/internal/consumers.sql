@@ -78,6 +78,7 @@ begin
                    'dead_messages_' || new_id);
     execute format('alter table dead_messages attach partition %I for values in (%s)',
                    'dead_messages_' || new_id, new_id);
+    perform make_counters(new_id);
     insert into hints (consumer_id, waiting_floor, claim_floor, open_claims)
     values (new_id, 0, 0, '{}');
     perform make_consumer_code(new_id);

@@ -25,7 +25,10 @@ begin
           select c.value ->> 'name',
                  jsonb_build_object('pending', c.value -> 'pending',
                                     'in_flight', c.value -> 'in_flight', 'dead', c.value -> 'dead',
-                                    'oldest_age_seconds', c.value -> 'oldest_age_seconds')
+                                    'delayed', c.value -> 'delayed',
+                                    'oldest_age_seconds', c.value -> 'oldest_age_seconds',
+                                    'at', extract(epoch from moment()),
+                                    'finished', finished_messages(c.value ->> 'name'))
           from json_array_elements(lag -> 'consumers') c (value)) x
     on conflict (subject, minute) do update set figures = excluded.figures;
     -- Once an hour, since this reads all samples.
@@ -33,6 +36,76 @@ begin
         delete from samples where minute < moment() - interval '6 hours';
     end if;
 end $$;
+
+-- forget_changes(keep) -> how many rows of the audit log were deleted, at most 10,000.
+--
+-- These are the rows that are older than the interval.
+create or replace function forget_changes(keep interval) returns bigint
+language sql volatile set search_path from current as $$
+    with gone as (
+        delete from audit a using (select o.id from audit o where o.at < moment() - keep
+                                   order by o.at limit 10000) o
+        where a.id = o.id returning 1)
+    select count(*) from gone
+$$;
+
+-- end_session(digest, lasts): End a session of the dashboard. Also forget the ended sessions whose
+-- time is over.
+create or replace function end_session(digest text, lasts interval) returns void
+language sql volatile set search_path from current as $$
+    delete from ended_sessions where until < moment();
+    insert into ended_sessions values (digest, moment() + lasts) on conflict do nothing;
+$$;
+
+-- finished_messages(consumer) -> how many messages of a consumer were acked, or delivered by its
+-- sink, since the consumer was added.
+--
+-- Returns: null for a stream without a sink, and for an unknown name.
+create or replace function finished_messages(consumer text) returns bigint
+language sql stable set search_path from current as $$
+    select case when c.mode = 'stream' then s.delivered + s.failed else acked_messages(c.id) end
+    from consumers c left join sinks s on s.consumer_id = c.id where c.name = $1
+$$;
+
+-- consumer_rates(subject) -> messages per second of a consumer, or of all if the name is null.
+--
+-- The rates are those between the newest sample and one that is at least a minute older.
+-- Nothing is counted: the messages that arrived are the ones that were finished, plus the change of
+-- the unfinished ones.
+-- Returns: one row for each consumer with two such samples, of which the newest is at most five
+-- minutes old.
+--   per_second_in   arrivals, at least 0. A purge makes them fewer. Null if per_second_out is null
+--   per_second_out  acks, or deliveries of the sink. Null for a stream without a sink
+--   growth          change of the unfinished messages and dead letters
+--   seconds         time between the two samples
+create or replace function consumer_rates(subject text default null)
+returns table (name text, per_second_in float8, per_second_out float8, growth float8,
+               seconds float8)
+language sql stable set search_path from current
+set enable_seqscan = off set enable_bitmapscan = off as $$
+    with recent as materialized (
+        select s.subject, (s.figures ->> 'at')::float8 as at,
+               (s.figures ->> 'finished')::float8 as finished,
+               (s.figures ->> 'pending')::float8 + (s.figures ->> 'in_flight')::float8
+                   + (s.figures ->> 'dead')::float8 as unfinished
+        from consumers c cross join lateral (
+            select * from samples s where s.subject = c.name
+            and s.minute > moment() - interval '8 minutes' order by s.minute desc limit 9) s
+        where ($1 is null or c.name = $1) and may_read(c.config ->> 'role')
+    ), pairs as (
+        select n.subject, n.at - b.at as seconds, n.unfinished - b.unfinished as grown,
+               case when n.finished >= b.finished then n.finished - b.finished end as finished
+        from (select distinct on (r.subject) r.* from recent r order by r.subject, r.at desc) n
+        cross join lateral (select * from recent r where r.subject = n.subject
+                            and r.at <= n.at - 60 order by r.at desc limit 1) b
+        where n.at > extract(epoch from moment()) - 300
+    )
+    select p.subject,
+           case when p.finished is not null
+                then greatest(0, (p.finished + p.grown) / p.seconds) end,
+           p.finished / p.seconds, p.grown / p.seconds, p.seconds
+    from pairs p where p.grown is not null order by p.subject
+$$;
 
 -- leased_messages(consumer_id, most) -> up to `most` messages that are in flight, those of the
 -- oldest claims first.

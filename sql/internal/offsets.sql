@@ -55,8 +55,12 @@ language plpgsql volatile as $$
 declare
     new offsets;
 begin
-    insert into offsets as o (consumer_id, partition, seq, leased_until, updated_at)
-    values (old.consumer_id, old.partition, seq, leased_until, moment()) returning o.* into new;
+    insert into offsets as o (consumer_id, partition, seq, leased_until, updated_at, member)
+    values (old.consumer_id, old.partition, seq, leased_until, moment(),
+            case when leased_until = old.leased_until then old.member -- the same lease
+                 when leased_until is not null
+                 then nullif(current_setting('application_name'), '') end)
+    returning o.* into new;
     delete from offsets o
     where o.consumer_id = old.consumer_id and o.partition = old.partition and o.id = old.id;
     return new;

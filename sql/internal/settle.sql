@@ -134,7 +134,6 @@ declare
     claims constant bigint[] := array(select distinct r.claim_id from unnest(receipts) r);
     gone bigint[];
     whole lease_id[];
-    marked bigint[];
 begin
     with removed as (
         delete from leases l
@@ -157,20 +156,27 @@ begin
            (select coalesce(array_agg(u.seq), '{}')
             from removed r cross join lateral unnest(r.seqs) as u (seq))
     into whole, gone from removed r;
-    if whole is not null then
-        -- A statement of its own: it sees the marks that another session made while the deletion
-        -- waited.
-        with cleared as (
-            delete from settled s using unnest(whole) w
-            where s.consumer_id = settle_whole.consumer_id and s.claim_id = w.claim_id
-                and s.part = w.part
-            returning s.seq)
-        select array(select c.seq from cleared c) into marked;
-        if marked <> '{}' then
-            gone := without(gone, marked);
-        end if;
-    end if;
-    return gone;
+    return case when whole is null then gone else clear_marks(consumer_id, whole, gone) end;
+end $$;
+
+-- clear_marks(consumer_id, whole, gone) -> the messages of deleted rows of leases that had not been
+-- settled before.
+--
+-- It also deletes the marks of these rows. As a statement of its own, it sees the marks that
+-- another session made while the deletion of the rows waited.
+create or replace function clear_marks(consumer_id int, whole lease_id[], gone bigint[])
+returns bigint[]
+language plpgsql volatile as $$
+declare
+    marked bigint[];
+begin
+    with cleared as (
+        delete from settled s using unnest(whole) w
+        where s.consumer_id = clear_marks.consumer_id and s.claim_id = w.claim_id
+            and s.part = w.part
+        returning s.seq)
+    select array(select c.seq from cleared c) into marked;
+    return case when marked = '{}' then gone else without(gone, marked) end;
 end $$;
 
 -- settle_some(consumer_id, receipts, gone, moment, moved) -> the seqs that this call has marked as
@@ -326,3 +332,52 @@ begin
         where d.consumer_id = forget_redriven.consumer_id and d.seq = any (seqs);
     end if;
 end $$;
+
+-- make_counters(consumer_id): Create the sequences in which count_acked() counts.
+create or replace function make_counters(consumer_id int) returns void
+language plpgsql as $$
+declare
+    unit int;
+begin
+    foreach unit in array '{1,10,100}'::int[] loop
+        -- Each nextval() adds the unit, so the last value is what the sequence has counted.
+        execute format('create sequence %I increment %s start %2$s owned by %I.consumer_id',
+                       'acked_' || consumer_id || '_' || unit, unit, 'waiting_' || consumer_id);
+    end loop;
+end $$;
+
+-- count_acked(consumer_id, number): Add to the number of messages that were acked.
+--
+-- An update of a row would make each ack wait for the others. A sequence does not wait, and it
+-- writes to the WAL at each 32nd call only. For example, 127 acks are a call of the sequence of
+-- hundreds, two of the sequence of tens, and seven of the sequence of ones.
+-- An ack that is rolled back is counted, too. A crash of the server can add up to 32 calls of each
+-- sequence.
+create or replace function count_acked(consumer_id int, number int) returns void
+language plpgsql volatile as $$
+declare
+    unit int;
+    counter regclass;
+    counted bigint;
+begin
+    foreach unit in array '{100,10,1}'::int[] loop
+        if number >= unit then
+            counter := 'acked_' || consumer_id || '_' || unit;
+            while number >= unit loop
+                counted := nextval(counter); -- an expression costs less than a statement
+                number := number - unit;
+            end loop;
+        end if;
+    end loop;
+end $$;
+
+-- acked_messages(consumer_id) -> how many messages were acked since the consumer was added.
+--
+-- Returns: null for a stream.
+create or replace function acked_messages(consumer_id int) returns bigint
+language sql stable as $$
+    select sum(coalesce(pg_sequence_last_value(s.counter), 0))::bigint
+    from (select to_regclass('acked_' || $1 || '_' || u.unit) as counter
+          from unnest('{1,10,100}'::int[]) u (unit)) s
+    where s.counter is not null
+$$;

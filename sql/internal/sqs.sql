@@ -28,6 +28,7 @@ begin
         perform forget_redriven(c.id, rest);
         done := done || rest;
     end if;
+    perform count_acked(c.id, cardinality(done));
     return cardinality(done);
 end $$;
 
@@ -93,6 +94,8 @@ end $$;
 
 -- read_letters(consumer, max_messages, visibility_timeout) -> dead letters, the oldest first.
 --
+-- These are letters that nobody has read, and those whose timeout has passed, the longest ago
+-- first.
 -- Each stays invisible to other readers for the timeout. deliver_count is how often the letter was
 -- read.
 -- Raises:
@@ -104,7 +107,9 @@ create or replace function read_letters(consumer text, max_messages int,
                                         visibility_timeout interval)
 returns table (receipt text, seq bigint, topic text, key text, data json, deliver_count int,
                commit_lsn pg_lsn, inserted_at timestamptz)
-language plpgsql volatile set search_path from current set jit = off as $$
+language plpgsql volatile
+set search_path from current set jit = off
+set enable_seqscan = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
     c consumers := letters_named(consumer);
@@ -114,11 +119,18 @@ declare
 begin
     perform refuse_too_long('visibility_timeout', visibility_timeout);
     return query
-        with chosen as materialized (
+        -- Each part has an index of its own, so that no letter which is invisible is looked at.
+        with unread as materialized (
             select d.id from dead_messages d
-            where d.consumer_id = c.id
-              and (d.not_visible_until is null or d.not_visible_until <= moment)
+            where d.consumer_id = c.id and d.not_visible_until is null
             order by d.id limit max_messages for update skip locked
+        ), back as materialized (
+            select d.id from dead_messages d
+            where d.consumer_id = c.id and d.not_visible_until <= moment
+            order by d.not_visible_until limit max_messages for update skip locked
+        ), chosen as (
+            select u.id from unread u union all select b.id from back b
+            order by id limit max_messages
         ), taken as (
             update dead_messages d
             set not_visible_until = until, read_count = d.read_count + 1
@@ -226,7 +238,6 @@ language plpgsql volatile as $$
 declare
     gone bigint[];
     whole lease_id[];
-    marked bigint[];
 begin
     with chosen as materialized (
         select l.claim_id, l.part from leases l where l.consumer_id = purge_leases.consumer_id
@@ -240,17 +251,7 @@ begin
            (select coalesce(array_agg(u.seq), '{}')
             from removed r cross join lateral unnest(r.seqs) as u (seq))
     into whole, gone from removed r;
-    if whole is not null then
-        -- A statement of its own: it sees the marks that were committed before the lock.
-        with cleared as (
-            delete from settled s using unnest(whole) w
-            where s.consumer_id = purge_leases.consumer_id and s.claim_id = w.claim_id
-                and s.part = w.part
-            returning s.seq)
-        select array(select c.seq from cleared c) into marked;
-        gone := without(gone, marked);
-    end if;
-    return gone;
+    return case when whole is null then '{}' else clear_marks(consumer_id, whole, gone) end;
 end $$;
 
 -- purge_all_letters(consumer, at_most) -> how many dead letters were deleted for good, at most so

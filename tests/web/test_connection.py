@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import uvicorn
@@ -24,6 +25,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer /slow after a while, and /much with 50 MB."""
     if scope["path"] == "/slow":
         await asyncio.sleep(CALM)
+    while (await receive()).get("more_body"):
+        pass
     await send({"type": "http.response.start", "status": 200, "headers": []})
     for _ in range(50 if scope["path"] == "/much" else 1):
         await send({"type": "http.response.body", "body": b"x" * 1_000_000, "more_body": True})
@@ -78,6 +81,38 @@ def test_a_peer_that_sends_a_header_now_and_then(port: int) -> None:
         for _ in range(100):
             time.sleep(0.2)
             raw.sendall(b"X-Slow: 1\r\n")
+
+
+LONG = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 1000) for n in range(300))
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n" + LONG, b"GET / HTTP/1.1\r\nX: " + b"x" * 300_000])
+def test_incomplete_headers_are_bounded(port: int, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_HEADERS", 600.0)
+    with opened(port) as raw:
+        for place in range(0, len(sent), 10_000):
+            try:
+                raw.sendall(sent[place : place + 10_000])
+            except OSError:
+                break
+            if select.select([raw], [], [], 0.01)[0]:
+                break
+        assert read_all(raw).startswith(b"HTTP/1.1 400 ")
+
+
+def test_the_headers_of_a_next_request_are_bounded_too(port: int) -> None:
+    with opened(port) as raw:
+        raw.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\n")
+        with suppress(OSError):
+            raw.sendall(LONG)
+        assert read_all(raw) == b"", "the connection ends before the answer of the first"
+
+
+def test_a_long_body_is_no_header(port: int) -> None:
+    with opened(port) as raw:
+        raw.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1000000\r\n\r\n")
+        raw.sendall(b"x" * 1_000_000)
+        assert read_all(raw).endswith(b"end\r\n0\r\n\r\n")
 
 
 def test_the_second_request_of_a_connection_has_the_same_limit(port: int) -> None:

@@ -11,7 +11,7 @@ from cdcbridge.web.audit import audited
 from cdcbridge.web.calls import hidden_data
 from cdcbridge.web.pages.charts import Chart, chart, spark
 from cdcbridge.web.pages.judgement import LEVELS, Assessment, judge, trend
-from cdcbridge.web.pages.samples import Points, consumer_samples
+from cdcbridge.web.pages.samples import Points, consumer_samples, rates_of
 from cdcbridge.web.pages.site import Elsewhere, Page, View, Visit
 from cdcbridge.web.pages.wording import DURATIONS, duration, number
 
@@ -23,7 +23,7 @@ _DELAYED: Final = "select seq, topic, key, data::text, not_visible_until from pe
 _OFFSETS: Final = """
     select c.name, o.partition, o.seq, o.updated_at,
            case when o.leased_until > clock_timestamp() then o.leased_until end, o.lost,
-           coalesce(pg_sequence_last_value('messages_seq'), 0) - o.seq
+           coalesce(pg_sequence_last_value('messages_seq'), 0) - o.seq, o.member
     from consumers c cross join lateral newest_offsets(c.id) o where c.name = any (%s) order by c.name, o.partition"""
 _SHOWN: Final = 200  # consumers on one page
 _PAUSE: Final = "update consumers set paused = %s, updated_at = now() where id = (consumer_named(%s)).id"
@@ -36,7 +36,7 @@ async def listed(visit: Visit) -> list[dict[str, Any]]:
     """
     figures, now = visit.figures, visit.services.now()
     judgements = _judgements(visit)
-    samples = await visit.services.sparks.samples()
+    samples, rates = await visit.services.sparks.samples()
     sinks = {one["name"]: one for one in figures.rows("sinks")}
     found = []
     for row in figures.consumers():
@@ -49,6 +49,7 @@ async def listed(visit: Visit) -> list[dict[str, Any]]:
             "spark": spark(points, now),
             "trend": trend(_known(points), moves=judgements[row["name"]].moves),
             "sink": sinks.get(row["name"]),
+            "rates": rates.get(row["name"]),
         })  # fmt: skip
     return sorted(found, key=lambda one: (LEVELS.index(one["judgement"].level), one["name"]))
 
@@ -102,6 +103,7 @@ async def consumer(visit: Visit) -> Page:
         "row": row,
         "judgement": judgement,
         "trend": trend(_known(samples.pending), moves=judgement is None or judgement.moves),
+        "rates": (await rates_of(store, name)).get(name),
         "charts": _charts(visit, samples.pending, samples.dead, samples.oldest),
         "holders": holders,
         "xmin": visit.sessions(visit.figures.rows("xmin_holders")) if all_seen else [],

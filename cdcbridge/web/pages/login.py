@@ -1,7 +1,8 @@
 """The session of a browser: a signed cookie after a login with a token, and the proof that a form is from a page.
 
 The signature's key is made from the token, so each process of `serve` knows the sessions of the others, and a session
-ends when its token is replaced. This module is pure. Never puts a token into a cookie.
+ends when its token is replaced. The store knows the sessions that ended by a logout. This module is pure. Never puts a
+token into a cookie.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ def visitor_of(cookie: str | None, tokens: Sequence[ApiToken], now: float) -> Ca
         if token.name == name and same(_sign(token, "session", began), signature):
             return Caller.of(token) if began.isdecimal() and 0 <= now - int(began) < LASTS else None
     return None
+
+
+def digest_of(cookie: str) -> str:
+    """Return the text by which the store knows a session that ended. Nobody can make the cookie from it."""
+    return hashlib.sha256(cookie.encode(errors="replace")).hexdigest()
 
 
 def proof_for(cookie: str | None, tokens: Sequence[ApiToken]) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from cdcbridge.web.pages.site import Page, View, Visit, visible_alarms
+from cdcbridge.alerts.store import SILENCE
+from cdcbridge.config.alerts import RULES
+from cdcbridge.units import parse_duration
+from cdcbridge.web.audit import audited
+from cdcbridge.web.pages.site import Elsewhere, Page, View, Visit, visible_alarms
+from cdcbridge.web.problems import RequestRefused
 
 _BACKFILLS: Final = (
     "select consumer, table_name, state, note, rows, percent, rows_per_second, seconds_left, condition, created_at"
@@ -28,6 +33,7 @@ _UNDELIVERED: Final = """
     select n.destination, n.title, n.created_at, d.service, d.attempts, d.error
     from alert_notifications n left join alert_deliveries d on d.notification_id = n.id and d.done_at is null
     order by n.id limit 20"""
+_TIMES: Final = ("1h", "4h", "12h", "24h", "7d")
 _SILENCES: Final = "select rule, until from alert_silences where until > clock_timestamp() order by rule"
 
 
@@ -76,6 +82,41 @@ async def alarms(visit: Visit) -> Page:
     })  # fmt: skip
 
 
+async def ask_silence(visit: Visit) -> Page:
+    """Ask before a rule of the alerts is silenced, or speaks again."""
+    rule = _rule(visit)
+    ends = visit.given("end") is not None
+    text = (
+        "From now on, the bridge makes notifications of this rule again. A condition that still holds is told at once."
+        if ends
+        else "The bridge makes no notifications of this rule for some time. A condition that still holds afterwards is"
+        " told then. The end of a condition that was told before is told in any case."
+    )
+    verb = "End the silence of" if ends else "Silence"
+    return Page("ask.html", {
+        "title": f"{verb} {rule.replace('_', ' ')}?", "text": text, "to": "/alarms/silence", "back": "/alarms",
+        "button": "End the silence" if ends else "Silence", "fields": {"rule": rule, **({"for": "0s"} if ends else {})},
+        "choice": None if ends else ("For", "for", _TIMES), "danger": False,
+    })  # fmt: skip
+
+
+async def silence(visit: Visit) -> Elsewhere:
+    """Silence a rule of the alerts, or let it speak again."""
+    rule, wanted, store = _rule(visit), visit.given("for"), visit.services.store
+    if wanted not in {*_TIMES, "0s"}:
+        raise RequestRefused(422, f"for is {wanted!r}, which is none of {', '.join(_TIMES)}")
+    async with audited(store, visit.caller, visit.address, "silence", rule, {"for": wanted}) as result:
+        result["until"] = await store.value(SILENCE, (rule, parse_duration(wanted)))
+    return Elsewhere(f"/alarms?said={'spoken' if wanted == '0s' else 'silenced'}")
+
+
+def _rule(visit: Visit) -> str:
+    rule = visit.given("rule")
+    if rule not in RULES:
+        raise RequestRefused(404, f"there is no rule {rule!r}", hint=f"The rules are {', '.join(RULES)}.")
+    return str(rule)
+
+
 async def audit(visit: Visit) -> Page:
     """Show who changed something, the newest change first."""
     visit.caller.refuse_restricted("The page of a consumer shows its state.")
@@ -88,5 +129,7 @@ VIEWS: Final = (
     View("GET", "/mirrors", "look", mirrors),
     View("GET", "/backfills", "look", backfills),
     View("GET", "/alarms", "look", alarms),
+    View("GET", "/alarms/silence", "operate", ask_silence),
+    View("POST", "/alarms/silence", "operate", silence),
     View("GET", "/audit", "look", audit),
 )

@@ -28,6 +28,8 @@ _ALL: Final = """
     where subject <> '' and (extract(minute from minute)::int % 10 = 0 or minute > now() - interval '11 minutes')
     group by subject"""
 
+_RATES: Final = "select name, per_second_in, per_second_out, seconds from consumer_rates(%s)"
+
 Points = list[tuple[float, float | None]]  # the time in seconds since 1970, and the value
 
 
@@ -38,6 +40,20 @@ class ConsumerSamples(NamedTuple):
     in_flight: Points
     dead: Points
     oldest: Points
+
+
+class Rates(NamedTuple):
+    """Messages per second of one consumer in the last minutes.
+
+    Attributes:
+        arrived: Messages that arrived. None: unknown.
+        finished: Messages that were acked or delivered by the sink. None: the consumer is a stream without a sink.
+        seconds: The time in which both were measured.
+    """
+
+    arrived: float | None
+    finished: float | None
+    seconds: float
 
 
 class SlotSamples(NamedTuple):
@@ -54,6 +70,11 @@ async def consumer_samples(store: WebStore, name: str) -> ConsumerSamples:
     return ConsumerSamples(*([(row[0], row[n]) for row in rows] for n in range(1, 5)))
 
 
+async def rates_of(store: WebStore, name: str | None = None) -> dict[str, Rates]:
+    """Return the rates of a consumer, or of all, by their names. A consumer without enough samples is missing."""
+    return {row[0]: Rates(*row[1:]) for row in await store.rows(_RATES, (name,))}
+
+
 async def slot_samples(store: WebStore) -> SlotSamples:
     """Return the samples of the slot."""
     rows = await store.rows(_SLOT)
@@ -65,7 +86,7 @@ async def slot_samples(store: WebStore) -> SlotSamples:
 
 
 class Sparks:
-    """The samples for the small charts of all consumers, which are read at most twice a minute.
+    """The samples for the small charts of all consumers, and their rates. Both are read at most twice a minute.
 
     Args:
         store: The sessions on the store.
@@ -75,11 +96,13 @@ class Sparks:
         self._store = store
         self._read_at = -_FRESH
         self._samples: dict[str, Points] = {}
+        self._rates: dict[str, Rates] = {}
 
-    async def samples(self) -> dict[str, Points]:
-        """Return the waiting messages of each consumer, by its name."""
+    async def samples(self) -> tuple[dict[str, Points], dict[str, Rates]]:
+        """Return the waiting messages and the rates of each consumer, by its name."""
         if monotonic() - self._read_at > _FRESH:
             self._read_at = monotonic()
             rows = await self._store.rows(_ALL)
             self._samples = {name: list(zip(times, values, strict=True)) for name, times, values in rows}
-        return self._samples
+            self._rates = await rates_of(self._store)
+        return self._samples, self._rates

@@ -24,11 +24,11 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from cdcbridge import __version__
-from cdcbridge.errors import CdcbridgeError
+from cdcbridge.errors import CdcbridgeError, StoreUnavailable
 from cdcbridge.web.access import Action, Caller, Failures, refuse_other_pages, token_of
 from cdcbridge.web.calls import Services
 from cdcbridge.web.newest import Measurement
-from cdcbridge.web.pages.login import COOKIE, LASTS, cookie_for, proof_for, same, visitor_of
+from cdcbridge.web.pages.login import COOKIE, LASTS, cookie_for, digest_of, proof_for, same, visitor_of
 from cdcbridge.web.pages.wording import filters, plural
 from cdcbridge.web.problems import RequestRefused, problem_of
 from cdcbridge.web.requests import address_of, body_of, log_request
@@ -40,6 +40,8 @@ _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src"
     " 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
 }
+_ENDED: Final = "select exists (select from ended_sessions where digest = %s)"
+_END: Final = "select end_session(%s, make_interval(secs => %s))"
 _FORM: Final = 65_536  # bytes of a form
 _UNFORESEEN: Final = "the page failed for a reason that nobody foresaw"
 log = structlog.get_logger()
@@ -168,6 +170,7 @@ class Site:
         self._failures = failures
         self._tokens = services.config.api.tokens
         self._views = views
+        self._ended: set[str] = set()  # the sessions that ended by a logout here, for times without a store
         self._templates = Environment(
             loader=PackageLoader("cdcbridge.web.pages"),
             autoescape=select_autoescape(default=True),
@@ -203,7 +206,7 @@ class Site:
             caller: Caller | None = None
             try:
                 self._refuse_others(request)
-                caller = visitor_of(request.cookies.get(COOKIE), self._tokens, time.time())
+                caller = await self._visitor(request)
                 response = await make(request, caller)
             except CdcbridgeError as error:
                 response = self._error(request, caller, error)
@@ -217,6 +220,18 @@ class Site:
             return response
 
         return answer
+
+    async def _visitor(self, request: Request) -> Caller | None:
+        cookie = request.cookies.get(COOKIE)
+        caller = visitor_of(cookie, self._tokens, time.time())
+        if caller is None or cookie is None or not self._tokens:
+            return caller
+        digest = digest_of(cookie)
+        try:
+            ended = await self._services.store.value(_ENDED, (digest,))
+        except StoreUnavailable:  # the pages show the last figures, and nothing can be changed
+            ended = digest in self._ended
+        return None if ended else caller
 
     async def _answer(self, view: View, request: Request, caller: Caller) -> Response:
         caller.refuse(view.action, request.path_params.get("name"))
@@ -290,8 +305,13 @@ class Site:
         response.set_cookie(COOKIE, cookie, LASTS, secure=secure, httponly=True, samesite="lax")
         return response
 
-    async def _logout(self, request: Request, _: Caller | None) -> Response:
+    async def _logout(self, request: Request, caller: Caller | None) -> Response:
+        if caller is None:
+            return self._to_login(request)
         await self._form(request)
+        if cookie := request.cookies.get(COOKIE):
+            self._ended.add(digest_of(cookie))
+            await self._services.store.rows(_END, (digest_of(cookie), LASTS))
         response = RedirectResponse("/login", 303, _HEADERS)
         response.delete_cookie(COOKIE)
         return response
@@ -342,6 +362,8 @@ def _said(query: Mapping[str, str]) -> str:
         "resumed": "Resumed.",
         "retry": f"Retried {plural(retried, 'dead letter')}.{gone}{left}",
         "purge": f"Purged {plural(purged, 'dead letter')}.",
+        "silenced": "Silenced. Until then, nobody gets a notification of this rule.",
+        "spoken": "The rule makes notifications again.",
     }.get(query.get("said", ""), "")
 
 

@@ -31,6 +31,11 @@ def number(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
+def rate(value: float | None) -> str:
+    """Return a rate per second, with one decimal if it is small: 0.25 → "0.3/s", 1234.5 → "1,234/s"."""
+    return UNKNOWN if value is None else f"{value:,.{1 if 0 < value < 10 else 0}f}/s"
+
+
 def size(value: float | None) -> str:
     """Return a size in bytes for people."""
     return UNKNOWN if value is None else human_size(value)
@@ -118,6 +123,7 @@ def filters() -> dict[str, Any]:
     """Return the filters of the templates, by name."""
     return {
         "number": number,
+        "rate": rate,
         "size": size,
         "duration": duration,
         "clock": clock,

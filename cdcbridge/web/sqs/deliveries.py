@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cdcbridge.web.queues import DUE, GIVE_BACK
+
 
 @dataclass(slots=True, frozen=True)
 class DeliveryStatements:
@@ -52,8 +54,8 @@ _EXTEND: Final = (
 IN_ORDER: Final = DeliveryStatements(
     kind="f",
     receive=_receive("receive(%s, %s::int, make_interval(secs => %s), durable => false)"),
-    due="select q.id, next_visible(%s) from queue_settings(%s) q",
-    give_back="select give_back(%s, %s)",
+    due=DUE,
+    give_back=GIVE_BACK,
     delete="select ack(%s, %s)",
     extend=_EXTEND.format("extend"),
 )

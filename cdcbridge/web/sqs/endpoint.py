@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from cdcbridge.errors import CdcbridgeError
 from cdcbridge.web.access import Caller, Failures
 from cdcbridge.web.calls import Services
 from cdcbridge.web.problems import RequestRefused
-from cdcbridge.web.requests import address_of, body_of, log_request
+from cdcbridge.web.requests import address_of, body_of, has_gone, log_request
 from cdcbridge.web.sqs import answers, managing, receiving, sending
 from cdcbridge.web.sqs.calls import SqsAnswer, SqsCall
 from cdcbridge.web.sqs.directory import Directory
@@ -65,12 +66,13 @@ _REFUSED: Final = {
 _JSON: Final = "application/x-amz-json-1.0"
 _XML: Final = "text/xml"
 _TARGET: Final = "x-amz-target"
+_DECIDING: Final = frozenset((_TARGET.encode(), b"authorization"))
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 log = structlog.get_logger()
 
 
 class SqsFront:
-    """The middleware that answers requests of SQS.
+    """The outermost application, which answers requests of SQS. It needs no routes, and so skips those of the API.
 
     Args:
         app: Answers all other requests.
@@ -87,44 +89,37 @@ class SqsFront:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request of SQS, or pass it on."""
-        if self._keys and scope["type"] == "http":
-            request = Request(scope, receive)
-            authorization, target = request.headers.get("authorization"), request.headers.get(_TARGET, "")
-            if is_signed(_query(request), authorization) or target.startswith("AmazonSQS."):
-                await (await self._answer(request))(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if self._keys and scope["type"] == "http" and _is_of_sqs(scope):
+            await (await self._answer(Request(scope, receive)))(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         began, request_id = monotonic(), str(uuid.uuid4())
-        is_json = _TARGET in request.headers
+        target = request.headers.get(_TARGET)
+        is_json = target is not None
         caller: Caller | None = None
         action = ""
         try:
             body, signature, caller = await self._login(request)
-            if is_json:
-                action, values = from_json(request.headers[_TARGET], body)
-            else:
-                action, values = from_query(_query(request), body)
+            action, values = from_query(_query(request), body) if target is None else from_json(target, body)
             answer = await self._answered(action, values, request, caller, signature)
             content = answers.json_answer(answer) if is_json else answers.xml_answer(action, answer, request_id)
-            response = Response(content)
+            status, more = 200, dict[str, str]()
         except CdcbridgeError as error:
-            response = _refused(sqs_error(error), request_id, is_json=is_json)
+            status, content, more = _refused(sqs_error(error), request_id, is_json=is_json)
         except ClientDisconnect:
             gone = sqs_error(RequestRefused(408, "the caller has disconnected"))
-            response = _refused(gone, request_id, is_json=is_json)
+            status, content, more = _refused(gone, request_id, is_json=is_json)
         except Exception as error:
             log.exception("api.failed", path=request.scope["path"], error=f"{type(error).__name__}: {error}")
             unforeseen = CdcbridgeError("the request failed for a reason that nobody foresaw. See the log of `serve`.")
-            response = _refused(sqs_error(unforeseen), request_id, is_json=is_json)
-        response.headers.update(
-            {**_HEADERS, "x-amzn-RequestId": request_id, "Content-Type": _JSON if is_json else _XML}
-        )
-        seconds = log_request(request, response.status_code, began, caller, action=action[:80])
+            status, content, more = _refused(sqs_error(unforeseen), request_id, is_json=is_json)
+        seconds = log_request(request, status, began, caller, action=action[:80])
         template = f"/ (SQS {action})" if action in _ACTIONS else "/ (SQS)"  # a stranger must not make new series
-        self._services.figures.answered(request.method, template, response.status_code, seconds)
-        return response
+        self._services.figures.answered(request.method, template, status, seconds)
+        own = {"x-amzn-RequestId": request_id, "Content-Type": _JSON if is_json else _XML}
+        return Response(content, status, headers={**_HEADERS, **own, **more})
 
     async def _login(self, request: Request) -> tuple[bytes, Signature, Caller]:
         """Return the body, the signature and the caller.
@@ -169,7 +164,7 @@ class SqsFront:
                 base=base,
                 region=signature.region,
                 address=address_of(request),
-                gone=request.is_disconnected,
+                gone=partial(has_gone, request),
             )
         )
 
@@ -180,6 +175,12 @@ def _keys(services: Services) -> dict[str, tuple[str, Caller]]:
     tokens = {token.name: Caller.of(token) for token in api.tokens}
     keys = () if api.sqs is None else api.sqs.access_keys
     return {key.id: (key.secret.get_secret_value(), tokens[key.token]) for key in keys}
+
+
+def _is_of_sqs(scope: Scope) -> bool:
+    found = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _DECIDING}
+    target, authorization = found.get(_TARGET.encode(), ""), found.get(b"authorization")
+    return target.startswith("AmazonSQS.") or is_signed(scope["query_string"].decode("latin-1"), authorization)
 
 
 def _signed(request: Request) -> SignedRequest:
@@ -196,8 +197,6 @@ def _query(request: Request) -> str:
     return query.decode("latin-1")
 
 
-def _refused(error: SqsError, request_id: str, *, is_json: bool) -> Response:
-    if not is_json:
-        return Response(answers.xml_error(error, request_id), error.code.status)
-    content, headers = answers.json_error(error)
-    return Response(content, error.code.status, headers)
+def _refused(error: SqsError, request_id: str, *, is_json: bool) -> tuple[int, bytes, dict[str, str]]:
+    content, more = answers.json_error(error) if is_json else (answers.xml_error(error, request_id), {})
+    return error.code.status, content, more

@@ -41,10 +41,15 @@ _LONGEST: Final = 15.0  # seconds for a purge or a move
 _PURGE: Final = "select purged, rest from purge_messages(%s, %s)"
 _PURGE_LETTERS: Final = "select purged, rest from purge_all_letters(%s, %s)"
 _WHOLE: Final = re.compile("[0-9]{1,9}")
-_COUNTS: Final = "select pending, in_flight, delayed from consumer_lag() where name = %s"
-_LETTERS: Final = (
-    "select count(*), count(*) filter (where not_visible_until > now()) from dead_messages where consumer_id = %s"
-)
+_COUNTS: Final = "select pending, in_flight, delayed from consumer_lag(%s)"
+_LETTERS: Final = "select count(*) from dead_messages where consumer_id = %s"
+_READ: Final = "select count(*) from dead_messages where consumer_id = %s and not_visible_until > now()"
+# What a bridge counted last, if that is less than two minutes old.
+_SAMPLED: Final = """
+    select (figures ->> 'pending')::bigint, (figures ->> 'in_flight')::bigint,
+           coalesce((figures ->> 'delayed')::bigint, 0), (figures ->> 'dead')::bigint
+    from samples where subject = %s and minute > now() - interval '2 minutes' order by minute desc limit 1"""
+_MANY: Final = 100_000  # messages, from which on they are not counted anew
 _COUNTED: Final = (
     "ApproximateNumberOfMessages",
     "ApproximateNumberOfMessagesNotVisible",
@@ -164,11 +169,18 @@ async def set_queue_attributes(call: SqsCall) -> SqsAnswer:
 
 
 async def _counts(call: SqsCall, queue: NamedQueue) -> tuple[int, int, int]:
-    """Return how many messages are visible, in flight, and delayed."""
+    """Return how many messages are visible, in flight, and delayed.
+
+    Few messages are counted. If there are many, the figures are those of the last measurement of the bridge.
+    """
+    sampled = await call.store.rows(_SAMPLED, (queue.consumer,))
+    pending, in_flight, delayed, dead = sampled[0] if sampled else (0, 0, 0, 0)
     if queue.letters:
-        letters, read = (await call.store.rows(_LETTERS, (queue.id,)))[0]
-        return letters - read, read, 0
-    pending, in_flight, delayed = (await call.store.rows(_COUNTS, (queue.consumer,)))[0]
+        letters = dead if dead > _MANY else await call.store.value(_LETTERS, (queue.id,))
+        read = await call.store.value(_READ, (queue.id,))
+        return max(0, letters - read), read, 0
+    if pending + in_flight <= _MANY:
+        pending, in_flight, delayed = (await call.store.rows(_COUNTS, (queue.consumer,)))[0]
     return pending - delayed, in_flight, delayed
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from cdcbridge.web.calls import Polled
 from cdcbridge.web.sqs.attributes import md5, md5_of_attributes, safe_for_xml, wanted
 from cdcbridge.web.sqs.calls import SqsAnswer, SqsCall
 from cdcbridge.web.sqs.deliveries import ANY_ORDER, IN_ORDER, LETTERS, DeliveryStatements
@@ -42,6 +43,8 @@ _KNOWN: Final = {
 _OP: Final = re.compile(r'\s*\{\s*"op"\s*:\s*"([a-z]+)"')
 _BEFORE: Final = '{"op":"message","record":'  # as append_published() writes it
 _AFTER: Final = ',"old":null,"unchanged":[],"sqs":'
+_RECEIPT: Final = re.compile("[0-9]{1,18}-[0-9]{1,18}")
+_PLAIN: Final = str.maketrans("-_+/", "+/  ")  # handles have the alphabet of URLs
 _DEAD: Final = "select seq from dead_messages where consumer_id = %s and seq = any (%s::bigint[])"
 _SEQS: Final = "select seq from consumer_messages where consumer_id = %s and seq = any (%s::bigint[])"
 
@@ -93,21 +96,12 @@ def _grouped(queue: NamedQueue, found: list[Delivered]) -> list[Delivered]:
 
 
 async def _poll(call: SqsCall, queue: NamedQueue, values: tuple[Any, ...], wait: float) -> list[Delivered]:
-    statements, name = statements_of(queue), queue.consumer
-
-    async def look() -> list[tuple[Any, ...]]:
-        return await call.store.rows(statements.receive, (call.services.config.api.max_answer, name, *values))
-
-    async def due() -> tuple[int, float | None]:
-        row = (await call.store.rows(statements.due, (name, name)))[0]
-        return row[0], row[1]
-
+    statements, name, services = statements_of(queue), queue.consumer, call.services
     room = f"{name} {statements.kind}" if queue.letters else name
-    rows = await call.services.arrivals.poll(room, wait, look, due, call.gone)
-    gone = bool(rows) and await call.gone()
-    if unsent := [row[0] for row in rows if gone or row[4] is None]:
-        await call.store.patiently(statements.give_back, (name, unsent))
-    return [] if gone else [Delivered(*row) for row in rows if row[4] is not None]
+    polled = Polled(statements.receive, (services.config.api.max_answer, name, *values), statements.due, room)
+    rows = await services.poll(polled, name, wait, call.gone)
+    kept = await services.sent(rows, call.gone, statements.give_back, name, receipt=0, document=4)
+    return [Delivered(*row) for row in kept]
 
 
 def _shown(call: SqsCall, queue: NamedQueue, one: Delivered, names: list[str], system: list[str]) -> dict[str, Any]:
@@ -189,13 +183,12 @@ def receipt_of(queue: NamedQueue, given: Given) -> str:
         SqsError: It is not a handle of this queue.
     """
     handle = given.text("ReceiptHandle")
-    prefix = f"{statements_of(queue).kind}:{queue.consumer}:"
     try:
-        text = base64.b64decode(handle.encode("ascii"), altchars=b"-_", validate=True).decode("ascii")
-    except (binascii.Error, UnicodeError):
+        text = binascii.a2b_base64(handle.translate(_PLAIN), strict_mode=True).decode("ascii")
+    except ValueError:
         text = ""
-    receipt = text.removeprefix(prefix)
-    if receipt == text or not re.fullmatch(r"[0-9]{1,18}-[0-9]{1,18}", receipt):
+    owner, _, receipt = text.rpartition(":")
+    if owner != f"{statements_of(queue).kind}:{queue.consumer}" or not _RECEIPT.fullmatch(receipt):
         raise SqsError(BAD_RECEIPT, f'The input receipt handle "{handle[:200]}" is not a valid receipt handle.')
     return receipt
 

@@ -56,21 +56,26 @@ class Signature(NamedTuple):
 
     Attributes:
         key_id: The access key id.
-        day: The day of the credential's scope, for example 20270131.
         region: The region of the scope. Each is accepted.
         headers: The names of the headers that it covers.
         time: The time when the request was signed.
+        stamp: The same as AWS writes it, for example 20270131T235900Z.
         value: The signature.
         lasts: Seconds for which a presigned URL is valid, or None for a header.
     """
 
     key_id: str
-    day: str
     region: str
     headers: tuple[str, ...]
     time: datetime
+    stamp: str
     value: str
     lasts: int | None
+
+    @property
+    def day(self) -> str:
+        """The day of the credential's scope, for example 20270131."""
+        return self.stamp[:8]
 
 
 def is_signed(query: str, authorization: str | None) -> bool:
@@ -103,9 +108,8 @@ def verify(request: SignedRequest, signature: Signature, secret: str, now: datet
     digest = hashlib.sha256(request.body).hexdigest()
     if dict(request.headers).get("x-amz-content-sha256", digest) != digest:
         raise SqsError(OTHER_SIGNATURE, "the header X-Amz-Content-SHA256 is not the hash of the body")
-    expected = hmac.new(
-        _signing_key(secret, signature.day, signature.region), _text_to_sign(request, signature), hashlib.sha256
-    ).hexdigest()
+    key, text = _signing_key(secret, signature.day, signature.region), _text_to_sign(request, signature, digest)
+    expected = hmac.digest(key, text, "sha256").hex()
     if not hmac.compare_digest(expected.encode(), signature.value.encode(errors="replace")):
         raise SqsError(
             OTHER_SIGNATURE,
@@ -124,12 +128,12 @@ def _in_header(request: SignedRequest) -> Signature:
         raise SqsError(INCOMPLETE, f"the header Authorization is not a signature of {ALGORITHM}")
     try:
         if "x-amz-date" in headers:
-            time = _time(headers["x-amz-date"])
+            stamp = headers["x-amz-date"]
         else:
-            time = parsedate_to_datetime(headers["date"]).astimezone(UTC)
+            stamp = f"{parsedate_to_datetime(headers['date']).astimezone(UTC):{_TIME}}"
+        return _signature(found["credential"], found["headers"], stamp, found["signature"], None)
     except (KeyError, ValueError, OverflowError):
         raise SqsError(INCOMPLETE, "the header X-Amz-Date is missing, or is not a time") from None
-    return _signature(found["credential"], found["headers"], time, found["signature"], None)
 
 
 def _in_query(request: SignedRequest) -> Signature:
@@ -140,21 +144,23 @@ def _in_query(request: SignedRequest) -> Signature:
         lasts = int(given["X-Amz-Expires"])
         if not 1 <= lasts <= _LONGEST:
             raise ValueError("X-Amz-Expires")
-        time = _time(given["X-Amz-Date"])
-        return _signature(given["X-Amz-Credential"], given["X-Amz-SignedHeaders"], time, given[_NEVER_SIGNED], lasts)
+        return _signature(
+            given["X-Amz-Credential"], given["X-Amz-SignedHeaders"], given["X-Amz-Date"], given[_NEVER_SIGNED], lasts
+        )
     except (KeyError, ValueError) as error:
         raise SqsError(INCOMPLETE, f"the parameters of the presigned URL are incomplete: {error}") from None
 
 
-def _signature(credential: str, headers: str, time: datetime, value: str, lasts: int | None) -> Signature:
+def _signature(credential: str, headers: str, stamp: str, value: str, lasts: int | None) -> Signature:
+    time = _time(stamp)
     key_id, *scope = credential.rsplit("/", 4)
-    if len(scope) != 4 or scope[2:] != [SERVICE, "aws4_request"] or scope[0] != f"{time:%Y%m%d}":
+    if len(scope) != 4 or scope[2:] != [SERVICE, "aws4_request"] or scope[0] != stamp[:8]:
         raise SqsError(
             OTHER_SIGNATURE,
             f"the scope of the credential is {'/'.join(scope)!r}, but must be"
-            f" {time:%Y%m%d}/REGION/{SERVICE}/aws4_request",
+            f" {stamp[:8]}/REGION/{SERVICE}/aws4_request",
         )
-    return Signature(key_id, scope[0], scope[1], tuple(headers.split(";")), time, value, lasts)
+    return Signature(key_id, scope[1], tuple(headers.split(";")), time, stamp, value, lasts)
 
 
 def _refuse_old(signature: Signature, now: datetime) -> None:
@@ -163,22 +169,29 @@ def _refuse_old(signature: Signature, now: datetime) -> None:
     if now - signature.time > lasts:
         raise SqsError(
             OTHER_SIGNATURE,
-            f"Signature expired: it was valid for {lasts} from {signature.time:{_TIME}}, and now it is {now:{_TIME}}",
+            f"Signature expired: it was valid for {lasts} from {signature.stamp}, and now it is {now:{_TIME}}",
         )
     if signature.time - now > _SKEW:
         raise SqsError(
-            OTHER_SIGNATURE, f"Signature not yet current: it is of {signature.time:{_TIME}}, now it is {now:{_TIME}}"
+            OTHER_SIGNATURE, f"Signature not yet current: it is of {signature.stamp}, now it is {now:{_TIME}}"
         )
 
 
-def _text_to_sign(request: SignedRequest, signature: Signature) -> bytes:
-    canonical = hashlib.sha256(_canonical(request, signature.headers).encode("utf-8", "surrogateescape")).hexdigest()
+def _text_to_sign(request: SignedRequest, signature: Signature, digest: str) -> bytes:
+    text = _canonical(request, signature.headers, digest)
+    canonical = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     scope = f"{signature.day}/{signature.region}/{SERVICE}/aws4_request"
-    return f"{ALGORITHM}\n{signature.time:{_TIME}}\n{scope}\n{canonical}".encode(errors="replace")
+    return f"{ALGORITHM}\n{signature.stamp}\n{scope}\n{canonical}".encode(errors="replace")
 
 
-def _canonical(request: SignedRequest, names: Sequence[str]) -> str:
-    """Return the request in the canonical form of AWS."""
+def _canonical(request: SignedRequest, names: Sequence[str], digest: str) -> str:
+    """Return the request in the canonical form of AWS.
+
+    Args:
+        request: The request.
+        names: The names of the headers that the signature covers.
+        digest: The SHA-256 sum of the body, in hexadecimal.
+    """
     query = "&".join(
         f"{name}={value}"
         for name, value in sorted(
@@ -187,13 +200,18 @@ def _canonical(request: SignedRequest, names: Sequence[str]) -> str:
             if name != _NEVER_SIGNED
         )
     )
-    headers = "".join(f"{name}:{_value(request, name)}\n" for name in names)
-    body = hashlib.sha256(request.body).hexdigest()
-    return "\n".join((request.method, _canonical_path(request.path), query, headers, ";".join(names), body))
+    values: dict[str, str] = {}
+    for name, value in request.headers:
+        text = " ".join(value.split())
+        values[name] = f"{values[name]},{text}" if name in values else text
+    headers = "".join(f"{name}:{values.get(name, '')}\n" for name in names)
+    return "\n".join((request.method, _canonical_path(request.path), query, headers, ";".join(names), digest))
 
 
 def _canonical_path(path: str) -> str:
     """Return the path without empty and relative segments, and escaped once more."""
+    if path == "/":
+        return path
     kept: list[str] = []
     for segment in path.split("/"):
         if segment == "..":
@@ -202,10 +220,6 @@ def _canonical_path(path: str) -> str:
             kept.append(segment)
     slash = "/" if kept and path.endswith("/") else ""
     return quote("/" + "/".join(kept) + slash, safe="/-_.~")
-
-
-def _value(request: SignedRequest, name: str) -> str:
-    return ",".join(" ".join(value.split()) for one, value in request.headers if one == name)
 
 
 def _pairs(query: str) -> list[tuple[str, str]]:

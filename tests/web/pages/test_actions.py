@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,6 +221,78 @@ def test_a_login_leads_back_and_a_logout_ends_it(guarded: str, browser: Browser)
         page.get_by_role("button", name="Log out").click()
         page.goto("/consumers")
         expect(page.get_by_label("Token")).to_be_visible()
+
+
+def test_a_change_in_steps_has_the_focus_on_its_progress(dashboard: str, world18: World, browser: Browser) -> None:
+    world18.sql.execute(
+        "insert into cdcbridge.dead_messages"
+        " (consumer_id, seq, topic, key, data, deliver_count, reason, history, inserted_at)"
+        " select (select id from cdcbridge.consumers where name = 'billing'), n, 't', 'k', '{}', 3, 'no', '[]', now()"
+        " from generate_series(1, 400000) n"
+    )
+    watch = (
+        "document.addEventListener('focusin', (event) => sessionStorage.setItem('focused',"
+        " `${sessionStorage.getItem('focused')} ${event.target.id}`))"
+    )
+    with visiting(browser, dashboard) as visit:
+        page = visit.page
+        page.add_init_script(watch)
+        page.goto("/consumers/billing/dead/purge")
+        page.get_by_role("button", name="Purge").click()
+        page.wait_for_url("**/dead?said=purge*", timeout=120_000)
+        assert len(audited(world18)) > 1, "there were steps"
+        assert "ask-title" in page.evaluate("sessionStorage.getItem('focused')")
+    assert world18.value(DEAD) == 0
+
+
+def test_no_process_accepts_the_cookie_of_a_session_that_ended(guarded: str, world18: World) -> None:
+    with serving(world18, tokens=TOKENS) as other, httpx.Client(trust_env=False, timeout=30) as http:
+        for _ in range(2):
+            http.post(f"{guarded}/login", data={"token": ADMIN})
+            (cookie,) = http.cookies.jar
+            name, value = cookie.name, str(cookie.value)
+            stolen = {"Cookie": f"{name}={value}"}
+            for url in (guarded, other):
+                assert httpx.get(f"{url}/consumers", headers=stolen, trust_env=False).status_code == 200
+            proof = re.findall('name="proof" value="([0-9a-f]{64})"', http.get(f"{guarded}/consumers").text)[0]
+            assert http.post(f"{guarded}/logout", data={"proof": proof}).headers["location"] == "/login"
+            for url in (guarded, other):
+                answer = httpx.get(f"{url}/consumers", headers=stolen, trust_env=False)
+                assert answer.headers["location"] == "/login?next=%2Fconsumers"
+            assert value not in str(world18.sql.execute("select * from cdcbridge_internal.ended_sessions").fetchall())
+            time.sleep(1.1)  # the second session begins in another second, so it has another cookie
+
+
+def test_an_alert_is_silenced_and_speaks_again(guarded: str, world18: World, browser: Browser) -> None:
+    world18.sql.execute(
+        "insert into cdcbridge_internal.alert_conditions (rule, subject, severity, message, since, began_at)"
+        " values ('dead_letters', 'billing', 'warning', '3 dead letters', now(), now())"
+    )
+    silences = "select count(*) from cdcbridge_internal.alert_silences where until > now() + interval '3 hours'"
+    with visiting(browser, guarded) as visit:
+        page = visit.page
+        login(page, VIEWER)
+        page.goto("/alarms")
+        expect(page.locator("#alerts")).to_contain_text("3 dead letters")
+        expect(page.get_by_role("link", name="Silence")).to_have_count(0)
+        assert page.request.get("/alarms/silence?rule=dead_letters").status == 403
+        page.get_by_role("button", name="Log out").click()
+        login(page, OPERATOR)
+        page.goto("/alarms")
+        page.get_by_role("link", name="Silence dead letters").click()
+        page.get_by_label("For").select_option("4h")
+        assert world18.value(silences) == 0, "a question changes nothing"
+        page.get_by_role("button", name="Silence").click()
+        expect(page.get_by_role("status").filter(has_text="Silenced.")).to_be_visible()
+        expect(page.locator("#alerts")).to_contain_text("Silenced: dead letters until")
+        assert world18.value(silences) == 1
+        page.get_by_role("link", name="end it…").click()
+        page.get_by_role("button", name="End the silence").click()
+        expect(page.locator("#alerts")).not_to_contain_text("Silenced: dead letters")
+        assert world18.value(silences) == 0
+        assert page.request.get("/alarms/silence?rule=nonsense").status == 404
+    assert [row[:4] for row in audited(world18)] == [("night", "operator", "silence", "dead_letters")] * 2
+    assert [row[4]["for"] for row in audited(world18)] == ["4h", "0s"]
 
 
 def test_a_viewer_sees_no_button_and_cannot_press_one(guarded: str, world18: World, browser: Browser) -> None:

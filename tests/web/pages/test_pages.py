@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
@@ -170,3 +171,18 @@ def test_figures_come_from_the_bridge(world18: World, browser: Browser) -> None:
             "select subject, figures ->> 'pending' from cdcbridge_internal.samples where subject <> ''"
         )
         assert ("billing", "7") in samples.fetchall()
+
+
+def test_the_streams_page_names_the_members(dashboard: str, world18: World) -> None:
+    def shown() -> str:
+        return httpx.get(f"{dashboard}/streams", trust_env=False, timeout=30).text
+
+    row = "select partition, seq, receipt from cdcbridge.read_stream('audit', 1, '1 hour')"
+    assert "report-7" not in shown()
+    with psycopg.connect(world18.dsn, application_name="report-7", autocommit=True) as member:
+        partition, seq, receipt = member.execute(row).fetchone() or (0, 0, "")
+        assert "report-7 <small>until" in shown()
+        member.execute("select cdcbridge.extend_lease('audit', %s, %s, '2 hours')", (partition, receipt))
+        assert "report-7 <small>until" in shown(), "a longer lease has the same member"
+        member.execute("select cdcbridge.commit_offset('audit', %s, %s, %s)", (partition, seq, receipt))
+    assert "report-7" not in shown()

@@ -220,6 +220,22 @@ def test_a_long_poll_is_woken_by_the_message(sqs: Any, billing: str, url: str, w
     assert [message["Body"] for message in found[0]] == ["x"] and found[1] - sent < 3
 
 
+def test_a_long_poll_ends_with_the_process(world18: World) -> None:
+    found: list[Any] = []
+    with serving_sqs(world18) as url, closing(sqs_client(url)) as sqs:
+        queue = sqs.get_queue_url(QueueName="billing")["QueueUrl"]
+        poll = threading.Thread(
+            target=lambda: found.append(sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=20).get("Messages"))
+        )
+        poll.start()
+        eventually(lambda: "next_visible" in str(world18.rows("select query from pg_stat_activity")), "it waits")
+        began = time.monotonic()
+        world18._processes[-1].terminate()
+        poll.join(30)
+    # The end of the block has checked that the process exits with 0.
+    assert found == [None] and time.monotonic() - began < 15
+
+
 def test_an_empty_queue_is_waited_for(sqs: Any, billing: str) -> None:
     began = time.monotonic()
     assert receive(sqs, billing, WaitTimeSeconds=1) == []

@@ -222,6 +222,74 @@ def test_a_move_that_is_refused(sqs: Any, code: str, named: dict[str, str]) -> N
     refused(code, sqs.start_message_move_task, **named)
 
 
+def test_invisible_letters_are_not_looked_at(url: str, world18: World) -> None:
+    run, number = world18.sql.execute, world18.value("select id from cdcbridge.consumers where name = 'billing'")
+    run(
+        "insert into cdcbridge.dead_messages"
+        " (consumer_id, seq, topic, data, deliver_count, reason, history, inserted_at, not_visible_until)"
+        f" select {number}, n, 't', to_json(n), 3, 'no', '[]', now(), case when n <= 20000 then now() + '1 hour'"
+        " when n % 1000 = 0 then now() - '1 hour'::interval when n % 1000 <> 1 then now() + '1 hour' end"
+        " from generate_series(1, 30000) n"
+    )
+    looked = (
+        "select coalesce(idx_tup_fetch, 0) + seq_tup_read from pg_stat_xact_user_tables"
+        f" where relname = 'dead_messages_{number}'"
+    )
+    with world18.sql.transaction():
+        found = run("select seq from cdcbridge_internal.read_letters('billing', 20, '1 hour')").fetchall()
+        row = run(looked).fetchone()
+    assert sorted(found) == [
+        (n + one,) for n in range(20000, 30001, 1000) for one in (0, 1) if 20000 < n + one <= 30000
+    ]
+    assert row is not None and row[0] < 500, "of 30,000"
+    with closing(sqs_client(url)) as sqs:
+        letters = sqs.get_queue_url(QueueName="billing-dead")["QueueUrl"]
+        shown = sqs.get_queue_attributes(QueueUrl=letters, AttributeNames=ALL)["Attributes"]
+    assert [shown[f"ApproximateNumberOfMessages{kind}"] for kind in ("", "NotVisible", "Delayed")] == [
+        "0",
+        "30000",
+        "0",
+    ]
+
+
+def test_many_messages_are_not_counted_again(sqs: Any, billing: str, world18: World) -> None:
+    sqs.send_message(QueueUrl=billing, MessageBody="x")
+    sample = "insert into cdcbridge_internal.samples values ('billing', now() - %s::interval, %s)"
+    old = {"pending": 900_000, "in_flight": 0, "dead": 0}
+    figures = {"pending": 7_000_000, "in_flight": 20, "delayed": 3, "dead": 5_000_000}
+    few = {"pending": 12, "in_flight": 3, "delayed": 0, "dead": 9}
+    kinds = ("", "NotVisible", "Delayed")
+
+    def shown(name: str) -> list[str]:
+        url = billing.removesuffix("billing") + name
+        found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=ALL)["Attributes"]
+        return [found[f"ApproximateNumberOfMessages{kind}"] for kind in kinds]
+
+    world18.sql.execute(sample, ("10 minutes", json.dumps(old)))
+    assert shown("billing") == ["1", "0", "0"], "an old sample tells nothing"
+    world18.sql.execute(sample, ("20 seconds", json.dumps(figures)))
+    assert shown("billing") == ["6999997", "20", "3"]
+    assert shown("billing-dead") == ["5000000", "0", "0"]
+    world18.sql.execute(sample, ("0 seconds", json.dumps(few)))
+    assert shown("billing") == ["1", "0", "0"] and shown("billing-dead") == ["0", "0", "0"]
+
+
+def test_a_move_of_very_many_letters_ends_in_time(url: str, world18: World) -> None:
+    world18.sql.execute(
+        "insert into cdcbridge.dead_messages"
+        " (consumer_id, seq, topic, key, data, deliver_count, reason, history, inserted_at)"
+        " select (select id from cdcbridge.consumers where name = 'billing'), n, 't', 'k', '{}', 3, 'no', '[]', now()"
+        " from generate_series(1, 1000000) n"
+    )
+    left = "select count(*) from cdcbridge.dead_messages"
+    with closing(sqs_client(url, read_timeout=60)) as sqs:
+        told = refused("ServiceUnavailable", sqs.start_message_move_task, SourceArn=f"{ARN}billing-dead")
+        assert f"{world18.value(left)} dead letters of billing are left after 15 s. Call StartMessageMoveTask" in told
+    assert 0 < world18.value(left) < 1_000_000
+    (details,) = world18.rows("select details from cdcbridge.audit")[0]
+    assert details["redriven"] == 1_000_000 - world18.value(left) and "left after 15 s" in details["error"]
+
+
 def test_dead_letters_are_purged(sqs: Any, billing: str) -> None:
     letters = dead(sqs, billing, "x")
     sqs.purge_queue(QueueUrl=letters)

@@ -85,7 +85,10 @@ async function carryOut() {
     if (answer.redirected) return location.assign(answer.url);
     const fresh = (await pageOf(answer)).getElementById("progress");
     if (!fresh) return form.requestSubmit(); // it failed, and the page says why
-    document.getElementById("progress").replaceWith(document.adoptNode(fresh));
+    const old = document.getElementById("progress");
+    const focused = old.contains(document.activeElement);
+    old.replaceWith(document.adoptNode(fresh));
+    if (focused) document.getElementById("ask-title").focus();
   }
 }
 

@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from cdcbridge.config.alerts import Alerts
 from cdcbridge.config.consumer import Consumer
 from cdcbridge.config.file import checked_text, read
-from cdcbridge.config.mirror import Mirror, consumer_of
+from cdcbridge.config.mirror import Mirror, MirrorConsumer, consumer_of
 from cdcbridge.config.problems import describe
 from cdcbridge.config.sink_base import Model
 from cdcbridge.config.web import Api, Http
@@ -299,7 +299,8 @@ class Config(BaseSettings):
     @model_validator(mode="after")
     def _a_mirror_reads_as_a_consumer(self) -> Self:
         """Add a consumer for each mirror, so that all code that serves consumers serves mirrors as well."""
-        taken = {consumer.name for consumer in self.consumers}
+        written = tuple(one for one in self.consumers if not isinstance(one, MirrorConsumer))
+        taken = {consumer.name for consumer in written}
         for mirror in self.mirrors:
             if mirror.name in taken:
                 raise ValueError(f"the mirror {mirror.name!r} has the name of a consumer or of another mirror")
@@ -310,7 +311,7 @@ class Config(BaseSettings):
                 f"the mirrors {' and '.join(two_way)} have two_way, but a database can have one peer. Three sides that "
                 "write cannot agree by the rules of two (docs/TWO_WAY.md)"
             )
-        self.__dict__["consumers"] = (*self.consumers, *map(consumer_of, self.mirrors))  # the model is frozen
+        self.__dict__["consumers"] = (*written, *map(consumer_of, self.mirrors))  # the model is frozen
         return self
 
     @model_validator(mode="after")

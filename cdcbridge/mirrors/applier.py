@@ -24,7 +24,7 @@ from cdcbridge.errors import CdcbridgeError, SourceUnavailable, StoreUnavailable
 from cdcbridge.instants import reach
 from cdcbridge.mirrors.applying import Applying
 from cdcbridge.mirrors.careful import Careful
-from cdcbridge.mirrors.changes import Chunk, MirrorRow, take_apart
+from cdcbridge.mirrors.changes import MirrorChunk, MirrorRow, take_apart
 from cdcbridge.mirrors.conflicts import count_held
 from cdcbridge.mirrors.directions import ApplyHistory, ApplyOneWay, ApplyTwoWay, Direction
 from cdcbridge.mirrors.log_reader import LogReader, Marks, MirrorState
@@ -128,7 +128,7 @@ class ApplierSession:
         self._stopping = stopping
         self._reader = stack.enter_context(closing(LogReader(config, mirror)))
         self._stack = stack
-        self._pending = Chunk([])  # messages that were read and not applied yet
+        self._pending = MirrorChunk([])  # messages that were read and not applied yet
         self._most = _MOST
         self._tell_clash_at = 0.0
         self._look_at_holds_at = 0.0
@@ -187,7 +187,7 @@ class ApplierSession:
 
     # one piece of the log
 
-    def _take(self) -> Chunk:
+    def _take(self) -> MirrorChunk:
         """Return the messages of the next whole transactions, or a part of one that is larger than a chunk.
 
         After an error, fewer transactions are taken together, see _smaller().
@@ -200,9 +200,9 @@ class ApplierSession:
         if not ends:
             return self._pending
         most = 1 if self._target.open else self._most  # in the middle of a transaction that is larger than a chunk
-        return Chunk(self._pending.rows[: ends[min(most, len(ends)) - 1]])
+        return MirrorChunk(self._pending.rows[: ends[min(most, len(ends)) - 1]])
 
-    def _apply_piece(self, piece: Chunk) -> None:
+    def _apply_piece(self, piece: MirrorChunk) -> None:
         """Apply these messages, and commit if they end with a whole transaction."""
         rows = piece.rows
         marks = self._reader.marks(rows, self._other)
@@ -223,7 +223,7 @@ class ApplierSession:
             self._target.roll_back()
             raise
         self._most = min(2 * self._most, _MOST)
-        self._pending = Chunk(self._pending.rows[len(rows) :], self._pending.whole)
+        self._pending = MirrorChunk(self._pending.rows[len(rows) :], self._pending.whole)
         if isinstance(self._direction, ApplyTwoWay) and not self._target.open:
             self._settle(self._direction, marks)
 

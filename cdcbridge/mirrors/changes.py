@@ -36,7 +36,7 @@ class MirrorRow(NamedTuple):
 
 
 @dataclass(slots=True, frozen=True)
-class Chunk:
+class MirrorChunk:
     """Messages that were read together.
 
     Attributes:

@@ -15,7 +15,7 @@ from cdcbridge.config import Config, Mirror
 from cdcbridge.database import connect_store, cut_off, libpq, store_errors
 from cdcbridge.errors import StoreUnavailable
 from cdcbridge.lsn import format_lsn, parse_lsn
-from cdcbridge.mirrors.changes import Chunk, MirrorRow
+from cdcbridge.mirrors.changes import MirrorChunk, MirrorRow
 from cdcbridge.routing.mirror_marks import source_identity
 
 _PREPARED: Final = {
@@ -140,7 +140,7 @@ class LogReader:
                 )
         return MirrorState(*row) if row else None
 
-    def read(self, consumer_id: int, after: int) -> Chunk:
+    def read(self, consumer_id: int, after: int) -> MirrorChunk:
         """Return the next messages, of complete transactions only."""
         with store_errors(), libpq.transaction(self._reading.pgconn):
             ((wish, complete),) = libpq.rows(tuple, self._reading, b"begin_mirror_read", consumer_id)
@@ -151,8 +151,8 @@ class LogReader:
                 ((more,),) = libpq.rows(
                     tuple, self._reading, b"mirror_continues", consumer_id, last.seq, format_lsn(last.lsn)
                 )
-                return Chunk(found, whole=not more)
-        return Chunk(found)
+                return MirrorChunk(found, whole=not more)
+        return MirrorChunk(found)
 
     @staticmethod
     def _may_continue(rows: Sequence[MirrorRow]) -> bool:

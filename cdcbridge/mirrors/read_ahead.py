@@ -8,7 +8,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from cdcbridge.mirrors.changes import Chunk
+from cdcbridge.mirrors.changes import MirrorChunk
 from cdcbridge.mirrors.log_reader import LogReader
 
 AHEAD_ROWS: Final = 2_000  # rows of a chunk from which on more can be expected, so that reading ahead pays
@@ -27,7 +27,7 @@ class ReadAhead:
         self._consumer_id = consumer_id
         self._thread = ThreadPoolExecutor(1, "mirror reader")
         self._after = -1
-        self._rows: Future[Chunk] | None = None
+        self._rows: Future[MirrorChunk] | None = None
 
     def begin(self, after: int) -> None:
         """Begin to read the messages after this seq."""
@@ -35,7 +35,7 @@ class ReadAhead:
             self._after = after
             self._rows = self._thread.submit(self._reader.read, self._consumer_id, after)
 
-    def take(self, after: int) -> Chunk:
+    def take(self, after: int) -> MirrorChunk:
         """Return the messages after this seq: those that were read ahead, if begin() had the same seq."""
         rows, self._rows = self._rows, None
         if rows is not None:

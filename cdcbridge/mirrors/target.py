@@ -42,10 +42,10 @@ ORIGIN_FUNCTIONS: Final = (
 _PUT_PLACE: Final = """
     with put as (
         insert into mirror_places (mirror, source, seq, commit_lsn)
-        values (%s, %s,
-                case when not exists (select from mirror_places p
-                                      where p.seq > %s and p.mirror = %s and p.source = %s) then %s::bigint end,
-                %s::pg_lsn)
+        select %s, %s,
+               case when not exists (select from mirror_places p
+                                     where p.seq > %s and p.mirror = %s and p.source = %s) then %s::bigint end,
+               %s::pg_lsn
         returning id)
     delete from mirror_places p using put where p.mirror = %s and p.source = %s and p.id < put.id
 """

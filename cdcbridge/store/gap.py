@@ -58,10 +58,7 @@ def leave_gap(
         record["reason"] = reason
     data = orjson.dumps({"op": "gap", "record": record, "old": None, "unchanged": []})
     if timeline is not None:
-        with store_errors():  # what the lost transactions had seen is void, too
-            store.connection.execute(
-                "delete from transaction_marks where commit_lsn > %s::pg_lsn", (format_lsn(first),)
-            )
+        _forget_marks(store, first)
     subscriptions = consumers.all_subscriptions(store.connection)
     shared = shared_part(GAP_TOPIC, go_on, 0, postgres_now())
     if consumer is not None:
@@ -98,3 +95,9 @@ def _ordinal(store: BridgeStore, lsn: int) -> int:
     with store_errors():
         row = store.connection.execute(_LOWEST, (GAP_TOPIC, format_lsn(lsn))).fetchone()
     return (row[0] if row else 0) - 1
+
+
+def _forget_marks(store: BridgeStore, lsn: int) -> None:
+    """Delete the notes about transactions that the source has lost, because what they had seen is void as well."""
+    with store_errors():
+        store.connection.execute("delete from transaction_marks where commit_lsn > %s::pg_lsn", (format_lsn(lsn),))

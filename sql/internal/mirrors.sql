@@ -79,7 +79,8 @@ $$;
 create or replace function mirror_continues(consumer_id int, after bigint, lsn pg_lsn)
 returns boolean
 language plpgsql stable
-set search_path from current set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
+set search_path from current set jit = off
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     w constant stream_wish := (select wish_of(c) from consumers c where c.id = consumer_id);
 begin

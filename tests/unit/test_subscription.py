@@ -37,6 +37,7 @@ def test_from_config() -> None:
         "consumer_id": 7, "name": "c", "tables": ("public.orders", "!public.orders_old"), "topics": ("invoices",),
         "operations": frozenset({"insert", "update"}), "filter": FILTER, "key": ("customer", "id"), "max_bytes": 2048,
         "in_order": True, "reads_log": False, "columns": frozenset({"id", "customer", "status"}), "on_leave": True,
+        "two_way": False,
     }  # fmt: skip
     assert rich.own_keys and not rich.plain
     stream = built("stream", tables=["public.*"])

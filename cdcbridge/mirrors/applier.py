@@ -146,8 +146,10 @@ class ApplierSession:
                 self._apply_piece(piece)
             if not self._target.open and len(self._pending.rows) < AHEAD_ROWS:
                 self._rest(idle=not piece.rows)
-        self._target.roll_back()
-        self._note()
+        if self._target.open:
+            self._target.roll_back()  # a part of a large transaction, whose end is not applied: its place is void, too
+        else:
+            self._note()
 
     def _prepare(self, state: MirrorState) -> None:
         self._state = state

@@ -208,7 +208,7 @@ class ApplierSession:
         """Apply these messages, and commit if they end with a whole transaction."""
         rows = piece.rows
         marks = self._reader.marks(rows, self._other)
-        taken = [row for row in rows if not marks.is_foreign(row.lsn)]
+        taken = [row for row in rows if not marks.is_foreign(row.lsn) or row.is_own]
         before, continued = replace(self._progress), self._target.open
         try:
             self._progress.conflicts += self._apply(taken, marks)
@@ -217,6 +217,7 @@ class ApplierSession:
                 self._commit()
         except CdcbridgeError as error:
             self._target.roll_back()
+            self._tables.forget()  # those that were created are not there any more
             self._progress = before
             if continued or not self._smaller(rows, error):
                 raise
@@ -238,6 +239,8 @@ class ApplierSession:
             self._target.begin(rows[-1].lsn)
             reach("mirror begun")
         changes = [take_apart(row) for row in rows if row.topic != GAP_TOPIC]
+        for topic in {change.row.topic for change in changes}:
+            self._tables.get(topic)  # before any savepoint, whose end would undo the creation of a table
         for row in rows:
             if row.topic == GAP_TOPIC:
                 self._tell_gap(row)

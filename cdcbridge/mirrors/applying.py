@@ -223,6 +223,9 @@ class Applying:
         return columns
 
     def _check(self, table: TargetTable, columns: tuple[str, ...], change: MirroredChange) -> None:
+        if not table.lacking(columns):
+            return
+        self._tables.refresh(table)  # the target may have got the column since the last look
         lacking = table.lacking(columns)
         if not lacking:
             return

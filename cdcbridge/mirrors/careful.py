@@ -299,7 +299,12 @@ class Careful:
             write = replace(write, effective_time=at)
             rival = Write("insert", _NEVER, row.written_at or 0, self._other)
         rule = self._rule(table)
-        return decide(Incoming(write, marks.seen_by(change.row.lsn)), Local(row.exists, row.mirrored, rival), rule)
+        return decide(Incoming(write, self._seen(change, marks)), Local(row.exists, row.mirrored, rival), rule)
+
+    @staticmethod
+    def _seen(change: MirroredChange, marks: Marks) -> int:
+        """Return how much of the target the change had seen. A backfill's row has seen the transaction before it."""
+        return marks.seen_by(change.row.lsn + (change.op == "read"))
 
     def _rule(self, table: TargetTable) -> ConflictRule:
         return self._mirror.rule(table.topic) if self._peer is not None else "prefer_source"

@@ -17,6 +17,7 @@ from cdcbridge.routing.logical_messages import members
 
 _PLAIN_END: Final = ',"old":null,"unchanged":[]}'
 _END: Final = ',"unchanged":[]}'
+_READ: Final = '{"op":"read",'
 _OLD: Final = '},"old":'
 _OP_START: Final = len('{"op":"')
 _RECORD: Final = len('","record":')
@@ -33,6 +34,14 @@ class MirrorRow(NamedTuple):
     lsn: int
     ordinal: int
     commit_time: datetime | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """True if the message is no change of the transaction that committed at `lsn`.
+
+        A row that a backfill read, and a gap message, have the LSN of the transaction before them.
+        """
+        return self.ordinal < 0 or self.data.startswith(_READ)
 
 
 @dataclass(slots=True, frozen=True)

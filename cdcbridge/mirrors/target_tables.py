@@ -74,21 +74,23 @@ class TargetTables:
         route = self._mirror.route(topic)
         schema, _, name = (route.to or topic).partition(".")
         table = TargetTable(topic, schema, name, {}, self._source.key(topic), route)
-        self._read_columns(table)
+        self.refresh(table)
         return table
 
     def _look(self, topic: str) -> TargetTable:
         table = self.described(topic)
         if not table.columns:
             self._create(table)
-            self._read_columns(table)
+            self.refresh(table)
         if table.key and self._mirror.apply == "upsert":
             self.require_key(table)
         return table
 
-    def _read_columns(self, table: TargetTable) -> None:
+    def refresh(self, table: TargetTable) -> None:
+        """Look at the table's columns, and write its statements anew."""
         with target_errors():
             table.columns = read_columns(self._connection, table.full_name)
+        table.statements.clear()
 
     def require_key(self, table: TargetTable) -> None:
         """Raise OperatorNeeded if the table has no unique index on the key."""

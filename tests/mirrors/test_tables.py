@@ -193,3 +193,33 @@ def test_a_new_column_stops_the_mirror(pair18: Pair) -> None:
         pair18.settle()
         assert b.rows("select id, extra, note from t order by id") == [
             (2, 7, "lost?"), (3, 7, "no"), (4, 7, None), (10, 7, None)]  # fmt: skip
+
+
+def test_a_column_that_the_target_gets_first_stops_nothing(pair18: Pair) -> None:
+    a, b = pair18.sides
+    pair18.both("create table t (id int primary key)")
+    pair18.mirror(start="now")
+    with pair18.running():
+        a.execute("insert into t values (1)")
+        pair18.settle("t")
+        pair18.both("alter table t add column note text")
+        a.execute("insert into t values (2, 'kept')")
+        pair18.settle("t")
+    assert pair18.conflicts(b) == []
+
+
+def test_a_table_that_was_created_in_vain_is_created_again(pair18: Pair) -> None:
+    """The commit that creates the table is undone, because a later transaction in it cannot be applied."""
+    a, b = pair18.sides
+    a.execute("create table t (id int primary key, note text)", "create table u (id int primary key)")
+    b.execute("create table t (id int primary key)")
+    pair18.mirror(start="now")
+    with a.bridge():
+        a.execute("insert into u values (1)", "insert into t values (1, 'a')")
+        eventually(lambda: a.value("select count(*) from messages") == 2, "the log")
+        process = a.start_mirrors()
+        stopped = eventually(lambda: a.rows("select stopped from mirrors where stopped is not null"), "it stops")
+        assert "lacks the column note" in stopped[0][0]
+        assert b.rows("select * from u") == [(1,)]
+        process.terminate()
+        process.wait(30)

@@ -218,3 +218,17 @@ def test_a_second_process_waits(pair18: Pair) -> None:
         pair18.settle("t")
         second.terminate()
         second.wait(timeout=30)
+
+
+def test_a_backfill_after_a_transaction_of_the_other_side(pair18: Pair) -> None:
+    """Its rows have the LSN of that transaction, which is not mirrored back."""
+    a, b = pair18.sides
+    pair18.both("create table t (id int primary key, v text)")
+    b.execute("insert into t values (7, 'only on b')")
+    pair18.two_way()
+    with pair18.running():
+        a.execute("insert into t values (1, 'a')")
+        pair18.settle()
+        assert b.run_program("backfill", "start", "to_a", "public.t").returncode == 0
+        eventually(lambda: pair18.table(a, "t") == [(1, "a"), (7, "only on b")], "the row arrives")
+        pair18.settle("t")

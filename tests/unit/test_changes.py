@@ -53,6 +53,12 @@ def test_a_truncate_has_no_row() -> None:
     assert (found.op, found.record, found.old) == ("truncate", None, None)
 
 
+@pytest.mark.parametrize(("op", "ordinal", "own"), [("read", 4, True), ("insert", 4, False), ("gap", -1, True)])
+def test_a_row_of_a_backfill_is_no_change_of_the_transaction_before_it(op: str, ordinal: int, own: bool) -> None:
+    one = row({"op": op, "record": {}, "old": None, "unchanged": []})._replace(ordinal=ordinal)
+    assert one.is_own is own
+
+
 def test_a_position_is_for_people() -> None:
     assert (
         take_apart(row({"op": "read", "record": {"id": 1}, "old": None, "unchanged": []})).position == "16/B374D848#3"

@@ -76,6 +76,8 @@ class Applier(Background):
                     ApplierSession(self._config, self.mirror, self._stop.is_set, stack).run()
                 self._stop.wait(_WAIT)  # paused, stopped, or not in the store yet
             except CdcbridgeError as error:
+                if time.monotonic() - began > _RETRY[1]:
+                    self._told = ""  # it has worked in between
                 self._note(error)
                 wait = _RETRY[0] if time.monotonic() - began > _RETRY[1] else min(2 * wait, _RETRY[1])
                 self._stop.wait(wait)
@@ -240,7 +242,9 @@ class ApplierSession:
             reach("mirror begun")
         changes = [take_apart(row) for row in rows if row.topic != GAP_TOPIC]
         for topic in {change.row.topic for change in changes}:
-            self._tables.get(topic)  # before any savepoint, whose end would undo the creation of a table
+            table = self._tables.get(topic)  # before any savepoint, whose end would undo the creation of a table
+            if isinstance(self._direction, ApplyTwoWay):
+                self._direction.require_table(table)
         for row in rows:
             if row.topic == GAP_TOPIC:
                 self._tell_gap(row)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import psycopg
 
+from cdcbridge.errors import OperatorNeeded
 from cdcbridge.mirrors.applying import Applying, Unexpected
 from cdcbridge.mirrors.careful import Careful
 from cdcbridge.mirrors.changes import MirroredChange
@@ -20,6 +21,7 @@ from cdcbridge.mirrors.conflicts import end_hold, holds
 from cdcbridge.mirrors.log_reader import Marks
 from cdcbridge.mirrors.peer_log import PeerLog
 from cdcbridge.mirrors.segments import segments
+from cdcbridge.mirrors.tables import TargetTable
 from cdcbridge.mirrors.target import Place, TargetSession
 
 
@@ -114,6 +116,7 @@ class ApplyTwoWay:
 
     def apply(self, changes: Sequence[MirroredChange], marks: Marks, *, strict: bool) -> int:
         del strict  # the target's own writes are expected at any time
+        _refuse_adoption(changes)
         conflicts = 0
         for truncates, some in groupby(changes, key=_is_truncate):
             if truncates:
@@ -148,6 +151,14 @@ class ApplyTwoWay:
             self._target.roll_back()
         self._careful.forget_void()
 
+    def require_table(self, table: TargetTable) -> None:
+        """Check that the peer mirrors the table, too.
+
+        Raises:
+            OperatorNeeded: It does not.
+        """
+        self._peer.require_table(table)
+
     def begin(self) -> None:
         """Forget what an earlier transaction, or one that was undone, has found."""
         self._careful.forget_void()
@@ -173,6 +184,17 @@ class ApplyTwoWay:
                 fresh.setdefault(topic, set()).update(keys)
         if self._careful.has_rival(fresh.items(), marks.seen_by(changes[0].row.lsn)):
             raise Unexpected
+
+
+def _refuse_adoption(changes: Iterable[MirroredChange]) -> None:
+    """Refuse rows of a backfill that have no key: the other side may have them, and nothing could tell."""
+    for change in changes:
+        if change.row.key is None and change.op == "read":
+            topic = change.row.topic
+            raise OperatorNeeded(
+                f"the table {topic} has no key, so the rows of both sides cannot be compared, and would double",
+                hint=f'Give it a primary key, or leave it out of both mirrors with "!{topic}" in `tables`.',
+            )
 
 
 def _is_truncate(change: MirroredChange) -> bool:

@@ -213,6 +213,15 @@ class LogReader:
             )
         )  # fmt: skip
 
+    def log_begin(self) -> int:
+        """Return the first seq that the log can still have."""
+        return int(self._one("select log_begin()"))
+
+    def forget_target(self, consumer_id: int) -> None:
+        """Forget how much the target once had, because a person has to accept that it has less."""
+        with store_errors():
+            self.connection.execute("update mirrors set target_seq = null where consumer_id = %s", (consumer_id,))
+
     def last_common(self, lsn: int) -> int:
         """Return the last seq that a target has which applied everything up to `lsn`, before the source lost its tail.
 

@@ -9,17 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from cdcbridge.config import Mirror
 from cdcbridge.database import Connection, connect_store, store_errors, target_errors
 from cdcbridge.errors import OperatorNeeded, TargetUnavailable
 from cdcbridge.lsn import format_lsn, parse_lsn
 from cdcbridge.mirrors.rule import Write
+from cdcbridge.mirrors.tables import TargetTable
 from cdcbridge.routing.mirror_marks import PROBE_PREFIX, source_identity
+from cdcbridge.routing.patterns import is_name, take
 
 PATIENCE: Final = 2.0  # seconds; meanwhile the mirror's transaction keeps locks on rows of the target
+_OPPOSITE: Final = {"prefer_source": "prefer_target", "prefer_target": "prefer_source"}
 _PAUSE: Final = 0.002  # seconds between two looks at the log's end
+
+
+def _words(conflict: Any) -> str:
+    """Return a value of `conflict` as it is written in YAML."""
+    if not isinstance(conflict, dict):
+        return str(conflict)
+    return f"{{{', '.join(f'{pattern}: {rule}' for pattern, rule in conflict.items())}}}"
 
 
 @dataclass(slots=True, frozen=True)
@@ -58,6 +68,7 @@ class PeerLog:
         given = mirror.target.store_dsn or mirror.target.dsn
         self._mirror = mirror
         self._source = source
+        self._tables: list[str] = []  # the patterns of the peer
         with target_errors():
             self.connection = connect_store(given.get_secret_value(), mirror.target.schema_, "cdcbridge mirror")
 
@@ -84,8 +95,9 @@ class PeerLog:
                 )
             source = self.connection.execute("select system_identifier, database_oid from source").fetchone()
             row = self.connection.execute(
-                "select config -> 'mirror' ->> 'conflict', config -> 'mirror' ->> 'unique',"
-                " config -> 'mirror' -> 'two_way' ->> 'peer' from consumers where name = %s and config ? 'mirror'",
+                "select config -> 'mirror' -> 'conflict', config -> 'mirror' ->> 'unique',"
+                " config -> 'mirror' -> 'two_way' ->> 'peer', config -> 'tables'"
+                " from consumers where name = %s and config ? 'mirror'",
                 (peer,),
             ).fetchone()
         if source is not None and source_identity(*source) != target:
@@ -99,9 +111,24 @@ class PeerLog:
                 hint=f"Add a mirror named {peer!r} to the file of the target's bridge, with two_way:"
                 f" {{peer: {self._mirror.name}}}.",
             )
-        self._require_fitting(peer, *row)
+        *settings, self._tables = row
+        self._require_fitting(peer, *settings)
 
-    def _require_fitting(self, peer: str, conflict: str, unique: str, named: str | None) -> None:
+    def require_table(self, table: TargetTable) -> None:
+        """Check that the peer mirrors the table back. Without that, the target's log does not have its writes.
+
+        Raises:
+            OperatorNeeded: The peer does not take the table.
+        """
+        if not take(self._tables, table.full_name):
+            peer = self._mirror.two_way.peer if self._mirror.two_way else ""
+            raise OperatorNeeded(
+                f"target: the mirror {peer!r} of the target's bridge does not take the table {table.full_name}, so its"
+                " writes there would be overwritten",
+                hint=f'Let both mirrors take the same tables, or leave this one out with "!{table.topic}".',
+            )
+
+    def _require_fitting(self, peer: str, conflict: Any, unique: str, named: str | None) -> None:
         if named != self._mirror.name:
             raise OperatorNeeded(
                 f"target: the mirror {peer!r} of the target's bridge names {named!r} as its peer, not"
@@ -109,19 +136,26 @@ class PeerLog:
                 hint="Two mirrors that name each other make a pair. Three sides that write cannot agree by the rules"
                 " of two.",
             )
-        mine = self._mirror.conflict
-        opposite = {"prefer_source": "prefer_target", "prefer_target": "prefer_source"}
-        if isinstance(mine, str) and conflict != opposite.get(mine, mine):
+        wanted = self._opposite()
+        if conflict != wanted:
             raise OperatorNeeded(
-                f"target: the mirror {peer!r} has conflict: {conflict}, which does not fit conflict: {mine} here",
-                hint=f"Give the mirror {peer!r} conflict: {opposite.get(mine, mine)}, so that both sides choose the"
-                " same winner.",
+                f"target: the mirror {peer!r} has conflict: {_words(conflict)}, which does not fit conflict:"
+                f" {_words(self._mirror.conflict)} here",
+                hint=f"Give the mirror {peer!r} conflict: {_words(wanted)}, so that both sides choose the same winner.",
             )
         if unique != self._mirror.unique:
             raise OperatorNeeded(
                 f"target: the mirror {peer!r} has unique: {unique}, but unique: {self._mirror.unique} is given here",
                 hint="Give both mirrors the same value, so that both sides choose the same row.",
             )
+
+    def _opposite(self) -> str | dict[str, str]:
+        """Return the value of `conflict` that the peer needs, with the target's names of the tables."""
+        mine = self._mirror.conflict
+        if isinstance(mine, str):
+            return _OPPOSITE.get(mine, mine)
+        routes = {pattern: self._mirror.route(pattern).to if is_name(pattern) else pattern for pattern in mine}
+        return {routes[pattern] or pattern: _OPPOSITE.get(rule, rule) for pattern, rule in mine.items()}
 
     def catch_up(self, target: Connection) -> None:
         """Wait until the target's log has everything that the target has committed.

@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 
+from cdcbridge.errors import OperatorNeeded
 from cdcbridge.lsn import format_lsn
 from cdcbridge.mirrors.log_reader import LogReader, MirrorState
 from cdcbridge.mirrors.target import Place
@@ -30,11 +31,17 @@ def begin_at(name: str, state: MirrorState, place: Place | None, reader: LogRead
         state: The state in the source's store.
         place: The place in the target, or None before the first transaction.
         reader: Reads the source's log.
+
+    Raises:
+        OperatorNeeded: The target lost more than the log still has.
     """
+    begin = reader.log_begin()
     if place is None:
-        if state.target_seq is not None:
-            _tell(reader, name, state, "the target lost everything that the mirror had applied")
-        return Place(state.offset if state.target_seq is None else _NEW, 0)
+        if state.target_seq is None:
+            return Place(state.offset, 0)
+        _refuse_hole(reader, name, state, _NEW, begin)
+        _tell(reader, name, state, "the target lost everything that the mirror had applied")
+        return Place(_NEW, 0)
     if not reader.holds(place.seq, place.lsn):
         seq = min(reader.last_common(place.lsn), place.seq)
         _tell(
@@ -45,10 +52,29 @@ def begin_at(name: str, state: MirrorState, place: Place | None, reader: LogRead
             " log does not. Compare the tables with `cdcbridge mirror verify`",
         )
         return Place(seq, place.lsn)
-    if state.target_seq is not None and place.seq < state.target_seq:
+    if state.target_seq is None:
+        return Place(max(place.seq, begin - 1), place.lsn)
+    if place.seq < state.target_seq:
+        _refuse_hole(reader, name, state, place.seq, begin)
         _tell(reader, name, state, f"the target lost its newest changes, and gets those after seq {place.seq} again")
         return place
     return Place(max(place.seq, state.offset), place.lsn)
+
+
+def _refuse_hole(reader: LogReader, name: str, state: MirrorState, seq: int, begin: int) -> None:
+    """Stop the mirror if the log no longer has the messages after `seq`. After `mirror resume` it continues.
+
+    Raises:
+        OperatorNeeded: The log begins later.
+    """
+    if seq < begin - 1:
+        reader.forget_target(state.consumer_id)
+        raise OperatorNeeded(
+            f"the target has the changes up to seq {seq}, and the log only those from seq {begin} on: it lost more than"
+            " the log keeps (store.retention)",
+            hint=f"`cdcbridge mirror resume {name}` continues without the changes between. Then correct the rows with"
+            f" `cdcbridge mirror verify {name} --repair source`, or copy tables with `cdcbridge backfill start {name}`.",
+        )
 
 
 def _tell(reader: LogReader, name: str, state: MirrorState, text: str) -> None:

@@ -232,3 +232,35 @@ def test_a_backfill_after_a_transaction_of_the_other_side(pair18: Pair) -> None:
         assert b.run_program("backfill", "start", "to_a", "public.t").returncode == 0
         eventually(lambda: pair18.table(a, "t") == [(1, "a"), (7, "only on b")], "the row arrives")
         pair18.settle("t")
+
+
+def test_the_peer_must_take_the_same_tables(pair18: Pair) -> None:
+    a = pair18.a
+    pair18.both("create table t (id int primary key)", "create table u (id int primary key)")
+    pair18.two_way(back={"tables": ["public.t"]})
+    with pair18.running():
+        a.execute("insert into t values (1)")
+        pair18.settle("t")
+        a.execute("insert into u values (1)")
+        stopped = eventually(lambda: a.rows("select stopped from mirrors where stopped is not null"), "it stops")
+    assert "'to_a' of the target's bridge does not take the table public.u" in stopped[0][0]
+
+
+def test_rules_by_table_must_fit(pair18: Pair) -> None:
+    a = pair18.a
+    pair18.both("create table t (id int primary key)")
+    pair18.two_way(conflict={"public.t": "prefer_source"})
+    with pair18.running():
+        stopped = eventually(lambda: a.rows("select stopped, hint from mirrors where stopped is not null"), "it stops")
+    assert "does not fit conflict: {public.t: prefer_source} here" in stopped[0][0]
+    assert "conflict: {public.t: prefer_target}" in stopped[0][1]
+
+
+def test_rows_without_a_key_are_not_adopted(pair18: Pair) -> None:
+    a = pair18.a
+    pair18.both("create table t (v text)", "alter table t replica identity full", "insert into t values ('both')")
+    pair18.two_way(start="adopt")
+    with pair18.running():
+        stopped = eventually(lambda: a.rows("select stopped from mirrors where stopped is not null"), "it stops")
+    assert "the table public.t has no key" in stopped[0][0]
+    assert pair18.table(a, "t") == [("both",)]

@@ -144,7 +144,7 @@ def run(app: App, no_wait: bool, consistent: bool, no_sinks: bool, no_mirrors: b
     It migrates the store, applies the file's consumers, and streams changes until SIGTERM or SIGINT.
 
     While another bridge leads, it waits as a standby. While a server is away, it keeps trying. Sinks have a process of
-    their own, which `run` starts again whenever it ends. So have mirrors, and the API with `--serve`.
+    their own, which `run` starts again whenever it ends. Mirrors have one as well, and so has the API with `--serve`.
     """
     config = app.config
     if serve:

@@ -92,7 +92,7 @@ def show(app: App, number: int, name: str | None, as_json: bool) -> None:
 @as_json
 @pass_app
 def flip_command(app: App, number: int, name: str | None, force: bool, as_json: bool) -> None:
-    """Write the row that lost to the target, as a new change.
+    """Write the losing row into the target, as a new change.
 
     For a conflict on hold, that is the source's row. If the losing side had deleted the row, it is deleted. With
     `two_way`, the change is mirrored to the other side.

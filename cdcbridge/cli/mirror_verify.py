@@ -24,7 +24,7 @@ _WORDS: Final = {"missing": "not in the target", "extra": "not in the source", "
 @click.option(
     "--repair",
     type=click.Choice(["source", "target"]),
-    help="Write the rows of this side to the other side, where they differ.",
+    help="Make the other side equal to this one: insert, update and delete rows there.",
 )
 @click.option(
     "--wait",
@@ -46,8 +46,9 @@ def verify(
     Both sides may be written to meanwhile. A row is listed if it differs at two looks, and nobody wrote it in between.
 
 
-    `--repair source` writes the source's rows to the target, and `--repair target` the reverse. Rows with a conflict on
-    hold are left alone: `mirror conflicts flip` decides about them. Exits with 2 if a row differs at the end.
+    `--repair source` changes the target: rows that only the target has are deleted. `--repair target` changes the source
+    in the same way. Run without `--repair` first. Rows with a conflict on hold are left alone: `mirror conflicts flip`
+    decides about them. Exits with 2 if a row differs at the end.
 
     \b
     Examples:

@@ -76,7 +76,10 @@ class CreateTables(Model):
 
     defaults: Annotated[
         bool,
-        Field(description="With true, columns also get the defaults that they have in the source.", examples=["true"]),
+        Field(
+            description="With true, columns also get the source's defaults, except those of sequences.",
+            examples=["true"],
+        ),
     ] = False
 
 

@@ -112,7 +112,7 @@ def test_the_guide_joins_two_databases(pg18: EmbeddedServer, tmp_path: Path) -> 
         reader.type("commands")
         reader.leave_running("two bridges")
         try:
-            wanted = reader.outputs[0] * 2
+            wanted = reader.outputs[1] * 2
             eventually(lambda: reader.type("commands, until both sides are equal") == wanted, "both sides", 60.0)
         finally:
             reader.leave()

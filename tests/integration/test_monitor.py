@@ -210,6 +210,7 @@ def everything() -> list[Metric]:
     from cdcbridge.alerts.tracking import Open
     from cdcbridge.observe.consumer_lag import ConsumerLag
     from cdcbridge.observe.lag import Lag, SlotLag
+    from cdcbridge.observe.mirrors import MirrorLag
     from cdcbridge.observe.sinks import SinkState
     from cdcbridge.source.wal_room import OtherSlot, WalRoom
     from cdcbridge.store.holders import ConsumerHolder
@@ -225,8 +226,9 @@ def everything() -> list[Metric]:
     room = WalRoom(1, 1, (OtherSlot("o", "physical", None, None, True, "reserved", 1),))
     feeds = describe(1, "host", "file", ["c"], ["c"], [])
     sink = SinkState("c", "file", "out", "delivering", oldest_seconds=1.0)
+    mirror = MirrorLag("m", "db", "running", lag_seconds=1.0)
     metrics.measurements.measured(
-        Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds, sinks=(sink,))
+        Lag([slot], [consumer], consumer_holders=(held,), room=room, feeds=feeds, sinks=(sink,), mirrors=(mirror,))
     )
     health.append_begins()
     batch = AppendBatch()

@@ -46,9 +46,9 @@ def verify(
     Both sides may be written to meanwhile. A row is listed if it differs at two looks, and nobody wrote it in between.
 
 
-    `--repair source` changes the target: rows that only the target has are deleted. `--repair target` changes the source
-    in the same way. Run without `--repair` first. Rows with a conflict on hold are left alone: `mirror conflicts flip`
-    decides about them. Exits with 2 if a row differs at the end.
+    `--repair source` changes the target: rows that only the target has are deleted. `--repair target` changes the
+    source in the same way. Run without `--repair` first. Rows with a conflict on hold are left alone: `mirror conflicts
+    flip` decides about them. Exits with 2 if a row differs at the end.
 
     \b
     Examples:

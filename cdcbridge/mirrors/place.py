@@ -73,7 +73,7 @@ def _refuse_hole(reader: LogReader, name: str, state: MirrorState, seq: int, beg
             f"the target has the changes up to seq {seq}, and the log only those from seq {begin} on: it lost more than"
             " the log keeps (store.retention)",
             hint=f"`cdcbridge mirror resume {name}` continues without the changes between. Then correct the rows with"
-            f" `cdcbridge mirror verify {name} --repair source`, or copy tables with `cdcbridge backfill start {name}`.",
+            f" `cdcbridge mirror verify {name} --repair source`, or copy each table: `cdcbridge backfill start {name}`.",
         )
 
 

@@ -751,14 +751,15 @@ create table alert_deliveries (
 -- 11. Mirrors: consumers whose changes cdcbridge applies to another PostgreSQL
 
 -- Notes about transactions, which the bridge inserts as it appends them.
---   source, lsn     a mirror applied the transaction: its changes came from the database `source`,
---                   whose changes were applied up to the commit LSN `lsn`. Null: it was written
---                   here.
+--   source, mirror, lsn  the mirror `mirror` applied the transaction: its changes came from the
+--                   database `source`, whose changes were applied up to the commit LSN `lsn`. Null:
+--                   it was written here.
 --   effective_time  the commit time that decides conflicts, in microseconds since 2000-01-01 UTC;
 --                   null: the commit time itself, which is not less than an earlier one
 create table transaction_marks (
     commit_lsn     pg_lsn primary key,
     source         text,
+    mirror         text,
     lsn            pg_lsn,
     effective_time bigint
 );

@@ -39,6 +39,7 @@ from cdcbridge.routing.copy_format import GAP_TOPIC
 _WAIT: Final = 0.5  # seconds until the next look at the log, if no notification arrives
 _NOTE_EVERY: Final = 0.5  # seconds between two notes in the source's store
 _RETRY: Final = (0.2, 10.0)  # seconds: the shortest and the longest wait after an error
+_COPY_EVERY: Final = 1.0  # seconds between two looks for backfills
 _HOLDS_EVERY: Final = 1.0  # seconds between two looks at the rows on hold
 _TRIES: Final = 10  # attempts to decide once more, against clashes
 _TELL_EVERY: Final = 10.0  # seconds between two log lines about clashes with other sessions
@@ -134,6 +135,8 @@ class ApplierSession:
         self._most = _MOST
         self._tell_clash_at = 0.0
         self._look_at_holds_at = 0.0
+        self._look_at_copy_at = 0.0
+        self._noted_seq = -1
 
     def run(self) -> None:
         """Wait until the mirror may run, and apply the log until it is paused, stopped or ended."""
@@ -146,6 +149,8 @@ class ApplierSession:
             piece = self._take()
             if piece.rows:
                 self._apply_piece(piece)
+            elif self._target.open:
+                raise StoreUnavailable("store: the log has no end of a transaction that it had complete")
             if not self._target.open and len(self._pending.rows) < AHEAD_ROWS:
                 self._rest(idle=not piece.rows)
         if self._target.open:
@@ -227,6 +232,8 @@ class ApplierSession:
         except BaseException:
             self._target.roll_back()
             raise
+        if time.monotonic() - self._progress.noted_at > _NOTE_EVERY:
+            self._note()  # after the commit: its errors must not be taken for those of the transaction
         self._most = min(2 * self._most, _MOST)
         self._pending = MirrorChunk(self._pending.rows[len(rows) :], self._pending.whole)
         if isinstance(self._direction, ApplyTwoWay) and not self._target.open:
@@ -269,7 +276,8 @@ class ApplierSession:
         transactions = len({row.lsn for row in rows})
         if isinstance(error, BehindPeer):
             self._tell_clash(error, transactions)
-            return True  # the locks are free meanwhile
+            self._reader.wait(_WAIT)  # the locks are free meanwhile
+            return True
         if isinstance(error.__cause__, _CLASHES):
             self._most = max(transactions // 4, 1)
             self._tell_clash(error, transactions)
@@ -295,7 +303,7 @@ class ApplierSession:
         for left in reversed(range(_TRIES)):
             try:
                 with target_errors():
-                    direction.settle(self._progress.place, marks)
+                    direction.settle(marks)
                 return
             except CdcbridgeError as error:
                 self._target.roll_back()
@@ -307,12 +315,10 @@ class ApplierSession:
     def _commit(self) -> None:
         place = self._progress.place
         reach("mirror about to commit")
-        self._target.commit(place, self._progress.commit_time)
+        self._target.commit(place, self._target.marked, self._progress.commit_time)
         reach("mirror committed")
         self._progress.target_seq = place.seq
         self._progress.transactions += 1
-        if time.monotonic() - self._progress.noted_at > _NOTE_EVERY:
-            self._note()
 
     def _note(self) -> None:
         """Note in the source's store how far the target is, so that `lag` shows it and retention may go on.
@@ -333,6 +339,7 @@ class ApplierSession:
         )
         if done.conflicts or (self._held and done.changes):
             self._count_held()
+        self._noted_seq = done.place.seq
         self._progress = _Progress(done.place)
 
     def _count_held(self) -> None:
@@ -349,8 +356,11 @@ class ApplierSession:
             if idle:
                 seq = self._reader.end(self._state.consumer_id, self._progress.place.seq)
                 self._progress.place = Place(seq, self._progress.place.lsn)
-            self._note()
-        self._watch_copy()
+            if self._progress.place.seq != self._noted_seq or self._progress.transactions:
+                self._note()
+        if time.monotonic() > self._look_at_copy_at:
+            self._look_at_copy_at = time.monotonic() + _COPY_EVERY
+            self._watch_copy()
         if isinstance(self._direction, ApplyTwoWay) and time.monotonic() > self._look_at_holds_at:
             self._look_at_holds_at = time.monotonic() + _HOLDS_EVERY
             with target_errors():
@@ -359,10 +369,12 @@ class ApplierSession:
             self._reader.wait(_WAIT)
 
     def _watch_copy(self) -> None:
-        """Note the end of the snapshot, from which on a missing row is a mistake."""
-        if self._state.strict_from is None and not self._reader.is_copying(self._state.consumer_id):
-            self._state.strict_from = self._reader.log_end()
-            self._reader.be_strict(self._state.consumer_id, self._state.strict_from)
+        """Note the beginning and the end of backfills, outside of which a missing row is a mistake."""
+        copying = self._reader.is_copying(self._state.consumer_id)
+        if copying == (self._state.strict_from is None):
+            return
+        self._state.strict_from = None if copying else self._reader.log_end()
+        self._reader.be_strict(self._state.consumer_id, self._state.strict_from)
 
     def _may_run(self) -> bool:
         """Return whether neither a person nor an error has stopped the mirror."""

@@ -127,8 +127,8 @@ class Applying:
 
     def truncate(self, topics: Iterable[str]) -> None:
         """Empty the tables, in one statement because foreign keys may connect them."""
-        names = psycopg.sql.SQL(", ").join(self._tables.get(topic).identifier for topic in topics)
-        self._target.connection.execute(psycopg.sql.SQL("truncate only {}").format(names))
+        names = psycopg.sql.SQL(", ").join(self._tables.only(topic) for topic in topics)
+        self._target.connection.execute(psycopg.sql.SQL("truncate {}").format(names))
 
     def rekey(self, change: MirroredChange) -> None:
         """Apply an update that changed the key.

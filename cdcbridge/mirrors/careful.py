@@ -101,7 +101,7 @@ class Careful:
         self._applying = applying
         self._side, self._other = sides
         self._peer = peer
-        self._winners = Winners(mirror, target, applying, sides)
+        self._winners = Winners(mirror, target, applying, sides, peer)
         self._void: list[MirroredChange] = []
 
     def forget_void(self) -> None:
@@ -216,6 +216,7 @@ class Careful:
         table = look.table
         equal = self._equal(table, [change for change in look.changes if change.op == "read"])
         winners: list[MirroredChange] = []
+        decided: list[MirroredChange] = []  # without a rival, or against it
         for change in look.changes:
             key = change.row.key or ""
             row = look.rows.setdefault(key, _Row())
@@ -228,6 +229,8 @@ class Careful:
                 self._void.append(change)
             if decision.kind is not None and self._reports(decision):
                 conflicts.append(conflict_of(table, change, row.text, own.get(key), decision, self._rule(table)))
+            if decision.apply or decision.kind == "delete_missing":
+                decided.append(change)
             if decision.apply:
                 winners.append(self._completed(table, change, beaten=decision.kind is not None, exists=row.exists))
                 row.exists, row.mirrored, row.touched = change.op != "delete", True, True
@@ -237,7 +240,7 @@ class Careful:
             except MaybeAppeared:
                 self._require_missing(table, look.missing)
                 conflicts += self._winners.write_one_by_one(table, winners, marks)
-        self._end_holds(table, winners)
+        self._end_holds(table, decided)
 
     def _require_missing(self, table: TargetTable, missing: dict[str, MirroredChange]) -> None:
         """Check that these rows are still missing. Nothing can lock a row that is not there.
@@ -292,6 +295,8 @@ class Careful:
             self._side,
         )
         rival = None if own is None else own.write
+        if change.op == "read" and rival is not None and rival.lsn > self._seen(change, marks):
+            return None  # the row is older than it looks, and the target's write reaches the source as a change
         if change.op == "read" and self._peer is not None and row.exists and not row.mirrored and rival is None:
             at = self._source_time(table, change)
             if at is None:

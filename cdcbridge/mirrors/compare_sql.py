@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from cdcbridge.mirrors.tables import COMMA, TargetTable
+from cdcbridge.mirrors.tables import COMMA, TargetTable, named, typed
 
 _AND = sql.SQL(" and ")
 
@@ -21,16 +21,16 @@ def chunk(table: TargetTable, *, first: bool) -> sql.Composed:
     """
     after: sql.Composable = sql.SQL("")
     if not first:
-        given = COMMA.join(sql.SQL("%s::{}").format(sql.SQL(table.columns[name].type)) for name in table.key)
+        given = COMMA.join(sql.SQL("%s::{}").format(typed(table.columns[name].type)) for name in table.key)
         after = sql.SQL("where ({}) > ({})").format(_keys(table), given)
-    texts = COMMA.join(sql.SQL("t.{}::text").format(sql.Identifier(name)) for name in table.key)
+    texts = COMMA.join(sql.SQL("t.{}::text").format(named(name)) for name in table.key)
     return sql.SQL(
         "with c as materialized (select row_number() over (order by {keys}) as n,"
         " (select row_to_json(k.*)::text from (select {shown}) k) as identity, array[{texts}] as texts"
         " from {table} t {after} order by {keys} limit %s)"
         " select count(*), '[' || string_agg(identity, ',' order by n) || ']',"
         " (select texts from c order by n desc limit 1) from c"
-    ).format(keys=_keys(table), shown=_shown(table, table.key), texts=texts, table=table.identifier, after=after)
+    ).format(keys=_keys(table), shown=_shown(table, table.key), texts=texts, table=table.named, after=after)
 
 
 def digest(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
@@ -48,7 +48,7 @@ def _hashes(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
         "select r.cdcbridge_n as n,"
         " md5(convert_to((select row_to_json(s.*)::text from (select {shown}) s), 'UTF8')) as h"
         " from {given} join {table} t on {matches}"
-    ).format(shown=_shown(table, columns), given=_given(table), table=table.identifier, matches=_matches(table))
+    ).format(shown=_shown(table, columns), given=_given(table), table=table.named, matches=_matches(table))
 
 
 def rows(table: TargetTable, columns: tuple[str, ...], *, lock: bool = False) -> sql.Composed:
@@ -59,7 +59,7 @@ def rows(table: TargetTable, columns: tuple[str, ...], *, lock: bool = False) ->
     ).format(
         shown=_shown(table, columns),
         given=_given(table),
-        table=table.identifier,
+        table=table.named,
         matches=_matches(table),
         keys=_keys(table),
         lock=sql.SQL(" for update of t" if lock else ""),
@@ -74,25 +74,25 @@ def converted(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
 
 
 def _keys(table: TargetTable) -> sql.Composed:
-    return COMMA.join(sql.Identifier("t", name) for name in table.key)
+    return COMMA.join(named("t", name) for name in table.key)
 
 
 def _shown(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
-    return COMMA.join(_as_in_log(table, name, sql.Identifier("t", name)) for name in columns)
+    return COMMA.join(_as_in_log(table, name, named("t", name)) for name in columns)
 
 
 def _as_in_log(table: TargetTable, name: str, value: sql.Composable) -> sql.Composed:
     """Return the select list's item of a column. A composite value is a text, as in the log."""
     column = table.columns[name]
     cast = "::text[]" if column.elements else "::text" if column.as_text else ""
-    return sql.SQL("({}){} as {}").format(value, sql.SQL(cast), sql.Identifier(name))
+    return sql.SQL("({}){} as {}").format(value, typed(cast), named(name))
 
 
 def _given(table: TargetTable) -> sql.Composed:
     """Return a FROM item with the ordinals and the keys in the parameter."""
-    values = COMMA.join(sql.SQL("{} as {}").format(table.value(name), sql.Identifier(name)) for name in table.key)
+    values = COMMA.join(sql.SQL("{} as {}").format(table.value(name), named(name)) for name in table.key)
     return sql.SQL("(select row_number() over () as cdcbridge_n, {} from {}) r").format(values, table.rows(table.key))
 
 
 def _matches(table: TargetTable) -> sql.Composed:
-    return _AND.join(sql.SQL("t.{0} = r.{0}").format(sql.Identifier(name)) for name in table.key)
+    return _AND.join(sql.SQL("t.{0} = r.{0}").format(named(name)) for name in table.key)

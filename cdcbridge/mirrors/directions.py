@@ -19,10 +19,10 @@ from cdcbridge.mirrors.careful import Careful
 from cdcbridge.mirrors.changes import MirroredChange
 from cdcbridge.mirrors.conflicts import end_hold, holds
 from cdcbridge.mirrors.log_reader import Marks
-from cdcbridge.mirrors.peer_log import PeerLog
+from cdcbridge.mirrors.peer_log import BehindPeer, PeerLog
 from cdcbridge.mirrors.segments import segments
 from cdcbridge.mirrors.tables import TargetTable
-from cdcbridge.mirrors.target import Place, TargetSession
+from cdcbridge.mirrors.target import TargetSession
 
 
 class Direction(Protocol):
@@ -130,23 +130,23 @@ class ApplyTwoWay:
                 conflicts += self._careful.apply(part, marks)
         return conflicts
 
-    def settle(self, place: Place, marks: Marks) -> None:
+    def settle(self, marks: Marks) -> None:
         """Decide once more, after the commit, about the deletes that found no row and could lock none.
 
         Args:
-            place: The place that was committed.
             marks: The notes about the transactions of the last changes.
         """
         void = self._careful.void
         if not void:
             return
         self._peer.catch_up(self._target.connection)
-        arrived = self._peer.arrived_at(place.lsn)
+        lsn = self._target.marked
+        arrived = self._peer.arrived_at(lsn)
         if arrived is None:
-            return
-        self._target.begin(place.lsn)
+            raise BehindPeer("target: its own log does not have the transaction that was committed")
+        self._target.begin(lsn)
         if self._careful.apply(void, marks, until=arrived):
-            self._target.commit(place, void[-1].row.commit_time)
+            self._target.commit(None, lsn, void[-1].row.commit_time)
         else:
             self._target.roll_back()
         self._careful.forget_void()

@@ -64,25 +64,26 @@ class Marks:
     """The notes about the transactions of a chunk.
 
     Attributes:
-        foreign: The commit LSNs of the transactions that were applied from the target, in rising order.
+        foreign: The commit LSNs of the transactions that any mirror applied from the target.
+        peers: The commit LSNs of those that the peer applied, in rising order.
         seen: For each of these, the LSN of the target up to which its changes were applied with it.
         seen_before: The same for the last such transaction before the chunk.
         times: The effective commit times that differ from the commit time, by commit LSN.
     """
 
-    foreign: list[int]
+    foreign: frozenset[int]
+    peers: list[int]
     seen: list[int]
     seen_before: int
     times: dict[int, int]
 
     def is_foreign(self, lsn: int) -> bool:
         """Return whether the transaction that committed at `lsn` came from the target."""
-        at = bisect_left(self.foreign, lsn)
-        return at < len(self.foreign) and self.foreign[at] == lsn
+        return lsn in self.foreign
 
     def seen_by(self, lsn: int) -> int:
         """Return the LSN of the target up to which its changes were applied before `lsn`."""
-        at = bisect_left(self.foreign, lsn)
+        at = bisect_left(self.peers, lsn)
         return self.seen[at - 1] if at else self.seen_before
 
 
@@ -96,6 +97,7 @@ class LogReader:
 
     def __init__(self, config: Config, mirror: Mirror) -> None:
         self._name = mirror.name
+        self._peer = mirror.two_way.peer if mirror.two_way is not None else None
         self.connection = connect_store(config.store_dsn, config.store.schema_, "cdcbridge mirror")
 
         self._reading = connect_store(config.store_dsn, config.store.schema_, "cdcbridge mirror", _SETTINGS)
@@ -173,23 +175,25 @@ class LogReader:
         low, high = format_lsn(rows[0].lsn), format_lsn(rows[-1].lsn)
         with store_errors():
             found = self.connection.execute(
-                "select commit_lsn::text, case when source = %s then lsn::text end, effective_time"
-                " from transaction_marks where commit_lsn between %s::pg_lsn and %s::pg_lsn order by commit_lsn",
-                (target, low, high),
+                "select commit_lsn::text, source is not distinct from %s, case when source = %s and mirror = %s"
+                " then lsn::text end, effective_time from transaction_marks"
+                " where commit_lsn between %s::pg_lsn and %s::pg_lsn order by commit_lsn",
+                (target, target, self._peer, low, high),
                 prepare=True,
             ).fetchall()
             before = self.connection.execute(
-                "select lsn::text from transaction_marks where source = %s and commit_lsn < %s::pg_lsn"
+                "select lsn::text from transaction_marks where source = %s and mirror = %s and commit_lsn < %s::pg_lsn"
                 " order by commit_lsn desc limit 1",
-                (target, low),
+                (target, self._peer, low),
                 prepare=True,
             ).fetchone()
-        foreign = [(parse_lsn(lsn), parse_lsn(seen)) for lsn, seen, _ in found if seen is not None]
+        known = [(parse_lsn(lsn), parse_lsn(seen)) for lsn, _, seen, _ in found if seen is not None]
         return Marks(
-            [lsn for lsn, _ in foreign],
-            [seen for _, seen in foreign],
+            frozenset(parse_lsn(lsn) for lsn, foreign, _, _ in found if foreign),
+            [lsn for lsn, _ in known],
+            [seen for _, seen in known],
             parse_lsn(before[0]) if before else 0,
-            {parse_lsn(lsn): time for lsn, _, time in found if time is not None},
+            {parse_lsn(lsn): time for lsn, _, _, time in found if time is not None},
         )
 
     def is_copying(self, consumer_id: int) -> bool:
@@ -217,10 +221,19 @@ class LogReader:
         """Return the first seq that the log can still have."""
         return int(self._one("select log_begin()"))
 
-    def forget_target(self, consumer_id: int) -> None:
-        """Forget how much the target once had, because a person has to accept that it has less."""
+    def go_back(self, consumer_id: int, seq: int) -> None:
+        """Put the offset back to `seq`, so that retention and `lag` know that the rest is applied again."""
         with store_errors():
-            self.connection.execute("update mirrors set target_seq = null where consumer_id = %s", (consumer_id,))
+            self.connection.execute("select return_mirror(%s, %s)", (consumer_id, seq))
+
+    def stop_at_hole(self, consumer_id: int, reason: str, hint: str) -> None:
+        """Stop the mirror, and forget how much the target once had. So `mirror resume` accepts that it has less."""
+        with store_errors():
+            self.connection.execute(
+                "update mirrors set target_seq = null, stopped = %s, hint = %s, stopped_at = now()"
+                " where consumer_id = %s",
+                (reason, hint, consumer_id),
+            )
 
     def last_common(self, lsn: int) -> int:
         """Return the last seq that a target has which applied everything up to `lsn`, before the source lost its tail.
@@ -261,8 +274,8 @@ class LogReader:
                 prepare=True,
             )
 
-    def be_strict(self, consumer_id: int, seq: int) -> None:
-        """Note that no backfill brings rows after `seq`."""
+    def be_strict(self, consumer_id: int, seq: int | None) -> None:
+        """Note that no backfill brings rows after `seq`. None: one does so at present."""
         with store_errors():
             self.connection.execute("update mirrors set strict_from = %s where consumer_id = %s", (seq, consumer_id))
 

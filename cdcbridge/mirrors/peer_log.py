@@ -190,9 +190,9 @@ class PeerLog:
         """
         with store_errors():
             row = self.connection.execute(
-                "select commit_lsn::text from transaction_marks where source = %s and lsn = %s::pg_lsn"
+                "select commit_lsn::text from transaction_marks where source = %s and mirror = %s and lsn = %s::pg_lsn"
                 " order by commit_lsn desc limit 1",
-                (self._source, format_lsn(lsn)),
+                (self._source, self._mirror.name, format_lsn(lsn)),
             ).fetchone()
         return parse_lsn(row[0]) if row else None
 

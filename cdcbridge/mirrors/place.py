@@ -41,6 +41,7 @@ def begin_at(name: str, state: MirrorState, place: Place | None, reader: LogRead
             return Place(state.offset, 0)
         _refuse_hole(reader, name, state, _NEW, begin)
         _tell(reader, name, state, "the target lost everything that the mirror had applied")
+        reader.go_back(state.consumer_id, _NEW)
         return Place(_NEW, 0)
     if not reader.holds(place.seq, place.lsn):
         seq = min(reader.last_common(place.lsn), place.seq)
@@ -51,12 +52,14 @@ def begin_at(name: str, state: MirrorState, place: Place | None, reader: LogRead
             f"the source lost its newest changes: the target has them up to {format_lsn(place.lsn)}, and the source's"
             " log does not. Compare the tables with `cdcbridge mirror verify`",
         )
+        reader.go_back(state.consumer_id, seq)
         return Place(seq, place.lsn)
     if state.target_seq is None:
         return Place(max(place.seq, begin - 1), place.lsn)
     if place.seq < state.target_seq:
         _refuse_hole(reader, name, state, place.seq, begin)
         _tell(reader, name, state, f"the target lost its newest changes, and gets those after seq {place.seq} again")
+        reader.go_back(state.consumer_id, place.seq)
         return place
     return Place(max(place.seq, state.offset), place.lsn)
 
@@ -67,14 +70,18 @@ def _refuse_hole(reader: LogReader, name: str, state: MirrorState, seq: int, beg
     Raises:
         OperatorNeeded: The log begins later.
     """
-    if seq < begin - 1:
-        reader.forget_target(state.consumer_id)
-        raise OperatorNeeded(
-            f"the target has the changes up to seq {seq}, and the log only those from seq {begin} on: it lost more than"
-            " the log keeps (store.retention)",
-            hint=f"`cdcbridge mirror resume {name}` continues without the changes between. Then correct the rows with"
-            f" `cdcbridge mirror verify {name} --repair source`, or copy each table: `cdcbridge backfill start {name}`.",
-        )
+    if seq >= begin - 1:
+        return
+    reason = (
+        f"the target has the changes up to seq {seq}, and the log only those from seq {begin} on: it lost more than the"
+        " log keeps (store.retention)"
+    )
+    hint = (
+        f"`cdcbridge mirror resume {name}` continues without the changes between. Then correct the rows with"
+        f" `cdcbridge mirror verify {name} --repair source`, or copy each table: `cdcbridge backfill start {name}`."
+    )
+    reader.stop_at_hole(state.consumer_id, reason, hint)
+    raise OperatorNeeded(reason, hint=hint)
 
 
 def _tell(reader: LogReader, name: str, state: MirrorState, text: str) -> None:

@@ -15,6 +15,7 @@ from cdcbridge.changes.keys import key_columns
 from cdcbridge.database import connect_source, source_errors
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.mirrors.changes import columns_of
+from cdcbridge.mirrors.tables import named
 
 _COLUMNS: Final = """
     select a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity <> '',
@@ -120,15 +121,15 @@ class SourceTables:
             columns: The wanted columns.
         """
         schema, _, name = topic.partition(".")
-        table = sql.Identifier(schema, name)
+        table = named(schema, name)
         query = sql.SQL(
             "select row_to_json(x.*)::text from (select {} from {} t,"
             " json_populate_record(null::{}, %s::json) k where {}) x"
         ).format(
-            sql.SQL(", ").join(sql.Identifier("t", column) for column in columns),
+            sql.SQL(", ").join(named("t", column) for column in columns),
             table,
             table,
-            sql.SQL(" and ").join(sql.SQL("t.{0} = k.{0}").format(sql.Identifier(column)) for column in key),
+            sql.SQL(" and ").join(sql.SQL("t.{0} = k.{0}").format(named(column)) for column in key),
         )
         with source_errors():
             row = self._connection.execute(query, (identity,)).fetchone()
@@ -146,7 +147,7 @@ class SourceTables:
             None if the row is not the same any more.
         """
         schema, _, name = topic.partition(".")
-        table = sql.Identifier(schema, name)
+        table = named(schema, name)
         columns = columns_of(record)
         query = sql.SQL(
             "select coalesce((extract(epoch from pg_xact_commit_timestamp(t.xmin)) * 1000000)::bigint"
@@ -156,9 +157,9 @@ class SourceTables:
         ).format(
             table,
             table,
-            sql.SQL(" and ").join(sql.SQL("t.{0} = k.{0}").format(sql.Identifier(column)) for column in key),
-            sql.SQL(", ").join(sql.Identifier("t", column) for column in columns),
-            sql.SQL(", ").join(sql.Identifier("k", column) for column in columns),
+            sql.SQL(" and ").join(sql.SQL("t.{0} = k.{0}").format(named(column)) for column in key),
+            sql.SQL(", ").join(named("t", column) for column in columns),
+            sql.SQL(", ").join(named("k", column) for column in columns),
         )
         with source_errors():
             row = self._connection.execute(query, (record,)).fetchone()

@@ -75,7 +75,13 @@ class TargetTable:
 
     @property
     def identifier(self) -> sql.Composable:
+        """The name for a statement without parameters."""
         return sql.Identifier(self.schema, self.name)
+
+    @property
+    def named(self) -> sql.Composable:
+        """The name for a statement with parameters."""
+        return named(self.schema, self.name)
 
     def mirrored(self, columns: Iterable[str]) -> tuple[str, ...]:
         """Return those of the source's columns that this mirror applies."""
@@ -96,24 +102,22 @@ class TargetTable:
 
     def rows(self, columns: Sequence[str], alias: str = "r") -> sql.Composed:
         """Return a FROM item that makes rows of the JSON array in the parameter, with these columns."""
-        given = [sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(self.columns[name].read_as)) for name in columns]
-        return sql.SQL("json_to_recordset(%s) as {} ({})").format(sql.Identifier(alias), COMMA.join(given))
+        given = [sql.SQL("{} {}").format(named(name), typed(self.columns[name].read_as)) for name in columns]
+        return sql.SQL("json_to_recordset(%s) as {} ({})").format(named(alias), COMMA.join(given))
 
     def value(self, column: str, alias: str = "r") -> sql.Composable:
         """Return the value of a column in the FROM item of rows()."""
-        named = sql.Identifier(alias, column)
+        value = named(alias, column)
         known = self.columns[column]
         if known.elements:
             return sql.SQL(
                 "case when {0} is not null then array(select x::{1} from json_array_elements_text({0}) x)::{2} end"
-            ).format(named, sql.SQL(known.elements), sql.SQL(known.type))
-        return sql.SQL("{}::{}").format(named, sql.SQL(known.type)) if known.as_text else named
+            ).format(value, typed(known.elements), typed(known.type))
+        return sql.SQL("{}::{}").format(value, typed(known.type)) if known.as_text else value
 
     def matches(self, alias: str = "r") -> sql.Composed:
         """Return the condition that a row `t` of the table has the key of a row of rows()."""
-        return _AND.join(
-            sql.SQL("t.{} = {}").format(sql.Identifier(name), self.value(name, alias)) for name in self.key
-        )
+        return _AND.join(sql.SQL("t.{} = {}").format(named(name), self.value(name, alias)) for name in self.key)
 
     def values(self, columns: Sequence[str]) -> sql.Composed:
         return COMMA.join(self.value(name) for name in columns)
@@ -126,19 +130,29 @@ class TargetTable:
         return found
 
 
+def named(*parts: str) -> sql.Composable:
+    """Return a name for a statement with parameters, in which psycopg takes a percent sign for a placeholder."""
+    return typed(sql.Identifier(*parts).as_string(None))
+
+
+def typed(text: str) -> sql.Composable:
+    """Return SQL such as the name of a type, for a statement with parameters."""
+    return sql.SQL(text.replace("%", "%%"))
+
+
 def _names(columns: Iterable[str]) -> sql.Composed:
-    return COMMA.join(map(sql.Identifier, columns))
+    return COMMA.join(map(named, columns))
 
 
 def _insert(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     return sql.SQL("insert into {} ({}) overriding system value select {} from {}").format(
-        table.identifier, _names(columns), table.values(columns), table.rows(columns)
+        table.named, _names(columns), table.values(columns), table.rows(columns)
     )
 
 
 def _upsert(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     others = [name for name in columns if name not in table.key]
-    change = COMMA.join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in others)
+    change = COMMA.join(sql.SQL("{0} = excluded.{0}").format(named(name)) for name in others)
     action = sql.SQL("do update set {}").format(change) if others else sql.SQL("do nothing")
     return sql.SQL("{} on conflict ({}) {}").format(_insert(table, columns), _names(table.key), action)
 
@@ -147,17 +161,15 @@ def _update(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     # A row with nothing but its key is written as well, so that its last writer is the mirror.
     others = [name for name in columns if name not in table.key] or list(table.key[:1])
     return sql.SQL("update {} t set {} from {} where {}").format(
-        table.identifier,
-        COMMA.join(sql.SQL("{} = {}").format(sql.Identifier(name), table.value(name)) for name in others),
+        table.named,
+        COMMA.join(sql.SQL("{} = {}").format(named(name), table.value(name)) for name in others),
         table.rows(columns),
         table.matches(),
     )
 
 
 def _delete(table: TargetTable, _columns: tuple[str, ...]) -> sql.Composed:
-    return sql.SQL("delete from {} t using {} where {}").format(
-        table.identifier, table.rows(table.key), table.matches()
-    )
+    return sql.SQL("delete from {} t using {} where {}").format(table.named, table.rows(table.key), table.matches())
 
 
 # Whether this mirror wrote the row last: in an earlier transaction, or in this one, whose commit has no time yet.
@@ -178,8 +190,8 @@ def _delete_mirrored(table: TargetTable, columns: tuple[str, ...]) -> sql.Compos
 def _rekey(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     """Change the key of one row. The first parameter has the new row, and the second one the old key."""
     return sql.SQL("update {} t set {} from {}, {} where {}").format(
-        table.identifier,
-        COMMA.join(sql.SQL("{} = {}").format(sql.Identifier(name), table.value(name)) for name in columns),
+        table.named,
+        COMMA.join(sql.SQL("{} = {}").format(named(name), table.value(name)) for name in columns),
         table.rows(columns),
         table.rows(table.key, "o"),
         table.matches("o"),
@@ -203,11 +215,11 @@ def _lock(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
 def _parts(table: TargetTable, columns: tuple[str, ...]) -> dict[str, sql.Composable]:
     """Return the parts that the statements which look up rows by the keys in their parameter share."""
     return {
-        "table": table.identifier,
-        "values": COMMA.join(sql.SQL("{} as {}").format(table.value(name), sql.Identifier(name)) for name in columns),
+        "table": table.named,
+        "values": COMMA.join(sql.SQL("{} as {}").format(table.value(name), named(name)) for name in columns),
         "rows": table.rows(columns),
-        "matches": _AND.join(sql.SQL("t.{0} = r.{0}").format(sql.Identifier(name)) for name in table.key),
-        "order": COMMA.join(sql.SQL("t.{}").format(sql.Identifier(name)) for name in table.key),
+        "matches": _AND.join(sql.SQL("t.{0} = r.{0}").format(named(name)) for name in table.key),
+        "order": COMMA.join(sql.SQL("t.{}").format(named(name)) for name in table.key),
     }
 
 
@@ -223,7 +235,7 @@ def _present(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
 def _delete_others(table: TargetTable, _columns: tuple[str, ...]) -> sql.Composed:
     """Delete all rows but those with a key in the parameter."""
     return sql.SQL("delete from {} t where not exists (select from {} where {})").format(
-        table.identifier, table.rows(table.key), table.matches()
+        table.named, table.rows(table.key), table.matches()
     )
 
 
@@ -235,8 +247,8 @@ def _equal(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
         " = (select row_to_json(x.*)::text from (select {its}) x)"
     ).format(
         **_parts(table, columns),
-        mine=COMMA.join(sql.SQL("t.{}").format(sql.Identifier(name)) for name in columns),
-        its=COMMA.join(sql.SQL("r.{}").format(sql.Identifier(name)) for name in columns),
+        mine=COMMA.join(sql.SQL("t.{}").format(named(name)) for name in columns),
+        its=COMMA.join(sql.SQL("r.{}").format(named(name)) for name in columns),
     )
 
 
@@ -244,7 +256,7 @@ def _append(table: TargetTable, columns: tuple[str, ...]) -> sql.Composed:
     """Append rows to a history table. The parameter's objects also have op, position and commit_time."""
     names = (*(name for name, _ in HISTORY), *columns)
     return sql.SQL("insert into {} ({}) overriding system value select {} from {}").format(
-        table.identifier, _names(names), table.values(names), table.rows(names)
+        table.named, _names(names), table.values(names), table.rows(names)
     )
 
 

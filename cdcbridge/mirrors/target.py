@@ -38,13 +38,13 @@ ORIGIN_FUNCTIONS: Final = (
 )
 
 
-# A place that lies before the present one violates the not-null constraint. So nothing is ever applied twice.
+# A place that is not after the present one violates the not-null constraint. So nothing is ever applied twice.
 _PUT_PLACE: Final = """
     with put as (
         insert into mirror_places (mirror, source, seq, commit_lsn)
         select %s, %s,
                case when not exists (select from mirror_places p
-                                     where p.seq > %s and p.mirror = %s and p.source = %s) then %s::bigint end,
+                                     where p.seq >= %s and p.mirror = %s and p.source = %s) then %s::bigint end,
                %s::pg_lsn
         returning id)
     delete from mirror_places p using put where p.mirror = %s and p.source = %s and p.id < put.id
@@ -96,6 +96,7 @@ class TargetSession:
         self.connection.adapters.register_dumper(RowsJson, _RowsDumper)
         self.origin: int | None = None
         self.open = False
+        self.marked = 0  # the LSN in the marker of the last transaction
 
     def close(self) -> None:
         self.connection.close()
@@ -207,31 +208,34 @@ class TargetSession:
         with target_errors(), self.connection.pipeline():
             self.connection.execute("begin")
             self.open = True
+            self.marked = lsn
             self.connection.execute(
                 "select pg_logical_emit_message(true, %s, %s)",
-                (MARKER_PREFIX, Marker(self._source, lsn).dump()),
+                (MARKER_PREFIX, Marker(self._source, lsn, self._mirror.name).dump()),
                 prepare=True,
             )
 
-    def commit(self, place: Place, commit_time: datetime | None) -> None:
+    def commit(self, place: Place | None, lsn: int, commit_time: datetime | None) -> None:
         """Store the place, and commit.
 
         Args:
-            place: The place up to which the transaction has all changes.
-            commit_time: When the source committed the last of them. None: not known.
+            place: The place up to which the transaction has all changes. None: the place stays.
+            lsn: The commit LSN of the last of these changes.
+            commit_time: When the source committed it. None: not known.
         """
         names = (self._mirror.name, self._source)
         with target_errors():
             with self.connection.pipeline():
-                self.connection.execute(
-                    _PUT_PLACE,
-                    (*names, place.seq, *names, place.seq, format_lsn(place.lsn), *names),
-                    prepare=True,
-                )
-                if self.origin is not None and place.lsn:
+                if place is not None:
+                    self.connection.execute(
+                        _PUT_PLACE,
+                        (*names, place.seq, *names, place.seq, format_lsn(place.lsn), *names),
+                        prepare=True,
+                    )
+                if self.origin is not None and lsn:
                     self.connection.execute(
                         "select pg_replication_origin_xact_setup(%s::pg_lsn, coalesce(%s, now()))",
-                        (format_lsn(place.lsn), commit_time),
+                        (format_lsn(lsn), commit_time),
                         prepare=True,
                     )
                 self.connection.execute("commit")

@@ -18,7 +18,7 @@ from cdcbridge.mirrors.source_tables import SourceColumn, SourceTables, quoted
 from cdcbridge.mirrors.tables import COMMA, HISTORY, TargetColumn, TargetTable
 
 _COLUMNS: Final = """
-    select a.attname, format_type(a.atttypid, a.atttypmod), b.typtype = 'c',
+    select a.attname, format_type(a.atttypid, -1), b.typtype = 'c',
            case when e.typtype = 'c' then format_type(e.oid, null) end, a.attgenerated <> ''
     from pg_attribute a
     join pg_type t on t.oid = a.atttypid
@@ -64,6 +64,14 @@ class TargetTables:
         if found is None:
             found = self._found[topic] = self._look(topic)
         return found
+
+    def only(self, topic: str) -> sql.Composable:
+        """Return the table's name for TRUNCATE: with ONLY, which a partitioned table does not allow."""
+        table = self.get(topic)
+        row = self._connection.execute(
+            "select relkind = 'p' from pg_class where oid = to_regclass(%s)", (quoted(table.full_name),)
+        ).fetchone()
+        return table.identifier if row and row[0] else sql.SQL("only {}").format(table.identifier)
 
     def forget(self) -> None:
         """Look at the tables again, because they may have changed."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import orjson
 import psycopg
 
+from cdcbridge.changes.keys import key_text
 from cdcbridge.config import Mirror
 from cdcbridge.errors import OperatorNeeded
 from cdcbridge.mirrors.applying import Applying
 from cdcbridge.mirrors.changes import MirroredChange, effective_time
 from cdcbridge.mirrors.conflicts import ConflictRow, conflict_of
 from cdcbridge.mirrors.log_reader import Marks
+from cdcbridge.mirrors.peer_log import PeerLog
 from cdcbridge.mirrors.rule import Decision, Kind
 from cdcbridge.mirrors.segments import segments
 from cdcbridge.mirrors.tables import TargetTable
@@ -26,7 +29,7 @@ from cdcbridge.mirrors.target import TargetSession
 _INDEXED = """
     select a.attname from pg_index i cross join unnest(i.indkey::int2[]) with ordinality u (attnum, n)
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.attnum
-    where i.indexrelid = to_regclass(%s) order by u.n
+    where i.indexrelid = to_regclass(%s) and u.n <= i.indnkeyatts and i.indexprs is null order by u.n
 """
 
 
@@ -55,13 +58,17 @@ class Winners:
         target: The session on the target.
         applying: Writes the rows.
         sides: The identities of the source and the target.
+        peer: The target's log. None: the mirror has one direction.
     """
 
-    def __init__(self, mirror: Mirror, target: TargetSession, applying: Applying, sides: tuple[str, str]) -> None:
+    def __init__(
+        self, mirror: Mirror, target: TargetSession, applying: Applying, sides: tuple[str, str], peer: PeerLog | None
+    ) -> None:
         self._mirror = mirror
         self._target = target
         self._applying = applying
         self._side, self._other = sides
+        self._peer = peer
 
     def write(self, table: TargetTable, changes: Sequence[MirroredChange], missing: Iterable[str]) -> None:
         """Write changes of a table together.
@@ -126,11 +133,17 @@ class Winners:
         if len(others) > 1:
             kind = "multiple_unique_conflicts"
         decision = Decision(False, kind, None)
-        if self._mirror.unique == "newest":
+        if self._mirror.unique == "newest" and others:
             at = marks.times.get(change.row.lsn, effective_time(change.row))
-            later = all((at, self._side) > (one.written_at, self._other) for one in others)
-            decision = Decision(later, kind, "source" if later else "target")
-            self._remove_loser(table, change, others, later=later)
+            rivals = self._times(table, others, marks.seen_by(change.row.lsn))
+            later = all((at, self._side) > (rival, self._other) for rival in rivals)
+            try:
+                with self._target.connection.transaction():
+                    self._remove_loser(table, change, others, later=later)
+                decision = Decision(later, kind, "source" if later else "target")
+            except psycopg.errors.UniqueViolation:
+                kind = "multiple_unique_conflicts"  # another constraint is violated, too: a person has to decide
+                decision = Decision(False, kind, None)
         text = others[0].text if others else None
         note = f"{error.diag.constraint_name}: {error.diag.message_detail}"
         return conflict_of(table, change, text, None, decision, f"unique: {self._mirror.unique}", note)
@@ -144,6 +157,15 @@ class Winners:
         unique = replace(table, key=columns, statements={})
         rows = self._target.fetch(unique.statement("lock", columns), [change.record or "{}"])
         return [_Other(text, at or 0) for _, text, _, at in rows]
+
+    def _times(self, table: TargetTable, others: Sequence[_Other], after: int) -> list[int]:
+        """Return the effective commit times of these rows, as the other side knows them."""
+        keys = [key_text(orjson.loads(one.text), table.key) or "" for one in others]
+        own = self._peer.own_writes(table.full_name, keys, after, self._other) if self._peer is not None else {}
+        return [
+            own[key].write.effective_time if key in own else one.written_at
+            for key, one in zip(keys, others, strict=True)
+        ]
 
     def _remove_loser(
         self, table: TargetTable, change: MirroredChange, others: Sequence[_Other], *, later: bool

@@ -28,21 +28,24 @@ class Marker:
     Attributes:
         source: The identity of the database from which the changes came, as source_identity() returns it.
         lsn: The commit LSN, in that database's WAL, up to which its changes are applied.
+        mirror: The name of the mirror. Another mirror from the same database may have come less far.
     """
 
     source: str
     lsn: int
+    mirror: str
 
     def dump(self) -> str:
         """Return the content of the logical message."""
-        return orjson.dumps({"source": self.source, "lsn": format_lsn(self.lsn)}).decode()
+        content = {"source": self.source, "lsn": format_lsn(self.lsn), "mirror": self.mirror}
+        return orjson.dumps(content).decode()
 
     @classmethod
     def read(cls, content: bytes) -> Marker | None:
         """Return the marker in a logical message, or None if the content is not one."""
         try:
             parsed = orjson.loads(content)
-            return cls(str(parsed["source"]), parse_lsn(parsed["lsn"]))
+            return cls(str(parsed["source"]), parse_lsn(parsed["lsn"]), str(parsed["mirror"]))
         except (ValueError, TypeError, KeyError):
             return None
 

@@ -4,16 +4,18 @@
 -- mirror reads all partitions of the log together, in order of seq, because it applies whole
 -- transactions.
 
--- mark_transactions(commit_lsns, sources, lsns, effective_times): Store notes about transactions.
+-- mark_transactions(commit_lsns, sources, mirrors, lsns, effective_times): Store notes about
+-- transactions.
 --
 -- The bridge calls it with the transactions of one append. See the table transaction_marks.
-create or replace function mark_transactions(commit_lsns pg_lsn[], sources text[], lsns pg_lsn[],
-                                             effective_times bigint[]) returns void
+create or replace function mark_transactions(commit_lsns pg_lsn[], sources text[], mirrors text[],
+                                             lsns pg_lsn[], effective_times bigint[]) returns void
 language sql as $$
-    insert into transaction_marks as m (commit_lsn, source, lsn, effective_time)
-    select * from unnest(commit_lsns, sources, lsns, effective_times)
+    insert into transaction_marks as m (commit_lsn, source, mirror, lsn, effective_time)
+    select * from unnest(commit_lsns, sources, mirrors, lsns, effective_times)
     on conflict (commit_lsn) do update
-    set source = coalesce(excluded.source, m.source), lsn = coalesce(excluded.lsn, m.lsn),
+    set source = coalesce(excluded.source, m.source), mirror = coalesce(excluded.mirror, m.mirror),
+        lsn = coalesce(excluded.lsn, m.lsn),
         effective_time = coalesce(excluded.effective_time, m.effective_time)
 $$;
 
@@ -161,6 +163,24 @@ language sql stable as $$
                      and l.classid = 'mirrors'::regclass and l.objid = mirror_runs.consumer_id::oid)
 $$;
 
+-- return_mirror(consumer_id, seq): Let the mirror read again from seq on, because its target or its
+-- source has lost what came after it.
+--
+-- Locks: the partitions, to the end of the transaction.
+create or replace function return_mirror(consumer_id int, seq bigint) returns void
+language plpgsql volatile as $$
+declare
+    o offsets;
+begin
+    for o in select n.* from newest_offsets(return_mirror.consumer_id) n order by n.partition loop
+        perform pg_advisory_xact_lock(partition_lock(o.consumer_id, o.partition));
+        perform put_offset(newest_offset(o.consumer_id, o.partition), return_mirror.seq,
+                           o.leased_until);
+    end loop;
+    update mirrors m set target_seq = return_mirror.seq
+    where m.consumer_id = return_mirror.consumer_id;
+end $$;
+
 -- mirror_behind(seq) -> the name of a mirror that has not applied everything below seq, or null.
 --
 -- Retention keeps these messages, as it keeps those of a queue.
@@ -183,7 +203,8 @@ language sql volatile as $$
                           order by m.seq limit 1)
       and (t.source is null
            or exists (select from transaction_marks n
-                      where n.source = t.source and n.commit_lsn > t.commit_lsn
+                      where n.source = t.source and n.mirror is not distinct from t.mirror
+                        and n.commit_lsn > t.commit_lsn
                         and n.commit_lsn < (select m.commit_lsn from messages m
                                             where m.commit_lsn is not null
                                             order by m.seq limit 1)))

@@ -51,3 +51,31 @@ def test_a_hole_stops_the_mirror_until_a_person_accepts_it(pair18: Pair) -> None
         eventually(lambda: pair18.table(b, "t") == [(1,), (2,)], "it continues")
         process.terminate()
         process.wait(30)
+
+
+def test_a_restart_while_the_rest_arrives_again_loses_nothing(pair18: Pair) -> None:
+    a, b = pair18.sides
+    pair18.both("create table t (id int primary key)")
+    pair18.mirror(start="now")
+    with a.bridge():
+        process = a.start_mirrors()
+        a.execute("insert into t values (1)")
+        pair18.settle("t")
+        saved = b.rows("select mirror, source, seq, commit_lsn from mirror_places")
+        for n in range(2, 40):
+            a.execute(f"insert into t values ({n})")
+        pair18.settle("t")
+        process.terminate()
+        process.wait(30)
+        b.execute("delete from t where id > 1", "delete from cdcbridge.mirror_places")
+        b.rows(
+            "insert into mirror_places (mirror, source, seq, commit_lsn) values (%s, %s, %s, %s) returning 1", *saved[0]
+        )
+        crash = a.start_mirrors(crash=("mirror prepared", 1))
+        crash.wait(30)
+        behind = a.value("select min(o.seq) from consumers c, newest_offsets(c.id) o where c.name = 'to_b'")
+        assert behind == saved[0][2], "the offset went back, so that retention keeps the rest"
+        process = a.start_mirrors()
+        eventually(lambda: len(pair18.table(b, "t")) == 39, "the rest arrives again")
+        process.terminate()
+        process.wait(30)

@@ -223,3 +223,25 @@ def test_a_table_that_was_created_in_vain_is_created_again(pair18: Pair) -> None
         assert b.rows("select * from u") == [(1,)]
         process.terminate()
         process.wait(30)
+
+
+def test_names_with_signs(pair18: Pair) -> None:
+    a, b = pair18.sides
+    a.execute('create table "T %s" ("id%" int primary key, "tax%s" int, "a{}b" text, "#" int, "n" int)')
+    pair18.mirror(start="now")
+    with pair18.running():
+        a.execute("insert into \"T %s\" values (1, 2, 'x', 3, 4), (2, 2, 'x', 3, 4)")
+        a.execute('update "T %s" set "tax%s" = 9 where "id%" = 1', 'delete from "T %s" where "id%" = 2')
+        a.execute('update "T %s" set "id%" = 7')
+        pair18.settle('"T %s"')
+    assert pair18.conflicts(b) == []
+
+
+def test_truncate_of_a_partitioned_target(pair18: Pair) -> None:
+    a, b = pair18.sides
+    a.execute("create table t (id int primary key)")
+    b.execute("create table t (id int primary key) partition by range (id)", "create table t1 partition of t default")
+    pair18.mirror(start="now")
+    with pair18.running():
+        a.execute("insert into t values (1)", "truncate t", "insert into t values (2)")
+        pair18.settle("t")

@@ -31,15 +31,9 @@ CASES = {
 @contextlib.contextmanager
 def apart(pair: Pair) -> Iterator[None]:
     """The two sides cannot see each other's writes: both mirrors are paused."""
-    for side in pair.sides:
-        side.rows("update consumers set paused = true returning 1")
-    for side in pair.sides:
-        other = pair.sides[1 - pair.sides.index(side)]
-        query = "select count(*) = 0 from pg_stat_activity where application_name = 'cdcbridge mirror' and datname = %s"
-        eventually(lambda other=other, query=query: other.value(query, other.database), "the mirrors rest")  # type: ignore[misc]
+    pair.pause()
     yield
-    for side in pair.sides:
-        side.rows("update consumers set paused = false returning 1")
+    pair.resume()
 
 
 @pytest.mark.parametrize("later", ["a", "b"])

@@ -68,7 +68,7 @@ def test_two_way_repair_from_either_side(pair18: Pair) -> None:
         pair18.settle("t")
         pair18.pause()
         seen = b.rows("select source, lsn::text from transaction_marks where source is not null order by lsn desc")[0]
-        mark = Marker(seen[0], parse_lsn(seen[1])).dump()
+        mark = Marker(seen[0], parse_lsn(seen[1]), "to_b").dump()
         with b.sql.transaction():  # as the mirror writes, so that it is not mirrored back
             b.sql.execute("select pg_logical_emit_message(true, %s, %s)", (MARKER_PREFIX, mark))
             b.execute("update t set long = 'spoilt' where id in (1, 2)", "delete from t where id in (3, 4)")

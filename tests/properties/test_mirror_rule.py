@@ -232,7 +232,8 @@ class Machine(RuleBasedStateMachine):
 def _marks(side: Side) -> Marks:
     foreign = [one for one in side.log if one.seen is not None]
     raised = {one.lsn: one.effective for one in side.log if one.effective != effective_time(one.row)}
-    return Marks([one.lsn for one in foreign], [one.seen or 0 for one in foreign], 0, raised)
+    lsns = [one.lsn for one in foreign]
+    return Marks(frozenset(lsns), lsns, [one.seen or 0 for one in foreign], 0, raised)
 
 
 def _own_write(side: Side, key: str, after: int) -> Write | None:

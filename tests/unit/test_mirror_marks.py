@@ -11,7 +11,7 @@ from cdcbridge.routing.mirror_marks import MARKER_PREFIX, PROBE_PREFIX, Marker, 
 from cdcbridge.routing.router import Router
 from cdcbridge.routing.subscription import Subscription
 
-MARKER = Marker("7412345678901234567/16384", 0x16B374D848)
+MARKER = Marker("7412345678901234567/16384", 0x16B374D848, "to_a")
 TABLE = Relation("public", "t", "public.t", ("id",), frozenset({"id"}))
 TWO_WAY = Subscription(1, "to_b", ("public.t",), frozenset({"insert"}), reads_log=True, two_way=True)
 
@@ -29,7 +29,10 @@ def test_a_marker_is_read_as_it_was_written() -> None:
     assert source_identity("7412345678901234567", 16384) == MARKER.source
 
 
-@pytest.mark.parametrize("content", ["", "null", "[]", "{}", '{"source": 1}', '{"source": "a", "lsn": "x"}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "null", "[]", "{}", '{"source": 1}', '{"source": "a", "lsn": "0/1"}', '{"source": "a", "lsn": "x"}', "\xff"],
+)
 def test_other_content_is_no_marker(content: str) -> None:
     assert Marker.read(content.encode("latin-1")) is None
 

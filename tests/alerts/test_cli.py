@@ -126,7 +126,7 @@ def test_run_refuses_a_url_that_apprise_refuses(world18: World) -> None:
         ),
         ({"to": [{"name": "a", "urls": ["json://a-secret"] * 2}]}, "a URL is given twice"),
         ({"to": [{"name": "a", "urls": ["json://a"]}] * 2}, "two destinations are named 'a'"),
-        ({"rules": {"mirror_stopped": {}}}, "alerts.rules.mirror_stopped: unknown key. Known: slot_retained"),
+        ({"rules": {"nonsense": {}}}, "alerts.rules.nonsense: unknown key. Known: slot_retained"),
         ({"rules": {"oldest_age": {"above": 10}}}, "alerts.rules.oldest_age.above: 10 is not a duration"),
         ({"rules": {"oldest_age": {"consumers": ["x"]}}}, "alerts.rules.oldest_age lists 'x', which is not a consumer"),
         ({"rules": {"slot_lost": True}}, "alerts.rules.slot_lost: true is given, but expected keys with values"),

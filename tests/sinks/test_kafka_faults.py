@@ -136,30 +136,6 @@ def test_a_broker_that_is_killed_and_restarted() -> None:
         assert seqs(case) == list(range(1, 2101))
 
 
-def test_a_broker_that_is_killed_as_soon_as_it_has_answered() -> None:
-    """Kafka answers a commit before it has written the markers. The lane ends that transaction when it begins again."""
-
-    async def test() -> None:
-        async with opened(target(case, lane(case), timeout="5s")) as sink:
-            for first in range(1, 1001, 200):
-                assert await sink.deliver(some(case, range(first, first + 200))) == {}
-            await asyncio.to_thread(server.kill)
-        await asyncio.to_thread(server.restart)
-        while True:
-            try:
-                async with opened(target(case, lane(case), timeout="10s")) as sink:
-                    assert await sink.position() == 1000
-                    assert await sink.deliver(some(case, range(1001, 1201))) == {}
-                return
-            except TargetAway:  # as above
-                assert time.monotonic() < deadline
-
-    deadline = time.monotonic() + 100
-    with Kafka() as server, topic(server, partitions=1) as case:
-        run(test())
-        assert seqs(case) == list(range(1, 1201))
-
-
 @pytest.mark.parametrize("lanes", [True, False], ids=["lane", "claims"])
 def test_a_broker_that_does_not_answer(own_kafka: Kafka, lanes: bool) -> None:
     async def test() -> None:

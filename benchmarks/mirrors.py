@@ -1,8 +1,7 @@
-"""Measure mirrors beside PostgreSQL's own subscriptions, on the same two databases and with the same changes.
+"""Measure mirrors and PostgreSQL's own subscriptions, on the same two databases and with the same changes.
 
-Each side first gets a backlog, and then the time is taken until the target has it. The subscription reads the WAL, and
-the mirror reads the log. The second table has what a user sees: the time from the first commit until the target has
-everything, with all processes running.
+The source first gets a backlog, and then the time is taken until the target has it. The subscription reads the WAL, and
+the mirror reads the log, which the bridge has filled before.
 """
 
 from __future__ import annotations
